@@ -1,0 +1,3 @@
+"""Ray-distributed QLoRA sweeps over mixed GPUs."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,163 @@
+"""From a YAML file and `--set` values to one validated SweepConfig."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from qlora_ray.config.documents import Document, KeyPath, parse_yaml_value, read_document
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.errors import ConfigError
+
+# Keys of TrainingArguments and of peer tools that users try here, and what this project calls them.
+KNOWN_ELSEWHERE = {
+    "max_steps": "training.max_samples (steps x effective batch), so that trials of any batch size see equal samples",
+    "fp16": "training.precision",
+    "bf16": "training.precision",
+    "base_model": "model.name",
+    "load_in_4bit": "model.quantization.method: nf4",
+    "lora_r": "lora.r",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "save_steps": "search.num_reports: a trial's state is kept at each report",
+}
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Splits `a.b=value`; the value is YAML.
+
+    Raises:
+        ConfigError: If there is no `=`, no key, or the value is not YAML.
+    """
+    dotted, equals, value = text.partition("=")
+    dotted = dotted.strip()
+    if not equals or not dotted or not all(dotted.split(".")):
+        raise ConfigError(f"--set {text}: must be section.key=value, e.g. --set training.learning_rate=1e-4.")
+    try:
+        return dotted, parse_yaml_value(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {getattr(error, 'problem', error)}.") from None
+
+
+def load_config(path: Path | None, *, overrides: list[str] | None = None) -> SweepConfig:
+    """Reads, overrides and validates a config.
+
+    Args:
+        path: The YAML file; None starts from the defaults.
+        overrides: `a.b=value` texts, applied in order.
+
+    Returns:
+        The validated config.
+
+    Raises:
+        ConfigError: With every problem found, one line each.
+    """
+    document = read_document(path) if path is not None else Document("defaults", {})
+    problems: list[str] = []
+    for text in overrides or []:
+        try:
+            document.set(*parse_override(text))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return validate_document(document)
+
+
+def validate_document(document: Document) -> SweepConfig:
+    """Validates a document as a SweepConfig; raises ConfigError with all its problems."""
+    try:
+        return SweepConfig.model_validate(document.data)
+    except ValidationError as error:
+        raise ConfigError(_problems_of(error, document)) from None
+
+
+def describe_error(details: Any) -> str:
+    """What one pydantic error says, as `rule, got value`."""
+    if details["type"] == "missing":
+        return "is required and not given"
+    message = details["msg"].removeprefix("Value error, ")
+    message = message.removeprefix("Input should be ")
+    if details["type"] == "value_error":
+        return message if "got" in message else f"{message}, got {_short(details['input'])}"
+    symbols = (
+        ("greater than or equal to", ">="),
+        ("less than or equal to", "<="),
+        ("greater than", ">"),
+        ("less than", "<"),
+    )
+    for words, symbol in symbols:
+        message = message.replace(words, symbol)
+    return f"must be {message}, got {_short(details['input'])}"
+
+
+def _problems_of(error: ValidationError, document: Document) -> list[str]:
+    problems: dict[str, str] = {}
+    for details in error.errors():
+        path = _written_path(details["loc"], document.data)
+        dotted = ".".join(map(str, path)) or "config"
+        where = document.place(path)
+        if details["type"] == "extra_forbidden":
+            problems[dotted] = f"{where}: {dotted} is not a known key.{_suggest(path)}"
+        elif dotted in problems:
+            problems[dotted] += f", or {describe_error(details).split(', got')[0]}"
+        else:
+            problems[dotted] = f"{where}: {dotted} {describe_error(details)}"
+    return list(problems.values())
+
+
+def _written_path(location: KeyPath, data: Any) -> KeyPath:
+    """Drops pydantic's union tags from a location, keeping the keys that are in the data."""
+    path: list[str | int] = []
+    node = data
+    for step in location:
+        known = (isinstance(node, dict) and step in node) or (
+            isinstance(node, list) and isinstance(step, int) and step < len(node)
+        )
+        if not known:
+            # A section's missing required key is named even though it is not written.
+            if isinstance(node, dict) and isinstance(step, str) and step == location[-1] and "[" not in step:
+                path.append(step)
+            continue
+        path.append(step)
+        node = node[step]
+    return tuple(path)
+
+
+def _suggest(path: KeyPath) -> str:
+    if str(path[-1]) in KNOWN_ELSEWHERE:
+        return f" Here it is {KNOWN_ELSEWHERE[str(path[-1])]}."
+    paths = known_paths(SweepConfig)
+    dotted = ".".join(map(str, path))
+    for candidate in paths:
+        if candidate.rsplit(".", 1)[-1] == path[-1]:
+            return f" Did you mean {candidate}?"
+    near = difflib.get_close_matches(dotted, paths, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else " `--print-config` lists the known ones."
+
+
+def known_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a model and its sections, sections included."""
+    paths = []
+    for name, info in model.model_fields.items():
+        paths.append(prefix + name)
+        section = _section_of(info.annotation)
+        if section is not None:
+            paths.extend(known_paths(section, f"{prefix}{name}."))
+    return paths
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,248 @@
+"""The typed config of a sweep.
+
+Names follow Hugging Face `TrainingArguments` and PEFT's `LoraConfig` where these have one, so that a value
+read in a paper or a model card can be typed here as it stands. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
+METRICS = ("eval_loss", "train_loss", "trainable_parameters")
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A config section: unknown keys fail, values are checked on assignment too."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class Quantization(Section):
+    """How the frozen base is stored (QLoRA: NF4 with double quantization, arXiv 2305.14314)."""
+
+    method: Literal["nf4", "fp4", "int8", "none"] = "nf4"
+    double_quantization: bool = True
+
+
+class Model(Section):
+    """The base every trial shares."""
+
+    name: str = Field("embedded", description="`embedded`, a folder, or a Hugging Face hub id.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    trust_remote_code: bool = False
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    quantization: Quantization = Quantization()
+
+
+class Columns(Section):
+    """Two named columns of a dataset: what is asked, and what is to be answered."""
+
+    prompt: str
+    completion: str
+
+
+class Data(Section):
+    """Where rows come from and how they become tokens. The loss counts the answer only."""
+
+    train: str = Field("embedded", description="`embedded`, a json/jsonl/csv/parquet file, or a hub id.")
+    validation: str | Fraction | None = Field(
+        None, description="A file or hub split, or the fraction of train held out. Null: the dataset's own, else 0.1."
+    )
+    test: str | None = None
+    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt-completion", "text", "columns"] = "auto"
+    columns: Columns | None = None
+    template: str = Field(
+        "auto", description="`auto`, `chat`, `instruction`, `raw`, or text of your own with {prompt} in it."
+    )
+    system_prompt: str | None = None
+    max_length: PositiveInt = Field(512, description="Tokens per sample; longer ones are cut and counted.")
+    max_train_rows: PositiveInt | None = None
+    max_validation_rows: PositiveInt | None = None
+
+    @field_validator("validation")
+    @classmethod
+    def _fraction_is_positive(cls, value: str | float | None) -> str | float | None:
+        if isinstance(value, float) and value == 0:
+            raise ValueError("must be a file or a fraction above 0: trials are compared on validation rows")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _template_has_prompt(cls, value: str) -> str:
+        if value not in ("auto", "chat", "instruction", "raw") and "{prompt}" not in value:
+            raise ValueError("must be auto, chat, instruction, raw, or a text with {prompt} in it")
+        return value
+
+    @model_validator(mode="after")
+    def _columns_match_format(self) -> Data:
+        if self.format == "columns" and self.columns is None:
+            raise ValueError("columns must be given when format is columns, e.g. {prompt: question, completion: answer}")
+        if self.columns is not None and self.format not in ("auto", "columns"):
+            raise ValueError(f"columns and format {self.format!r} exclude each other; drop one")
+        return self
+
+
+class Lora(Section):
+    """The adapter, in PEFT's names. `alpha_ratio` is lora_alpha / r, which searches better than alpha itself."""
+
+    r: PositiveInt = 16
+    lora_alpha: PositiveFloat | None = None
+    alpha_ratio: PositiveFloat | None = None
+    lora_dropout: Fraction = 0.05
+    target_modules: str | list[str] = "all-linear"
+    bias: Literal["none"] = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: list[str] | None = None
+
+    @field_validator("target_modules")
+    @classmethod
+    def _targets_are_known(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, str) and value not in TARGET_PRESETS:
+            raise ValueError(f"must be one of {', '.join(TARGET_PRESETS)}, or a list of module names")
+        if not value:
+            raise ValueError("must name at least one module")
+        return value
+
+    @model_validator(mode="after")
+    def _one_alpha(self) -> Lora:
+        if self.lora_alpha is not None and self.alpha_ratio is not None:
+            raise ValueError("lora_alpha and alpha_ratio exclude each other; drop one")
+        return self
+
+    @property
+    def resolved_alpha(self) -> float:
+        """The lora_alpha that trains: as given, else alpha_ratio * r, else 2 * r."""
+        if self.lora_alpha is not None:
+            return self.lora_alpha
+        return (2.0 if self.alpha_ratio is None else self.alpha_ratio) * self.r
+
+
+class Training(Section):
+    """One trial's training, in TrainingArguments' names.
+
+    The effective batch, per_device_train_batch_size * gradient_accumulation_steps, is the trial's; how many
+    rows go through the device at once is the placement's.
+    """
+
+    learning_rate: PositiveFloat = 2e-4
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
+    per_device_train_batch_size: PositiveInt = 1
+    gradient_accumulation_steps: PositiveInt = 8
+    per_device_eval_batch_size: PositiveInt = 8
+    num_train_epochs: PositiveFloat = 3.0
+    max_samples: PositiveInt | None = Field(
+        None, description="Samples a trial sees in all; overrides num_train_epochs."
+    )
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "paged_adamw_8bit"
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="0 turns clipping off.")
+    gradient_checkpointing: bool = False
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="auto: bf16 at compute capability >= 8, else fp16; fp32 on a CPU."
+    )
+    seed: int = Field(7, ge=0, description="Adapter initialization and dropout.")
+    data_seed: int = Field(7, ge=0, description="Order of samples and the validation split.")
+
+    @property
+    def effective_batch(self) -> int:
+        """Samples per optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+class Search(Section):
+    """Which trials run, and which are stopped."""
+
+    space: str | dict[str, object] = Field(
+        "search_spaces/rank_alpha_lr.yaml", description="A file, or the space itself."
+    )
+    num_trials: PositiveInt = 12
+    sampler: Literal["tpe", "random", "grid", "cma-es", "gp", "nsga2"] = "tpe"
+    num_startup_trials: PositiveInt = Field(5, description="Random trials before tpe and gp model anything.")
+    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    num_reports: PositiveInt = Field(4, description="Reports per trial, at equal samples seen.")
+    grace_reports: PositiveInt = Field(1, description="No trial is stopped before this many reports.")
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    objectives: dict[Literal["eval_loss", "train_loss", "trainable_parameters"], Literal["min", "max"]] = Field(
+        default_factory=lambda: {"eval_loss": "min"}, description="The first one decides the winner."
+    )
+    seed: int = Field(7, ge=0)
+
+    @model_validator(mode="after")
+    def _objectives_fit_sampler(self) -> Search:
+        if not 1 <= len(self.objectives) <= 2:
+            raise ValueError("objectives must name one metric, or two")
+        if len(self.objectives) == 2 and self.sampler not in ("nsga2", "random", "tpe", "grid"):
+            raise ValueError(f"two objectives need sampler nsga2, tpe, random or grid, got {self.sampler}")
+        if len(self.objectives) == 2 and self.scheduler != "none":
+            raise ValueError("two objectives need scheduler none: a stop would compare one of them only")
+        if self.grace_reports > self.num_reports:
+            raise ValueError(f"grace_reports must be <= num_reports, got {self.grace_reports} > {self.num_reports}")
+        if next(iter(self.objectives)) == "trainable_parameters":
+            raise ValueError("the first objective decides the winner: put a loss first")
+        return self
+
+
+class Cluster(Section):
+    """Where trials run, and how many share a device."""
+
+    address: str | None = Field(None, description="A running Ray cluster (auto, host:port); null starts one here.")
+    packing: Literal["auto", "process", "off"] = Field(
+        "auto", description="auto and process: several trial processes per device as memory allows; off: one."
+    )
+    slots_per_device: PositiveInt | None = Field(None, description="Overrides the planner's number.")
+    max_slots: PositiveInt | None = Field(None, description="Trials at once over the whole cluster.")
+    cpus_per_slot: PositiveInt | None = Field(None, description="CPU threads of one trial. Null: the planner's.")
+    memory_safety_factor: Annotated[float, Field(ge=1, le=3)] = 1.1
+    lease_timeout_s: PositiveFloat = 60.0
+    max_trial_retries: Annotated[int, Field(ge=0)] = 2
+
+
+class Evaluate(Section):
+    """How the winner is found among the best, and held against its base."""
+
+    top_k: PositiveInt = Field(3, description="Best trials scored again on one device before one wins.")
+    metrics: Literal["auto"] | list[Literal["exact_match", "sql_execution"]] = "auto"
+    database: str | None = Field(None, description="SQLite file for sql_execution; `embedded` is the shipped one.")
+    max_rows: PositiveInt | None = Field(100, description="Validation rows answered by generation; null: all.")
+    max_new_tokens: PositiveInt = 96
+    batch_size: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _database_for_sql(self) -> Evaluate:
+        if isinstance(self.metrics, list) and "sql_execution" in self.metrics and self.database is None:
+            raise ValueError("sql_execution needs database, a SQLite file the queries run against")
+        return self
+
+
+class Results(Section):
+    """Where a sweep is written."""
+
+    dir: str = "results"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
+        None, description="Folder under dir; null: the config's name and the time."
+    )
+
+
+class SweepConfig(Section):
+    """Everything a sweep is told."""
+
+    model: Model = Model()
+    data: Data = Data()
+    lora: Lora = Lora()
+    training: Training = Training()
+    search: Search = Search()
+    cluster: Cluster = Cluster()
+    evaluate: Evaluate = Evaluate()
+    results: Results = Results()

@@ -1,0 +1,50 @@
+"""The exceptions that doors turn into one message and an exit code.
+
+Messages have the form `where: rule, got value. What to do.` Every class survives pickling between Ray
+actors, because its only state is the message.
+"""
+
+from __future__ import annotations
+
+
+class QloraRayError(Exception):
+    """An error whose message is written for the user; doors print it and exit with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(QloraRayError):
+    """A config, search space or `--set` value that breaks a rule. May carry several problems, a line each."""
+
+    def __init__(self, problems: str | list[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        return (type(self), (self.problems,))
+
+
+class DataError(QloraRayError):
+    """A dataset that cannot be trained on: missing, empty, or with a row that breaks the format."""
+
+
+class ModelError(QloraRayError):
+    """A base or tokenizer that cannot be loaded, or that lacks what the config asks of it."""
+
+
+class PlacementError(QloraRayError):
+    """No device of the cluster has room for one trial."""
+
+
+class RunError(QloraRayError):
+    """A results folder that cannot be used: taken, not writable, full, or not a sweep."""
+
+
+class TrialDiverged(QloraRayError):
+    """A trial's loss or gradient norm became NaN or infinite."""
+
+
+class SweepFailed(QloraRayError):
+    """The sweep ran and found no winner."""
+
+    exit_code = 1
