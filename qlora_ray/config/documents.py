@@ -43,7 +43,9 @@ class Document:
             child = node[key]
             if not isinstance(child, dict):
                 parent = ".".join(keys[:depth])
-                raise ConfigError(f"--set {dotted}: {parent} is not a section, it is {child!r}. Name a key that exists.")
+                raise ConfigError(
+                    f"--set {dotted}: {parent} is not a section, it is {child!r}. Name a key that exists."
+                )
             node = child
         node[keys[-1]] = value
         path = tuple(keys)

@@ -130,13 +130,19 @@ def _written_path(location: KeyPath, data: Any) -> KeyPath:
 def _suggest(path: KeyPath) -> str:
     if str(path[-1]) in KNOWN_ELSEWHERE:
         return f" Here it is {KNOWN_ELSEWHERE[str(path[-1])]}."
-    paths = known_paths(SweepConfig)
-    dotted = ".".join(map(str, path))
-    for candidate in paths:
-        if candidate.rsplit(".", 1)[-1] == path[-1]:
-            return f" Did you mean {candidate}?"
-    near = difflib.get_close_matches(dotted, paths, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else " `--print-config` lists the known ones."
+    near = closest_path(".".join(map(str, path)))
+    return f" Did you mean {near}?" if near else " `--print-config` lists the known ones."
+
+
+def closest_path(dotted: str, *, prefixes: tuple[str, ...] = ()) -> str | None:
+    """The known config path nearest to a written one: the same key elsewhere, else a similar name."""
+    paths = [path for path in known_paths(SweepConfig) if not prefixes or path.startswith(prefixes)]
+    if dotted in paths:
+        return dotted
+    key = dotted.rsplit(".", 1)[-1]
+    same_key = [path for path in paths if path.rsplit(".", 1)[-1] == key]
+    near = same_key or difflib.get_close_matches(dotted, paths, n=1, cutoff=0.6)
+    return near[0] if near else None
 
 
 def known_paths(model: type[BaseModel], prefix: str = "") -> list[str]:

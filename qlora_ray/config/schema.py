@@ -53,7 +53,8 @@ class Data(Section):
 
     train: str = Field("embedded", description="`embedded`, a json/jsonl/csv/parquet file, or a hub id.")
     validation: str | Fraction | None = Field(
-        None, description="A file or hub split, or the fraction of train held out. Null: the dataset's own, else 0.1."
+        None,
+        description="A file or hub split, or the fraction of train held out. Null: the dataset's own, else 0.1.",
     )
     test: str | None = None
     format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt-completion", "text", "columns"] = "auto"
@@ -83,7 +84,9 @@ class Data(Section):
     @model_validator(mode="after")
     def _columns_match_format(self) -> Data:
         if self.format == "columns" and self.columns is None:
-            raise ValueError("columns must be given when format is columns, e.g. {prompt: question, completion: answer}")
+            raise ValueError(
+                "columns must be given when format is columns, e.g. {prompt: question, completion: answer}"
+            )
         if self.columns is not None and self.format not in ("auto", "columns"):
             raise ValueError(f"columns and format {self.format!r} exclude each other; drop one")
         return self

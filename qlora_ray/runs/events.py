@@ -1,0 +1,31 @@
+"""The sweep's log of transitions: one JSON line each, with its time and its reason."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.runs.files import append_line, read_lines
+
+
+class EventLog:
+    """Appends events to events.jsonl. The driver is its only writer."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, event: str, *, reason: str = "", **facts: Any) -> None:
+        """Appends one event.
+
+        Args:
+            event: What happened, as `subject_verb` (trial_started, executor_lost).
+            reason: Why, in words.
+            facts: What belongs to it; JSON values.
+        """
+        append_line(self._path, {"time": round(time.time(), 3), "event": event, "reason": reason, **facts})
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All events of a sweep, oldest first."""
+    return read_lines(path)

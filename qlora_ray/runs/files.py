@@ -1,0 +1,109 @@
+"""Whole files: written to a temporary name, then renamed. A file that is there is whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.errors import RunError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all.
+
+    Raises:
+        RunError: If the disk is full or the folder cannot be written.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}. Free or choose another results.dir.") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files private; results are read by others (a dashboard, a colleague).
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}. Free or choose another results.dir.") from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON whole or not at all; NaN and infinities become null, which every JSON reader takes."""
+    write_text(path, json.dumps(to_plain_json(data), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; raises RunError if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}.") from None
+
+
+def append_line(path: Path, data: dict[str, Any]) -> None:
+    """Appends one JSON line in a single write, so that a reader never sees half of one."""
+    line = (json.dumps(to_plain_json(data), allow_nan=False) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def to_plain_json(data: Any) -> Any:
+    """Data with paths as text, tuples as lists, and numbers that are not finite as None."""
+    if isinstance(data, dict):
+        return {str(key): to_plain_json(value) for key, value in data.items()}
+    if isinstance(data, list | tuple | set | frozenset):
+        return [to_plain_json(value) for value in data]
+    if isinstance(data, Path):
+        return str(data)
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name when the block ends well, replacing an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        older = None
+        if path.exists():
+            older = path.parent / f"{temporary.name}.old"
+            path.replace(older)
+        temporary.replace(path)
+        if older is not None:
+            shutil.rmtree(older)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

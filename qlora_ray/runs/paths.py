@@ -1,0 +1,140 @@
+"""One class owns every path of a sweep's folder, one every path of a trial's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_ray.errors import RunError
+
+# Less free space than this and a sweep does not start: logs, records and adapters of a small sweep.
+MIN_FREE_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """Files of one trial."""
+
+    root: Path
+
+    @property
+    def record(self) -> Path:
+        """What really ran, and how it ended."""
+        return self.root / "record.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per report."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter in PEFT's own format."""
+        return self.root / "adapter"
+
+    @property
+    def state(self) -> Path:
+        """The trial's state at its last report, while it runs."""
+        return self.root / "state"
+
+    @property
+    def error(self) -> Path:
+        """The traceback of a failed trial."""
+        return self.root / "error.txt"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """Files of one sweep: results/<name>/."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.root.name
+
+    @property
+    def manifest(self) -> Path:
+        """Resolved config, plan, versions, commit and data fingerprints, written before any training."""
+        return self.root / "manifest.json"
+
+    @property
+    def summary(self) -> Path:
+        """How the sweep ended: counts, winner, base. Written last."""
+        return self.root / "summary.json"
+
+    @property
+    def study(self) -> Path:
+        """Optuna's journal."""
+        return self.root / "study.journal"
+
+    @property
+    def events(self) -> Path:
+        """Every transition with its time and reason."""
+        return self.root / "events.jsonl"
+
+    @property
+    def trials_table(self) -> Path:
+        """One row per trial."""
+        return self.root / "trials.csv"
+
+    @property
+    def trials(self) -> Path:
+        """Folder of all trials."""
+        return self.root / "trials"
+
+    @property
+    def best(self) -> Path:
+        """The winner: adapter with tokenizer, record, scores."""
+        return self.root / "best"
+
+    @property
+    def logs(self) -> Path:
+        """What Ray, Tune and transformers had to say."""
+        return self.root / "logs"
+
+    def trial(self, trial_id: str) -> TrialPaths:
+        """Paths of one trial."""
+        return TrialPaths(self.trials / trial_id)
+
+    def create(self) -> None:
+        """Makes the sweep's folder.
+
+        Raises:
+            RunError: If it is taken, cannot be made, or the disk is full.
+        """
+        if self.root.exists() and any(self.root.iterdir()):
+            raise RunError(
+                f"results.name: {self.root} is already used. Choose another results.name, "
+                f"or go on with it: python -m qlora_ray.sweep --resume {self.root}"
+            )
+        try:
+            self.check_space()
+            self.trials.mkdir(parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"results.dir: {self.root} cannot be made: {error.strerror}. Choose a folder you can write to."
+            ) from None
+
+    def check_space(self) -> None:
+        """Raises RunError if the disk has too little room for a sweep."""
+        existing = self.root
+        while not existing.exists():
+            existing = existing.parent
+        if not os.access(existing, os.W_OK):
+            raise RunError(f"results.dir: {existing} cannot be written. Choose another results.dir.")
+        free = shutil.disk_usage(existing).free
+        if free < MIN_FREE_BYTES:
+            raise RunError(
+                f"results.dir: at least {MIN_FREE_BYTES >> 20} MiB must be free on the disk of {self.root}, "
+                f"got {free >> 20} MiB. Free some, or choose another results.dir."
+            )
+
+
+def trial_id_of(number: int) -> str:
+    """The id of a trial: its number in the study, four digits, so that folders sort."""
+    return f"{number:04d}"

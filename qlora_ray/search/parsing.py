@@ -1,0 +1,153 @@
+"""Reading a search space: every rule it breaks is named with file and line, all at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.config.documents import Document, read_document
+from qlora_ray.config.loading import closest_path
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.errors import ConfigError
+from qlora_ray.search.space import (
+    FIXED_PATHS,
+    POINTS_KEY,
+    SEARCHABLE_SECTIONS,
+    Parameter,
+    SearchSpace,
+    apply_values,
+)
+
+
+def load_space(config: SweepConfig) -> SearchSpace:
+    """The sweep's search space, from its file or from the config itself.
+
+    Raises:
+        ConfigError: With every problem of the space, one line each.
+    """
+    given = config.search.space
+    if isinstance(given, str):
+        document = read_document(Path(given))
+    else:
+        document = Document("search.space", dict(given))
+    space = parse_space(document, config)
+    if config.search.sampler == "grid":
+        size = space.grid_size()
+        if config.search.num_trials > size:
+            raise ConfigError(
+                f"search.num_trials: a grid over {space.source} has {size} points, got {config.search.num_trials}. "
+                f"Set search.num_trials to {size} or fewer, or widen the space."
+            )
+    return space
+
+
+def parse_space(document: Document, config: SweepConfig) -> SearchSpace:
+    """Checks a space's document against the config's types and ranges; raises ConfigError with all problems."""
+    problems: list[str] = []
+    parameters: list[Parameter] = []
+    for path, words in document.data.items():
+        if path == POINTS_KEY:
+            continue
+        try:
+            parameters.append(_parse_parameter(path, words, document, config))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if not parameters and not problems:
+        problems.append(f"{document.source}: must name at least one parameter, e.g. lora.r: {{choices: [8, 16]}}.")
+    known = {parameter.path: parameter for parameter in parameters}
+    points = document.data.get(POINTS_KEY) or []
+    if not problems:
+        problems.extend(_point_problems(points, known, document, config))
+    if problems:
+        raise ConfigError(problems)
+    return SearchSpace(document.source, tuple(parameters), tuple(dict(point) for point in points))
+
+
+def _parse_parameter(path: str, words: Any, document: Document, config: SweepConfig) -> Parameter:
+    where = document.place((path,))
+    section, _, key = str(path).partition(".")
+    if section not in SEARCHABLE_SECTIONS or path in FIXED_PATHS:
+        if closest_path(str(path)) == path:
+            raise ConfigError(f"{where}: {path} is the same for all trials of a sweep and cannot be searched.")
+        raise ConfigError(f"{where}: {path} names no config path.{_did_you_mean(str(path))}")
+    if key not in SEARCHABLE_SECTIONS[section].model_fields:
+        raise ConfigError(f"{where}: {path} names no config path.{_did_you_mean(str(path))}")
+    if path == "lora.alpha_ratio" and config.lora.lora_alpha is not None:
+        raise ConfigError(f"{where}: {path} is searched while the config sets lora.lora_alpha. Drop one of them.")
+    if path == "lora.lora_alpha" and config.lora.alpha_ratio is not None:
+        raise ConfigError(f"{where}: {path} is searched while the config sets lora.alpha_ratio. Drop one of them.")
+    parameter = _read_words(str(path), words, where)
+    for value in parameter.values():
+        try:
+            apply_values(config, {parameter.path: value})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    return parameter
+
+
+def _read_words(path: str, words: Any, where: str) -> Parameter:
+    if not isinstance(words, dict) or not words:
+        raise ConfigError(f"{where}: {path} must be {{choices: [...]}} or {{low: , high: , log: }}, got {words!r}.")
+    unknown = set(words) - {"choices", "low", "high", "log", "step"}
+    if unknown:
+        raise ConfigError(f"{where}: {path} takes choices, or low, high, log and step; got {sorted(unknown)[0]!r}.")
+    if "choices" in words:
+        choices = words["choices"]
+        if len(words) > 1 or not isinstance(choices, list) or not choices:
+            raise ConfigError(f"{where}: {path}: choices must be a list of at least one value and stand alone.")
+        if len({json.dumps(choice) for choice in choices}) != len(choices):
+            raise ConfigError(f"{where}: {path}: choices must differ from each other, got {choices!r}.")
+        return Parameter(path, choices=tuple(choices))
+    low, high, log, step = words.get("low"), words.get("high"), words.get("log", False), words.get("step")
+    for name, value in (("low", low), ("high", high)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{where}: {path}: {name} must be a number, got {value!r}.")
+    assert low is not None and high is not None
+    if not low < high:
+        raise ConfigError(f"{where}: {path}: low must be below high, got {low!r} and {high!r}.")
+    if not isinstance(log, bool):
+        raise ConfigError(f"{where}: {path}: log must be true or false, got {log!r}.")
+    if log and low <= 0:
+        raise ConfigError(f"{where}: {path}: a log scale needs low > 0, got {low!r}.")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or step <= 0 or log):
+        raise ConfigError(f"{where}: {path}: step must be a number above 0, without log, got {step!r}.")
+    section, key = path.split(".", 1)
+    is_int = SEARCHABLE_SECTIONS[section].model_fields[key].annotation is int
+    return Parameter(path, low=low, high=high, log=log, step=step, is_int=is_int)
+
+
+def _point_problems(points: Any, known: dict[str, Parameter], document: Document, config: SweepConfig) -> list[str]:
+    if not isinstance(points, list):
+        return [f"{document.place((POINTS_KEY,))}: {POINTS_KEY} must be a list of settings, got {points!r}."]
+    problems = []
+    for index, point in enumerate(points):
+        where = document.place((POINTS_KEY, index))
+        if not isinstance(point, dict):
+            problems.append(f"{where}: a point must be a mapping of searched paths to values, got {point!r}.")
+            continue
+        for path, value in point.items():
+            parameter = known.get(path)
+            if parameter is None:
+                problems.append(f"{where}: {path} is not searched here. Add it above, or drop it from the point.")
+            elif not _contains(parameter, value):
+                problems.append(f"{where}: {path} must be in {_describe(parameter)}, got {value!r}.")
+    return problems
+
+
+def _contains(parameter: Parameter, value: Any) -> bool:
+    if parameter.choices is not None:
+        return value in parameter.choices
+    assert parameter.low is not None and parameter.high is not None
+    return not isinstance(value, bool) and isinstance(value, int | float) and parameter.low <= value <= parameter.high
+
+
+def _describe(parameter: Parameter) -> str:
+    if parameter.choices is not None:
+        return f"{list(parameter.choices)}"
+    return f"{parameter.low} to {parameter.high}"
+
+
+def _did_you_mean(path: str) -> str:
+    near = closest_path(path, prefixes=tuple(SEARCHABLE_SECTIONS))
+    return f" Did you mean {near}?" if near else ""

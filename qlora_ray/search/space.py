@@ -1,0 +1,163 @@
+"""Search spaces: dotted config paths to Optuna's words, checked against the config's own types."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from qlora_ray.config.loading import describe_error
+from qlora_ray.config.schema import Lora, SweepConfig, Training
+from qlora_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+# Trials share the base, the data and the cluster, so only these two sections can differ between them.
+SEARCHABLE_SECTIONS: dict[str, type[Lora] | type[Training]] = {"lora": Lora, "training": Training}
+# One value for the whole sweep: the sample order is what makes trials comparable, precision is the device's.
+FIXED_PATHS = (
+    "training.data_seed",
+    "training.precision",
+    "training.num_train_epochs",
+    "training.max_samples",
+)
+POINTS_KEY = "points_to_evaluate"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One searched config path: either `choices`, or `low` to `high` (a `log` scale, or a `step`)."""
+
+    path: str
+    choices: tuple[Any, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+    is_int: bool = False
+
+    def values(self) -> tuple[Any, ...]:
+        """All values of a choice, or the two ends of a range: what has to be valid."""
+        return self.choices if self.choices is not None else (self.low, self.high)
+
+    def grid(self) -> tuple[Any, ...]:
+        """Every value a grid visits; raises ConfigError for a range without a step."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None and self.high is not None
+        if self.step is None:
+            raise ConfigError(
+                f"search space: {self.path} is a range without a step, which a grid cannot visit. "
+                "Give choices or a step, or take another sampler."
+            )
+        count = int((self.high - self.low) / self.step + 1e-9) + 1
+        return tuple(self.low + index * self.step for index in range(count))
+
+    def distribution(self) -> BaseDistribution:
+        """Optuna's distribution; choices that are lists are known to Optuna by their JSON text."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices is not None:
+            return CategoricalDistribution([encode_choice(value) for value in self.choices])
+        assert self.low is not None and self.high is not None
+        if self.is_int:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def decode(self, value: Any) -> Any:
+        """The config's value behind Optuna's."""
+        if self.choices is None:
+            return value
+        return next(choice for choice in self.choices if encode_choice(choice) == value)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All searched parameters, and the known good settings that run first."""
+
+    source: str
+    parameters: tuple[Parameter, ...]
+    points_to_evaluate: tuple[dict[str, Any], ...] = ()
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distributions by config path."""
+        return {parameter.path: parameter.distribution() for parameter in self.parameters}
+
+    def decode(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Optuna's parameters as config values."""
+        return {parameter.path: parameter.decode(params[parameter.path]) for parameter in self.parameters}
+
+    def encode(self, point: dict[str, Any]) -> dict[str, Any]:
+        """Config values as Optuna's parameters."""
+        return {path: encode_choice(value) for path, value in point.items()}
+
+    def grid_size(self) -> int:
+        """Number of points of the full grid."""
+        return math.prod(len(parameter.grid()) for parameter in self.parameters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The space as it is written in a YAML file."""
+        written: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.choices is not None:
+                written[parameter.path] = {"choices": list(parameter.choices)}
+            else:
+                written[parameter.path] = {"low": parameter.low, "high": parameter.high}
+                if parameter.log:
+                    written[parameter.path]["log"] = True
+                if parameter.step is not None:
+                    written[parameter.path]["step"] = parameter.step
+        if self.points_to_evaluate:
+            written[POINTS_KEY] = [dict(point) for point in self.points_to_evaluate]
+        return written
+
+    def extremes(self, config: SweepConfig) -> list[SweepConfig]:
+        """Configs at every corner of the parameters that decide memory, for the planner's worst case."""
+        deciding = [
+            parameter
+            for parameter in self.parameters
+            if parameter.path
+            in (
+                "lora.r",
+                "lora.target_modules",
+                "lora.use_dora",
+                "training.per_device_train_batch_size",
+                "training.gradient_accumulation_steps",
+                "training.optim",
+                "training.gradient_checkpointing",
+            )
+        ]
+        corners = itertools.product(*(parameter.values() for parameter in deciding))
+        paths = [parameter.path for parameter in deciding]
+        return [apply_values(config, dict(zip(paths, corner, strict=True))) for corner in corners]
+
+
+def encode_choice(value: Any) -> Any:
+    """A choice as Optuna stores it: scalars as they are, lists as JSON text."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def apply_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
+    """The config of one trial.
+
+    Args:
+        config: The sweep's config.
+        values: Config values by dotted path.
+
+    Raises:
+        ConfigError: If the values together break a rule of the config.
+    """
+    sections = {name: getattr(config, name).model_dump() for name in SEARCHABLE_SECTIONS}
+    for path, value in values.items():
+        section, key = path.split(".", 1)
+        sections[section][key] = value
+    try:
+        return SweepConfig.model_validate({**config.model_dump(), **sections})
+    except ValidationError as error:
+        details = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, details['loc']))} {describe_error(details)}.") from None

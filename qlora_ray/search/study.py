@@ -1,0 +1,124 @@
+"""The Optuna study behind a sweep: its samplers, its journal on disk, and the truth about each trial's end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qlora_ray.config.schema import Search
+from qlora_ray.errors import ConfigError
+from qlora_ray.search.space import SearchSpace, encode_choice
+
+if TYPE_CHECKING:
+    import optuna
+
+# Attributes of a trial and of the study that carry what Optuna's states cannot say.
+CAUSE_ATTRIBUTE = "cause"
+RESUMED_FROM_ATTRIBUTE = "resumed_from"
+INTERRUPTED = "interrupted"
+
+
+def make_sampler(search: Search, space: SearchSpace) -> optuna.samplers.BaseSampler:
+    """The sampler a config asks for.
+
+    Raises:
+        ConfigError: If the sampler needs a package that is not installed, or a space it cannot cover.
+    """
+    import optuna
+
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=search.seed)
+    if search.sampler == "grid":
+        grid = {parameter.path: [encode_choice(value) for value in parameter.grid()] for parameter in space.parameters}
+        return optuna.samplers.GridSampler(grid, seed=search.seed)
+    if search.sampler == "tpe":
+        # constant_liar: running trials count as bad, so that parallel trials do not all ask for the same spot.
+        return optuna.samplers.TPESampler(
+            n_startup_trials=search.num_startup_trials,
+            multivariate=True,
+            constant_liar=True,
+            seed=search.seed,
+            warn_independent_sampling=False,
+        )
+    if search.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(population_size=max(4, search.num_trials // 4), seed=search.seed)
+    try:
+        if search.sampler == "cma-es":
+            import cmaes  # noqa: F401
+
+            return optuna.samplers.CmaEsSampler(
+                n_startup_trials=search.num_startup_trials, seed=search.seed, warn_independent_sampling=False
+            )
+        import scipy  # noqa: F401
+
+        return optuna.samplers.GPSampler(n_startup_trials=search.num_startup_trials, seed=search.seed)
+    except ImportError as error:
+        raise ConfigError(
+            f"search.sampler: {search.sampler} needs the package {error.name}, which is not installed. "
+            "Install qlora_ray[samplers]."
+        ) from None
+
+
+def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> optuna.Study:
+    """Opens the study in its journal file, creating it when new.
+
+    Optuna's documentation advises JournalStorage over SQLite where several processes or NFS are at hand.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(JournalFileBackend(str(path))),
+        sampler=make_sampler(search, space),
+        directions=["minimize" if mode == "min" else "maximize" for mode in search.objectives.values()],
+        load_if_exists=True,
+    )
+
+
+def enqueue_known_points(study: optuna.Study, space: SearchSpace) -> None:
+    """Puts the space's known good settings first in line, once."""
+    for point in space.points_to_evaluate:
+        study.enqueue_trial(space.encode(point), skip_if_exists=True)
+
+
+def interrupted_trials(study: optuna.Study) -> set[int]:
+    """Numbers of the trials whose end says nothing about their parameters, because the sweep stopped first."""
+    return set(study.user_attrs.get(INTERRUPTED, []))
+
+
+def end_interrupted(study: optuna.Study) -> list[int]:
+    """Ends the trials that are still running in the study; returns their numbers."""
+    import optuna
+
+    running = [trial.number for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))]
+    # First the reason, then the end: a driver killed in between leaves a trial that is ended again on resume.
+    study.set_user_attr(INTERRUPTED, sorted(interrupted_trials(study) | set(running)))
+    for number in running:
+        study.tell(number, state=optuna.trial.TrialState.FAIL)
+    return running
+
+
+def requeue_interrupted(study: optuna.Study) -> list[int]:
+    """Queues the parameters of every interrupted trial again, once.
+
+    Returns:
+        The interrupted trials queued now: their numbers.
+    """
+    end_interrupted(study)
+    trials = study.get_trials(deepcopy=False)
+    already = {trial.user_attrs.get(RESUMED_FROM_ATTRIBUTE) for trial in trials}
+    queued = [number for number in sorted(interrupted_trials(study)) if number not in already]
+    for number in queued:
+        study.enqueue_trial(trials[number].params, user_attrs={RESUMED_FROM_ATTRIBUTE: number})
+    return queued
+
+
+def count_finished(study: optuna.Study) -> int:
+    """Trials that need not run again: complete, pruned, or failed of themselves."""
+    interrupted = interrupted_trials(study)
+    return sum(
+        trial.state.is_finished() and trial.number not in interrupted for trial in study.get_trials(deepcopy=False)
+    )
