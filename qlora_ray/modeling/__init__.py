@@ -1,0 +1,1 @@
+"""The frozen base, its quantization, and where LoRA attaches."""

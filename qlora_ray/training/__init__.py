@@ -1,0 +1,1 @@
+"""Engines that train trials in this process: they know torch, not Ray."""

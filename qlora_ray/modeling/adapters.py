@@ -1,0 +1,79 @@
+"""A LoRA adapter on a base: attached, counted, and taken off again without a trace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qlora_ray.config.schema import Lora
+from qlora_ray.errors import ModelError
+from qlora_ray.modeling.loading import LoadedBase
+from qlora_ray.modeling.targets import resolve_targets
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def attach_adapter(base: LoadedBase, lora: Lora, *, seed: int) -> PeftModel:
+    """Puts a fresh adapter on the base: A from the trial's own seed by PEFT's distribution, B zero, all fp32.
+
+    Raises:
+        ModelError: If the base lacks a target module.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.resolved_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=resolve_targets(base.model, lora.target_modules),
+        bias=lora.bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=lora.modules_to_save,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        model = get_peft_model(base.model, config)
+    except ValueError as error:
+        raise ModelError(f"lora: PEFT cannot attach this adapter: {str(error).splitlines()[0]}") from None
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # fp16 gradients cannot be unscaled, and bf16 weights lose small updates: adapters train in fp32.
+            parameter.data = parameter.data.float()
+    return model
+
+
+def detach_adapter(base: LoadedBase, model: PeftModel) -> None:
+    """Takes the adapter off; the base is as it was before `attach_adapter`."""
+    model.unload()
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        base.model.__dict__.pop(attribute, None)
+
+
+@contextmanager
+def saved_adapter(base: LoadedBase, folder: Path) -> Iterator[PeftModel]:
+    """The base with an adapter from disk on it, as plain PEFT loads it, for the length of the block."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=False)
+    try:
+        yield model
+    finally:
+        detach_adapter(base, model)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Writes the adapter in PEFT's own format."""
+    logging.getLogger("peft").setLevel(logging.ERROR)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def count_parameters(model: PeftModel) -> tuple[int, int]:
+    """Trainable parameters, and all parameters with packed 4-bit weights counted one by one (PEFT's count)."""
+    return model.get_nb_trainable_parameters()

@@ -1,0 +1,172 @@
+"""Loading the base, its tokenizer and its shape, from the package, a folder or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray import embedded
+from qlora_ray.config.schema import Model
+from qlora_ray.errors import ModelError
+from qlora_ray.hardware import ModelShape
+from qlora_ray.modeling.quantization import QuantizationSpec, make_bitsandbytes_config, torch_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A frozen base on one device, with what the engines need to know of it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    quantization: QuantizationSpec
+    device: str
+
+    @property
+    def precision(self) -> str:
+        """bf16, fp16 or fp32: what trials compute in."""
+        return self.quantization.compute_dtype
+
+
+def resolve_model_name(name: str) -> str:
+    """The folder or hub id behind a config's model.name."""
+    return str(embedded.base_path()) if name == EMBEDDED else name
+
+
+def read_shape(model: Model) -> ModelShape:
+    """The base's shape from its config.json alone; no weights are read.
+
+    Raises:
+        ModelError: If there is no config, or it is of no known layout.
+    """
+    name = resolve_model_name(model.name)
+    folder = Path(name)
+    if folder.is_dir():
+        try:
+            written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(
+                f"model.name: {name} has no config.json. Give a folder saved by save_pretrained, or a hub id."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model.name: {name}/config.json cannot be read: {error}.") from None
+        return ModelShape.from_hf_config(written)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except Exception as error:
+        raise _cannot_load("model.name", name, error) from None
+    return ModelShape.from_hf_config(config.to_dict())
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, padded on the right (training) with a pad token that is set.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    name = resolve_model_name(model.name)
+    _check_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:
+        raise _cannot_load("model.name", f"the tokenizer of {name}", error) from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"model.name: the tokenizer of {name} has neither a pad nor an eos token. Set one.")
+        # Padding is masked out of attention and loss, so that sharing the eos token costs nothing.
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> LoadedBase:
+    """Loads the base frozen and quantized onto one device.
+
+    Args:
+        model: The config section.
+        quantization: What it is stored and computed in.
+        device: `cpu` or `cuda:0`.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    name = resolve_model_name(model.name)
+    tokenizer = load_tokenizer(model)
+    options: dict[str, Any] = {}
+    config = make_bitsandbytes_config(quantization)
+    if config is not None:
+        options["quantization_config"] = config
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            attn_implementation=model.attn_implementation,
+            dtype=torch_dtype(quantization.compute_dtype),
+            device_map={"": device},
+            **options,
+        )
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise _cannot_load("model.name", name, error) from None
+    base.requires_grad_(False)
+    base.config.use_cache = False
+    _keep_weights_as_loaded(base)
+    return LoadedBase(base, tokenizer, quantization, device)
+
+
+def hash_base(model: Model) -> str:
+    """A fingerprint of a local base's weights and config (sha256 of their bytes); the revision of a hub id."""
+    folder = Path(resolve_model_name(model.name))
+    if not folder.is_dir():
+        return f"hub:{model.name}@{model.revision or 'main'}"
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _keep_weights_as_loaded(base: PreTrainedModel) -> None:
+    """Turns bitsandbytes' AVX512-BF16 inference path off.
+
+    bitsandbytes 0.50: on such a CPU the first forward in eval mode repacks a Linear4bit's weight in place, with
+    bf16 scales and without double quantization, and training on it afterwards gives no gradients, silently.
+    """
+    import bitsandbytes
+
+    for module in base.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_folder(name: str) -> None:
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).expanduser().is_dir():
+        raise ModelError(f"model.name: {name} is not a folder. Give a folder with a saved model, or a hub id.")
+
+
+def _cannot_load(where: str, what: str, error: Exception) -> ModelError:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{where}: {what} cannot be loaded: {cause} "
+        "Check the name; for a gated or private model set HF_TOKEN; without a network, give a local folder."
+    )

@@ -1,0 +1,79 @@
+"""Which modules LoRA attaches to: presets and lists, resolved against the base that is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qlora_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Names of the attention projections in the architectures of transformers 5: separate (Llama, Mistral, Qwen,
+# Gemma), fused (Phi-3, GPT-NeoX, Falcon), and OPT's output.
+QUERY_VALUE = ("q_proj", "v_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj")
+FUSED_ATTENTION = ("qkv_proj", "query_key_value", "c_attn")
+FUSED_OUTPUT = ("o_proj", "dense", "c_proj")
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Last names of all linear layers but the head, sorted: `down_proj`, `q_proj`, ..."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    return sorted(names)
+
+
+def resolve_targets(model: nn.Module, target_modules: str | list[str]) -> list[str]:
+    """Module names for PEFT, from a preset or a list.
+
+    Args:
+        model: The base.
+        target_modules: attention-qv, attention, all-linear, or module names.
+
+    Returns:
+        Last names of the modules, sorted.
+
+    Raises:
+        ModelError: If the base has none of them, or lacks one that was named.
+    """
+    present = linear_names(model)
+    if isinstance(target_modules, list):
+        missing = [name for name in target_modules if not _has_linear(model, name)]
+        if missing:
+            raise ModelError(
+                f"lora.target_modules: the base has no linear module {missing[0]!r}; it has {', '.join(present)}. "
+                "Name some of these, or a preset: attention-qv, attention, all-linear."
+            )
+        return sorted(target_modules)
+    if target_modules == "all-linear":
+        return present
+    fused = [name for name in FUSED_ATTENTION if name in present]
+    wanted = QUERY_VALUE if target_modules == "attention-qv" else ATTENTION
+    found = [name for name in wanted if name in present]
+    if fused:
+        # A fused projection cannot be split into q and v: the whole of it is adapted.
+        found = fused if target_modules == "attention-qv" else [*fused, *(n for n in FUSED_OUTPUT if n in present)]
+    if not found:
+        raise ModelError(
+            f"lora.target_modules: {target_modules} finds no attention projection it knows in this base; "
+            f"its linear modules are {', '.join(present)}. Name some of these."
+        )
+    return sorted(set(found))
+
+
+def _has_linear(model: nn.Module, name: str) -> bool:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return any(
+        isinstance(module, torch.nn.Linear | Conv1D) and (path == name or path.endswith(f".{name}"))
+        for path, module in model.named_modules()
+    )

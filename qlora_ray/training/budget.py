@@ -1,0 +1,74 @@
+"""What a trial may spend: samples, optimizer steps, reports, and the order its samples come in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qlora_ray.config.schema import Training
+from qlora_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A trial's work, fixed before it starts.
+
+    Attributes:
+        num_samples: S, samples the sweep grants each trial.
+        effective_batch: Samples per optimizer step.
+        num_steps: Optimizer steps: S / effective batch, rounded, at least 1.
+        report_steps: The steps after which the trial reports: the nearest to S/R, 2S/R, ..., S samples.
+    """
+
+    num_samples: int
+    effective_batch: int
+    num_steps: int
+    report_steps: tuple[int, ...]
+
+    def samples_seen(self, step: int) -> int:
+        """Samples trained on after a step."""
+        return step * self.effective_batch
+
+
+def make_budget(training: Training, *, num_train_rows: int, num_reports: int) -> Budget:
+    """The budget of one trial.
+
+    Args:
+        training: The trial's config.
+        num_train_rows: Rows one epoch has.
+        num_reports: R, reports per trial.
+
+    Raises:
+        ConfigError: If the trial has fewer optimizer steps than reports.
+    """
+    num_samples = training.max_samples or max(1, round(training.num_train_epochs * num_train_rows))
+    num_steps = max(1, round(num_samples / training.effective_batch))
+    if num_steps < num_reports:
+        raise ConfigError(
+            f"search.num_reports: a trial must have at least as many optimizer steps as reports, got "
+            f"{num_steps} steps ({num_samples} samples in batches of {training.effective_batch}) for "
+            f"{num_reports} reports. Train for more samples, take smaller batches, or fewer reports."
+        )
+    steps = tuple(max(1, round(index * num_steps / num_reports)) for index in range(1, num_reports + 1))
+    return Budget(num_samples, training.effective_batch, num_steps, steps)
+
+
+def warmup_steps(training: Training, num_steps: int) -> int:
+    """Optimizer steps of linear warm-up: warmup_ratio of all, rounded up (as TrainingArguments does)."""
+    return math.ceil(training.warmup_ratio * num_steps)
+
+
+def sample_order(*, num_rows: int, num_samples: int, data_seed: int) -> list[int]:
+    """Row indices in the order they are seen: whole epochs, each a permutation of its own.
+
+    It depends on the data seed and on nothing else, so that trials of any batch size, on any device, see the
+    same samples in the same order.
+    """
+    import numpy as np
+
+    order: list[int] = []
+    epoch = 0
+    while len(order) < num_samples:
+        order.extend(np.random.default_rng((data_seed, epoch)).permutation(num_rows).tolist())
+        epoch += 1
+    return order[:num_samples]

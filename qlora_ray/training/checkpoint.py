@@ -1,0 +1,131 @@
+"""A trial's state at a report: safetensors and JSON, never pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.errors import RunError
+from qlora_ray.runs.files import whole_folder
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 1
+TENSORS_FILE = "state.safetensors"
+FACTS_FILE = "state.json"
+
+
+@dataclass
+class TrialState:
+    """Everything a trial needs to go on as if nothing had happened, on any device.
+
+    Attributes:
+        trial_id: Whose state it is.
+        step: Optimizer steps done; the data cursor and the schedule's position follow from it, and so do the
+            dropout masks, which are drawn from (seed, step).
+        report_index: Reports made.
+        adapter: Trainable parameters by name, fp32, on the CPU.
+        optimizer: Moments by `<parameter index>/<name>`, on the CPU.
+        optimizer_facts: The optimizer's numbers that are not tensors, under the same keys.
+        loss_scale: GradScaler's scale and growth tracker under fp16, else empty.
+    """
+
+    trial_id: str
+    step: int
+    report_index: int
+    adapter: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    optimizer_facts: dict[str, Any]
+    loss_scale: dict[str, float]
+
+    def save(self, folder: Path) -> None:
+        """Writes the state whole, replacing an older one."""
+        from safetensors.torch import save_file
+
+        tensors = {f"adapter.{name}": tensor for name, tensor in self.adapter.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.items()}
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "trial_id": self.trial_id,
+            "step": self.step,
+            "report_index": self.report_index,
+            "optimizer_facts": self.optimizer_facts,
+            "loss_scale": self.loss_scale,
+        }
+        with whole_folder(folder) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS_FILE)
+            (temporary / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> TrialState:
+        """Reads a state.
+
+        Raises:
+            RunError: If the folder holds no state of this version.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+            tensors = load_file(folder / TENSORS_FILE)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise RunError(f"{folder}: holds no readable trial state: {error}.") from None
+        if facts.get("format_version") != FORMAT_VERSION:
+            raise RunError(
+                f"{folder}: the state must have format version {FORMAT_VERSION}, got {facts.get('format_version')}."
+            )
+        return cls(
+            trial_id=facts["trial_id"],
+            step=facts["step"],
+            report_index=facts["report_index"],
+            adapter=_strip(tensors, "adapter."),
+            optimizer=_strip(tensors, "optimizer."),
+            optimizer_facts=facts["optimizer_facts"],
+            loss_scale=facts["loss_scale"],
+        )
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's per-parameter state as tensors on the CPU, and the numbers that are not tensors.
+
+    Keys are the path to a value, joined by `/`: bitsandbytes nests the tensors of its 8-bit moments.
+    """
+    import torch
+
+    tensors: dict[str, torch.Tensor] = {}
+    facts: dict[str, Any] = {}
+
+    def walk(entries: dict[Any, Any], path: tuple[str, ...]) -> None:
+        for name, value in entries.items():
+            here = (*path, str(name))
+            if isinstance(value, dict):
+                walk(value, here)
+            elif isinstance(value, torch.Tensor):
+                tensors["/".join(here)] = value.detach().cpu().clone()
+            else:
+                facts["/".join(here)] = value
+
+    walk(optimizer.state_dict()["state"], ())
+    return tensors, facts
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], facts: dict[str, Any]
+) -> None:
+    """Puts back what `flatten_optimizer` took; learning rates and groups stay as the optimizer has them."""
+    state: dict[Any, Any] = {}
+    for path, value in {**tensors, **facts}.items():
+        index, *names, last = path.split("/")
+        entries = state.setdefault(int(index), {})
+        for name in names:
+            entries = entries.setdefault(name, {})
+        entries[last] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _strip(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

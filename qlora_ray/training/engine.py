@@ -1,0 +1,92 @@
+"""What an engine is: the contract that `sft` meets, and `fused` will.
+
+This module imports no torch: trial actors, which only pass specs and reports on, stay light.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from qlora_ray.config.schema import Lora, Training
+from qlora_ray.training.budget import Budget
+
+if TYPE_CHECKING:
+    from qlora_ray.evaluation.scoring import Scores
+    from qlora_ray.training.checkpoint import TrialState
+
+FailureCause = Literal["diverged", "oom", "error"]
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial, resolved: everything its result depends on besides base and data."""
+
+    trial_id: str
+    lora: Lora
+    training: Training
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial ended without a result: NaN or Inf (`diverged`), out of memory (`oom`), or an error."""
+
+    cause: FailureCause
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A trial's metrics at a point where it waits to be told go on or stop.
+
+    Attributes:
+        index: 1 to R; the last one counted for a failure.
+        is_final: Whether the trial has trained all its samples.
+        metrics: eval_loss and train_loss in nats per answer token, step, samples_seen, learning_rate,
+            tokens_per_s (non-padding, trained), train_s, eval_s, peak_memory_bytes.
+        facts: What really ran (resolved arguments, micro-batch, precision, parameter counts).
+        failure: Set when the trial ended so; it trains no further.
+    """
+
+    trial_id: str
+    index: int
+    is_final: bool
+    metrics: dict[str, float]
+    facts: dict[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+class Engine(Protocol):
+    """Trains admitted trials in this process.
+
+    A trial that has reported trains no further until `proceed` or `evict`. Calls come from one thread, but for
+    `evict` and `proceed`, which may come while `advance` runs.
+    """
+
+    @property
+    def slots(self) -> int:
+        """Trials that can be admitted at once."""
+
+    def admit(self, spec: TrialSpec, state: TrialState | None = None) -> None:
+        """Takes a trial in, from its start or from a state; raises RuntimeError if no slot is free."""
+
+    def proceed(self, trial_id: str) -> None:
+        """Lets a trial that waits at a report train on; does nothing for one that is training."""
+
+    def advance(self) -> list[Report]:
+        """Trains until at least one admitted trial reports or ends; an empty list if none can train."""
+
+    def snapshot(self, trial_id: str) -> TrialState | None:
+        """The trial's state at its last report; None before the first."""
+
+    def save_adapter(self, trial_id: str, folder: Path) -> None:
+        """Writes the adapter of a waiting trial in PEFT's format."""
+
+    def evict(self, trial_id: str) -> None:
+        """Ends a trial and frees its slot; does nothing for one that is not here."""
+
+    def score(self, adapter: Path | None) -> Scores:
+        """Scores a saved adapter, or the bare base, on the validation rows; no trial may be admitted."""

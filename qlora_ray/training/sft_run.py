@@ -1,0 +1,251 @@
+"""One trial in TRL's SFTTrainer, on a thread of its own that stops at every report and waits."""
+
+from __future__ import annotations
+
+import math
+import queue
+import resource
+import tempfile
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+
+from qlora_ray.errors import QloraRayError, TrialDiverged
+from qlora_ray.evaluation.loss import evaluate_loss
+from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
+from qlora_ray.modeling.loading import LoadedBase
+from qlora_ray.training.budget import sample_order
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
+from qlora_ray.training.sft_arguments import make_sft_config, sft_arguments
+from qlora_ray.training.sft_trainer import OrderedTrainer, load_trainable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from qlora_ray.data import TokenizedSplit
+
+# Arguments that say nothing about the result.
+UNRECORDED_ARGUMENTS = ("output_dir", "dataset_kwargs", "report_to")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows engines train and validate on: `train` as labelled rows, `validation` as tokens and masks."""
+
+    train: Dataset
+    validation: TokenizedSplit
+
+    @classmethod
+    def from_splits(cls, train: TokenizedSplit, validation: TokenizedSplit) -> TrainingData:
+        """Labels are the input ids where the answer is, and -100, which the loss ignores, elsewhere."""
+        labels = [
+            [token if trained else -100 for token, trained in zip(ids, mask, strict=True)]
+            for ids, mask in zip(train.input_ids, train.completion_mask, strict=True)
+        ]
+        return cls(Dataset.from_dict({"input_ids": train.input_ids, "labels": labels}), validation)
+
+
+class SftRun:
+    """A trial that trains on its own thread and hands over one report at a time.
+
+    SFTTrainer.train() returns only at the end, so the trial stops inside a callback: it puts its report in a
+    queue and sleeps on a semaphore until `proceed` or `stop`.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        *,
+        base: LoadedBase,
+        data: TrainingData,
+        max_micro_batch: int,
+        state: TrialState | None,
+    ) -> None:
+        self.spec = spec
+        self.state = state
+        self.model: PeftModel | None = None
+        self._trainer: OrderedTrainer | None = None
+        self._facts: dict[str, Any] = {}
+        self._base = base
+        self._data = data
+        self._micro_batch = largest_divisor(
+            spec.training.effective_batch, at_most=min(max_micro_batch, spec.training.per_device_train_batch_size)
+        )
+        self._reports: queue.Queue[Report | None] = queue.Queue()
+        self._go = threading.Semaphore(0)
+        self._stopping = False
+        self._num_threads = torch.get_num_threads()
+        self._thread = threading.Thread(target=self._run, name=f"trial-{spec.trial_id}", daemon=True)
+        self._thread.start()
+
+    def next_report(self) -> Report | None:
+        """Waits for the next report; None once the trial was stopped without another."""
+        return self._reports.get()
+
+    def proceed(self) -> None:
+        """Lets the trial train on."""
+        self._go.release()
+
+    def stop(self) -> None:
+        """Ends the trial at its next step and gives the base back as it was."""
+        self._stopping = True
+        self._go.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # OpenMP's thread count belongs to a thread, not to the process.
+        torch.set_num_threads(self._num_threads)
+        try:
+            while not self._stopping:
+                try:
+                    self._train()
+                    break
+                except torch.OutOfMemoryError as error:
+                    if self._micro_batch == 1:
+                        self._fail("oom", str(error).splitlines()[0])
+                        break
+                    # Nothing is lost: the trial goes on from its last report, with smaller micro-batches of the
+                    # same effective batch.
+                    self._micro_batch = largest_divisor(
+                        self.spec.training.effective_batch, at_most=self._micro_batch // 2
+                    )
+                    torch.cuda.empty_cache()
+        except TrialDiverged as error:
+            self._fail("diverged", str(error))
+        except QloraRayError as error:
+            self._fail("error", str(error))
+        except Exception as error:
+            self._fail("error", f"{type(error).__name__}: {error}", traceback.format_exc())
+        finally:
+            self._reports.put(None)
+
+    def _fail(self, cause: FailureCause, message: str, trace: str = "") -> None:
+        index = self.state.report_index if self.state else 0
+        self._reports.put(
+            Report(self.spec.trial_id, index, True, {}, failure=Failure(cause, message, trace or message))
+        )
+
+    def _train(self) -> None:
+        start_step = self.state.step if self.state else 0
+        base_forward = self._base.model.__dict__.get("forward")
+        self.model = attach_adapter(self._base, self.spec.lora, seed=self.spec.training.seed)
+        if self.state:
+            load_trainable(self.model, self.state.adapter)
+        if self._base.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            with tempfile.TemporaryDirectory(prefix="qlora_ray_sft_") as scratch:
+                arguments = sft_arguments(
+                    self.spec,
+                    micro_batch=self._micro_batch,
+                    precision=self._base.precision,
+                    device=self._base.device,
+                    output_dir=Path(scratch),
+                    num_steps=self.spec.budget.num_steps - start_step,
+                )
+                self._facts = self._describe(arguments)
+                self._trainer = self._make_trainer(arguments, start_step)
+                self._trainer.train()
+        finally:
+            # SFTTrainer patches the base's forward for its chunked loss; the next trial gets a clean one.
+            if base_forward is None:
+                self._base.model.__dict__.pop("forward", None)
+            else:
+                self._base.model.forward = base_forward
+            if self.spec.training.gradient_checkpointing:
+                self._base.model.gradient_checkpointing_disable()
+            detach_adapter(self._base, self.model)
+            self.model = self._trainer = None
+
+    def _make_trainer(self, arguments: dict[str, Any], start_step: int) -> OrderedTrainer:
+        assert self.model is not None
+        budget = self.spec.budget
+        order = sample_order(
+            num_rows=len(self._data.train),
+            num_samples=budget.samples_seen(budget.num_steps),
+            data_seed=self.spec.training.data_seed,
+        )
+        trainer = OrderedTrainer(
+            self.spec,
+            state=self.state,
+            on_report=self._report_and_wait,
+            is_stopping=lambda: self._stopping,
+            model=self.model,
+            args=make_sft_config(arguments),
+            train_dataset=self._data.train.select(order[budget.samples_seen(start_step) :]),
+            processing_class=self._base.tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _describe(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What really runs: every value resolved, none left as an expression."""
+        assert self.model is not None
+        trainable, total = count_parameters(self.model)
+        return {
+            "engine": "sft",
+            "training": {key: value for key, value in arguments.items() if key not in UNRECORDED_ARGUMENTS},
+            "lora": {
+                **self.spec.lora.model_dump(exclude={"alpha_ratio"}),
+                "lora_alpha": self.spec.lora.resolved_alpha,
+                "target_modules": sorted(self.model.peft_config["default"].target_modules),
+            },
+            "micro_batch": self._micro_batch,
+            "gradient_accumulation_steps": arguments["gradient_accumulation_steps"],
+            "effective_batch": self.spec.training.effective_batch,
+            "num_samples": self.spec.budget.num_samples,
+            "num_steps": self.spec.budget.num_steps,
+            "precision": self._base.precision,
+            "quantization": self._base.quantization.to_dict(),
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "trainable_percent": round(100 * trainable / total, 4),
+        }
+
+    def _report_and_wait(self, step: int) -> None:
+        """Evaluates, hands the report over, and sleeps until told go on or stop. Runs on the trial's thread."""
+        assert self.model is not None and self._trainer is not None
+        budget = self.spec.budget
+        started = time.perf_counter()
+        result = evaluate_loss(
+            self.model,
+            self._data.validation,
+            batch_size=self.spec.training.per_device_eval_batch_size,
+            pad_token_id=self._base.tokenizer.pad_token_id,
+            precision=self._base.precision,
+        )
+        if not math.isfinite(result.loss):
+            raise TrialDiverged(f"eval_loss is {result.loss} after step {step}")
+        index = budget.report_steps.index(step) + 1
+        metrics = {
+            "eval_loss": result.loss,
+            **self._trainer.take_metrics(),
+            "step": step,
+            "samples_seen": budget.samples_seen(step),
+            "eval_s": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory_bytes(self._base.device),
+        }
+        self.state = self._trainer.take_state(step, index)
+        is_final = step == budget.num_steps
+        self._reports.put(Report(self.spec.trial_id, index, is_final, metrics, facts=self._facts))
+        self._go.acquire()
+
+
+def largest_divisor(number: int, *, at_most: int) -> int:
+    """The largest divisor of a number that is no larger than a bound (at least 1)."""
+    return next(size for size in range(max(1, min(number, at_most)), 0, -1) if number % size == 0)
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Peak memory so far: reserved by torch on a GPU, resident of the whole process on a CPU."""
+    if device != "cpu":
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
