@@ -1,9 +1,9 @@
 """A tiny base model and a text-to-SQL task that ship with the package, so that nothing has to be downloaded.
 
-The base is a Llama of about 2 M parameters, pretrained on generated questions over thousands of made-up schemas. The task
-is one that it has not seen: questions about the public classicmodels schema, with a generated SQLite database to run the
-answers on. `python -m qlora_ray.embedded.build` makes all of it again. Importing this package costs nothing: it only
-knows where the files are.
+The base is a Llama of about 2 M parameters, pretrained on generated questions over thousands of made-up
+schemas. The task is one that it has not seen: questions about the public classicmodels schema, with a
+generated SQLite database to run the answers on. `python -m qlora_ray.embedded.build` makes all of it again.
+Importing this package costs nothing: it only knows where the files are.
 """
 
 from pathlib import Path

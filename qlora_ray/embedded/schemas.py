@@ -1,7 +1,8 @@
 """What a schema is to the question writer, and a maker of random ones.
 
-A column knows its identifier and how people say it. In a random schema the identifier follows from the words and the
-schema's naming style, so that a model that has read many schemas has learnt the rule, and has to guess only the style.
+A column knows its identifier and how people say it. In a random schema the identifier follows from the words
+and the schema's naming style, so that a model that has read many schemas has learnt the rule, and has to
+guess only the style.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Literal
 
 from qlora_ray.embedded import values, words
 
-ColumnKind = Literal["category", "text", "number", "date", "key"]
+# What may be asked of a column: a category is grouped by; `shown` is a key or a phone number, never compared.
+ColumnKind = Literal["category", "text", "number", "date", "shown"]
 
 # Snake case is the most common, so that it is what the base guesses; classicmodels is in another style.
 STYLE_WEIGHTS = {"snake": 4, "camel": 2, "pascal": 2, "joined": 2}
@@ -22,13 +24,17 @@ NUM_CONSTANTS = 4  # values a random column offers to the questions
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its identifier, the phrases that mean it, and constants for questions (SQL literals without quotes)."""
+    """A column: its identifier, the phrases that mean it, and constants for questions (SQL literals without quotes).
+
+    `equal_forms` are ways to say that it equals {value} without naming it: "from {value}" for a country.
+    """
 
     name: str
     phrases: tuple[str, ...]
     kind: ColumnKind
     constants: tuple[str, ...] = ()
     nullable: bool = False
+    equal_forms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Link:
-    """A foreign key: child.column refers to parent.parent_column. `roles` are words for the parent seen from the child."""
+    """A foreign key: child.column refers to parent.parent_column. `roles` name the parent as the child sees it."""
 
     child: Table
     column: str
     parent: Table
     parent_column: str
-    roles: tuple[str, ...] = ()
+    roles: tuple[tuple[str, str], ...] = ()
 
     def sql(self) -> str:
         return f"{self.child.name}.{self.column} = {self.parent.name}.{self.parent_column}"
@@ -96,7 +102,9 @@ def make_random_schema(rng: Random) -> Schema:
         table_style = rng.choice(list(STYLE_WEIGHTS))
     plural_names = rng.random() < PLURAL_TABLE_SHARE
     key_word = rng.choice(words.KEY_WORDS)
-    bare_key = rng.random() < 0.25  # the key is then `id` in its own table, and `team_id` where it is referred to
+    bare_key = (
+        rng.random() < 0.25
+    )  # the key is then `id` in its own table, and `team_id` where it is referred to
     tables: list[Table] = []
     links: list[Link] = []
     seen: set[str] = set()
@@ -105,16 +113,22 @@ def make_random_schema(rng: Random) -> Schema:
         if noun in seen:
             continue
         seen.add(noun)
-        key = Column(spell(key_word if bare_key else f"{noun} {key_word}", style), (f"{noun} {key_word}",), "key")
+        key = Column(
+            spell(key_word if bare_key else f"{noun} {key_word}", style), (f"{noun} {key_word}",), "shown"
+        )
         parents = rng.sample(tables, min(len(tables), rng.choice((1, 1, 2))))
         references = []
         for parent in parents:
             parent_noun = parent.phrases[0][0]
-            references.append(Column(spell(f"{parent_noun} {key_word}", style), (f"{parent_noun} {key_word}",), "key"))
+            references.append(
+                Column(spell(f"{parent_noun} {key_word}", style), (f"{parent_noun} {key_word}",), "shown")
+            )
         columns = _make_columns(rng, noun=noun, style=style, taken={c.name for c in (key, *references)})
         plural = pluralize(noun)
         table = Table(
-            spell(plural if plural_names else noun, table_style), ((noun, plural),), (key, *columns, *references)
+            spell(plural if plural_names else noun, table_style),
+            ((noun, plural),),
+            (key, *columns, *references),
         )
         for parent, reference in zip(parents, references, strict=True):
             links.append(Link(table, reference.name, parent, parent.columns[0].name))
@@ -128,7 +142,12 @@ def _make_noun(rng: Random) -> str:
 
 
 def _make_columns(rng: Random, *, noun: str, style: str, taken: set[str]) -> list[Column]:
-    kinds: list[ColumnKind] = ["category", "text", "number", *rng.choices(("category", "number", "date", "text"), k=3)]
+    kinds: list[ColumnKind] = [
+        "category",
+        "text",
+        "number",
+        *rng.choices(("category", "number", "date", "text"), k=3),
+    ]
     columns = []
     for kind in kinds:
         phrase = _make_phrase(rng, kind, noun)

@@ -1,0 +1,73 @@
+"""What the room passes around: a row as it was read, and the same row in canonical form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "text"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it stands in its source.
+
+    `where` is `file:line`, `file row n` or `hub-id split row n`, counted from 1. A row that could not be read
+    carries its `problem` and no values, so that all bad rows of a file are counted in one message.
+    """
+
+    where: str
+    values: Mapping[str, object] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation. `input` is alpaca's second field, which the instruction template shows apart."""
+
+    role: Role
+    content: str
+    input: str = ""
+
+    @property
+    def full_content(self) -> str:
+        """The content, followed by the input where there is one."""
+        return f"{self.content}\n\n{self.input}" if self.input else self.content
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row in canonical form: `system? (user+ assistant)+`, or a single `text` turn, which is trained whole."""
+
+    turns: tuple[Turn, ...]
+    where: str
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the row is plain text, with no question and no answer."""
+        return self.turns[0].role == "text"
+
+    @property
+    def answer(self) -> str:
+        """The last answer as it was written; empty for plain text."""
+        return "" if self.is_text else self.turns[-1].content
+
+    @property
+    def prompt_key(self) -> str:
+        """What makes two prompts the same: everything before the last answer, case and whitespace apart.
+
+        System turns are left out: one system prompt is shared by all rows, and says nothing about leakage.
+        """
+        turns = self.turns if self.is_text else self.turns[:-1]
+        return _normalize("\n".join(turn.full_content for turn in turns if turn.role != "system"))
+
+    @property
+    def pair_key(self) -> str:
+        """What makes two rows the same: prompt and answer, case and whitespace apart."""
+        return f"{self.prompt_key}\x00{_normalize(self.answer)}"
+
+
+def _normalize(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip().casefold()

@@ -1,0 +1,186 @@
+"""Reads json, jsonl, csv and parquet files row by row, keeping the place of each row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from qlora_ray.data.examples import Row
+from qlora_ray.errors import DataError
+
+
+def read_rows(name: str, content: bytes, *, limit: int | None = None) -> list[Row]:
+    """Parses a file's bytes into rows.
+
+    Args:
+        name: The file as the user wrote it; its extension picks the parser, and messages carry it.
+        content: The bytes of the file.
+        limit: Rows to read at most, from the top; None reads all.
+
+    Returns:
+        At least one row. Rows that cannot be parsed on their own (a broken jsonl line, a csv row with a field too many)
+        carry a `problem` instead of values.
+
+    Raises:
+        DataError: If the file as a whole cannot be parsed, or holds no row.
+    """
+    suffix = Path(name).suffix.lower()
+    if suffix not in _PARSERS:
+        raise DataError(
+            f"{name}: a data file must end in {', '.join(sorted(_PARSERS))}, got {suffix or 'no extension'}. "
+            "Convert it, or rename it if it is one of these."
+        )
+    rows: list[Row] = []
+    for row in _PARSERS[suffix](name, content):
+        rows.append(row)
+        if limit is not None and len(rows) >= limit:
+            break
+    if not rows:
+        raise DataError(f"{name}: a dataset must hold at least one row, got none. Check that it is the right file.")
+    return rows
+
+
+def _decode(name: str, content: bytes) -> str:
+    # utf-8-sig drops the byte order mark that Excel and Windows editors put in front.
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{name}:{line}: text must be UTF-8, got byte 0x{content[error.start]:02x}. "
+            "Save the file as UTF-8 (`iconv -t UTF-8`)."
+        ) from None
+
+
+def _read_jsonl(name: str, content: bytes) -> Iterator[Row]:
+    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
+    for number, line in enumerate(_decode(name, content).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            problem = f"a line must be one JSON object, got broken JSON at column {error.colno}: {error.msg}"
+            yield Row(where, problem=problem)
+            continue
+        yield _object_row(where, value)
+
+
+def _read_json(name: str, content: bytes) -> Iterator[Row]:
+    text = _decode(name, content)
+    if not text.strip():
+        return
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        # Many `.json` files on the hub are JSON lines: then the first line is an object by itself.
+        if _is_json_object(text.lstrip().split("\n", 1)[0]):
+            yield from _read_jsonl(name, content)
+            return
+        raise DataError(
+            f"{name}:{error.lineno}: the file must be JSON, got broken JSON at column {error.colno}: {error.msg}. "
+            "Correct that place."
+        ) from None
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        document = document["data"]
+    elif isinstance(document, dict) and "\n" not in text.strip():
+        document = [document]
+    if not isinstance(document, list):
+        got = f"an object with keys {', '.join(map(str, document))}" if isinstance(document, dict) else _kind(document)
+        raise DataError(
+            f'{name}: must be a list of objects, or an object with a list under "data", got {got}. '
+            "Put the rows into a list."
+        )
+    for number, value in enumerate(document, start=1):
+        yield _object_row(f"{name} row {number}", value)
+
+
+def _read_csv(name: str, content: bytes) -> Iterator[Row]:
+    text = _decode(name, content)
+    old_limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072, cuts off long answers
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header: list[str] | None = None
+        last_line = 0
+        try:
+            for fields in reader:
+                line, last_line = last_line + 1, reader.line_num
+                if not any(field.strip() for field in fields):
+                    continue
+                if header is None:
+                    header = _check_header(name, [field.strip() for field in fields])
+                    continue
+                where = f"{name}:{line}"
+                if len(fields) != len(header):
+                    problem = f"a row must have {len(header)} fields like the header, got {len(fields)}"
+                    yield Row(where, problem=problem)
+                else:
+                    yield Row(where, dict(zip(header, fields, strict=True)))
+        except csv.Error as error:
+            raise DataError(
+                f"{name}:{last_line + 1}: must be csv, got a row that cannot be parsed ({error}). Quote it correctly."
+            ) from None
+    finally:
+        csv.field_size_limit(old_limit)
+
+
+def _read_parquet(name: str, content: bytes) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(content))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{name}: must be a parquet file, got something else ({_first_line(error)}). Write it again."
+        ) from None
+    number = 0
+    for batch in table.to_batches(max_chunksize=1024):
+        for value in batch.to_pylist():
+            number += 1
+            yield Row(f"{name} row {number}", value)
+
+
+def _check_header(name: str, header: list[str]) -> list[str]:
+    if len(header) == 1 and any(separator in header[0] for separator in ";\t|"):
+        raise DataError(f"{name}:1: csv fields must be separated by commas, got {header[0]!r}. Export it with commas.")
+    repeated = sorted({column for column in header if header.count(column) > 1})
+    if repeated:
+        raise DataError(f"{name}:1: csv columns must differ in name, got {', '.join(repeated)} twice. Rename one.")
+    return header
+
+
+def _object_row(where: str, value: object) -> Row:
+    if isinstance(value, dict):
+        return Row(where, value)
+    hint = "; a file that is one JSON list ends in .json" if isinstance(value, list) else ""
+    return Row(where, problem=f"a row must be a JSON object, got {_kind(value)}{hint}")
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+_PARSERS: dict[str, Callable[[str, bytes], Iterator[Row]]] = {
+    ".csv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+FILE_SUFFIXES = tuple(sorted(_PARSERS))

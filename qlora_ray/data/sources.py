@@ -1,0 +1,235 @@
+"""Finds where the rows of each split come from: the shipped data, a file, a folder, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from qlora_ray.config.schema import Data
+from qlora_ray.data.examples import Row
+from qlora_ray.data.reading import FILE_SUFFIXES, read_rows
+from qlora_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DEFAULT_FRACTION = 0.1  # of train, held out for validation where neither the user nor the dataset has a split
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+# Endings that say "a file was meant", though it is none that can be read.
+OTHER_SUFFIXES = (".txt", ".tsv", ".xlsx", ".xls", ".arrow", ".gz", ".zip", ".zst", ".yaml", ".yml", ".pkl", ".md")
+
+
+class Source(Protocol):
+    """Rows of one split, with a digest that is known before they are parsed."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever the rows do."""
+
+    def read(self, limit: int | None = None) -> list[Row]:
+        """Returns the first `limit` rows, or all."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file, read once; `digest` is the sha256 of its bytes."""
+
+    name: str
+    content: bytes
+    digest: str
+
+    def read(self, limit: int | None = None) -> list[Row]:
+        """Returns the first `limit` rows, or all.
+
+        Raises:
+            DataError: If the file cannot be parsed, or holds no row.
+        """
+        return read_rows(self.name, self.content, limit=limit)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """One split of a dataset that `datasets.load_dataset` opened; `digest` is its fingerprint there."""
+
+    name: str
+    dataset: Dataset
+    digest: str
+
+    def read(self, limit: int | None = None) -> list[Row]:
+        """Returns the first `limit` rows, or all.
+
+        Raises:
+            DataError: If there is no row.
+        """
+        num_rows = len(self.dataset) if limit is None else min(limit, len(self.dataset))
+        if num_rows == 0:
+            raise DataError(f"{self.name}: a dataset must hold at least one row, got none. Take another split.")
+        rows = self.dataset.select(range(num_rows))
+        return [Row(f"{self.name} row {number}", values) for number, values in enumerate(rows, start=1)]
+
+
+@dataclass(frozen=True)
+class SplitSources:
+    """Where each split comes from.
+
+    Without a validation source, `fraction` of train is held out, for `fraction_reason`.
+    """
+
+    train: Source
+    validation: Source | None
+    test: Source | None
+    fraction: float | None
+    fraction_reason: str = ""
+
+
+def find_sources(data: Data) -> SplitSources:
+    """Opens what `data.train`, `data.validation` and `data.test` name.
+
+    `validation` and `test` may also name a split of train's own hub dataset.
+
+    Raises:
+        DataError: If a file is missing or of an unknown kind, or the hub cannot give a dataset or split.
+    """
+    siblings: Mapping[str, Dataset] = {}
+    train: Source
+    if _is_hub_reference(data.train):
+        siblings = _load_hub(data.train, key="data.train")
+        train = _pick_split(data.train, siblings, ("train",), key="data.train")
+    else:
+        train = _open_file(data.train, "train", key="data.train")
+
+    validation: Source | None = None
+    fraction: float | None = None
+    reason = ""
+    own = next((name for name in VALIDATION_NAMES if name in siblings), None)
+    if isinstance(data.validation, str):
+        validation = _open_other(data.validation, "validation", data.train, siblings)
+    elif data.validation is not None:
+        fraction, reason = float(data.validation), "data.validation"
+    elif data.train == "embedded":
+        validation = _open_file("embedded", "validation", key="data.validation")
+    elif own is not None:
+        validation = _hub_source(data.train, own, siblings[own])
+    else:
+        fraction, reason = DEFAULT_FRACTION, "the default, as data.validation is not set"
+
+    test: Source | None = None
+    if data.test is not None:
+        test = _open_other(data.test, "test", data.train, siblings)
+    elif data.train == "embedded":
+        test = _open_file("embedded", "test", key="data.test")
+    return SplitSources(train, validation, test, fraction, reason)
+
+
+def _open_other(name: str, split: str, train_name: str, siblings: Mapping[str, Dataset]) -> Source:
+    key = f"data.{split}"
+    if name in siblings:
+        return _hub_source(train_name, name, siblings[name])
+    if not _is_hub_reference(name):
+        return _open_file(name, split, key=key)
+    wanted = VALIDATION_NAMES if split == "validation" else (split,)
+    try:
+        return _pick_split(name, _load_hub(name, key=key), wanted, key=key)
+    except DataError as error:
+        if siblings and "/" not in name:
+            raise DataError(
+                f"{key}: {train_name} has no split {name!r}, only {', '.join(siblings)}; nor is {name!r} a dataset. "
+                "Name one of these splits, a file, or a hub id."
+            ) from error
+        raise
+
+
+def _is_hub_reference(name: str) -> bool:
+    """Whether `load_dataset` opens the name: a folder, or a hub id (`owner/name`, or `owner/name:config`)."""
+    if name == "embedded":
+        return False
+    if Path(name).expanduser().is_dir():
+        return True
+    looks_like_path = name.startswith(("./", "../", "/", "~")) or "\\" in name or name.count("/") > 1
+    return not (
+        looks_like_path or Path(name).suffix.lower() in (*FILE_SUFFIXES, *OTHER_SUFFIXES) or Path(name).is_file()
+    )
+
+
+def _open_file(name: str, split: str, *, key: str) -> FileSource:
+    if name == "embedded":
+        from qlora_ray import embedded
+
+        paths = {"train": embedded.train_path, "validation": embedded.validation_path, "test": embedded.test_path}
+        path = paths[split]()
+        name = f"embedded/{path.name}"
+    else:
+        path = Path(name).expanduser()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"{key}: must be a file that exists, got {name} (looked in {Path.cwd()}). Correct the path."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{key}: must be a readable file, got {name} ({error.strerror}). Check it.") from None
+    if path.suffix.lower() not in FILE_SUFFIXES:
+        raise DataError(
+            f"{key}: a data file must end in {', '.join(FILE_SUFFIXES)}, got {name}. "
+            "Convert it, or rename it if it is one of these."
+        )
+    return FileSource(name, content, hashlib.sha256(content).hexdigest())
+
+
+def _load_hub(name: str, *, key: str) -> Mapping[str, Dataset]:
+    import datasets
+
+    path = Path(name).expanduser()
+    repository, _, config = (str(path), "", "") if path.is_dir() else name.partition(":")
+    try:
+        splits = datasets.load_dataset(repository, config or None)
+    # load_dataset raises what its HTTP client, the hub, fsspec and the parsers raise: no common class but this one.
+    except Exception as error:
+        where = "a folder" if path.is_dir() else "a file here or a dataset on the hub"
+        message = f"{key}: must be {where} that can be loaded, got {name} ({_cause(error)}). {_advice(error)}"
+        raise DataError(message) from error
+    return splits if isinstance(splits, dict) else {"train": splits}
+
+
+def _cause(error: Exception) -> str:
+    # The chain's first error says what is wrong (a parser's words); the last one only that loading failed.
+    root: BaseException = error
+    if type(error).__name__.startswith("DatasetGeneration"):
+        while root.__cause__ is not None:
+            root = root.__cause__
+    lines = str(root).strip().splitlines()
+    return f"{type(root).__name__}: {lines[0].rstrip('.')}" if lines else type(root).__name__
+
+
+def _advice(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}".lower()
+    if "config name is missing" in text or "builderconfig" in text:
+        return "Name one of its configs after a colon, as in openai/gsm8k:main."
+    if "offline" in text or isinstance(error, ConnectionError | TimeoutError) or "connect" in text or "resolve" in text:
+        return "Check the network and HF_HUB_OFFLINE, or give a local file."
+    if "gated" in text or "401" in text or "403" in text:
+        return "Ask for access on its page, and set HF_TOKEN."
+    return "Check the spelling; set HF_TOKEN if it is private; a local file needs its extension."
+
+
+def _pick_split(name: str, splits: Mapping[str, Dataset], wanted: tuple[str, ...], *, key: str) -> HubSource:
+    found = next((split for split in wanted if split in splits), None)
+    if found is None and len(splits) == 1:
+        found = next(iter(splits))
+    if found is None:
+        raise DataError(
+            f"{key}: {name} must have a split {' or '.join(wanted)}, got {', '.join(splits)}. "
+            "Save the split that is meant as a file, and name that."
+        )
+    return _hub_source(name, found, splits[found])
+
+
+def _hub_source(name: str, split: str, dataset: Dataset) -> HubSource:
+    return HubSource(f"{name} {split}", dataset, str(dataset._fingerprint))

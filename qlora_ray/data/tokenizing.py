@@ -1,0 +1,176 @@
+"""From Examples to token ids: pieces are tokenized one by one and concatenated, so a prompt's ids are the same in
+training and in generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qlora_ray.data.examples import Example
+from qlora_ray.data.templates import Piece, Template, render
+from qlora_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ANCHOR = "\n"  # see _tokenize_texts
+BATCH_TEXTS = 4096  # texts per tokenizer call: bounds the memory of its encodings
+
+
+@dataclass(frozen=True)
+class TokenizedSplit:
+    """One split's rows as token ids. All lists have one entry per row.
+
+    `completion_mask` is 1 where the token is trained: answers and their end tokens. `prompt_ids` is everything before
+    the last answer, generation prompt included and never cut; `references` is that answer as text. Both are empty for
+    plain text. `input_ids` starts with `prompt_ids` unless it was cut inside them.
+    """
+
+    name: str
+    input_ids: list[list[int]]
+    completion_mask: list[list[int]]
+    prompt_ids: list[list[int]]
+    references: list[str]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(map(len, self.input_ids))
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Trained tokens of all rows."""
+        return sum(map(sum, self.completion_mask))
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """What tokenizing one split did to its rows. `lengths` are in tokens, before any cut."""
+
+    lengths: list[int]
+    num_truncated: int
+    num_dropped: dict[str, int] = field(default_factory=dict)
+    num_without_end: int = 0
+    num_with_special_text: int = 0
+
+
+def tokenize_split(
+    name: str,
+    examples: Sequence[Example],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> tuple[TokenizedSplit, SplitCounts]:
+    """Renders and tokenizes a split; rows longer than `max_length` tokens lose their right end.
+
+    Returns:
+        The split and the counts. A row whose answers were cut away completely is dropped and counted.
+
+    Raises:
+        DataError: If a row cannot be rendered, or no row keeps a trained token.
+    """
+    pieces_by_row = [render(example, template, tokenizer) for example in examples]
+    first_ids = _tokenize_texts({pieces[0].text for pieces in pieces_by_row}, tokenizer)
+    later_texts = {piece.text for pieces in pieces_by_row for piece in pieces[1:]}
+    later_ids = _tokenize_texts(later_texts, tokenizer, inside_row=True)
+    bos = _bos_ids(tokenizer)
+    split = TokenizedSplit(name, [], [], [], [])
+    lengths: list[int] = []
+    num_truncated = num_dropped = num_without_end = 0
+    for example, pieces in zip(examples, pieces_by_row, strict=True):
+        starts_itself = template.name == "chat" and not example.is_text
+        ids, mask, prompt_length = _join(
+            pieces,
+            [first_ids[pieces[0].text], *(later_ids[piece.text] for piece in pieces[1:])],
+            [] if starts_itself else bos,
+            tokenizer.eos_token_id,
+        )
+        lengths.append(len(ids))
+        num_truncated += len(ids) > max_length
+        if not any(mask[:max_length]):
+            num_dropped += 1
+            continue
+        num_without_end += not _ends_in_special_id(ids, mask, tokenizer)
+        split.input_ids.append(ids[:max_length])
+        split.completion_mask.append(mask[:max_length])
+        split.prompt_ids.append([] if example.is_text else ids[:prompt_length])
+        split.references.append(example.answer)
+    if not split.input_ids:
+        raise DataError(
+            f"data.max_length: {name} rows must keep a part of their answer, got {max_length} for rows of "
+            f"{min(lengths)} to {max(lengths)} tokens, whose answers are all cut away. "
+            f"Raise data.max_length; {max(lengths)} cuts nothing."
+        )
+    dropped = {f"answer beyond max_length {max_length}": num_dropped} if num_dropped else {}
+    num_special = sum(_holds_special_text(example, tokenizer) for example in examples)
+    return split, SplitCounts(lengths, num_truncated, dropped, num_without_end, num_special)
+
+
+def _join(
+    pieces: list[Piece], ids_by_piece: list[list[int]], bos: list[int], eos_id: int | None
+) -> tuple[list[int], list[int], int]:
+    ids, mask, prompt_length = list(bos), [0] * len(bos), 0
+    for piece, piece_ids in zip(pieces, ids_by_piece, strict=True):
+        if piece.is_trained:
+            prompt_length = len(ids)
+        new = piece_ids + ([eos_id] if piece.ends_answer and eos_id is not None else [])
+        ids += new
+        mask += [int(piece.is_trained)] * len(new)
+    return ids, mask, prompt_length
+
+
+def _tokenize_texts(
+    texts: set[str], tokenizer: PreTrainedTokenizerBase, *, inside_row: bool = False
+) -> dict[str, list[int]]:
+    """Token ids per text, without special tokens around it.
+
+    SentencePiece-like tokenizers put a space in front of whatever they are given. Inside a row that space would be
+    false, so there a text is tokenized behind a newline, whose tokens are then taken off again.
+    """
+    ordered = sorted(texts)
+    adds_space = inside_row and _adds_space(tokenizer)
+    anchor_ids = _encode([ANCHOR], tokenizer)[0]
+    result: dict[str, list[int]] = {}
+    for start in range(0, len(ordered), BATCH_TEXTS):
+        batch = ordered[start : start + BATCH_TEXTS]
+        encoded = _encode([ANCHOR + text for text in batch] if adds_space else batch, tokenizer)
+        for text, ids in zip(batch, encoded, strict=True):
+            if adds_space:
+                is_apart = ids[: len(anchor_ids)] == anchor_ids
+                ids = ids[len(anchor_ids) :] if is_apart else _encode([text], tokenizer)[0]
+            result[text] = ids
+    return result
+
+
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    encoded = tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, verbose=False)
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    first = tokenizer.tokenize("a")[:1]
+    return bool(first) and first[0].startswith(("▁", "Ġ"))
+
+
+def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The begin token, if this tokenizer puts it in front of plain text by itself."""
+    if tokenizer.bos_token_id is None:
+        return []
+    return [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
+
+
+def _ends_in_special_id(ids: list[int], mask: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    last_trained = len(mask) - 1 - mask[::-1].index(1)
+    return ids[last_trained] == tokenizer.eos_token_id or ids[last_trained] in tokenizer.added_tokens_decoder
+
+
+def _holds_special_text(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:
+    if example.is_text:  # text that was rendered elsewhere holds them on purpose
+        return False
+    contents = [turn.full_content for turn in example.turns]
+    return any(token in content for token in tokenizer.all_special_tokens for content in contents)

@@ -1,0 +1,180 @@
+"""The task's schema: classicmodels, MySQL's sample database, with the ways people speak of its tables and columns.
+
+Source: table and column names of https://www.mysqltutorial.org/getting-started-with-mysql/mysql-sample-database/ . The
+rows are our own (rows.py). `describe_schema` fills the columns' constants from a database, so that questions find rows.
+"""
+
+import sqlite3
+from dataclasses import replace
+
+from qlora_ray.embedded.schemas import Column, Link, Schema, Table
+
+CREATE_SQL = """
+CREATE TABLE productlines (productLine TEXT PRIMARY KEY, textDescription TEXT, htmlDescription TEXT, image BLOB);
+CREATE TABLE products (productCode TEXT PRIMARY KEY, productName TEXT NOT NULL,
+  productLine TEXT NOT NULL REFERENCES productlines (productLine), productScale TEXT NOT NULL, productVendor TEXT NOT NULL,
+  productDescription TEXT, quantityInStock INTEGER NOT NULL, buyPrice REAL NOT NULL, MSRP REAL NOT NULL);
+CREATE TABLE offices (officeCode TEXT PRIMARY KEY, city TEXT NOT NULL, phone TEXT NOT NULL, addressLine1 TEXT NOT NULL,
+  addressLine2 TEXT, state TEXT, country TEXT NOT NULL, postalCode TEXT NOT NULL, territory TEXT NOT NULL);
+CREATE TABLE employees (employeeNumber INTEGER PRIMARY KEY, lastName TEXT NOT NULL, firstName TEXT NOT NULL,
+  extension TEXT NOT NULL, email TEXT NOT NULL, officeCode TEXT NOT NULL REFERENCES offices (officeCode),
+  reportsTo INTEGER REFERENCES employees (employeeNumber), jobTitle TEXT NOT NULL);
+CREATE TABLE customers (customerNumber INTEGER PRIMARY KEY, customerName TEXT NOT NULL, contactLastName TEXT NOT NULL,
+  contactFirstName TEXT NOT NULL, phone TEXT NOT NULL, addressLine1 TEXT NOT NULL, addressLine2 TEXT, city TEXT NOT NULL,
+  state TEXT, postalCode TEXT, country TEXT NOT NULL,
+  salesRepEmployeeNumber INTEGER REFERENCES employees (employeeNumber), creditLimit REAL);
+CREATE TABLE orders (orderNumber INTEGER PRIMARY KEY, orderDate TEXT NOT NULL, requiredDate TEXT NOT NULL,
+  shippedDate TEXT, status TEXT NOT NULL, comments TEXT,
+  customerNumber INTEGER NOT NULL REFERENCES customers (customerNumber));
+CREATE TABLE orderdetails (orderNumber INTEGER NOT NULL REFERENCES orders (orderNumber),
+  productCode TEXT NOT NULL REFERENCES products (productCode), quantityOrdered INTEGER NOT NULL, priceEach REAL NOT NULL,
+  orderLineNumber INTEGER NOT NULL, PRIMARY KEY (orderNumber, productCode));
+CREATE TABLE payments (customerNumber INTEGER NOT NULL REFERENCES customers (customerNumber), checkNumber TEXT NOT NULL,
+  paymentDate TEXT NOT NULL, amount REAL NOT NULL, PRIMARY KEY (customerNumber, checkNumber));
+"""
+
+_CITY = ("in {value}", "located in {value}")
+_COUNTRY = ("from {value}", "based in the country {value}")
+
+_TABLES = (
+    Table(
+        "productlines",
+        (("product line", "product lines"), ("range", "ranges")),
+        (
+            Column("productLine", ("product line", "line"), "shown"),
+            Column("textDescription", ("text description", "description text"), "text"),
+        ),
+    ),
+    Table(
+        "products",
+        (("product", "products"), ("model", "models"), ("item", "items")),
+        (
+            Column("productCode", ("product code", "code"), "shown"),
+            Column("productName", ("product name", "name"), "text"),
+            Column("productLine", ("product line", "line"), "category", equal_forms=("in the {value} line",)),
+            Column("productScale", ("product scale", "scale"), "category", equal_forms=("built in {value}",)),
+            Column(
+                "productVendor",
+                ("product vendor", "vendor", "maker"),
+                "category",
+                equal_forms=("made by {value}",),
+            ),
+            Column("quantityInStock", ("quantity in stock", "stock"), "number"),
+            Column("buyPrice", ("buy price", "purchase cost"), "number"),
+            Column("MSRP", ("MSRP", "suggested retail price"), "number"),
+        ),
+    ),
+    Table(
+        "offices",
+        (("office", "offices"), ("branch", "branches")),
+        (
+            Column("officeCode", ("office code", "code"), "shown"),
+            Column("city", ("city", "town"), "category", equal_forms=_CITY),
+            Column("phone", ("phone", "phone number"), "shown"),
+            Column("addressLine1", ("address line 1", "street address"), "shown"),
+            Column("addressLine2", ("address line 2", "second address line"), "shown", nullable=True),
+            Column("state", ("state",), "category", nullable=True),
+            Column("country", ("country",), "category", equal_forms=_COUNTRY),
+            Column("postalCode", ("postal code", "zip code"), "shown"),
+            Column("territory", ("territory", "sales region"), "category", equal_forms=("serving {value}",)),
+        ),
+    ),
+    Table(
+        "employees",
+        (("employee", "employees"), ("staff member", "staff members")),
+        (
+            Column("employeeNumber", ("employee number", "staff number"), "shown"),
+            Column("lastName", ("last name", "surname"), "text"),
+            Column("firstName", ("first name", "given name"), "text"),
+            Column("extension", ("extension", "phone extension"), "shown"),
+            Column("email", ("email", "mail address"), "shown"),
+            Column("reportsTo", ("reports to", "boss"), "shown", nullable=True),
+            Column("jobTitle", ("job title", "role"), "category", equal_forms=("working as {value}",)),
+        ),
+    ),
+    Table(
+        "customers",
+        (("customer", "customers"), ("client", "clients"), ("buyer", "buyers")),
+        (
+            Column("customerNumber", ("customer number", "account number"), "shown"),
+            Column("customerName", ("customer name", "name"), "text"),
+            Column("contactLastName", ("contact last name", "surname of the contact"), "text"),
+            Column("contactFirstName", ("contact first name", "given name of the contact"), "text"),
+            Column("phone", ("phone", "phone number"), "shown"),
+            Column("addressLine1", ("address line 1", "street address"), "shown"),
+            Column("addressLine2", ("address line 2", "second address line"), "shown", nullable=True),
+            Column("city", ("city", "town"), "category", equal_forms=_CITY),
+            Column("state", ("state",), "category", nullable=True),
+            Column("postalCode", ("postal code", "zip code"), "shown"),
+            Column("country", ("country",), "category", equal_forms=_COUNTRY),
+            Column("creditLimit", ("credit limit", "credit line"), "number"),
+        ),
+    ),
+    Table(
+        "orders",
+        (("order", "orders"), ("purchase", "purchases")),
+        (
+            Column("orderNumber", ("order number", "purchase number"), "shown"),
+            Column("orderDate", ("order date", "day of ordering"), "date"),
+            Column("requiredDate", ("required date", "deadline"), "date"),
+            Column("shippedDate", ("shipped date", "shipping day"), "date", nullable=True),
+            Column("status", ("status", "progress"), "category", equal_forms=("marked {value}",)),
+            Column("comments", ("comments", "remarks"), "text", nullable=True),
+        ),
+    ),
+    Table(
+        "orderdetails",
+        (("order detail", "order details"), ("order line", "order lines"), ("position", "positions")),
+        (
+            Column("orderLineNumber", ("order line number", "line number"), "shown"),
+            Column("quantityOrdered", ("quantity ordered", "quantity"), "number"),
+            Column("priceEach", ("price each", "unit price"), "number"),
+            Column("productCode", ("product code", "code of the product"), "shown"),
+        ),
+    ),
+    Table(
+        "payments",
+        (("payment", "payments"), ("receipt", "receipts")),
+        (
+            Column("checkNumber", ("check number", "check"), "shown"),
+            Column("paymentDate", ("payment date", "day of payment"), "date"),
+            Column("amount", ("amount", "sum of money"), "number"),
+        ),
+    ),
+)
+
+# child, foreign key, parent, parent's key, names that the child has for the parent
+_LINKS: tuple[tuple[str, str, str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("products", "productLine", "productlines", "productLine", ()),
+    ("employees", "officeCode", "offices", "officeCode", ()),
+    ("customers", "salesRepEmployeeNumber", "employees", "employeeNumber", (("sales rep", "sales reps"),)),
+    ("orders", "customerNumber", "customers", "customerNumber", ()),
+    ("payments", "customerNumber", "customers", "customerNumber", (("payer", "payers"),)),
+    ("orderdetails", "orderNumber", "orders", "orderNumber", ()),
+    ("orderdetails", "productCode", "products", "productCode", ()),
+)
+
+
+def describe_schema(connection: sqlite3.Connection) -> Schema:
+    """Returns the schema with every column's constants read from the database's rows, in their order."""
+    tables = {table.name: _with_constants(table, connection) for table in _TABLES}
+    links = tuple(
+        Link(tables[child], key, tables[parent], other, roles) for child, key, parent, other, roles in _LINKS
+    )
+    return Schema(tuple(tables.values()), links)
+
+
+def _with_constants(table: Table, connection: sqlite3.Connection) -> Table:
+    columns = []
+    for column in table.columns:
+        rows = connection.execute(
+            f"SELECT DISTINCT {column.name} FROM {table.name} WHERE {column.name} IS NOT NULL ORDER BY {column.name}"
+        )
+        said = [_round(value) if column.kind == "number" else str(value) for (value,) in rows]
+        columns.append(replace(column, constants=tuple(dict.fromkeys(said))))
+    return replace(table, columns=tuple(columns))
+
+
+def _round(number: float) -> str:
+    """Returns the number to two significant digits: people ask for more than 57000, not for more than 57128.68."""
+    return f"{float(f'{number:.1e}'):g}"

@@ -1,0 +1,73 @@
+"""How evaluation runs a model: without gradients, in a known mode and precision, in batches that fit the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, precision: Precision) -> Iterator[None]:
+    """Runs the block in eval mode, without gradients and in `precision`, and puts every module's mode back.
+
+    Autocast is used on CUDA only: a CPU computes in the dtype its weights have. `torch.inference_mode` is not
+    used, since tensors that modules keep from it (rotary caches) cannot take part in later training.
+    """
+    training = {module: module.training for module in model.modules()}
+    device_type = input_device(model).type
+    dtype = AUTOCAST_DTYPES.get(precision) if device_type == "cuda" else None
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+            yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def input_device(model: Any) -> torch.device:
+    """Returns the device that token ids must be on: the embedding's, also where layers are spread over devices."""
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weight = getattr(embeddings, "weight", None)
+    return weight.device if isinstance(weight, torch.Tensor) else next(model.parameters()).device
+
+
+def map_batches(
+    rows: Sequence[int], run: Callable[[Sequence[int]], Result], *, batch_size: int
+) -> Iterator[tuple[Sequence[int], Result]]:
+    """Yields each batch of `rows` with `run(batch)`; a batch that does not fit the device is halved and tried again.
+
+    Once halved, batches stay small: rows should come with the longest first, so that halving happens early.
+
+    Raises:
+        torch.OutOfMemoryError: one row alone does not fit.
+    """
+    start, size = 0, batch_size
+    while start < len(rows):
+        batch = rows[start : start + size]
+        try:
+            result = run(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        else:
+            start += len(batch)
+            yield batch, result
+            continue
+        # Outside the handler: there the traceback would still hold the failed batch's tensors.
+        size = len(batch) // 2
+        torch.cuda.empty_cache()
+
+
+def longest_first(sequences: Sequence[Sequence[int]], rows: Sequence[int]) -> list[int]:
+    """Returns `rows` by falling length of `sequences[row]`, so that a batch pads little; ties keep their order."""
+    return sorted(rows, key=lambda row: -len(sequences[row]))

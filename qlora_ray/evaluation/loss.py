@@ -1,0 +1,133 @@
+"""The loss of a model on a split: mean negative log-likelihood of the trained tokens, in nats.
+
+Shapes: B rows of a batch, T tokens, N trained tokens of a batch, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qlora_ray.errors import DataError
+from qlora_ray.evaluation.inference import Precision, evaluating, input_device, longest_first, map_batches
+from qlora_ray.evaluation.split import EvaluationSplit
+
+# Ours, not measured: the float32 logits of one chunk. Cross-entropy holds about three such tensors at once.
+LOGITS_CHUNK_BYTES = 128 * 2**20
+# Ours: enough tokens to tell apart a head that is the whole way to the logits from one that is not.
+NUM_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """A split's loss. `num_rows` and `num_tokens` count what it is the mean of, which can be less than the split."""
+
+    loss: float
+    num_tokens: int
+    num_rows: int
+
+
+def evaluate_loss(
+    model: Any,
+    split: EvaluationSplit,
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    precision: Precision,
+) -> LossResult:
+    """Returns the mean over all trained tokens of the split, however they fall into rows and batches.
+
+    A token is trained where `completion_mask` is 1; a row's first token has nothing before it to be predicted
+    from and never counts. Rows without a trained token are skipped. Logits exist only at positions that predict
+    a trained token, a chunk at a time, where the model allows it (see `_find_head`).
+
+    Args:
+        model: A causal LM of transformers, or a PEFT model around one.
+        batch_size: Rows at once; halved when the device runs out of memory.
+
+    Raises:
+        DataError: no row has a trained token.
+        torch.OutOfMemoryError: one row alone does not fit the device.
+    """
+    num_tokens = [sum(mask[1:]) for mask in split.completion_mask]
+    rows = longest_first(split.input_ids, [row for row, num in enumerate(num_tokens) if num > 0])
+    if not rows:
+        raise DataError(
+            f"evaluation: {split.name} must have at least one token that counts in the loss, got none in "
+            f"{len(num_tokens)} rows. Check the answers, and data.max_length."
+        )
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def sum_nll(batch: Sequence[int]) -> float:
+        ids_BT, attention_BT, trained_BT = _pad_right(split, batch, pad_token_id=pad_token_id, device=device)
+        predicts_BT = trained_BT[:, 1:]
+        labels_N = ids_BT[:, 1:][predicts_BT]
+        if body is None or head is None:
+            logits_BTV = causal(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).logits
+            return _sum_nll(logits_BTV[:, :-1][predicts_BT.to(logits_BTV.device)], labels_N, head=nn.Identity())
+        hidden_BTD = body(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+        return _sum_nll(hidden_BTD[:, :-1][predicts_BT.to(hidden_BTD.device)], labels_N, head=head)
+
+    with evaluating(model, precision=precision):
+        device = input_device(causal)
+        body, head = _find_head(causal, torch.tensor([split.input_ids[rows[0]][:NUM_PROBE_TOKENS]], device=device))
+        sums = [nll for _, nll in map_batches(rows, sum_nll, batch_size=batch_size)]
+    total_tokens = sum(num_tokens)
+    return LossResult(loss=math.fsum(sums) / total_tokens, num_tokens=total_tokens, num_rows=len(rows))
+
+
+def _find_head(causal: Any, ids_BT: Tensor) -> tuple[nn.Module | None, nn.Module | None]:
+    """Returns the body and the head if head(body(ids)) is all that the model does, else two Nones.
+
+    Some models do more after the head (gemma2 and others cap logits; cohere and granite scale them), and each
+    spells it differently. So this compares both ways on a few tokens: equal bits or the model's own forward.
+    """
+    body = getattr(causal, "base_model", None)
+    head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None
+    if body is None or body is causal or head is None:
+        return None, None
+    inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), "use_cache": False}
+    hidden_BTD = getattr(body(**inputs), "last_hidden_state", None)
+    if hidden_BTD is None:
+        return None, None
+    expected_BTV = causal(**inputs).logits
+    got_BTV = head(hidden_BTD)
+    same = got_BTV.shape == expected_BTV.shape and torch.equal(got_BTV.float(), expected_BTV.float())
+    return (body, head) if same else (None, None)
+
+
+def _pad_right(
+    split: EvaluationSplit, batch: Sequence[int], *, pad_token_id: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns token ids, attention mask and the boolean mask of trained tokens, each [B, T]."""
+    longest = max(len(split.input_ids[row]) for row in batch)
+    ids, attention, trained = [], [], []
+    for row in batch:
+        num_pad = longest - len(split.input_ids[row])
+        ids.append([*split.input_ids[row], *[pad_token_id] * num_pad])
+        attention.append([1] * (longest - num_pad) + [0] * num_pad)
+        trained.append([*split.completion_mask[row], *[0] * num_pad])
+    return (
+        torch.tensor(ids, device=device),
+        torch.tensor(attention, device=device),
+        torch.tensor(trained, device=device).bool(),
+    )
+
+
+def _sum_nll(features_ND: Tensor, labels_N: Tensor, *, head: nn.Module) -> float:
+    """Returns the summed NLL of `labels_N` under `head(features_ND)`, in chunks, summed in float64."""
+    num_total, start, chunk = len(features_ND), 0, 1
+    total = 0.0
+    while start < num_total:
+        logits_NV = head(features_ND[start : start + chunk]).float()
+        labels = labels_N[start : start + chunk].to(logits_NV.device)
+        total += functional.cross_entropy(logits_NV, labels, reduction="none").double().sum().item()
+        start += chunk
+        chunk = max(1, LOGITS_CHUNK_BYTES // (4 * logits_NV.shape[-1]))
+    return total

@@ -1,0 +1,123 @@
+"""One model on one split: its loss, its answers, and every metric of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.config.schema import Evaluate
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.generation import Answers, generate_answers
+from qlora_ray.evaluation.inference import Precision
+from qlora_ray.evaluation.loss import evaluate_loss
+from qlora_ray.evaluation.metrics import Metric
+from qlora_ray.evaluation.split import EvaluationSplit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """An answer beside what was expected; `row` is its index in the split."""
+
+    row: int
+    answer: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model is worth on a split.
+
+    Attributes:
+        loss: Mean over `num_tokens` trained tokens of `num_rows` rows: the whole split.
+        metrics: Mean score by metric, over the answered rows.
+        row_metrics: Score of each answered row by metric, in the order of `answers`: two models that answered
+            the same split can be compared in pairs.
+        answers: The split's first rows, as many as `evaluate.max_rows` allows.
+        num_cut_prompts: Prompts too long for the model, which saw their end only.
+        num_short_answers: Answers that had fewer than `evaluate.max_new_tokens` tokens to spend.
+    """
+
+    loss: float
+    num_tokens: int
+    num_rows: int
+    metrics: dict[str, float]
+    row_metrics: dict[str, list[float]]
+    answers: list[ScoredAnswer]
+    num_cut_prompts: int
+    num_short_answers: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `json.dumps` takes and any JSON reader reads; a number that is not finite becomes None."""
+        return {
+            "loss": _finite(self.loss),
+            "num_tokens": self.num_tokens,
+            "num_rows": self.num_rows,
+            "num_answers": len(self.answers),
+            "num_cut_prompts": self.num_cut_prompts,
+            "num_short_answers": self.num_short_answers,
+            "metrics": {name: _finite(mean) for name, mean in self.metrics.items()},
+            "row_metrics": {name: [_finite(one) for one in row] for name, row in self.row_metrics.items()},
+            "answers": [{"row": one.row, "answer": one.answer, "reference": one.reference} for one in self.answers],
+        }
+
+
+def score_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    split: EvaluationSplit,
+    *,
+    metrics: Sequence[Metric],
+    evaluate: Evaluate,
+    precision: Precision,
+    loss_batch_size: int,
+) -> Scores:
+    """Returns the loss over the whole split and the metrics over its first `evaluate.max_rows` rows.
+
+    Without metrics nothing is generated.
+
+    Raises:
+        DataError: no token counts in the loss, a prompt is empty, or a reference query does not run.
+        ModelError: the tokenizer has neither a pad nor an end token.
+    """
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if not isinstance(pad_token_id, int):
+        raise ModelError(
+            f"evaluation: the tokenizer must have a pad or an end token, got {type(tokenizer).__name__} with neither. "
+            "Set tokenizer.pad_token."
+        )
+    loss = evaluate_loss(model, split, batch_size=loss_batch_size, pad_token_id=pad_token_id, precision=precision)
+    num_answers = len(split.prompt_ids[: evaluate.max_rows]) if metrics else 0
+    answers = Answers(texts=[], num_cut_prompts=0, num_short_answers=0)
+    if num_answers:
+        answers = generate_answers(
+            model,
+            tokenizer,
+            split.prompt_ids[:num_answers],
+            max_new_tokens=evaluate.max_new_tokens,
+            batch_size=evaluate.batch_size,
+            precision=precision,
+        )
+    references = list(split.references[:num_answers])
+    row_metrics = {metric.name: metric.score(answers.texts, references) for metric in metrics}
+    return Scores(
+        loss=loss.loss,
+        num_tokens=loss.num_tokens,
+        num_rows=loss.num_rows,
+        metrics={name: math.fsum(rows) / len(rows) if rows else math.nan for name, rows in row_metrics.items()},
+        row_metrics=row_metrics,
+        answers=[
+            ScoredAnswer(row=row, answer=answer, reference=reference)
+            for row, (answer, reference) in enumerate(zip(answers.texts, references, strict=True))
+        ],
+        num_cut_prompts=answers.num_cut_prompts,
+        num_short_answers=answers.num_short_answers,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,168 @@
+"""What the planner is asked and what it answers: TrialDemand in, Plan out. Numbers for Ray, words for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from qlora_ray.hardware.memory import MemoryEstimate, format_gib
+from qlora_ray.hardware.precision import Precision
+
+TABLE_COLUMNS = 110
+DEVICE_COLUMNS = 34
+
+
+@dataclass(frozen=True)
+class TrialDemand:
+    """The largest trial that the search space can propose.
+
+    Args:
+        max_r: Highest rank.
+        targets: The widest preset or list of modules.
+        effective_batch: Most samples per optimizer step.
+        per_device_train_batch_size: Most rows through a device at once; the planner may choose fewer.
+        eval_batch: Most validation rows at once; the planner may choose fewer.
+        loss: How the engine computes the loss, see hardware.memory.Workload. `auto`: by the node's TRL version.
+        fp32_parameters: Which unquantized parameters the engine keeps in fp32, see hardware.memory.Workload.
+    """
+
+    max_r: int = 16
+    targets: str | Sequence[str] = "all-linear"
+    effective_batch: int = 8
+    per_device_train_batch_size: int = 1
+    max_seq_length: int = 512
+    optim: str = "paged_adamw_8bit"
+    gradient_checkpointing: bool = False
+    eval_batch: int = 8
+    modules_to_save: tuple[str, ...] = ()
+    loss: Literal["auto", "stock", "chunked", "tiled"] = "auto"
+    fp32_parameters: Literal["all", "norms", "none"] = "norms"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What runs on every device of one class, and why.
+
+    Args:
+        devices: `host:index` of each device.
+        num_gpus: Ray's request per slot; slots_per_device * num_gpus <= 1, and 0 on a CPU.
+        num_cpus: Ray's request per slot. A little below the node's, so that trial actors find room beside it.
+        num_threads: For OMP_NUM_THREADS and torch.set_num_threads.
+        memory_cap_fraction: For torch.cuda.set_per_process_memory_fraction; None on a CPU.
+        max_micro_batch: Most rows that fit through the device at once in one slot.
+        micro_batch: The rows that the effective batch of the demand is cut into.
+        gradient_accumulation_steps: Micro-batches per optimizer step of the demand.
+        eval_batch: Validation rows at once, within the memory that training takes.
+        estimate: Of one slot at max_micro_batch.
+        available_bytes: Free memory of the class's fullest device.
+    """
+
+    device_class: str
+    device_kind: Literal["cuda", "cpu"]
+    device_name: str
+    devices: tuple[str, ...]
+    engine: Literal["sft"]
+    slots_per_device: int
+    num_gpus: float
+    num_cpus: float
+    num_threads: int
+    memory_cap_fraction: float | None
+    precision: Precision
+    max_micro_batch: int
+    micro_batch: int
+    gradient_accumulation_steps: int
+    eval_batch: int
+    estimate: MemoryEstimate
+    available_bytes: int
+    reason: str
+
+    @property
+    def num_devices(self) -> int:
+        return len(self.devices)
+
+    @property
+    def num_slots(self) -> int:
+        return self.slots_per_device * self.num_devices
+
+    def micro_batch_for(self, effective_batch: int) -> int:
+        """The largest divisor of a trial's effective batch that fits: accumulation makes up the rest exactly."""
+        return largest_divisor(effective_batch, at_most=self.max_micro_batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "num_devices": self.num_devices, "devices": list(self.devices)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Placement:
+        fields = {key: value for key, value in values.items() if key != "num_devices"}
+        fields["devices"] = tuple(values["devices"])
+        fields["precision"] = Precision.from_dict(values["precision"])
+        fields["estimate"] = MemoryEstimate.from_dict(values["estimate"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Placements, largest device first; what is worth knowing; and which devices stay idle, each with its reason."""
+
+    placements: tuple[Placement, ...]
+    notes: tuple[str, ...]
+    skipped: tuple[str, ...]
+    total_slots: int
+
+    def placement_for(self, device_class: str) -> Placement | None:
+        """The placement of a device, by its DeviceProfile.class_key."""
+        return next((item for item in self.placements if item.device_class == device_class), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "placements": [placement.to_dict() for placement in self.placements],
+            "notes": list(self.notes),
+            "skipped": list(self.skipped),
+            "total_slots": self.total_slots,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
+        return cls(
+            placements=tuple(Placement.from_dict(item) for item in values["placements"]),
+            notes=tuple(values["notes"]),
+            skipped=tuple(values["skipped"]),
+            total_slots=values["total_slots"],
+        )
+
+    def render(self) -> str:
+        """A table for the terminal, at most 110 columns wide, with the reasons below it."""
+        header = ("device", "count", "slots", "num_gpus", "precision", "micro x accum", "estimate / free")
+        rows = [header, *(_render_row(placement) for placement in self.placements)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines += ["", f"{self.total_slots} trial{'s' if self.total_slots != 1 else ''} at once"]
+        words = [f"{placement.device_name}: {placement.reason}" for placement in self.placements]
+        words += [f"skipped: {text}" for text in self.skipped]
+        words += [f"note: {text}" for text in self.notes]
+        for text in words:
+            lines += textwrap.wrap(text, TABLE_COLUMNS, initial_indent="- ", subsequent_indent="  ")
+        return "\n".join(lines)
+
+
+def largest_divisor(number: int, *, at_most: int) -> int:
+    """The largest divisor of `number` that is <= `at_most`."""
+    return max(divisor for divisor in range(1, min(number, at_most) + 1) if number % divisor == 0)
+
+
+def _render_row(placement: Placement) -> tuple[str, ...]:
+    return (
+        textwrap.shorten(placement.device_name, DEVICE_COLUMNS, placeholder=" ..."),
+        str(placement.num_devices),
+        str(placement.slots_per_device),
+        f"{placement.num_gpus:g}",
+        placement.precision.name,
+        f"{placement.micro_batch} x {placement.gradient_accumulation_steps}",
+        f"{format_gib(placement.estimate.total_bytes)} / {format_gib(placement.available_bytes)}",
+    )

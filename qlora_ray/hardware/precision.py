@@ -1,0 +1,81 @@
+"""The number format a device trains in, and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from qlora_ray.errors import PlacementError
+from qlora_ray.hardware.probe import DeviceProfile
+
+PrecisionName = Literal["bf16", "fp16", "fp32"]
+NAMES: tuple[PrecisionName, ...] = ("bf16", "fp16", "fp32")
+
+# NVIDIA CUDA programming guide, arithmetic table: bf16 units exist from Ampere on. torch.cuda.is_bf16_supported()
+# is not asked: it counts emulation and says True on a T4 (torch 2.13).
+BF16_COMPUTE_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A number format and the words for choosing it."""
+
+    name: PrecisionName
+    reason: str
+
+    @property
+    def bf16(self) -> bool:
+        """For TrainingArguments(bf16=...)."""
+        return self.name == "bf16"
+
+    @property
+    def fp16(self) -> bool:
+        """For TrainingArguments(fp16=...)."""
+        return self.name == "fp16"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes per element of the compute dtype."""
+        return 4 if self.name == "fp32" else 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Precision:
+        return cls(**values)
+
+
+def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> Precision:
+    """Choose bf16 where the silicon has it, else fp16; fp32 on a CPU.
+
+    Args:
+        device: What the probe found.
+        requested: `auto`, or the format that the config insists on.
+
+    Raises:
+        PlacementError: The requested format is one that this device only emulates or trains badly in.
+    """
+    if requested != "auto" and requested not in NAMES:
+        raise PlacementError(f"training.precision must be auto, bf16, fp16 or fp32, got {requested!r}. Use auto.")
+    if requested == "fp32":
+        return Precision("fp32", "fp32: the config asks for it")
+    if device.kind == "cpu":
+        if requested == "auto":
+            return Precision("fp32", f"fp32: {device.name} is a CPU")
+        raise PlacementError(
+            f"training.precision must be auto or fp32 on a CPU, got {requested} ({device.name}). "
+            "Set training.precision: auto."
+        )
+    capability = device.capability_text
+    has_bf16 = device.compute_capability is not None and device.compute_capability >= BF16_COMPUTE_CAPABILITY
+    if requested == "bf16" and not has_bf16:
+        raise PlacementError(
+            f"training.precision must be auto, fp16 or fp32 on {device.name}, got bf16: compute capability "
+            f"{capability} only emulates it (8.0 has it). Set training.precision: auto."
+        )
+    if requested == "auto":
+        if has_bf16:
+            return Precision("bf16", f"bf16: compute capability {capability} of {device.name} has it")
+        return Precision("fp16", f"fp16: compute capability {capability} of {device.name} lacks bf16 (8.0 has it)")
+    return Precision(cast(PrecisionName, requested), f"{requested}: the config asks for it")

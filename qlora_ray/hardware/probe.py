@@ -1,0 +1,255 @@
+"""What a node is: its devices, processors, memory, driver and package versions.
+
+Runs on the node itself (in a Ray task, or in `doctor`). torch is imported inside the functions only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+GIB = 1024**3
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ray", "optuna", "datasets")
+NVIDIA_SMI_TIMEOUT_S = 20.0
+# A cgroup without a limit reports a number near 2^63 (v1) or the word max (v2).
+CGROUP_NO_LIMIT_BYTES = 2**60
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """One GPU, or the CPU of a node that has none. On a CPU, memory is RAM.
+
+    `problem` says in words why a device cannot train, e.g. that the installed torch has no kernels for it.
+    """
+
+    index: int
+    kind: Literal["cuda", "cpu"]
+    name: str
+    compute_capability: tuple[int, int] | None
+    total_memory_bytes: int
+    free_memory_bytes: int
+    uuid: str | None = None
+    problem: str | None = None
+
+    @property
+    def capability_text(self) -> str:
+        """`7.5`, or `unknown`."""
+        return "unknown" if self.compute_capability is None else ".".join(map(str, self.compute_capability))
+
+    @property
+    def class_key(self) -> str:
+        """Equal for devices that get the same placement, e.g. `Tesla T4 14.6 GiB cc7.5`."""
+        text = f"{self.name} {self.total_memory_bytes / GIB:.1f} GiB"
+        return text if self.kind == "cpu" else f"{text} cc{self.capability_text}"
+
+    @property
+    def short_name(self) -> str:
+        """The name people use: `T4`, `A100-SXM4-80GB`, `GTX 1650`."""
+        name = self.name
+        for prefix in ("NVIDIA ", "Tesla ", "GeForce ", "Quadro "):
+            name = name.removeprefix(prefix)
+        return name or self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DeviceProfile:
+        capability = values.get("compute_capability")
+        return cls(**{**values, "compute_capability": None if capability is None else tuple(capability)})
+
+
+@dataclass(frozen=True)
+class NodeProfile:
+    """One machine as a trial process would find it: affinity and cgroup limits are already applied."""
+
+    hostname: str
+    devices: tuple[DeviceProfile, ...]
+    cpu_name: str
+    num_cpus: int
+    ram_bytes: int
+    available_ram_bytes: int
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    python_version: str = ""
+    platform: str = ""
+    packages: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def has_gpu(self) -> bool:
+        return any(device.kind == "cuda" for device in self.devices)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "devices": [device.to_dict() for device in self.devices]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NodeProfile:
+        return cls(**{**values, "devices": tuple(DeviceProfile.from_dict(item) for item in values["devices"])})
+
+
+def probe_node() -> NodeProfile:
+    """Look at this machine. Never raises for what is absent: no GPU, no driver, no package."""
+    ram_bytes, available_ram_bytes = _read_ram()
+    cpu_name, num_cpus = _read_cpu_name(), _count_cpus()
+    gpus, cuda_version = _find_gpus()
+    cpu = DeviceProfile(
+        index=0,
+        kind="cpu",
+        name=f"{cpu_name}, {num_cpus} CPU{'s' if num_cpus > 1 else ''}",
+        compute_capability=None,
+        total_memory_bytes=ram_bytes,
+        free_memory_bytes=available_ram_bytes,
+    )
+    return NodeProfile(
+        hostname=socket.gethostname(),
+        devices=tuple(gpus) or (cpu,),
+        cpu_name=cpu_name,
+        num_cpus=num_cpus,
+        ram_bytes=ram_bytes,
+        available_ram_bytes=available_ram_bytes,
+        driver_version=_ask_nvidia_smi("driver_version") if gpus else None,
+        cuda_version=cuda_version,
+        python_version=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: _find_version(name) for name in PACKAGES},
+    )
+
+
+def _find_gpus() -> tuple[list[DeviceProfile], str | None]:
+    """The CUDA devices that this process may use, and the CUDA version torch was built for."""
+    try:
+        import torch
+    except ImportError:
+        return [], None
+    cuda_version: str | None = torch.version.cuda
+    if cuda_version is None or not torch.cuda.is_available():
+        return [], cuda_version
+    return [_read_gpu(torch, index) for index in range(torch.cuda.device_count())], cuda_version
+
+
+def _read_gpu(torch: Any, index: int) -> DeviceProfile:
+    properties = torch.cuda.get_device_properties(index)
+    capability = (properties.major, properties.minor)
+    problem = _find_kernel_problem(capability, torch.cuda.get_arch_list())
+    free_bytes = properties.total_memory
+    try:
+        free_bytes = torch.cuda.mem_get_info(index)[0]
+    except RuntimeError as error:  # another process holds the device exclusively, or it is broken
+        problem = problem or f"cannot be opened: {str(error).splitlines()[0]}"
+    uuid = getattr(properties, "uuid", None)
+    return DeviceProfile(
+        index=index,
+        kind="cuda",
+        name=properties.name,
+        compute_capability=capability,
+        total_memory_bytes=properties.total_memory,
+        free_memory_bytes=free_bytes,
+        uuid=None if uuid is None else str(uuid),
+        problem=problem,
+    )
+
+
+def _find_kernel_problem(capability: tuple[int, int], built_for: list[str]) -> str | None:
+    """Why torch has no kernels for a device, or None.
+
+    Binary kernels (sm_XY) run on their own major version from that minor on; PTX (compute_XY) on all later ones.
+    """
+    major, minor = capability
+    runs = [
+        (arch.startswith("compute_") and (int(digits[:-1]), int(digits[-1])) <= capability)
+        or (arch.startswith("sm_") and int(digits[:-1]) == major and int(digits[-1]) <= minor)
+        for arch in built_for
+        if (digits := arch.partition("_")[2].rstrip("af")).isdigit()
+    ]
+    if not runs or any(runs):
+        return None
+    return f"this torch has no kernels for compute capability {major}.{minor} (it has {', '.join(built_for)})"
+
+
+def _ask_nvidia_smi(query: str) -> str | None:
+    """The first line that nvidia-smi answers, or None where there is none."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = answer.split("\n")
+    return lines[0].strip() or None
+
+
+def _count_cpus() -> int:
+    """Processors this process may run on: affinity, then the cgroup's CPU quota, rounded up."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    quota = _read_words("/sys/fs/cgroup/cpu.max")
+    if len(quota) == 2 and quota[0].isdigit() and int(quota[1]) > 0:
+        count = min(count, -(-int(quota[0]) // int(quota[1])))
+    return max(1, count)
+
+
+def _read_ram() -> tuple[int, int]:
+    """(total, available) bytes of RAM, no more than the cgroup allows."""
+    total, available = _read_meminfo()
+    for limit_path, usage_path in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limit = _read_number(limit_path)
+        if limit is None or limit >= CGROUP_NO_LIMIT_BYTES:
+            continue
+        total = min(total, limit)
+        available = min(available, max(0, limit - (_read_number(usage_path) or 0)))
+    return total, min(total, available)
+
+
+def _read_meminfo() -> tuple[int, int]:
+    """(total, available) bytes of the machine's RAM; where /proc is absent, all of it counts as available."""
+    words = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            key, _, rest = line.partition(":")
+            words[key] = int(rest.split()[0]) * 1024
+    if "MemTotal" in words:
+        return words["MemTotal"], words.get("MemAvailable", words["MemTotal"])
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total
+    return 0, 0
+
+
+def _read_cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].replace("(R)", "").replace("(TM)", "").split())
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _read_words(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().split()
+    except OSError:
+        return []
+
+
+def _read_number(path: str) -> int | None:
+    words = _read_words(path)
+    return int(words[0]) if words and words[0].isdigit() else None
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,84 @@
+"""A tiny random model, its byte tokenizer and a small database, for the tests of qlora_ray.evaluation."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+NUM_SPECIAL = 3
+VOCAB_SIZE = NUM_SPECIAL + 256
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows as qlora_ray.data makes them, by hand."""
+
+    input_ids: list[list[int]]
+    completion_mask: list[list[int]]
+    prompt_ids: list[list[int]]
+    references: list[str]
+    name: str = "validation"
+
+
+def make_split(lengths: list[tuple[int, int]], *, seed: int = 0) -> Split:
+    """Rows of random tokens: for each (prompt, answer), so many of both."""
+    generator = random.Random(seed)
+    rows = [[generator.randrange(NUM_SPECIAL, VOCAB_SIZE) for _ in range(p + a)] for p, a in lengths]
+    return Split(
+        input_ids=rows,
+        completion_mask=[[0] * p + [1] * a for p, a in lengths],
+        prompt_ids=[row[:p] for row, (p, _) in zip(rows, lengths, strict=True)],
+        references=["SELECT 1"] * len(rows),
+    )
+
+
+def tiny_sizes(**changes: object) -> dict[str, object]:
+    """Config values that most decoder configs of transformers share."""
+    sizes: dict[str, object] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return {**sizes, **changes}
+
+
+def make_llama(**changes: object) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    # A wide initialization makes a random model answer different prompts differently.
+    return LlamaForCausalLM(LlamaConfig(**tiny_sizes(initializer_range=0.2, **changes)))
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, after three special ones."""
+    names = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={name: at for at, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def make_database(path: Path) -> Path:
+    """Writes a shop of four products, with a price that two of them share."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """
+            CREATE TABLE products (name TEXT, price REAL, stock INTEGER, note TEXT);
+            INSERT INTO products VALUES ('car', 10.5, 3, NULL), ('ship', 20.25, 0, 'order by'),
+                                        ('plane', 30.1, 7, NULL), ('train', 10.5, 1, '');
+            """
+        )
+    return path

@@ -1,0 +1,150 @@
+"""Each split's rows come from the shipped data, a file, a folder or the hub; what cannot be opened says why."""
+
+import json
+
+import datasets
+import pytest
+
+from qlora_ray.config.schema import Data
+from qlora_ray.data.sources import find_sources
+from qlora_ray.errors import DataError
+
+ROW = {"question": "hi", "answer": "ho"}
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
+    yield tmp_path
+    datasets.enable_progress_bars()
+
+
+def write_rows(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def fake_hub(monkeypatch, **splits):
+    """Puts a stand-in for the hub behind load_dataset, and returns the arguments it is called with."""
+    calls = []
+
+    def load_dataset(*arguments):
+        calls.append(arguments)
+        return datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["no.jsonl", "./no", "../no", "a/b/c", "no.txt", "~/no.csv"])
+def test_a_missing_file_is_named_and_never_looked_for_on_the_hub(name, in_tmp, monkeypatch):
+    calls = fake_hub(monkeypatch, train=[ROW])
+    with pytest.raises(DataError, match=rf"data\.train: must be a file that exists, got {name} \(looked in "):
+        find_sources(Data(train=name))
+    assert calls == []
+
+
+@pytest.mark.parametrize("key", ["validation", "test"])
+def test_a_missing_validation_or_test_file_names_its_key(key, in_tmp):
+    write_rows(in_tmp / "a.jsonl", ROW)
+    with pytest.raises(DataError, match=rf"data\.{key}: must be a file that exists, got b\.jsonl"):
+        find_sources(Data(train="a.jsonl", **{key: "b.jsonl"}))
+
+
+def test_a_file_of_another_kind_is_refused_with_the_kinds_that_are_read(in_tmp):
+    write_rows(in_tmp / "a.tsv", ROW)
+    with pytest.raises(DataError, match=r"must end in \.csv, \.json, \.jsonl, \.parquet, got a\.tsv"):
+        find_sources(Data(train="a.tsv"))
+
+
+def test_a_file_without_validation_holds_out_the_default_fraction_and_says_so(in_tmp):
+    write_rows(in_tmp / "a.jsonl", ROW)
+    sources = find_sources(Data(train="a.jsonl"))
+    assert (sources.validation, sources.test, sources.fraction) == (None, None, 0.1)
+    assert sources.fraction_reason == "the default, as data.validation is not set"
+
+
+def test_the_digest_follows_the_bytes_and_not_the_name(in_tmp):
+    write_rows(in_tmp / "a.jsonl", ROW)
+    write_rows(in_tmp / "b.jsonl", ROW)
+    write_rows(in_tmp / "c.jsonl", ROW, ROW)
+    digests = [find_sources(Data(train=name)).train.digest for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_folder_is_opened_by_load_dataset_with_its_own_splits(in_tmp):
+    write_rows(in_tmp / "set" / "train.jsonl", ROW, ROW)
+    write_rows(in_tmp / "set" / "validation.jsonl", ROW)
+    write_rows(in_tmp / "set" / "test.jsonl", ROW)
+    sources = find_sources(Data(train="set", test="test"))
+    assert sources.fraction is None
+    assert [row.where for row in sources.train.read()] == ["set train row 1", "set train row 2"]
+    assert sources.validation.read()[0].values == ROW
+    assert sources.test.name == "set test"
+
+
+def test_a_folder_without_data_is_refused(in_tmp):
+    (in_tmp / "set").mkdir()
+    with pytest.raises(
+        DataError, match=r"data\.train: must be a folder that can be loaded, got set \(EmptyDatasetError"
+    ):
+        find_sources(Data(train="set"))
+
+
+def test_a_hub_dataset_gives_its_own_validation_split(monkeypatch):
+    calls = fake_hub(monkeypatch, train=[ROW, ROW], validation=[ROW])
+    sources = find_sources(Data(train="owner/name"))
+    assert calls == [("owner/name", None)]
+    assert sources.validation.name == "owner/name validation"
+    assert len(sources.train.read(limit=1)) == 1
+
+
+def test_a_config_of_a_hub_dataset_follows_a_colon(monkeypatch):
+    calls = fake_hub(monkeypatch, train=[ROW])
+    find_sources(Data(train="openai/gsm8k:main"))
+    assert calls == [("openai/gsm8k", "main")]
+
+
+def test_validation_may_name_a_split_of_the_train_dataset(monkeypatch):
+    fake_hub(monkeypatch, train=[ROW], heldout=[ROW, ROW])
+    sources = find_sources(Data(train="owner/name", validation="heldout"))
+    assert len(sources.validation.read()) == 2
+
+
+def test_a_split_that_is_missing_is_named_with_the_ones_there(monkeypatch):
+    fake_hub(monkeypatch, train=[ROW], heldout=[ROW])
+    with pytest.raises(DataError, match=r"data\.validation: owner/name has no split 'tests', only train, heldout"):
+        find_sources(Data(train="owner/name", validation="tests"))
+
+
+def test_a_train_dataset_without_a_train_split_is_refused_with_its_splits(monkeypatch):
+    fake_hub(monkeypatch, a=[ROW], b=[ROW])
+    with pytest.raises(DataError, match=r"data\.train: owner/name must have a split train, got a, b"):
+        find_sources(Data(train="owner/name"))
+
+
+def test_a_hub_split_without_rows_is_refused(monkeypatch):
+    fake_hub(monkeypatch, train=[])
+    with pytest.raises(DataError, match=r"owner/name train: a dataset must hold at least one row, got none"):
+        find_sources(Data(train="owner/name")).train.read()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionError("Couldn't reach 'owner/name'\nmore"), r"ConnectionError: Couldn't reach.*Check the network"),
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist"), "Check the spelling"),
+        (ValueError("Config name is missing."), "Name one of its configs after a colon"),
+        (datasets.exceptions.DatasetNotFoundError("is a gated dataset on the Hub."), "set HF_TOKEN"),
+    ],
+)
+def test_what_the_hub_refuses_becomes_one_line_with_the_cause_and_what_to_do(error, words, monkeypatch):
+    def load_dataset(*arguments):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=words) as caught:
+        find_sources(Data(train="owner/name"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,93 @@
+"""Validation rows are held out by prompt and seed, and shared rows are found."""
+
+import pytest
+
+from qlora_ray.data.examples import Example, Turn
+from qlora_ray.data.splits import Overlap, find_overlap, hold_out
+from qlora_ray.errors import DataError
+
+
+def example(prompt, answer="x"):
+    return Example((Turn("user", prompt), Turn("assistant", answer)), "a.jsonl:1")
+
+
+def prompts(examples):
+    return [row.turns[0].content for row in examples]
+
+
+ROWS = [example(f"question {number}") for number in range(100)]
+
+
+def split(rows, fraction=0.1, data_seed=7):
+    return hold_out(rows, fraction, data_seed=data_seed, source_name="a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "fraction", "num_validation"), [(100, 0.1, 10), (2, 0.01, 1), (2, 0.99, 1), (3, 0.9, 2)]
+)
+def test_the_fraction_is_kept_with_at_least_one_row_on_each_side(num_rows, fraction, num_validation):
+    held = split(ROWS[:num_rows], fraction)
+    assert (len(held.train), len(held.validation)) == (num_rows - num_validation, num_validation)
+
+
+def test_the_seed_alone_decides_which_rows_are_held_out():
+    assert split(ROWS) == split(ROWS)
+    assert prompts(split(ROWS).validation) != prompts(split(ROWS, data_seed=8).validation)
+    assert set(prompts(split(ROWS[::-1]).validation)) == set(prompts(split(ROWS).validation))
+
+
+def test_the_held_out_rows_are_frozen():
+    # A change here changes every user's validation rows: raise CACHE_VERSION and say so in the changelog.
+    assert prompts(split(ROWS[:20]).validation) == ["question 6", "question 7"]
+
+
+def test_both_sides_keep_the_order_of_the_file():
+    held = split(ROWS)
+    assert [row for row in ROWS if row in held.train] == held.train
+    assert [row for row in ROWS if row in held.validation] == held.validation
+
+
+def test_rows_of_one_prompt_stay_on_one_side():
+    rows = [
+        example(f"Question  {number % 10}" if number % 2 else f"question {number % 10}", str(number))
+        for number in range(40)
+    ]
+    held = split(rows, 0.3)
+    assert {row.prompt_key for row in held.train}.isdisjoint(row.prompt_key for row in held.validation)
+    assert len(held.validation) == 12
+    assert held.num_grouped == 40
+
+
+def test_prompts_that_repeat_too_often_for_the_fraction_give_the_smallest_group():
+    rows = [example("a")] * 9 + [example("b")] * 4
+    held = split(rows, 0.1)
+    assert prompts(held.validation) == ["b"] * 4
+
+
+@pytest.mark.parametrize("rows", [[example("a")], [example("a"), example("A ", "y")]])
+def test_fewer_than_two_prompts_cannot_be_split(rows):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl: splitting off data\.validation needs at least 2 rows with different"
+    ):
+        split(rows)
+
+
+def test_overlap_counts_prompts_and_whole_rows_of_the_second_split():
+    found = find_overlap(
+        {
+            "train": [example("one", "1"), example("two", "2")],
+            "validation": [example("ONE", "1"), example(" two", "3"), example("three")],
+            "test": [example("four")],
+        }
+    )
+    assert found == {
+        "train/validation": Overlap(num_prompts=2, num_pairs=1),
+        "train/test": Overlap(0, 0),
+        "validation/test": Overlap(0, 0),
+    }
+
+
+def test_a_shared_system_prompt_does_not_hide_overlap_and_makes_none():
+    with_system = Example((Turn("system", "Be brief."), *example("one").turns), "a:1")
+    found = find_overlap({"train": [with_system], "validation": [example("one"), example("two")]})
+    assert found["train/validation"].num_prompts == 1

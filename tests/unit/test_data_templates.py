@@ -1,0 +1,131 @@
+"""Templates render rows into context and answers, and say when they cannot."""
+
+import pytest
+from data_tokenizer import CHATML, build_byte_level
+
+from qlora_ray.data.examples import Example, Turn
+from qlora_ray.data.templates import choose_template, render
+from qlora_ray.errors import DataError
+
+ASK = (Turn("user", "Hi"), Turn("assistant", "Ho"))
+TWO_ROUNDS = (*ASK, Turn("user", "And"), Turn("assistant", "So"))
+SYSTEM = Turn("system", "Be brief.")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_byte_level()
+
+
+def pieces(template, tokenizer, *turns):
+    rendered = render(Example(turns, "a.jsonl:1"), choose_template(template, tokenizer), tokenizer)
+    return [(piece.text, piece.is_trained) for piece in rendered]
+
+
+@pytest.mark.parametrize(("chat_template", "name"), [(CHATML, "chat"), (None, "instruction")])
+def test_auto_takes_the_chat_template_where_there_is_one(chat_template, name):
+    chosen = choose_template("auto", build_byte_level(chat_template=chat_template))
+    assert chosen.name == name
+    assert "chat template" in chosen.reason
+
+
+def test_chat_needs_a_chat_template():
+    with pytest.raises(
+        DataError, match=r"data\.template: chat needs a tokenizer with a chat template, got one without"
+    ):
+        choose_template("chat", build_byte_level(chat_template=None))
+
+
+def test_the_instruction_template_is_the_one_of_the_seeds(tokenizer):
+    turns = (Turn("user", "Add", "1 2"), Turn("assistant", "3"))
+    assert pieces("instruction", tokenizer, *turns) == [
+        ("### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n", False),
+        ("3", True),
+    ]
+
+
+def test_the_input_section_is_left_out_where_there_is_no_input(tokenizer):
+    assert pieces("instruction", tokenizer, *ASK)[0][0] == "### Instruction:\nHi\n\n### Response:\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("instruction", "Be brief.\n\n### Instruction:\nHi\n\n### Response:\n"),
+        ("raw", "Be brief.\n\nHi\n"),
+        ("Q: {prompt}\nA: ", "Be brief.\n\nQ: Hi\nA: "),
+        ("[{system}] Q: {prompt}\nA: ", "[Be brief.] Q: Hi\nA: "),
+    ],
+)
+def test_a_system_text_comes_first_or_where_the_template_wants_it(template, text, tokenizer):
+    assert pieces(template, tokenizer, SYSTEM, *ASK) == [(text, False), ("Ho", True)]
+
+
+def test_raw_adds_a_newline_unless_the_prompt_ends_in_whitespace(tokenizer):
+    assert pieces("raw", tokenizer, *ASK)[0][0] == "Hi\n"
+    assert pieces("raw", tokenizer, Turn("user", "Hi: "), ASK[1])[0][0] == "Hi: "
+
+
+def test_braces_in_a_custom_template_and_in_prompts_are_text(tokenizer):
+    turns = (Turn("user", "{system} {prompt}"), Turn("assistant", "Ho"))
+    assert pieces('{"q": "{prompt}", {x}} {system}', tokenizer, *turns)[0][0] == '{"q": "{system} {prompt}", {x}} '
+
+
+def test_a_custom_template_that_places_the_answer_is_refused(tokenizer):
+    with pytest.raises(DataError, match=r"must end where the answer begins, got \{completion\} in it"):
+        choose_template("Q: {prompt} A: {completion}", tokenizer)
+
+
+def test_each_round_of_a_conversation_is_rendered_and_every_answer_is_trained(tokenizer):
+    assert pieces("raw", tokenizer, SYSTEM, *TWO_ROUNDS) == [
+        ("Be brief.\n\nHi\n", False),
+        ("Ho", True),
+        ("\n\nAnd\n", False),
+        ("So", True),
+    ]
+
+
+def test_chat_marks_answers_and_their_end_token_but_not_the_newline_behind_it(tokenizer):
+    assert pieces("chat", tokenizer, *TWO_ROUNDS) == [
+        ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
+        ("Ho<|im_end|>", True),
+        ("\n<|im_start|>user\nAnd<|im_end|>\n<|im_start|>assistant\n", False),
+        ("So<|im_end|>", True),
+        ("\n", False),
+    ]
+
+
+def test_chat_pieces_joined_are_the_template_of_the_whole_conversation(tokenizer):
+    turns = (SYSTEM, *TWO_ROUNDS)
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    joined = "".join(text for text, _ in pieces("chat", tokenizer, *turns))
+    assert joined == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_alpaca_input_follows_the_instruction_in_a_chat(tokenizer):
+    text = pieces("chat", tokenizer, Turn("user", "Add", "1 2"), Turn("assistant", "3"))[0][0]
+    assert "<|im_start|>user\nAdd\n\n1 2<|im_end|>" in text
+
+
+def test_a_chat_template_that_renders_the_past_otherwise_is_refused():
+    # In the manner of templates that drop the reasoning of earlier answers.
+    template = CHATML.replace("message['content']", "(message['content'] if loop.last else 'cut')")
+    unstable = build_byte_level(chat_template=template)
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:1: the chat template must render a conversation's beginning the same"
+    ):
+        pieces("chat", unstable, *TWO_ROUNDS)
+
+
+def test_a_chat_template_that_refuses_a_role_is_reported_in_its_own_words():
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+    )
+    with pytest.raises(
+        DataError, match=r"must accept the turns system, user, assistant, got: System role not supported"
+    ):
+        pieces("chat", build_byte_level(chat_template=refusing), SYSTEM, *ASK)
+
+
+def test_plain_text_is_one_trained_piece(tokenizer):
+    assert pieces("auto", tokenizer, Turn("text", "Once upon")) == [("Once upon", True)]

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from evaluation_fixtures import make_database, make_llama, make_split, make_tokenizer
+
+from qlora_ray.config.schema import Evaluate
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation import ExactMatch, Metric, resolve_metrics
+from qlora_ray.evaluation.generation import generate_answers
+from qlora_ray.evaluation.loss import evaluate_loss
+from qlora_ray.evaluation.scoring import ScoredAnswer, Scores, score_model
+
+SPLIT = make_split([(4, 6), (9, 3), (2, 2), (7, 0)])
+
+
+class AnswerLength:
+    """A metric of a user's own: nothing but the protocol."""
+
+    name = "answer_length"
+    higher_is_better = False
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [float(len(prediction)) for prediction in predictions]
+
+
+def score(*, metrics: list[Metric], max_rows: int | None = None) -> Scores:
+    return score_model(
+        make_llama(),
+        make_tokenizer(),
+        SPLIT,
+        metrics=metrics,
+        evaluate=Evaluate(max_rows=max_rows, max_new_tokens=8, batch_size=2),
+        precision="fp32",
+        loss_batch_size=2,
+    )
+
+
+def test_scores_hold_the_loss_of_all_rows_and_the_answers_of_the_first() -> None:
+    scores = score(metrics=[AnswerLength(), ExactMatch()], max_rows=3)
+    loss = evaluate_loss(make_llama(), SPLIT, batch_size=2, pad_token_id=0, precision="fp32")
+    assert (scores.loss, scores.num_tokens, scores.num_rows) == (loss.loss, 11, 3)
+    texts = generate_answers(
+        make_llama(), make_tokenizer(), SPLIT.prompt_ids[:3], max_new_tokens=8, batch_size=2, precision="fp32"
+    ).texts
+    assert scores.answers == [
+        ScoredAnswer(row=row, answer=text, reference="SELECT 1") for row, text in enumerate(texts)
+    ]
+    assert scores.row_metrics["answer_length"] == [len(text) for text in texts]
+    assert scores.metrics["answer_length"] == pytest.approx(sum(len(text) for text in texts) / 3)
+    assert scores.metrics["exact_match"] == 0.0
+
+
+def test_all_rows_are_answered_when_max_rows_is_null(tmp_path: Path) -> None:
+    metrics, _ = resolve_metrics(
+        Evaluate(),
+        trains_on_embedded=False,
+        has_references=True,
+        database=make_database(tmp_path / "shop.sqlite"),
+    )
+    scores = score(metrics=metrics)
+    assert scores.metrics == {"sql_execution": 0.0, "exact_match": 0.0, "sql_valid": 0.0}
+    assert [len(rows) for rows in scores.row_metrics.values()] == [4, 4, 4]
+
+
+def test_scores_become_json_that_any_reader_reads() -> None:
+    scores = replace(score(metrics=[AnswerLength()], max_rows=2), loss=math.nan)
+    text = json.dumps(scores.to_dict(), allow_nan=False)
+    read = json.loads(text)
+    assert read["loss"] is None
+    assert read["num_answers"] == 2
+    assert read["answers"][1] == {"row": 1, "answer": scores.answers[1].answer, "reference": "SELECT 1"}
+    assert read["row_metrics"]["answer_length"] == scores.row_metrics["answer_length"]
+
+
+def test_without_metrics_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_ray.evaluation.scoring.generate_answers", lambda *_, **__: 1 / 0)
+    scores = score(metrics=[])
+    assert (scores.answers, scores.metrics) == ([], {})
+    assert math.isfinite(scores.loss)
+
+
+def test_a_tokenizer_without_pad_and_end_token_is_an_error() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="must have a pad or an end token"):
+        score_model(
+            make_llama(), tokenizer, SPLIT, metrics=[], evaluate=Evaluate(), precision="fp32", loss_batch_size=1
+        )
