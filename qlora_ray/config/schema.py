@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
-METRICS = ("eval_loss", "train_loss", "trainable_parameters")
+ObjectiveName = Literal["eval_loss", "train_loss", "trainable_parameters"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -177,8 +177,8 @@ class Search(Section):
     num_reports: PositiveInt = Field(4, description="Reports per trial, at equal samples seen.")
     grace_reports: PositiveInt = Field(1, description="No trial is stopped before this many reports.")
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    objectives: dict[Literal["eval_loss", "train_loss", "trainable_parameters"], Literal["min", "max"]] = Field(
-        default_factory=lambda: {"eval_loss": "min"}, description="The first one decides the winner."
+    objectives: dict[ObjectiveName, Literal["min", "max"]] = Field(
+        {"eval_loss": "min"}, description="The first one decides the winner."
     )
     seed: int = Field(7, ge=0)
 
@@ -208,7 +208,10 @@ class Cluster(Section):
     max_slots: PositiveInt | None = Field(None, description="Trials at once over the whole cluster.")
     cpus_per_slot: PositiveInt | None = Field(None, description="CPU threads of one trial. Null: the planner's.")
     memory_safety_factor: Annotated[float, Field(ge=1, le=3)] = 1.1
-    lease_timeout_s: PositiveFloat = 60.0
+    lease_timeout_s: PositiveFloat = Field(60.0, description="A trial nobody asks for this long loses its slot.")
+    keep_trial_state: bool = Field(
+        True, description="Write each trial's state at its reports, so that it can go on after a crash."
+    )
     max_trial_retries: Annotated[int, Field(ge=0)] = 2
 
 

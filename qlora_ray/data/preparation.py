@@ -17,6 +17,7 @@ from qlora_ray.data.sources import Source, SplitSources, find_sources
 from qlora_ray.data.splits import find_overlap, hold_out
 from qlora_ray.data.templates import Template, choose_template
 from qlora_ray.data.tokenizing import SplitCounts, TokenizedSplit, tokenize_split
+from qlora_ray.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,6 +93,7 @@ def _read_examples(data: Data, sources: SplitSources, data_seed: int) -> _Rows:
         for split, source in named.items()
     }
     examples = {split: conversion.examples for split, conversion in conversions.items()}
+    _check_one_kind(examples, named)
     origins = {split: source.name for split, source in named.items()}
     warnings: list[str] = []
     if sources.fraction is not None:
@@ -108,6 +110,17 @@ def _read_examples(data: Data, sources: SplitSources, data_seed: int) -> _Rows:
             )
     examples, system_warnings = _add_system_prompt(data.system_prompt, examples)
     return _Rows(examples, conversions, origins, warnings + system_warnings)
+
+
+def _check_one_kind(examples: Mapping[str, Sequence[Example]], named: Mapping[str, Source]) -> None:
+    kinds = {True: "plain text", False: "questions and answers"}
+    is_text = examples["train"][0].is_text
+    for split, rows in examples.items():
+        if rows[0].is_text != is_text:
+            raise DataError(
+                f"{named[split].name}: must have {kinds[is_text]} as train has, got {kinds[not is_text]}, "
+                f"so their losses could not be compared. Give data.{split} rows like train's."
+            )
 
 
 def _format_settings(data: Data, split: str) -> Data:

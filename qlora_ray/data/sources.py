@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ def find_sources(data: Data) -> SplitSources:
     Raises:
         DataError: If a file is missing or of an unknown kind, or the hub cannot give a dataset or split.
     """
+    _check_names(data)
     siblings: Mapping[str, Dataset] = {}
     train: Source
     if _is_hub_reference(data.train):
@@ -126,6 +128,19 @@ def find_sources(data: Data) -> SplitSources:
     elif data.train == "embedded":
         test = _open_file("embedded", "test", key="data.test")
     return SplitSources(train, validation, test, fraction, reason)
+
+
+def _check_names(data: Data) -> None:
+    for key, name in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        if isinstance(name, str) and not name.strip():
+            raise DataError(
+                f"data.{key}: must name a file, folder or hub id, got an empty text. Name one, or drop the key."
+            )
+    if isinstance(data.validation, str) and re.fullmatch(r"[0-9.]+%?", data.validation):
+        raise DataError(
+            f"data.validation: a fraction must be a number below 1, got the text {data.validation!r}. "
+            "Write it without quotes or a percent sign, as in 0.1."
+        )
 
 
 def _open_other(name: str, split: str, train_name: str, siblings: Mapping[str, Dataset]) -> Source:

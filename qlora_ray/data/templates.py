@@ -153,10 +153,11 @@ def _render_chat(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[P
             else _apply(example, tokenizer, messages[: index + 1], add_generation_prompt=False)
         )
         if not (after.startswith(before) and full.startswith(after) and len(before) >= position):
+            advice = "rows of one question and one answer" if len(pieces) or index + 1 < len(messages) else "raw"
             raise DataError(
                 f"{example.where}: the chat template must render a conversation's beginning the same once it goes on, "
                 f"got another text before or in turn {index + 1}, so its answers cannot be marked. "
-                "Use data.template instruction, or rows of one question and one answer."
+                f"Use data.template instruction, or {advice}."
             )
         span = after[len(before) :]
         answer_length = _trained_length(span, tokenizer)

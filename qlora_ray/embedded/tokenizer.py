@@ -18,7 +18,7 @@ SPECIAL_TOKENS = [BOS, PAD, SYSTEM, USER, ASSISTANT, END]
 
 # Words break where the case changes, and every digit stands alone: "credit limit" and creditLimit then share
 # pieces, and numbers are copied digit by digit.
-WORD_PATTERN = r" ?[A-Z]?[a-z]+| ?[A-Z]+(?![a-z])|\d| ?[^\sA-Za-z\d]+|\s+"
+WORD_PATTERN = r" ?[A-Z]?[a-z]+| ?[A-Z]+(?![a-z])|\d{1,2}| ?[^\sA-Za-z\d]+|\s+"
 
 # `generation` marks the answer for return_assistant_tokens_mask, and so for TRL's assistant_only_loss.
 CHAT_TEMPLATE = """\

@@ -14,21 +14,22 @@ ENTITIES = _split(
     """
     account actor agent aircraft airport album alert animal answer apartment applicant artist asset athlete
     auction author award badge bank batch battery bed bicycle bill boat book booking border branch brand
-    bridge broker budget building bus cabin camera camp candidate car card cargo carrier cart case castle
-    channel chapter charge child city claim class client clinic club coach coin college committee company
-    component concert contract cottage course court crew crop dealer debt degree delivery department deposit
-    desk device diet director dish district doctor document donor driver drug editor engine engineer event
-    exam exhibit expense factory farm farmer fee ferry field film fine flight flower forest friend fund game
-    garage garden gate gift grade grant group guest guide harbor hospital hotel house idea image import
-    incident invoice island item job journal judge key kitchen lab lake language lawyer lease lecture lender
-    lesson letter library license loan locker machine mailbox manager map market match meal medal meeting
-    member menu message mine mission model module mountain movie museum nurse offer operator organ owner
-    painting parcel park partner part patient permit pet phone photo pilot plan planet plant player poem
-    policy port printer prize project question race ranch recipe refund region rental report request resort
-    restaurant review river road robot room route sale sample school season sensor server session shelf
-    shift shop singer site skill song speaker sponsor stadium station student supplier survey tank task
-    teacher team tenant terminal theater ticket tool tour tower town trader train trip truck vaccine vehicle
-    vendor venue village visit volunteer voter voyage warehouse website wing worker zone
+    bridge broker budget building bus buyer cabin camera camp candidate car card cargo carrier cart case
+    castle channel chapter charge child city claim class client clinic club coach coin college committee
+    company component concert contract cottage course court crew crop customer dealer debt degree delivery
+    department deposit desk device diet director dish district doctor document donor driver drug editor
+    employee engine engineer event exam exhibit expense factory farm farmer fee ferry field film fine flight
+    flower forest friend fund game garage garden gate gift grade grant group guest guide harbor hospital
+    hotel house idea image import incident invoice island item job journal judge key kitchen lab lake
+    language lawyer lease lecture lender lesson letter library license loan locker machine mailbox manager
+    map market match meal medal meeting member menu message mine mission model module mountain movie museum
+    nurse offer office operator order organ owner painting parcel park part partner patient payment permit
+    pet phone photo pilot plan planet plant player poem policy port printer prize product project question
+    race ranch recipe refund region rental report request resort restaurant review river road robot room
+    route sale sample school season sensor server session shelf shift shipment shop singer site skill song
+    speaker sponsor stadium station student supplier survey tank task teacher team tenant terminal theater
+    ticket tool tour tower town trader train trip truck vaccine vehicle vendor venue village visit volunteer
+    voter voyage warehouse website wing worker zone
     """
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.hardware.memory import (
@@ -23,6 +24,8 @@ from qlora_ray.hardware.shape import ModelShape
 # bitsandbytes installation guide: NF4, FP4 and 8-bit optimizers from Pascal on, LLM.int8() from Turing on.
 NF4_COMPUTE_CAPABILITY = (6, 0)
 INT8_COMPUTE_CAPABILITY = (7, 5)
+# torch 2.10 on a T4: "Flash attention only supports gpu architectures in the range [sm80, sm121]"; half precision only.
+FLASH_COMPUTE_CAPABILITY = (8, 0)
 # From this version on SFTTrainer never holds all logits (read in 1.16.0); older ones are counted with the stock loss.
 TRL_TILED_LOSS_VERSION = (1, 16)
 
@@ -99,8 +102,25 @@ def describe_workload(seats: Sequence[Seat], question: Question, precision: Prec
         loss=_choose_loss(seats) if demand.loss == "auto" else demand.loss,
         device_kind=device.kind,
         fp32_parameters=demand.fp32_parameters,
+        lora_dropout=demand.lora_dropout,
+        attention=_choose_attention(device, question, precision),
         context_bytes=context_bytes,
     )
+
+
+def _choose_attention(
+    device: DeviceProfile, question: Question, precision: Precision
+) -> Literal["fused", "math", "eager"]:
+    """The kernel that attention gets: SDPA has no fused one for grouped keys where flash attention is not to be had.
+
+    Workaround for huggingface/transformers issue 48633 (transformers 5.23): use_gqa_in_sdpa looks at no architecture.
+    """
+    if question.demand.attn_implementation != "sdpa":
+        return "eager" if question.demand.attn_implementation == "eager" else "fused"
+    if device.kind == "cpu" or not question.shape.has_grouped_keys:
+        return "fused"
+    has_flash = device.compute_capability is not None and device.compute_capability >= FLASH_COMPUTE_CAPABILITY
+    return "fused" if has_flash and precision.name != "fp32" else "math"
 
 
 def _choose_loss(seats: Sequence[Seat]) -> Loss:

@@ -33,11 +33,22 @@ MOMENT_BYTES = {
     "paged_adamw_8bit": 2 * (1 + 4 / 256),
 }
 
-# Tensors that backward needs from one decoder layer, per token: 4 of the MLP's width (gate, up, act(gate), their
-# product) and 10 of the hidden width (two norm inputs and outputs, q, k, v, attention's output and its projection,
-# a residual). Fitted on row 6 of memory_rows.csv, the one row without checkpointing.
-MLP_WIDTHS = {"llama": 4.0, "phi3": 4.0, "mlp": 3.0, "gpt_neox": 3.0, "gpt2": 3.0}
-HIDDEN_WIDTHS = 10.0
+# What backward needs from one decoder layer, in tensors per token, counted with torch's saved_tensors_hooks on a
+# Linear4bit Llama with PEFT (torch 2.13, transformers 5.23, peft 0.21): the inputs of the two factors of a gated MLP
+# and the activation's result; q, k, v and the output of attention; per norm one fp32 input.
+MLP_TENSORS = {"llama": 3, "phi3": 3, "mlp": 2, "gpt_neox": 2, "gpt2": 2}
+ATTENTION_TENSORS = 4
+NORM_INPUT_BYTES = 4
+# Going back through the MLP, one layer's recompute also holds the gradients of two of its tensors.
+MLP_GRADIENT_TENSORS = 2
+# Each adapted module keeps its own input, cast for lora_A, and its dropout mask: four bytes an element on a CPU (torch
+# 2.13; own count), a bool on CUDA (native_dropout).
+DROPOUT_MASK_BYTES = {"cuda": 1, "cpu": 4}
+# Bytes per attention score (query x key) that are kept. SDPA's fused kernels keep none. Its math kernel keeps the fp32
+# probabilities; it is what a model with grouped keys gets where flash attention is not to be had, on a T4 for example
+# (huggingface/transformers issue 48633), and it explains row 6. eager: 4.5 fp32 copies (the model that
+# Anassbzdd/fitcheck holds against its T4 runs).
+SCORE_BYTES = {"fused": 0, "math": 4, "eager": 18}
 
 # The stock loss keeps, per token and vocabulary entry: logits, their fp32 copy, log-softmax and the gradient. Rows 1, 2
 # and 4 have a slope of 2.61 MB per token = 16 * vocabulary + 4 * layers * hidden.
@@ -51,14 +62,16 @@ TILE_CPU_COPY_BYTES = 16
 # Evaluation makes logits, an fp32 copy and log-softmax, and no gradient.
 EVALUATION_LOGIT_BYTES = 12
 
-# reserved / allocated was 1.02-1.18 on the rows that have both (median 1.07), and up to 1.49 elsewhere (MEMORY: 33 runs
-# on a T4 at 1.07-1.49). The safety factor of the config comes on top.
+# reserved / allocated was 1.02-1.18 on the rows that have both (median 1.07) and 1.09-1.15 on fitcheck's T4 rows; other
+# public runs reach 1.49. The config's safety factor comes on top, and the measured peak corrects it.
 FRAGMENTATION = 0.10
 
-# A CUDA process holds 133-147 MiB on a T4 (33 runs, torch 2.10, CUDA 12.8), and up to 0.5 GB on Ampere and later.
+# A CUDA process holds 133-147 MiB on a T4 (fitcheck, 33 runs, torch 2.10, CUDA 12.8), and up to 0.5 GB on Ampere and
+# later.
 CONTEXT_BYTES_BEFORE_AMPERE = 147 * 1024**2
 CONTEXT_BYTES = 500 * 10**6
-# Resident memory of a process that has imported torch, transformers, peft, trl and bitsandbytes. Own measurement.
+# Resident memory of a process that has imported the libraries and trained: 0.58 GiB after five TRL steps of a tiny
+# Llama (torch 2.13 CPU build, transformers 5.23, trl 1.16; own measurement), doubled for Ray's worker and generation.
 CPU_PROCESS_BYTES = int(1.2 * GIB)
 
 
@@ -72,9 +85,10 @@ class Workload:
         precision: bf16, fp16 or fp32, the compute dtype.
         micro_batch: Rows through the device at once.
         loss: `stock` makes all logits at once, `chunked` an eighth of them (torchtune), `tiled` one tile (TRL 1.16).
-        fp32_parameters: Which unquantized parameters are kept in fp32: `all` by PEFT's
-            prepare_model_for_kbit_training, `norms` here, `none` in torchtune. With any of them the residual stream
-            is fp32 too, for bitsandbytes returns its input's dtype.
+        fp32_parameters: Which unquantized parameters are kept in fp32: `none` here, `norms`, or `all` as PEFT's
+            prepare_model_for_kbit_training does. With any of them the residual stream is fp32 too, for bitsandbytes
+            returns its input's dtype. `all` is counted without autocast, as in the rows it is tested on.
+        attention: Which kernel attention gets, see SCORE_BYTES.
         context_bytes: What a process holds besides tensors; None for the usual of the device kind.
     """
 
@@ -90,7 +104,9 @@ class Workload:
     gradient_checkpointing: bool = False
     loss: Loss = "stock"
     device_kind: Literal["cuda", "cpu"] = "cuda"
-    fp32_parameters: Literal["all", "norms", "none"] = "norms"
+    fp32_parameters: Literal["all", "norms", "none"] = "none"
+    lora_dropout: float = 0.0
+    attention: Literal["fused", "math", "eager"] = "fused"
     context_bytes: int | None = None
 
     @property
@@ -179,6 +195,7 @@ def estimate_memory(shape: ModelShape, workload: Workload) -> MemoryEstimate:
     activations_bytes = residual_bytes  # the last hidden state, which the head reads
     if workload.gradient_checkpointing:
         activations_bytes += shape.num_layers * residual_bytes
+        layer_bytes += tokens * MLP_GRADIENT_TENSORS * shape.intermediate_size * workload.residual_bytes
         if layer_bytes > logits_bytes:
             activations_bytes, logits_bytes = activations_bytes + layer_bytes, 0
     else:
@@ -248,9 +265,23 @@ def _count_adapter_bytes(shape: ModelShape, workload: Workload) -> int:
 
 
 def _count_layer_bytes_per_token(shape: ModelShape, workload: Workload) -> int:
-    """Bytes that backward needs from one decoder layer, per token, with attention that keeps no scores (SDPA)."""
-    widths = MLP_WIDTHS[shape.layout] * shape.intermediate_size + HIDDEN_WIDTHS * shape.hidden_size
-    return int(widths * workload.residual_bytes)
+    """Bytes that backward needs from one decoder layer, per token."""
+    query_width = shape.num_heads * shape.head_dim
+    tensors = MLP_TENSORS[shape.layout] * shape.intermediate_size + ATTENTION_TENSORS * query_width
+    norm_bytes = shape.num_norms_per_layer * shape.hidden_size * NORM_INPUT_BYTES
+    score_bytes = shape.num_heads * workload.seq_length * SCORE_BYTES[workload.attention]
+    return tensors * workload.residual_bytes + norm_bytes + score_bytes + _count_lora_input_bytes(shape, workload)
+
+
+def _count_lora_input_bytes(shape: ModelShape, workload: Workload) -> int:
+    """Bytes that one layer's adapters keep of their inputs, per token."""
+    targets = shape.target_linears(workload.targets)
+    if workload.fp32_parameters == "all" and not workload.lora_dropout:
+        # No cast and no mask: modules that read the same tensor share it, and attention's output is counted already.
+        hidden_readers = {"q_proj": 1, "gate_proj": 1, "down_proj": shape.intermediate_size / shape.hidden_size}
+        return int(4 * shape.hidden_size * sum(share for name, share in hidden_readers.items() if name in targets))
+    mask_bytes = DROPOUT_MASK_BYTES[workload.device_kind] if workload.lora_dropout else 0
+    return sum(d_in for d_in, _ in targets.values()) * (workload.compute_bytes + mask_bytes)
 
 
 def _count_logits_bytes(shape: ModelShape, workload: Workload, bytes_per_logit: int) -> int:

@@ -178,6 +178,7 @@ def _build_placement(
         gradient_accumulation_steps=demand.effective_batch // micro_batch,
         eval_batch=find_eval_batch(workload, question, share_bytes),
         estimate=estimate,
+        needed_bytes=math.ceil(estimate.total_bytes * question.safety_factor),
         available_bytes=room_bytes,
         reason="; ".join(words),
     )
@@ -192,13 +193,13 @@ def _count_slots(seats: list[Seat], question: Question, estimate: MemoryEstimate
         return _SlotCount(1, "1 slot: packing is off")
     by_memory = int(room_bytes // (estimate.total_bytes * question.safety_factor))
     cpus = min(seat.node.num_cpus // (len(seat.node.devices) * (cluster.cpus_per_slot or 1)) for seat in seats)
-    limits = [(by_memory, "by memory"), (max(1, cpus), "by CPUs")]
+    limits = [(by_memory, "memory is the limit"), (max(1, cpus), "CPUs are the limit")]
     if seats[0].device.kind == "cuda":
         ram = min(seat.node.available_ram_bytes // len(seat.node.devices) for seat in seats)
-        limits.append((max(1, ram // CPU_PROCESS_BYTES), "by the node's RAM"))
-        limits.append((MAX_SLOTS_PER_GPU, "at most on one GPU: more processes would only take turns"))
+        limits.append((max(1, ram // CPU_PROCESS_BYTES), "the node's RAM is the limit"))
+        limits.append((MAX_SLOTS_PER_GPU, "more processes on one GPU would only take turns"))
     slots, limit = min(limits, key=lambda item: item[0])
-    return _SlotCount(slots, f"{_say_slots(slots)} {limit}")
+    return _SlotCount(slots, f"{_say_slots(slots)}: {limit}")
 
 
 def _count_threads(seats: list[Seat], question: Question, slots: int) -> int:

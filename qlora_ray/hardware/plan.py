@@ -26,6 +26,7 @@ class TrialDemand:
         eval_batch: Most validation rows at once; the planner may choose fewer.
         loss: How the engine computes the loss, see hardware.memory.Workload. `auto`: by the node's TRL version.
         fp32_parameters: Which unquantized parameters the engine keeps in fp32, see hardware.memory.Workload.
+        attn_implementation: The config's model.attn_implementation.
     """
 
     max_r: int = 16
@@ -38,7 +39,9 @@ class TrialDemand:
     eval_batch: int = 8
     modules_to_save: tuple[str, ...] = ()
     loss: Literal["auto", "stock", "chunked", "tiled"] = "auto"
-    fp32_parameters: Literal["all", "norms", "none"] = "norms"
+    fp32_parameters: Literal["all", "norms", "none"] = "none"
+    lora_dropout: float = 0.05
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,6 +62,7 @@ class Placement:
         gradient_accumulation_steps: Micro-batches per optimizer step of the demand.
         eval_batch: Validation rows at once, within the memory that training takes.
         estimate: Of one slot at max_micro_batch.
+        needed_bytes: The estimate with the config's safety factor: what a slot is given.
         available_bytes: Free memory of the class's fullest device.
     """
 
@@ -78,6 +82,7 @@ class Placement:
     gradient_accumulation_steps: int
     eval_batch: int
     estimate: MemoryEstimate
+    needed_bytes: int
     available_bytes: int
     reason: str
 
@@ -137,7 +142,7 @@ class Plan:
 
     def render(self) -> str:
         """A table for the terminal, at most 110 columns wide, with the reasons below it."""
-        header = ("device", "count", "slots", "num_gpus", "precision", "micro x accum", "estimate / free")
+        header = ("device", "count", "slots", "num_gpus", "precision", "micro x accum", "need / free")
         rows = [header, *(_render_row(placement) for placement in self.placements)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -164,5 +169,5 @@ def _render_row(placement: Placement) -> tuple[str, ...]:
         f"{placement.num_gpus:g}",
         placement.precision.name,
         f"{placement.micro_batch} x {placement.gradient_accumulation_steps}",
-        f"{format_gib(placement.estimate.total_bytes)} / {format_gib(placement.available_bytes)}",
+        f"{format_gib(placement.needed_bytes)} / {format_gib(placement.available_bytes)}",
     )

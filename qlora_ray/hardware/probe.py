@@ -26,6 +26,7 @@ CGROUP_NO_LIMIT_BYTES = 2**60
 class DeviceProfile:
     """One GPU, or the CPU of a node that has none. On a CPU, memory is RAM.
 
+    Free memory is what is left beside the probe's own CUDA context, so it is low by one context rather than high.
     `problem` says in words why a device cannot train, e.g. that the installed torch has no kernels for it.
     """
 
@@ -187,14 +188,14 @@ def _ask_nvidia_smi(query: str) -> str | None:
 
 
 def _count_cpus() -> int:
-    """Processors this process may run on: affinity, then the cgroup's CPU quota, rounded up."""
+    """Processors this process may run on: affinity, then the cgroup's CPU quota, rounded down."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
     quota = _read_words("/sys/fs/cgroup/cpu.max")
     if len(quota) == 2 and quota[0].isdigit() and int(quota[1]) > 0:
-        count = min(count, -(-int(quota[0]) // int(quota[1])))
+        count = min(count, int(quota[0]) // int(quota[1]))
     return max(1, count)
 
 
@@ -209,8 +210,16 @@ def _read_ram() -> tuple[int, int]:
         if limit is None or limit >= CGROUP_NO_LIMIT_BYTES:
             continue
         total = min(total, limit)
-        available = min(available, max(0, limit - (_read_number(usage_path) or 0)))
+        used = (_read_number(usage_path) or 0) - _read_file_cache(Path(usage_path).parent)
+        available = min(available, max(0, limit - used))
     return total, min(total, available)
+
+
+def _read_file_cache(cgroup: Path) -> int:
+    """Bytes that a cgroup counts as used but gives back on demand: files read a while ago."""
+    words = _read_words(str(cgroup / "memory.stat"))
+    counts = dict(zip(words[::2], words[1::2], strict=False))
+    return int(counts.get("total_inactive_file", counts.get("inactive_file", "0")))
 
 
 def _read_meminfo() -> tuple[int, int]:

@@ -157,10 +157,18 @@ class ModelShape:
         return (tables * self.vocab_size + positions) * self.hidden_size
 
     @property
+    def num_norms_per_layer(self) -> int:
+        return 4 if self.model_type in ("gemma2", "gemma3", "gemma3_text") else 2
+
+    @property
     def num_norm_parameters(self) -> int:
-        """Norm weights: two per layer and a last one (four per layer in gemma2 and gemma3). Biases are left out."""
-        per_layer = 4 if self.model_type in ("gemma2", "gemma3", "gemma3_text") else 2
-        return (per_layer * self.num_layers + 1) * self.hidden_size
+        """Norm weights of the layers and the last one. Biases and norms of single heads are left out."""
+        return (self.num_norms_per_layer * self.num_layers + 1) * self.hidden_size
+
+    @property
+    def has_grouped_keys(self) -> bool:
+        """Whether several query heads share a key (grouped-query attention)."""
+        return self.num_kv_heads < self.num_heads
 
     @property
     def num_other_parameters(self) -> int:

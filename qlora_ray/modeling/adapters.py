@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from qlora_ray.config.schema import Lora
 from qlora_ray.errors import ModelError
@@ -26,9 +26,11 @@ def attach_adapter(base: LoadedBase, lora: Lora, *, seed: int) -> PeftModel:
     import torch
     from peft import LoraConfig, get_peft_model
 
+    alpha = lora.resolved_alpha
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.resolved_alpha,
+        # PEFT types alpha as an int, and readers of its file may; a fraction is passed on as it is.
+        lora_alpha=cast(int, int(alpha) if alpha.is_integer() else alpha),
         lora_dropout=lora.lora_dropout,
         target_modules=resolve_targets(base.model, lora.target_modules),
         bias=lora.bias,

@@ -12,7 +12,7 @@ from qlora_ray import embedded
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
-from qlora_ray.modeling.quantization import QuantizationSpec, make_bitsandbytes_config, torch_dtype
+from qlora_ray.modeling.quantization import Precision, QuantizationSpec, make_bitsandbytes_config, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class LoadedBase:
     device: str
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """bf16, fp16 or fp32: what trials compute in."""
         return self.quantization.compute_dtype
 

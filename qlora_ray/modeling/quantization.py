@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_ray.config.schema import Quantization
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
+
+Precision = Literal["bf16", "fp16", "fp32"]
 
 # bitsandbytes' block size for 4-bit weights, and for the scales under double quantization
 # (QLoRA, arXiv 2305.14314, section 3). int8 scales rows, not blocks.
@@ -34,14 +36,14 @@ class QuantizationSpec:
     backend: str
     block_size: int | None
     double_quantization: bool
-    compute_dtype: str
+    compute_dtype: Precision
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON values."""
         return asdict(self)
 
 
-def specify_quantization(quantization: Quantization, *, compute_dtype: str) -> QuantizationSpec:
+def specify_quantization(quantization: Quantization, *, compute_dtype: Precision) -> QuantizationSpec:
     """The full spec behind a config's few words.
 
     Args:

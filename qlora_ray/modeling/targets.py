@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
+from qlora_ray.modeling.loading import resolve_model_name
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 # Names of the attention projections in the architectures of transformers 5: separate (Llama, Mistral, Qwen,
 # Gemma), fused (Phi-3, GPT-NeoX, Falcon), and OPT's output.
@@ -17,12 +19,12 @@ FUSED_ATTENTION = ("qkv_proj", "query_key_value", "c_attn")
 FUSED_OUTPUT = ("o_proj", "dense", "c_proj")
 
 
-def linear_names(model: nn.Module) -> list[str]:
+def linear_names(model: PreTrainedModel) -> list[str]:
     """Last names of all linear layers but the head, sorted: `down_proj`, `q_proj`, ..."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
@@ -31,7 +33,7 @@ def linear_names(model: nn.Module) -> list[str]:
     return sorted(names)
 
 
-def resolve_targets(model: nn.Module, target_modules: str | list[str]) -> list[str]:
+def resolve_targets(model: PreTrainedModel, target_modules: str | list[str]) -> list[str]:
     """Module names for PEFT, from a preset or a list.
 
     Args:
@@ -69,7 +71,28 @@ def resolve_targets(model: nn.Module, target_modules: str | list[str]) -> list[s
     return sorted(set(found))
 
 
-def _has_linear(model: nn.Module, name: str) -> bool:
+def check_targets(model: Model, choices: list[str | list[str]]) -> None:
+    """Resolves target modules against the base's architecture, built without weights.
+
+    Args:
+        model: The config section.
+        choices: All target_modules a sweep can use.
+
+    Raises:
+        ModelError: If the base lacks one of them, or cannot be built from its config.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name = resolve_model_name(model.name)
+    config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    for choice in choices:
+        resolve_targets(skeleton, choice)
+
+
+def _has_linear(model: PreTrainedModel, name: str) -> bool:
     import torch
     from transformers.pytorch_utils import Conv1D
 

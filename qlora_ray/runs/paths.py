@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +109,7 @@ class SweepPaths:
         Raises:
             RunError: If it is taken, cannot be made, or the disk is full.
         """
-        if self.root.exists() and any(self.root.iterdir()):
-            raise RunError(
-                f"results.name: {self.root} is already used. Choose another results.name, "
-                f"or go on with it: python -m qlora_ray.sweep --resume {self.root}"
-            )
+        self.check_unused()
         try:
             self.check_space()
             self.trials.mkdir(parents=True, exist_ok=True)
@@ -119,6 +118,24 @@ class SweepPaths:
             raise RunError(
                 f"results.dir: {self.root} cannot be made: {error.strerror}. Choose a folder you can write to."
             ) from None
+
+    def check_unused(self) -> None:
+        """Raises RunError if the folder holds anything."""
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise RunError(
+                f"results.name: {self.root} is already used. Choose another results.name, "
+                f"or go on with it: python -m qlora_ray.sweep --resume {self.root}"
+            )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the sweep for this process; raises RunError if another one has it."""
+        with (self.root / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.root}: another sweep is running there. Wait for it, or stop it.") from None
+            yield
 
     def check_space(self) -> None:
         """Raises RunError if the disk has too little room for a sweep."""

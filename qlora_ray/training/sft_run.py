@@ -11,10 +11,11 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import PrinterCallback
 
 from qlora_ray.errors import QloraRayError, TrialDiverged
@@ -196,7 +197,7 @@ class SftRun:
             "lora": {
                 **self.spec.lora.model_dump(exclude={"alpha_ratio"}),
                 "lora_alpha": self.spec.lora.resolved_alpha,
-                "target_modules": sorted(self.model.peft_config["default"].target_modules),
+                "target_modules": sorted(cast(LoraConfig, self.model.peft_config["default"]).target_modules or ()),
             },
             "micro_batch": self._micro_batch,
             "gradient_accumulation_steps": arguments["gradient_accumulation_steps"],

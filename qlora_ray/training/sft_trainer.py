@@ -43,6 +43,7 @@ class OrderedTrainer(SFTTrainer):
         # TRL 1.16 rounds adapters on a quantized base to bf16; ours start, and train, in fp32.
         load_trainable(model, initial)
         self.spec = spec
+        self.peft_model = model
         self.start_step = state.step if state else 0
         self.on_report = on_report
         self.is_stopping = is_stopping
@@ -72,6 +73,11 @@ class OrderedTrainer(SFTTrainer):
         self.lr_scheduler = scheduler
         return scheduler
 
+    @property
+    def _built_optimizer(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None, "built by train() before any step"
+        return self.optimizer
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; its loss is already divided by the tokens of the whole effective batch."""
         loss = super().training_step(*args, **kwargs)
@@ -82,7 +88,7 @@ class OrderedTrainer(SFTTrainer):
         """Restores what exists only once training has begun: moments and loss scale."""
         state = self._restored_state
         if state is not None:
-            restore_optimizer(self.optimizer, state.optimizer, state.optimizer_facts)
+            restore_optimizer(self._built_optimizer, state.optimizer, state.optimizer_facts)
             scaler = getattr(self.accelerator, "scaler", None)
             if scaler is not None and state.loss_scale:
                 scaler.load_state_dict(state.loss_scale)
@@ -118,13 +124,13 @@ class OrderedTrainer(SFTTrainer):
 
     def take_state(self, step: int, report_index: int) -> TrialState:
         """The trial's state after a step, on the CPU."""
-        tensors, facts = flatten_optimizer(self.optimizer)
+        tensors, facts = flatten_optimizer(self._built_optimizer)
         scaler = getattr(self.accelerator, "scaler", None)
         return TrialState(
             trial_id=self.spec.trial_id,
             step=step,
             report_index=report_index,
-            adapter={n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad},
+            adapter={n: p.detach().cpu().clone() for n, p in self.peft_model.named_parameters() if p.requires_grad},
             optimizer=tensors,
             optimizer_facts=facts,
             loss_scale=dict(scaler.state_dict()) if scaler is not None else {},

@@ -53,6 +53,21 @@ def test_a_missing_validation_or_test_file_names_its_key(key, in_tmp):
         find_sources(Data(train="a.jsonl", **{key: "b.jsonl"}))
 
 
+@pytest.mark.parametrize("value", ["0.1", "10%"])
+def test_a_fraction_in_quotes_is_refused_before_the_hub_is_asked(value, monkeypatch):
+    calls = fake_hub(monkeypatch, train=[ROW])
+    with pytest.raises(
+        DataError, match=rf"data\.validation: a fraction must be a number below 1, got the text '{value}'"
+    ):
+        find_sources(Data(train="owner/name", validation=value))
+    assert calls == []
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(DataError, match=r"data\.test: must name a file, folder or hub id, got an empty text"):
+        find_sources(Data(train="a.jsonl", test=" "))
+
+
 def test_a_file_of_another_kind_is_refused_with_the_kinds_that_are_read(in_tmp):
     write_rows(in_tmp / "a.tsv", ROW)
     with pytest.raises(DataError, match=r"must end in \.csv, \.json, \.jsonl, \.parquet, got a\.tsv"):

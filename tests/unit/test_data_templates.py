@@ -117,6 +117,15 @@ def test_a_chat_template_that_renders_the_past_otherwise_is_refused():
         pieces("chat", unstable, *TWO_ROUNDS)
 
 
+def test_a_generation_prompt_that_the_answer_does_not_follow_is_refused():
+    # In the manner of reasoning models, whose generation prompt opens a thought that training rows do not have.
+    thinking = build_byte_level(
+        chat_template=CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
+    )
+    with pytest.raises(DataError, match=r"in turn 2, .* Use data\.template instruction, or raw\."):
+        pieces("chat", thinking, *ASK)
+
+
 def test_a_chat_template_that_refuses_a_role_is_reported_in_its_own_words():
     refusing = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML

@@ -136,7 +136,7 @@ def test_a_row_exactly_as_long_as_allowed_is_not_cut(tokenizer):
 
 
 def test_a_row_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
-    long_question = (Turn("user", "name " * 50), Turn("assistant", "b"))
+    long_question = (Turn("user", "name " * 100), Turn("assistant", "b"))
     split, counts = tokenize(tokenizer, long_question, ASK, max_length=80)
     assert len(split) == 1
     assert split.references == [ASK[1].content]

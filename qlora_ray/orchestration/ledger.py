@@ -1,0 +1,307 @@
+"""The driver's books: what each trial is, how it stands, and how it ended. Records, events and lines come from here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.console import Console, format_duration
+from qlora_ray.runs import EventLog, SweepPaths, append_line, read_json, write_json, write_text
+from qlora_ray.runs.paths import trial_id_of
+
+State = Literal["running", "complete", "pruned", "failed", "interrupted"]
+
+
+@dataclass
+class TrialEntry:
+    """One trial's page."""
+
+    number: int
+    params: dict[str, Any]
+    opened_at: float
+    resumed_from: int | None = None
+    state: State = "running"
+    cause: str | None = None
+    closed_at: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    intermediate: dict[int, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    failure: list[str] | None = None
+    is_final: bool = False
+    num_retries: int = 0
+    waited_s: float = 0.0
+    train_s: float = 0.0
+    tokens: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """The trial's id."""
+        return trial_id_of(self.number)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended, for the study."""
+
+    state: State
+    cause: str | None
+    values: list[float]
+    intermediate: dict[int, float]
+
+
+class Ledger:
+    """Keeps every trial's entry, writes its record, and says each transition once, in a line and an event.
+
+    Args:
+        config: The sweep's config.
+        paths: Its folder.
+        console: The user's lines.
+        common: What every record holds besides its own trial: versions, commit, data, base.
+    """
+
+    def __init__(self, config: SweepConfig, *, paths: SweepPaths, console: Console, common: dict[str, Any]) -> None:
+        self._config = config
+        self._paths = paths
+        self._console = console
+        self._common = common
+        self._events = EventLog(paths.events)
+        self._started = time.time()
+        self.entries: dict[int, TrialEntry] = {}
+        self.objective, self.mode = next(iter(config.search.objectives.items()))
+        self.is_stopping = False
+        self.first_failure: list[str] | None = None
+
+    def open(self, number: int, params: dict[str, Any], *, resumed_from: int | None) -> None:
+        """Enters a new trial."""
+        entry = TrialEntry(number, params, time.time(), resumed_from)
+        self.entries[number] = entry
+        self._paths.trial(entry.id).root.mkdir(parents=True, exist_ok=True)
+        reason = f"goes on with trial {trial_id_of(resumed_from)}" if resumed_from is not None else "asked of the study"
+        self._events.write("trial_opened", reason=reason, trial=entry.id, params=params)
+        self._write_record(entry)
+
+    def restore(self) -> None:
+        """Takes over the trials that an earlier driver finished, from their records."""
+        for path in sorted(self._paths.trials.glob("*/record.json")):
+            record = read_json(path)
+            if record["state"] == "running":
+                # Its driver was killed before it could say so.
+                record["state"], record["cause"] = "interrupted", "the sweep was stopped"
+                write_json(path, record)
+            entry = TrialEntry(
+                number=record["number"],
+                params=record["params"],
+                opened_at=record["times"]["opened"],
+                state=record["state"],
+                cause=record["cause"],
+                closed_at=record["times"]["closed"] or record["times"]["opened"],
+                metrics=record["metrics"],
+                intermediate={int(index): value for index, value in record["reports"].items()},
+                facts={**record["ran"], "executor": record["executor"]},
+                is_final=record["state"] == "complete",
+                train_s=record["times"]["train_s"],
+                tokens=(record["tokens_per_s"] or 0.0) * record["times"]["train_s"],
+            )
+            self.entries[entry.number] = entry
+
+    def report(self, result: dict[str, Any]) -> None:
+        """Enters one of a trial's reports, as its Tune result."""
+        entry = self.entries[result["number"]]
+        entry.facts = result["facts"] or entry.facts
+        entry.num_retries = result["num_retries"]
+        entry.waited_s = result["waited_s"]
+        entry.is_final = result["is_final"]
+        if result["failure"]:
+            entry.failure = result["failure"]
+            return
+        entry.metrics = dict(result["metrics"])
+        entry.train_s += entry.metrics.get("train_s", 0.0)
+        entry.tokens += entry.metrics.get("train_s", 0.0) * entry.metrics.get("tokens_per_s", 0.0)
+        value = self.value_of(entry)
+        if value is not None:
+            entry.intermediate[result["report_index"]] = value
+        line = {"report_index": result["report_index"], "time": round(time.time(), 3), **entry.metrics}
+        append_line(self._paths.trial(entry.id).metrics, line)
+        self._events.write(
+            "trial_reported", trial=entry.id, report_index=result["report_index"], executor=result["executor"]
+        )
+
+    def close(self, number: int, *, crashed: bool) -> Outcome:
+        """Ends a trial as what it was, and says so."""
+        entry = self.entries[number]
+        if entry.closed_at is None:
+            entry.state, entry.cause = self._judge(entry, crashed=crashed)
+            entry.closed_at = time.time()
+            if entry.failure:
+                write_text(self._paths.trial(entry.id).error, entry.failure[2] or entry.failure[1])
+                self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
+            self._write_record(entry)
+            self._write_table()
+            self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)
+            self._console.event(self._describe_end(entry))
+            self.show_progress()
+        values = [v for v in (self._metric(entry, name) for name in self._config.search.objectives) if v is not None]
+        return Outcome(entry.state, entry.cause, values, entry.intermediate)
+
+    def interrupt(self) -> None:
+        """Closes all running trials as interrupted."""
+        self.is_stopping = True
+        for entry in self.running():
+            self.close(entry.number, crashed=False)
+
+    def note(self, event: str, *, reason: str = "", line: str | None = None, **facts: Any) -> None:
+        """Writes an event that is no trial's, and a line where the user should know."""
+        self._events.write(event, reason=reason, **facts)
+        if line:
+            self._console.event(line)
+
+    def running(self) -> list[TrialEntry]:
+        """Trials that have not ended."""
+        return [entry for entry in self.entries.values() if entry.closed_at is None]
+
+    def ranked(self) -> list[TrialEntry]:
+        """Complete trials, best first."""
+        done = [e for e in self.entries.values() if e.state == "complete" and self.value_of(e) is not None]
+        return sorted(done, key=lambda e: (self.value_of(e) or 0.0) * (1 if self.mode == "min" else -1))
+
+    def value_of(self, entry: TrialEntry) -> float | None:
+        """The first objective's last value."""
+        return self._metric(entry, self.objective)
+
+    def counts(self) -> dict[str, int]:
+        """Trials by state."""
+        states = [entry.state for entry in self.entries.values()]
+        return {
+            state: states.count(state) for state in ("complete", "pruned", "failed", "interrupted") if state in states
+        }
+
+    def show_progress(self) -> None:
+        """Renews the progress line."""
+        total = self._config.search.num_trials
+        done = sum(e.state in ("complete", "pruned", "failed") for e in self.entries.values())
+        parts = [f"{done}/{total} trials", f"{len(self.running())} running"]
+        best = self.ranked()
+        if best:
+            parts.append(f"best {self.objective} {self.value_of(best[0]):.4f} (trial {best[0].id})")
+        parts.append(f"ETA {self._eta(done, total)}")
+        self._console.progress(" · ".join(parts))
+
+    def _eta(self, done: int, total: int) -> str:
+        here = [e for e in self.entries.values() if e.closed_at is not None]
+        if not here or done >= total:
+            return "-" if done < total else "0:00"
+        elapsed = time.time() - self._started
+        return format_duration(elapsed / len(here) * (total - done))
+
+    def _judge(self, entry: TrialEntry, *, crashed: bool) -> tuple[State, str | None]:
+        if entry.failure:
+            return "failed", entry.failure[0]
+        if entry.is_final:
+            return "complete", None
+        if crashed:
+            entry.failure = ["error", "the trial's actor died", "The trial's actor died; logs/ has what Ray said."]
+            return "failed", "error"
+        if self.is_stopping:
+            return "interrupted", "the sweep was stopped"
+        return "pruned", f"stopped by {self._config.search.scheduler} at report {max(entry.intermediate, default=0)}"
+
+    def _metric(self, entry: TrialEntry, name: str) -> float | None:
+        if name == "trainable_parameters":
+            return entry.facts.get(name)
+        return entry.metrics.get(name)
+
+    def _describe_end(self, entry: TrialEntry) -> str:
+        value = self.value_of(entry)
+        parts = [f"trial {entry.id}", f"{entry.state:<8}"]
+        if value is not None:
+            parts.append(f"{self.objective} {value:.4f}")
+        if entry.state == "pruned":
+            parts.append(f"after {max(entry.intermediate, default=0)}/{self._config.search.num_reports} reports")
+        if entry.state == "failed" and entry.failure:
+            parts.append(f"{entry.failure[0]}: {entry.failure[1].splitlines()[0]}")
+        parts.append(describe_params(entry.params))
+        best = self.ranked()
+        if best and best[0] is entry:
+            parts.append("<- best so far")
+        return "  ".join(parts)
+
+    def _write_record(self, entry: TrialEntry) -> None:
+        write_json(self._paths.trial(entry.id).record, self.record_of(entry))
+
+    def record_of(self, entry: TrialEntry) -> dict[str, Any]:
+        """The trial's record: every value that really ran, none left as an expression."""
+        executor = entry.facts.get("executor", {})
+        return {
+            "trial": entry.id,
+            "number": entry.number,
+            "state": entry.state,
+            "cause": entry.cause,
+            "message": entry.failure[1] if entry.failure else None,
+            "params": entry.params,
+            "resumed_from": None if entry.resumed_from is None else trial_id_of(entry.resumed_from),
+            "objective": {self.objective: self.value_of(entry)},
+            "metrics": entry.metrics,
+            "reports": entry.intermediate,
+            "ran": {key: value for key, value in entry.facts.items() if key != "executor"},
+            "bf16": executor.get("bf16"),
+            "fp16": executor.get("fp16"),
+            "executor": executor,
+            "tokens_per_s": round(entry.tokens / entry.train_s, 1) if entry.train_s else None,
+            "memory": {
+                "peak_bytes": entry.metrics.get("peak_memory_bytes"),
+                "estimated_bytes": executor.get("estimated_memory_bytes"),
+            },
+            "times": {
+                "opened": entry.opened_at,
+                "closed": entry.closed_at,
+                "waited_s": round(entry.waited_s, 3),
+                "train_s": round(entry.train_s, 3),
+            },
+            "num_retries": entry.num_retries,
+            "adapter": str(self._paths.trial(entry.id).adapter) if entry.state == "complete" else None,
+            **self._common,
+        }
+
+    def _write_table(self) -> None:
+        paths = sorted({path for entry in self.entries.values() for path in entry.params})
+        columns = [
+            "trial",
+            "state",
+            *self._config.search.objectives,
+            "reports",
+            "train_s",
+            "tokens_per_s",
+            *paths,
+            "cause",
+        ]
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+        writer.writeheader()
+        for entry in sorted(self.entries.values(), key=lambda e: e.number):
+            writer.writerow(
+                {
+                    "trial": entry.id,
+                    "state": entry.state,
+                    **{name: self._metric(entry, name) for name in self._config.search.objectives},
+                    "reports": len(entry.intermediate),
+                    "train_s": round(entry.train_s, 3),
+                    "tokens_per_s": round(entry.tokens / entry.train_s, 1) if entry.train_s else "",
+                    **entry.params,
+                    "cause": entry.cause or "",
+                }
+            )
+        write_text(self._paths.trials_table, buffer.getvalue())
+
+
+def describe_params(params: dict[str, Any]) -> str:
+    """Parameters in short: `r=8 learning_rate=2e-04`."""
+    return " ".join(f"{path.rsplit('.', 1)[-1]}={format_value(value)}" for path, value in params.items())
+
+
+def format_value(value: Any) -> str:
+    """A parameter's value, floats with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace(" ", "")

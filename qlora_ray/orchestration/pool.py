@@ -1,0 +1,279 @@
+"""The pool: keeps executors as the plan wants them, and grants leases of their slots."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from qlora_ray.errors import QloraRayError
+from qlora_ray.hardware import Placement
+from qlora_ray.orchestration.executor import Executor, ExecutorTerms
+
+# A place whose executor died this often is given up: the cause is on the node, not in a trial.
+MAX_RESTARTS = 3
+RECONCILE_INTERVAL_S = 5.0
+# Calls an executor serves at once beside one long poll per slot: describe, evict, wait_closed, trials, admit.
+SPARE_CALLS = 6
+
+
+class NoExecutors(QloraRayError):
+    """Every executor of the plan is gone for good."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One executor the plan wants: its placement, and the Ray node it belongs on."""
+
+    placement: Placement
+    node_id: str
+
+
+@dataclass
+class _Member:
+    """An executor as the pool knows it. States: starting, ready, lost (being replaced), failed (given up)."""
+
+    index: int
+    seat: Seat
+    handle: Any = None
+    state: str = "starting"
+    facts: dict[str, Any] = field(default_factory=dict)
+    restarts: int = 0
+    generation: int = 0
+    watcher: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A trial's hold on one slot."""
+
+    trial_id: str
+    executor_index: int
+    generation: int
+    executor: Any
+    facts: dict[str, Any]
+
+
+class Pool:
+    """The actor. Its methods are coroutines of one event loop, so that its state needs no locks.
+
+    Args:
+        terms: What every executor is told.
+        seats: The executors to keep.
+        data: The object reference of the prepared data, in a list so that Ray passes it on unresolved.
+        max_slots: Leases at once over all executors; None for no bound.
+    """
+
+    def __init__(self, terms: ExecutorTerms, seats: list[Seat], data: list[Any], max_slots: int | None) -> None:
+        self._terms = terms
+        self._data = data
+        self._max_slots = max_slots
+        self._members = [_Member(index, seat) for index, seat in enumerate(seats)]
+        self._leases: dict[str, tuple[Lease, float]] = {}
+        self._waiting: deque[tuple[str, asyncio.Future[Lease]]] = deque()
+        self._events: list[dict[str, Any]] = []
+        self._changed = asyncio.Condition()
+        self._cause = "none was started"
+        self._reconciler: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts every executor; returns before they are ready."""
+        for member in self._members:
+            self._launch(member)
+        self._reconciler = asyncio.create_task(self._reconcile())
+
+    async def wait_ready(self) -> None:
+        """Waits for the first executor to be ready.
+
+        Raises:
+            NoExecutors: If none of them can be; the message is the last one's cause.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: any(m.state == "ready" for m in self._members) or self._all_failed())
+        if self._all_failed():
+            raise NoExecutors(self._cause)
+
+    async def lease(self, trial_id: str) -> Lease:
+        """Waits for a free slot, first come first served.
+
+        Raises:
+            NoExecutors: If no executor is left to wait for.
+        """
+        if trial_id in self._leases:
+            return self._leases[trial_id][0]
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiting.append((trial_id, future))
+        self._grant()
+        return await future
+
+    async def release(self, trial_id: str) -> None:
+        """Gives a slot back, or leaves the queue."""
+        self._leases.pop(trial_id, None)
+        for waiting, future in self._waiting:
+            if waiting == trial_id:
+                future.cancel()
+        self._grant()
+
+    async def report_lost(self, executor_index: int, generation: int) -> None:
+        """A trial found its executor dead; the watcher will have seen it too, whichever comes first acts."""
+        member = self._members[executor_index]
+        if member.generation == generation and member.state == "ready":
+            await self._lose(member, "it died")
+
+    async def next_events(self, seen: int, timeout_s: float) -> list[dict[str, Any]]:
+        """Events after the first `seen`; waits up to `timeout_s` for one."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: len(self._events) > seen), timeout_s)
+            except TimeoutError:
+                return []
+            return self._events[seen:]
+
+    async def ready_executors(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Handles and facts of the executors that are ready."""
+        return [(member.handle, member.facts) for member in self._members if member.state == "ready"]
+
+    async def close(self) -> None:
+        """Ends all executors."""
+        if self._reconciler:
+            self._reconciler.cancel()
+        for member in self._members:
+            if member.watcher:
+                member.watcher.cancel()
+            if member.handle is not None:
+                ray.kill(member.handle)
+
+    def _launch(self, member: _Member) -> None:
+        placement = member.seat.placement
+        member.state = "starting"
+        member.generation += 1
+        # soft=False: a placement is the plan for this node's device, not for whichever node has room.
+        member.handle = (
+            ray.remote(Executor)
+            .options(
+                num_cpus=placement.num_cpus,
+                num_gpus=placement.num_gpus,
+                max_concurrency=SPARE_CALLS + placement.slots_per_device,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(member.seat.node_id, soft=False),
+            )
+            .remote(self._terms, placement, self._data[0])
+        )
+        member.watcher = asyncio.create_task(self._watch(member, member.generation))
+
+    async def _watch(self, member: _Member, generation: int) -> None:
+        """Waits for an executor to be ready, then for its end."""
+        try:
+            member.facts = await member.handle.describe.remote()
+            member.state = "ready"
+            await self._tell("executor_ready", member, f"{member.facts['device']}, {member.facts['precision_reason']}")
+            self._grant()
+            await member.handle.wait_closed.remote()
+        except (RayActorError, RayTaskError) as error:
+            if member.generation == generation:
+                await self._lose(member, describe_death(error), is_final=isinstance(_cause_of(error), QloraRayError))
+
+    async def _lose(self, member: _Member, reason: str, *, is_final: bool = False) -> None:
+        self._cause = reason
+        for trial_id, (lease, _) in list(self._leases.items()):
+            if lease.executor_index == member.index:
+                del self._leases[trial_id]
+        was_ready = member.state == "ready"
+        member.restarts += 1
+        if member.watcher is not None and member.watcher is not asyncio.current_task():
+            member.watcher.cancel()
+        # An error of ours (a base that cannot be loaded) would come again; a start that died gets one more try.
+        if is_final or member.restarts > (MAX_RESTARTS if was_ready else 1):
+            member.state = "failed"
+            await self._tell("executor_failed", member, reason)
+        else:
+            member.state = "lost"
+            await self._tell("executor_lost", member, reason)
+            self._launch(member)
+        self._grant()
+
+    def _grant(self) -> None:
+        """Hands free slots to those who wait; fails them all if no executor can ever have one."""
+        if self._all_failed():
+            while self._waiting:
+                _, future = self._waiting.popleft()
+                if not future.done():
+                    future.set_exception(NoExecutors(f"no executor is left: {self._cause}"))
+            return
+        while self._waiting:
+            trial_id, future = self._waiting[0]
+            if future.done():
+                self._waiting.popleft()
+                continue
+            member = self._free_member()
+            if member is None:
+                return
+            self._waiting.popleft()
+            lease = Lease(trial_id, member.index, member.generation, member.handle, member.facts)
+            self._leases[trial_id] = (lease, time.monotonic())
+            future.set_result(lease)
+
+    def _all_failed(self) -> bool:
+        return all(member.state == "failed" for member in self._members)
+
+    def _free_member(self) -> _Member | None:
+        if self._max_slots is not None and len(self._leases) >= self._max_slots:
+            return None
+        held = [lease.executor_index for lease, _ in self._leases.values()]
+        for member in self._members:
+            if member.state == "ready" and held.count(member.index) < member.facts["slots"]:
+                return member
+        return None
+
+    async def _reconcile(self) -> None:
+        """Frees the leases of trials that their executor does not know: their actor died before it admitted them."""
+        timeout_s = self._terms.config.cluster.lease_timeout_s
+        while True:
+            await asyncio.sleep(RECONCILE_INTERVAL_S)
+            for trial_id, (lease, granted_at) in list(self._leases.items()):
+                if time.monotonic() - granted_at < timeout_s:
+                    continue
+                try:
+                    admitted = await lease.executor.trials.remote()
+                except (RayActorError, RayTaskError):
+                    continue
+                if trial_id not in admitted and self._leases.get(trial_id, (None,))[0] is lease:
+                    del self._leases[trial_id]
+                    self._grant()
+
+    async def _tell(self, event: str, member: _Member, reason: str) -> None:
+        slots = sum(m.facts.get("slots", 0) for m in self._members if m.state == "ready")
+        async with self._changed:
+            self._events.append(
+                {
+                    "event": event,
+                    "reason": reason,
+                    "executor": member.index,
+                    "hostname": member.facts.get("hostname"),
+                    "ready_slots": slots if self._max_slots is None else min(slots, self._max_slots),
+                    "num_failed": sum(m.state == "failed" for m in self._members),
+                }
+            )
+            self._changed.notify_all()
+
+
+def describe_death(error: Exception) -> str:
+    """One line of why an executor ended: its own error if it raised one, else Ray's account."""
+    cause = _cause_of(error)
+    if isinstance(cause, QloraRayError):
+        return str(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Ray appends the remote traceback to the message; the exception itself is its last line.
+    return lines[-1] if lines else type(error).__name__
+
+
+def _cause_of(error: Exception) -> BaseException:
+    """The exception an actor raised, where Ray carries it: as the cause of a task, or in a failed creation."""
+    if isinstance(error, RayTaskError):
+        return error.cause
+    return error

@@ -1,0 +1,159 @@
+"""Everything that can be found wrong before anything is started: config, space, data, base, budget."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qlora_ray import __version__
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.data import PreparedData, prepare_data
+from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
+from qlora_ray.modeling.loading import EMBEDDED, hash_base, load_tokenizer, read_shape
+from qlora_ray.modeling.targets import check_targets
+from qlora_ray.search.space import SearchSpace
+from qlora_ray.training.budget import make_budget
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ray", "optuna", "datasets", "pydantic")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a sweep knows before it starts anything.
+
+    Attributes:
+        extremes: Trial configs at every corner of the space that decides memory.
+        metrics_reason: What answers are scored with, and why.
+    """
+
+    config: SweepConfig
+    space: SearchSpace
+    extremes: list[SweepConfig]
+    shape: ModelShape
+    data: PreparedData
+    has_references: bool
+    metrics_reason: str
+
+
+def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
+    """Reads base config, tokenizer and data, and holds the space against them.
+
+    Raises:
+        QloraRayError: The first thing that is wrong, with what to do.
+    """
+    from qlora_ray.evaluation import resolve_metrics
+
+    shape = read_shape(config.model)
+    extremes = space.extremes(config)
+    tokenizer = load_tokenizer(config.model)
+    data = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
+    for corner in extremes:
+        make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
+    check_targets(config.model, [corner.lora.target_modules for corner in extremes])
+    has_references = any(data.validation.references)
+    _, reason = resolve_metrics(
+        config.evaluate, trains_on_embedded=config.data.train == EMBEDDED, has_references=has_references
+    )
+    return Preflight(config, space, extremes, shape, data, has_references, reason)
+
+
+def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
+    """The placement of the largest trial the space can propose, on these nodes."""
+    config = preflight.config
+    corners = preflight.extremes
+    lengths = preflight.data.report.lengths
+    # No batch is longer than the longest row there is, whatever max_length allows.
+    longest = max(int(stats.max) for stats in lengths.values())
+    widest = max((corner.lora.target_modules for corner in corners), key=_width)
+    demand = TrialDemand(
+        max_r=max(corner.lora.r for corner in corners),
+        targets=widest if isinstance(widest, str) else tuple(widest),
+        effective_batch=max(corner.training.effective_batch for corner in corners),
+        per_device_train_batch_size=max(corner.training.per_device_train_batch_size for corner in corners),
+        max_seq_length=min(config.data.max_length, longest),
+        optim="adamw_torch"
+        if any(corner.training.optim == "adamw_torch" for corner in corners)
+        else config.training.optim,
+        gradient_checkpointing=all(corner.training.gradient_checkpointing for corner in corners),
+        eval_batch=config.training.per_device_eval_batch_size,
+        lora_dropout=max(corner.lora.lora_dropout for corner in corners),
+        attn_implementation=config.model.attn_implementation,
+        modules_to_save=tuple(config.lora.modules_to_save or ()),
+    )
+    return plan_placements(
+        nodes,
+        shape=preflight.shape,
+        demand=demand,
+        cluster=config.cluster,
+        quantization=config.model.quantization,
+        precision_requested=config.training.precision,
+    )
+
+
+def describe_sweep(preflight: Preflight, plan: Plan, nodes: list[NodeProfile]) -> dict[str, Any]:
+    """The manifest: resolved config, space, plan, versions, commit, data fingerprints, command."""
+    return {
+        "qlora_ray": __version__,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "config": preflight.config.model_dump(),
+        "space": preflight.space.to_dict(),
+        "plan": plan.to_dict(),
+        "nodes": [node.to_dict() for node in nodes],
+        "data": preflight.data.report.to_dict(),
+        "metrics": preflight.metrics_reason,
+        **common_facts(preflight),
+    }
+
+
+def common_facts(preflight: Preflight) -> dict[str, Any]:
+    """What every record of a sweep holds: versions, commit, data, base, seeds."""
+    report = preflight.data.report
+    config = preflight.config
+    return {
+        "base": {"name": config.model.name, "revision": config.model.revision, "hash": hash_base(config.model)},
+        "dataset": {
+            "fingerprint": report.fingerprint,
+            "sources": report.sources,
+            "num_rows": report.num_rows,
+            "num_truncated": report.num_truncated,
+            "overlap": report.overlap,
+            "overlap_check": report.overlap_verdict,
+        },
+        "seeds": {
+            "seed": config.training.seed,
+            "data_seed": config.training.data_seed,
+            "search_seed": config.search.seed,
+        },
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "git": _git_state(),
+    }
+
+
+def _width(targets: str | list[str]) -> int:
+    order = {"attention-qv": 2, "attention": 4, "all-linear": 7}
+    return order[targets] if isinstance(targets, str) else len(targets)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the folder the user works in; nulls outside a repository."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,102 @@
+"""Optuna by ask and tell, as a Tune Searcher: each trial's end is told as what it was."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.search import Searcher
+
+from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.runs.paths import SweepPaths, trial_id_of
+from qlora_ray.search.space import SearchSpace
+from qlora_ray.search.study import CAUSE_ATTRIBUTE, RESUMED_FROM_ATTRIBUTE, count_finished
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class StudySearcher(Searcher):
+    """Asks the study for as many trials as there are slots, and one more that waits with its actor started.
+
+    Args:
+        study: The study, on disk.
+        space: What it searches.
+        ledger: Who keeps the trials' books.
+        paths: The sweep's folder.
+        num_trials: Trials of the sweep, those finished before a resume included.
+        num_slots: Slots to begin with.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        *,
+        space: SearchSpace,
+        ledger: Ledger,
+        paths: SweepPaths,
+        num_trials: int,
+        num_slots: int,
+    ) -> None:
+        super().__init__(metric="objective", mode=ledger.mode)
+        self._study = study
+        self._space = space
+        self._ledger = ledger
+        self._paths = paths
+        self.num_left = num_trials - count_finished(study)
+        self._trials: dict[str, optuna.Trial] = {}
+        self.num_slots = num_slots
+        self.num_live = 0
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial; None while enough of them live; FINISHED when all have been asked for."""
+        if self.num_left == 0 or self._ledger.is_stopping:
+            return Searcher.FINISHED
+        if self.num_live > self.num_slots:
+            return None
+        trial = self._study.ask(self._space.distributions())
+        self.num_left -= 1
+        self.num_live += 1
+        self._trials[trial_id] = trial
+        resumed_from = trial.user_attrs.get(RESUMED_FROM_ATTRIBUTE)
+        resume = resumed_from is not None and self._inherit_state(resumed_from, trial.number)
+        params = self._space.decode(trial.params)
+        self._ledger.open(trial.number, params, resumed_from=resumed_from)
+        return {"number": trial.number, "params": params, "resume": resume}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells the study how the trial ended."""
+        from optuna.trial import TrialState
+
+        trial = self._trials.pop(trial_id, None)
+        if trial is None:
+            return
+        outcome = self._ledger.close(trial.number, crashed=error)
+        for step, value in outcome.intermediate.items():
+            if len(self._study.directions) == 1:
+                trial.report(value, step)
+        if outcome.cause:
+            trial.set_user_attr(CAUSE_ATTRIBUTE, outcome.cause)
+        if outcome.state == "complete":
+            self._study.tell(trial, outcome.values)
+        elif outcome.state == "pruned":
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif outcome.state == "failed":
+            self._study.tell(trial, state=TrialState.FAIL)
+        # Interrupted ones stay running in the study; `end_interrupted` ends them together.
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the study is on disk, and a resume starts from it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore, see `save`."""
+
+    def _inherit_state(self, old_number: int, new_number: int) -> bool:
+        """Moves an interrupted trial's state to the trial that goes on with its parameters."""
+        old = self._paths.trial(trial_id_of(old_number)).state
+        new = self._paths.trial(trial_id_of(new_number)).state
+        if not old.exists():
+            return False
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(old, new)
+        return True

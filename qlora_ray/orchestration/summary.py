@@ -1,0 +1,160 @@
+"""What the user reads at the beginning and at the end of a sweep, and the summary it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.console import Console, format_duration, format_table
+from qlora_ray.hardware import Plan
+from qlora_ray.orchestration.ledger import Ledger, TrialEntry, format_value
+from qlora_ray.orchestration.preflight import Preflight
+from qlora_ray.orchestration.winner import Winner
+from qlora_ray.runs import SweepPaths, write_json
+
+# Rows of the final table; all trials are in trials.csv.
+MAX_TABLE_ROWS = 20
+NUM_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a sweep ended.
+
+    Attributes:
+        status: complete, no_winner or interrupted.
+        beats_base: Whether the winner is better than its base; None without a winner.
+    """
+
+    status: str
+    counts: dict[str, int]
+    winner: str | None
+    beats_base: bool | None
+    objective: str
+    first_failure: str | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 only with a winner; 130 after Ctrl-C, as shells expect."""
+        return {"complete": 0, "no_winner": 1, "interrupted": 130}[self.status]
+
+
+def write_summary(ledger: Ledger, winner: Winner | None, *, paths: SweepPaths, interrupted: bool) -> Summary:
+    """Writes summary.json, last of all files."""
+    status = "interrupted" if interrupted else "complete" if winner else "no_winner"
+    failure = ledger.first_failure
+    summary = Summary(
+        status=status,
+        counts=ledger.counts(),
+        winner=winner.entry.id if winner else None,
+        beats_base=winner.beats_base if winner else None,
+        objective=ledger.objective,
+        first_failure=f"trial {failure[0]}: {failure[1]}" if failure else None,
+    )
+    write_json(paths.summary, asdict(summary))
+    return summary
+
+
+def print_plan(console: Console, preflight: Preflight, plan: Plan, paths: SweepPaths) -> None:
+    """What will run, on what, and why."""
+    config = preflight.config
+    console.end_progress()
+    console.line(f"sweep {paths.name}: {describe_search(config)}")
+    console.line(f"base  {config.model.name}, {describe_quantization(config)}")
+    report = preflight.data.report
+    console.line(f"data  {report.format} ({report.format_reason}); template {report.template}")
+    for line in report.summary_lines():
+        console.line(f"      {line}")
+    console.line(f"      {preflight.metrics_reason}")
+    console.line()
+    console.line(plan.render())
+    console.line()
+
+
+def describe_search(config: SweepConfig) -> str:
+    """`12 trials by tpe, asha stops, 4 reports each`."""
+    search = config.search
+    stops = "none is stopped early" if search.scheduler == "none" else f"{search.scheduler} stops the weak"
+    return f"{search.num_trials} trials by {search.sampler}, {stops}, {search.num_reports} reports each"
+
+
+def describe_quantization(config: SweepConfig) -> str:
+    """`nf4, double quantization`."""
+    quantization = config.model.quantization
+    if quantization.method == "none":
+        return "not quantized"
+    double = quantization.double_quantization and quantization.method in ("nf4", "fp4")
+    return quantization.method + (" with double quantization" if double else "")
+
+
+def print_outcome(
+    console: Console, summary: Summary, *, ledger: Ledger, winner: Winner | None, paths: SweepPaths, config: SweepConfig
+) -> None:
+    """The table of trials, the winner beside its base, and where everything lies."""
+    console.line()
+    console.line(_trials_table(ledger, winner))
+    console.line()
+    counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items())
+    console.line(f"{counts} in {format_duration(console.elapsed_s)}")
+    if winner is not None:
+        _print_winner(console, winner, paths)
+    elif summary.status == "no_winner":
+        console.line(f"no winner: no trial was completed. First cause: {summary.first_failure or 'all were stopped'}")
+    console.line(f"results   {paths.root}/  (trials.csv, events.jsonl, trials/<id>/record.json, logs/)")
+    if summary.status == "interrupted":
+        console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {paths.root}")
+
+
+def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:
+    rows = [["", "validation loss", *winner.scores.metrics]]
+    for name, scores in (("base", winner.base), (f"winner {winner.entry.id}", winner.scores)):
+        rows.append([name, f"{scores.loss:.4f}", *(f"{value:.3f}" for value in scores.metrics.values())])
+    console.line()
+    console.line(format_table(rows, right=tuple(range(1, len(rows[0])))))
+    answered = f", {len(winner.scores.answers)} of them answered" if winner.scores.answers else ""
+    console.line(f"on the same {winner.scores.num_rows} validation rows{answered}")
+    if not winner.beats_base:
+        console.line("the winner does NOT beat its base: none of these adapters is worth shipping")
+    for answer, before in list(zip(winner.scores.answers, winner.base.answers, strict=True))[:NUM_EXAMPLES]:
+        console.line()
+        console.line(f"  expected  {_one_line(answer.reference)}")
+        console.line(f"  base      {_one_line(before.answer)}")
+        console.line(f"  winner    {_one_line(answer.answer)}")
+    console.line()
+    console.line(f"adapter   {paths.best / 'adapter'}  (PEFT's format, with the tokenizer)")
+
+
+def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
+    order = {"complete": 0, "pruned": 1, "failed": 2, "interrupted": 3, "running": 4}
+    sign = 1 if ledger.mode == "min" else -1
+
+    def rank(entry: TrialEntry) -> tuple[Any, ...]:
+        value = ledger.value_of(entry)
+        reports = -len(entry.intermediate) if entry.state == "pruned" else 0
+        return (order[entry.state], reports, sign * value if value is not None else float("inf"), entry.number)
+
+    entries = sorted(ledger.entries.values(), key=rank)
+    paths = sorted({path for entry in entries for path in entry.params})
+    rows = [["trial", "state", "reports", ledger.objective, "tokens/s", *(p.rsplit(".", 1)[-1] for p in paths), ""]]
+    for entry in entries[:MAX_TABLE_ROWS]:
+        value = ledger.value_of(entry)
+        rows.append(
+            [
+                entry.id,
+                entry.state,
+                str(len(entry.intermediate)),
+                f"{value:.4f}" if value is not None else "-",
+                f"{entry.tokens / entry.train_s:.0f}" if entry.train_s else "-",
+                *(format_value(entry.params[path]) if path in entry.params else "-" for path in paths),
+                "<- winner" if winner and winner.entry is entry else "",
+            ]
+        )
+    table = format_table(rows, right=tuple(range(2, len(rows[0]) - 1)))
+    hidden = len(entries) - MAX_TABLE_ROWS
+    return table + (f"\n... and {hidden} more in trials.csv" if hidden > 0 else "")
+
+
+def _one_line(text: str, limit: int = 110) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 3] + "..."

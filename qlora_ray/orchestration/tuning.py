@@ -1,0 +1,151 @@
+"""Ray Tune over light trials: schedulers, the gate between pool and searcher, and a quiet run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from qlora_ray.config.schema import Search
+from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.searcher import StudySearcher
+from qlora_ray.orchestration.trial import SweepTrial, TrialTerms
+
+# Tune refuses a request of exactly nothing.
+TRIAL_CPUS = 0.001
+EVENT_POLL_S = 1.0
+# Trials the median is taken over before it stops any.
+MEDIAN_MIN_TRIALS = 3
+
+
+def make_scheduler(search: Search) -> TrialScheduler:
+    """The scheduler a config asks for, counting a trial's reports.
+
+    Reports, not Tune's own iterations: a trial that goes on from an earlier state does not start again at 1.
+    """
+    common: dict[str, Any] = {"time_attr": "report_index"}
+    if search.scheduler == "asha":
+        return AsyncHyperBandScheduler(
+            max_t=search.num_reports,
+            grace_period=search.grace_reports,
+            reduction_factor=search.reduction_factor,
+            **common,
+        )
+    if search.scheduler == "hyperband":
+        return HyperBandScheduler(max_t=search.num_reports, reduction_factor=search.reduction_factor, **common)
+    if search.scheduler == "median":
+        return MedianStoppingRule(
+            grace_period=search.grace_reports, min_samples_required=MEDIAN_MIN_TRIALS, hard_stop=True, **common
+        )
+    return FIFOScheduler()
+
+
+class Gate(tune.Callback, tune.Stopper):
+    """Where Tune's loop meets the rest: counts live trials for the searcher, enters reports, and can stop all."""
+
+    def __init__(self, searcher: StudySearcher, ledger: Ledger) -> None:
+        self._searcher = searcher
+        self._ledger = ledger
+        self.stop_reason: str | None = None
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Paused trials hold no slot: they do not count."""
+        self._searcher.num_live = sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in trials)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Enters the report before its trial is judged."""
+        self._ledger.report(result)
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped from here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the whole search ends now."""
+        return self.stop_reason is not None
+
+
+class EventPump:
+    """Brings the pool's events into the ledger, and its slots to the searcher, on a thread."""
+
+    def __init__(self, pool: Any, *, ledger: Ledger, searcher: StudySearcher, gate: Gate, num_seats: int) -> None:
+        self._pool = pool
+        self._ledger = ledger
+        self._searcher = searcher
+        self._gate = gate
+        self._num_seats = num_seats
+        self._seen = 0
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pool-events", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stops listening."""
+        self._ending.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            try:
+                events = ray.get(self._pool.next_events.remote(self._seen, EVENT_POLL_S))
+            except ray.exceptions.RayError as error:
+                self._gate.stop_reason = f"the pool is gone: {error}"
+                return
+            self._seen += len(events)
+            for event in events:
+                self._take(event)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self._searcher.num_slots = max(1, event["ready_slots"])
+        name, reason = event.pop("event"), event.pop("reason")
+        words = {"executor_lost": "lost, starting another", "executor_failed": "given up"}
+        line = f"executor {event['executor']} {words[name]}: {reason}" if name in words else None
+        self._ledger.note(name, reason=reason, line=line, **event)
+        if event["num_failed"] == self._num_seats:
+            self._gate.stop_reason = reason
+
+
+def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search: Search, logs: Path) -> None:
+    """Runs the search to its end; what came of it is in the ledger and the study."""
+    os.environ.update(
+        {
+            # Our ledger writes what Tune's CSV, JSON and TensorBoard loggers would, once.
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+            # Ctrl-C is ours: trials are told as interrupted, not as failed.
+            "TUNE_DISABLE_SIGINT_HANDLER": "1",
+            "TUNE_MAX_PENDING_TRIALS_PG": "1",
+            "TUNE_RESULT_BUFFER_LENGTH": "1",
+            "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+            "RAY_AIR_NEW_OUTPUT": "0",
+        }
+    )
+    trainable = tune.with_resources(tune.with_parameters(SweepTrial, terms=terms), {"cpu": TRIAL_CPUS})
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric="objective",
+            mode=searcher.mode,
+            search_alg=searcher,
+            scheduler=make_scheduler(search),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(logs.resolve()), callbacks=[gate], stop=gate, verbose=0
+        ),
+    )
+    tuner.fit()

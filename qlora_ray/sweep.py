@@ -1,0 +1,116 @@
+"""Finds the best QLoRA adapter for a base and a dataset, on whatever devices there are.
+
+`python -m qlora_ray.sweep` runs configs/quickstart.yaml: an embedded base and task, no download, no GPU needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from qlora_ray.errors import ConfigError, QloraRayError
+
+if TYPE_CHECKING:
+    from qlora_ray.config import SweepConfig
+
+DEFAULT_CONFIG = Path("configs/quickstart.yaml")
+# What may change between the halves of a sweep: how long it is, and where it runs. Anything else is another sweep.
+RESUMABLE = ("search.num_trials", "cluster.")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m qlora_ray.sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, help=f"sweep YAML (default: {DEFAULT_CONFIG})")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
+    )
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted sweep")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--preview", action="store_true", help="print one sample, trained tokens marked, and stop")
+    parser.add_argument(
+        "--require-improvement", action="store_true", help="exit with 1 if the winner does not beat its base"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0 winner, 1 none, 2 bad input, 130 interrupted."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except QloraRayError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped before any trial; nothing was kept\n")
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from qlora_ray.config import load_config
+    from qlora_ray.runs import SweepPaths, read_json
+
+    if arguments.resume:
+        paths = SweepPaths(arguments.resume)
+        config = _resumed_config(arguments, read_json(paths.manifest)["config"])
+    else:
+        source = arguments.config or DEFAULT_CONFIG
+        config = load_config(source, overrides=arguments.overrides)
+    if arguments.print_config:
+        sys.stdout.write(yaml.safe_dump(config.model_dump(), sort_keys=False))
+        return 0
+    if arguments.preview:
+        return _preview(config)
+
+    from qlora_ray.search.parsing import load_space
+
+    space = load_space(config)
+    if not arguments.resume:
+        name = config.results.name or f"{source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        paths = SweepPaths(Path(config.results.dir) / name)
+        paths.check_unused()
+    from qlora_ray.orchestration.driver import run_sweep
+    from qlora_ray.orchestration.preflight import check_sweep
+
+    summary = run_sweep(check_sweep(config, space), paths=paths, is_resume=bool(arguments.resume))
+    if arguments.require_improvement and summary.status == "complete" and not summary.beats_base:
+        return 1
+    return summary.exit_code
+
+
+def _resumed_config(arguments: argparse.Namespace, written: dict[str, Any]) -> SweepConfig:
+    from qlora_ray.config.documents import Document
+    from qlora_ray.config.loading import parse_override, validate_document
+
+    if arguments.config:
+        raise ConfigError("--resume: goes on with the sweep's own config, got --config too. Drop one of them.")
+    document = Document("manifest.json", dict(written))
+    for text in arguments.overrides:
+        key, value = parse_override(text)
+        if not key.startswith(RESUMABLE):
+            raise ConfigError(
+                f"--set {key}: cannot change when a sweep is resumed; only search.num_trials and cluster.* can. "
+                "Start a new sweep."
+            )
+        document.set(key, value)
+    return validate_document(document)
+
+
+def _preview(config: SweepConfig) -> int:
+    from qlora_ray.data import prepare_data, render_preview
+    from qlora_ray.modeling.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model)
+    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
+    sys.stdout.write(render_preview(prepared, tokenizer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

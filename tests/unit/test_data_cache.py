@@ -1,0 +1,128 @@
+"""Prepared data is kept by fingerprint: whole, never stale, and rebuilt when damaged."""
+
+import json
+import shutil
+
+import pytest
+from data_tokenizer import CHATML, build_byte_level
+
+from qlora_ray.config.schema import Data
+from qlora_ray.data import prepare_data
+from qlora_ray.data.cache import compute_fingerprint, default_cache_dir
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_byte_level()
+
+
+@pytest.fixture
+def train(tmp_path):
+    path = tmp_path / "train.jsonl"
+    rows = [{"question": f"question {number}", "answer": f"answer {number}"} for number in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def prepare(train, tokenizer, *, data_seed=7, **data):
+    return prepare_data(
+        Data(train=str(train), **data), tokenizer=tokenizer, data_seed=data_seed, cache_dir=train.parent / "cache"
+    )
+
+
+def test_the_second_time_comes_from_the_cache_and_is_the_same(train, tokenizer):
+    first, second = prepare(train, tokenizer), prepare(train, tokenizer)
+    assert (first.report.from_cache, second.report.from_cache) == (False, True)
+    assert first == second
+
+
+def test_the_cache_holds_arrow_files_and_a_report_and_nothing_half_written(train, tokenizer):
+    report = prepare(train, tokenizer).report
+    (folder,) = (train.parent / "cache").iterdir()
+    assert report.fingerprint.startswith(folder.name)
+    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "train", "validation"]
+    assert json.loads((folder / "report.json").read_text()) == report.to_dict()
+
+
+@pytest.mark.parametrize("change", ["config", "seed", "bytes", "chat template", "eos"])
+def test_anything_that_decides_the_tokens_gives_another_fingerprint(change, train, tokenizer):
+    first = prepare(train, tokenizer).report.fingerprint
+    if change == "config":
+        other = prepare(train, tokenizer, max_length=64)
+    elif change == "seed":
+        other = prepare(train, tokenizer, data_seed=8)
+    elif change == "bytes":
+        train.write_text(train.read_text().replace("question 3", "question three"))
+        other = prepare(train, tokenizer)
+    elif change == "chat template":
+        other = prepare(train, build_byte_level(chat_template="{# changed #}" + CHATML))
+    else:
+        changed = build_byte_level()
+        changed.eos_token = "<|endoftext|>"
+        other = prepare(train, changed)
+    assert other.report.fingerprint != first
+    assert not other.report.from_cache
+
+
+def test_earlier_calls_of_the_tokenizer_do_not_change_the_fingerprint(train):
+    tokenizer = build_byte_level()
+    before = compute_fingerprint(Data(), digests={}, tokenizer=tokenizer, data_seed=7)
+    tokenizer(["a", "a longer one"], padding=True, truncation=True, max_length=2)
+    assert compute_fingerprint(Data(), digests={}, tokenizer=tokenizer, data_seed=7) == before
+
+
+@pytest.mark.parametrize("damage", ["no report", "broken report", "other report", "no split", "cut file", "fewer rows"])
+def test_a_damaged_cache_is_rebuilt(damage, train, tokenizer):
+    first = prepare(train, tokenizer)
+    (folder,) = (train.parent / "cache").iterdir()
+    report = folder / "report.json"
+    if damage == "no report":
+        report.unlink()
+    elif damage == "broken report":
+        report.write_text("{")
+    elif damage == "other report":
+        report.write_text(report.read_text().replace(first.report.fingerprint, "0" * 64))
+    elif damage == "no split":
+        shutil.rmtree(folder / "train")
+    elif damage == "cut file":
+        (arrow,) = (folder / "train").glob("*.arrow")
+        arrow.write_bytes(arrow.read_bytes()[:200])
+    else:
+        shutil.rmtree(folder / "train")
+        shutil.copytree(folder / "validation", folder / "train")
+    again = prepare(train, tokenizer)
+    assert not again.report.from_cache
+    assert again == first
+    assert prepare(train, tokenizer).report.from_cache
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(train, tokenizer):
+    (train.parent / "cache").write_text("a file is in the way")
+    prepared = prepare(train, tokenizer)
+    assert any(warning.startswith("not cached: ") for warning in prepared.report.warnings)
+
+
+def test_a_process_that_was_faster_wins_and_nothing_is_left_over(train, tokenizer, monkeypatch):
+    from qlora_ray.data import cache, preparation
+
+    first = prepare(train, tokenizer)
+    monkeypatch.setattr(preparation, "load_prepared", lambda cache_dir, fingerprint: None)
+    assert prepare(train, tokenizer) == first
+    assert len(list((train.parent / "cache").iterdir())) == 1
+    assert cache.load_prepared(train.parent / "cache", first.report.fingerprint) == first
+
+
+def test_bad_rows_leave_nothing_in_the_cache(train, tokenizer):
+    from qlora_ray.errors import DataError
+
+    train.write_text(train.read_text() + '{"question": "x"}\n')
+    with pytest.raises(DataError, match=r"train\.jsonl:21: 'answer' must hold text, got nothing"):
+        prepare(train, tokenizer)
+    assert not (train.parent / "cache").exists()
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("QLORA_RAY_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    monkeypatch.delenv("QLORA_RAY_CACHE")
+    assert default_cache_dir().parts[-2:] == (".cache", "qlora_ray")

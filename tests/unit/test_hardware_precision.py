@@ -1,0 +1,73 @@
+"""bf16 only where the silicon has it, fp16 on older GPUs, fp32 on a CPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qlora_ray.errors import PlacementError
+from qlora_ray.hardware import DeviceProfile, Precision, choose_precision
+
+CPU = DeviceProfile(0, "cpu", "AMD EPYC, 2 CPUs", None, 10**10, 10**10)
+
+
+def gpu(name: str, capability: tuple[int, int] | None) -> DeviceProfile:
+    return DeviceProfile(0, "cuda", name, capability, 10**10, 10**10)
+
+
+# Compute capabilities: developer.nvidia.com/cuda-gpus.
+GPUS = [
+    (gpu("NVIDIA GeForce GTX 1650", (7, 5)), "fp16"),
+    (gpu("Tesla P100-PCIE-16GB", (6, 0)), "fp16"),
+    (gpu("Tesla V100-SXM2-16GB", (7, 0)), "fp16"),
+    (gpu("Tesla T4", (7, 5)), "fp16"),
+    (gpu("NVIDIA A100-SXM4-40GB", (8, 0)), "bf16"),
+    (gpu("NVIDIA GeForce RTX 4090", (8, 9)), "bf16"),
+    (gpu("NVIDIA H200", (9, 0)), "bf16"),
+    (gpu("NVIDIA GeForce RTX 5090", (12, 0)), "bf16"),
+    (gpu("of unknown capability", None), "fp16"),
+]
+
+
+@pytest.mark.parametrize(("device", "expected"), [*GPUS, (CPU, "fp32")], ids=lambda item: getattr(item, "name", item))
+def test_auto_takes_the_best_format_of_the_silicon(device, expected):
+    precision = choose_precision(device)
+    assert precision.name == expected
+    assert precision.reason.startswith(f"{expected}: ") and device.name in precision.reason
+    assert (precision.bf16, precision.fp16) == (expected == "bf16", expected == "fp16")
+
+
+def test_the_reason_names_the_capability():
+    assert choose_precision(GPUS[4][0]).reason == "bf16: compute capability 8.0 of NVIDIA A100-SXM4-40GB has it"
+
+
+@pytest.mark.parametrize("device", [gpu("Tesla T4", (7, 5)), gpu("Tesla V100-SXM2-16GB", (7, 0))])
+def test_bf16_that_would_be_emulated_is_refused(device):
+    with pytest.raises(PlacementError, match=r"got bf16: compute capability 7\.\d only emulates it .*precision: auto"):
+        choose_precision(device, requested="bf16")
+
+
+@pytest.mark.parametrize("requested", ["bf16", "fp16"])
+def test_half_precision_on_a_cpu_is_refused(requested):
+    with pytest.raises(PlacementError, match=f"must be auto or fp32 on a CPU, got {requested}"):
+        choose_precision(CPU, requested=requested)
+
+
+@pytest.mark.parametrize("device", [CPU, *(device for device, _ in GPUS)], ids=lambda device: device.name)
+def test_fp32_is_allowed_everywhere(device):
+    assert choose_precision(device, requested="fp32").name == "fp32"
+
+
+def test_fp16_may_be_asked_for_where_bf16_is():
+    assert choose_precision(gpu("NVIDIA H200", (9, 0)), requested="fp16").fp16
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(PlacementError, match="must be auto, bf16, fp16 or fp32, got 'fp8'"):
+        choose_precision(CPU, requested="fp8")
+
+
+def test_a_precision_survives_json():
+    precision = choose_precision(CPU)
+    assert Precision.from_dict(json.loads(json.dumps(precision.to_dict()))) == precision
