@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sqlite3
 import sys
@@ -42,24 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
-        print(
-            f"--steps: must be at least 1, got {args.steps}. Leave it out for the shipped base's.",
-            file=sys.stderr,
-        )
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.to.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the renames stay on one file system.
     with tempfile.TemporaryDirectory(prefix=".build-", dir=args.to.parent) as scratch:
         folder = Path(scratch)
-        manifest = _read_manifest(args.to)
+        made: dict[str, Any] = {}
         if args.only != "base":
-            manifest["data"] = build_data(folder, seed=args.seed)
+            made["data"] = build_data(folder, seed=args.seed)
         if args.only != "data":
-            manifest["base"] = _build_base(folder / BASE_NAME, seed=args.seed, num_steps=args.steps)
+            made["base"] = _build_base(folder / BASE_NAME, seed=args.seed, num_steps=args.steps)
         _move_into(args.to, folder)
-    manifest["sha256"] = hash_files(args.to)
-    _write_manifest(args.to, manifest)
+    _write_manifest(args.to, {**_read_manifest(args.to), **made, "sha256": hash_files(args.to)})
     return 0
 
 
@@ -115,7 +109,7 @@ def _move_into(target: Path, folder: Path) -> None:
     for source in sorted(folder.iterdir()):
         destination = target / source.name
         if source.is_file():
-            os.replace(source, destination)
+            source.replace(destination)
             continue
         outgoing = folder / f"{source.name}.old"
         if destination.exists():
@@ -132,7 +126,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     scratch = folder / f"{MANIFEST_NAME}.new"
     scratch.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(scratch, folder / MANIFEST_NAME)
+    scratch.replace(folder / MANIFEST_NAME)
 
 
 if __name__ == "__main__":

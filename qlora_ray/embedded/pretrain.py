@@ -35,12 +35,13 @@ LOG_EVERY = 100
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """What a pretraining is made of. Source of the rates: the best of the few tried for this size."""
+    """What a pretraining is made of. Source of the rates: the best of those tried for 250 steps at this size."""
 
     seed: int = 7
-    num_steps: int = 1600
-    batch_size: int = 64
-    learning_rate: float = 3e-3
+    num_steps: int = 2000
+    batch_size: int = 32
+    matrix_learning_rate: float = 1e-2  # Muon
+    other_learning_rate: float = 1e-2  # AdamW
     weight_decay: float = 0.05
 
 
@@ -50,22 +51,23 @@ def pretrain_base(folder: Path, settings: PretrainSettings) -> dict[str, float |
     torch.manual_seed(settings.seed)
     tokenizer = tokenizers.train_tokenizer(_draw_texts(settings.seed), max_length=MAX_POSITIONS)
     model = LlamaForCausalLM(_make_config(tokenizer))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_at(step, settings.num_steps))
+    optimizers = _make_optimizers(model, settings)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_at(step, settings.num_steps))
+        for optimizer in optimizers
+    ]
     num_tokens, recent = 0, 0.0
     batches = _stream_batches(Random(f"pretrain-{settings.seed}"), tokenizer, settings.batch_size)
     for step, (ids_BT, weights_BT) in zip(range(1, settings.num_steps + 1), batches, strict=False):
-        # The weights ship in bf16; where the CPU has it, this takes 0.36 s a step instead of 0.57 s (2 cores
-        # of an EPYC).
+        # The weights ship in bf16; on CPUs that have it, a step takes a third less time (2 cores of an EPYC).
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = _weighted_loss(model, ids_BT, weights_BT)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         num_tokens += int((weights_BT > 0).sum())
         recent = 0.98 * recent + 0.02 * loss.item() if step > 1 else loss.item()
         if step % LOG_EVERY == 0:
@@ -76,7 +78,8 @@ def pretrain_base(folder: Path, settings: PretrainSettings) -> dict[str, float |
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": settings.num_steps,
         "batch_size": settings.batch_size,
-        "learning_rate": settings.learning_rate,
+        "matrix_learning_rate": settings.matrix_learning_rate,
+        "other_learning_rate": settings.other_learning_rate,
         "pairs_seen": settings.num_steps * settings.batch_size,
         "schemas_seen": settings.num_steps * settings.batch_size // PAIRS_PER_SCHEMA,
         "tokens_seen": num_tokens,
@@ -110,6 +113,26 @@ def _make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def _make_optimizers(model: LlamaForCausalLM, settings: PretrainSettings) -> list[torch.optim.Optimizer]:
+    """Returns Muon for the layers' matrices and AdamW for embeddings and norms.
+
+    After 250 steps of 32 the loss on held-out answers was 1.58 so, and 2.98 with AdamW alone at 3e-3, which
+    after 850 steps of 64 had not learnt to copy names and numbers.
+    """
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=settings.matrix_learning_rate,
+            weight_decay=settings.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(others, lr=settings.other_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def _draw_texts(seed: int) -> Iterator[str]:

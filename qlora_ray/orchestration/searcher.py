@@ -91,6 +91,10 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore, see `save`."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher beside the experiment, and nothing here reads that back."""
+        return {}
+
     def _inherit_state(self, old_number: int, new_number: int) -> bool:
         """Moves an interrupted trial's state to the trial that goes on with its parameters."""
         old = self._paths.trial(trial_id_of(old_number)).state

@@ -60,6 +60,10 @@ class Gate(tune.Callback, tune.Stopper):
         self._ledger = ledger
         self.stop_reason: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for the searcher."""
+        return {}
+
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Paused trials hold no slot: they do not count."""
         self._searcher.num_live = sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in trials)

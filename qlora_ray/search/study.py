@@ -38,7 +38,6 @@ def make_sampler(search: Search, space: SearchSpace) -> optuna.samplers.BaseSamp
             multivariate=True,
             constant_liar=True,
             seed=search.seed,
-            warn_independent_sampling=False,
         )
     if search.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=max(4, search.num_trials // 4), seed=search.seed)
