@@ -35,20 +35,20 @@ def train_path() -> Path:
 
 
 def validation_path() -> Path:
-    """Returns the validation pairs, in the form of `train_path`; no question or query of theirs is in train or test."""
+    """Returns the validation pairs, in `train_path`'s form. No other split has one of its queries."""
     return assets_path() / "validation.jsonl"
 
 
 def test_path() -> Path:
-    """Returns the test pairs, in the form of `train_path`; no question or query of theirs is in train or validation."""
+    """Returns the test pairs, in `train_path`'s form. No other split has one of its queries."""
     return assets_path() / "test.jsonl"
 
 
 def database_path() -> Path:
-    """Returns the SQLite file that the task's queries run on. Open it read-only: it is part of the package."""
+    """Returns the SQLite file that the task's queries run on. Open it read-only: the package owns it."""
     return assets_path() / "classicmodels.sqlite"
 
 
 def manifest_path() -> Path:
-    """Returns the record of how the files came to be: seeds, counts, the overlap check, pretraining figures, hashes."""
+    """Returns the record of how the files were made: seeds, counts, overlaps, pretraining figures, hashes."""
     return assets_path() / "manifest.json"

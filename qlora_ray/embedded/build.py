@@ -1,4 +1,4 @@
-"""Makes everything under assets/ again: `python -m qlora_ray.embedded.build [--to DIR] [--only data|base] [--steps N]`.
+"""Makes everything under assets/ again: `python -m qlora_ray.embedded.build [--to DIR] [--only data|base]`.
 
 The data (database, train, validation and test pairs) take seconds and come out the same byte for byte. The
 base takes about ten minutes on two cores; torch does not promise the same bits on another machine, so its
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
-        return 2
+        parser.error(f"--steps: must be at least 1, got {args.steps}. Leave it out for the shipped base's.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.to.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the renames stay on one file system.
@@ -83,7 +83,7 @@ def build_data(folder: Path, *, seed: int) -> dict[str, Any]:
 
 
 def hash_rows(connection: sqlite3.Connection) -> str:
-    """Returns the SHA-256 of the database's contents. The file's own bytes depend on the version of SQLite."""
+    """Returns the SHA-256 of the database's contents. The file's bytes depend on the version of SQLite."""
     return hashlib.sha256("\n".join(connection.iterdump()).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""The task's schema: classicmodels, MySQL's sample database, with the ways people speak of its tables and columns.
+"""The task's schema: classicmodels, MySQL's sample database, with the ways people speak of it.
 
-Source: table and column names of https://www.mysqltutorial.org/getting-started-with-mysql/mysql-sample-database/ . The
-rows are our own (rows.py). `describe_schema` fills the columns' constants from a database, so that questions find rows.
+Source: table and column names of mysqltutorial.org's "MySQL Sample Database". The rows are our own (rows.py).
+`describe_schema` reads the columns' constants from a database, so that questions find rows.
 """
 
 import sqlite3
@@ -10,26 +10,35 @@ from dataclasses import replace
 from qlora_ray.embedded.schemas import Column, Link, Schema, Table
 
 CREATE_SQL = """
-CREATE TABLE productlines (productLine TEXT PRIMARY KEY, textDescription TEXT, htmlDescription TEXT, image BLOB);
-CREATE TABLE products (productCode TEXT PRIMARY KEY, productName TEXT NOT NULL,
-  productLine TEXT NOT NULL REFERENCES productlines (productLine), productScale TEXT NOT NULL, productVendor TEXT NOT NULL,
-  productDescription TEXT, quantityInStock INTEGER NOT NULL, buyPrice REAL NOT NULL, MSRP REAL NOT NULL);
-CREATE TABLE offices (officeCode TEXT PRIMARY KEY, city TEXT NOT NULL, phone TEXT NOT NULL, addressLine1 TEXT NOT NULL,
+CREATE TABLE productlines (
+  productLine TEXT PRIMARY KEY, textDescription TEXT, htmlDescription TEXT, image BLOB);
+CREATE TABLE products (
+  productCode TEXT PRIMARY KEY, productName TEXT NOT NULL,
+  productLine TEXT NOT NULL REFERENCES productlines (productLine), productScale TEXT NOT NULL,
+  productVendor TEXT NOT NULL, productDescription TEXT, quantityInStock INTEGER NOT NULL,
+  buyPrice REAL NOT NULL, MSRP REAL NOT NULL);
+CREATE TABLE offices (
+  officeCode TEXT PRIMARY KEY, city TEXT NOT NULL, phone TEXT NOT NULL, addressLine1 TEXT NOT NULL,
   addressLine2 TEXT, state TEXT, country TEXT NOT NULL, postalCode TEXT NOT NULL, territory TEXT NOT NULL);
-CREATE TABLE employees (employeeNumber INTEGER PRIMARY KEY, lastName TEXT NOT NULL, firstName TEXT NOT NULL,
+CREATE TABLE employees (
+  employeeNumber INTEGER PRIMARY KEY, lastName TEXT NOT NULL, firstName TEXT NOT NULL,
   extension TEXT NOT NULL, email TEXT NOT NULL, officeCode TEXT NOT NULL REFERENCES offices (officeCode),
   reportsTo INTEGER REFERENCES employees (employeeNumber), jobTitle TEXT NOT NULL);
-CREATE TABLE customers (customerNumber INTEGER PRIMARY KEY, customerName TEXT NOT NULL, contactLastName TEXT NOT NULL,
-  contactFirstName TEXT NOT NULL, phone TEXT NOT NULL, addressLine1 TEXT NOT NULL, addressLine2 TEXT, city TEXT NOT NULL,
-  state TEXT, postalCode TEXT, country TEXT NOT NULL,
+CREATE TABLE customers (
+  customerNumber INTEGER PRIMARY KEY, customerName TEXT NOT NULL, contactLastName TEXT NOT NULL,
+  contactFirstName TEXT NOT NULL, phone TEXT NOT NULL, addressLine1 TEXT NOT NULL, addressLine2 TEXT,
+  city TEXT NOT NULL, state TEXT, postalCode TEXT, country TEXT NOT NULL,
   salesRepEmployeeNumber INTEGER REFERENCES employees (employeeNumber), creditLimit REAL);
-CREATE TABLE orders (orderNumber INTEGER PRIMARY KEY, orderDate TEXT NOT NULL, requiredDate TEXT NOT NULL,
-  shippedDate TEXT, status TEXT NOT NULL, comments TEXT,
+CREATE TABLE orders (
+  orderNumber INTEGER PRIMARY KEY, orderDate TEXT NOT NULL, requiredDate TEXT NOT NULL, shippedDate TEXT,
+  status TEXT NOT NULL, comments TEXT,
   customerNumber INTEGER NOT NULL REFERENCES customers (customerNumber));
-CREATE TABLE orderdetails (orderNumber INTEGER NOT NULL REFERENCES orders (orderNumber),
-  productCode TEXT NOT NULL REFERENCES products (productCode), quantityOrdered INTEGER NOT NULL, priceEach REAL NOT NULL,
-  orderLineNumber INTEGER NOT NULL, PRIMARY KEY (orderNumber, productCode));
-CREATE TABLE payments (customerNumber INTEGER NOT NULL REFERENCES customers (customerNumber), checkNumber TEXT NOT NULL,
+CREATE TABLE orderdetails (
+  orderNumber INTEGER NOT NULL REFERENCES orders (orderNumber),
+  productCode TEXT NOT NULL REFERENCES products (productCode), quantityOrdered INTEGER NOT NULL,
+  priceEach REAL NOT NULL, orderLineNumber INTEGER NOT NULL, PRIMARY KEY (orderNumber, productCode));
+CREATE TABLE payments (
+  customerNumber INTEGER NOT NULL REFERENCES customers (customerNumber), checkNumber TEXT NOT NULL,
   paymentDate TEXT NOT NULL, amount REAL NOT NULL, PRIMARY KEY (customerNumber, checkNumber));
 """
 
@@ -149,7 +158,7 @@ _LINKS: tuple[tuple[str, str, str, str, tuple[tuple[str, str], ...]], ...] = (
     ("employees", "officeCode", "offices", "officeCode", ()),
     ("customers", "salesRepEmployeeNumber", "employees", "employeeNumber", (("sales rep", "sales reps"),)),
     ("orders", "customerNumber", "customers", "customerNumber", ()),
-    ("payments", "customerNumber", "customers", "customerNumber", (("payer", "payers"),)),
+    ("payments", "customerNumber", "customers", "customerNumber", ()),
     ("orderdetails", "orderNumber", "orders", "orderNumber", ()),
     ("orderdetails", "productCode", "products", "productCode", ()),
 )
@@ -167,8 +176,9 @@ def describe_schema(connection: sqlite3.Connection) -> Schema:
 def _with_constants(table: Table, connection: sqlite3.Connection) -> Table:
     columns = []
     for column in table.columns:
+        name = column.name
         rows = connection.execute(
-            f"SELECT DISTINCT {column.name} FROM {table.name} WHERE {column.name} IS NOT NULL ORDER BY {column.name}"
+            f"SELECT DISTINCT {name} FROM {table.name} WHERE {name} NOTNULL ORDER BY {name}"
         )
         said = [_round(value) if column.kind == "number" else str(value) for (value,) in rows]
         columns.append(replace(column, constants=tuple(dict.fromkeys(said))))
@@ -176,5 +186,5 @@ def _with_constants(table: Table, connection: sqlite3.Connection) -> Table:
 
 
 def _round(number: float) -> str:
-    """Returns the number to two significant digits: people ask for more than 57000, not for more than 57128.68."""
+    """Returns the number to two significant digits: people ask for more than 57000, not than 57128.68."""
     return f"{float(f'{number:.1e}'):g}"

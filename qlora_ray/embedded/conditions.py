@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_ray.embedded.schemas import Column, Table
-from qlora_ray.embedded.wordings import Speaker
+from qlora_ray.embedded.speaker import Speaker
 
 COMPARISONS = {"greater": ">", "less": "<", "at_least": ">=", "at_most": "<="}
 DATE_COMPARISONS = {"after": ">", "before": "<"}
@@ -14,7 +14,7 @@ SHORT_FORMS = ("equal", "equal", "compare")  # for queries that are long without
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on a table's rows: the words (they follow the rows' name, with a space before them) and the SQL."""
+    """A condition on a table's rows: words to follow the rows' name, a space first; SQL; columns used."""
 
     words: str = ""
     sql: str = ""
@@ -71,7 +71,7 @@ def _columns_for(form: str, table: Table) -> list[Column]:
 
 
 def _equal(speaker: Speaker, column: Column) -> tuple[str, str]:
-    constant, phrase = speaker.pick(column.constants), speaker.pick(column.phrases)
+    constant, phrase = speaker.pick(column.constants), speaker.name(column.phrases)
     if column.equal_forms and speaker.chance(0.5):
         return speaker.pick(column.equal_forms).format(
             value=constant
@@ -86,14 +86,14 @@ def _compare(speaker: Speaker, column: Column) -> tuple[str, str]:
     signs = DATE_COMPARISONS if column.kind == "date" else COMPARISONS
     form = speaker.pick(tuple(signs))
     constant = speaker.pick(column.constants)
-    words = speaker.condition(form, col=speaker.pick(column.phrases), value=constant)
+    words = speaker.condition(form, col=speaker.name(column.phrases), value=constant)
     return words, f"{column.name} {signs[form]} {literal(column, constant)}"
 
 
 def _between(speaker: Speaker, column: Column) -> tuple[str, str]:
     pair = speaker.rng.sample(column.constants, 2)
     low, high = sorted(pair, key=float) if column.kind == "number" else sorted(pair)
-    words = speaker.condition("between", col=speaker.pick(column.phrases), low=low, high=high)
+    words = speaker.condition("between", col=speaker.name(column.phrases), low=low, high=high)
     return words, f"{column.name} BETWEEN {literal(column, low)} AND {literal(column, high)}"
 
 
@@ -101,7 +101,7 @@ def _in(speaker: Speaker, column: Column) -> tuple[str, str]:
     distinct = sorted(set(column.constants))
     chosen = speaker.rng.sample(distinct, min(len(distinct), 3 if speaker.chance(0.3) else 2))
     said = f"{', '.join(chosen[:-1])} or {chosen[-1]}"
-    words = speaker.condition("in", col=speaker.pick(column.phrases), values=said)
+    words = speaker.condition("in", col=speaker.name(column.phrases), values=said)
     return words, f"{column.name} IN ({', '.join(literal(column, constant) for constant in chosen)})"
 
 
@@ -113,13 +113,13 @@ def _like(speaker: Speaker, column: Column) -> tuple[str, str]:
     else:
         form, value = "contains", speaker.pick(constant.split())
         pattern = f"%{value}%"
-    words = speaker.condition(form, col=speaker.pick(column.phrases), value=value)
+    words = speaker.condition(form, col=speaker.name(column.phrases), value=value)
     return words, f"{column.name} LIKE '{pattern}'"
 
 
 def _missing(speaker: Speaker, column: Column) -> tuple[str, str]:
     form, sql = ("missing", "IS NULL") if speaker.chance(0.7) else ("present", "IS NOT NULL")
-    return speaker.condition(form, col=speaker.pick(column.phrases)), f"{column.name} {sql}"
+    return speaker.condition(form, col=speaker.name(column.phrases)), f"{column.name} {sql}"
 
 
 _BUILDERS = {

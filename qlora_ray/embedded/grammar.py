@@ -6,7 +6,7 @@ from random import Random
 from qlora_ray.embedded import many_tables, single_table
 from qlora_ray.embedded.schemas import Schema
 from qlora_ray.embedded.single_table import Writer
-from qlora_ray.embedded.wordings import Speaker
+from qlora_ray.embedded.speaker import Speaker
 
 WRITERS: dict[str, Writer] = {
     "projection": single_table.projection,

@@ -8,7 +8,7 @@ asked for.
 from qlora_ray.embedded.conditions import SHORT_FORMS, Condition, make_condition, maybe_condition
 from qlora_ray.embedded.schemas import Column, ColumnKind, Link, Schema, Table
 from qlora_ray.embedded.single_table import QuestionAndSql, choose_columns, pick_function, pick_table
-from qlora_ray.embedded.wordings import Speaker
+from qlora_ray.embedded.speaker import Speaker
 
 
 def join_list(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
@@ -162,7 +162,7 @@ def _own_subquery(
 
 def _chain(speaker: Speaker, link: Link, onward: Link, said: dict[str, str]) -> QuestionAndSql | None:
     tables = (link.child, link.parent, onward.parent)
-    top, tops = speaker.pick(onward.parent.phrases)
+    top, tops = speaker.name(onward.parent.phrases)
     words = {**said, "mid": said["parent"], "mids": said["parents"], "top": top, "tops": tops}
     joined = f"{_joined(link)} JOIN {onward.parent.name} ON {onward.sql()}"
     col = _pick_plain(speaker, link.child, tables, "number", "text", "category")
@@ -195,7 +195,7 @@ def _bridge(speaker: Speaker, link: Link, beside: Link, said: dict[str, str]) ->
     other = _pick_plain(speaker, beside.parent, tables, "category", "text")
     if col is None or other is None:
         return None
-    second = speaker.pick(beside.parent.phrases)[0]
+    second = speaker.name(beside.parent.phrases)[0]
     question = speaker.ask(
         "bridge", col=_say(speaker, col), other=_say(speaker, other), second=second, **said
     )
@@ -210,8 +210,8 @@ def _draw_link(speaker: Speaker, schema: Schema) -> tuple[Link, dict[str, str]] 
     if not schema.links:
         return None
     link = speaker.pick(schema.links)
-    child, children = speaker.pick(link.child.phrases)
-    parent, parents = speaker.pick(link.parent.phrases + link.roles)
+    child, children = speaker.name(link.child.phrases)
+    parent, parents = speaker.name(link.roles + link.parent.phrases)
     return link, {"child": child, "children": children, "parent": parent, "parents": parents}
 
 
@@ -234,4 +234,4 @@ def _plain_condition(speaker: Speaker, table: Table, joined: tuple[Table, ...]) 
 
 
 def _say(speaker: Speaker, column: Column) -> str:
-    return speaker.pick(column.phrases)
+    return speaker.name(column.phrases)

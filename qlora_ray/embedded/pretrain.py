@@ -35,7 +35,7 @@ LOG_EVERY = 100
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """What a pretraining is made of. Source of the rates: the best of those tried for 250 steps at this size."""
+    """What a pretraining is made of. Source of the rates: the best of those tried, for 250 steps."""
 
     seed: int = 7
     num_steps: int = 2000
@@ -121,7 +121,8 @@ def _make_optimizers(model: LlamaForCausalLM, settings: PretrainSettings) -> lis
     After 250 steps of 32 the loss on held-out answers was 1.58 so, and 2.98 with AdamW alone at 3e-3, which
     after 850 steps of 64 had not learnt to copy names and numbers.
     """
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
     return [
@@ -163,7 +164,7 @@ def _stream_batches(
 
 
 def _pad_rows(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    answer_id = tokenizer.convert_tokens_to_ids(tokenizers.ASSISTANT)
+    answer_id = tokenizer.vocab[tokenizers.ASSISTANT]
     width = max(map(len, rows))
     ids_BT = torch.full((len(rows), width), tokenizer.pad_token_id)
     weights_BT = torch.zeros(len(rows), width)
@@ -216,5 +217,5 @@ def _save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -50,14 +50,19 @@ STREETS = (
     "Church Road",
 )
 COMPANY_ENDS = ("Gifts", "Collectables", "Imports", "Toys", "Traders", "Stores", "Models", "Brothers")
-CITIES = (  # city, state, country
-    ("Boston", "MA", "USA"), ("Denver", "CO", "USA"), ("Tampa", "FL", "USA"), ("Salem", "OR", "USA"), ("Austin", "TX", "USA"),
-    ("Paris", None, "France"), ("Lyon", None, "France"), ("Nantes", None, "France"), ("Berlin", None, "Germany"),
-    ("Munich", None, "Germany"), ("London", None, "UK"), ("Leeds", None, "UK"), ("Sydney", "NSW", "Australia"),
-    ("Melbourne", "Victoria", "Australia"), ("Tokyo", None, "Japan"), ("Osaka", None, "Japan"), ("Madrid", None, "Spain"),
-    ("Seville", None, "Spain"), ("Oslo", None, "Norway"), ("Bergen", None, "Norway"), ("Turin", None, "Italy"),
-    ("Milan", None, "Italy"), ("Calgary", "Alberta", "Canada"), ("Ottawa", "Ontario", "Canada"),
-)  # fmt: skip
+# city, state, country
+# fmt: off
+CITIES = (
+    ("Boston", "MA", "USA"), ("Denver", "CO", "USA"), ("Tampa", "FL", "USA"), ("Salem", "OR", "USA"),
+    ("Austin", "TX", "USA"), ("Paris", None, "France"), ("Lyon", None, "France"),
+    ("Nantes", None, "France"), ("Berlin", None, "Germany"), ("Munich", None, "Germany"),
+    ("London", None, "UK"), ("Leeds", None, "UK"), ("Sydney", "NSW", "Australia"),
+    ("Melbourne", "Victoria", "Australia"), ("Tokyo", None, "Japan"), ("Osaka", None, "Japan"),
+    ("Madrid", None, "Spain"), ("Seville", None, "Spain"), ("Oslo", None, "Norway"),
+    ("Bergen", None, "Norway"), ("Turin", None, "Italy"), ("Milan", None, "Italy"),
+    ("Calgary", "Alberta", "Canada"), ("Ottawa", "Ontario", "Canada"),
+)
+# fmt: on
 TERRITORIES = {"USA": "North America", "Canada": "North America", "Japan": "Asia", "Australia": "Pacific"}
 OFFICE_CITIES = (0, 4, 5, 8, 10, 12, 14)  # positions in CITIES
 FIRST_DAY = date(2022, 1, 3)

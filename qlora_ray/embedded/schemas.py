@@ -24,7 +24,7 @@ NUM_CONSTANTS = 4  # values a random column offers to the questions
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its identifier, the phrases that mean it, and constants for questions (SQL literals without quotes).
+    """A column: its identifier, the phrases that mean it, and constants for questions (literals, unquoted).
 
     `equal_forms` are ways to say that it equals {value} without naming it: "from {value}" for a country.
     """
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its identifier, (singular, plural) phrases that mean its rows, its columns; the first is its key."""
+    """A table: its identifier, (singular, plural) phrases for its rows, and its columns, the key first."""
 
     name: str
     phrases: tuple[tuple[str, str], ...]
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Link:
-    """A foreign key: child.column refers to parent.parent_column. `roles` name the parent as the child sees it."""
+    """A foreign key from child.column to parent.parent_column. `roles`: the child's words for the parent."""
 
     child: Table
     column: str

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from qlora_ray.embedded.conditions import Condition, make_condition, maybe_condition
 from qlora_ray.embedded.schemas import Column, Schema, Table
-from qlora_ray.embedded.wordings import Speaker
+from qlora_ray.embedded.speaker import Speaker
 
 QuestionAndSql = tuple[str, str]
 Writer = Callable[[Speaker, Schema], QuestionAndSql | None]
@@ -18,10 +18,10 @@ GROUP_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)  # thresholds behind HAVING COUN
 
 
 def choose_columns(speaker: Speaker, columns: list[Column], *, most: int = 3) -> tuple[str, str]:
-    """Returns 1 to `most` of the columns as words ("name, city and phone") and as SQL ("name, city, phone")."""
+    """Returns 1 to `most` of the columns as words ("name and city") and as SQL ("name, city")."""
     num = min(len(columns), speaker.pick((1, 1, 2, 2, 3)[: 2 * most - 1]))
     chosen = speaker.rng.sample(columns, num)
-    return join_words([speaker.pick(column.phrases) for column in chosen]), ", ".join(c.name for c in chosen)
+    return join_words([speaker.name(column.phrases) for column in chosen]), ", ".join(c.name for c in chosen)
 
 
 def join_words(phrases: list[str]) -> str:
@@ -32,7 +32,7 @@ def join_words(phrases: list[str]) -> str:
 def pick_table(speaker: Speaker, schema: Schema) -> tuple[Table, str, str]:
     """Returns a table with the words for one row and for several."""
     table = speaker.pick(schema.tables)
-    row, rows = speaker.pick(table.phrases)
+    row, rows = speaker.name(table.phrases)
     return table, row, rows
 
 
@@ -52,7 +52,7 @@ def distinct(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
     counted = speaker.chance(0.3)
     question = speaker.ask(
         "count_distinct" if counted else "distinct",
-        cols=speaker.pick(column.phrases),
+        cols=speaker.name(column.phrases),
         rows=rows,
         where=condition.words,
     )
@@ -73,7 +73,7 @@ def order(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
         "order_down" if down else "order_up",
         cols=cols,
         rows=rows,
-        key=speaker.pick(key.phrases),
+        key=speaker.name(key.phrases),
         where=condition.words,
     )
     return (
@@ -98,7 +98,7 @@ def top(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
         cols=cols,
         n=limit,
         rows=rows,
-        key=speaker.pick(key.phrases),
+        key=speaker.name(key.phrases),
         where=condition.words,
     )
     ordered = f"ORDER BY {key.name}{' DESC' if down else ''} LIMIT {limit}"
@@ -150,7 +150,7 @@ def aggregate(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
     question = speaker.ask(
         "aggregate",
         agg=speaker.aggregate(function),
-        col=speaker.pick(column.phrases),
+        col=speaker.name(column.phrases),
         rows=rows,
         where=condition.words,
     )
@@ -164,13 +164,13 @@ def group(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
         return None
     key = speaker.pick(keys)
     condition = maybe_condition(speaker, table, share=0.35, without=(key.name,))
-    said = {"key": speaker.pick(key.phrases), "rows": rows, "where": condition.words}
+    said = {"key": speaker.name(key.phrases), "rows": rows, "where": condition.words}
     if not numbers or speaker.chance(0.4):
         question, selected = speaker.ask("group_count", **said), "COUNT(*)"
     else:
         column, function = speaker.pick(numbers), pick_function(speaker)
         question = speaker.ask(
-            "group_aggregate", agg=speaker.aggregate(function), col=speaker.pick(column.phrases), **said
+            "group_aggregate", agg=speaker.aggregate(function), col=speaker.name(column.phrases), **said
         )
         selected = f"{function}({column.name})"
     return question, f"SELECT {key.name}, {selected} FROM {table.name}{condition.where()} GROUP BY {key.name}"
@@ -183,7 +183,7 @@ def having(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
         return None
     key = speaker.pick(keys)
     condition = maybe_condition(speaker, table, share=0.3, without=(key.name,))
-    said = {"key": speaker.pick(key.phrases), "rows": rows, "where": condition.words}
+    said = {"key": speaker.name(key.phrases), "rows": rows, "where": condition.words}
     if not numbers or speaker.chance(0.5):
         threshold = str(speaker.pick(GROUP_SIZES))
         question, tested = speaker.ask("having_more", n=threshold, **said), "COUNT(*)"
@@ -193,7 +193,7 @@ def having(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
         question = speaker.ask(
             "having_aggregate",
             agg=speaker.aggregate(function),
-            col=speaker.pick(column.phrases),
+            col=speaker.name(column.phrases),
             n=threshold,
             **said,
         )
@@ -209,7 +209,7 @@ def most(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
         return None
     key = speaker.pick(keys)
     condition = maybe_condition(speaker, table, share=0.5, without=(key.name,))
-    question = speaker.ask("most", key=speaker.pick(key.phrases), rows=rows, where=condition.words)
+    question = speaker.ask("most", key=speaker.name(key.phrases), rows=rows, where=condition.words)
     ordered = f"GROUP BY {key.name} ORDER BY COUNT(*) DESC LIMIT 1"
     return question, f"SELECT {key.name} FROM {table.name}{condition.where()} {ordered}"
 

@@ -24,7 +24,7 @@ MAX_RESULT_ROWS = 1200  # a longer answer would be a product of tables
 
 
 def make_splits(schema: Schema, connection: sqlite3.Connection, *, seed: int) -> dict[str, list[Pair]]:
-    """Returns the pairs of each split, in a shuffled order. Every query answers with at least one row that is not null."""
+    """Returns the pairs of each split, shuffled. Every query finds at least one value that is not null."""
     rng = Random(f"splits-{seed}")
     splits: dict[str, list[Pair]] = {name: [] for name in NUM_PER_KIND}
     asked: set[str] = set()
@@ -45,12 +45,12 @@ def make_splits(schema: Schema, connection: sqlite3.Connection, *, seed: int) ->
 
 
 def normalize(text: str) -> str:
-    """Returns the text in lower case, without punctuation at word ends, with single spaces: what overlap is judged on."""
+    """Returns the text in lower case, without punctuation, with single spaces: what overlap is judged on."""
     return " ".join(re.sub(r"[^\w<>=%*.-]+|[.](?!\d)", " ", text.lower()).split())
 
 
 def count_overlaps(splits: Mapping[str, Sequence[Pair]]) -> dict[str, int]:
-    """Returns, for each two splits, how many normalized questions, queries and pairs they share. All must be 0."""
+    """Returns how many normalized questions, queries and pairs each two splits share. All must be 0."""
     names = list(splits)
     overlaps = {}
     for position, first in enumerate(names):

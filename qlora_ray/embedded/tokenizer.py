@@ -1,4 +1,4 @@
-"""The base's tokenizer: a byte-level BPE with chat markers, and the chat template that puts them around the turns."""
+"""The base's tokenizer: a byte-level BPE with chat markers, and the chat template that sets them."""
 
 from collections.abc import Iterable
 
@@ -16,8 +16,8 @@ BOS, PAD, SYSTEM, USER, ASSISTANT, END = (
 )
 SPECIAL_TOKENS = [BOS, PAD, SYSTEM, USER, ASSISTANT, END]
 
-# Words break where the case changes, and every digit stands alone: "credit limit" and creditLimit then share
-# pieces, and numbers are copied digit by digit.
+# Words break where the case changes, so that "credit limit" and creditLimit share pieces. Numbers break into
+# pairs of digits: copied digit by digit, 44 and 59 came out as 454.
 WORD_PATTERN = r" ?[A-Z]?[a-z]+| ?[A-Z]+(?![a-z])|\d{1,2}| ?[^\sA-Za-z\d]+|\s+"
 
 # `generation` marks the answer for return_assistant_tokens_mask, and so for TRL's assistant_only_loss.

@@ -1,13 +1,7 @@
 """The sentences questions are made of: for each form, the plain wordings and the rich ones.
 
-Pretraining uses the plain ones only. The task uses both: half of its wordings are new to the base.
+Pretraining uses the plain ones only. The task uses both, so the rich ones are new to the base.
 """
-
-from dataclasses import dataclass
-from random import Random
-from typing import TypeVar
-
-T = TypeVar("T")
 
 # Questions. {where} is empty or a condition with a leading space.
 QUESTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -302,32 +296,3 @@ AGGREGATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "MAX": (("highest", "maximum"), ("largest", "top")),
     "MIN": (("lowest", "minimum"), ("smallest", "bottom")),
 }
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """Chooses words: a random generator, and whether the rich wordings may be used."""
-
-    rng: Random
-    rich: bool = False
-
-    def pick(self, options: tuple[T, ...] | list[T]) -> T:
-        return self.rng.choice(options)
-
-    def chance(self, share: float) -> bool:
-        return self.rng.random() < share
-
-    def ask(self, form: str, **fields: object) -> str:
-        """Returns a question in that form, its first letter a capital."""
-        question = self._choose(QUESTIONS[form]).format(**fields)
-        return question[0].upper() + question[1:]
-
-    def condition(self, form: str, **fields: object) -> str:
-        return self._choose(CONDITIONS[form]).format(**fields)
-
-    def aggregate(self, function: str) -> str:
-        return self._choose(AGGREGATES[function])
-
-    def _choose(self, wordings: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
-        plain, rich = wordings
-        return self.pick(plain + rich if self.rich else plain)

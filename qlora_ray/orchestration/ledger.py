@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -139,6 +140,9 @@ class Ledger:
             if entry.failure:
                 write_text(self._paths.trial(entry.id).error, entry.failure[2] or entry.failure[1])
                 self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
+            if entry.state != "interrupted":
+                # Only a trial that can go on needs its state; adapters of large bases would fill the disk.
+                shutil.rmtree(self._paths.trial(entry.id).state, ignore_errors=True)
             self._write_record(entry)
             self._write_table()
             self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)

@@ -62,11 +62,8 @@ def print_plan(console: Console, preflight: Preflight, plan: Plan, paths: SweepP
     console.end_progress()
     console.line(f"sweep {paths.name}: {describe_search(config)}")
     console.line(f"base  {config.model.name}, {describe_quantization(config)}")
-    report = preflight.data.report
-    console.line(f"data  {report.format} ({report.format_reason}); template {report.template}")
-    for line in report.summary_lines():
-        console.line(f"      {line}")
-    console.line(f"      {preflight.metrics_reason}")
+    console.line("data  " + "\n      ".join(preflight.data.report.summary_lines()))
+    console.line(f"score {preflight.metrics_reason}")
     console.line()
     console.line(plan.render())
     console.line()

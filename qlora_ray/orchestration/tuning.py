@@ -22,6 +22,7 @@ from qlora_ray.config.schema import Search
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.searcher import StudySearcher
 from qlora_ray.orchestration.trial import SweepTrial, TrialTerms
+from qlora_ray.runs.paths import trial_id_of
 
 # Tune refuses a request of exactly nothing.
 TRIAL_CPUS = 0.001
@@ -147,6 +148,8 @@ def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search
             scheduler=make_scheduler(search),
             num_samples=-1,
             reuse_actors=True,
+            # Tune's default names hold every parameter, and grow too long for a file system.
+            trial_dirname_creator=lambda trial: trial_id_of(trial.config["number"]),
         ),
         run_config=tune.RunConfig(
             name="tune", storage_path=str(logs.resolve()), callbacks=[gate], stop=gate, verbose=0

@@ -29,11 +29,10 @@ class Winner:
 
     @property
     def beats_base(self) -> bool:
-        """Whether its validation loss is lower, or, where answers are scored, its deciding metric higher."""
+        """Whether its validation loss is lower than the base's, and its deciding metric, if any, not worse."""
         name = next(iter(self.scores.metrics), None)
-        if name is None:
-            return self.scores.loss < self.base.loss
-        return self.scores.metrics[name] > self.base.metrics[name]
+        answers_as_well = name is None or self.scores.metrics[name] >= self.base.metrics[name]
+        return self.scores.loss < self.base.loss and answers_as_well
 
 
 def score_best(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: Any) -> Winner | None:

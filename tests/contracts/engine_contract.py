@@ -1,0 +1,318 @@
+"""The suite every engine passes. Subclass EngineContract and give it `make_engine`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+
+from qlora_ray.config.schema import Data, Lora, Model, Training
+from qlora_ray.data import PreparedData, prepare_data
+from qlora_ray.modeling.adapters import attach_adapter, detach_adapter
+from qlora_ray.modeling.loading import LoadedBase, load_base, load_tokenizer
+from qlora_ray.modeling.quantization import specify_quantization
+from qlora_ray.training.budget import make_budget, sample_order, warmup_steps
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import Engine, Report, TrialSpec
+
+NUM_REPORTS = 3
+BATCH = 4
+NUM_STEPS = 9
+
+
+@dataclass
+class Bench:
+    """A base and rows that all tests of a module share."""
+
+    base: LoadedBase
+    data: PreparedData
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """The embedded base in NF4, 40 training rows and 12 validation rows."""
+    torch.set_num_threads(1)
+    model = Model()
+    data = prepare_data(
+        Data(max_train_rows=40, max_validation_rows=12), tokenizer=load_tokenizer(model), data_seed=7
+    )
+    return Bench(load_nf4(), data)
+
+
+def load_nf4() -> LoadedBase:
+    """A fresh embedded base in NF4 with double quantization, computing in fp32."""
+    model = Model()
+    return load_base(model, quantization=specify_quantization(model.quantization, compute_dtype="fp32"), device="cpu")
+
+
+def make_spec(trial_id: str = "0000", *, lora: dict[str, Any] | None = None, **training: Any) -> TrialSpec:
+    """A trial of NUM_STEPS steps of BATCH rows and NUM_REPORTS reports."""
+    values: dict[str, Any] = {
+        "learning_rate": 2e-3,
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "max_samples": NUM_STEPS * BATCH,
+        "optim": "adamw_torch",
+        **training,
+    }
+    config = Training(**values)
+    budget = make_budget(config, num_train_rows=40, num_reports=NUM_REPORTS)
+    return TrialSpec(trial_id, Lora(**{"r": 8, "lora_dropout": 0.1, **(lora or {})}), config, budget)
+
+
+def run_trial(
+    engine: Engine, spec: TrialSpec, *, state: TrialState | None = None, num_reports: int = NUM_REPORTS
+) -> list[Report]:
+    """Admits a trial and lets it go on until it ended or reported so often; it is still there afterwards."""
+    engine.admit(spec, state)
+    reports: list[Report] = []
+    while len(reports) < num_reports:
+        reports.extend(engine.advance())
+        if reports[-1].is_final:
+            break
+        if len(reports) < num_reports:
+            engine.proceed(spec.trial_id)
+    return reports
+
+
+def losses(reports: list[Report]) -> list[tuple[float, float]]:
+    """(eval_loss, train_loss) of each report."""
+    return [(report.metrics["eval_loss"], report.metrics["train_loss"]) for report in reports]
+
+
+def hash_weights(base: LoadedBase) -> str:
+    """A digest of every frozen byte: packed weights, and all tensors of their quantization states."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class EngineContract:
+    """What ARCHITECTURE.md's Engine contract says, each clause a test."""
+
+    def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> Engine:
+        """The engine under test on a base."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def engine(self, bench: Bench) -> Engine:
+        """An engine on the shared base."""
+        return self.make_engine(bench.base, bench.data)
+
+    def test_reports_come_at_equal_samples_and_the_last_is_final(self, engine: Engine) -> None:
+        reports = run_trial(engine, make_spec())
+        engine.evict("0000")
+        assert [report.index for report in reports] == [1, 2, 3]
+        assert [report.metrics["samples_seen"] for report in reports] == [12, 24, 36]
+        assert [report.is_final for report in reports] == [False, False, True]
+        assert all(report.failure is None for report in reports)
+        assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
+
+    def test_a_trial_that_has_reported_waits_until_told_to_go_on(self, engine: Engine) -> None:
+        engine.admit(make_spec())
+        first = engine.advance()
+        assert len(first) == 1
+        assert engine.advance() == []
+        engine.proceed("0000")
+        second = engine.advance()
+        engine.evict("0000")
+        assert (first[0].index, second[0].index) == (1, 2)
+
+    def test_a_full_engine_admits_no_more(self, engine: Engine) -> None:
+        for slot in range(engine.slots):
+            engine.admit(make_spec(f"{slot:04d}"))
+        with pytest.raises(RuntimeError, match="slot"):
+            engine.admit(make_spec("9999"))
+        for slot in range(engine.slots):
+            engine.evict(f"{slot:04d}")
+
+    def test_evicting_a_stranger_does_nothing(self, engine: Engine) -> None:
+        engine.evict("4711")
+        engine.proceed("4711")
+        assert engine.advance() == []
+
+    def test_a_trial_restored_from_disk_goes_on_as_if_nothing_had_happened(
+        self, engine: Engine, bench: Bench, tmp_path: Path
+    ) -> None:
+        whole = run_trial(engine, make_spec())
+        engine.evict("0000")
+        first = run_trial(engine, make_spec(), num_reports=1)
+        state = engine.snapshot("0000")
+        assert state is not None
+        state.save(tmp_path / "state")
+        engine.evict("0000")
+        other = self.make_engine(load_nf4(), bench.data)
+        rest = run_trial(other, make_spec(), state=TrialState.load(tmp_path / "state"))
+        other.evict("0000")
+        assert losses(first + rest) == losses(whole)
+
+    @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+    def test_8_bit_moments_survive_a_restore(self, engine: Engine, tmp_path: Path, optim: str) -> None:
+        spec = make_spec(optim=optim)
+        whole = run_trial(engine, spec)
+        engine.evict("0000")
+        run_trial(engine, spec, num_reports=2)
+        state = engine.snapshot("0000")
+        assert state is not None
+        state.save(tmp_path / "state")
+        engine.evict("0000")
+        rest = run_trial(engine, spec, state=TrialState.load(tmp_path / "state"))
+        engine.evict("0000")
+        assert losses(rest) == losses(whole[2:])
+
+    def test_a_diverging_trial_fails_alone_and_the_next_is_as_if_first(self, engine: Engine) -> None:
+        alone = run_trial(engine, make_spec("0001"))
+        engine.evict("0001")
+        reports = run_trial(engine, make_spec("0002", learning_rate=1e30, warmup_ratio=0.0, max_grad_norm=0.0))
+        assert reports[-1].failure is not None
+        assert reports[-1].failure.cause == "diverged"
+        engine.evict("0002")
+        after = run_trial(engine, make_spec("0001"))
+        engine.evict("0001")
+        assert losses(after) == losses(alone)
+
+    def test_a_bad_target_module_is_that_trials_failure(self, engine: Engine) -> None:
+        reports = run_trial(engine, make_spec(lora={"target_modules": ["no_such_proj"]}))
+        engine.evict("0000")
+        assert reports[-1].failure is not None
+        assert "no_such_proj" in reports[-1].failure.message
+
+    def test_the_frozen_bytes_are_the_same_before_and_after(self, engine: Engine, bench: Bench) -> None:
+        before = hash_weights(bench.base)
+        run_trial(engine, make_spec())
+        engine.evict("0000")
+        assert hash_weights(bench.base) == before
+        assert not any("lora" in name for name, _ in bench.base.model.named_parameters())
+
+    @pytest.mark.parametrize("max_micro_batch", [1, 2])
+    def test_the_micro_batch_is_the_placements_and_changes_no_result(
+        self, engine: Engine, bench: Bench, max_micro_batch: int
+    ) -> None:
+        spec = make_spec(lora={"lora_dropout": 0.0})
+        whole = run_trial(engine, spec)
+        engine.evict("0000")
+        small = self.make_engine(bench.base, bench.data, max_micro_batch=max_micro_batch)
+        parts = run_trial(small, spec)
+        small.evict("0000")
+        assert parts[-1].facts["micro_batch"] == max_micro_batch
+        assert parts[-1].facts["gradient_accumulation_steps"] == BATCH // max_micro_batch
+        for (eval_a, train_a), (eval_b, train_b) in zip(losses(whole), losses(parts), strict=True):
+            assert eval_b == pytest.approx(eval_a, rel=1e-4)
+            assert train_b == pytest.approx(train_a, rel=1e-4)
+
+    def test_activation_checkpointing_changes_no_result(self, engine: Engine) -> None:
+        plain = run_trial(engine, make_spec())
+        engine.evict("0000")
+        checkpointed = run_trial(engine, make_spec(gradient_checkpointing=True))
+        engine.evict("0000")
+        for (eval_a, train_a), (eval_b, train_b) in zip(losses(plain), losses(checkpointed), strict=True):
+            assert eval_b == pytest.approx(eval_a, rel=1e-5)
+            assert train_b == pytest.approx(train_a, rel=1e-5)
+
+    def test_the_saved_adapter_has_the_reported_loss_in_plain_peft(
+        self, engine: Engine, bench: Bench, tmp_path: Path
+    ) -> None:
+        reports = run_trial(engine, make_spec())
+        engine.save_adapter("0000", tmp_path / "adapter")
+        engine.evict("0000")
+        fresh = load_nf4()
+        model = PeftModel.from_pretrained(fresh.model, str(tmp_path / "adapter"))
+        assert plain_validation_loss(model, bench.data) == pytest.approx(reports[-1].metrics["eval_loss"], abs=1e-4)
+
+    def test_an_adapter_can_only_be_saved_at_a_report(self, engine: Engine, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError, match="is not here"):
+            engine.save_adapter("0000", tmp_path / "adapter")
+
+    def test_losses_equal_those_of_a_plain_torch_loop(self, engine: Engine, bench: Bench) -> None:
+        spec = make_spec(lora={"lora_dropout": 0.0}, lr_scheduler_type="cosine", weight_decay=0.01)
+        reports = run_trial(engine, spec)
+        engine.evict("0000")
+        expected = plain_training_losses(spec, bench)
+        per_report = NUM_STEPS // NUM_REPORTS
+        for index, report in enumerate(reports):
+            mean = sum(expected[index * per_report : (index + 1) * per_report]) / per_report
+            assert report.metrics["train_loss"] == pytest.approx(mean, rel=1e-4)
+
+    def test_facts_hold_what_really_ran(self, engine: Engine) -> None:
+        reports = run_trial(engine, make_spec(lora={"r": 4, "alpha_ratio": 0.5, "target_modules": "attention-qv"}))
+        engine.evict("0000")
+        facts = reports[-1].facts
+        # Two square projections of width 192 in each of 4 layers: r * (in + out) each.
+        assert facts["trainable_parameters"] == 4 * 2 * 4 * (192 + 192)
+        assert facts["lora"]["lora_alpha"] == 2.0
+        assert facts["lora"]["target_modules"] == ["q_proj", "v_proj"]
+        assert facts["quantization"]["method"] == "nf4"
+        assert facts["training"]["bf16"] is False
+        assert facts["training"]["fp16"] is False
+
+    def test_dora_and_rank_stabilized_lora_train(self, engine: Engine) -> None:
+        for lora in ({"use_dora": True}, {"use_rslora": True}):
+            reports = run_trial(engine, make_spec(lora=lora))
+            engine.evict("0000")
+            assert reports[-1].failure is None
+            assert reports[-1].metrics["eval_loss"] < reports[0].metrics["eval_loss"]
+
+    def test_scores_of_base_and_adapter_come_from_the_same_rows(
+        self, engine: Engine, bench: Bench, tmp_path: Path
+    ) -> None:
+        reports = run_trial(engine, make_spec())
+        engine.save_adapter("0000", tmp_path / "adapter")
+        engine.evict("0000")
+        base, tuned = engine.score(None), engine.score(tmp_path / "adapter")
+        assert tuned.loss == pytest.approx(reports[-1].metrics["eval_loss"], rel=1e-5)
+        assert base.loss == pytest.approx(plain_validation_loss(bench.base.model, bench.data), rel=1e-5)
+        assert base.num_tokens == tuned.num_tokens
+
+
+def plain_validation_loss(model: Any, data: PreparedData) -> float:
+    """Mean loss over all answer tokens, row by row, by torch alone."""
+    total, count = 0.0, 0
+    model.eval()
+    for ids, mask in zip(data.validation.input_ids, data.validation.completion_mask, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
+        kept = torch.tensor(mask[1:], dtype=torch.bool)
+        total += F.cross_entropy(logits[kept], torch.tensor(ids[1:])[kept], reduction="sum").item()
+        count += int(kept.sum())
+    return total / count
+
+
+def plain_training_losses(spec: TrialSpec, bench: Bench) -> list[float]:
+    """Each step's loss of a hand-written loop: PEFT, AdamW, cosine schedule with warm-up, clipping at 1."""
+    training, num_steps = spec.training, spec.budget.num_steps
+    model = attach_adapter(bench.base, spec.lora, seed=training.seed)
+    model.train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    warmup = warmup_steps(training, num_steps)
+    order = sample_order(num_rows=len(bench.data.train), num_samples=num_steps * BATCH, data_seed=training.data_seed)
+    seen = []
+    for step in range(num_steps):
+        if step < warmup:
+            factor = step / warmup
+        else:
+            factor = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+        optimizer.param_groups[0]["lr"] = training.learning_rate * factor
+        total, count = torch.zeros(()), 0
+        for row in order[step * BATCH : (step + 1) * BATCH]:
+            ids, mask = bench.data.train.input_ids[row], bench.data.train.completion_mask[row]
+            kept = torch.tensor(mask[1:], dtype=torch.bool)
+            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+            total = total + F.cross_entropy(logits[kept], torch.tensor(ids[1:])[kept], reduction="sum")
+            count += int(kept.sum())
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(total.item() / count)
+    detach_adapter(bench.base, model)
+    return seen
