@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+DEFAULT_COLUMNS = 80
+
 
 class Console:
     """Writes the user's lines to one stream; on a terminal, the last line may be a live progress line."""
@@ -39,7 +41,8 @@ class Console:
         if not self._is_terminal:
             return
         self._erase()
-        width = os.get_terminal_size(self._stream.fileno()).columns
+        # A terminal of unknown size (some containers) says 0.
+        width = os.get_terminal_size(self._stream.fileno()).columns or DEFAULT_COLUMNS
         self._progress = text[: max(0, width - 1)]
         self._write(self._progress)
 
@@ -47,20 +50,23 @@ class Console:
         """Takes the progress line away."""
         self._erase()
         self._progress = ""
-        self._stream.flush()
 
     def _erase(self) -> None:
         if self._progress:
-            self._stream.write("\r\x1b[2K")
+            self._write("\r\x1b[2K")
 
     def _write(self, text: str) -> None:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except BrokenPipeError:
-            # `sweep | head` closed our reader: the sweep goes on, its events are in events.jsonl.
-            self._stream = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        except OSError:
+            # `sweep | head` closed our reader, or the terminal hung up: the sweep goes on, its events are in
+            # events.jsonl. The descriptor is turned away, not the stream: closing the stream flushes it again.
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, self._stream.fileno())
+            os.close(devnull)
             self._is_terminal = False
+            self._progress = ""
 
 
 @contextmanager

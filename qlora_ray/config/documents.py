@@ -40,6 +40,7 @@ class Document:
         for depth, key in enumerate(keys[:-1], start=1):
             if node.get(key) is None:
                 node[key] = {}
+                self.places[tuple(keys[:depth])] = f"--set {dotted}"
             child = node[key]
             if not isinstance(child, dict):
                 parent = ".".join(keys[:depth])
@@ -68,7 +69,7 @@ def read_document(path: Path) -> Document:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.load(text, Loader=_NumberLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
@@ -78,7 +79,10 @@ def read_document(path: Path) -> Document:
         raise ConfigError(f"{path}:1: must be a mapping of sections, got {type(data).__name__}.")
     document = Document(str(path), data)
     problems: list[str] = []
-    _collect_places(root, (), str(path), document.places, problems)
+    try:
+        _collect_places(root, (), str(path), document.places, problems)
+    except RecursionError:
+        raise ConfigError(f"{path}: an alias (*name) stands inside its own anchor. Write the value out.") from None
     if problems:
         raise ConfigError(problems)
     return document

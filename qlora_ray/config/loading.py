@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text}: must be section.key=value, e.g. --set training.learning_rate=1e-4.")
     try:
         return dotted, parse_yaml_value(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {getattr(error, 'problem', error)}.") from None
 
 
@@ -79,10 +80,13 @@ def describe_error(details: Any) -> str:
     """What one pydantic error says, as `rule, got value`."""
     if details["type"] == "missing":
         return "is required and not given"
+    if details["type"] == "model_type":
+        return f"must be a section with keys of its own, got {_short(details['input'])}"
     message = details["msg"].removeprefix("Value error, ")
-    message = message.removeprefix("Input should be ")
     if details["type"] == "value_error":
         return message if "got" in message else f"{message}, got {_short(details['input'])}"
+    # "Input should be ...", "String should match ...", "Keys should be ...".
+    message = re.sub(r"^\w+ should ", "", message)
     symbols = (
         ("greater than or equal to", ">="),
         ("less than or equal to", "<="),
@@ -91,7 +95,14 @@ def describe_error(details: Any) -> str:
     )
     for words, symbol in symbols:
         message = message.replace(words, symbol)
-    return f"must be {message}, got {_short(details['input'])}"
+    return f"must {message}, got {_short(details['input'])}"
+
+
+def describe_problem(dotted: str, details: Any) -> str:
+    """A key and what one pydantic error says of it; a section's own rules name their keys themselves."""
+    if details["type"] == "value_error" and isinstance(details["input"], dict):
+        return f"{dotted}: {details['msg'].removeprefix('Value error, ')}"
+    return f"{dotted} {describe_error(details)}"
 
 
 def _problems_of(error: ValidationError, document: Document) -> list[str]:
@@ -105,7 +116,7 @@ def _problems_of(error: ValidationError, document: Document) -> list[str]:
         elif dotted in problems:
             problems[dotted] += f", or {describe_error(details).split(', got')[0]}"
         else:
-            problems[dotted] = f"{where}: {dotted} {describe_error(details)}"
+            problems[dotted] = f"{where}: {describe_problem(dotted, details)}"
     return list(problems.values())
 
 

@@ -16,12 +16,14 @@ ObjectiveName = Literal["eval_loss", "train_loss", "trainable_parameters"]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+# numpy's generators take 32 bits.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
     """A config section: unknown keys fail, values are checked on assignment too."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Quantization(Section):
@@ -155,8 +157,8 @@ class Training(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="auto: bf16 at compute capability >= 8, else fp16; fp32 on a CPU."
     )
-    seed: int = Field(7, ge=0, description="Adapter initialization and dropout.")
-    data_seed: int = Field(7, ge=0, description="Order of samples and the validation split.")
+    seed: Seed = Field(7, description="Adapter initialization and dropout.")
+    data_seed: Seed = Field(7, description="Order of samples and the validation split.")
 
     @property
     def effective_batch(self) -> int:
@@ -180,7 +182,7 @@ class Search(Section):
     objectives: dict[ObjectiveName, Literal["min", "max"]] = Field(
         {"eval_loss": "min"}, description="The first one decides the winner."
     )
-    seed: int = Field(7, ge=0)
+    seed: Seed = 7
 
     @model_validator(mode="after")
     def _objectives_fit_sampler(self) -> Search:

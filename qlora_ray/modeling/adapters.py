@@ -53,7 +53,17 @@ def attach_adapter(base: LoadedBase, lora: Lora, *, seed: int) -> PeftModel:
 
 def detach_adapter(base: LoadedBase, model: PeftModel) -> None:
     """Takes the adapter off; the base is as it was before `attach_adapter`."""
+    from peft.utils import ModulesToSaveWrapper
+
+    # PEFT 0.21's `unload` leaves a module of modules_to_save as its trained copy; the original goes back by hand.
+    originals = {
+        name: module.original_module
+        for name, module in base.model.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
     model.unload()
+    for name, original in originals.items():
+        base.model.set_submodule(name, original)
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         base.model.__dict__.pop(attribute, None)
 

@@ -37,7 +37,9 @@ class LoadedBase:
 
 def resolve_model_name(name: str) -> str:
     """The folder or hub id behind a config's model.name."""
-    return str(embedded.base_path()) if name == EMBEDDED else name
+    if name == EMBEDDED:
+        return str(embedded.base_path())
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def read_shape(model: Model) -> ModelShape:
@@ -57,13 +59,16 @@ def read_shape(model: Model) -> ModelShape:
             ) from None
         except (OSError, ValueError) as error:
             raise ModelError(f"model.name: {name}/config.json cannot be read: {error}.") from None
+        if not isinstance(written, dict):
+            raise ModelError(f"model.name: {name}/config.json must be a JSON object, got {type(written).__name__}.")
         return ModelShape.from_hf_config(written)
+    _check_folder(name)
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except Exception as error:
-        raise _cannot_load("model.name", name, error) from None
+        raise cannot_load("model.name", name, error) from None
     return ModelShape.from_hf_config(config.to_dict())
 
 
@@ -82,7 +87,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
             name, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:
-        raise _cannot_load("model.name", f"the tokenizer of {name}", error) from None
+        raise cannot_load("model.name", f"the tokenizer of {name}", error) from None
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(f"model.name: the tokenizer of {name} has neither a pad nor an eos token. Set one.")
@@ -124,7 +129,7 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        raise _cannot_load("model.name", name, error) from None
+        raise cannot_load("model.name", name, error) from None
     base.requires_grad_(False)
     base.config.use_cache = False
     _keep_weights_as_loaded(base)
@@ -159,14 +164,15 @@ def _keep_weights_as_loaded(base: PreTrainedModel) -> None:
 
 
 def _check_folder(name: str) -> None:
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).expanduser().is_dir():
+    looks_local = name.startswith((".", "/")) or name.count("/") > 1
+    if looks_local and not Path(name).is_dir():
         raise ModelError(f"model.name: {name} is not a folder. Give a folder with a saved model, or a hub id.")
 
 
-def _cannot_load(where: str, what: str, error: Exception) -> ModelError:
+def cannot_load(where: str, what: str, error: Exception) -> ModelError:
+    """A loading library's error as one line that says what to do."""
     cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelError(
-        f"{where}: {what} cannot be loaded: {cause} "
+        f"{where}: {what} cannot be loaded: {cause.rstrip(' .:')}. "
         "Check the name; for a gated or private model set HF_TOKEN; without a network, give a local folder."
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
-from qlora_ray.modeling.loading import resolve_model_name
+from qlora_ray.modeling.loading import cannot_load, resolve_model_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,9 +85,12 @@ def check_targets(model: Model, choices: list[str | list[str]]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     name = resolve_model_name(model.name)
-    config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except Exception as error:
+        raise cannot_load("model.name", name, error) from None
     for choice in choices:
         resolve_targets(skeleton, choice)
 

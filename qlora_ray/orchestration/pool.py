@@ -68,9 +68,18 @@ class Pool:
         seats: The executors to keep.
         data: The object reference of the prepared data, in a list so that Ray passes it on unresolved.
         max_slots: Leases at once over all executors; None for no bound.
+        executor_class: What each executor is; tests give one without a model.
     """
 
-    def __init__(self, terms: ExecutorTerms, seats: list[Seat], data: list[Any], max_slots: int | None) -> None:
+    def __init__(
+        self,
+        terms: ExecutorTerms,
+        seats: list[Seat],
+        data: list[Any],
+        max_slots: int | None,
+        executor_class: type = Executor,
+    ) -> None:
+        self._executor_class = executor_class
         self._terms = terms
         self._data = data
         self._max_slots = max_slots
@@ -155,7 +164,7 @@ class Pool:
         member.generation += 1
         # soft=False: a placement is the plan for this node's device, not for whichever node has room.
         member.handle = (
-            ray.remote(Executor)
+            ray.remote(self._executor_class)
             .options(
                 num_cpus=placement.num_cpus,
                 num_gpus=placement.num_gpus,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -54,17 +55,29 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, data: dict[str, Any]) -> None:
-    """Appends one JSON line in a single write, so that a reader never sees half of one."""
+    """Appends one JSON line in a single write, so that a reader never sees half of one.
+
+    Raises:
+        RunError: If the disk is full or the file cannot be written.
+    """
     line = (json.dumps(to_plain_json(data), allow_nan=False) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                # A crash cut the last line off: it must not swallow this one.
+                line = b"\n" + line
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}. Free or choose another results.dir.") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; a last line cut off by a crash is left out."""
+    """Reads JSON lines; lines cut off by a crash are left out."""
     if not path.exists():
         return []
     rows = []
@@ -72,7 +85,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            continue
     return rows
 
 
@@ -101,7 +114,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             older = path.parent / f"{temporary.name}.old"
             path.replace(older)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if older is not None:
+                older.replace(path)
+            raise
         if older is not None:
             shutil.rmtree(older)
     except BaseException:

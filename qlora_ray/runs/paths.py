@@ -112,7 +112,8 @@ class SweepPaths:
         self.check_unused()
         try:
             self.check_space()
-            self.trials.mkdir(parents=True, exist_ok=True)
+            # Not exist_ok: of two sweeps that start at once under one name, one must lose.
+            self.trials.mkdir(parents=True)
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(

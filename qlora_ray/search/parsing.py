@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,9 @@ def parse_space(document: Document, config: SweepConfig) -> SearchSpace:
     if not parameters and not problems:
         problems.append(f"{document.source}: must name at least one parameter, e.g. lora.r: {{choices: [8, 16]}}.")
     known = {parameter.path: parameter for parameter in parameters}
+    if {"lora.lora_alpha", "lora.alpha_ratio"} <= known.keys():
+        where = document.place(("lora.lora_alpha",))
+        problems.append(f"{where}: lora.lora_alpha and lora.alpha_ratio are both searched. Drop one of them.")
     points = document.data.get(POINTS_KEY) or []
     if not problems:
         problems.extend(_point_problems(points, known, document, config))
@@ -78,11 +80,15 @@ def _parse_parameter(path: str, words: Any, document: Document, config: SweepCon
     if path == "lora.lora_alpha" and config.lora.alpha_ratio is not None:
         raise ConfigError(f"{where}: {path} is searched while the config sets lora.alpha_ratio. Drop one of them.")
     parameter = _read_words(str(path), words, where)
+    settled: list[Any] = []
     for value in parameter.values():
         try:
-            apply_values(config, {parameter.path: value})
+            trial = apply_values(config, {parameter.path: value})
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
+        settled.append(getattr(getattr(trial, section), key))
+    if any(value in settled[:index] for index, value in enumerate(settled)):
+        raise ConfigError(f"{where}: {path}: choices must differ from each other, got {list(parameter.values())!r}.")
     return parameter
 
 
@@ -91,14 +97,17 @@ def _read_words(path: str, words: Any, where: str) -> Parameter:
         raise ConfigError(f"{where}: {path} must be {{choices: [...]}} or {{low: , high: , log: }}, got {words!r}.")
     unknown = set(words) - {"choices", "low", "high", "log", "step"}
     if unknown:
-        raise ConfigError(f"{where}: {path} takes choices, or low, high, log and step; got {sorted(unknown)[0]!r}.")
+        raise ConfigError(f"{where}: {path} takes choices, or low, high, log and step; got {min(unknown, key=str)!r}.")
     if "choices" in words:
         choices = words["choices"]
         if len(words) > 1 or not isinstance(choices, list) or not choices:
             raise ConfigError(f"{where}: {path}: choices must be a list of at least one value and stand alone.")
-        if len({json.dumps(choice) for choice in choices}) != len(choices):
-            raise ConfigError(f"{where}: {path}: choices must differ from each other, got {choices!r}.")
         return Parameter(path, choices=tuple(choices))
+    section, key = path.split(".", 1)
+    annotation = SEARCHABLE_SECTIONS[section].model_fields[key].annotation
+    types = {annotation, *getattr(annotation, "__args__", ())}
+    if not types & {int, float}:
+        raise ConfigError(f"{where}: {path} is not a number. Give choices instead of a range.")
     low, high, log, step = words.get("low"), words.get("high"), words.get("log", False), words.get("step")
     for name, value in (("low", low), ("high", high)):
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -112,8 +121,9 @@ def _read_words(path: str, words: Any, where: str) -> Parameter:
         raise ConfigError(f"{where}: {path}: a log scale needs low > 0, got {low!r}.")
     if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or step <= 0 or log):
         raise ConfigError(f"{where}: {path}: step must be a number above 0, without log, got {step!r}.")
-    section, key = path.split(".", 1)
-    is_int = SEARCHABLE_SECTIONS[section].model_fields[key].annotation is int
+    is_int = int in types
+    if is_int and step is not None and step != int(step):
+        raise ConfigError(f"{where}: {path} is a whole number, so its step must be one too, got {step!r}.")
     return Parameter(path, low=low, high=high, log=log, step=step, is_int=is_int)
 
 
@@ -139,13 +149,18 @@ def _contains(parameter: Parameter, value: Any) -> bool:
     if parameter.choices is not None:
         return value in parameter.choices
     assert parameter.low is not None and parameter.high is not None
-    return not isinstance(value, bool) and isinstance(value, int | float) and parameter.low <= value <= parameter.high
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    step = parameter.step or (1 if parameter.is_int else None)
+    on_step = step is None or abs((value - parameter.low) / step - round((value - parameter.low) / step)) < 1e-8
+    return parameter.low <= value <= parameter.high and on_step
 
 
 def _describe(parameter: Parameter) -> str:
     if parameter.choices is not None:
         return f"{list(parameter.choices)}"
-    return f"{parameter.low} to {parameter.high}"
+    step = parameter.step or (1 if parameter.is_int else None)
+    return f"{parameter.low} to {parameter.high}" + (f" in steps of {step}" if step else "")
 
 
 def _did_you_mean(path: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from qlora_ray.config.loading import describe_error
+from qlora_ray.config.loading import describe_problem
 from qlora_ray.config.schema import Lora, SweepConfig, Training
 from qlora_ray.errors import ConfigError
 
@@ -56,7 +56,8 @@ class Parameter:
                 "Give choices or a step, or take another sampler."
             )
         count = int((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(self.low + index * self.step for index in range(count))
+        # The last step may overshoot by a rounding error, beyond what the config allows.
+        return tuple(min(self.low + index * self.step, self.high) for index in range(count))
 
     def distribution(self) -> BaseDistribution:
         """Optuna's distribution; choices that are lists are known to Optuna by their JSON text."""
@@ -160,4 +161,4 @@ def apply_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
         return SweepConfig.model_validate({**config.model_dump(), **sections})
     except ValidationError as error:
         details = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, details['loc']))} {describe_error(details)}.") from None
+        raise ConfigError(f"{describe_problem('.'.join(map(str, details['loc'])), details)}.") from None

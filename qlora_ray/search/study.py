@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Search
 from qlora_ray.errors import ConfigError
@@ -16,41 +16,49 @@ if TYPE_CHECKING:
 CAUSE_ATTRIBUTE = "cause"
 RESUMED_FROM_ATTRIBUTE = "resumed_from"
 INTERRUPTED = "interrupted"
+# A prime, so that a resumed sampler's seed is not that of another sweep with a seed nearby.
+RESUME_STRIDE = 1_000_003
 
 
-def make_sampler(search: Search, space: SearchSpace) -> optuna.samplers.BaseSampler:
+def make_sampler(search: Search, space: SearchSpace, *, num_proposed: int = 0) -> optuna.samplers.BaseSampler:
     """The sampler a config asks for.
+
+    Args:
+        search: The config section.
+        space: What it searches.
+        num_proposed: Trials the study has already. A sampler of the same seed would propose the first ones again.
 
     Raises:
         ConfigError: If the sampler needs a package that is not installed, or a space it cannot cover.
     """
     import optuna
 
+    seed = (search.seed + num_proposed * RESUME_STRIDE) % 2**32
     if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=search.seed)
+        return optuna.samplers.RandomSampler(seed=seed)
     if search.sampler == "grid":
         grid = {parameter.path: [encode_choice(value) for value in parameter.grid()] for parameter in space.parameters}
-        return optuna.samplers.GridSampler(grid, seed=search.seed)
+        return _make_grid_sampler(grid, seed)
     if search.sampler == "tpe":
         # constant_liar: running trials count as bad, so that parallel trials do not all ask for the same spot.
         return optuna.samplers.TPESampler(
             n_startup_trials=search.num_startup_trials,
             multivariate=True,
             constant_liar=True,
-            seed=search.seed,
+            seed=seed,
         )
     if search.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(population_size=max(4, search.num_trials // 4), seed=search.seed)
+        return optuna.samplers.NSGAIISampler(population_size=max(4, search.num_trials // 4), seed=seed)
     try:
         if search.sampler == "cma-es":
             import cmaes  # noqa: F401
 
             return optuna.samplers.CmaEsSampler(
-                n_startup_trials=search.num_startup_trials, seed=search.seed, warn_independent_sampling=False
+                n_startup_trials=search.num_startup_trials, seed=seed, warn_independent_sampling=False
             )
         import scipy  # noqa: F401
 
-        return optuna.samplers.GPSampler(n_startup_trials=search.num_startup_trials, seed=search.seed)
+        return optuna.samplers.GPSampler(n_startup_trials=search.num_startup_trials, seed=seed)
     except ImportError as error:
         raise ConfigError(
             f"search.sampler: {search.sampler} needs the package {error.name}, which is not installed. "
@@ -68,13 +76,14 @@ def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> 
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name=name,
         storage=JournalStorage(JournalFileBackend(str(path))),
-        sampler=make_sampler(search, space),
         directions=["minimize" if mode == "min" else "maximize" for mode in search.objectives.values()],
         load_if_exists=True,
     )
+    study.sampler = make_sampler(search, space, num_proposed=len(study.get_trials(deepcopy=False)))
+    return study
 
 
 def enqueue_known_points(study: optuna.Study, space: SearchSpace) -> None:
@@ -121,3 +130,28 @@ def count_finished(study: optuna.Study) -> int:
     return sum(
         trial.state.is_finished() and trial.number not in interrupted for trial in study.get_trials(deepcopy=False)
     )
+
+
+def _make_grid_sampler(grid: dict[str, list[Any]], seed: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    class AskTellGrid(optuna.samplers.GridSampler):
+        """Optuna 5.0's GridSampler raises outside `study.optimize`: after the last point, and for a partial one."""
+
+        def after_trial(self, *args: Any, **kwargs: Any) -> None:
+            """Nothing: the base class stops a loop that is not there. The sweep counts its trials itself."""
+
+        def sample_independent(
+            self,
+            study: optuna.Study,
+            trial: optuna.trial.FrozenTrial,
+            param_name: str,
+            param_distribution: optuna.distributions.BaseDistribution,
+        ) -> Any:
+            """The grid point's value, or any value for what an enqueued setting leaves open."""
+            if "grid_id" in trial.system_attrs:
+                return super().sample_independent(study, trial, param_name, param_distribution)
+            return fallback.sample_independent(study, trial, param_name, param_distribution)
+
+    fallback = optuna.samplers.RandomSampler(seed=seed)
+    return AskTellGrid(grid, seed=seed)

@@ -49,7 +49,8 @@ def make_budget(training: Training, *, num_train_rows: int, num_reports: int) ->
             f"{num_steps} steps ({num_samples} samples in batches of {training.effective_batch}) for "
             f"{num_reports} reports. Train for more samples, take smaller batches, or fewer reports."
         )
-    steps = tuple(max(1, round(index * num_steps / num_reports)) for index in range(1, num_reports + 1))
+    batches = num_reports * training.effective_batch
+    steps = tuple(max(1, round(index * num_samples / batches)) for index in range(1, num_reports + 1))
     return Budget(num_samples, training.effective_batch, num_steps, steps)
 
 

@@ -74,10 +74,9 @@ class TrialState:
             tensors = load_file(folder / TENSORS_FILE)
         except (OSError, ValueError, SafetensorError) as error:
             raise RunError(f"{folder}: holds no readable trial state: {error}.") from None
-        if facts.get("format_version") != FORMAT_VERSION:
-            raise RunError(
-                f"{folder}: the state must have format version {FORMAT_VERSION}, got {facts.get('format_version')}."
-            )
+        version = facts.get("format_version") if isinstance(facts, dict) else None
+        if version != FORMAT_VERSION:
+            raise RunError(f"{folder}: the state must have format version {FORMAT_VERSION}, got {version!r}.")
         return cls(
             trial_id=facts["trial_id"],
             step=facts["step"],

@@ -1,0 +1,153 @@
+"""The promises of a sweep under fire: kills, interrupts, divergence, a base that will not load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from sweeps import read_until, run_sweep, started_sweep, write_config
+
+from qlora_ray import embedded
+from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.runs.files import read_lines
+
+OPTIONS = ("--set", "results.name=s")
+
+
+def eval_losses(paths: SweepPaths, trial_id: str) -> list[float]:
+    """The reported validation losses of one trial."""
+    return [line["eval_loss"] for line in read_lines(paths.trial(trial_id).metrics)]
+
+
+def test_a_driver_killed_at_any_moment_loses_no_finished_trial(tmp_path: Path) -> None:
+    config = write_config(tmp_path, cluster={"max_slots": 1})
+    paths = SweepPaths(tmp_path / "results" / "s")
+    with started_sweep("--config", config, *OPTIONS, cwd=tmp_path) as process:
+        read_until(process, "trial 0000  complete")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    adapter = paths.trial("0000").adapter / "adapter_model.safetensors"
+    written = adapter.stat().st_mtime_ns
+    resumed = run_sweep("--resume", paths.root, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert adapter.stat().st_mtime_ns == written
+    summary = read_json(paths.summary)
+    assert summary["counts"]["complete"] == 3
+    opened = [event["trial"] for event in read_events(paths.events) if event["event"] == "trial_opened"]
+    assert len(opened) == len(set(opened))
+
+
+def test_ctrl_c_stops_cleanly_says_how_to_go_on_and_going_on_gives_the_same_numbers(tmp_path: Path) -> None:
+    config = write_config(tmp_path, cluster={"max_slots": 1})
+    paths = SweepPaths(tmp_path / "results" / "s")
+    with started_sweep("--config", config, *OPTIONS, cwd=tmp_path) as process:
+        read_until(process, "trial 0000  complete")
+        process.send_signal(signal.SIGINT)
+        read_until(process, "Go on with: python -m qlora_ray.sweep --resume results/s")
+        assert process.wait() == 130
+    assert read_json(paths.summary)["status"] == "interrupted"
+    assert "running" not in {read_json(path)["state"] for path in paths.trials.glob("*/record.json")}
+    resumed = run_sweep("--resume", paths.root, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    undisturbed = SweepPaths(tmp_path / "results" / "u")
+    run_sweep("--config", config, "--set", "results.name=u", cwd=tmp_path)
+    by_rate = {
+        record["params"]["training.learning_rate"]: record["metrics"]["eval_loss"]
+        for record in map(read_json, paths.trials.glob("*/record.json"))
+        if record["state"] == "complete"
+    }
+    for number in range(2):
+        record = read_json(undisturbed.trial(f"{number:04d}").record)
+        rate = record["params"]["training.learning_rate"]
+        assert by_rate[rate] == record["metrics"]["eval_loss"]
+
+
+def test_a_killed_executor_is_replaced_and_its_trial_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
+    config = write_config(tmp_path, cluster={"max_slots": 1}, search={"num_trials": 2, "num_reports": 12})
+    paths = SweepPaths(tmp_path / "results" / "s")
+    with started_sweep("--config", config, *OPTIONS, cwd=tmp_path) as process:
+        read_until(process, "trial 0000  complete")
+        os.kill(read_json(paths.trial("0000").record)["executor"]["pid"], signal.SIGKILL)
+        read_until(process, "trial 0001  complete")
+        assert process.stdout is not None
+        process.stdout.read()
+        assert process.wait() == 0
+    events = [event["event"] for event in read_events(paths.events)]
+    assert "executor_lost" in events
+    undisturbed = SweepPaths(tmp_path / "results" / "u")
+    run_sweep("--config", config, "--set", "results.name=u", cwd=tmp_path)
+    for trial_id in ("0000", "0001"):
+        assert eval_losses(paths, trial_id) == eval_losses(undisturbed, trial_id)
+
+
+def test_one_diverging_trial_leaves_the_sweep_running(tmp_path: Path) -> None:
+    space = {"training.learning_rate": {"choices": [2e-3, 1e30]}}
+    search = {"space": space, "sampler": "grid", "num_trials": 2}
+    config = write_config(tmp_path, search=search, training={"max_grad_norm": 0.0, "warmup_ratio": 0.0})
+    run = run_sweep("--config", config, *OPTIONS, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    paths = SweepPaths(tmp_path / "results" / "s")
+    assert read_json(paths.summary)["counts"] == {"complete": 1, "failed": 1}
+    failed = next(
+        record for record in map(read_json, paths.trials.glob("*/record.json")) if record["state"] == "failed"
+    )
+    assert failed["cause"] == "diverged"
+    assert failed["params"] == {"training.learning_rate": 1e30}
+    assert "diverged" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_all_trials_failing_is_exit_code_1_with_the_first_cause(tmp_path: Path) -> None:
+    space = {"training.learning_rate": {"choices": [1e30, 1e31]}}
+    search = {"space": space, "sampler": "grid", "num_trials": 2}
+    config = write_config(tmp_path, search=search, training={"max_grad_norm": 0.0, "warmup_ratio": 0.0})
+    run = run_sweep("--config", config, *OPTIONS, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "no winner" in run.stdout
+    assert "First cause: trial 0000: " in run.stdout
+    assert "loss is nan" in run.stdout or "loss is inf" in run.stdout
+
+
+def test_a_base_whose_weights_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(embedded.base_path(), base)
+    weights = base / "model.safetensors"
+    assert load_file(weights)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    config = write_config(tmp_path, model={"name": str(base)})
+    run = run_sweep("--config", config, *OPTIONS, cwd=tmp_path)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert "model.name" in run.stderr and "cannot be loaded" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "results" / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["data.train=missing.jsonl"], "missing.jsonl"),
+        (["lora.rank=8"], "lora.rank is not a known key. Did you mean lora.r"),
+        (["lora.r=0"], "lora.r must be > 0, got 0"),
+        (["search.space={lora.rank: {choices: [1, 2]}}"], "names no config path"),
+        (["lora.target_modules=[no_such_proj]"], "no linear module 'no_such_proj'"),
+        (["model.name=./nowhere"], "./nowhere"),
+        (["results.dir=/proc/none"], "results.dir"),
+        (["training.precision=bf16"], "bf16"),
+        (["search.num_reports=100"], "search.num_reports"),
+    ],
+)
+def test_bad_input_is_one_clear_message_exit_code_2_and_nothing_written(
+    tmp_path: Path, settings: list[str], words: str
+) -> None:
+    config = write_config(tmp_path)
+    options = [part for setting in settings for part in ("--set", setting)]
+    run = run_sweep("--config", config, *OPTIONS, *options, cwd=tmp_path)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert words in run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,184 @@
+"""One small sweep from the door to the winner, and everything it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from sweeps import run_sweep, write_config
+from transformers import AutoTokenizer
+
+from qlora_ray import embedded
+from qlora_ray.config import load_config
+from qlora_ray.data import prepare_data
+from qlora_ray.evaluation.loss import evaluate_loss
+from qlora_ray.modeling.loading import load_base
+from qlora_ray.modeling.quantization import specify_quantization
+from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.search.space import apply_values
+from qlora_ray.search.study import count_finished, open_study
+from qlora_ray.training.budget import make_budget
+from qlora_ray.training.engine import TrialSpec
+from qlora_ray.training.sft import SftEngine
+from qlora_ray.training.sft_run import TrainingData
+
+OPTIONS = ("--set", "results.name=small")
+
+
+@dataclass
+class Finished:
+    """A sweep that ran once for all tests of this file."""
+
+    folder: Path
+    config: Path
+    run: subprocess.CompletedProcess[str]
+    paths: SweepPaths
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Three trials of twelve steps on the embedded base."""
+    folder = tmp_path_factory.mktemp("sweep")
+    config = write_config(folder)
+    run = run_sweep("--config", config, *OPTIONS, cwd=folder)
+    return Finished(folder, config, run, SweepPaths(folder / "results" / "small"))
+
+
+def test_it_ends_with_a_winner_and_exit_code_0(finished: Finished) -> None:
+    assert finished.run.returncode == 0, finished.run.stdout + finished.run.stderr
+    assert finished.run.stderr == ""
+    summary = read_json(finished.paths.summary)
+    assert summary["status"] == "complete"
+    assert summary["counts"] == {"complete": 3}
+
+
+def test_its_lines_are_few_and_carry_no_terminal_codes(finished: Finished) -> None:
+    text = finished.run.stdout
+    assert "\x1b" not in text and "\r" not in text
+    assert text.count("complete  eval_loss") == 3
+    assert "Traceback" not in text and "Warning" not in text
+    assert len(text.splitlines()) < 60
+    assert "validation loss" in text
+    assert str(Path("results") / "small" / "best" / "adapter") in text
+
+
+def test_the_winners_adapter_has_the_recorded_loss_in_plain_peft(finished: Finished) -> None:
+    scores = read_json(finished.paths.best / "scores.json")
+    config = load_config(finished.config)
+    base = load_base(
+        config.model, quantization=specify_quantization(config.model.quantization, compute_dtype="fp32"), device="cpu"
+    )
+    adapter = finished.paths.best / "adapter"
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    data = prepare_data(config.data, tokenizer=tokenizer, data_seed=7)
+    before = evaluate_loss(base.model, data.validation, batch_size=1, pad_token_id=0, precision="fp32").loss
+    model = PeftModel.from_pretrained(base.model, str(adapter))
+    after = evaluate_loss(model, data.validation, batch_size=1, pad_token_id=0, precision="fp32").loss
+    assert before == pytest.approx(scores["base"]["loss"], abs=1e-4)
+    assert after == pytest.approx(scores["winner"]["loss"], abs=1e-4)
+    assert after == pytest.approx(read_json(finished.paths.best / "record.json")["metrics"]["eval_loss"], abs=1e-4)
+    assert after < before
+
+
+def test_a_trial_alone_reports_the_same_numbers_as_in_the_sweep(finished: Finished) -> None:
+    torch.set_num_threads(1)
+    record = read_json(finished.paths.trial("0001").record)
+    config = apply_values(load_config(finished.config), record["params"])
+    base = load_base(
+        config.model, quantization=specify_quantization(config.model.quantization, compute_dtype="fp32"), device="cpu"
+    )
+    data = prepare_data(config.data, tokenizer=base.tokenizer, data_seed=7)
+    engine = SftEngine(
+        base, TrainingData.from_splits(data.train, data.validation), max_micro_batch=record["ran"]["micro_batch"]
+    )
+    budget = make_budget(config.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
+    engine.admit(TrialSpec("alone", config.lora, config.training, budget))
+    alone = []
+    for _ in range(config.search.num_reports):
+        alone.extend(engine.advance())
+        engine.proceed("alone")
+    engine.evict("alone")
+    lines = [json.loads(line) for line in finished.paths.trial("0001").metrics.read_text().splitlines()]
+    for name in ("eval_loss", "train_loss", "step", "samples_seen"):
+        assert [report.metrics[name] for report in alone] == [line[name] for line in lines]
+
+
+def test_each_record_holds_the_resolved_values(finished: Finished) -> None:
+    for index in range(3):
+        record = read_json(finished.paths.trial(f"{index:04d}").record)
+        assert record["state"] == "complete"
+        assert record["ran"]["training"]["learning_rate"] == record["params"]["training.learning_rate"]
+        assert record["ran"]["training"]["seed"] == record["ran"]["training"]["data_seed"] == 7
+        assert (record["bf16"], record["fp16"]) == (False, False)
+        assert record["ran"]["quantization"]["bits"] == 4
+        assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+        for package in ("transformers", "peft", "trl", "bitsandbytes", "ray", "optuna"):
+            assert record["versions"][package][0].isdigit()
+        assert record["base"]["hash"].startswith("sha256:")
+        assert record["dataset"]["overlap_check"] == "pass"
+        assert record["memory"]["peak_bytes"] > 0 and record["memory"]["estimated_bytes"] > 0
+        assert record["tokens_per_s"] > 0
+        assert record["ran"]["trainable_parameters"] > 0
+        assert record["executor"]["device"]
+        assert set(record["git"]) == {"commit", "dirty"}
+        assert Path(record["adapter"]).name == "adapter"
+        assert (finished.folder / record["adapter"] / "adapter_model.safetensors").exists()
+
+
+def test_the_table_and_the_study_say_the_same(finished: Finished) -> None:
+    with finished.paths.trials_table.open() as stream:
+        rows = {row["trial"]: row for row in csv.DictReader(stream)}
+    config = load_config(finished.config)
+    from qlora_ray.search.parsing import load_space
+
+    study = open_study(finished.paths.study, name="small", search=config.search, space=load_space(config))
+    assert count_finished(study) == 3
+    for trial in study.get_trials():
+        row = rows[f"{trial.number:04d}"]
+        assert float(row["eval_loss"]) == trial.value
+        assert math.isclose(float(row["training.learning_rate"]), trial.params["training.learning_rate"])
+    assert study.get_trials()[0].params["training.learning_rate"] == 2e-3
+
+
+def test_the_manifest_says_what_was_planned_before_training(finished: Finished) -> None:
+    manifest = read_json(finished.paths.manifest)
+    assert manifest["config"]["training"]["max_samples"] == 48
+    assert manifest["plan"]["placements"][0]["precision"]["name"] == "fp32"
+    assert manifest["data"]["num_rows"]["train"] == 64
+    first_trial = next(e for e in read_events(finished.paths.events) if e["event"] == "trial_opened")
+    assert finished.paths.manifest.stat().st_mtime <= first_trial["time"]
+
+
+def test_the_same_name_is_refused_and_nothing_is_changed(finished: Finished) -> None:
+    before = finished.paths.summary.read_text()
+    again = run_sweep("--config", finished.config, *OPTIONS, cwd=finished.folder)
+    assert again.returncode == 2
+    assert "already used" in again.stderr
+    assert again.stdout == ""
+    assert finished.paths.summary.read_text() == before
+
+
+def test_resuming_a_finished_sweep_trains_nothing_again(finished: Finished) -> None:
+    adapters = {path: path.stat().st_mtime_ns for path in finished.paths.trials.glob("*/adapter/*.safetensors")}
+    again = run_sweep("--resume", finished.paths.root, cwd=finished.folder)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in adapters} == adapters
+    assert read_json(finished.paths.summary)["counts"] == {"complete": 3}
+
+
+def test_a_resume_cannot_become_another_sweep(finished: Finished) -> None:
+    changed = run_sweep("--resume", finished.paths.root, "--set", "training.seed=8", cwd=finished.folder)
+    assert changed.returncode == 2
+    assert "cannot change when a sweep is resumed" in changed.stderr
+
+
+def test_nothing_is_written_into_the_package(finished: Finished) -> None:
+    names = {path.name for path in embedded.assets_path().rglob("*") if path.is_file()}
+    assert not {name for name in names if name.startswith("adapter") or name.endswith((".lock", ".tmp"))}

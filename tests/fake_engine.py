@@ -1,0 +1,100 @@
+"""An engine without a model: its losses are a formula, so that orchestration is tested in seconds."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+
+import torch
+
+from qlora_ray.evaluation.scoring import Scores
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import Failure, Report, TrialSpec
+
+# A trial with this weight decay diverges at its second report; one with BLOCKING_EPSILON waits for `release`.
+DIVERGING_DECAY = 0.5
+OPTIMUM_LOG10_LR = -3.0
+
+
+def fake_loss(learning_rate: float, step: int) -> float:
+    """Lowest at 1e-3, falling with every step."""
+    return abs(math.log10(learning_rate) - OPTIMUM_LOG10_LR) + 1 / step
+
+
+class FakeEngine:
+    """Meets the Engine contract; each `advance` brings every runnable trial to its next report.
+
+    Args:
+        slots: Trials at once.
+    """
+
+    def __init__(self, slots: int = 2) -> None:
+        self._slots = slots
+        self._specs: dict[str, TrialSpec] = {}
+        self._indices: dict[str, int] = {}
+        self._runnable: set[str] = set()
+        self._lock = threading.Lock()
+        self.log: list[tuple[str, str]] = []
+
+    @property
+    def slots(self) -> int:
+        """As constructed."""
+        return self._slots
+
+    def admit(self, spec: TrialSpec, state: TrialState | None = None) -> None:
+        """Takes a trial in at its state's report."""
+        with self._lock:
+            if len(self._specs) == self._slots:
+                raise RuntimeError(f"fake engine: has {self._slots} slots")
+            self._specs[spec.trial_id] = spec
+            self._indices[spec.trial_id] = state.report_index if state else 0
+            self._runnable.add(spec.trial_id)
+            self.log.append(("admit", spec.trial_id))
+
+    def proceed(self, trial_id: str) -> None:
+        """Makes a waiting trial runnable."""
+        with self._lock:
+            if trial_id in self._specs:
+                self._runnable.add(trial_id)
+                self.log.append(("proceed", trial_id))
+
+    def advance(self) -> list[Report]:
+        """One report of every runnable trial."""
+        with self._lock:
+            reports = [self._report(trial_id) for trial_id in sorted(self._runnable)]
+            self._runnable.clear()
+            return reports
+
+    def snapshot(self, trial_id: str) -> TrialState | None:
+        """The report index, in a state of the real form."""
+        index = self._indices[trial_id]
+        step = self._specs[trial_id].budget.report_steps[index - 1]
+        return TrialState(trial_id, step, index, {"a": torch.ones(1)}, {}, {}, {})
+
+    def save_adapter(self, trial_id: str, folder: Path) -> None:
+        """One file."""
+        (folder / "adapter.txt").write_text(trial_id, encoding="utf-8")
+
+    def evict(self, trial_id: str) -> None:
+        """Forgets a trial."""
+        with self._lock:
+            self._specs.pop(trial_id, None)
+            self._runnable.discard(trial_id)
+            self.log.append(("evict", trial_id))
+
+    def score(self, adapter: Path | None) -> Scores:
+        """Not needed here."""
+        raise NotImplementedError
+
+    def _report(self, trial_id: str) -> Report:
+        spec = self._specs[trial_id]
+        self._indices[trial_id] += 1
+        index = self._indices[trial_id]
+        step = spec.budget.report_steps[index - 1]
+        if spec.training.weight_decay == DIVERGING_DECAY and index == 2:
+            return Report(trial_id, 1, True, {}, failure=Failure("diverged", f"loss is nan at step {step}"))
+        loss = fake_loss(spec.training.learning_rate, step)
+        metrics = {"eval_loss": loss, "train_loss": loss, "step": float(step), "train_s": 1.0, "tokens_per_s": 10.0}
+        facts = {"trainable_parameters": spec.lora.r * 100}
+        return Report(trial_id, index, index == len(spec.budget.report_steps), metrics, facts)

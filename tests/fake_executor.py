@@ -1,0 +1,75 @@
+"""An executor actor around the fake engine: Ray, pool, leases and trials are real, training is a formula."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Any
+
+from fake_engine import FakeEngine
+
+from qlora_ray.orchestration.executor import ExecutorCore, ExecutorTerms
+from qlora_ray.runs import SweepPaths
+from qlora_ray.training.engine import Report, TrialSpec
+
+
+class FakeExecutor:
+    """Serves one FakeEngine with two slots."""
+
+    def __init__(self, terms: ExecutorTerms, placement: Any, data: Any) -> None:
+        self._core = ExecutorCore(
+            FakeEngine(),
+            paths=SweepPaths(terms.root),
+            lease_timeout_s=terms.config.cluster.lease_timeout_s,
+            keep_state=True,
+        )
+        self._closing = threading.Event()
+
+    def describe(self) -> dict[str, Any]:
+        """What the pool and the records need."""
+        return {
+            "hostname": socket.gethostname(),
+            "pid": os.getpid(),
+            "slots": 2,
+            "device": "fake",
+            "device_class": "fake",
+            "precision_reason": "none",
+        }
+
+    def admit(self, spec: TrialSpec, *, resume: bool = False) -> bool:
+        """See ExecutorCore."""
+        return self._core.admit(spec, resume=resume)
+
+    def next_report(self, trial_id: str, *, timeout_s: float) -> Report | None:
+        """See ExecutorCore."""
+        return self._core.next_report(trial_id, timeout_s=timeout_s)
+
+    def evict(self, trial_id: str) -> None:
+        """See ExecutorCore."""
+        self._core.evict(trial_id)
+
+    def trials(self) -> list[str]:
+        """See ExecutorCore."""
+        return self._core.trials()
+
+    def wait_closed(self) -> None:
+        """Returns when told to close."""
+        self._closing.wait()
+
+
+class BrokenExecutor(FakeExecutor):
+    """Never comes up."""
+
+    def __init__(self, terms: ExecutorTerms, placement: Any, data: Any) -> None:
+        from qlora_ray.errors import ModelError
+
+        raise ModelError("model.name: no-such-base cannot be loaded: it is not there.")
+
+
+class FakePlacement:
+    """What a pool asks of a placement."""
+
+    num_cpus = 0.1
+    num_gpus = 0.0
+    slots_per_device = 2

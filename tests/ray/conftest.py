@@ -1,0 +1,46 @@
+"""A private Ray cluster for the tests of this folder, and a pool of fake executors on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from fake_executor import FakeExecutor, FakePlacement
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local cluster whose workers can import the tests' fakes."""
+    os.environ["PYTHONPATH"] = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
+    """Starts pools of fake executors; all are closed at the end of the test."""
+    from qlora_ray.orchestration.pool import Pool, Seat
+
+    pools: list[Any] = []
+
+    def make(terms: Any, *, num_executors: int = 1, executor_class: type = FakeExecutor, max_slots: int = 99) -> Any:
+        node_id = ray.get_runtime_context().get_node_id()
+        seats = [Seat(FakePlacement(), node_id) for _ in range(num_executors)]
+        pool = ray.remote(Pool).options(num_cpus=0, max_concurrency=1000).remote(
+            terms, seats, [ray.put(None)], max_slots, executor_class
+        )
+        pools.append(pool)
+        ray.get(pool.start.remote())
+        return pool
+
+    yield make
+    for pool in pools:
+        ray.get(pool.close.remote())
+        ray.kill(pool)

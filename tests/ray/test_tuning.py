@@ -1,0 +1,176 @@
+"""Tune, pool, leases and study together, on real raylets, over trials whose losses are a formula."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import DIVERGING_DECAY, fake_loss
+
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.console import Console
+from qlora_ray.orchestration.executor import ExecutorTerms
+from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.searcher import StudySearcher
+from qlora_ray.orchestration.trial import TrialTerms
+from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
+from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.search.parsing import load_space
+from qlora_ray.search.study import enqueue_known_points, open_study
+
+SPACE = {
+    "training.learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
+    "points_to_evaluate": [{"training.learning_rate": 1e-3}],
+}
+NUM_REPORTS = 4
+
+
+class Sweep:
+    """A sweep over fake executors, up to the end of its search."""
+
+    def __init__(self, root: Path, make_pool: Callable[..., Any], **search: Any) -> None:
+        self.paths = SweepPaths(root / "sweep")
+        if not self.paths.root.exists():
+            self.paths.create()
+        self.config = SweepConfig.model_validate(
+            {
+                "training": {"max_samples": 8, "gradient_accumulation_steps": 1},
+                "search": {"space": SPACE, "num_trials": 8, "num_reports": NUM_REPORTS, **search},
+            }
+        )
+        self.text = io.StringIO()
+        self.ledger = Ledger(self.config, paths=self.paths, console=Console(self.text), common={})
+        self.space = load_space(self.config)
+        self.study = open_study(self.paths.study, name="sweep", search=self.config.search, space=self.space)
+        self.make_pool = make_pool
+
+    def run(self, **pool_options: Any) -> None:
+        """Runs the search to its end."""
+        terms = ExecutorTerms(self.config, self.paths.root.resolve(), True)
+        pool = self.make_pool(terms, **pool_options)
+        enqueue_known_points(self.study, self.space)
+        searcher = StudySearcher(
+            self.study,
+            space=self.space,
+            ledger=self.ledger,
+            paths=self.paths,
+            num_trials=self.config.search.num_trials,
+            num_slots=2,
+        )
+        gate = Gate(searcher, self.ledger)
+        pump = EventPump(
+            pool,
+            ledger=self.ledger,
+            searcher=searcher,
+            gate=gate,
+            num_seats=pool_options.get("num_executors", 1),
+        )
+        try:
+            run_trials(
+                TrialTerms(self.config, 8, pool),
+                searcher=searcher,
+                gate=gate,
+                search=self.config.search,
+                logs=self.paths.logs,
+            )
+        finally:
+            pump.end()
+
+    def states(self) -> list[str]:
+        """Every trial's state in the study."""
+        return [trial.state.name for trial in self.study.get_trials()]
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha", "hyperband", "median"])
+def test_each_scheduler_ends_every_trial_as_what_it_was(
+    tmp_path: Path, make_pool: Callable[..., Any], scheduler: str
+) -> None:
+    sweep = Sweep(tmp_path, make_pool, scheduler=scheduler)
+    sweep.run()
+    trials = sweep.study.get_trials()
+    assert len(trials) == 8
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    for trial in trials:
+        rate = trial.params["training.learning_rate"]
+        expected = {index: fake_loss(rate, 2 * index) for index in range(1, len(trial.intermediate_values) + 1)}
+        assert trial.intermediate_values == pytest.approx(expected)
+        if trial.state.name == "COMPLETE":
+            assert trial.value == pytest.approx(fake_loss(rate, 8))
+            assert len(trial.intermediate_values) == NUM_REPORTS
+        else:
+            assert len(trial.intermediate_values) < NUM_REPORTS
+    if scheduler == "none":
+        assert sweep.states() == ["COMPLETE"] * 8
+    if scheduler == "asha":
+        assert "PRUNED" in sweep.states()
+    # The known good point ran first, and is the best there can be.
+    assert trials[0].params["training.learning_rate"] == 1e-3
+    assert sweep.ledger.ranked()[0].number == 0
+
+
+def test_a_diverged_trial_is_told_as_failed_and_the_others_go_on(
+    tmp_path: Path, make_pool: Callable[..., Any]
+) -> None:
+    space = {"training.weight_decay": {"choices": [0.0, DIVERGING_DECAY]}}
+    sweep = Sweep(tmp_path, make_pool, scheduler="none", sampler="grid", num_trials=2, space=space)
+    sweep.run()
+    assert sorted(sweep.states()) == ["COMPLETE", "FAIL"]
+    failed = next(trial for trial in sweep.study.get_trials() if trial.state.name == "FAIL")
+    assert failed.user_attrs["cause"] == "diverged"
+    record = read_json(sweep.paths.trial(f"{failed.number:04d}").record)
+    assert (record["state"], record["cause"]) == ("failed", "diverged")
+    assert "loss is nan" in sweep.paths.trial(f"{failed.number:04d}").error.read_text()
+    assert "diverged: loss is nan" in sweep.text.getvalue()
+
+
+def test_two_objectives_are_both_told(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
+    sweep = Sweep(
+        tmp_path,
+        make_pool,
+        sampler="nsga2",
+        scheduler="none",
+        space={**SPACE, "lora.r": {"choices": [4, 8, 16]}, "points_to_evaluate": []},
+        objectives={"eval_loss": "min", "trainable_parameters": "min"},
+    )
+    sweep.run()
+    trials = sweep.study.get_trials()
+    assert sweep.states() == ["COMPLETE"] * 8
+    for trial in trials:
+        assert trial.values == pytest.approx(
+            [fake_loss(trial.params["training.learning_rate"], 8), trial.params["lora.r"] * 100]
+        )
+    assert sweep.study.best_trials
+
+
+def test_no_more_trials_run_than_there_are_slots(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
+    sweep = Sweep(tmp_path, make_pool, scheduler="none")
+    sweep.run(num_executors=2, max_slots=1)
+    running: set[str] = set()
+    for event in read_events(sweep.paths.events):
+        if event["event"] == "trial_reported":
+            running.add(event["trial"])
+            assert len(running) <= 1
+        if event["event"] == "trial_complete":
+            running.discard(event["trial"])
+    assert sweep.states() == ["COMPLETE"] * 8
+
+
+def test_a_second_search_asks_only_for_what_is_missing(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
+    Sweep(tmp_path, make_pool, scheduler="none", num_trials=3).run()
+    again = Sweep(tmp_path, make_pool, scheduler="none", num_trials=5)
+    again.ledger.restore()
+    again.run()
+    assert again.states() == ["COMPLETE"] * 5
+    assert len(again.ledger.entries) == 5
+
+
+def test_a_pool_whose_executors_never_come_up_says_why(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
+    from fake_executor import BrokenExecutor
+
+    sweep = Sweep(tmp_path, make_pool, num_trials=2)
+    sweep.run(executor_class=BrokenExecutor)
+    assert "COMPLETE" not in sweep.states()
+    assert "no-such-base cannot be loaded" in sweep.text.getvalue()

@@ -1,0 +1,182 @@
+"""ExecutorCore without Ray: reports, going on, eviction, leases that time out, and what is left on disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+from fake_engine import DIVERGING_DECAY, FakeEngine, fake_loss
+
+from qlora_ray.config.schema import Lora, Training
+from qlora_ray.orchestration.executor import ExecutorCore, LeaseLost
+from qlora_ray.runs import SweepPaths
+from qlora_ray.training.budget import make_budget
+from qlora_ray.training.engine import TrialSpec
+
+WAIT_S = 20.0
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock at zero."""
+    return Clock()
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """A fake engine with two slots."""
+    return FakeEngine()
+
+
+@pytest.fixture
+def core(engine: FakeEngine, clock: Clock, tmp_path: Path) -> Iterator[ExecutorCore]:
+    """A core with a lease time-out of a minute of the test's clock."""
+    paths = SweepPaths(tmp_path)
+    for trial_id in ("0000", "0001", "0002"):
+        paths.trial(trial_id).root.mkdir(parents=True)
+    core = ExecutorCore(engine, paths=paths, lease_timeout_s=60, keep_state=True, clock=clock)
+    yield core
+    core.close()
+
+
+def make_spec(trial_id: str, **training: float) -> TrialSpec:
+    """Eight steps, four reports."""
+    config = Training(max_samples=8, gradient_accumulation_steps=1, **training)
+    return TrialSpec(trial_id, Lora(), config, make_budget(config, num_train_rows=8, num_reports=4))
+
+
+def test_asking_again_means_go_on(core: ExecutorCore) -> None:
+    core.admit(make_spec("0000"), resume=False)
+    reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
+    assert [report.index for report in reports if report] == [1, 2, 3, 4]
+    assert reports[3] is not None
+    assert reports[3].is_final
+    assert reports[0] is not None
+    assert reports[0].metrics["eval_loss"] == fake_loss(2e-4, 2)
+
+
+def test_a_trial_nobody_asks_on_is_not_proceeded(core: ExecutorCore, engine: FakeEngine) -> None:
+    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0001"), resume=False)
+    core.next_report("0000", timeout_s=WAIT_S)
+    core.next_report("0000", timeout_s=WAIT_S)
+    core.next_report("0001", timeout_s=WAIT_S)
+    assert engine.log.count(("proceed", "0000")) == 1
+    assert ("proceed", "0001") not in engine.log
+
+
+def test_a_final_report_leaves_the_adapter_and_takes_the_state_away(core: ExecutorCore, tmp_path: Path) -> None:
+    trial = SweepPaths(tmp_path).trial("0000")
+    core.admit(make_spec("0000"), resume=False)
+    core.next_report("0000", timeout_s=WAIT_S)
+    assert (trial.state / "state.safetensors").exists()
+    for _ in range(3):
+        core.next_report("0000", timeout_s=WAIT_S)
+    assert (trial.adapter / "adapter.txt").read_text() == "0000"
+    assert not trial.state.exists()
+
+
+def test_a_trial_goes_on_from_the_state_on_disk_in_another_executor(
+    core: ExecutorCore, clock: Clock, tmp_path: Path
+) -> None:
+    core.admit(make_spec("0000"), resume=False)
+    core.next_report("0000", timeout_s=WAIT_S)
+    core.next_report("0000", timeout_s=WAIT_S)
+    core.evict("0000")
+    other = ExecutorCore(FakeEngine(), paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True, clock=clock)
+    assert other.admit(make_spec("0000"), resume=True) is True
+    report = other.next_report("0000", timeout_s=WAIT_S)
+    other.close()
+    assert report is not None
+    assert report.index == 3
+
+
+def test_resuming_without_a_state_starts_afresh(core: ExecutorCore) -> None:
+    assert core.admit(make_spec("0000"), resume=True) is False
+
+
+def test_a_driver_that_stops_asking_loses_its_slot(core: ExecutorCore, clock: Clock) -> None:
+    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0001"), resume=False)
+    core.next_report("0000", timeout_s=WAIT_S)
+    core.next_report("0001", timeout_s=WAIT_S)
+    clock.now = 50.0
+    core.next_report("0001", timeout_s=WAIT_S)
+    clock.now = 100.0
+    core.reap()
+    assert core.trials() == ["0001"]
+    core.admit(make_spec("0002"), resume=False)
+    with pytest.raises(LeaseLost, match="trial 0000 is not here"):
+        core.next_report("0000", timeout_s=WAIT_S)
+
+
+def test_an_eviction_wakes_the_one_who_waits(engine: FakeEngine, clock: Clock, tmp_path: Path) -> None:
+    engine.advance = lambda: []  # type: ignore[method-assign]
+    core = ExecutorCore(engine, paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True, clock=clock)
+    core.admit(make_spec("0000"), resume=False)
+    lost: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            core.next_report("0000", timeout_s=WAIT_S)
+        except LeaseLost as error:
+            lost.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    core.evict("0000")
+    waiter.join()
+    core.close()
+    assert len(lost) == 1
+
+
+def test_a_diverged_trial_reports_its_failure_and_leaves_no_adapter(core: ExecutorCore, tmp_path: Path) -> None:
+    core.admit(make_spec("0000", weight_decay=DIVERGING_DECAY), resume=False)
+    core.next_report("0000", timeout_s=WAIT_S)
+    report = core.next_report("0000", timeout_s=WAIT_S)
+    assert report is not None
+    assert report.failure is not None
+    assert report.failure.cause == "diverged"
+    assert not SweepPaths(tmp_path).trial("0000").adapter.exists()
+
+
+def test_an_adapter_that_cannot_be_written_fails_its_trial_only(
+    core: ExecutorCore, engine: FakeEngine, tmp_path: Path
+) -> None:
+    def no_space(trial_id: str, folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    engine.save_adapter = no_space  # type: ignore[method-assign]
+    core.admit(make_spec("0000"), resume=False)
+    reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
+    assert reports[3] is not None
+    assert reports[3].failure is not None
+    assert "No space left on device" in reports[3].failure.message
+    assert [path.name for path in SweepPaths(tmp_path).trial("0000").root.iterdir()] == ["state"]
+
+
+def test_an_engine_that_raises_fails_the_trials_it_was_training(core: ExecutorCore, engine: FakeEngine) -> None:
+    def broken() -> list[object]:
+        raise RuntimeError("kernel launch failed")
+
+    engine.advance = broken  # type: ignore[assignment, method-assign]
+    core.admit(make_spec("0000"), resume=False)
+    report = core.next_report("0000", timeout_s=WAIT_S)
+    assert report is not None
+    assert report.failure is not None
+    assert "kernel launch failed" in report.failure.message
