@@ -43,10 +43,12 @@ clean:
 
 # A stamp per set of extras: repeated calls install nothing until one of the two files changes.
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing into $(VENV); the first time this takes a few minutes, torch and Ray are large"
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing into $(VENV); the first time this takes a few minutes, torch and Ray are large"
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,dev]'
 	@touch $@
 

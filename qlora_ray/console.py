@@ -83,7 +83,7 @@ def noise_to(log: Path) -> Iterator[Console]:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    stream = os.fdopen(os.dup(saved_out), "w", encoding="utf-8", errors="replace")
+    stream = os.fdopen(saved_out, "w", encoding="utf-8", errors="replace")
     try:
         yield Console(stream)
     finally:
@@ -91,7 +91,6 @@ def noise_to(log: Path) -> Iterator[Console]:
         sys.stderr.flush()
         os.dup2(saved_out, 1)
         os.dup2(saved_err, 2)
-        os.close(saved_out)
         os.close(saved_err)
         stream.close()
 

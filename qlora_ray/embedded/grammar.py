@@ -49,13 +49,9 @@ class Pair:
     kind: str
 
 
-def write_pair(rng: Random, schema: Schema, *, kind: str, rich: bool = False) -> Pair | None:
-    """Returns a pair of that kind, or None if the schema cannot be asked so.
-
-    Args:
-        rich: Draw from all wordings, not only from the plain ones that pretraining sees.
-    """
-    speaker = Speaker(rng, rich=rich)
+def write_pair(rng: Random, schema: Schema, *, kind: str) -> Pair | None:
+    """Returns a pair of that kind, or None if the schema cannot be asked so."""
+    speaker = Speaker(rng)
     for _ in range(MAX_ATTEMPTS):
         written = WRITERS[kind](speaker, schema)
         if written is not None:
@@ -64,6 +60,6 @@ def write_pair(rng: Random, schema: Schema, *, kind: str, rich: bool = False) ->
 
 
 def write_pairs(rng: Random, schema: Schema, *, num: int) -> list[Pair]:
-    """Returns about `num` plain pairs of random kinds over one schema: what pretraining reads."""
+    """Returns about `num` pairs of random kinds over one schema: what pretraining reads."""
     pairs = [write_pair(rng, schema, kind=rng.choice(KINDS)) for _ in range(num)]
     return [pair for pair in pairs if pair is not None]

@@ -38,7 +38,7 @@ class PretrainSettings:
     """What a pretraining is made of. Source of the rates: the best of those tried, for 250 steps."""
 
     seed: int = 7
-    num_steps: int = 2000
+    num_steps: int = 2400
     batch_size: int = 32
     matrix_learning_rate: float = 1e-2  # Muon
     other_learning_rate: float = 1e-2  # AdamW
@@ -155,9 +155,7 @@ def _stream_batches(
                 system = SYSTEM_MESSAGE if rng.random() < SYSTEM_SHARE else None
                 texts.append(render_pair(tokenizer, pair, system=system))
         rows = sorted(tokenizer(texts, add_special_tokens=False)["input_ids"], key=len)
-        batches = [
-            rows[start : start + batch_size] for start in range(0, len(rows) - batch_size + 1, batch_size)
-        ]
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows) - batch_size + 1, batch_size)]
         rng.shuffle(batches)
         for batch in batches:
             yield _pad_rows(tokenizer, batch)

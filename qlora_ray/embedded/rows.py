@@ -81,7 +81,7 @@ def write_database(path: Path, *, seed: int) -> None:
     connection = sqlite3.connect(path)
     try:
         connection.executescript(CREATE_SQL)
-        lines = [(line, f"{line} in {len(SCALES)} scales, ready to ship", None, None) for line in LINES]
+        lines = [(line, f"{line} for collectors", None, None) for line in LINES]
         _insert(connection, "productlines", lines)
         _insert(connection, "products", products)
         _insert(connection, "offices", _make_offices(rng))

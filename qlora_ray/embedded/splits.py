@@ -84,7 +84,7 @@ def _draw_groups(
     groups: dict[str, list[Pair]] = {}
     useless: set[str] = set()
     for _ in range(NUM_DRAWS_PER_KIND):
-        pair = write_pair(rng, schema, kind=kind, rich=True)
+        pair = write_pair(rng, schema, kind=kind)
         if pair is None or normalize(pair.question) in asked or normalize(pair.sql) in taken | useless:
             continue
         key = normalize(pair.sql)

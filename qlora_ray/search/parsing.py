@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from qlora_ray.config.documents import Document, read_document
 from qlora_ray.config.loading import closest_path
@@ -104,9 +104,8 @@ def _read_words(path: str, words: Any, where: str) -> Parameter:
             raise ConfigError(f"{where}: {path}: choices must be a list of at least one value and stand alone.")
         return Parameter(path, choices=tuple(choices))
     section, key = path.split(".", 1)
-    annotation = SEARCHABLE_SECTIONS[section].model_fields[key].annotation
-    types = {annotation, *getattr(annotation, "__args__", ())}
-    if not types & {int, float}:
+    number_type = _number_type(SEARCHABLE_SECTIONS[section].model_fields[key].annotation)
+    if number_type is None:
         raise ConfigError(f"{where}: {path} is not a number. Give choices instead of a range.")
     low, high, log, step = words.get("low"), words.get("high"), words.get("log", False), words.get("step")
     for name, value in (("low", low), ("high", high)):
@@ -121,10 +120,17 @@ def _read_words(path: str, words: Any, where: str) -> Parameter:
         raise ConfigError(f"{where}: {path}: a log scale needs low > 0, got {low!r}.")
     if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or step <= 0 or log):
         raise ConfigError(f"{where}: {path}: step must be a number above 0, without log, got {step!r}.")
-    is_int = int in types
+    is_int = number_type is int
     if is_int and step is not None and step != int(step):
         raise ConfigError(f"{where}: {path} is a whole number, so its step must be one too, got {step!r}.")
     return Parameter(path, low=low, high=high, log=log, step=step, is_int=is_int)
+
+
+def _number_type(annotation: Any) -> type[int] | type[float] | None:
+    """int or float behind an annotation such as `Annotated[float, ...] | None`; None for anything else."""
+    if annotation is int or annotation is float:
+        return annotation
+    return next(filter(None, map(_number_type, get_args(annotation))), None)
 
 
 def _point_problems(points: Any, known: dict[str, Parameter], document: Document, config: SweepConfig) -> list[str]:

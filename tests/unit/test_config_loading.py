@@ -1,0 +1,212 @@
+"""A config is read, overridden and validated, and all that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora_ray.config.loading import KNOWN_ELSEWHERE, closest_path, known_paths, load_config, parse_override
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.errors import ConfigError
+from qlora_ray.search.parsing import load_space
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
+SPACES = sorted((ROOT / "search_spaces").rglob("*.y*ml"))
+
+
+def problems_of(tmp_path, text, overrides=()):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=".") as caught:
+        load_config(path, overrides=list(overrides))
+    return [problem.replace(str(tmp_path) + "/", "") for problem in caught.value.problems]
+
+
+def load_text(tmp_path, text, overrides=()):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    return load_config(path, overrides=list(overrides))
+
+
+def test_there_are_configs_and_spaces_to_load():
+    assert CONFIGS and SPACES
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_loads_with_its_space(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config(path)
+    assert load_space(config).parameters
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.name)
+def test_every_shipped_space_loads(path):
+    space = load_space(load_config(None, overrides=[f"search.space={path}"]))
+    assert space.parameters and space.points_to_evaluate
+
+
+def test_without_a_file_the_defaults_are_loaded():
+    assert load_config(None) == SweepConfig()
+
+
+def test_all_problems_are_named_at_once_with_file_line_and_key(tmp_path):
+    text = """\
+training:
+  learning_rate: -0.0002
+  optim: sgd
+lora:
+  r: 0
+  lora_drop: 0.1
+data:
+  columns: {prompt: q}
+model: nf4
+"""
+    assert problems_of(tmp_path, text) == [
+        "a.yaml:9: model must be a section with keys of its own, got 'nf4'",
+        "a.yaml:8: data.columns.completion is required and not given",
+        "a.yaml:5: lora.r must be > 0, got 0",
+        "a.yaml:6: lora.lora_drop is not a known key. Did you mean lora.lora_dropout?",
+        "a.yaml:2: training.learning_rate must be > 0, got -0.0002",
+        "a.yaml:3: training.optim must be 'adamw_torch', 'adamw_8bit' or 'paged_adamw_8bit', got 'sgd'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("lora: {lora_dropout: 1.0}", "a.yaml:1: lora.lora_dropout must be < 1, got 1.0"),
+        ("training: {warmup_ratio: 2}", "a.yaml:1: training.warmup_ratio must be <= 1, got 2"),
+        ("training: {weight_decay: -1}", "a.yaml:1: training.weight_decay must be >= 0, got -1"),
+        ("training: {learning_rate: .inf}", "a.yaml:1: training.learning_rate must be a finite number, got inf"),
+        ("training: {learning_rate: fast}", "a.yaml:1: training.learning_rate must be a valid number, unable to"),
+        ("results: {name: ../x}", "a.yaml:1: results.name must match pattern '^[A-Za-z0-9]"),
+        ("evaluate: {metrics: bleu}", "a.yaml:1: evaluate.metrics must be 'auto', got 'bleu', or must be a valid list"),
+        ("lora: {lora_alpha: 1, alpha_ratio: 1}", "a.yaml:1: lora: lora_alpha and alpha_ratio exclude each other"),
+        ("evaluate: {metrics: [sql_execution]}", "a.yaml:1: evaluate: sql_execution needs database"),
+        ("lora: {target_modules: attn}", "a.yaml:1: lora.target_modules must be one of attention-qv, attention, all-"),
+        ("lora:\n", "a.yaml:1: lora must be a section with keys of its own, got None"),
+        ("lora: {1: 2}", "a.yaml:1: lora.1 must be strings, got 1"),
+        ("data: {system_prompt: {a: 1}}", "a.yaml:1: data.system_prompt must be a valid string, got {'a': 1}"),
+    ],
+)
+def test_a_problem_says_the_rule_and_the_value(tmp_path, text, problem):
+    found = problems_of(tmp_path, text)
+    assert len(found) == 1 and found[0].startswith(problem)
+
+
+def test_a_long_value_is_shortened(tmp_path):
+    (problem,) = problems_of(tmp_path, f"lora: {{r: {'x' * 500}}}")
+    assert problem.endswith("x...") and len(problem) < 200
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("seach: {num_trials: 3}", "search"),
+        ("training: {lerning_rate: 1}", "training.learning_rate"),
+        ("learning_rate: 1", "training.learning_rate"),
+        ("lora: {learning_rate: 1}", "training.learning_rate"),
+        ("model: {quantisation: nf4}", "model.quantization"),
+        ("search: {trials: 3}", "search.num_trials"),
+    ],
+)
+def test_an_unknown_key_comes_with_the_nearest_name(tmp_path, written, meant):
+    (problem,) = problems_of(tmp_path, written)
+    assert problem.endswith(f"is not a known key. Did you mean {meant}?")
+
+
+def test_an_unknown_key_with_no_name_near_points_to_the_list(tmp_path):
+    assert problems_of(tmp_path, "zzz: 1") == [
+        "a.yaml:1: zzz is not a known key. `--print-config` lists the known ones."
+    ]
+
+
+@pytest.mark.parametrize(("key", "name"), KNOWN_ELSEWHERE.items())
+def test_names_of_peer_tools_are_translated(tmp_path, key, name):
+    for text in (f"{key}: 1", f"training: {{{key}: 1}}"):
+        (problem,) = problems_of(tmp_path, text)
+        assert problem.endswith(f"is not a known key. Here it is {name}.")
+
+
+def test_what_peer_names_are_translated_to_exists():
+    paths = known_paths(SweepConfig)
+    for name in KNOWN_ELSEWHERE.values():
+        assert name.split(" ")[0].rstrip(":") in paths
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("training.learning_rate=1e-4", "training", "learning_rate", 1e-4),
+        ("training.learning_rate = 1E-4", "training", "learning_rate", 1e-4),
+        ("lora.r=8", "lora", "r", 8),
+        ("lora.target_modules=[q_proj, v_proj]", "lora", "target_modules", ["q_proj", "v_proj"]),
+        ("data.train=a=b.jsonl", "data", "train", "a=b.jsonl"),
+        ("data.test=null", "data", "test", None),
+        ("data.test=", "data", "test", None),
+        ("data.template='Q: {prompt}'", "data", "template", "Q: {prompt}"),
+        ("lora.use_dora=true", "lora", "use_dora", True),
+        ("search.objectives={train_loss: min}", "search", "objectives", {"train_loss": "min"}),
+    ],
+)
+def test_an_override_takes_a_yaml_value(tmp_path, override, section, key, value):
+    config = load_text(tmp_path, "lora: {r: 4}\ndata: {test: test.jsonl}\n", [override])
+    assert getattr(getattr(config, section), key) == value
+
+
+def test_an_override_may_replace_a_whole_section(tmp_path):
+    config = load_text(
+        tmp_path, "lora: {r: 4, use_dora: true}", ["lora={r: 8}", "data.columns={prompt: q, completion: a}"]
+    )
+    assert (config.lora.r, config.lora.use_dora, config.data.columns.prompt) == (8, False, "q")
+
+
+def test_the_last_override_of_a_key_wins(tmp_path):
+    assert load_text(tmp_path, "lora: {r: 1}", ["lora.r=2", "lora.r=3"]).lora.r == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("lora.r=0", "--set lora.r: lora.r must be > 0, got 0"),
+        ("lora={r: 0}", "--set lora: lora.r must be > 0, got 0"),
+        ("lora.r=null", "--set lora.r: lora.r must be a valid integer, got None"),
+        ("seach.num_trials=3", "--set seach.num_trials: seach is not a known key. Did you mean search?"),
+        ("data.columns.prompt=q", "--set data.columns.prompt: data.columns.completion is required and not given"),
+        ("lora.r.x=3", "--set lora.r.x: lora.r is not a section, it is 4. Name a key that exists."),
+        ("lora.r={", "--set lora.r={: the value is not YAML: expected the node content, but found '<stream end>'."),
+        ("lora.r=2024-13-45", "--set lora.r=2024-13-45: the value is not YAML: month must be in 1..12."),
+    ],
+)
+def test_an_override_that_breaks_a_rule_is_the_place_of_the_problem(tmp_path, override, problem):
+    assert problems_of(tmp_path, "lora:\n  r: 4\n", [override]) == [problem]
+
+
+@pytest.mark.parametrize("text", ["", "lora.r", "=3", "lora..r=3", ".r=3", "r.=3"])
+def test_an_override_must_name_a_key_and_a_value(text):
+    with pytest.raises(ConfigError, match=r"must be section\.key=value, e\.g\. --set training\.learning_rate=1e-4"):
+        parse_override(text)
+
+
+def test_all_broken_overrides_are_named(tmp_path):
+    assert len(problems_of(tmp_path, "", ["a", "lora.r={", "lora.r=2", "lora.r.x=3"])) == 3
+
+
+def test_the_closest_path_may_be_held_to_some_sections():
+    assert closest_path("seed", prefixes=("search",)) == "search.seed"
+    assert closest_path("lora.r") == "lora.r"
+    assert closest_path("qqqq") is None
+
+
+def test_reading_a_config_and_its_space_imports_no_heavy_library():
+    code = (
+        "import sys; from qlora_ray.config import load_config; from qlora_ray.search.parsing import load_space;"
+        "load_space(load_config(None));"
+        "print(sorted({'torch', 'ray', 'transformers', 'optuna', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,253 @@
+"""The config's defaults, bounds and rules."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from qlora_ray.config.schema import Data, Evaluate, Lora, Search, Section, SweepConfig, Training
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
+    """Every dotted key with its default."""
+    found: dict[str, object] = {}
+    for name, info in model.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            found |= fields_of(type(default), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = default
+    return found
+
+
+def with_value(path: str, value: object) -> SweepConfig:
+    """The default config with one dotted key set."""
+    data: object = value
+    for key in reversed(path.split(".")):
+        data = {key: data}
+    return SweepConfig.model_validate(data)
+
+
+def test_every_seed_is_7():
+    seeds = {path: value for path, value in fields_of(SweepConfig).items() if path.endswith("seed")}
+    assert seeds == {"training.seed": 7, "training.data_seed": 7, "search.seed": 7}
+
+
+def test_the_optimizer_defaults_are_those_of_training_arguments():
+    from transformers import TrainingArguments
+
+    upstream = {
+        name: TrainingArguments.__dataclass_fields__[name].default for name in Training.model_fields if "adam_" in name
+    }
+    names = ["weight_decay", "max_grad_norm", "num_train_epochs", "per_device_eval_batch_size"]
+    upstream |= {name: TrainingArguments.__dataclass_fields__[name].default for name in names}
+    assert len(upstream) == 7
+    assert upstream == {name: getattr(Training(), name) for name in upstream}
+
+
+def test_training_keys_are_those_of_training_arguments_but_for_the_ones_of_our_own():
+    from transformers import TrainingArguments
+
+    # warmup_ratio was an argument of its own until transformers 5; warmup_steps takes a fraction since.
+    own = {"max_samples", "precision", "warmup_ratio"}
+    assert set(Training.model_fields) - own <= set(TrainingArguments.__dataclass_fields__)
+
+
+def test_lora_keys_are_those_of_peft_but_for_the_ratio():
+    from peft import LoraConfig
+
+    assert set(Lora.model_fields) - {"alpha_ratio"} <= set(LoraConfig.__dataclass_fields__)
+
+
+def test_every_section_refuses_unknown_keys():
+    sections = [info.annotation for info in SweepConfig.model_fields.values()]
+    assert len(sections) == 8 and all(issubclass(section, Section) for section in sections)
+    for section in sections:
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            section(surprise=1)
+
+
+AT_LEAST_ONE = [
+    "data.max_length",
+    "data.max_train_rows",
+    "data.max_validation_rows",
+    "lora.r",
+    "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps",
+    "training.per_device_eval_batch_size",
+    "training.max_samples",
+    "search.num_trials",
+    "search.num_startup_trials",
+    "search.num_reports",
+    "search.grace_reports",
+    "cluster.slots_per_device",
+    "cluster.max_slots",
+    "cluster.cpus_per_slot",
+    "evaluate.top_k",
+    "evaluate.max_rows",
+    "evaluate.max_new_tokens",
+    "evaluate.batch_size",
+]
+# Path, the last value that is allowed, the first that is not.
+BOUNDS = [
+    *[(path, 1, 0) for path in AT_LEAST_ONE],
+    *[(path, 1, 1.5) for path in AT_LEAST_ONE],
+    ("data.validation", 0.999, 1.0),
+    ("data.validation", 0.001, 0.0),
+    ("lora.lora_alpha", 1e-9, 0.0),
+    ("lora.alpha_ratio", 1e-9, 0.0),
+    ("lora.lora_dropout", 0.0, -1e-9),
+    ("lora.lora_dropout", 0.999, 1.0),
+    ("training.learning_rate", 1e-12, 0.0),
+    ("training.learning_rate", 1.0, float("inf")),
+    ("training.warmup_ratio", 0.0, -0.01),
+    ("training.warmup_ratio", 1.0, 1.01),
+    ("training.num_train_epochs", 0.01, 0.0),
+    ("training.num_train_epochs", 9.0, float("inf")),
+    ("training.adam_beta1", 0.0, -0.1),
+    ("training.adam_beta1", 0.999, 1.0),
+    ("training.adam_beta2", 0.0, -0.1),
+    ("training.adam_beta2", 0.999, 1.0),
+    ("training.adam_epsilon", 1e-12, 0.0),
+    ("training.weight_decay", 0.0, -0.1),
+    ("training.weight_decay", 1.0, float("nan")),
+    ("training.max_grad_norm", 0.0, -0.1),
+    ("training.seed", 0, -1),
+    ("training.seed", 2**32 - 1, 2**32),
+    ("training.data_seed", 0, -1),
+    ("training.data_seed", 2**32 - 1, 2**32),
+    ("search.seed", 0, -1),
+    ("search.seed", 2**32 - 1, 2**32),
+    ("search.reduction_factor", 1.01, 1.0),
+    ("cluster.memory_safety_factor", 1.0, 0.99),
+    ("cluster.memory_safety_factor", 3.0, 3.01),
+    ("cluster.lease_timeout_s", 0.1, 0.0),
+    ("cluster.max_trial_retries", 0, -1),
+    ("model.quantization.method", "int8", "int4"),
+    ("model.attn_implementation", "eager", "flex"),
+    ("data.format", "alpaca", "csv"),
+    ("data.template", "Q: {prompt}", "Q: {question}"),
+    ("lora.target_modules", ["q_proj"], []),
+    ("lora.target_modules", "attention", "attn"),
+    ("lora.bias", "none", "all"),
+    ("training.lr_scheduler_type", "cosine", "polynomial"),
+    ("training.optim", "adamw_8bit", "sgd"),
+    ("training.precision", "bf16", "fp8"),
+    ("search.sampler", "gp", "bohb"),
+    ("search.scheduler", "median", "pbt"),
+    ("search.objectives", {"train_loss": "max"}, {"accuracy": "max"}),
+    ("search.objectives", {"train_loss": "max"}, {}),
+    ("cluster.packing", "off", "fused"),
+    ("evaluate.metrics", ["exact_match"], ["bleu"]),
+    ("results.name", "a-1.b_c", "../a"),
+    ("results.name", "a", ""),
+    ("results.name", "0", ".hidden"),
+]
+
+
+@pytest.mark.parametrize(("path", "last_good", "first_bad"), BOUNDS)
+def test_a_bound_holds_on_both_of_its_sides(path, last_good, first_bad):
+    with_value(path, last_good)
+    with pytest.raises(ValidationError, match=path.rsplit(".", 1)[-1]):
+        with_value(path, first_bad)
+
+
+def test_every_bounded_field_is_in_the_table_above():
+    schema = SweepConfig.model_json_schema()["$defs"]
+    words = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum", "pattern", "const"}
+    bounded = {
+        f"{section.lower()}.{key}"
+        for section, definition in schema.items()
+        for key, rule in definition["properties"].items()
+        if any(words & set(part) for part in [rule, *rule.get("anyOf", [])])
+    }
+    tested = {".".join(path.split(".")[-2:]) for path, *_ in BOUNDS}
+    assert len(bounded) > 40
+    assert bounded - tested == set()
+
+
+@pytest.mark.parametrize(
+    ("lora", "expected"),
+    [
+        (Lora(), 32.0),
+        (Lora(r=8), 16.0),
+        (Lora(r=8, alpha_ratio=0.5), 4.0),
+        (Lora(r=3, alpha_ratio=0.5), 1.5),
+        (Lora(r=8, lora_alpha=5), 5.0),
+    ],
+)
+def test_alpha_is_as_given_or_the_ratio_times_r_or_twice_r(lora, expected):
+    assert lora.resolved_alpha == expected
+
+
+def test_alpha_and_its_ratio_exclude_each_other():
+    with pytest.raises(ValidationError, match="lora_alpha and alpha_ratio exclude each other"):
+        Lora(lora_alpha=16, alpha_ratio=1.0)
+
+
+def test_the_effective_batch_is_rows_times_accumulation():
+    assert Training(per_device_train_batch_size=4, gradient_accumulation_steps=6).effective_batch == 24
+
+
+def test_a_validation_file_may_be_named():
+    assert Data(validation="rows.jsonl").validation == "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"format": "columns"}, "columns must be given when format is columns"),
+        ({"format": "alpaca", "columns": {"prompt": "q", "completion": "a"}}, "exclude each other; drop one"),
+    ],
+)
+def test_columns_and_their_format_belong_together(given, message):
+    with pytest.raises(ValidationError, match=message):
+        Data.model_validate(given)
+
+
+TWO = {"eval_loss": "min", "trainable_parameters": "min"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"objectives": {}}, "one metric, or two"),
+        ({"objectives": {**TWO, "train_loss": "min"}, "scheduler": "none"}, "one metric, or two"),
+        ({"objectives": TWO, "scheduler": "none", "sampler": "gp"}, "need sampler nsga2, tpe, random or grid, got gp"),
+        ({"objectives": TWO}, "two objectives need scheduler none"),
+        ({"objectives": {"trainable_parameters": "min"}}, "put a loss first"),
+        ({"grace_reports": 5}, "grace_reports must be <= num_reports, got 5 > 4"),
+    ],
+)
+def test_search_settings_that_contradict_each_other_fail(given, message):
+    with pytest.raises(ValidationError, match=message):
+        Search.model_validate(given)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "random", "tpe", "grid"])
+def test_two_objectives_run_without_a_scheduler(sampler):
+    assert Search.model_validate({"objectives": TWO, "scheduler": "none", "sampler": sampler}).objectives == TWO
+
+
+def test_scoring_sql_needs_a_database():
+    with pytest.raises(ValidationError, match="sql_execution needs database"):
+        Evaluate(metrics=["sql_execution"])
+    assert Evaluate(metrics=["sql_execution"], database="embedded").database == "embedded"
+
+
+def test_values_are_checked_on_assignment_too():
+    config = SweepConfig()
+    with pytest.raises(ValidationError, match="greater than 0"):
+        config.lora.r = 0
+
+
+def test_a_config_round_trips_through_its_dump():
+    config = SweepConfig.model_validate(
+        {
+            "data": {"columns": {"prompt": "q", "completion": "a"}, "validation": 0.2},
+            "lora": {"target_modules": ["q_proj", "v_proj"], "alpha_ratio": 0.5},
+            "search": {"space": {"lora.r": {"choices": [4, 8]}}},
+        }
+    )
+    assert SweepConfig.model_validate(config.model_dump()) == config
+    assert SweepConfig.model_validate_json(config.model_dump_json()) == config

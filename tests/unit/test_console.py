@@ -1,0 +1,186 @@
+"""What the user sees: plain lines in a file, a live last line on a terminal, and no noise of others."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import termios
+from contextlib import contextmanager
+
+import pytest
+
+from qlora_ray.console import Console, format_duration, format_table, noise_to
+
+ERASE = "\r\x1b[2K"
+
+
+class Terminal:
+    """A pseudo-terminal: a stream to write to, and what has been shown."""
+
+    def __init__(self, columns):
+        self.reader, writer = os.openpty()
+        if columns:
+            termios.tcsetwinsize(writer, (24, columns))
+        self.stream = os.fdopen(writer, "w")
+
+    def shown(self):
+        return os.read(self.reader, 100_000).decode().replace("\r\n", "\n")
+
+
+@contextmanager
+def open_terminal(columns=40):
+    terminal = Terminal(columns)
+    try:
+        yield terminal
+    finally:
+        terminal.stream.close()
+        os.close(terminal.reader)
+
+
+def test_lines_off_a_terminal_carry_no_escape_codes_and_no_progress():
+    stream = io.StringIO()
+    console = Console(stream)
+    console.progress("3 of 12")
+    console.line("first")
+    console.progress("4 of 12")
+    console.event("trial 3 ended")
+    console.end_progress()
+    assert re.fullmatch(r"first\n   \d:\d\d  trial 3 ended\n", stream.getvalue())
+
+
+def test_on_a_terminal_the_progress_line_stays_below_the_lines():
+    with open_terminal() as terminal:
+        console = Console(terminal.stream)
+        console.progress("3 of 12")
+        console.line("first")
+        console.progress("4 of 12")
+        console.end_progress()
+        console.line("last")
+        shown = terminal.shown()
+    assert shown == f"3 of 12{ERASE}first\n3 of 12{ERASE}4 of 12{ERASE}last\n"
+
+
+def test_a_progress_line_never_wraps():
+    with open_terminal(columns=20) as terminal:
+        Console(terminal.stream).progress("x" * 50)
+        assert terminal.shown() == "x" * 19
+
+
+def test_a_terminal_that_does_not_know_its_width_counts_as_80_columns():
+    with open_terminal(columns=0) as terminal:
+        Console(terminal.stream).progress("x" * 200)
+        assert terminal.shown() == "x" * 79
+
+
+def test_a_terminal_that_hangs_up_goes_quiet():
+    reader, writer = os.openpty()
+    with os.fdopen(writer, "w") as stream:
+        console = Console(stream)
+        console.progress("3 of 12")
+        os.close(reader)
+        console.line("nobody reads this")
+        console.progress("nor this")
+        console.end_progress()
+
+
+def test_a_broken_pipe_goes_quiet_and_its_stream_closes_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        console = Console(stream)
+        console.line("one")
+        console.line("two")
+        console.progress("three")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "console = Console(); [console.line('x') for _ in range(3)]",
+        "with noise_to(log) as console:\n    [console.line('x') for _ in range(3)]; print('noise')",
+    ],
+    ids=["plain", "noise_to"],
+)
+def test_a_program_whose_reader_left_goes_on_and_ends_well(tmp_path, body):
+    log = tmp_path / "log"
+    code = (
+        "import sys; from pathlib import Path; from qlora_ray.console import Console, noise_to\n"
+        f"log = Path({str(log)!r}); sys.stdin.read()\n{body}\nprint('more')\nlog.open('a').write('end')"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        program.stdin.close()
+        errors = program.stderr.read()
+    if "noise_to" in body:
+        assert log.read_text() == "noise\nend"
+    assert log.read_text().endswith("end"), errors
+
+
+def test_noise_of_every_kind_goes_to_the_log_and_the_console_to_the_old_output(tmp_path, capfd):
+    log = tmp_path / "driver.log"
+    with noise_to(log) as console:
+        os.write(1, b"from C on 1\n")
+        os.write(2, b"from C on 2\n")
+        subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
+        sys.__stdout__.flush()
+        console.line("for the user")
+    os.write(1, b"out again\n")
+    os.write(2, b"err again\n")
+    captured = capfd.readouterr()
+    assert captured.out == "for the user\nout again\n"
+    assert captured.err == "err again\n"
+    assert log.read_text() == "from C on 1\nfrom C on 2\nfrom a child\n"
+
+
+def test_what_was_printed_before_is_not_swallowed_by_the_log(tmp_path, capfd):
+    print("before", end="")  # noqa: T201 - an unflushed line of Python's own buffer
+    with noise_to(tmp_path / "log"):
+        pass
+    assert capfd.readouterr().out == "before"
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_the_output_comes_back_after_an_exception_and_no_descriptor_leaks(tmp_path, capfd):
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(3):
+        with pytest.raises(ValueError, match="boom"), noise_to(tmp_path / "log"):
+            raise ValueError("boom")
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    os.write(1, b"here\n")
+    assert capfd.readouterr().out == "here\n"
+
+
+def test_a_log_is_appended_to(tmp_path, capfd):
+    for text in (b"one ", b"two"):
+        with noise_to(tmp_path / "log"):
+            os.write(1, text)
+    assert (tmp_path / "log").read_text() == "one two"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (0.9, "0:00"),
+        (59.99, "0:59"),
+        (62, "1:02"),
+        (3599, "59:59"),
+        (3600, "1:00:00"),
+        (90_061, "25:01:01"),
+    ],
+)
+def test_durations_read_as_clocks(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_a_table_is_aligned_and_has_no_trailing_blanks():
+    rows = [["trial", "loss", "why"], ["1", "0.5", ""], ["12", "10.25", "stopped"]]
+    assert format_table(rows, right=(1,)) == ("trial   loss  why\n1        0.5\n12     10.25  stopped")
+
+
+def test_a_table_may_have_a_header_only():
+    assert format_table([["a", "b"]]) == "a  b"

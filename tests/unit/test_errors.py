@@ -1,0 +1,46 @@
+"""Every exception survives the way between two processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from qlora_ray.errors import ConfigError, ModelError, QloraRayError, SweepFailed
+
+CLASSES = [QloraRayError, *QloraRayError.__subclasses__()]
+
+
+def test_the_family_is_known():
+    assert len(CLASSES) == 8
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_an_error_survives_pickling(kind, protocol):
+    error = pickle.loads(pickle.dumps(kind("where: rule, got value."), protocol))
+    assert type(error) is kind
+    assert str(error) == "where: rule, got value."
+    assert error.exit_code == (1 if kind is SweepFailed else 2)
+
+
+def test_all_problems_of_a_config_survive_pickling():
+    error = pickle.loads(pickle.dumps(ConfigError(["a.yaml:1: one", "a.yaml:2: two"])))
+    assert error.problems == ["a.yaml:1: one", "a.yaml:2: two"]
+    assert str(error) == "a.yaml:1: one\na.yaml:2: two"
+
+
+def test_one_problem_may_be_given_as_text():
+    assert ConfigError("one").problems == ["one"]
+
+
+def test_the_list_of_problems_is_a_copy():
+    problems = ["one"]
+    error = ConfigError(problems)
+    problems.append("two")
+    assert error.problems == ["one"]
+
+
+def test_every_error_is_caught_by_the_family_name():
+    with pytest.raises(QloraRayError, match="no base"):
+        raise ModelError("no base")

@@ -1,0 +1,110 @@
+"""Presets and names find the right modules in every architecture, or say what there is instead."""
+
+from __future__ import annotations
+
+import pytest
+from model_fixtures import CONFIGS, build_model, copy_base
+
+from qlora_ray.config.schema import Lora, Model
+from qlora_ray.errors import ModelError
+from qlora_ray.modeling.targets import check_targets, linear_names, resolve_targets
+
+GATED_MLP = ["down_proj", "gate_proj", "up_proj"]
+SEPARATE = ["k_proj", "o_proj", "q_proj", "v_proj"]
+# Module names as the architectures' own papers and transformers' modeling files spell them.
+EXPECTED = {
+    "llama": (["q_proj", "v_proj"], SEPARATE, sorted(SEPARATE + GATED_MLP)),
+    "qwen2": (["q_proj", "v_proj"], SEPARATE, sorted(SEPARATE + GATED_MLP)),
+    "gemma2": (["q_proj", "v_proj"], SEPARATE, sorted(SEPARATE + GATED_MLP)),
+    "phi3": (["qkv_proj"], ["o_proj", "qkv_proj"], ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]),
+    "gpt_neox": (
+        ["query_key_value"],
+        ["dense", "query_key_value"],
+        ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"],
+    ),
+    "gpt2": (["c_attn"], ["c_attn", "c_proj"], ["c_attn", "c_fc", "c_proj"]),
+    "opt": (
+        ["q_proj", "v_proj"],
+        ["k_proj", "out_proj", "q_proj", "v_proj"],
+        ["fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"],
+    ),
+}
+
+
+def test_every_built_architecture_is_expected():
+    assert set(EXPECTED) == set(CONFIGS)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_presets_find_the_modules_of_an_architecture(architecture):
+    model = build_model(architecture)
+    found = tuple(resolve_targets(model, preset) for preset in ("attention-qv", "attention", "all-linear"))
+    assert found == EXPECTED[architecture]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_all_linear_is_what_peft_means_by_it(architecture):
+    from peft import LoraConfig, get_peft_model
+
+    ours = set(resolve_targets(build_model(architecture), "all-linear"))
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    peft = get_peft_model(build_model(architecture), config)
+    theirs = peft.peft_config["default"].target_modules
+    assert {name.rsplit(".", 1)[-1] for name in theirs} == ours
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("preset", ["attention-qv", "attention", "all-linear"])
+def test_no_preset_touches_the_head(architecture, preset):
+    model = build_model(architecture)
+    head = next(path for path, module in model.named_modules() if module is model.get_output_embeddings())
+    assert head.rsplit(".", 1)[-1] not in resolve_targets(model, preset)
+    assert head.rsplit(".", 1)[-1] not in linear_names(model)
+
+
+def test_names_are_taken_as_they_are_and_sorted():
+    assert resolve_targets(build_model("llama"), ["v_proj", "gate_proj"]) == ["gate_proj", "v_proj"]
+
+
+def test_a_name_may_be_a_path_and_the_head_may_be_named():
+    model = build_model("llama")
+    assert resolve_targets(model, ["self_attn.q_proj", "lm_head"]) == ["lm_head", "self_attn.q_proj"]
+
+
+@pytest.mark.parametrize("name", ["c_attn", "proj", "self_attn", "embed_tokens", "norm", ""])
+def test_a_name_that_is_no_linear_module_is_refused_with_those_there_are(name):
+    with pytest.raises(
+        ModelError,
+        match=rf"lora\.target_modules: the base has no linear module '{name}'; it has down_proj, gate_proj, "
+        r"k_proj, o_proj, q_proj, up_proj, v_proj\. Name some of these, or a preset",
+    ):
+        resolve_targets(build_model("llama"), ["q_proj", name])
+
+
+def test_a_preset_that_finds_nothing_lists_the_linear_modules():
+    import torch
+
+    class Strange(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.Wqkv = torch.nn.Linear(4, 4)
+
+        def get_output_embeddings(self):
+            return None
+
+    with pytest.raises(ModelError, match=r"attention finds no attention projection it knows .* modules are Wqkv\."):
+        resolve_targets(Strange(), "attention")
+    assert resolve_targets(Strange(), "all-linear") == ["Wqkv"]
+
+
+def test_targets_are_checked_against_the_architecture_alone(tmp_path):
+    folder = copy_base(tmp_path / "base", without=("model.safetensors",))
+    presets = ["attention-qv", "attention", Lora().target_modules]
+    check_targets(Model(name=str(folder)), [*presets, ["q_proj", "up_proj"]])
+    with pytest.raises(ModelError, match="no linear module 'c_attn'"):
+        check_targets(Model(name=str(folder)), [*presets, ["c_attn"]])
+
+
+def test_a_base_that_cannot_be_built_is_a_model_error(tmp_path):
+    with pytest.raises(ModelError, match=r"model\.name: .* cannot be loaded: Unrecognized model.*Check the name"):
+        check_targets(Model(name=str(tmp_path)), ["all-linear"])

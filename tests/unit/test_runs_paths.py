@@ -1,0 +1,141 @@
+"""A sweep's folder: made once, held by one process, and refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from qlora_ray.errors import RunError
+from qlora_ray.runs.paths import MIN_FREE_BYTES, SweepPaths, TrialPaths, trial_id_of
+
+HOLD_LOCK = """
+import fcntl, sys
+stream = open(sys.argv[1], "w")
+fcntl.flock(stream, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return SweepPaths(tmp_path / "results" / "mine")
+
+
+def test_the_layout_is_the_documented_one(tmp_path):
+    paths = SweepPaths(tmp_path / "mine")
+    names = ("manifest", "summary", "study", "events", "trials_table", "trials", "best", "logs")
+    assert paths.name == "mine"
+    assert [getattr(paths, name).relative_to(tmp_path).as_posix() for name in names] == [
+        "mine/manifest.json",
+        "mine/summary.json",
+        "mine/study.journal",
+        "mine/events.jsonl",
+        "mine/trials.csv",
+        "mine/trials",
+        "mine/best",
+        "mine/logs",
+    ]
+    trial = paths.trial(trial_id_of(7))
+    assert trial == TrialPaths(tmp_path / "mine/trials/0007")
+    names = ("record", "metrics", "adapter", "state", "error")
+    assert [getattr(trial, name).name for name in names] == [
+        "record.json",
+        "metrics.jsonl",
+        "adapter",
+        "state",
+        "error.txt",
+    ]
+
+
+def test_trial_ids_sort_as_their_numbers_do():
+    ids = [trial_id_of(number) for number in (0, 9, 10, 999, 9999)]
+    assert ids == sorted(ids) and len(set(map(len, ids))) == 1
+
+
+def test_a_new_folder_is_made_with_its_parents(paths):
+    paths.create()
+    assert paths.trials.is_dir() and paths.logs.is_dir()
+
+
+def test_an_empty_folder_may_be_taken(paths):
+    paths.root.mkdir(parents=True)
+    paths.create()
+    assert paths.trials.is_dir()
+
+
+def test_a_folder_that_holds_anything_is_refused_with_the_way_to_resume_it(paths):
+    paths.create()
+    with pytest.raises(RunError, match=r"mine is already used\. Choose .* python -m qlora_ray\.sweep --resume .*mine"):
+        paths.create()
+
+
+def test_a_file_of_that_name_is_refused(paths):
+    paths.root.parent.mkdir()
+    paths.root.write_text("")
+    with pytest.raises(RunError, match="mine is already used"):
+        paths.create()
+
+
+def test_of_two_sweeps_that_start_at_once_one_loses(paths, monkeypatch):
+    monkeypatch.setattr(SweepPaths, "check_unused", lambda self: None)
+    paths.create()
+    with pytest.raises(RunError, match="cannot be made: File exists"):
+        paths.create()
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"results\.dir: .*file/mine cannot be made: Not a directory"):
+        SweepPaths(tmp_path / "file" / "mine").create()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_made(paths, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match=r"results\.dir: .* cannot be written\. Choose another results\.dir"):
+        paths.create()
+    assert not paths.root.exists()
+
+
+@pytest.mark.parametrize(("free", "is_enough"), [(MIN_FREE_BYTES, True), (MIN_FREE_BYTES - 1, False)])
+def test_a_disk_with_too_little_room_is_refused_before_anything_is_made(paths, monkeypatch, free, is_enough):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    if is_enough:
+        paths.create()
+        return
+    with pytest.raises(RunError, match=r"at least 64 MiB must be free on the disk of .*mine, got 63 MiB\. Free some"):
+        paths.create()
+    assert not paths.root.exists()
+
+
+def test_a_relative_folder_is_measured_where_it_will_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    SweepPaths(tmp_path.relative_to(tmp_path) / "results" / "mine").create()
+    assert (tmp_path / "results" / "mine" / "trials").is_dir()
+
+
+def test_a_lock_is_held_once_and_is_free_again_afterwards(paths):
+    paths.create()
+    with paths.lock():
+        with pytest.raises(RunError, match=r"mine: another sweep is running there\. Wait for it, or stop it"):
+            with paths.lock():
+                pass
+    with paths.lock():
+        pass
+
+
+def test_a_lock_of_another_process_is_respected_until_that_process_dies(paths):
+    paths.create()
+    command = [sys.executable, "-c", HOLD_LOCK, str(paths.root / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="another sweep is running there"), paths.lock():
+            pass
+        other.kill()
+    with paths.lock():
+        pass

@@ -1,0 +1,139 @@
+"""A space in Optuna's words and in the config's: distributions, grids, corners, and the way back."""
+
+from __future__ import annotations
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from qlora_ray.config.documents import Document
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.errors import ConfigError
+from qlora_ray.search.parsing import parse_space
+from qlora_ray.search.space import FIXED_PATHS, SEARCHABLE_SECTIONS, Parameter, SearchSpace, apply_values
+
+CONFIG = SweepConfig()
+WRITTEN = {
+    "lora.r": {"low": 4, "high": 64, "log": True},
+    "lora.target_modules": {"choices": ["attention-qv", ["q_proj", "v_proj"], ["q_proj"]]},
+    "lora.lora_dropout": {"low": 0.0, "high": 0.1},
+    "training.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
+    "training.gradient_accumulation_steps": {"low": 2, "high": 8, "step": 2},
+    "training.warmup_ratio": {"low": 0.0, "high": 0.3, "step": 0.1},
+    "points_to_evaluate": [{"lora.r": 16, "lora.target_modules": ["q_proj"]}],
+}
+
+
+def make_space(written: dict | None = None) -> SearchSpace:
+    return parse_space(Document("space.yaml", WRITTEN if written is None else written), CONFIG)
+
+
+def test_a_space_becomes_the_optuna_distributions_it_names():
+    assert make_space().distributions() == {
+        "lora.r": IntDistribution(4, 64, log=True),
+        "lora.target_modules": CategoricalDistribution(["attention-qv", '["q_proj", "v_proj"]', '["q_proj"]']),
+        "lora.lora_dropout": FloatDistribution(0.0, 0.1),
+        "training.learning_rate": FloatDistribution(1e-5, 1e-3, log=True),
+        "training.gradient_accumulation_steps": IntDistribution(2, 8, step=2),
+        "training.warmup_ratio": FloatDistribution(0.0, 0.3, step=0.1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("lora.r", IntDistribution),
+        ("training.seed", IntDistribution),
+        ("training.per_device_train_batch_size", IntDistribution),
+        ("lora.lora_alpha", FloatDistribution),
+        ("lora.alpha_ratio", FloatDistribution),
+        ("training.weight_decay", FloatDistribution),
+    ],
+)
+def test_whole_number_ends_give_ints_only_where_the_config_has_ints(path, expected):
+    assert isinstance(make_space({path: {"low": 1, "high": 3}}).distributions()[path], expected)
+
+
+def test_choices_go_to_optuna_and_come_back_as_they_were():
+    choices = ["all-linear", ["q_proj"], ["q_proj", "v_proj"]]
+    parameter = Parameter("lora.target_modules", choices=tuple(choices))
+    distribution = parameter.distribution()
+    stored = [distribution.to_external_repr(distribution.to_internal_repr(c)) for c in distribution.choices]
+    assert [parameter.decode(value) for value in stored] == choices
+
+
+def test_null_is_a_choice():
+    space = make_space({"lora.modules_to_save": {"choices": [None, ["lm_head"]]}})
+    assert space.decode({"lora.modules_to_save": None}) == {"lora.modules_to_save": None}
+    assert space.decode({"lora.modules_to_save": '["lm_head"]'}) == {"lora.modules_to_save": ["lm_head"]}
+
+
+def test_encoding_a_point_and_decoding_it_gives_it_back():
+    point = {"lora.r": 16, "lora.target_modules": ["q_proj"], "training.learning_rate": 1e-4}
+    space = make_space({path: WRITTEN[path] for path in point})
+    assert space.encode(point)["lora.target_modules"] == '["q_proj"]'
+    assert space.decode(space.encode(point)) == point
+
+
+def test_a_space_is_written_as_it_was_read():
+    assert make_space().to_dict() == WRITTEN
+
+
+def test_a_grid_visits_every_choice_and_every_step():
+    space = make_space(
+        {
+            "lora.r": {"low": 4, "high": 9, "step": 2},
+            "lora.lora_dropout": {"low": 0.0, "high": 0.3, "step": 0.1},
+            "lora.use_dora": {"choices": [True, False]},
+        }
+    )
+    r, dropout, dora = (parameter.grid() for parameter in space.parameters)
+    assert r == (4, 6, 8)
+    assert dropout == pytest.approx((0.0, 0.1, 0.2, 0.3)) and max(dropout) == 0.3
+    assert dora == (True, False)
+    assert space.grid_size() == 3 * 4 * 2
+
+
+def test_a_range_without_a_step_has_no_grid():
+    with pytest.raises(ConfigError, match=r"training\.learning_rate is a range without a step.*Give choices or a step"):
+        make_space({"training.learning_rate": {"low": 1e-5, "high": 1e-3}}).grid_size()
+
+
+def test_the_extremes_are_all_corners_of_what_decides_memory_and_nothing_else():
+    corners = make_space().extremes(CONFIG)
+    assert {(c.lora.r, str(c.lora.target_modules), c.training.gradient_accumulation_steps) for c in corners} == {
+        (r, targets, steps)
+        for r in (4, 64)
+        for targets in ("attention-qv", "['q_proj', 'v_proj']", "['q_proj']")
+        for steps in (2, 8)
+    }
+    assert len(corners) == 12
+    assert {corner.training.learning_rate for corner in corners} == {CONFIG.training.learning_rate}
+
+
+def test_a_space_that_decides_no_memory_has_the_config_as_its_only_corner():
+    assert make_space({"training.learning_rate": {"low": 1e-5, "high": 1e-3}}).extremes(CONFIG) == [CONFIG]
+
+
+def test_values_are_applied_to_a_copy_of_the_config():
+    trial = apply_values(CONFIG, {"lora.r": 4, "training.learning_rate": 1e-3})
+    assert (trial.lora.r, trial.training.learning_rate) == (4, 1e-3)
+    assert SweepConfig() == CONFIG
+    assert apply_values(trial, {"lora.r": 16, "training.learning_rate": 2e-4}) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora.r": 0}, r"^lora\.r must be > 0, got 0\.$"),
+        ({"lora.lora_alpha": 1.0, "lora.alpha_ratio": 1.0}, "^lora: lora_alpha and alpha_ratio exclude each other"),
+    ],
+)
+def test_values_that_break_a_rule_of_the_config_fail(values, message):
+    with pytest.raises(ConfigError, match=message):
+        apply_values(CONFIG, values)
+
+
+def test_the_fixed_paths_are_searchable_paths_otherwise():
+    for path in FIXED_PATHS:
+        section, key = path.split(".")
+        assert key in SEARCHABLE_SECTIONS[section].model_fields

@@ -1,0 +1,261 @@
+"""The study on disk: each sampler proposes valid trials, and every trial's end is told as what it was."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from optuna.trial import TrialState
+
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.errors import ConfigError
+from qlora_ray.search.parsing import load_space
+from qlora_ray.search.space import apply_values
+from qlora_ray.search.study import (
+    INTERRUPTED,
+    RESUMED_FROM_ATTRIBUTE,
+    count_finished,
+    end_interrupted,
+    enqueue_known_points,
+    interrupted_trials,
+    make_sampler,
+    open_study,
+    requeue_interrupted,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+SAMPLERS = ["tpe", "random", "grid", "cma-es", "gp", "nsga2"]
+SPACE = {
+    "lora.r": {"choices": [4, 8, 16]},
+    "lora.target_modules": {"choices": ["attention", ["q_proj", "v_proj"]]},
+    "lora.lora_dropout": {"low": 0.0, "high": 0.2, "step": 0.1},
+    "training.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
+    "training.gradient_accumulation_steps": {"low": 1, "high": 8},
+}
+STEPPED = {**SPACE, "training.learning_rate": {"choices": [1e-4, 1e-3]}}
+STEPPED["training.gradient_accumulation_steps"] = {"low": 2, "high": 8, "step": 3}
+
+
+class Sweep:
+    """A config, its space, and the study in a folder, which may be opened again as after a crash."""
+
+    def __init__(self, folder, *, sampler="random", space=None, **search):
+        folder.mkdir(exist_ok=True)
+        self.path = folder / "study.journal"
+        given = space or (STEPPED if sampler == "grid" else SPACE)
+        settings = {"sampler": sampler, "num_trials": 6, "num_startup_trials": 2, "space": given, **search}
+        self.config = SweepConfig.model_validate({"search": settings})
+        self.space = load_space(self.config)
+
+    def open(self):
+        return open_study(self.path, name="s", search=self.config.search, space=self.space)
+
+    def ask(self, study):
+        return study.ask(self.space.distributions())
+
+    def run(self, num_trials):
+        """Asks and tells as a sweep does, in a study opened anew; returns the config values of each trial."""
+        study = self.open()
+        values = []
+        for _ in range(num_trials):
+            trial = self.ask(study)
+            values.append(self.space.decode(trial.params))
+            config = apply_values(self.config, values[-1])
+            study.tell(trial, abs(config.training.learning_rate - 3e-4) * 1e3 + config.lora.r / 64)
+        return values
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return Sweep(tmp_path)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_proposes_valid_trials_and_the_same_ones_for_the_same_seed(sampler, tmp_path):
+    first = Sweep(tmp_path / "a", sampler=sampler).run(6)
+    second = Sweep(tmp_path / "b", sampler=sampler).run(6)
+    assert first == second
+    assert len({str(values) for values in first}) > 1
+    for values in first:
+        assert set(values) == set(SPACE)
+        assert values["lora.target_modules"] in ("attention", ["q_proj", "v_proj"])
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "cma-es"])
+def test_another_seed_proposes_other_trials(sampler, tmp_path):
+    assert Sweep(tmp_path / "a", sampler=sampler).run(3) != Sweep(tmp_path / "b", sampler=sampler, seed=8).run(3)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "cma-es", "gp"])
+def test_a_resumed_study_does_not_propose_its_first_trials_again(sampler, tmp_path):
+    sweep = Sweep(tmp_path, sampler=sampler, num_startup_trials=10)
+    before, after = sweep.run(2), sweep.run(2)
+    assert [values for values in after if values in before] == []
+
+
+def test_a_grid_visits_each_of_its_points_once_across_a_resume(tmp_path):
+    sweep = Sweep(
+        tmp_path,
+        sampler="grid",
+        space={"lora.r": {"choices": [4, 8]}, "lora.use_dora": {"choices": [True, False]}},
+        num_trials=4,
+    )
+    visited = [tuple(values.values()) for values in sweep.run(2) + sweep.run(2)]
+    assert sorted(visited) == [(4, False), (4, True), (8, False), (8, True)]
+
+
+def test_a_grid_runs_a_known_point_that_leaves_something_open(tmp_path):
+    space = {"lora.r": {"choices": [4, 8]}, "lora.use_dora": {"choices": [True, False]}}
+    sweep = Sweep(tmp_path, sampler="grid", space={**space, "points_to_evaluate": [{"lora.r": 8}]}, num_trials=4)
+    study = sweep.open()
+    enqueue_known_points(study, sweep.space)
+    trial = sweep.ask(study)
+    study.tell(trial, 1.0)
+    assert trial.params["lora.r"] == 8 and trial.params["lora.use_dora"] in (True, False)
+
+
+def test_parallel_trials_of_a_grid_are_different_points(tmp_path):
+    sweep = Sweep(tmp_path, sampler="grid")
+    study = sweep.open()
+    asked = [sweep.ask(study).params for _ in range(6)]
+    assert len({str(params) for params in asked}) == 6
+
+
+def test_two_objectives_are_two_directions(tmp_path):
+    sweep = Sweep(
+        tmp_path,
+        sampler="nsga2",
+        scheduler="none",
+        objectives={"eval_loss": "min", "trainable_parameters": "max"},
+    )
+    assert [direction.name for direction in sweep.open().directions] == ["MINIMIZE", "MAXIMIZE"]
+
+
+@pytest.mark.parametrize(("sampler", "package"), [("cma-es", "cmaes"), ("gp", "scipy")])
+def test_a_sampler_without_its_package_says_what_to_install(sampler, package, sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    search = sweep.config.search.model_copy(update={"sampler": sampler})
+    with pytest.raises(ConfigError, match=rf"{sampler} needs the package {package}.*Install qlora_ray\[samplers\]"):
+        make_sampler(search, sweep.space)
+
+
+def test_known_points_run_first_in_their_order_and_once(tmp_path):
+    points = [{"lora.r": 8, "lora.target_modules": ["q_proj", "v_proj"]}, {"training.learning_rate": 2e-4}]
+    sweep = Sweep(tmp_path, sampler="tpe", space={**SPACE, "points_to_evaluate": points})
+    study = sweep.open()
+    enqueue_known_points(study, sweep.space)
+    enqueue_known_points(sweep.open(), sweep.space)
+    asked = [sweep.space.decode(sweep.ask(study).params) for _ in range(3)]
+    assert asked[0] | points[0] == asked[0]
+    assert asked[1]["training.learning_rate"] == 2e-4
+    assert asked[2]["training.learning_rate"] != 2e-4
+    assert len(study.get_trials()) == 3
+
+
+def test_the_study_on_disk_is_the_study_that_is_opened_again(sweep):
+    sweep.run(2)
+    study = sweep.open()
+    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE] * 2
+    assert all(set(trial.params) == set(SPACE) for trial in study.get_trials())
+
+
+def test_running_trials_are_ended_as_interrupted_and_count_as_unfinished(sweep):
+    study = sweep.open()
+    done, pruned, failed, running = (sweep.ask(study) for _ in range(4))
+    study.tell(done, 1.0)
+    pruned.report(2.0, 1)
+    study.tell(pruned, state=TrialState.PRUNED)
+    study.tell(failed, state=TrialState.FAIL)
+    assert count_finished(study) == 3
+    assert end_interrupted(study) == [running.number]
+    assert interrupted_trials(study) == {running.number}
+    assert study.get_trials()[running.number].state is TrialState.FAIL
+    assert count_finished(study) == 3
+    assert end_interrupted(study) == []
+
+
+def test_an_interrupted_trial_is_queued_again_with_its_parameters(sweep):
+    study = sweep.open()
+    params = sweep.ask(study).params
+    study = sweep.open()
+    assert requeue_interrupted(study) == [0]
+    again = sweep.ask(study)
+    assert again.params == params
+    assert again.user_attrs[RESUMED_FROM_ATTRIBUTE] == 0
+    study.tell(again, 1.0)
+    assert count_finished(study) == 1
+
+
+def test_a_finished_trial_is_never_queued_again(sweep):
+    sweep.run(3)
+    assert requeue_interrupted(sweep.open()) == []
+    assert count_finished(sweep.open()) == 3
+
+
+def test_a_second_resume_queues_nothing_twice(sweep):
+    study = sweep.open()
+    sweep.ask(study), sweep.ask(study)
+    assert requeue_interrupted(sweep.open()) == [0, 1]
+    assert requeue_interrupted(sweep.open()) == []
+    waiting = [trial for trial in sweep.open().get_trials() if trial.state is TrialState.WAITING]
+    assert len(waiting) == 2
+
+
+def test_a_resumed_trial_that_is_interrupted_again_goes_on_from_itself_alone(sweep):
+    study = sweep.open()
+    params = sweep.ask(study).params
+    requeue_interrupted(study)
+    second = sweep.ask(study)
+    study = sweep.open()
+    assert requeue_interrupted(study) == [second.number]
+    third = sweep.ask(study)
+    assert third.params == params and third.user_attrs[RESUMED_FROM_ATTRIBUTE] == second.number
+    assert count_finished(study) == 0
+
+
+def test_a_kill_between_the_reason_and_the_end_loses_no_trial(sweep, monkeypatch):
+    study = sweep.open()
+    params = [sweep.ask(study).params for _ in range(2)]
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt("kill -9")
+
+    monkeypatch.setattr(study, "tell", killed)
+    with pytest.raises(KeyboardInterrupt, match="^kill -9$"):
+        end_interrupted(study)
+    study = sweep.open()
+    assert study.user_attrs[INTERRUPTED] == [0, 1]
+    assert [trial.state for trial in study.get_trials()] == [TrialState.RUNNING] * 2
+    assert requeue_interrupted(study) == [0, 1]
+    assert [sweep.ask(study).params for _ in range(2)] == params
+    assert count_finished(study) == 0
+
+
+def test_a_kill_between_two_queued_trials_queues_the_other_one_on_the_next_resume(sweep, monkeypatch):
+    study = sweep.open()
+    sweep.ask(study), sweep.ask(study)
+    enqueue = study.enqueue_trial
+
+    def killed_after_the_first(params, **kwargs):
+        enqueue(params, **kwargs)
+        raise KeyboardInterrupt("kill -9")
+
+    monkeypatch.setattr(study, "enqueue_trial", killed_after_the_first)
+    with pytest.raises(KeyboardInterrupt, match="^kill -9$"):
+        requeue_interrupted(study)
+    assert requeue_interrupted(sweep.open()) == [1]
+
+
+def test_a_grid_goes_on_after_an_interruption(tmp_path):
+    sweep = Sweep(tmp_path, sampler="grid", space={"lora.r": {"choices": [4, 8]}}, num_trials=2)
+    study = sweep.open()
+    first = sweep.ask(study).params
+    study = sweep.open()
+    requeue_interrupted(study)
+    again, other = sweep.ask(study), sweep.ask(study)
+    study.tell(again, 1.0)
+    study.tell(other, 1.0)
+    assert again.params == first
+    assert {again.params["lora.r"], other.params["lora.r"]} == {4, 8}
+    assert count_finished(study) == 2

@@ -1,0 +1,120 @@
+"""A trial's work is fixed before it starts, and is the same for every batch size."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_ray.config.schema import Training
+from qlora_ray.errors import ConfigError
+from qlora_ray.training.budget import make_budget, sample_order, warmup_steps
+
+
+def budget(batch=1, *, rows=1000, reports=4, **training):
+    settings = Training(per_device_train_batch_size=batch, gradient_accumulation_steps=1, **training)
+    return make_budget(settings, num_train_rows=rows, num_reports=reports)
+
+
+@pytest.mark.parametrize(
+    ("training", "num_samples"),
+    [
+        ({"num_train_epochs": 3.0}, 3000),
+        ({"num_train_epochs": 0.5}, 500),
+        ({"num_train_epochs": 0.0125}, 12),
+        ({"max_samples": 40}, 40),
+        ({"max_samples": 5000, "num_train_epochs": 1.0}, 5000),
+    ],
+)
+def test_samples_are_epochs_of_rows_or_as_given(training, num_samples):
+    assert budget(**training).num_samples == num_samples
+
+
+def test_the_quickstart_trains_200_steps_and_reports_every_50():
+    found = budget(8, max_samples=1600)
+    assert (found.num_steps, found.report_steps) == (200, (50, 100, 150, 200))
+    assert [found.samples_seen(step) for step in found.report_steps] == [400, 800, 1200, 1600]
+
+
+@pytest.mark.parametrize("batch", range(1, 26))
+def test_steps_and_reports_are_the_nearest_there_are_to_equal_samples(batch):
+    for num_samples in range(batch * 4, 160):
+        for num_reports in (1, 2, 3, 4):
+            found = budget(batch, max_samples=num_samples, reports=num_reports)
+            assert abs(found.samples_seen(found.num_steps) - num_samples) <= batch / 2
+            for index, step in enumerate(found.report_steps, start=1):
+                missed = abs(found.samples_seen(step) - index * num_samples / num_reports)
+                assert missed == pytest.approx(
+                    min(
+                        abs(found.samples_seen(other) - index * num_samples / num_reports)
+                        for other in range(1, found.num_steps + 1)
+                    )
+                )
+
+
+def test_reports_are_distinct_rising_and_end_with_the_last_step():
+    for num_samples in range(1, 400):
+        for batch in (1, 3, 8, 24):
+            for num_reports in range(1, 9):
+                if max(1, round(num_samples / batch)) < num_reports:
+                    continue
+                found = budget(batch, max_samples=num_samples, reports=num_reports)
+                assert len(found.report_steps) == num_reports
+                assert sorted(set(found.report_steps)) == list(found.report_steps)
+                assert found.report_steps[0] >= 1 and found.report_steps[-1] == found.num_steps
+
+
+def test_accumulated_and_plain_batches_of_one_size_have_one_budget():
+    accumulated = Training(per_device_train_batch_size=2, gradient_accumulation_steps=4, max_samples=100)
+    assert make_budget(accumulated, num_train_rows=9, num_reports=3) == budget(8, max_samples=100, reports=3)
+
+
+def test_a_trial_shorter_than_a_batch_has_one_step():
+    found = budget(64, max_samples=3, reports=1)
+    assert (found.num_steps, found.report_steps) == (1, (1,))
+
+
+def test_fewer_steps_than_reports_is_an_error_with_the_numbers():
+    with pytest.raises(
+        ConfigError,
+        match=r"search\.num_reports: .* got 3 steps \(50 samples in batches of 16\) for 4 reports\. Train for more",
+    ):
+        budget(16, max_samples=50)
+
+
+def test_warmup_steps_are_those_of_training_arguments():
+    from transformers import TrainingArguments
+
+    for ratio in (0.0, 0.01, 0.03, 0.05, 0.07, 0.1, 0.29):
+        # A fraction as warmup_steps is transformers 5's spelling of warmup_ratio.
+        upstream = TrainingArguments(output_dir="unused", warmup_steps=ratio, use_cpu=True)
+        for num_steps in (1, 7, 99, 100, 101, 1000):
+            assert warmup_steps(Training(warmup_ratio=ratio), num_steps) == upstream.get_warmup_steps(num_steps)
+
+
+def test_every_epoch_is_a_permutation_of_its_own():
+    order = sample_order(num_rows=50, num_samples=150, data_seed=7)
+    epochs = [order[start : start + 50] for start in (0, 50, 100)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(50))] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_a_shorter_order_is_the_beginning_of_a_longer_one():
+    longest = sample_order(num_rows=30, num_samples=100, data_seed=7)
+    for num_samples in (1, 29, 30, 31, 99):
+        assert sample_order(num_rows=30, num_samples=num_samples, data_seed=7) == longest[:num_samples]
+
+
+def test_the_order_depends_on_the_data_seed_and_on_no_global_state():
+    import random
+
+    import numpy as np
+
+    first = sample_order(num_rows=40, num_samples=40, data_seed=7)
+    random.seed(1)
+    np.random.seed(1)
+    assert sample_order(num_rows=40, num_samples=40, data_seed=7) == first
+    assert sample_order(num_rows=40, num_samples=40, data_seed=8) != first
+
+
+def test_the_order_is_frozen():
+    # A change here changes every user's results: say so in the changelog.
+    assert sample_order(num_rows=8, num_samples=12, data_seed=7) == [0, 6, 7, 2, 4, 5, 1, 3, 6, 3, 1, 0]

@@ -1,0 +1,186 @@
+"""A trial's state goes to disk and comes back bit for bit, for every optimizer, and never as pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from qlora_ray.errors import RunError
+from qlora_ray.training.checkpoint import (
+    FACTS_FILE,
+    TENSORS_FILE,
+    TrialState,
+    flatten_optimizer,
+    restore_optimizer,
+)
+
+STATE = TrialState(
+    trial_id="0003",
+    step=50,
+    report_index=1,
+    adapter={"layer.lora_A.weight": torch.randn(4, 8), "layer.lora_B.weight": torch.zeros(8, 4)},
+    optimizer={
+        "0/exp_avg": torch.randn(4, 8),
+        "0/step": torch.tensor(50.0),
+        "1/nested/state1": torch.arange(256, dtype=torch.uint8),
+        # The same name as a parameter's: the two kinds must not meet.
+        "layer.lora_A.weight": torch.ones(1),
+    },
+    optimizer_facts={"1/nested/step": 50, "1/rate": 1e-4, "1/name": None},
+    loss_scale={"scale": 65536.0, "_growth_tracker": 7},
+)
+
+
+def assert_same(one, other):
+    assert replace(one, adapter={}, optimizer={}) == replace(other, adapter={}, optimizer={})
+    for name in ("adapter", "optimizer"):
+        first, second = getattr(one, name), getattr(other, name)
+        assert set(first) == set(second)
+        for key, tensor in first.items():
+            assert tensor.dtype == second[key].dtype and torch.equal(tensor, second[key])
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    STATE.save(tmp_path / "state")
+    assert_same(TrialState.load(tmp_path / "state"), STATE)
+
+
+def test_a_state_is_safetensors_and_json(tmp_path):
+    STATE.save(tmp_path / "state")
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [FACTS_FILE, TENSORS_FILE]
+    assert json.loads((tmp_path / "state" / FACTS_FILE).read_text())["trial_id"] == "0003"
+
+
+def test_a_later_state_replaces_the_earlier_one(tmp_path):
+    STATE.save(tmp_path / "state")
+    later = replace(STATE, step=100, report_index=2, optimizer={})
+    later.save(tmp_path / "state")
+    assert_same(TrialState.load(tmp_path / "state"), later)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_save_that_fails_keeps_the_earlier_state(tmp_path):
+    STATE.save(tmp_path / "state")
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        replace(STATE, step=100, optimizer_facts={"0/step": object()}).save(tmp_path / "state")
+    assert_same(TrialState.load(tmp_path / "state"), STATE)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_tensors_that_are_views_are_saved_too(tmp_path):
+    view = torch.randn(8, 4).T
+    replace(STATE, adapter={"a": view}).save(tmp_path / "state")
+    assert torch.equal(TrialState.load(tmp_path / "state").adapter["a"], view)
+
+
+def test_a_missing_state_is_a_run_error(tmp_path):
+    with pytest.raises(RunError, match="state: holds no readable trial state: .*No such file"):
+        TrialState.load(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        (FACTS_FILE, None),
+        (FACTS_FILE, b"{half"),
+        (FACTS_FILE, b"\xff\xfe"),
+        (TENSORS_FILE, None),
+        (TENSORS_FILE, b""),
+        (TENSORS_FILE, b"garbage!" * 10),
+        (TENSORS_FILE, "cut"),
+    ],
+)
+def test_a_state_that_cannot_be_read_is_a_run_error(tmp_path, file, content):
+    STATE.save(tmp_path / "state")
+    path = tmp_path / "state" / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-10] if content == "cut" else content)
+    with pytest.raises(RunError, match="state: holds no readable trial state"):
+        TrialState.load(tmp_path / "state")
+
+
+@pytest.mark.parametrize(("facts", "got"), [({"format_version": 2}, "2"), ({}, "None"), ([], "None")])
+def test_a_state_of_another_version_is_a_run_error(tmp_path, facts, got):
+    STATE.save(tmp_path / "state")
+    (tmp_path / "state" / FACTS_FILE).write_text(json.dumps(facts))
+    with pytest.raises(RunError, match=rf"state: the state must have format version 1, got {got}\."):
+        TrialState.load(tmp_path / "state")
+
+
+def make_optimizer(kind, parameters):
+    if kind == "adamw_torch":
+        return torch.optim.AdamW(parameters, lr=1e-2)
+    if kind == "sgd without moments":
+        return torch.optim.SGD(parameters, lr=1e-2)
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, lr=1e-2)
+
+
+def make_parameters():
+    # bitsandbytes keeps 8-bit moments from 4,096 elements on, and 32-bit ones below.
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(size, generator=generator)) for size in (4096, 64)]
+
+
+def step(optimizer, parameters, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adamw_torch", "adamw_8bit", "sgd without moments"])
+def test_an_optimizer_goes_on_from_disk_as_if_it_had_not_stopped(kind, tmp_path):
+    through = make_parameters()
+    optimizer = make_optimizer(kind, through)
+    for seed in range(3):
+        step(optimizer, through, seed)
+    tensors, facts = flatten_optimizer(optimizer)
+    if kind == "adamw_8bit":
+        moments = {path[0]: tensor.dtype for path, tensor in tensors.items() if path.endswith("/state1")}
+        assert moments == {"0": torch.uint8, "1": torch.float32}
+    saved = {str(index): parameter.detach().clone() for index, parameter in enumerate(through)}
+    replace(STATE, adapter=saved, optimizer=tensors, optimizer_facts=facts).save(tmp_path / "state")
+    for seed in range(3, 6):
+        step(optimizer, through, seed)
+
+    state = TrialState.load(tmp_path / "state")
+    resumed = [torch.nn.Parameter(state.adapter[str(index)]) for index in range(2)]
+    optimizer = make_optimizer(kind, resumed)
+    restore_optimizer(optimizer, state.optimizer, state.optimizer_facts)
+    for seed in range(3, 6):
+        step(optimizer, resumed, seed)
+    for parameter, expected in zip(resumed, through, strict=True):
+        assert torch.equal(parameter, expected)
+
+
+def test_a_flattened_optimizer_is_a_copy():
+    parameters = make_parameters()
+    optimizer = make_optimizer("adamw_torch", parameters)
+    step(optimizer, parameters, 0)
+    tensors, _ = flatten_optimizer(optimizer)
+    before = tensors["0/exp_avg"].clone()
+    step(optimizer, parameters, 1)
+    assert torch.equal(tensors["0/exp_avg"], before)
+
+
+def test_restoring_keeps_the_learning_rate_the_optimizer_has():
+    parameters = make_parameters()
+    old = make_optimizer("adamw_torch", parameters)
+    step(old, parameters, 0)
+    new = torch.optim.AdamW(make_parameters(), lr=0.5, weight_decay=0.25)
+    restore_optimizer(new, *flatten_optimizer(old))
+    assert (new.param_groups[0]["lr"], new.param_groups[0]["weight_decay"]) == (0.5, 0.25)
+
+
+def test_an_optimizer_that_has_not_stepped_has_nothing_to_keep():
+    optimizer = make_optimizer("adamw_torch", make_parameters())
+    assert flatten_optimizer(optimizer) == ({}, {})
+    restore_optimizer(optimizer, {}, {})
+    assert optimizer.state_dict()["state"] == {}
