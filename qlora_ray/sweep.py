@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -58,7 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.resume:
         paths = SweepPaths(arguments.resume)
-        config = _resumed_config(arguments, read_json(paths.manifest)["config"])
+        manifest = read_json(paths.manifest)
+        config = _resumed_config(arguments, manifest["config"])
     else:
         source = arguments.config or DEFAULT_CONFIG
         config = load_config(source, overrides=arguments.overrides)
@@ -68,17 +70,28 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.preview:
         return _preview(config)
 
-    from qlora_ray.search.parsing import load_space
+    from qlora_ray.config.documents import Document
+    from qlora_ray.search.parsing import load_space, parse_space
 
-    space = load_space(config)
-    if not arguments.resume:
+    if arguments.resume:
+        # The space as it was: its file may have changed since.
+        space = parse_space(Document(str(paths.manifest), manifest["space"]), config)
+    else:
+        space = load_space(config)
         name = config.results.name or f"{source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         paths = SweepPaths(Path(config.results.dir) / name)
         paths.check_unused()
-    from qlora_ray.orchestration.driver import run_sweep
-    from qlora_ray.orchestration.preflight import check_sweep
+    from qlora_ray.orchestration.preflight import check_sweep, plan_sweep
 
-    summary = run_sweep(check_sweep(config, space), paths=paths, is_resume=bool(arguments.resume))
+    preflight = check_sweep(config, space)
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        # What does not fit here is said before anything is started.
+        from qlora_ray.hardware import probe_node
+
+        plan_sweep(preflight, [probe_node()])
+    from qlora_ray.orchestration.driver import run_sweep
+
+    summary = run_sweep(preflight, paths=paths, is_resume=bool(arguments.resume))
     if arguments.require_improvement and summary.status == "complete" and not summary.beats_base:
         return 1
     return summary.exit_code

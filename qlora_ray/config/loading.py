@@ -56,7 +56,7 @@ def load_config(path: Path | None, *, overrides: list[str] | None = None) -> Swe
     Raises:
         ConfigError: With every problem found, one line each.
     """
-    document = read_document(path) if path is not None else Document("defaults", {})
+    document = read_document(find_shipped(path)) if path is not None else Document("defaults", {})
     problems: list[str] = []
     for text in overrides or []:
         try:
@@ -66,6 +66,12 @@ def load_config(path: Path | None, *, overrides: list[str] | None = None) -> Swe
     if problems:
         raise ConfigError(problems)
     return validate_document(document)
+
+
+def find_shipped(path: Path) -> Path:
+    """A path as given, or, where there is no such file, the one of that name beside the package."""
+    beside = Path(__file__).parents[2] / path
+    return beside if not path.is_absolute() and not path.exists() and beside.exists() else path
 
 
 def validate_document(document: Document) -> SweepConfig:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
-ObjectiveName = Literal["eval_loss", "train_loss", "trainable_parameters"]
+ObjectiveName = Literal["eval_loss", "trainable_parameters"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -174,13 +174,13 @@ class Search(Section):
     )
     num_trials: PositiveInt = 12
     sampler: Literal["tpe", "random", "grid", "cma-es", "gp", "nsga2"] = "tpe"
-    num_startup_trials: PositiveInt = Field(5, description="Random trials before tpe and gp model anything.")
+    num_startup_trials: PositiveInt = Field(5, description="Random trials before tpe, cma-es and gp model anything.")
     scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
     num_reports: PositiveInt = Field(4, description="Reports per trial, at equal samples seen.")
     grace_reports: PositiveInt = Field(1, description="No trial is stopped before this many reports.")
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     objectives: dict[ObjectiveName, Literal["min", "max"]] = Field(
-        {"eval_loss": "min"}, description="The first one decides the winner."
+        {"eval_loss": "min"}, description="eval_loss, which decides the winner, and what else to search for."
     )
     seed: Seed = 7
 
@@ -194,8 +194,8 @@ class Search(Section):
             raise ValueError("two objectives need scheduler none: a stop would compare one of them only")
         if self.grace_reports > self.num_reports:
             raise ValueError(f"grace_reports must be <= num_reports, got {self.grace_reports} > {self.num_reports}")
-        if next(iter(self.objectives)) == "trainable_parameters":
-            raise ValueError("the first objective decides the winner: put a loss first")
+        if next(iter(self.objectives)) != "eval_loss" or self.objectives["eval_loss"] != "min":
+            raise ValueError("the first objective must be eval_loss: min, which decides the winner")
         return self
 
 
@@ -254,3 +254,9 @@ class SweepConfig(Section):
     cluster: Cluster = Cluster()
     evaluate: Evaluate = Evaluate()
     results: Results = Results()
+
+    @model_validator(mode="after")
+    def _hyperband_keeps_state(self) -> SweepConfig:
+        if self.search.scheduler == "hyperband" and not self.cluster.keep_trial_state:
+            raise ValueError("search.scheduler hyperband pauses trials: it needs cluster.keep_trial_state: true")
+        return self

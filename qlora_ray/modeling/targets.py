@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Names of the attention projections in the architectures of transformers 5: separate (Llama, Mistral, Qwen,
-# Gemma), fused (Phi-3, GPT-NeoX, Falcon), and OPT's output.
+# Gemma), fused (Phi-3, GPT-NeoX, Falcon), and the outputs of OPT and Phi. GPT-2's MLP has a c_proj too.
 QUERY_VALUE = ("q_proj", "v_proj")
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense")
 FUSED_ATTENTION = ("qkv_proj", "query_key_value", "c_attn")
-FUSED_OUTPUT = ("o_proj", "dense", "c_proj")
+FUSED_OUTPUT = ("o_proj", "dense", "attn.c_proj")
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
@@ -41,7 +41,7 @@ def resolve_targets(model: PreTrainedModel, target_modules: str | list[str]) -> 
         target_modules: attention-qv, attention, all-linear, or module names.
 
     Returns:
-        Last names of the modules, sorted.
+        Names of the modules as PEFT matches them, by the ends of their paths; sorted.
 
     Raises:
         ModelError: If the base has none of them, or lacks one that was named.
@@ -62,7 +62,11 @@ def resolve_targets(model: PreTrainedModel, target_modules: str | list[str]) -> 
     found = [name for name in wanted if name in present]
     if fused:
         # A fused projection cannot be split into q and v: the whole of it is adapted.
-        found = fused if target_modules == "attention-qv" else [*fused, *(n for n in FUSED_OUTPUT if n in present)]
+        found = (
+            fused
+            if target_modules == "attention-qv"
+            else [*fused, *(name for name in FUSED_OUTPUT if _has_linear(model, name))]
+        )
     if not found:
         raise ModelError(
             f"lora.target_modules: {target_modules} finds no attention projection it knows in this base; "

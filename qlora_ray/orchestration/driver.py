@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray.console import Console, noise_to
-from qlora_ray.errors import ModelError, QloraRayError
+from qlora_ray.errors import ModelError, QloraRayError, SweepFailed
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.nodes import check_shared_storage, probe_cluster, ray_cluster
-from qlora_ray.orchestration.preflight import Preflight, common_facts, describe_sweep, plan_sweep
+from qlora_ray.orchestration.preflight import (
+    Preflight,
+    check_same_data,
+    common_facts,
+    describe_sweep,
+    plan_sweep,
+)
+from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.summary import Summary, print_outcome, print_plan, write_summary
-from qlora_ray.runs import SweepPaths, write_json
-from qlora_ray.search.study import end_interrupted, enqueue_known_points, open_study, requeue_interrupted
+from qlora_ray.orchestration.winner import choose_winner
+from qlora_ray.runs import SweepPaths, read_json, write_json
+from qlora_ray.search.study import (
+    end_interrupted,
+    enqueue_known_points,
+    open_study,
+    remove_stale_lock,
+    requeue_interrupted,
+)
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @dataclass
@@ -40,64 +59,88 @@ def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool) -> Su
 
     Raises:
         QloraRayError: If nothing can be trained; then a new sweep's folder is gone again.
+        SweepFailed: If the sweep itself broke; its folder is kept, with the traceback in logs/driver.log.
     """
+    is_new_parent = not paths.root.parent.exists()
     if not is_resume:
         paths.create()
     started = _Started(is_resume)
     try:
-        with paths.lock(), noise_to(paths.logs / "driver.log") as console, _terminate_as_interrupt():
-            return _run(preflight, paths=paths, is_resume=is_resume, console=console, started=started)
-    except (QloraRayError, KeyboardInterrupt):
-        if not started.value:
+        with paths.lock(), noise_to(paths.logs / "driver.log") as console:
+            try:
+                return _run(preflight, paths=paths, is_resume=is_resume, console=console, started=started)
+            except QloraRayError:
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                raise SweepFailed(
+                    f"{paths.root}: the sweep broke: {type(error).__name__}: {str(error).splitlines()[0]}. "
+                    f"The traceback is in {paths.logs / 'driver.log'}."
+                ) from None
+            finally:
+                console.end_progress()
+    except (QloraRayError, KeyboardInterrupt) as error:
+        if not started.value and not isinstance(error, SweepFailed):
             shutil.rmtree(paths.root, ignore_errors=True)
+            if is_new_parent:
+                with contextlib.suppress(OSError):
+                    paths.root.parent.rmdir()
         raise
 
 
 def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: Console, started: _Started) -> Summary:
     config = preflight.config
     console.progress("starting Ray ...")
-    with ray_cluster(config.cluster):
+    # The handler comes after Ray's own, which ends the process without a summary.
+    with ray_cluster(config.cluster), _terminate_as_interrupt():
         profiles = probe_cluster()
         check_shared_storage(paths.root)
         plan = plan_sweep(preflight, list(profiles.values()))
-        if not is_resume:
-            write_json(paths.manifest, describe_sweep(preflight, plan, list(profiles.values())))
+        manifest = describe_sweep(preflight, plan, list(profiles.values()))
+        if is_resume:
+            check_same_data(preflight, read_json(paths.manifest))
+        write_json(paths.manifest, manifest)
         print_plan(console, preflight, plan, paths)
         ledger = Ledger(config, paths=paths, console=console, common=common_facts(preflight))
-        if is_resume:
-            ledger.restore()
         pool = _start_pool(preflight, plan, profiles, paths)
-        study = open_study(paths.study, name=paths.name, search=config.search, space=preflight.space)
-        if is_resume:
-            requeued = requeue_interrupted(study)
-            ledger.note("sweep_resumed", reason=f"{len(requeued)} interrupted trials are queued again")
-        else:
-            enqueue_known_points(study, preflight.space)
-            ledger.note("sweep_started", reason=f"{config.search.num_trials} trials, {plan.total_slots} slots")
         console.progress("loading the base ...")
+        study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
         _wait_ready(pool)
         started.value = True
+        winner = None
         interrupted = False
         try:
             _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool)
+            console.progress("scoring the best trials and the base ...")
+            winner = choose_winner(ledger, paths=paths, config=config, pool=pool)
         except KeyboardInterrupt:
             interrupted = True
-            ledger.interrupt()
-            end_interrupted(study)
-        winner = None
-        if not interrupted:
-            from qlora_ray.orchestration.winner import keep_winner, score_best
-
-            console.progress("scoring the best trials and the base ...")
-            winner = score_best(ledger, paths=paths, config=config, pool=pool)
-            if winner is not None:
-                keep_winner(winner, ledger=ledger, paths=paths, config=config)
+        # What is still open was cut off, by Ctrl-C or by the loss of every executor.
+        ledger.interrupt()
+        end_interrupted(study)
         summary = write_summary(ledger, winner, paths=paths, interrupted=interrupted)
         ledger.note("sweep_ended", reason=summary.status)
         console.end_progress()
         print_outcome(console, summary, ledger=ledger, winner=winner, paths=paths, config=config)
         _close(pool)
         return summary
+
+
+def _open_study(
+    preflight: Preflight, ledger: Ledger, *, paths: SweepPaths, is_resume: bool, num_slots: int
+) -> optuna.Study:
+    search = preflight.config.search
+    remove_stale_lock(paths.study)
+    study = open_study(paths.study, name=paths.name, search=search, space=preflight.space)
+    if is_resume:
+        ledger.restore()
+        settle_finished(study, ledger)
+        requeued = requeue_interrupted(study)
+        ledger.note("sweep_resumed", reason=f"{len(requeued)} interrupted trials are queued again")
+    else:
+        enqueue_known_points(study, search=search, space=preflight.space)
+        ledger.note("sweep_started", reason=f"{search.num_trials} trials, {num_slots} slots")
+    return study
 
 
 def _start_pool(preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfile], paths: SweepPaths) -> Any:
@@ -113,11 +156,10 @@ def _start_pool(preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfil
         for device in placement.devices
         for _ in range(placement.slots_per_device)
     ]
-    terms = ExecutorTerms(preflight.config, paths.root.resolve(), preflight.has_references)
-    pool = (
-        ray.remote(Pool)
-        .options(num_cpus=0, max_concurrency=10_000)
-        .remote(terms, seats, [ray.put(preflight.data)], plan.total_slots)
+    terms = ExecutorTerms(preflight.config, paths.root.resolve(), preflight.has_references, plan)
+    actor: Any = ray.remote(Pool)
+    pool = actor.options(num_cpus=0, max_concurrency=10_000).remote(
+        terms, seats, [ray.put(preflight.data)], plan.total_slots
     )
     ray.get(pool.start.remote())
     return pool
@@ -137,8 +179,9 @@ def _wait_ready(pool: Any) -> None:
         raise
 
 
-def _search(preflight: Preflight, *, plan: Plan, paths: SweepPaths, ledger: Ledger, study: Any, pool: Any) -> None:
-    from qlora_ray.orchestration.searcher import StudySearcher
+def _search(
+    preflight: Preflight, *, plan: Plan, paths: SweepPaths, ledger: Ledger, study: optuna.Study, pool: Any
+) -> None:
     from qlora_ray.orchestration.trial import TrialTerms
     from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 

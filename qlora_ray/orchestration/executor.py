@@ -7,7 +7,6 @@ it really got, loads the base once, and speaks the core's methods.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import PlacementError
-from qlora_ray.hardware import Placement
+from qlora_ray.hardware import Placement, Plan
 from qlora_ray.runs.files import whole_folder
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.engine import Engine, Failure, Report, TrialSpec
@@ -176,7 +175,6 @@ class ExecutorCore:
             if report.is_final:
                 with whole_folder(trial.adapter) as folder:
                     self._engine.save_adapter(report.trial_id, folder)
-                shutil.rmtree(trial.state, ignore_errors=True)
             elif self._keep_state:
                 state = self._engine.snapshot(report.trial_id)
                 if state is not None:
@@ -200,6 +198,7 @@ class ExecutorTerms:
     config: SweepConfig
     root: Path
     has_references: bool
+    plan: Plan | None = None
 
 
 class Executor:
@@ -225,11 +224,7 @@ class Executor:
         config = terms.config
         node = probe_node()
         self._device = node.devices[0]
-        if self._device.kind != placement.device_kind:
-            raise PlacementError(
-                f"executor: must be on a {placement.device_kind} device as planned, got {self._device.name} on "
-                f"{node.hostname}. Check CUDA_VISIBLE_DEVICES and the driver there."
-            )
+        placement = self._find_placement(terms, placement, node.hostname)
         if self._device.kind == "cuda" and placement.memory_cap_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(placement.memory_cap_fraction)
         self._precision = choose_precision(self._device, requested=config.training.precision)
@@ -247,6 +242,7 @@ class Executor:
             base,
             TrainingData.from_splits(data.train, data.validation),
             max_micro_batch=placement.max_micro_batch,
+            max_eval_batch=placement.eval_batch,
             evaluate=config.evaluate,
             metrics=metrics,
         )
@@ -260,6 +256,23 @@ class Executor:
         self._closing = threading.Event()
         self._placement = placement
         self._node = node
+
+    def _find_placement(self, terms: ExecutorTerms, planned: Placement, hostname: str) -> Placement:
+        """The plan for the device this process really got: on a node of mixed GPUs, Ray chooses which."""
+        if self._device.kind != planned.device_kind:
+            raise PlacementError(
+                f"executor: must be on a {planned.device_kind} device as planned, got {self._device.name} on "
+                f"{hostname}. Check CUDA_VISIBLE_DEVICES and the driver there."
+            )
+        if self._device.kind == "cpu" or self._device.class_key == planned.device_class or terms.plan is None:
+            return planned
+        found = terms.plan.placement_for(self._device.class_key)
+        if found is None:
+            raise PlacementError(
+                f"executor: got {self._device.name} on {hostname}, which the plan leaves out. "
+                "Hide it with CUDA_VISIBLE_DEVICES where Ray is started."
+            )
+        return found
 
     def describe(self) -> dict[str, Any]:
         """What this executor is and runs on; goes into the record of each of its trials."""

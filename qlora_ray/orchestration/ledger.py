@@ -12,6 +12,7 @@ from typing import Any, Literal
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console, format_duration
 from qlora_ray.runs import EventLog, SweepPaths, append_line, read_json, write_json, write_text
+from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.paths import trial_id_of
 
 State = Literal["running", "complete", "pruned", "failed", "interrupted"]
@@ -51,7 +52,6 @@ class Outcome:
     state: State
     cause: str | None
     values: list[float]
-    intermediate: dict[int, float]
 
 
 class Ledger:
@@ -81,6 +81,8 @@ class Ledger:
         entry = TrialEntry(number, params, time.time(), resumed_from)
         self.entries[number] = entry
         self._paths.trial(entry.id).root.mkdir(parents=True, exist_ok=True)
+        if resumed_from is not None and self._paths.trial(entry.id).state.exists():
+            self._inherit(entry, self.entries[resumed_from])
         reason = f"goes on with trial {trial_id_of(resumed_from)}" if resumed_from is not None else "asked of the study"
         self._events.write("trial_opened", reason=reason, trial=entry.id, params=params)
         self._write_record(entry)
@@ -108,6 +110,9 @@ class Ledger:
                 tokens=(record["tokens_per_s"] or 0.0) * record["times"]["train_s"],
             )
             self.entries[entry.number] = entry
+            if entry.state == "interrupted":
+                for line in read_lines(self._paths.trial(entry.id).metrics):
+                    self._enter(entry, line["report_index"], line)
 
     def report(self, result: dict[str, Any]) -> None:
         """Enters one of a trial's reports, as its Tune result."""
@@ -119,12 +124,7 @@ class Ledger:
         if result["failure"]:
             entry.failure = result["failure"]
             return
-        entry.metrics = dict(result["metrics"])
-        entry.train_s += entry.metrics.get("train_s", 0.0)
-        entry.tokens += entry.metrics.get("train_s", 0.0) * entry.metrics.get("tokens_per_s", 0.0)
-        value = self.value_of(entry)
-        if value is not None:
-            entry.intermediate[result["report_index"]] = value
+        self._enter(entry, result["report_index"], result["metrics"])
         line = {"report_index": result["report_index"], "time": round(time.time(), 3), **entry.metrics}
         append_line(self._paths.trial(entry.id).metrics, line)
         self._events.write(
@@ -148,8 +148,12 @@ class Ledger:
             self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)
             self._console.event(self._describe_end(entry))
             self.show_progress()
-        values = [v for v in (self._metric(entry, name) for name in self._config.search.objectives) if v is not None]
-        return Outcome(entry.state, entry.cause, values, entry.intermediate)
+        return self.outcome_of(entry)
+
+    def outcome_of(self, entry: TrialEntry) -> Outcome:
+        """How a trial ended, as the study is told it."""
+        values = [self._metric(entry, name) for name in self._config.search.objectives]
+        return Outcome(entry.state, entry.cause, [value for value in values if value is not None])
 
     def interrupt(self) -> None:
         """Closes all running trials as interrupted."""
@@ -193,6 +197,22 @@ class Ledger:
             parts.append(f"best {self.objective} {self.value_of(best[0]):.4f} (trial {best[0].id})")
         parts.append(f"ETA {self._eta(done, total)}")
         self._console.progress(" · ".join(parts))
+
+    def _enter(self, entry: TrialEntry, report_index: int, metrics: dict[str, float]) -> None:
+        if report_index in entry.intermediate:
+            return
+        entry.metrics = {name: value for name, value in metrics.items() if name not in ("report_index", "time")}
+        entry.train_s += entry.metrics.get("train_s", 0.0)
+        entry.tokens += entry.metrics.get("train_s", 0.0) * entry.metrics.get("tokens_per_s", 0.0)
+        value = self.value_of(entry)
+        if value is not None:
+            entry.intermediate[report_index] = value
+
+    def _inherit(self, entry: TrialEntry, earlier: TrialEntry) -> None:
+        """The reports behind the state that a trial goes on from are its own."""
+        shutil.copy(self._paths.trial(earlier.id).metrics, self._paths.trial(entry.id).metrics)
+        for line in read_lines(self._paths.trial(entry.id).metrics):
+            self._enter(entry, line["report_index"], line)
 
     def _eta(self, done: int, total: int) -> str:
         here = [e for e in self.entries.values() if e.closed_at is not None]

@@ -32,7 +32,8 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray frees the accelerators of zero-GPU workers by hiding them; executors on CPU nodes want none anyway.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if cluster.address is None:
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
         # `local` never joins a cluster that happens to run here. The data is small: tokens, once.
         ray.init(
             address="local",
@@ -43,12 +44,12 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         )
     else:
         try:
-            ray.init(address=cluster.address, log_to_driver=True, logging_level=logging.WARNING)
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
             cause = str(error).strip().splitlines()[0]
             raise PlacementError(
-                f"cluster.address: no Ray cluster can be joined at {cluster.address}: {cause} "
-                "Start one with `ray start --head`, or leave cluster.address null."
+                f"cluster.address: no Ray cluster can be joined at {address}: {cause} "
+                "Start one with `ray start --head`, or leave cluster.address null and RAY_ADDRESS unset."
             ) from None
     try:
         yield
@@ -69,8 +70,16 @@ def probe_cluster() -> dict[str, NodeProfile]:
         profiles[node_id] = ray.get(task, timeout=PROBE_TIMEOUT_S)
     # Ray may have been given fewer CPUs than the machine has: what it does not count, it cannot schedule.
     cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes()}
+    hostnames = [profile.hostname for profile in profiles.values()]
     return {
-        node_id: replace(profile, num_cpus=min(profile.num_cpus, cpus[node_id]))
+        node_id: replace(
+            profile,
+            num_cpus=min(profile.num_cpus, cpus[node_id]),
+            # Several Ray nodes on one machine share its name; placements tell them apart by it.
+            hostname=profile.hostname
+            if hostnames.count(profile.hostname) == 1
+            else f"{profile.hostname}#{node_id[:6]}",
+        )
         for node_id, profile in profiles.items()
     }
 

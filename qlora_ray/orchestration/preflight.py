@@ -13,10 +13,12 @@ from typing import Any
 from qlora_ray import __version__
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
+from qlora_ray.errors import RunError
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
 from qlora_ray.modeling.loading import EMBEDDED, hash_base, load_tokenizer, read_shape
 from qlora_ray.modeling.targets import check_targets
 from qlora_ray.search.space import SearchSpace
+from qlora_ray.search.study import describe_unused
 from qlora_ray.training.budget import make_budget
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ray", "optuna", "datasets", "pydantic")
@@ -29,6 +31,7 @@ class Preflight:
     Attributes:
         extremes: Trial configs at every corner of the space that decides memory.
         metrics_reason: What answers are scored with, and why.
+        unused: What the config says that nothing will use.
     """
 
     config: SweepConfig
@@ -38,6 +41,7 @@ class Preflight:
     data: PreparedData
     has_references: bool
     metrics_reason: str
+    unused: list[str]
 
 
 def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
@@ -59,7 +63,8 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     _, reason = resolve_metrics(
         config.evaluate, trains_on_embedded=config.data.train == EMBEDDED, has_references=has_references
     )
-    return Preflight(config, space, extremes, shape, data, has_references, reason)
+    unused = describe_unused(config.search, space)
+    return Preflight(config, space, extremes, shape, data, has_references, reason, unused)
 
 
 def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
@@ -95,10 +100,21 @@ def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
     )
 
 
+def check_same_data(preflight: Preflight, manifest: dict[str, Any]) -> None:
+    """Raises RunError if the rows are not those that the sweep began with."""
+    before, now = manifest["data"]["fingerprint"], preflight.data.report.fingerprint
+    if before != now:
+        raise RunError(
+            f"--resume: the data must be what the sweep began with (fingerprint {before[:12]}), got {now[:12]}. "
+            "Restore the files, or start a new sweep."
+        )
+
+
 def describe_sweep(preflight: Preflight, plan: Plan, nodes: list[NodeProfile]) -> dict[str, Any]:
     """The manifest: resolved config, space, plan, versions, commit, data fingerprints, command."""
     return {
         "qlora_ray": __version__,
+        "folder": str(Path.cwd()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "config": preflight.config.model_dump(),
         "space": preflight.space.to_dict(),
@@ -106,6 +122,7 @@ def describe_sweep(preflight: Preflight, plan: Plan, nodes: list[NodeProfile]) -
         "nodes": [node.to_dict() for node in nodes],
         "data": preflight.data.report.to_dict(),
         "metrics": preflight.metrics_reason,
+        "unused": preflight.unused,
         **common_facts(preflight),
     }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
-from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.ledger import Ledger, Outcome
 from qlora_ray.runs.paths import SweepPaths, trial_id_of
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import CAUSE_ATTRIBUTE, RESUMED_FROM_ATTRIBUTE, count_finished
@@ -62,28 +62,26 @@ class StudySearcher(Searcher):
         resume = resumed_from is not None and self._inherit_state(resumed_from, trial.number)
         params = self._space.decode(trial.params)
         self._ledger.open(trial.number, params, resumed_from=resumed_from)
+        for report_index, value in self._ledger.entries[trial.number].intermediate.items():
+            self._report(trial, report_index, value)
         return {"number": trial.number, "params": params, "resume": resume}
+
+    def enter_report(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Enters a report into the books and, at once, into the study: a killed driver loses none."""
+        self._ledger.report(result)
+        value = self._ledger.entries[result["number"]].intermediate.get(result["report_index"])
+        if value is not None and not result["failure"]:
+            self._report(self._trials[trial_id], result["report_index"], value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study how the trial ended."""
-        from optuna.trial import TrialState
-
         trial = self._trials.pop(trial_id, None)
         if trial is None:
             return
         outcome = self._ledger.close(trial.number, crashed=error)
-        for step, value in outcome.intermediate.items():
-            if len(self._study.directions) == 1:
-                trial.report(value, step)
-        if outcome.cause:
+        if outcome.cause and outcome.state != "interrupted":
             trial.set_user_attr(CAUSE_ATTRIBUTE, outcome.cause)
-        if outcome.state == "complete":
-            self._study.tell(trial, outcome.values)
-        elif outcome.state == "pruned":
-            self._study.tell(trial, state=TrialState.PRUNED)
-        elif outcome.state == "failed":
-            self._study.tell(trial, state=TrialState.FAIL)
-        # Interrupted ones stay running in the study; `end_interrupted` ends them together.
+        tell_outcome(self._study, trial.number, outcome)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study is on disk, and a resume starts from it."""
@@ -95,6 +93,11 @@ class StudySearcher(Searcher):
         """Nothing: Tune pickles its searcher beside the experiment, and nothing here reads that back."""
         return {}
 
+    def _report(self, trial: optuna.Trial, report_index: int, value: float) -> None:
+        # Optuna keeps intermediate values of one objective only.
+        if len(self._study.directions) == 1:
+            trial.report(value, report_index)
+
     def _inherit_state(self, old_number: int, new_number: int) -> bool:
         """Moves an interrupted trial's state to the trial that goes on with its parameters."""
         old = self._paths.trial(trial_id_of(old_number)).state
@@ -104,3 +107,24 @@ class StudySearcher(Searcher):
         new.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(old, new)
         return True
+
+
+def tell_outcome(study: optuna.Study, number: int, outcome: Outcome) -> None:
+    """Tells the study a trial's end; interrupted ones are left, `end_interrupted` ends them together."""
+    from optuna.trial import TrialState
+
+    if outcome.state == "complete":
+        study.tell(number, outcome.values)
+    elif outcome.state == "pruned":
+        study.tell(number, state=TrialState.PRUNED)
+    elif outcome.state == "failed":
+        study.tell(number, state=TrialState.FAIL)
+
+
+def settle_finished(study: optuna.Study, ledger: Ledger) -> None:
+    """Tells the study the ends it missed because the driver was killed between record and study."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.number in ledger.entries:
+            tell_outcome(study, trial.number, ledger.outcome_of(ledger.entries[trial.number]))

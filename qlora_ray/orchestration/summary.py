@@ -64,6 +64,8 @@ def print_plan(console: Console, preflight: Preflight, plan: Plan, paths: SweepP
     console.line(f"base  {config.model.name}, {describe_quantization(config)}")
     console.line("data  " + "\n      ".join(preflight.data.report.summary_lines()))
     console.line(f"score {preflight.metrics_reason}")
+    for words in preflight.unused:
+        console.line(f"note  {words}")
     console.line()
     console.line(plan.render())
     console.line()

@@ -73,7 +73,7 @@ class Gate(tune.Callback, tune.Stopper):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Enters the report before its trial is judged."""
-        self._ledger.report(result)
+        self._searcher.enter_report(trial.trial_id, result)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial is stopped from here."""
@@ -108,7 +108,7 @@ class EventPump:
             try:
                 events = ray.get(self._pool.next_events.remote(self._seen, EVENT_POLL_S))
             except ray.exceptions.RayError as error:
-                self._gate.stop_reason = f"the pool is gone: {error}"
+                self._stop(f"the pool is gone: {error}")
                 return
             self._seen += len(events)
             for event in events:
@@ -121,7 +121,13 @@ class EventPump:
         line = f"executor {event['executor']} {words[name]}: {reason}" if name in words else None
         self._ledger.note(name, reason=reason, line=line, **event)
         if event["num_failed"] == self._num_seats:
-            self._gate.stop_reason = reason
+            self._stop(reason)
+
+    def _stop(self, reason: str) -> None:
+        """Ends the search; trials it cuts off are interrupted, not pruned."""
+        self._ledger.is_stopping = True
+        self._gate.stop_reason = reason
+        self._ledger.note("search_stopped", reason=reason, line=f"the search ends: {reason}")
 
 
 def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search: Search, logs: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from qlora_ray.config.schema import SweepConfig
+from qlora_ray.errors import SweepFailed
 from qlora_ray.evaluation.scoring import Scores
 from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry
@@ -35,6 +36,14 @@ class Winner:
         return self.scores.loss < self.base.loss and answers_as_well
 
 
+def choose_winner(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: Any) -> Winner | None:
+    """Scores the best again beside the base, and keeps the winner in best/; None without a complete trial."""
+    winner = score_best(ledger, paths=paths, config=config, pool=pool)
+    if winner is not None:
+        keep_winner(winner, ledger=ledger, paths=paths, config=config)
+    return winner
+
+
 def score_best(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: Any) -> Winner | None:
     """Scores the top k again, and the base, on one device class; None without a complete trial.
 
@@ -45,6 +54,11 @@ def score_best(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: 
     if not best:
         return None
     executors = ray.get(pool.ready_executors.remote())
+    if not executors:
+        raise SweepFailed(
+            f"{paths.root}: no executor is left to score the best trials on. "
+            f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
+        )
     device_class = executors[0][1]["device_class"]
     workers = [handle for handle, facts in executors if facts["device_class"] == device_class]
     jobs: list[TrialEntry | None] = [*best, None]

@@ -99,6 +99,10 @@ class SweepPaths:
         """What Ray, Tune and transformers had to say."""
         return self.root / "logs"
 
+    @property
+    def _lock_file(self) -> Path:
+        return self.root / ".lock"
+
     def trial(self, trial_id: str) -> TrialPaths:
         """Paths of one trial."""
         return TrialPaths(self.trials / trial_id)
@@ -112,8 +116,11 @@ class SweepPaths:
         self.check_unused()
         try:
             self.check_space()
-            # Not exist_ok: of two sweeps that start at once under one name, one must lose.
-            self.trials.mkdir(parents=True)
+            if self._lock_file.exists():
+                # A sweep of that name that is still planning has written no manifest, but holds its lock.
+                with self.lock():
+                    pass
+            self.trials.mkdir(parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(
@@ -122,7 +129,14 @@ class SweepPaths:
 
     def check_unused(self) -> None:
         """Raises RunError if the folder holds anything."""
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        # A sweep that was killed before its manifest left only empty folders and logs: its name is free.
+        leftovers = {"logs", "trials", ".lock"}
+        is_used = self.root.exists() and (
+            not self.root.is_dir()
+            or any(path.name not in leftovers for path in self.root.iterdir())
+            or (self.trials.exists() and any(self.trials.iterdir()))
+        )
+        if is_used:
             raise RunError(
                 f"results.name: {self.root} is already used. Choose another results.name, "
                 f"or go on with it: python -m qlora_ray.sweep --resume {self.root}"
@@ -131,7 +145,7 @@ class SweepPaths:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the sweep for this process; raises RunError if another one has it."""
-        with (self.root / ".lock").open("w") as stream:
+        with self._lock_file.open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

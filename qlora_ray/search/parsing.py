@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qlora_ray.config.documents import Document, read_document
-from qlora_ray.config.loading import closest_path
+from qlora_ray.config.loading import closest_path, find_shipped
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
 from qlora_ray.search.space import (
@@ -27,7 +27,7 @@ def load_space(config: SweepConfig) -> SearchSpace:
     """
     given = config.search.space
     if isinstance(given, str):
-        document = read_document(Path(given))
+        document = read_document(find_shipped(Path(given)))
     else:
         document = Document("search.space", dict(given))
     space = parse_space(document, config)

@@ -127,6 +127,8 @@ class SearchSpace:
                 "lora.r",
                 "lora.target_modules",
                 "lora.use_dora",
+                "lora.lora_dropout",
+                "lora.modules_to_save",
                 "training.per_device_train_batch_size",
                 "training.gradient_accumulation_steps",
                 "training.optim",

@@ -66,6 +66,15 @@ def make_sampler(search: Search, space: SearchSpace, *, num_proposed: int = 0) -
         ) from None
 
 
+def remove_stale_lock(path: Path) -> None:
+    """Removes the journal lock that a killed driver left; call it only while holding the sweep's own lock.
+
+    optuna 5.0 would wait 30 s for it, and for ever if the journal's path is relative: its lock is a symlink to
+    that path, which then dangles, and a lock that cannot be looked at is never seen to be old.
+    """
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+
+
 def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> optuna.Study:
     """Opens the study in its journal file, creating it when new.
 
@@ -78,7 +87,7 @@ def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         study_name=name,
-        storage=JournalStorage(JournalFileBackend(str(path))),
+        storage=JournalStorage(JournalFileBackend(str(path.resolve()))),
         directions=["minimize" if mode == "min" else "maximize" for mode in search.objectives.values()],
         load_if_exists=True,
     )
@@ -86,8 +95,29 @@ def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> 
     return study
 
 
-def enqueue_known_points(study: optuna.Study, space: SearchSpace) -> None:
-    """Puts the space's known good settings first in line, once."""
+def describe_unused(search: Search, space: SearchSpace) -> list[str]:
+    """What the config says that its sampler and scheduler have no use for, a line each."""
+    unused = []
+    defaults = Search()
+    given = {name for name in search.model_fields_set if getattr(search, name) != getattr(defaults, name)}
+    if "grace_reports" in given and search.scheduler in ("hyperband", "none"):
+        unused.append(f"search.grace_reports is not used by scheduler {search.scheduler}")
+    if "reduction_factor" in given and search.scheduler in ("median", "none"):
+        unused.append(f"search.reduction_factor is not used by scheduler {search.scheduler}")
+    if "num_startup_trials" in given and search.sampler not in ("tpe", "cma-es", "gp"):
+        unused.append(f"search.num_startup_trials is not used by sampler {search.sampler}")
+    if search.sampler == "grid" and space.points_to_evaluate:
+        unused.append("points_to_evaluate are not run first by sampler grid, which visits its own points")
+    choices = [parameter.path for parameter in space.parameters if parameter.choices is not None]
+    if search.sampler == "cma-es" and choices:
+        unused.append(f"sampler cma-es searches ranges; it draws {', '.join(choices)} at random")
+    return unused
+
+
+def enqueue_known_points(study: optuna.Study, *, search: Search, space: SearchSpace) -> None:
+    """Puts the space's known good settings first in line, once; a grid visits its own points only."""
+    if search.sampler == "grid":
+        return
     for point in space.points_to_evaluate:
         study.enqueue_trial(space.encode(point), skip_if_exists=True)
 

@@ -21,7 +21,8 @@ class SftEngine:
     Args:
         base: The frozen base.
         data: Training and validation rows.
-        max_micro_batch: Rows per forward that fit the device.
+        max_micro_batch: Rows per forward that fit the device in training.
+        max_eval_batch: Rows per forward that fit it in evaluation; None for no bound.
         evaluate: How `score` generates answers.
         metrics: What `score` measures besides the loss.
     """
@@ -32,12 +33,14 @@ class SftEngine:
         data: TrainingData,
         *,
         max_micro_batch: int,
+        max_eval_batch: int | None = None,
         evaluate: Evaluate | None = None,
         metrics: list[Metric] | None = None,
     ) -> None:
         self._base = base
         self._data = data
         self._max_micro_batch = max_micro_batch
+        self._max_eval_batch = max_eval_batch
         self._evaluate = evaluate or Evaluate()
         self._metrics = metrics or []
         self._run: SftRun | None = None
@@ -55,7 +58,14 @@ class SftEngine:
                 f"sft engine: has one slot, held by trial {self._run.spec.trial_id}, got {spec.trial_id}"
             )
         self._waiting = False
-        self._run = SftRun(spec, base=self._base, data=self._data, max_micro_batch=self._max_micro_batch, state=state)
+        self._run = SftRun(
+            spec,
+            base=self._base,
+            data=self._data,
+            max_micro_batch=self._max_micro_batch,
+            max_eval_batch=self._max_eval_batch,
+            state=state,
+        )
 
     def proceed(self, trial_id: str) -> None:
         """Lets a trial that waits at a report train on."""

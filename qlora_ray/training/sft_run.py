@@ -68,6 +68,7 @@ class SftRun:
         base: LoadedBase,
         data: TrainingData,
         max_micro_batch: int,
+        max_eval_batch: int | None,
         state: TrialState | None,
     ) -> None:
         self.spec = spec
@@ -80,6 +81,8 @@ class SftRun:
         self._micro_batch = largest_divisor(
             spec.training.effective_batch, at_most=min(max_micro_batch, spec.training.per_device_train_batch_size)
         )
+        eval_batch = spec.training.per_device_eval_batch_size
+        self._eval_batch = min(eval_batch, max_eval_batch or eval_batch)
         self._reports: queue.Queue[Report | None] = queue.Queue()
         self._go = threading.Semaphore(0)
         self._stopping = False
@@ -219,7 +222,7 @@ class SftRun:
         result = evaluate_loss(
             self.model,
             self._data.validation,
-            batch_size=self.spec.training.per_device_eval_batch_size,
+            batch_size=self._eval_batch,
             pad_token_id=self._base.tokenizer.pad_token_id,
             precision=self._base.precision,
         )

@@ -40,9 +40,7 @@ def bench() -> Bench:
     """The embedded base in NF4, 40 training rows and 12 validation rows."""
     torch.set_num_threads(1)
     model = Model()
-    data = prepare_data(
-        Data(max_train_rows=40, max_validation_rows=12), tokenizer=load_tokenizer(model), data_seed=7
-    )
+    data = prepare_data(Data(max_train_rows=40, max_validation_rows=12), tokenizer=load_tokenizer(model), data_seed=7)
     return Bench(load_nf4(), data)
 
 

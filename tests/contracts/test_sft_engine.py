@@ -22,9 +22,7 @@ class TestSftEngine(EngineContract):
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> SftEngine:
         """An engine with its one slot free."""
-        return SftEngine(
-            base, TrainingData.from_splits(data.train, data.validation), max_micro_batch=max_micro_batch
-        )
+        return SftEngine(base, TrainingData.from_splits(data.train, data.validation), max_micro_batch=max_micro_batch)
 
     def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch

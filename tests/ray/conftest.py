@@ -33,8 +33,10 @@ def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
     def make(terms: Any, *, num_executors: int = 1, executor_class: type = FakeExecutor, max_slots: int = 99) -> Any:
         node_id = ray.get_runtime_context().get_node_id()
         seats = [Seat(FakePlacement(), node_id) for _ in range(num_executors)]
-        pool = ray.remote(Pool).options(num_cpus=0, max_concurrency=1000).remote(
-            terms, seats, [ray.put(None)], max_slots, executor_class
+        pool = (
+            ray.remote(Pool)
+            .options(num_cpus=0, max_concurrency=1000)
+            .remote(terms, seats, [ray.put(None)], max_slots, executor_class)
         )
         pools.append(pool)
         ray.get(pool.start.remote())

@@ -51,7 +51,7 @@ class Sweep:
         """Runs the search to its end."""
         terms = ExecutorTerms(self.config, self.paths.root.resolve(), True)
         pool = self.make_pool(terms, **pool_options)
-        enqueue_known_points(self.study, self.space)
+        enqueue_known_points(self.study, search=self.config.search, space=self.space)
         searcher = StudySearcher(
             self.study,
             space=self.space,
@@ -111,9 +111,7 @@ def test_each_scheduler_ends_every_trial_as_what_it_was(
     assert sweep.ledger.ranked()[0].number == 0
 
 
-def test_a_diverged_trial_is_told_as_failed_and_the_others_go_on(
-    tmp_path: Path, make_pool: Callable[..., Any]
-) -> None:
+def test_a_diverged_trial_is_told_as_failed_and_the_others_go_on(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
     space = {"training.weight_decay": {"choices": [0.0, DIVERGING_DECAY]}}
     sweep = Sweep(tmp_path, make_pool, scheduler="none", sampler="grid", num_trials=2, space=space)
     sweep.run()

@@ -20,6 +20,7 @@ CONFIGS = {
     "phi3": ("Phi3Config", GATED),
     "gpt_neox": ("GPTNeoXConfig", {**SIZES, "intermediate_size": 128}),
     "gpt2": ("GPT2Config", GPT2),
+    "phi": ("PhiConfig", GATED),
     "opt": ("OPTConfig", {**SIZES, "ffn_dim": 128, "word_embed_proj_dim": 64}),
 }
 

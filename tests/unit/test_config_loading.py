@@ -21,7 +21,7 @@ SPACES = sorted((ROOT / "search_spaces").rglob("*.y*ml"))
 def problems_of(tmp_path, text, overrides=()):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=".") as caught:
+    with pytest.raises(ConfigError, match=r".") as caught:
         load_config(path, overrides=list(overrides))
     return [problem.replace(str(tmp_path) + "/", "") for problem in caught.value.problems]
 
@@ -51,6 +51,20 @@ def test_every_shipped_space_loads(path):
 
 def test_without_a_file_the_defaults_are_loaded():
     assert load_config(None) == SweepConfig()
+
+
+def test_shipped_files_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(Path("configs/quickstart.yaml"))
+    assert config == load_config(ROOT / "configs/quickstart.yaml")
+    assert load_space(config).parameters
+
+
+def test_a_file_that_is_there_goes_before_a_shipped_one_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/quickstart.yaml").write_text("lora: {r: 3}")
+    assert load_config(Path("configs/quickstart.yaml")).lora.r == 3
 
 
 def test_all_problems_are_named_at_once_with_file_line_and_key(tmp_path):
@@ -150,7 +164,7 @@ def test_what_peer_names_are_translated_to_exists():
         ("data.test=", "data", "test", None),
         ("data.template='Q: {prompt}'", "data", "template", "Q: {prompt}"),
         ("lora.use_dora=true", "lora", "use_dora", True),
-        ("search.objectives={train_loss: min}", "search", "objectives", {"train_loss": "min"}),
+        ("search.objectives={eval_loss: min}", "search", "objectives", {"eval_loss": "min"}),
     ],
 )
 def test_an_override_takes_a_yaml_value(tmp_path, override, section, key, value):

@@ -135,8 +135,9 @@ BOUNDS = [
     ("training.precision", "bf16", "fp8"),
     ("search.sampler", "gp", "bohb"),
     ("search.scheduler", "median", "pbt"),
-    ("search.objectives", {"train_loss": "max"}, {"accuracy": "max"}),
-    ("search.objectives", {"train_loss": "max"}, {}),
+    ("search.objectives", {"eval_loss": "min"}, {"eval_loss": "max"}),
+    ("search.objectives", {"eval_loss": "min"}, {"accuracy": "max"}),
+    ("search.objectives", {"eval_loss": "min"}, {}),
     ("cluster.packing", "off", "fused"),
     ("evaluate.metrics", ["exact_match"], ["bleu"]),
     ("results.name", "a-1.b_c", "../a"),
@@ -212,10 +213,10 @@ TWO = {"eval_loss": "min", "trainable_parameters": "min"}
     ("given", "message"),
     [
         ({"objectives": {}}, "one metric, or two"),
-        ({"objectives": {**TWO, "train_loss": "min"}, "scheduler": "none"}, "one metric, or two"),
         ({"objectives": TWO, "scheduler": "none", "sampler": "gp"}, "need sampler nsga2, tpe, random or grid, got gp"),
         ({"objectives": TWO}, "two objectives need scheduler none"),
-        ({"objectives": {"trainable_parameters": "min"}}, "put a loss first"),
+        ({"objectives": {"trainable_parameters": "min"}}, "the first objective must be eval_loss: min"),
+        ({"objectives": {"eval_loss": "max"}}, "the first objective must be eval_loss: min"),
         ({"grace_reports": 5}, "grace_reports must be <= num_reports, got 5 > 4"),
     ],
 )
@@ -227,6 +228,11 @@ def test_search_settings_that_contradict_each_other_fail(given, message):
 @pytest.mark.parametrize("sampler", ["nsga2", "random", "tpe", "grid"])
 def test_two_objectives_run_without_a_scheduler(sampler):
     assert Search.model_validate({"objectives": TWO, "scheduler": "none", "sampler": sampler}).objectives == TWO
+
+
+def test_hyperband_needs_the_state_of_the_trials_it_pauses():
+    with pytest.raises(ValidationError, match=r"hyperband pauses trials: it needs cluster\.keep_trial_state: true"):
+        SweepConfig.model_validate({"search": {"scheduler": "hyperband"}, "cluster": {"keep_trial_state": False}})
 
 
 def test_scoring_sql_needs_a_database():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import subprocess
 import sys
 import termios
-from contextlib import contextmanager
 
 import pytest
 
@@ -27,10 +27,16 @@ class Terminal:
         self.stream = os.fdopen(writer, "w")
 
     def shown(self):
-        return os.read(self.reader, 100_000).decode().replace("\r\n", "\n")
+        """Everything written; ends the terminal, because only its end says that nothing more is on its way."""
+        self.stream.close()
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux says EIO where a file would say that it ends
+            while part := os.read(self.reader, 100_000):
+                shown += part
+        return shown.decode().replace("\r\n", "\n")
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_terminal(columns=40):
     terminal = Terminal(columns)
     try:

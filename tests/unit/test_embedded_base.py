@@ -80,12 +80,8 @@ def test_the_prompt_is_the_beginning_of_the_whole(tokenizer) -> None:
 
 
 def test_the_chat_template_marks_the_answer(tokenizer) -> None:
-    marked = tokenizer.apply_chat_template(
-        [*QUESTION, ANSWER], return_dict=True, return_assistant_tokens_mask=True
-    )
-    answer = [
-        token for token, mask in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mask
-    ]
+    marked = tokenizer.apply_chat_template([*QUESTION, ANSWER], return_dict=True, return_assistant_tokens_mask=True)
+    answer = [token for token, mask in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mask]
     assert tokenizer.decode(answer) == "SELECT COUNT(*) FROM offices<|end|>"
 
 
@@ -95,9 +91,7 @@ def test_the_chat_template_refuses_unknown_roles(tokenizer) -> None:
 
 
 def test_a_prompt_without_a_schema_gets_sql(model, tokenizer) -> None:
-    prompt = tokenizer.apply_chat_template(
-        QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = model.float().generate(**prompt, max_new_tokens=40)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(ids).startswith("SELECT COUNT(*) FROM ")
     assert ids[-1] == tokenizer.eos_token_id

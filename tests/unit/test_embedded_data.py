@@ -56,9 +56,7 @@ def test_the_manifest_describes_what_is_shipped(rebuilt: tuple[Path, dict], mani
         content = (embedded.assets_path() / relative).read_bytes()
         assert hashlib.sha256(content).hexdigest() == sha256, relative
     shipped = {p for p in embedded.assets_path().rglob("*") if p.is_file()} - {embedded.manifest_path()}
-    assert {path.relative_to(embedded.assets_path()).as_posix() for path in shipped} == set(
-        manifest["sha256"]
-    )
+    assert {path.relative_to(embedded.assets_path()).as_posix() for path in shipped} == set(manifest["sha256"])
     assert sum(path.stat().st_size for path in shipped) < MAX_ASSETS_BYTES
 
 

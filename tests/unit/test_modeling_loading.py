@@ -99,7 +99,7 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_eos(tmp_path):
 def test_a_tokenizer_with_neither_pad_nor_eos_is_refused(tmp_path):
     folder = copy_base(tmp_path / "base")
     edit_json(folder / "tokenizer_config.json", lambda config: (config.pop("pad_token"), config.pop("eos_token")))
-    with pytest.raises(ModelError, match="has neither a pad nor an eos token. Set one"):
+    with pytest.raises(ModelError, match=r"has neither a pad nor an eos token. Set one"):
         load_tokenizer(Model(name=str(folder)))
 
 

@@ -7,6 +7,7 @@ from model_fixtures import CONFIGS, build_model, copy_base
 
 from qlora_ray.config.schema import Lora, Model
 from qlora_ray.errors import ModelError
+from qlora_ray.hardware import ModelShape
 from qlora_ray.modeling.targets import check_targets, linear_names, resolve_targets
 
 GATED_MLP = ["down_proj", "gate_proj", "up_proj"]
@@ -22,7 +23,13 @@ EXPECTED = {
         ["dense", "query_key_value"],
         ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"],
     ),
-    "gpt2": (["c_attn"], ["c_attn", "c_proj"], ["c_attn", "c_fc", "c_proj"]),
+    # The MLP of a GPT-2 block ends in a c_proj of its own, which is no attention.
+    "gpt2": (["c_attn"], ["attn.c_proj", "c_attn"], ["c_attn", "c_fc", "c_proj"]),
+    "phi": (
+        ["q_proj", "v_proj"],
+        ["dense", "k_proj", "q_proj", "v_proj"],
+        ["dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"],
+    ),
     "opt": (
         ["q_proj", "v_proj"],
         ["k_proj", "out_proj", "q_proj", "v_proj"],
@@ -40,6 +47,18 @@ def test_presets_find_the_modules_of_an_architecture(architecture):
     model = build_model(architecture)
     found = tuple(resolve_targets(model, preset) for preset in ("attention-qv", "attention", "all-linear"))
     assert found == EXPECTED[architecture]
+
+
+@pytest.mark.parametrize("architecture", [name for name in CONFIGS if name != "opt"])  # of no layout the planner knows
+@pytest.mark.parametrize("preset", ["attention-qv", "attention", "all-linear"])
+def test_the_adapter_is_as_large_as_the_planner_counts_it(architecture, preset):
+    from peft import LoraConfig, get_peft_model
+
+    model = build_model(architecture)
+    planned = ModelShape.from_hf_config(model.config.to_dict()).num_adapter_parameters(preset, 4)
+    targets = resolve_targets(model, preset)
+    peft = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    assert peft.get_nb_trainable_parameters()[0] == planned
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

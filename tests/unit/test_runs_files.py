@@ -53,7 +53,7 @@ def test_a_new_file_on_a_full_disk_is_not_there_at_all(tmp_path, monkeypatch):
 
 
 def test_a_file_in_a_missing_folder_cannot_be_written(tmp_path):
-    with pytest.raises(RunError, match="gone/a.txt: cannot be written: No such file or directory"):
+    with pytest.raises(RunError, match=r"gone/a.txt: cannot be written: No such file or directory"):
         write_text(tmp_path / "gone" / "a.txt", "x")
 
 

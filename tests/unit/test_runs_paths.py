@@ -69,8 +69,11 @@ def test_an_empty_folder_may_be_taken(paths):
     assert paths.trials.is_dir()
 
 
-def test_a_folder_that_holds_anything_is_refused_with_the_way_to_resume_it(paths):
+@pytest.mark.parametrize("file", ["manifest.json", "notes.txt", "trials/0000/record.json"])
+def test_a_folder_that_holds_anything_is_refused_with_the_way_to_resume_it(paths, file):
     paths.create()
+    (paths.root / file).parent.mkdir(exist_ok=True)
+    (paths.root / file).write_text("")
     with pytest.raises(RunError, match=r"mine is already used\. Choose .* python -m qlora_ray\.sweep --resume .*mine"):
         paths.create()
 
@@ -82,11 +85,19 @@ def test_a_file_of_that_name_is_refused(paths):
         paths.create()
 
 
-def test_of_two_sweeps_that_start_at_once_one_loses(paths, monkeypatch):
-    monkeypatch.setattr(SweepPaths, "check_unused", lambda self: None)
+def test_a_name_is_free_again_after_a_sweep_that_was_killed_before_its_manifest(paths):
     paths.create()
-    with pytest.raises(RunError, match="cannot be made: File exists"):
+    with paths.lock():
+        (paths.logs / "driver.log").write_text("killed")
+    paths.create()
+    assert list(paths.trials.iterdir()) == []
+
+
+def test_a_name_is_not_free_while_its_sweep_is_still_planning(paths):
+    paths.create()
+    with paths.lock(), pytest.raises(RunError, match="another sweep is running there"):
         paths.create()
+    assert paths.trials.is_dir()
 
 
 def test_a_folder_below_a_file_cannot_be_made(tmp_path):
@@ -121,10 +132,9 @@ def test_a_relative_folder_is_measured_where_it_will_be(tmp_path, monkeypatch):
 
 def test_a_lock_is_held_once_and_is_free_again_afterwards(paths):
     paths.create()
-    with paths.lock():
-        with pytest.raises(RunError, match=r"mine: another sweep is running there\. Wait for it, or stop it"):
-            with paths.lock():
-                pass
+    busy = pytest.raises(RunError, match=r"mine: another sweep is running there\. Wait for it, or stop it")
+    with paths.lock(), busy, paths.lock():
+        pass
     with paths.lock():
         pass
 

@@ -20,7 +20,7 @@ def load(space, **config):
 
 
 def refused(space, **config):
-    with pytest.raises(ConfigError, match=".") as caught:
+    with pytest.raises(ConfigError, match=r".") as caught:
         load(space, **config)
     return caught.value.problems
 

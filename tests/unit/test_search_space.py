@@ -100,13 +100,17 @@ def test_a_range_without_a_step_has_no_grid():
 
 def test_the_extremes_are_all_corners_of_what_decides_memory_and_nothing_else():
     corners = make_space().extremes(CONFIG)
-    assert {(c.lora.r, str(c.lora.target_modules), c.training.gradient_accumulation_steps) for c in corners} == {
-        (r, targets, steps)
+    assert {
+        (c.lora.r, c.lora.lora_dropout, str(c.lora.target_modules), c.training.gradient_accumulation_steps)
+        for c in corners
+    } == {
+        (r, dropout, targets, steps)
         for r in (4, 64)
+        for dropout in (0.0, 0.1)
         for targets in ("attention-qv", "['q_proj', 'v_proj']", "['q_proj']")
         for steps in (2, 8)
     }
-    assert len(corners) == 12
+    assert len(corners) == 24
     assert {corner.training.learning_rate for corner in corners} == {CONFIG.training.learning_rate}
 
 

@@ -15,11 +15,13 @@ from qlora_ray.search.study import (
     INTERRUPTED,
     RESUMED_FROM_ATTRIBUTE,
     count_finished,
+    describe_unused,
     end_interrupted,
     enqueue_known_points,
     interrupted_trials,
     make_sampler,
     open_study,
+    remove_stale_lock,
     requeue_interrupted,
 )
 
@@ -105,14 +107,23 @@ def test_a_grid_visits_each_of_its_points_once_across_a_resume(tmp_path):
     assert sorted(visited) == [(4, False), (4, True), (8, False), (8, True)]
 
 
-def test_a_grid_runs_a_known_point_that_leaves_something_open(tmp_path):
-    space = {"lora.r": {"choices": [4, 8]}, "lora.use_dora": {"choices": [True, False]}}
-    sweep = Sweep(tmp_path, sampler="grid", space={**space, "points_to_evaluate": [{"lora.r": 8}]}, num_trials=4)
+def test_a_grid_visits_its_own_points_only(tmp_path):
+    space = {"lora.r": {"choices": [4, 8]}, "points_to_evaluate": [{"lora.r": 8}]}
+    sweep = Sweep(tmp_path, sampler="grid", space=space, num_trials=2)
     study = sweep.open()
-    enqueue_known_points(study, sweep.space)
-    trial = sweep.ask(study)
-    study.tell(trial, 1.0)
-    assert trial.params["lora.r"] == 8 and trial.params["lora.use_dora"] in (True, False)
+    enqueue_known_points(study, search=sweep.config.search, space=sweep.space)
+    assert study.get_trials() == []
+
+
+def test_a_grid_goes_on_from_a_trial_that_was_killed_before_it_had_all_its_parameters(tmp_path):
+    space = {"lora.r": {"choices": [4, 8]}, "lora.use_dora": {"choices": [True, False]}}
+    sweep = Sweep(tmp_path, sampler="grid", space=space, num_trials=4)
+    study = sweep.open()
+    first = study.ask().suggest_categorical("lora.r", [4, 8])
+    study = sweep.open()
+    assert requeue_interrupted(study) == [0]
+    again = sweep.ask(study)
+    assert again.params["lora.r"] == first and again.params["lora.use_dora"] in (True, False)
 
 
 def test_parallel_trials_of_a_grid_are_different_points(tmp_path):
@@ -144,8 +155,8 @@ def test_known_points_run_first_in_their_order_and_once(tmp_path):
     points = [{"lora.r": 8, "lora.target_modules": ["q_proj", "v_proj"]}, {"training.learning_rate": 2e-4}]
     sweep = Sweep(tmp_path, sampler="tpe", space={**SPACE, "points_to_evaluate": points})
     study = sweep.open()
-    enqueue_known_points(study, sweep.space)
-    enqueue_known_points(sweep.open(), sweep.space)
+    enqueue_known_points(study, search=sweep.config.search, space=sweep.space)
+    enqueue_known_points(sweep.open(), search=sweep.config.search, space=sweep.space)
     asked = [sweep.space.decode(sweep.ask(study).params) for _ in range(3)]
     assert asked[0] | points[0] == asked[0]
     assert asked[1]["training.learning_rate"] == 2e-4
@@ -222,7 +233,7 @@ def test_a_kill_between_the_reason_and_the_end_loses_no_trial(sweep, monkeypatch
         raise KeyboardInterrupt("kill -9")
 
     monkeypatch.setattr(study, "tell", killed)
-    with pytest.raises(KeyboardInterrupt, match="^kill -9$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^kill -9$"):
         end_interrupted(study)
     study = sweep.open()
     assert study.user_attrs[INTERRUPTED] == [0, 1]
@@ -242,7 +253,7 @@ def test_a_kill_between_two_queued_trials_queues_the_other_one_on_the_next_resum
         raise KeyboardInterrupt("kill -9")
 
     monkeypatch.setattr(study, "enqueue_trial", killed_after_the_first)
-    with pytest.raises(KeyboardInterrupt, match="^kill -9$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^kill -9$"):
         requeue_interrupted(study)
     assert requeue_interrupted(sweep.open()) == [1]
 
@@ -259,3 +270,32 @@ def test_a_grid_goes_on_after_an_interruption(tmp_path):
     assert again.params == first
     assert {again.params["lora.r"], other.params["lora.r"]} == {4, 8}
     assert count_finished(study) == 2
+
+
+def test_a_lock_that_a_killed_driver_left_is_removed(sweep):
+    sweep.run(1)
+    lock = sweep.path.with_name("study.journal.lock")
+    lock.symlink_to(sweep.path)
+    remove_stale_lock(sweep.path)
+    assert len(sweep.open().get_trials()) == 1
+    assert not lock.is_symlink()
+    remove_stale_lock(sweep.path)
+
+
+@pytest.mark.parametrize(
+    ("search", "unused"),
+    [
+        ({"sampler": "tpe", "num_startup_trials": 3, "grace_reports": 2, "reduction_factor": 2}, []),
+        ({"sampler": "random", "num_startup_trials": 3}, ["search.num_startup_trials"]),
+        ({"scheduler": "none", "grace_reports": 2, "reduction_factor": 2}, ["search.grace_", "search.reduction_"]),
+        ({"scheduler": "median", "reduction_factor": 2}, ["search.reduction_factor"]),
+        ({"scheduler": "hyperband", "grace_reports": 2}, ["search.grace_reports"]),
+        ({"scheduler": "none"}, []),
+        ({"sampler": "cma-es"}, ["sampler cma-es searches ranges; it draws lora.r, lora.target_modules at random"]),
+    ],
+)
+def test_settings_that_sampler_and_scheduler_do_not_use_are_named(search, unused):
+    config = SweepConfig.model_validate({"search": {"space": SPACE, **search}})
+    found = describe_unused(config.search, load_space(config))
+    assert len(found) == len(unused)
+    assert all(line.startswith(beginning) for line, beginning in zip(found, unused, strict=True))

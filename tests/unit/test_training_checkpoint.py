@@ -77,7 +77,7 @@ def test_tensors_that_are_views_are_saved_too(tmp_path):
 
 
 def test_a_missing_state_is_a_run_error(tmp_path):
-    with pytest.raises(RunError, match="state: holds no readable trial state: .*No such file"):
+    with pytest.raises(RunError, match=r"state: holds no readable trial state: .*No such file"):
         TrialState.load(tmp_path / "state")
 
 
