@@ -9,7 +9,8 @@ from typing import Any
 
 from fake_engine import FakeEngine
 
-from qlora_ray.orchestration.executor import ExecutorCore, ExecutorTerms
+from qlora_ray.orchestration.executor import ExecutorTerms
+from qlora_ray.orchestration.executor_core import ExecutorCore
 from qlora_ray.runs import SweepPaths
 from qlora_ray.training.engine import Report, TrialSpec
 

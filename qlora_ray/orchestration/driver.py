@@ -65,27 +65,37 @@ def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool) -> Su
     if not is_resume:
         paths.create()
     started = _Started(is_resume)
+    # The folder is only removed while its lock is ours: another sweep may have taken its name.
+    with paths.lock():
+        try:
+            with noise_to(paths.logs / "driver.log") as console:
+                return _run_or_explain(preflight, paths=paths, is_resume=is_resume, console=console, started=started)
+        except (QloraRayError, KeyboardInterrupt) as error:
+            if not started.value and not isinstance(error, SweepFailed):
+                shutil.rmtree(paths.root, ignore_errors=True)
+                if is_new_parent:
+                    with contextlib.suppress(OSError):
+                        paths.root.parent.rmdir()
+            raise
+
+
+def _run_or_explain(
+    preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: Console, started: _Started
+) -> Summary:
+    """Runs the sweep; what is nobody's bad input becomes a SweepFailed, with its traceback in the log."""
     try:
-        with paths.lock(), noise_to(paths.logs / "driver.log") as console:
-            try:
-                return _run(preflight, paths=paths, is_resume=is_resume, console=console, started=started)
-            except QloraRayError:
-                raise
-            except Exception as error:
-                traceback.print_exc()
-                raise SweepFailed(
-                    f"{paths.root}: the sweep broke: {type(error).__name__}: {str(error).splitlines()[0]}. "
-                    f"The traceback is in {paths.logs / 'driver.log'}."
-                ) from None
-            finally:
-                console.end_progress()
-    except (QloraRayError, KeyboardInterrupt) as error:
-        if not started.value and not isinstance(error, SweepFailed):
-            shutil.rmtree(paths.root, ignore_errors=True)
-            if is_new_parent:
-                with contextlib.suppress(OSError):
-                    paths.root.parent.rmdir()
+        return _run(preflight, paths=paths, is_resume=is_resume, console=console, started=started)
+    except QloraRayError:
         raise
+    except Exception as error:
+        traceback.print_exc()
+        cause = (str(error).splitlines() or [""])[0]
+        raise SweepFailed(
+            f"{paths.root}: the sweep broke: {type(error).__name__}: {cause}. "
+            f"The traceback is in {paths.logs / 'driver.log'}."
+        ) from None
+    finally:
+        console.end_progress()
 
 
 def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: Console, started: _Started) -> Summary:
@@ -132,13 +142,14 @@ def _open_study(
     search = preflight.config.search
     remove_stale_lock(paths.study)
     study = open_study(paths.study, name=paths.name, search=search, space=preflight.space)
+    # Also on a resume: the first driver may have been killed before it did; points that are there stay single.
+    enqueue_known_points(study, search=search, space=preflight.space)
     if is_resume:
         ledger.restore()
         settle_finished(study, ledger)
         requeued = requeue_interrupted(study)
         ledger.note("sweep_resumed", reason=f"{len(requeued)} interrupted trials are queued again")
     else:
-        enqueue_known_points(study, search=search, space=preflight.space)
         ledger.note("sweep_started", reason=f"{search.num_trials} trials, {num_slots} slots")
     return study
 

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import time
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console, format_duration
+from qlora_ray.orchestration.records import State, TrialEntry, format_csv, metric_of, record_of
 from qlora_ray.runs import EventLog, SweepPaths, append_line, read_json, write_json, write_text
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.paths import trial_id_of
-
-State = Literal["running", "complete", "pruned", "failed", "interrupted"]
-
-
-@dataclass
-class TrialEntry:
-    """One trial's page."""
-
-    number: int
-    params: dict[str, Any]
-    opened_at: float
-    resumed_from: int | None = None
-    state: State = "running"
-    cause: str | None = None
-    closed_at: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    intermediate: dict[int, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    failure: list[str] | None = None
-    is_final: bool = False
-    num_retries: int = 0
-    waited_s: float = 0.0
-    train_s: float = 0.0
-    tokens: float = 0.0
-
-    @property
-    def id(self) -> str:
-        """The trial's id."""
-        return trial_id_of(self.number)
 
 
 @dataclass(frozen=True)
@@ -144,7 +114,9 @@ class Ledger:
                 # Only a trial that can go on needs its state; adapters of large bases would fill the disk.
                 shutil.rmtree(self._paths.trial(entry.id).state, ignore_errors=True)
             self._write_record(entry)
-            self._write_table()
+            write_text(
+                self._paths.trials_table, format_csv(self.entries.values(), objectives=self._config.search.objectives)
+            )
             self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)
             self._console.event(self._describe_end(entry))
             self.show_progress()
@@ -152,7 +124,7 @@ class Ledger:
 
     def outcome_of(self, entry: TrialEntry) -> Outcome:
         """How a trial ended, as the study is told it."""
-        values = [self._metric(entry, name) for name in self._config.search.objectives]
+        values = [metric_of(entry, name) for name in self._config.search.objectives]
         return Outcome(entry.state, entry.cause, [value for value in values if value is not None])
 
     def interrupt(self) -> None:
@@ -178,7 +150,7 @@ class Ledger:
 
     def value_of(self, entry: TrialEntry) -> float | None:
         """The first objective's last value."""
-        return self._metric(entry, self.objective)
+        return metric_of(entry, self.objective)
 
     def counts(self) -> dict[str, int]:
         """Trials by state."""
@@ -233,11 +205,6 @@ class Ledger:
             return "interrupted", "the sweep was stopped"
         return "pruned", f"stopped by {self._config.search.scheduler} at report {max(entry.intermediate, default=0)}"
 
-    def _metric(self, entry: TrialEntry, name: str) -> float | None:
-        if name == "trainable_parameters":
-            return entry.facts.get(name)
-        return entry.metrics.get(name)
-
     def _describe_end(self, entry: TrialEntry) -> str:
         value = self.value_of(entry)
         parts = [f"trial {entry.id}", f"{entry.state:<8}"]
@@ -257,68 +224,8 @@ class Ledger:
         write_json(self._paths.trial(entry.id).record, self.record_of(entry))
 
     def record_of(self, entry: TrialEntry) -> dict[str, Any]:
-        """The trial's record: every value that really ran, none left as an expression."""
-        executor = entry.facts.get("executor", {})
-        return {
-            "trial": entry.id,
-            "number": entry.number,
-            "state": entry.state,
-            "cause": entry.cause,
-            "message": entry.failure[1] if entry.failure else None,
-            "params": entry.params,
-            "resumed_from": None if entry.resumed_from is None else trial_id_of(entry.resumed_from),
-            "objective": {self.objective: self.value_of(entry)},
-            "metrics": entry.metrics,
-            "reports": entry.intermediate,
-            "ran": {key: value for key, value in entry.facts.items() if key != "executor"},
-            "bf16": executor.get("bf16"),
-            "fp16": executor.get("fp16"),
-            "executor": executor,
-            "tokens_per_s": round(entry.tokens / entry.train_s, 1) if entry.train_s else None,
-            "memory": {
-                "peak_bytes": entry.metrics.get("peak_memory_bytes"),
-                "estimated_bytes": executor.get("estimated_memory_bytes"),
-            },
-            "times": {
-                "opened": entry.opened_at,
-                "closed": entry.closed_at,
-                "waited_s": round(entry.waited_s, 3),
-                "train_s": round(entry.train_s, 3),
-            },
-            "num_retries": entry.num_retries,
-            "adapter": str(self._paths.trial(entry.id).adapter) if entry.state == "complete" else None,
-            **self._common,
-        }
-
-    def _write_table(self) -> None:
-        paths = sorted({path for entry in self.entries.values() for path in entry.params})
-        columns = [
-            "trial",
-            "state",
-            *self._config.search.objectives,
-            "reports",
-            "train_s",
-            "tokens_per_s",
-            *paths,
-            "cause",
-        ]
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-        writer.writeheader()
-        for entry in sorted(self.entries.values(), key=lambda e: e.number):
-            writer.writerow(
-                {
-                    "trial": entry.id,
-                    "state": entry.state,
-                    **{name: self._metric(entry, name) for name in self._config.search.objectives},
-                    "reports": len(entry.intermediate),
-                    "train_s": round(entry.train_s, 3),
-                    "tokens_per_s": round(entry.tokens / entry.train_s, 1) if entry.train_s else "",
-                    **entry.params,
-                    "cause": entry.cause or "",
-                }
-            )
-        write_text(self._paths.trials_table, buffer.getvalue())
+        """The record of one trial."""
+        return record_of(entry, adapter=self._paths.trial(entry.id).adapter, common=self._common)
 
 
 def describe_params(params: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import QloraRayError
-from qlora_ray.orchestration.executor import LeaseLost
+from qlora_ray.orchestration.executor_core import LeaseLost
 from qlora_ray.orchestration.pool import Lease, NoExecutors, describe_death
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values

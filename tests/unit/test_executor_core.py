@@ -10,7 +10,7 @@ import pytest
 from fake_engine import DIVERGING_DECAY, FakeEngine, fake_loss
 
 from qlora_ray.config.schema import Lora, Training
-from qlora_ray.orchestration.executor import ExecutorCore, LeaseLost
+from qlora_ray.orchestration.executor_core import ExecutorCore, LeaseLost
 from qlora_ray.runs import SweepPaths
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import TrialSpec
