@@ -25,6 +25,7 @@ from qlora_ray.orchestration.preflight import (
 )
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.summary import Summary, print_outcome, print_plan, write_summary
+from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.orchestration.winner import choose_winner
 from qlora_ray.runs import SweepPaths, read_json, write_json
 from qlora_ray.search.study import (
@@ -127,6 +128,7 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
             interrupted = True
         # What is still open was cut off, by Ctrl-C or by the loss of every executor.
         ledger.interrupt()
+        settle_finished(study, ledger)
         end_interrupted(study)
         summary = write_summary(ledger, winner, paths=paths, interrupted=interrupted)
         ledger.note("sweep_ended", reason=summary.status)
@@ -194,7 +196,6 @@ def _search(
     preflight: Preflight, *, plan: Plan, paths: SweepPaths, ledger: Ledger, study: optuna.Study, pool: Any
 ) -> None:
     from qlora_ray.orchestration.trial import TrialTerms
-    from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 
     config = preflight.config
     searcher = StudySearcher(
@@ -213,9 +214,12 @@ def _search(
     terms = TrialTerms(config, len(preflight.data.train), pool)
     ledger.show_progress()
     try:
-        run_trials(terms, searcher=searcher, gate=gate, search=config.search, logs=paths.logs)
+        with _signals_stop(gate, ledger):
+            run_trials(terms, searcher=searcher, gate=gate, search=config.search, logs=paths.logs)
     finally:
         pump.end()
+    if gate.is_interrupted:
+        raise KeyboardInterrupt
 
 
 def _close(pool: Any) -> None:
@@ -223,6 +227,25 @@ def _close(pool: Any) -> None:
 
     ray.get(pool.close.remote())
     ray.kill(pool)
+
+
+@contextmanager
+def _signals_stop(gate: Gate, ledger: Ledger) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends Tune's loop between two steps, so that no record is half told; a second
+    one interrupts where it is."""
+
+    def stop(signum: int, frame: Any) -> None:
+        if gate.is_interrupted:
+            raise KeyboardInterrupt
+        gate.is_interrupted = True
+        ledger.is_stopping = True
+
+    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager

@@ -69,7 +69,11 @@ class ExecutorCore:
         with self._changed:
             self._engine.admit(spec, state)
             self._asked_at[spec.trial_id] = self._clock()
-            self._runnable.add(spec.trial_id)
+            if state is not None and state.metrics:
+                # The driver may have been killed before it heard of the report that the state was written at.
+                self._reports[spec.trial_id] = Report(spec.trial_id, state.report_index, False, state.metrics)
+            else:
+                self._runnable.add(spec.trial_id)
             self._changed.notify_all()
         return state is not None
 

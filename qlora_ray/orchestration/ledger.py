@@ -94,7 +94,8 @@ class Ledger:
         if result["failure"]:
             entry.failure = result["failure"]
             return
-        self._enter(entry, result["report_index"], result["metrics"])
+        if not self._enter(entry, result["report_index"], result["metrics"]):
+            return
         line = {"report_index": result["report_index"], "time": round(time.time(), 3), **entry.metrics}
         append_line(self._paths.trial(entry.id).metrics, line)
         self._events.write(
@@ -170,18 +171,22 @@ class Ledger:
         parts.append(f"ETA {self._eta(done, total)}")
         self._console.progress(" · ".join(parts))
 
-    def _enter(self, entry: TrialEntry, report_index: int, metrics: dict[str, float]) -> None:
+    def _enter(self, entry: TrialEntry, report_index: int, metrics: dict[str, float]) -> bool:
+        """Enters a report's metrics; False if it was there already."""
         if report_index in entry.intermediate:
-            return
+            return False
         entry.metrics = {name: value for name, value in metrics.items() if name not in ("report_index", "time")}
         entry.train_s += entry.metrics.get("train_s", 0.0)
         entry.tokens += entry.metrics.get("train_s", 0.0) * entry.metrics.get("tokens_per_s", 0.0)
         value = self.value_of(entry)
         if value is not None:
             entry.intermediate[report_index] = value
+        return True
 
     def _inherit(self, entry: TrialEntry, earlier: TrialEntry) -> None:
         """The reports behind the state that a trial goes on from are its own."""
+        if not self._paths.trial(earlier.id).metrics.exists():
+            return
         shutil.copy(self._paths.trial(earlier.id).metrics, self._paths.trial(entry.id).metrics)
         for line in read_lines(self._paths.trial(entry.id).metrics):
             self._enter(entry, line["report_index"], line)

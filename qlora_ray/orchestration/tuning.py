@@ -60,6 +60,7 @@ class Gate(tune.Callback, tune.Stopper):
         self._searcher = searcher
         self._ledger = ledger
         self.stop_reason: str | None = None
+        self.is_interrupted = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for the searcher."""
@@ -81,7 +82,7 @@ class Gate(tune.Callback, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether the whole search ends now."""
-        return self.stop_reason is not None
+        return self.is_interrupted or self.stop_reason is not None
 
 
 class EventPump:

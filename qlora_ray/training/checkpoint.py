@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class TrialState:
         optimizer: Moments by `<parameter index>/<name>`, on the CPU.
         optimizer_facts: The optimizer's numbers that are not tensors, under the same keys.
         loss_scale: GradScaler's scale and growth tracker under fp16, else empty.
+        metrics: What the trial reported there: a driver killed before it heard of it is told again.
     """
 
     trial_id: str
@@ -40,6 +41,7 @@ class TrialState:
     optimizer: dict[str, torch.Tensor]
     optimizer_facts: dict[str, Any]
     loss_scale: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Writes the state whole, replacing an older one."""
@@ -54,6 +56,7 @@ class TrialState:
             "report_index": self.report_index,
             "optimizer_facts": self.optimizer_facts,
             "loss_scale": self.loss_scale,
+            "metrics": self.metrics,
         }
         with whole_folder(folder) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS_FILE)
@@ -85,6 +88,7 @@ class TrialState:
             optimizer=_strip(tensors, "optimizer."),
             optimizer_facts=facts["optimizer_facts"],
             loss_scale=facts["loss_scale"],
+            metrics=facts["metrics"],
         )
 
 

@@ -20,6 +20,7 @@ from transformers import PrinterCallback
 
 from qlora_ray.errors import QloraRayError, TrialDiverged
 from qlora_ray.evaluation.loss import evaluate_loss
+from qlora_ray.hardware.plan import largest_divisor
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.budget import sample_order
@@ -238,14 +239,10 @@ class SftRun:
             "peak_memory_bytes": peak_memory_bytes(self._base.device),
         }
         self.state = self._trainer.take_state(step, index)
+        self.state.metrics = metrics
         is_final = step == budget.num_steps
         self._reports.put(Report(self.spec.trial_id, index, is_final, metrics, facts=self._facts))
         self._go.acquire()
-
-
-def largest_divisor(number: int, *, at_most: int) -> int:
-    """The largest divisor of a number that is no larger than a bound (at least 1)."""
-    return next(size for size in range(max(1, min(number, at_most)), 0, -1) if number % size == 0)
 
 
 def peak_memory_bytes(device: str) -> int:

@@ -16,6 +16,16 @@ from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
 
 OPTIONS = ("--set", "results.name=s")
+TWO_LONG_TRIALS = {"cluster": {"max_slots": 1}, "search": {"num_trials": 2, "num_reports": 12}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
+    """The sweep that others are disturbed versions of: two trials of twelve reports, one at a time."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = run_sweep("--config", write_config(folder, **TWO_LONG_TRIALS), *OPTIONS, cwd=folder)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return SweepPaths(folder / "results" / "s")
 
 
 def eval_losses(paths: SweepPaths, trial_id: str) -> list[float]:
@@ -41,33 +51,35 @@ def test_a_driver_killed_at_any_moment_loses_no_finished_trial(tmp_path: Path) -
     assert len(opened) == len(set(opened))
 
 
-def test_ctrl_c_stops_cleanly_says_how_to_go_on_and_going_on_gives_the_same_numbers(tmp_path: Path) -> None:
-    config = write_config(tmp_path, cluster={"max_slots": 1})
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_says_how_to_go_on_and_going_on_gives_the_same_numbers(
+    tmp_path: Path, undisturbed: SweepPaths, signum: signal.Signals
+) -> None:
+    config = write_config(tmp_path, **TWO_LONG_TRIALS)
     paths = SweepPaths(tmp_path / "results" / "s")
     with started_sweep("--config", config, *OPTIONS, cwd=tmp_path) as process:
         read_until(process, "trial 0000  complete")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signum)
         read_until(process, "Go on with: python -m qlora_ray.sweep --resume results/s")
         assert process.wait() == 130
     assert read_json(paths.summary)["status"] == "interrupted"
     assert "running" not in {read_json(path)["state"] for path in paths.trials.glob("*/record.json")}
     resumed = run_sweep("--resume", paths.root, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    undisturbed = SweepPaths(tmp_path / "results" / "u")
-    run_sweep("--config", config, "--set", "results.name=u", cwd=tmp_path)
-    by_rate = {
-        record["params"]["training.learning_rate"]: record["metrics"]["eval_loss"]
-        for record in map(read_json, paths.trials.glob("*/record.json"))
-        if record["state"] == "complete"
-    }
-    for number in range(2):
-        record = read_json(undisturbed.trial(f"{number:04d}").record)
-        rate = record["params"]["training.learning_rate"]
-        assert by_rate[rate] == record["metrics"]["eval_loss"]
+    complete = [
+        record for record in map(read_json, paths.trials.glob("*/record.json")) if record["state"] == "complete"
+    ]
+    assert len(complete) == 2
+    for number in (0, 1):
+        expected = read_json(undisturbed.trial(f"{number:04d}").record)
+        again = next(record for record in complete if record["params"] == expected["params"])
+        assert again["reports"] == expected["reports"]
 
 
-def test_a_killed_executor_is_replaced_and_its_trial_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
-    config = write_config(tmp_path, cluster={"max_slots": 1}, search={"num_trials": 2, "num_reports": 12})
+def test_a_killed_executor_is_replaced_and_its_trial_goes_on_with_the_same_numbers(
+    tmp_path: Path, undisturbed: SweepPaths
+) -> None:
+    config = write_config(tmp_path, **TWO_LONG_TRIALS)
     paths = SweepPaths(tmp_path / "results" / "s")
     with started_sweep("--config", config, *OPTIONS, cwd=tmp_path) as process:
         read_until(process, "trial 0000  complete")
@@ -76,10 +88,7 @@ def test_a_killed_executor_is_replaced_and_its_trial_goes_on_with_the_same_numbe
         assert process.stdout is not None
         process.stdout.read()
         assert process.wait() == 0
-    events = [event["event"] for event in read_events(paths.events)]
-    assert "executor_lost" in events
-    undisturbed = SweepPaths(tmp_path / "results" / "u")
-    run_sweep("--config", config, "--set", "results.name=u", cwd=tmp_path)
+    assert "executor_lost" in {event["event"] for event in read_events(paths.events)}
     for trial_id in ("0000", "0001"):
         assert eval_losses(paths, trial_id) == eval_losses(undisturbed, trial_id)
 

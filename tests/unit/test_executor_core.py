@@ -13,6 +13,7 @@ from qlora_ray.config.schema import Lora, Training
 from qlora_ray.orchestration.executor_core import ExecutorCore, LeaseLost
 from qlora_ray.runs import SweepPaths
 from qlora_ray.training.budget import make_budget
+from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import TrialSpec
 
 WAIT_S = 20.0
@@ -181,3 +182,22 @@ def test_an_engine_that_raises_fails_the_trials_it_was_training(core: ExecutorCo
     assert report is not None
     assert report.failure is not None
     assert "kernel launch failed" in report.failure.message
+
+
+def test_a_restored_trial_tells_the_report_its_state_was_written_at_again(
+    core: ExecutorCore, engine: FakeEngine, clock: Clock, tmp_path: Path
+) -> None:
+    core.admit(make_spec("0000"), resume=False)
+    told = core.next_report("0000", timeout_s=WAIT_S)
+    assert told is not None
+    core.evict("0000")
+    state = TrialState.load(SweepPaths(tmp_path).trial("0000").state)
+    state.metrics = told.metrics
+    state.save(SweepPaths(tmp_path).trial("0000").state)
+    assert core.admit(make_spec("0000"), resume=True) is True
+    again = core.next_report("0000", timeout_s=WAIT_S)
+    following = core.next_report("0000", timeout_s=WAIT_S)
+    assert again is not None
+    assert (again.index, again.metrics) == (told.index, told.metrics)
+    assert following is not None
+    assert following.index == told.index + 1
