@@ -192,6 +192,8 @@ class Pool:
         for trial_id, (lease, _) in list(self._leases.items()):
             if lease.executor_index == member.index:
                 del self._leases[trial_id]
+        # One that is only cut off would keep its share of the device, and its successor would wait for ever.
+        ray.kill(member.handle)
         was_ready = member.state == "ready"
         member.restarts += 1
         if member.watcher is not None and member.watcher is not asyncio.current_task():

@@ -105,8 +105,13 @@ class SweepTrial(tune.Trainable):
                     if self._lease is None:
                         self._enter()
                     return self._poll()
-                except (RayActorError, LeaseLost) as error:
+                except RayActorError as error:
+                    assert self._lease is not None
+                    _get(self._terms.pool.report_lost.remote(self._lease.executor_index, self._lease.generation))
                     self._retry(describe_death(error))
+                except LeaseLost as error:
+                    # The executor lives; it took this trial's silence (a long pause of its node) for its end.
+                    self._retry(str(error))
         except (QloraRayError, RayTaskError) as error:
             message = describe_death(error)
             return Report(self._id, 0, True, {}, failure=Failure("error", message, str(error)))
@@ -134,14 +139,12 @@ class SweepTrial(tune.Trainable):
 
     def _retry(self, reason: str) -> None:
         """Goes on elsewhere from the last state, unless this trial has lost its executor too often."""
-        assert self._lease is not None
-        _get(self._terms.pool.report_lost.remote(self._lease.executor_index, self._lease.generation))
         _get(self._terms.pool.release.remote(self._id))
         self._lease = None
         self._num_retries += 1
         self._resume = True
         if self._num_retries > self._terms.config.cluster.max_trial_retries:
-            raise NoExecutors(f"its executor was lost {self._num_retries} times; the last time: {reason}")
+            raise NoExecutors(f"its slot was lost {self._num_retries} times; the last time: {reason}")
 
     def _leave(self) -> None:
         if self._lease is not None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from qlora_ray.data import TokenizedSplit
 
+# Trainers insist on a folder, and nothing is ever saved there: one for all, so that a killed process leaves none.
+SCRATCH = Path(tempfile.gettempdir()) / "qlora_ray_trainer"
 # Arguments that say nothing about the result.
 UNRECORDED_ARGUMENTS = ("output_dir", "dataset_kwargs", "report_to")
 
@@ -147,18 +149,17 @@ class SftRun:
         if self._base.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         try:
-            with tempfile.TemporaryDirectory(prefix="qlora_ray_sft_") as scratch:
-                arguments = sft_arguments(
-                    self.spec,
-                    micro_batch=self._micro_batch,
-                    precision=self._base.precision,
-                    device=self._base.device,
-                    output_dir=Path(scratch),
-                    num_steps=self.spec.budget.num_steps - start_step,
-                )
-                self._facts = self._describe(arguments)
-                self._trainer = self._make_trainer(arguments, start_step)
-                self._trainer.train()
+            arguments = sft_arguments(
+                self.spec,
+                micro_batch=self._micro_batch,
+                precision=self._base.precision,
+                device=self._base.device,
+                output_dir=SCRATCH,
+                num_steps=self.spec.budget.num_steps - start_step,
+            )
+            self._facts = self._describe(arguments)
+            self._trainer = self._make_trainer(arguments, start_step)
+            self._trainer.train()
         finally:
             # SFTTrainer patches the base's forward for its chunked loss; the next trial gets a clean one.
             if base_forward is None:
@@ -167,6 +168,7 @@ class SftRun:
                 self._base.model.forward = base_forward
             if self.spec.training.gradient_checkpointing:
                 self._base.model.gradient_checkpointing_disable()
+                self._base.model.disable_input_require_grads()
             detach_adapter(self._base, self.model)
             self.model = self._trainer = None
 
