@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("stopped before any trial; nothing was kept\n")
+        sys.stderr.write("stopped\n")
         return 130
 
 

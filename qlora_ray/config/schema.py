@@ -257,6 +257,8 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _hyperband_keeps_state(self) -> SweepConfig:
-        if self.search.scheduler == "hyperband" and not self.cluster.keep_trial_state:
-            raise ValueError("search.scheduler hyperband pauses trials: it needs cluster.keep_trial_state: true")
+        if self.search.scheduler in ("hyperband", "median") and not self.cluster.keep_trial_state:
+            raise ValueError(
+                f"search.scheduler {self.search.scheduler} pauses trials: it needs cluster.keep_trial_state: true"
+            )
         return self

@@ -74,7 +74,9 @@ def plan_placements(
         raise PlacementError(
             f"cluster.slots_per_device must be 1 with packing: off, got {cluster.slots_per_device}. Drop one of them."
         )
-    seats = [Seat(device, node) for node in nodes for device in node.devices]
+    # A head node that Ray was given no CPUs of runs nothing.
+    idle = [node.hostname for node in nodes if node.num_cpus < 1]
+    seats = [Seat(device, node) for node in nodes if node.num_cpus >= 1 for device in node.devices]
     if not seats:
         raise PlacementError("placement: the cluster must have a node, got none. Start one and retry.")
     gpu_seats = [seat for seat in seats if seat.device.kind == "cuda"]
@@ -88,6 +90,7 @@ def plan_placements(
     )
     placements, total_slots, cap_words = _cap_slots(placements, cluster.max_slots)
     notes = [
+        *(f"{hostname}: no CPUs for Ray, so no trials there" for hostname in idle),
         *_note_cluster(seats, shape),
         *(note for _, class_notes in placed for note in class_notes),
         *cap_words,

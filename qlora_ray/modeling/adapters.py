@@ -42,30 +42,22 @@ def attach_adapter(base: LoadedBase, lora: Lora, *, seed: int) -> PeftModel:
     torch.manual_seed(seed)
     try:
         model = get_peft_model(base.model, config)
-    except ValueError as error:
-        raise ModelError(f"lora: PEFT cannot attach this adapter: {str(error).splitlines()[0]}") from None
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            # fp16 gradients cannot be unscaled, and bf16 weights lose small updates: adapters train in fp32.
-            parameter.data = parameter.data.float()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                # fp16 gradients cannot be unscaled, and bf16 weights lose small updates: adapters train in fp32.
+                parameter.data = parameter.data.float()
+    except BaseException as error:
+        # Out of memory halfway leaves layers behind, and the next adapter would be put on top of them.
+        _strip(base)
+        if isinstance(error, ValueError):
+            raise ModelError(f"lora: PEFT cannot attach this adapter: {str(error).splitlines()[0]}") from None
+        raise
     return model
 
 
-def detach_adapter(base: LoadedBase, model: PeftModel) -> None:
+def detach_adapter(base: LoadedBase) -> None:
     """Takes the adapter off; the base is as it was before `attach_adapter`."""
-    from peft.utils import ModulesToSaveWrapper
-
-    # PEFT 0.21's `unload` leaves a module of modules_to_save as its trained copy; the original goes back by hand.
-    originals = {
-        name: module.original_module
-        for name, module in base.model.named_modules()
-        if isinstance(module, ModulesToSaveWrapper)
-    }
-    model.unload()
-    for name, original in originals.items():
-        base.model.set_submodule(name, original)
-    for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        base.model.__dict__.pop(attribute, None)
+    _strip(base)
 
 
 @contextmanager
@@ -77,7 +69,7 @@ def saved_adapter(base: LoadedBase, folder: Path) -> Iterator[PeftModel]:
     try:
         yield model
     finally:
-        detach_adapter(base, model)
+        detach_adapter(base)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -89,3 +81,22 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 def count_parameters(model: PeftModel) -> tuple[int, int]:
     """Trainable parameters, and all parameters with packed 4-bit weights counted one by one (PEFT's count)."""
     return model.get_nb_trainable_parameters()
+
+
+def _strip(base: LoadedBase) -> None:
+    """Puts every original module back where PEFT set one of its own.
+
+    PEFT 0.21's `unload` would leave a module of modules_to_save as its trained copy.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    originals = {
+        name: module.original_module if isinstance(module, ModulesToSaveWrapper) else module.get_base_layer()
+        for name, module in base.model.named_modules()
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)
+    }
+    for name, original in originals.items():
+        base.model.set_submodule(name, original)
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        base.model.__dict__.pop(attribute, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_ray.config.schema import Model
+from qlora_ray.config.schema import Lora, Model
 from qlora_ray.errors import ModelError
 from qlora_ray.modeling.loading import cannot_load, resolve_model_name
 
@@ -75,12 +75,12 @@ def resolve_targets(model: PreTrainedModel, target_modules: str | list[str]) -> 
     return sorted(set(found))
 
 
-def check_targets(model: Model, choices: list[str | list[str]]) -> None:
-    """Resolves target modules against the base's architecture, built without weights.
+def check_targets(model: Model, choices: list[Lora]) -> None:
+    """Resolves target modules and modules to save against the base's architecture, built without weights.
 
     Args:
         model: The config section.
-        choices: All target_modules a sweep can use.
+        choices: All adapters a sweep can train, as far as their modules differ.
 
     Raises:
         ModelError: If the base lacks one of them, or cannot be built from its config.
@@ -95,8 +95,15 @@ def check_targets(model: Model, choices: list[str | list[str]]) -> None:
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     except Exception as error:
         raise cannot_load("model.name", name, error) from None
+    names = {path.rsplit(".", 1)[-1] for path, _ in skeleton.named_modules() if path}
     for choice in choices:
-        resolve_targets(skeleton, choice)
+        resolve_targets(skeleton, choice.target_modules)
+        for saved in choice.modules_to_save or ():
+            if saved.rsplit(".", 1)[-1] not in names:
+                raise ModelError(
+                    f"lora.modules_to_save: the base has no module {saved!r}; it has {', '.join(sorted(names))}. "
+                    "Name some of these, or drop it."
+                )
 
 
 def _has_linear(model: PreTrainedModel, name: str) -> bool:

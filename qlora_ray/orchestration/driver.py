@@ -18,7 +18,7 @@ from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.nodes import check_shared_storage, probe_cluster, ray_cluster
 from qlora_ray.orchestration.preflight import (
     Preflight,
-    check_same_data,
+    check_same_inputs,
     common_facts,
     describe_sweep,
     plan_sweep,
@@ -109,7 +109,7 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         plan = plan_sweep(preflight, list(profiles.values()))
         manifest = describe_sweep(preflight, plan, list(profiles.values()))
         if is_resume:
-            check_same_data(preflight, read_json(paths.manifest))
+            check_same_inputs(preflight, read_json(paths.manifest))
         write_json(paths.manifest, manifest)
         print_plan(console, preflight, plan, paths)
         ledger = Ledger(config, paths=paths, console=console, common=common_facts(preflight))
@@ -202,7 +202,6 @@ def _search(
         study,
         space=preflight.space,
         ledger=ledger,
-        paths=paths,
         num_trials=config.search.num_trials,
         num_slots=plan.total_slots,
     )

@@ -71,7 +71,9 @@ class ExecutorCore:
             self._asked_at[spec.trial_id] = self._clock()
             if state is not None and state.metrics:
                 # The driver may have been killed before it heard of the report that the state was written at.
-                self._reports[spec.trial_id] = Report(spec.trial_id, state.report_index, False, state.metrics)
+                self._reports[spec.trial_id] = Report(
+                    spec.trial_id, state.report_index, False, state.metrics, state.facts
+                )
             else:
                 self._runnable.add(spec.trial_id)
             self._changed.notify_all()
@@ -141,6 +143,8 @@ class ExecutorCore:
             with self._changed:
                 self._changed.wait_for(lambda: self._runnable or self._closed, timeout=REAP_INTERVAL_S)
             self.reap()
+            if not self._runnable:
+                continue
             try:
                 reports = self._engine.advance()
             except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +47,17 @@ class Ledger:
         self.is_stopping = False
         self.first_failure: list[str] | None = None
 
-    def open(self, number: int, params: dict[str, Any], *, resumed_from: int | None) -> None:
-        """Enters a new trial."""
+    def open(self, number: int, params: dict[str, Any], *, ancestors: Sequence[int] = ()) -> None:
+        """Enters a new trial; `ancestors` are the interrupted ones that it goes on with, nearest first."""
+        resumed_from = ancestors[0] if ancestors else None
         entry = TrialEntry(number, params, time.time(), resumed_from)
         self.entries[number] = entry
         self._paths.trial(entry.id).root.mkdir(parents=True, exist_ok=True)
-        if resumed_from is not None and self._paths.trial(entry.id).state.exists():
-            self._inherit(entry, self.entries[resumed_from])
+        for ancestor in ancestors:
+            # A driver killed in the middle of a resume leaves the state with an earlier one.
+            if self._paths.trial(trial_id_of(ancestor)).state.exists():
+                self._inherit(entry, ancestor)
+                break
         reason = f"goes on with trial {trial_id_of(resumed_from)}" if resumed_from is not None else "asked of the study"
         self._events.write("trial_opened", reason=reason, trial=entry.id, params=params)
         self._write_record(entry)
@@ -76,10 +81,16 @@ class Ledger:
                 intermediate={int(index): value for index, value in record["reports"].items()},
                 facts={**record["ran"], "executor": record["executor"]},
                 is_final=record["state"] == "complete",
+                failure=[record["cause"], record["message"], ""] if record["state"] == "failed" else None,
+                resumed_from=None if record["resumed_from"] is None else int(record["resumed_from"]),
+                num_retries=record["num_retries"],
+                waited_s=record["times"]["waited_s"],
                 train_s=record["times"]["train_s"],
                 tokens=(record["tokens_per_s"] or 0.0) * record["times"]["train_s"],
             )
             self.entries[entry.number] = entry
+            if entry.failure:
+                self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
             if entry.state == "interrupted":
                 for line in read_lines(self._paths.trial(entry.id).metrics):
                     self._enter(entry, line["report_index"], line)
@@ -107,14 +118,16 @@ class Ledger:
         entry = self.entries[number]
         if entry.closed_at is None:
             entry.state, entry.cause = self._judge(entry, crashed=crashed)
-            entry.closed_at = time.time()
+            closed_at = time.time()
             if entry.failure:
                 write_text(self._paths.trial(entry.id).error, entry.failure[2] or entry.failure[1])
                 self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
+            # The record comes before all that follows from it: a driver killed in between reads it and goes on.
+            self._write_record(entry, closed_at=closed_at)
+            entry.closed_at = closed_at
             if entry.state != "interrupted":
                 # Only a trial that can go on needs its state; adapters of large bases would fill the disk.
                 shutil.rmtree(self._paths.trial(entry.id).state, ignore_errors=True)
-            self._write_record(entry)
             write_text(
                 self._paths.trials_table, format_csv(self.entries.values(), objectives=self._config.search.objectives)
             )
@@ -183,13 +196,18 @@ class Ledger:
             entry.intermediate[report_index] = value
         return True
 
-    def _inherit(self, entry: TrialEntry, earlier: TrialEntry) -> None:
-        """The reports behind the state that a trial goes on from are its own."""
-        if not self._paths.trial(earlier.id).metrics.exists():
-            return
-        shutil.copy(self._paths.trial(earlier.id).metrics, self._paths.trial(entry.id).metrics)
-        for line in read_lines(self._paths.trial(entry.id).metrics):
-            self._enter(entry, line["report_index"], line)
+    def _inherit(self, entry: TrialEntry, earlier_number: int) -> None:
+        """Takes over the state of the trial that this one goes on with, and the reports behind it.
+
+        The state moves last: a driver killed before leaves it where the next resume finds it.
+        """
+        earlier, trial = self._paths.trial(trial_id_of(earlier_number)), self._paths.trial(entry.id)
+        if earlier.metrics.exists():
+            shutil.copy(earlier.metrics, trial.metrics)
+            for line in read_lines(trial.metrics):
+                self._enter(entry, line["report_index"], line)
+        self._write_record(entry)
+        earlier.state.replace(trial.state)
 
     def _eta(self, done: int, total: int) -> str:
         here = [e for e in self.entries.values() if e.closed_at is not None]
@@ -199,6 +217,8 @@ class Ledger:
         return format_duration(elapsed / len(here) * (total - done))
 
     def _judge(self, entry: TrialEntry, *, crashed: bool) -> tuple[State, str | None]:
+        if entry.failure and entry.failure[0] == "lost":
+            return "interrupted", entry.failure[1]
         if entry.failure:
             return "failed", entry.failure[0]
         if entry.is_final:
@@ -225,8 +245,10 @@ class Ledger:
             parts.append("<- best so far")
         return "  ".join(parts)
 
-    def _write_record(self, entry: TrialEntry) -> None:
-        write_json(self._paths.trial(entry.id).record, self.record_of(entry))
+    def _write_record(self, entry: TrialEntry, *, closed_at: float | None = None) -> None:
+        record = self.record_of(entry)
+        record["times"]["closed"] = closed_at
+        write_json(self._paths.trial(entry.id).record, record)
 
     def record_of(self, entry: TrialEntry) -> dict[str, Any]:
         """The record of one trial."""

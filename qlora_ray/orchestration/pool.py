@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qlora_ray.errors import QloraRayError
@@ -183,7 +183,8 @@ class Pool:
             await self._tell("executor_ready", member, f"{member.facts['device']}, {member.facts['precision_reason']}")
             self._grant()
             await member.handle.wait_closed.remote()
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
+            # Not only RayActorError: a kill by Ray's memory monitor, say, is a plain RayError.
             if member.generation == generation:
                 await self._lose(member, describe_death(error), is_final=isinstance(_cause_of(error), QloraRayError))
 
@@ -251,7 +252,7 @@ class Pool:
                     continue
                 try:
                     admitted = await lease.executor.trials.remote()
-                except (RayActorError, RayTaskError):
+                except RayError:
                     continue
                 if trial_id not in admitted and self._leases.get(trial_id, (None,))[0] is lease:
                     del self._leases[trial_id]

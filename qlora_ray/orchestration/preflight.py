@@ -58,7 +58,7 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     data = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
     for corner in extremes:
         make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
-    check_targets(config.model, [corner.lora.target_modules for corner in extremes])
+    check_targets(config.model, [corner.lora for corner in extremes])
     has_references = any(data.validation.references)
     _, reason = resolve_metrics(
         config.evaluate, trains_on_embedded=config.data.train == EMBEDDED, has_references=has_references
@@ -88,7 +88,7 @@ def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
         eval_batch=config.training.per_device_eval_batch_size,
         lora_dropout=max(corner.lora.lora_dropout for corner in corners),
         attn_implementation=config.model.attn_implementation,
-        modules_to_save=tuple(config.lora.modules_to_save or ()),
+        modules_to_save=tuple({name for corner in corners for name in corner.lora.modules_to_save or ()}),
     )
     return plan_placements(
         nodes,
@@ -100,13 +100,19 @@ def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
     )
 
 
-def check_same_data(preflight: Preflight, manifest: dict[str, Any]) -> None:
-    """Raises RunError if the rows are not those that the sweep began with."""
+def check_same_inputs(preflight: Preflight, manifest: dict[str, Any]) -> None:
+    """Raises RunError if rows or base are not those that the sweep began with."""
     before, now = manifest["data"]["fingerprint"], preflight.data.report.fingerprint
     if before != now:
         raise RunError(
             f"--resume: the data must be what the sweep began with (fingerprint {before[:12]}), got {now[:12]}. "
             "Restore the files, or start a new sweep."
+        )
+    base = hash_base(preflight.config.model)
+    if manifest["base"]["hash"] != base:
+        raise RunError(
+            f"--resume: the base must be what the sweep began with ({manifest['base']['hash'][:19]}), got {base[:19]}. "
+            "Restore it, or start a new sweep."
         )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
 from qlora_ray.orchestration.ledger import Ledger, Outcome
-from qlora_ray.runs.paths import SweepPaths, trial_id_of
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import CAUSE_ATTRIBUTE, RESUMED_FROM_ATTRIBUTE, count_finished
 
@@ -23,7 +21,6 @@ class StudySearcher(Searcher):
         study: The study, on disk.
         space: What it searches.
         ledger: Who keeps the trials' books.
-        paths: The sweep's folder.
         num_trials: Trials of the sweep, those finished before a resume included.
         num_slots: Slots to begin with.
     """
@@ -34,7 +31,6 @@ class StudySearcher(Searcher):
         *,
         space: SearchSpace,
         ledger: Ledger,
-        paths: SweepPaths,
         num_trials: int,
         num_slots: int,
     ) -> None:
@@ -42,7 +38,6 @@ class StudySearcher(Searcher):
         self._study = study
         self._space = space
         self._ledger = ledger
-        self._paths = paths
         self.num_left = num_trials - count_finished(study)
         self._trials: dict[str, optuna.Trial] = {}
         self.num_slots = num_slots
@@ -58,13 +53,11 @@ class StudySearcher(Searcher):
         self.num_left -= 1
         self.num_live += 1
         self._trials[trial_id] = trial
-        resumed_from = trial.user_attrs.get(RESUMED_FROM_ATTRIBUTE)
-        resume = resumed_from is not None and self._inherit_state(resumed_from, trial.number)
         params = self._space.decode(trial.params)
-        self._ledger.open(trial.number, params, resumed_from=resumed_from)
+        self._ledger.open(trial.number, params, ancestors=self._ancestors(trial.user_attrs))
         for report_index, value in self._ledger.entries[trial.number].intermediate.items():
             self._report(trial, report_index, value)
-        return {"number": trial.number, "params": params, "resume": resume}
+        return {"number": trial.number, "params": params}
 
     def enter_report(self, trial_id: str, result: dict[str, Any]) -> None:
         """Enters a report into the books and, at once, into the study: a killed driver loses none."""
@@ -75,13 +68,14 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study how the trial ended."""
-        trial = self._trials.pop(trial_id, None)
+        trial = self._trials.get(trial_id)
         if trial is None:
             return
         outcome = self._ledger.close(trial.number, crashed=error)
         if outcome.cause and outcome.state != "interrupted":
             trial.set_user_attr(CAUSE_ATTRIBUTE, outcome.cause)
         tell_outcome(self._study, trial.number, outcome)
+        del self._trials[trial_id]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study is on disk, and a resume starts from it."""
@@ -93,20 +87,19 @@ class StudySearcher(Searcher):
         """Nothing: Tune pickles its searcher beside the experiment, and nothing here reads that back."""
         return {}
 
+    def _ancestors(self, attributes: dict[str, Any]) -> list[int]:
+        """The interrupted trials behind one that goes on, nearest first."""
+        trials = self._study.get_trials(deepcopy=False)
+        found: list[int] = []
+        while (number := attributes.get(RESUMED_FROM_ATTRIBUTE)) is not None:
+            found.append(number)
+            attributes = trials[number].user_attrs
+        return found
+
     def _report(self, trial: optuna.Trial, report_index: int, value: float) -> None:
         # Optuna keeps intermediate values of one objective only.
         if len(self._study.directions) == 1:
             trial.report(value, report_index)
-
-    def _inherit_state(self, old_number: int, new_number: int) -> bool:
-        """Moves an interrupted trial's state to the trial that goes on with its parameters."""
-        old = self._paths.trial(trial_id_of(old_number)).state
-        new = self._paths.trial(trial_id_of(new_number)).state
-        if not old.exists():
-            return False
-        new.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(old, new)
-        return True
 
 
 def tell_outcome(study: optuna.Study, number: int, outcome: Outcome) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import QloraRayError
@@ -20,7 +20,7 @@ from qlora_ray.orchestration.pool import Lease, NoExecutors, describe_death
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values
 from qlora_ray.training.budget import make_budget
-from qlora_ray.training.engine import Failure, Report, TrialSpec
+from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
 
 # A poll returns at least this often, so that a lease of `lease_timeout_s` is renewed several times.
 POLLS_PER_LEASE = 4
@@ -47,12 +47,12 @@ class SweepTrial(tune.Trainable):
         """Keeps the terms; the slot is leased in the first step, where waiting holds nobody up."""
         assert terms is not None
         self._terms = terms
-        self._begin(config, resume=bool(config.get("resume")))
+        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Ends the trial that was here and takes the next one."""
         self._leave()
-        self._begin(new_config, resume=bool(new_config.get("resume")))
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -82,17 +82,16 @@ class SweepTrial(tune.Trainable):
         """Goes on from that state, on whichever slot is free."""
         number = json.loads((Path(checkpoint_dir) / POINTER_FILE).read_text(encoding="utf-8"))["number"]
         self._leave()
-        self._begin({**self.config, "number": number}, resume=True)
+        self._begin({**self.config, "number": number})
 
     def cleanup(self) -> None:
         """Gives the slot back."""
         self._leave()
 
-    def _begin(self, config: dict[str, Any], *, resume: bool) -> None:
+    def _begin(self, config: dict[str, Any]) -> None:
         self._number = config["number"]
         self._id = trial_id_of(self._number)
         self._params = config["params"]
-        self._resume = resume
         self._lease: Lease | None = None
         self._waited_s = 0.0
         self._num_retries = 0
@@ -105,16 +104,24 @@ class SweepTrial(tune.Trainable):
                     if self._lease is None:
                         self._enter()
                     return self._poll()
-                except RayActorError as error:
-                    assert self._lease is not None
+                except RayTaskError:
+                    raise
+                except RayError as error:
+                    # The executor is gone, whatever of: a crash, its node, Ray's memory monitor.
+                    if self._lease is None:
+                        raise
                     _get(self._terms.pool.report_lost.remote(self._lease.executor_index, self._lease.generation))
                     self._retry(describe_death(error))
                 except LeaseLost as error:
                     # The executor lives; it took this trial's silence (a long pause of its node) for its end.
                     self._retry(str(error))
-        except (QloraRayError, RayTaskError) as error:
-            message = describe_death(error)
-            return Report(self._id, 0, True, {}, failure=Failure("error", message, str(error)))
+        except NoExecutors as error:
+            return self._failed("lost", error)
+        except (QloraRayError, RayError) as error:
+            return self._failed("error", error)
+
+    def _failed(self, cause: FailureCause, error: Exception) -> Report:
+        return Report(self._id, 0, True, {}, failure=Failure(cause, describe_death(error), str(error)))
 
     def _enter(self) -> None:
         config = apply_values(self._terms.config, self._params)
@@ -125,7 +132,9 @@ class SweepTrial(tune.Trainable):
         started = time.monotonic()
         self._lease = _get(self._terms.pool.lease.remote(self._id))
         self._waited_s += time.monotonic() - started
-        _get(self._lease.executor.admit.remote(spec, resume=self._resume))
+        # A trial actor that died is started again by Tune, and its executor may still hold the trial.
+        _get(self._lease.executor.evict.remote(self._id))
+        _get(self._lease.executor.admit.remote(spec, resume=True))
 
     def _poll(self) -> Report:
         assert self._lease is not None
@@ -142,14 +151,13 @@ class SweepTrial(tune.Trainable):
         _get(self._terms.pool.release.remote(self._id))
         self._lease = None
         self._num_retries += 1
-        self._resume = True
         if self._num_retries > self._terms.config.cluster.max_trial_retries:
             raise NoExecutors(f"its slot was lost {self._num_retries} times; the last time: {reason}")
 
     def _leave(self) -> None:
         if self._lease is not None:
             # An executor that is gone has taken the trial with it.
-            with contextlib.suppress(RayActorError, RayTaskError):
+            with contextlib.suppress(RayError):
                 _get(self._lease.executor.evict.remote(self._id))
         _get(self._terms.pool.release.remote(self._id))
         self._lease = None

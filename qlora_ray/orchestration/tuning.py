@@ -159,7 +159,13 @@ def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search
             trial_dirname_creator=lambda trial: trial_id_of(trial.config["number"]),
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(logs.resolve()), callbacks=[gate], stop=gate, verbose=0
+            name="tune",
+            storage_path=str(logs.resolve()),
+            callbacks=[gate],
+            stop=gate,
+            # A light trial actor that dies with its node is started again; its executor and state are elsewhere.
+            failure_config=tune.FailureConfig(max_failures=terms.config.cluster.max_trial_retries),
+            verbose=0,
         ),
     )
     tuner.fit()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import SweepFailed
 from qlora_ray.evaluation.scoring import Scores
 from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry
+from qlora_ray.orchestration.pool import describe_death
 from qlora_ray.runs import SweepPaths, write_json
 from qlora_ray.runs.files import append_line, whole_folder
 
@@ -38,9 +41,22 @@ class Winner:
 
 def choose_winner(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: Any) -> Winner | None:
     """Scores the best again beside the base, and keeps the winner in best/; None without a complete trial."""
-    winner = score_best(ledger, paths=paths, config=config, pool=pool)
+    for attempt in itertools.count(1):
+        try:
+            ray.get(pool.wait_ready.remote())
+            winner = score_best(ledger, paths=paths, config=config, pool=pool)
+            break
+        except RayTaskError:
+            raise
+        except RayError as error:
+            # An executor died while it scored; the pool starts another one.
+            if attempt > config.cluster.max_trial_retries:
+                raise SweepFailed(
+                    f"{paths.root}: the executors died while scoring the best trials: {describe_death(error)} "
+                    f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
+                ) from None
     if winner is not None:
-        keep_winner(winner, ledger=ledger, paths=paths, config=config)
+        keep_winner(winner, paths=paths, config=config)
     return winner
 
 
@@ -61,25 +77,22 @@ def score_best(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: 
         )
     device_class = executors[0][1]["device_class"]
     workers = [handle for handle, facts in executors if facts["device_class"] == device_class]
-    jobs: list[TrialEntry | None] = [*best, None]
-    waiting = []
-    for index, entry in enumerate(jobs):
-        adapter = paths.trial(entry.id).adapter if entry else None
-        waiting.append(workers[index % len(workers)].score.remote(adapter))
-    # An executor scores one model at a time; each takes its share in turn.
-    scores = ray.get(waiting)
+    adapters = [paths.trial(entry.id).adapter for entry in best]
+    # An executor scores one model at a time; each takes its share in turn. The base is the last job.
+    jobs = enumerate([*adapters, None])
+    scores = ray.get([workers[index % len(workers)].score.remote(adapter) for index, adapter in jobs])
     rescored = {entry.id: result for entry, result in zip(best, scores[:-1], strict=True)}
     winner = min(best, key=lambda entry: rescored[entry.id].loss)
     return Winner(winner, rescored[winner.id], scores[-1], rescored)
 
 
-def keep_winner(winner: Winner, *, ledger: Ledger, paths: SweepPaths, config: SweepConfig) -> None:
+def keep_winner(winner: Winner, *, paths: SweepPaths, config: SweepConfig) -> None:
     """Writes best/: the adapter with its tokenizer, the record, and the scores beside the base's."""
     tokenizer = load_tokenizer(config.model)
     with whole_folder(paths.best) as folder:
         shutil.copytree(paths.trial(winner.entry.id).adapter, folder / "adapter")
         tokenizer.save_pretrained(str(folder / "adapter"))
-        write_json(folder / "record.json", ledger.record_of(winner.entry))
+        shutil.copy(paths.trial(winner.entry.id).record, folder / "record.json")
         write_json(
             folder / "scores.json",
             {

@@ -31,7 +31,9 @@ class TrialState:
         optimizer: Moments by `<parameter index>/<name>`, on the CPU.
         optimizer_facts: The optimizer's numbers that are not tensors, under the same keys.
         loss_scale: GradScaler's scale and growth tracker under fp16, else empty.
+        schedule_step: The schedule's position: `step`, less the steps that a loss scale skipped.
         metrics: What the trial reported there: a driver killed before it heard of it is told again.
+        facts: The report's facts.
     """
 
     trial_id: str
@@ -41,7 +43,9 @@ class TrialState:
     optimizer: dict[str, torch.Tensor]
     optimizer_facts: dict[str, Any]
     loss_scale: dict[str, float]
+    schedule_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Writes the state whole, replacing an older one."""
@@ -56,7 +60,9 @@ class TrialState:
             "report_index": self.report_index,
             "optimizer_facts": self.optimizer_facts,
             "loss_scale": self.loss_scale,
+            "schedule_step": self.schedule_step,
             "metrics": self.metrics,
+            "facts": self.facts,
         }
         with whole_folder(folder) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS_FILE)
@@ -88,7 +94,9 @@ class TrialState:
             optimizer=_strip(tensors, "optimizer."),
             optimizer_facts=facts["optimizer_facts"],
             loss_scale=facts["loss_scale"],
+            schedule_step=facts["schedule_step"],
             metrics=facts["metrics"],
+            facts=facts["facts"],
         )
 
 

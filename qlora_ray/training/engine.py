@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qlora_ray.evaluation.scoring import Scores
     from qlora_ray.training.checkpoint import TrialState
 
-FailureCause = Literal["diverged", "oom", "error"]
+FailureCause = Literal["diverged", "oom", "error", "lost"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a trial ended without a result: NaN or Inf (`diverged`), out of memory (`oom`), or an error."""
+    """Why a trial ended without a result: NaN or Inf (`diverged`), out of memory (`oom`), an error, or `lost`:
+    no executor was left, which says nothing about the trial."""
 
     cause: FailureCause
     message: str

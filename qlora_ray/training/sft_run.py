@@ -124,7 +124,6 @@ class SftRun:
                     self._micro_batch = largest_divisor(
                         self.spec.training.effective_batch, at_most=self._micro_batch // 2
                     )
-                    torch.cuda.empty_cache()
         except TrialDiverged as error:
             self._fail("diverged", str(error))
         except QloraRayError as error:
@@ -143,12 +142,14 @@ class SftRun:
     def _train(self) -> None:
         start_step = self.state.step if self.state else 0
         base_forward = self._base.model.__dict__.get("forward")
-        self.model = attach_adapter(self._base, self.spec.lora, seed=self.spec.training.seed)
-        if self.state:
-            load_trainable(self.model, self.state.adapter)
         if self._base.device != "cpu":
+            # What an earlier trial left cached is not this one's peak.
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        self.model = attach_adapter(self._base, self.spec.lora, seed=self.spec.training.seed)
         try:
+            if self.state:
+                load_trainable(self.model, self.state.adapter)
             arguments = sft_arguments(
                 self.spec,
                 micro_batch=self._micro_batch,
@@ -169,7 +170,7 @@ class SftRun:
             if self.spec.training.gradient_checkpointing:
                 self._base.model.gradient_checkpointing_disable()
                 self._base.model.disable_input_require_grads()
-            detach_adapter(self._base, self.model)
+            detach_adapter(self._base)
             self.model = self._trainer = None
 
     def _make_trainer(self, arguments: dict[str, Any], start_step: int) -> OrderedTrainer:
@@ -242,6 +243,7 @@ class SftRun:
         }
         self.state = self._trainer.take_state(step, index)
         self.state.metrics = metrics
+        self.state.facts = self._facts
         is_final = step == budget.num_steps
         self._reports.put(Report(self.spec.trial_id, index, is_final, metrics, facts=self._facts))
         self._go.acquire()

@@ -64,14 +64,21 @@ class OrderedTrainer(SFTTrainer):
             num_warmup_steps=warmup_steps(self.spec.training, num_steps),
             num_training_steps=num_steps,
         )
-        if self.start_step:
-            scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": self.start_step})
+        if self._restored_state is not None:
+            # A loss scale that skips an optimizer step skips the schedule's too.
+            position = self._restored_state.schedule_step
+            scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": position})
             for group, rate, multiplier in zip(
                 optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
             ):
-                group["lr"] = rate * multiplier(self.start_step)
+                group["lr"] = rate * multiplier(position)
         self.lr_scheduler = scheduler
         return scheduler
+
+    @property
+    def _built_scheduler(self) -> Any:
+        assert self.lr_scheduler is not None, "built by train() before any step"
+        return self.lr_scheduler
 
     @property
     def _built_optimizer(self) -> torch.optim.Optimizer:
@@ -134,6 +141,7 @@ class OrderedTrainer(SFTTrainer):
             optimizer=tensors,
             optimizer_facts=facts,
             loss_scale=dict(scaler.state_dict()) if scaler is not None else {},
+            schedule_step=self._built_scheduler.state_dict()["last_epoch"],
         )
 
 

@@ -312,5 +312,5 @@ def plain_training_losses(spec: TrialSpec, bench: Bench) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         seen.append(total.item() / count)
-    detach_adapter(bench.base, model)
+    detach_adapter(bench.base)
     return seen

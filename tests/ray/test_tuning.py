@@ -56,7 +56,6 @@ class Sweep:
             self.study,
             space=self.space,
             ledger=self.ledger,
-            paths=self.paths,
             num_trials=self.config.search.num_trials,
             num_slots=2,
         )

@@ -59,13 +59,14 @@ def attach(base):
 
     def attach_one(lora, seed=7):
         if attached:
-            detach_adapter(base, attached.pop())
+            attached.pop()
+            detach_adapter(base)
         attached.append(attach_adapter(base, lora, seed=seed))
         return attached[-1]
 
     yield attach_one
-    for model in attached:
-        detach_adapter(base, model)
+    if attached:
+        detach_adapter(base)
 
 
 def logits(model):
@@ -168,7 +169,7 @@ def test_training_and_detaching_leaves_the_base_as_it_was(base, lora):
     train_two_steps(model)
     trained = logits(model)
     assert not torch.equal(trained, bare)
-    detach_adapter(base, model)
+    detach_adapter(base)
     assert_same_state(base.model, before)
     assert torch.equal(logits(base.model), bare)
     leftover = [name for name, _ in base.model.named_modules() if "lora" in name or "modules_to_save" in name]
@@ -206,7 +207,7 @@ def test_a_saved_adapter_gives_its_logits_again(base, lora, tmp_path):
     train_two_steps(model)
     expected = logits(model)
     save_adapter(model, tmp_path)
-    detach_adapter(base, model)
+    detach_adapter(base)
     with saved_adapter(base, tmp_path) as loaded:
         torch.testing.assert_close(logits(loaded), expected)
         assert not trainable(loaded)
