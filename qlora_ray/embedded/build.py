@@ -34,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--to", type=Path, default=assets_path(), help="folder to write (default: the package's assets)"
     )
-    parser.add_argument(
-        "--only", choices=("data", "base"), help="build one half and leave the other as it is"
-    )
+    parser.add_argument("--only", choices=("data", "base"), help="build one half and leave the other as it is")
     parser.add_argument("--steps", type=int, help="pretraining steps (default: those of the shipped base)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     args = parser.parse_args(argv)
@@ -73,10 +71,7 @@ def build_data(folder: Path, *, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "pairs": {name: len(listed) for name, listed in pairs.items()},
-        "kinds": {
-            name: dict(sorted(Counter(pair.kind for pair in listed).items()))
-            for name, listed in pairs.items()
-        },
+        "kinds": {name: dict(sorted(Counter(pair.kind for pair in listed).items())) for name, listed in pairs.items()},
         "overlaps": overlaps,
         "rows_sha256": rows_sha256,
     }
@@ -90,17 +85,13 @@ def hash_rows(connection: sqlite3.Connection) -> str:
 def hash_files(folder: Path) -> dict[str, str]:
     """Returns the SHA-256 of every file below the folder but the manifest, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _build_base(folder: Path, *, seed: int, num_steps: int | None) -> dict[str, Any]:
     from qlora_ray.embedded.pretrain import PretrainSettings, pretrain_base  # torch: only where it is needed
 
-    settings = (
-        PretrainSettings(seed=seed) if num_steps is None else PretrainSettings(seed=seed, num_steps=num_steps)
-    )
+    settings = PretrainSettings(seed=seed) if num_steps is None else PretrainSettings(seed=seed, num_steps=num_steps)
     return {"seed": seed, **pretrain_base(folder, settings)}
 
 

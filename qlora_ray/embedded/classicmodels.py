@@ -167,9 +167,7 @@ _LINKS: tuple[tuple[str, str, str, str, tuple[tuple[str, str], ...]], ...] = (
 def describe_schema(connection: sqlite3.Connection) -> Schema:
     """Returns the schema with every column's constants read from the database's rows, in their order."""
     tables = {table.name: _with_constants(table, connection) for table in _TABLES}
-    links = tuple(
-        Link(tables[child], key, tables[parent], other, roles) for child, key, parent, other, roles in _LINKS
-    )
+    links = tuple(Link(tables[child], key, tables[parent], other, roles) for child, key, parent, other, roles in _LINKS)
     return Schema(tuple(tables.values()), links)
 
 
@@ -177,9 +175,7 @@ def _with_constants(table: Table, connection: sqlite3.Connection) -> Table:
     columns = []
     for column in table.columns:
         name = column.name
-        rows = connection.execute(
-            f"SELECT DISTINCT {name} FROM {table.name} WHERE {name} NOTNULL ORDER BY {name}"
-        )
+        rows = connection.execute(f"SELECT DISTINCT {name} FROM {table.name} WHERE {name} NOTNULL ORDER BY {name}")
         said = [_round(value) if column.kind == "number" else str(value) for (value,) in rows]
         columns.append(replace(column, constants=tuple(dict.fromkeys(said))))
     return replace(table, columns=tuple(columns))

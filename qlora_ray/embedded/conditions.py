@@ -43,9 +43,7 @@ def make_condition(
     return Condition(f" {words}", sql, (column.name,))
 
 
-def maybe_condition(
-    speaker: Speaker, table: Table, *, share: float, without: Sequence[str] = ()
-) -> Condition:
+def maybe_condition(speaker: Speaker, table: Table, *, share: float, without: Sequence[str] = ()) -> Condition:
     """Returns a short condition for that share of the calls, and an empty one for the others."""
     if not speaker.chance(share):
         return Condition()
@@ -73,13 +71,9 @@ def _columns_for(form: str, table: Table) -> list[Column]:
 def _equal(speaker: Speaker, column: Column) -> tuple[str, str]:
     constant, phrase = speaker.pick(column.constants), speaker.name(column.phrases)
     if column.equal_forms and speaker.chance(0.5):
-        return speaker.pick(column.equal_forms).format(
-            value=constant
-        ), f"{column.name} = {literal(column, constant)}"
+        return speaker.pick(column.equal_forms).format(value=constant), f"{column.name} = {literal(column, constant)}"
     form, sign = ("not_equal", "<>") if speaker.chance(0.1) else ("equal", "=")
-    return speaker.condition(
-        form, col=phrase, value=constant
-    ), f"{column.name} {sign} {literal(column, constant)}"
+    return speaker.condition(form, col=phrase, value=constant), f"{column.name} {sign} {literal(column, constant)}"
 
 
 def _compare(speaker: Speaker, column: Column) -> tuple[str, str]:

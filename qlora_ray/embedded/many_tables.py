@@ -90,12 +90,8 @@ def join_three(speaker: Speaker, schema: Schema) -> QuestionAndSql | None:
     if drawn is None:
         return None
     link, said = drawn
-    onward = [
-        other for other in schema.links if other.child is link.parent and other.parent is not link.child
-    ]
-    beside = [
-        other for other in schema.links if other.child is link.child and other.parent is not link.parent
-    ]
+    onward = [other for other in schema.links if other.child is link.parent and other.parent is not link.child]
+    beside = [other for other in schema.links if other.child is link.child and other.parent is not link.parent]
     if beside and (not onward or speaker.chance(0.3)):
         return _bridge(speaker, link, speaker.pick(beside), said)
     return _chain(speaker, link, speaker.pick(onward), said) if onward else None
@@ -146,9 +142,7 @@ def _children_subquery(
     return question, f"SELECT {sql} FROM {link.parent.name} WHERE {link.parent_column} {operator} ({inner})"
 
 
-def _own_subquery(
-    speaker: Speaker, schema: Schema, *, form: str, sign: str, function: str
-) -> QuestionAndSql | None:
+def _own_subquery(speaker: Speaker, schema: Schema, *, form: str, sign: str, function: str) -> QuestionAndSql | None:
     table, _, rows = pick_table(speaker, schema)
     numbers = table.of_kind("number")
     if not numbers:
@@ -196,9 +190,7 @@ def _bridge(speaker: Speaker, link: Link, beside: Link, said: dict[str, str]) ->
     if col is None or other is None:
         return None
     second = speaker.name(beside.parent.phrases)[0]
-    question = speaker.ask(
-        "bridge", col=_say(speaker, col), other=_say(speaker, other), second=second, **said
-    )
+    question = speaker.ask("bridge", col=_say(speaker, col), other=_say(speaker, other), second=second, **said)
     return (
         question,
         f"SELECT {col.name}, {other.name} FROM {_joined(link)} JOIN {beside.parent.name} ON {beside.sql()}",
@@ -219,9 +211,7 @@ def _joined(link: Link) -> str:
     return f"{link.child.name} JOIN {link.parent.name} ON {link.sql()}"
 
 
-def _pick_plain(
-    speaker: Speaker, table: Table, joined: tuple[Table, ...], *kinds: ColumnKind
-) -> Column | None:
+def _pick_plain(speaker: Speaker, table: Table, joined: tuple[Table, ...], *kinds: ColumnKind) -> Column | None:
     """Returns a column of these kinds whose name no other joined table has."""
     others = {column.name for other in joined if other is not table for column in other.columns}
     columns = [column for column in table.of_kind(*kinds) if column.name not in others]

@@ -134,9 +134,7 @@ def _make_offices(rng: Random) -> list[Row]:
         city, state, country = CITIES[position]
         address, suite = _make_address(rng), rng.choice((None, "Floor 2", "Suite 300"))
         territory = TERRITORIES.get(country, "Europe")
-        rows.append(
-            (str(code), city, _make_phone(rng), address, suite, state, country, _make_postal(rng), territory)
-        )
+        rows.append((str(code), city, _make_phone(rng), address, suite, state, country, _make_postal(rng), territory))
     return rows
 
 
@@ -187,9 +185,7 @@ def _make_orders(rng: Random, customers: Sequence[Row]) -> list[Row]:
         waits = status in ("In Process", "On Hold", "Cancelled")
         shipped = None if waits else str(ordered + timedelta(days=rng.randint(1, 7)))
         comment = rng.choice(COMMENTS) if rng.random() < 0.3 else None
-        rows.append(
-            (10100 + position, str(ordered), str(required), shipped, status, comment, rng.choice(buyers)[0])
-        )
+        rows.append((10100 + position, str(ordered), str(required), shipped, status, comment, rng.choice(buyers)[0]))
     return rows
 
 

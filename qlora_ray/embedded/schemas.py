@@ -102,9 +102,7 @@ def make_random_schema(rng: Random) -> Schema:
         table_style = rng.choice(list(STYLE_WEIGHTS))
     plural_names = rng.random() < PLURAL_TABLE_SHARE
     key_word = rng.choice(words.KEY_WORDS)
-    bare_key = (
-        rng.random() < 0.25
-    )  # the key is then `id` in its own table, and `team_id` where it is referred to
+    bare_key = rng.random() < 0.25  # the key is then `id` in its own table, and `team_id` where it is referred to
     tables: list[Table] = []
     links: list[Link] = []
     seen: set[str] = set()
@@ -113,9 +111,7 @@ def make_random_schema(rng: Random) -> Schema:
         if noun in seen:
             continue
         seen.add(noun)
-        key = Column(
-            spell(key_word if bare_key else f"{noun} {key_word}", style), (f"{noun} {key_word}",), "shown"
-        )
+        key = Column(spell(key_word if bare_key else f"{noun} {key_word}", style), (f"{noun} {key_word}",), "shown")
         parents = rng.sample(tables, min(len(tables), rng.choice((1, 1, 2))))
         references = []
         for parent in parents:

@@ -172,7 +172,8 @@ def _check_folder(name: str) -> None:
 def cannot_load(where: str, what: str, error: Exception) -> ModelError:
     """A loading library's error as one line that says what to do."""
     cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(
-        f"{where}: {what} cannot be loaded: {cause.rstrip(' .:')}. "
-        "Check the name; for a gated or private model set HF_TOKEN; without a network, give a local folder."
-    )
+    if Path(what.rsplit(" of ", 1)[-1]).expanduser().is_dir():
+        advice = "Give a folder that save_pretrained wrote whole: config, weights and tokenizer."
+    else:
+        advice = "Check the name; for a gated or private model set HF_TOKEN; without a network, give a local folder."
+    return ModelError(f"{where}: {what} cannot be loaded: {cause.rstrip(' .:')}. {advice}")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +21,7 @@ from qlora_ray.orchestration.preflight import (
     plan_sweep,
 )
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
+from qlora_ray.orchestration.stopping import StopSignals, stop_signals
 from qlora_ray.orchestration.summary import Summary, print_outcome, print_plan, write_summary
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.orchestration.winner import choose_winner
@@ -102,8 +100,10 @@ def _run_or_explain(
 def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: Console, started: _Started) -> Summary:
     config = preflight.config
     console.progress("starting Ray ...")
-    # The handler comes after Ray's own, which ends the process without a summary.
-    with ray_cluster(config.cluster), _terminate_as_interrupt():
+    with stop_signals() as stops, ray_cluster(config.cluster):
+        # Ray has set a handler of its own, which ends the process without a summary.
+        stops.install()
+        stops.check()
         profiles = probe_cluster()
         check_shared_storage(paths.root)
         plan = plan_sweep(preflight, list(profiles.values()))
@@ -117,15 +117,18 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         console.progress("loading the base ...")
         study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
         _wait_ready(pool)
+        stops.check()
         started.value = True
         winner = None
         interrupted = False
         try:
-            _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool)
+            _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool, stops=stops)
             console.progress("scoring the best trials and the base ...")
             winner = choose_winner(ledger, paths=paths, config=config, pool=pool)
         except KeyboardInterrupt:
             interrupted = True
+        # From here on everything is told; there is nothing left to stop.
+        stops.ignore()
         # What is still open was cut off, by Ctrl-C or by the loss of every executor.
         ledger.interrupt()
         settle_finished(study, ledger)
@@ -193,7 +196,14 @@ def _wait_ready(pool: Any) -> None:
 
 
 def _search(
-    preflight: Preflight, *, plan: Plan, paths: SweepPaths, ledger: Ledger, study: optuna.Study, pool: Any
+    preflight: Preflight,
+    *,
+    plan: Plan,
+    paths: SweepPaths,
+    ledger: Ledger,
+    study: optuna.Study,
+    pool: Any,
+    stops: StopSignals,
 ) -> None:
     from qlora_ray.orchestration.trial import TrialTerms
 
@@ -213,12 +223,12 @@ def _search(
     terms = TrialTerms(config, len(preflight.data.train), pool)
     ledger.show_progress()
     try:
-        with _signals_stop(gate, ledger):
-            run_trials(terms, searcher=searcher, gate=gate, search=config.search, logs=paths.logs)
+        stops.begin_search(gate, ledger)
+        run_trials(terms, searcher=searcher, gate=gate, search=config.search, logs=paths.logs)
     finally:
+        stops.end_search()
         pump.end()
-    if gate.is_interrupted:
-        raise KeyboardInterrupt
+    stops.check()
 
 
 def _close(pool: Any) -> None:
@@ -226,36 +236,3 @@ def _close(pool: Any) -> None:
 
     ray.get(pool.close.remote())
     ray.kill(pool)
-
-
-@contextmanager
-def _signals_stop(gate: Gate, ledger: Ledger) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends Tune's loop between two steps, so that no record is half told; a second
-    one interrupts where it is."""
-
-    def stop(signum: int, frame: Any) -> None:
-        if gate.is_interrupted:
-            raise KeyboardInterrupt
-        gate.is_interrupted = True
-        ledger.is_stopping = True
-
-    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """A SIGTERM (a batch system's time is up) stops the sweep as Ctrl-C does."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

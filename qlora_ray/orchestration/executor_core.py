@@ -173,8 +173,13 @@ class ExecutorCore:
                 if state is not None:
                     state.save(trial.state)
         except Exception as error:
-            message = f"{trial.root}: cannot be written: {error}"
-            failure = Failure("error", message, traceback.format_exc())
+            if "No space left" in str(error):
+                # The next trial would meet the same: the search ends, and a resume goes on.
+                message = f"{trial.root}: the disk is full. Free some, then go on with --resume."
+                failure = Failure("lost", message, traceback.format_exc())
+            else:
+                message = f"{trial.root}: cannot be written: {error}"
+                failure = Failure("error", message, traceback.format_exc())
             return Report(report.trial_id, report.index, True, report.metrics, report.facts, failure)
         return report
 

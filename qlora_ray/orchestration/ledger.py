@@ -104,6 +104,10 @@ class Ledger:
         entry.is_final = result["is_final"]
         if result["failure"]:
             entry.failure = result["failure"]
+            if entry.failure[0] == "lost" and not self.is_stopping:
+                self.is_stopping = True
+                self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
+                self.note("search_stopped", reason=entry.failure[1], line=f"the search ends: {entry.failure[1]}")
             return
         if not self._enter(entry, result["report_index"], result["metrics"]):
             return

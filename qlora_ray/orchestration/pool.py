@@ -21,6 +21,8 @@ MAX_RESTARTS = 3
 RECONCILE_INTERVAL_S = 5.0
 # Calls an executor serves at once beside one long poll per slot: describe, evict, wait_closed, trials, admit.
 SPARE_CALLS = 6
+# How Ray's account of an actor that failed to start names our exceptions.
+OUR_ERRORS = "qlora_ray.errors."
 
 
 class NoExecutors(QloraRayError):
@@ -186,7 +188,7 @@ class Pool:
         except RayError as error:
             # Not only RayActorError: a kill by Ray's memory monitor, say, is a plain RayError.
             if member.generation == generation:
-                await self._lose(member, describe_death(error), is_final=isinstance(_cause_of(error), QloraRayError))
+                await self._lose(member, describe_death(error), is_final=is_ours(error))
 
     async def _lose(self, member: _Member, reason: str, *, is_final: bool = False) -> None:
         self._cause = reason
@@ -281,7 +283,14 @@ def describe_death(error: Exception) -> str:
         return str(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Ray appends the remote traceback to the message; the exception itself is its last line.
-    return lines[-1] if lines else type(error).__name__
+    last = lines[-1] if lines else type(error).__name__
+    return last.split(": ", 1)[1] if last.startswith(OUR_ERRORS) else last
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an executor ended by an error of ours, which would come again: a base that cannot be loaded, say."""
+    lines = str(error).strip().splitlines()
+    return isinstance(_cause_of(error), QloraRayError) or (bool(lines) and lines[-1].startswith(OUR_ERRORS))
 
 
 def _cause_of(error: Exception) -> BaseException:

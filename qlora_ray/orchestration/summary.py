@@ -154,6 +154,11 @@ def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
     return table + (f"\n... and {hidden} more in trials.csv" if hidden > 0 else "")
 
 
+def printable(text: str) -> str:
+    """Text whose control characters cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _one_line(text: str, limit: int = 110) -> str:
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     return flat if len(flat) <= limit else flat[: limit - 3] + "..."

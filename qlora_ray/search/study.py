@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Search
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, RunError
 from qlora_ray.search.space import SearchSpace, encode_choice
 
 if TYPE_CHECKING:
@@ -80,6 +80,19 @@ def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> 
 
     Optuna's documentation advises JournalStorage over SQLite where several processes or NFS are at hand.
     """
+    try:
+        return _create_study(path, name=name, search=search, space=space)
+    except ConfigError:
+        raise
+    except Exception as error:
+        # A journal cut in the middle fails in many ways, assertions among them.
+        raise RunError(
+            f"{path}: the study's journal cannot be read: {type(error).__name__}: {error}. "
+            "Restore it from a copy, or start a new sweep."
+        ) from None
+
+
+def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> optuna.Study:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend

@@ -157,18 +157,26 @@ def test_a_diverged_trial_reports_its_failure_and_leaves_no_adapter(core: Execut
     assert not SweepPaths(tmp_path).trial("0000").adapter.exists()
 
 
-def test_an_adapter_that_cannot_be_written_fails_its_trial_only(
-    core: ExecutorCore, engine: FakeEngine, tmp_path: Path
+@pytest.mark.parametrize(
+    ("error", "cause", "words"),
+    [
+        (OSError(28, "No space left on device"), "lost", "the disk is full. Free some"),
+        (PermissionError(13, "Permission denied"), "error", "Permission denied"),
+    ],
+)
+def test_an_adapter_that_cannot_be_written_ends_its_trial_and_leaves_no_half_of_it(
+    core: ExecutorCore, engine: FakeEngine, tmp_path: Path, error: OSError, cause: str, words: str
 ) -> None:
-    def no_space(trial_id: str, folder: Path) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(trial_id: str, folder: Path) -> None:
+        raise error
 
-    engine.save_adapter = no_space  # type: ignore[method-assign]
+    engine.save_adapter = fail  # type: ignore[method-assign]
     core.admit(make_spec("0000"), resume=False)
     reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
     assert reports[3] is not None
     assert reports[3].failure is not None
-    assert "No space left on device" in reports[3].failure.message
+    assert reports[3].failure.cause == cause
+    assert words in reports[3].failure.message
     assert [path.name for path in SweepPaths(tmp_path).trial("0000").root.iterdir()] == ["state"]
 
 

@@ -141,7 +141,7 @@ def test_weights_that_are_corrupt_are_refused(tmp_path, content):
     weights.write_bytes(weights.read_bytes()[:100_000] if content == "cut" else content)
     message = refused(folder)
     assert message.startswith(f"model.name: {folder} cannot be loaded: ")
-    assert message.endswith("without a network, give a local folder.")
+    assert message.endswith("Give a folder that save_pretrained wrote whole: config, weights and tokenizer.")
 
 
 def test_weights_that_are_missing_are_named(tmp_path):

@@ -1,0 +1,75 @@
+"""Ctrl-C and SIGTERM: asked for once, heeded where nothing is half told."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.tuning import Gate
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Remembers that a stop was asked for.
+
+    Outside the search it interrupts where the program is, and is checked again between two phases: an exception
+    raised in a callback of C code is printed and lost. In the search, the first one ends Tune's loop between two
+    steps, so that no trial is told to one of record and study only; the second one interrupts.
+    """
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._ignored = False
+        self._gate: Gate | None = None
+        self._ledger: Ledger | None = None
+
+    def install(self) -> None:
+        """Takes the signals over, from whoever has them now."""
+        for signum in SIGNALS:
+            signal.signal(signum, self._handle)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if a stop was asked for."""
+        if self._requested:
+            raise KeyboardInterrupt
+
+    def begin_search(self, gate: Gate, ledger: Ledger) -> None:
+        """From now on a stop ends the search by its gate."""
+        self.check()
+        self._gate, self._ledger = gate, ledger
+
+    def end_search(self) -> None:
+        """From now on a stop interrupts again."""
+        self._gate = self._ledger = None
+
+    def ignore(self) -> None:
+        """From now on nothing stops: what is left takes a second and makes the results whole."""
+        self._ignored = True
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        if self._ignored:
+            return
+        is_first = not self._requested
+        self._requested = True
+        if self._gate is not None and self._ledger is not None and is_first:
+            self._gate.is_interrupted = True
+            self._ledger.is_stopping = True
+            return
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Handles the signals for the length of the block, then gives them back."""
+    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    stops = StopSignals()
+    stops.install()
+    try:
+        yield stops
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
