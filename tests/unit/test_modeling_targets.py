@@ -118,12 +118,16 @@ def test_a_preset_that_finds_nothing_lists_the_linear_modules():
 
 def test_targets_are_checked_against_the_architecture_alone(tmp_path):
     folder = copy_base(tmp_path / "base", without=("model.safetensors",))
-    presets = ["attention-qv", "attention", Lora().target_modules]
-    check_targets(Model(name=str(folder)), [*presets, ["q_proj", "up_proj"]])
+    model = Model(name=str(folder))
+    presets = [Lora(target_modules=preset) for preset in ("attention-qv", "attention", "all-linear")]
+    check_targets(model, [*presets, Lora(target_modules=["q_proj", "up_proj"], modules_to_save=["lm_head", "norm"])])
     with pytest.raises(ModelError, match="no linear module 'c_attn'"):
-        check_targets(Model(name=str(folder)), [*presets, ["c_attn"]])
+        check_targets(model, [*presets, Lora(target_modules=["c_attn"])])
+    with pytest.raises(ModelError, match=r"lora\.modules_to_save: the base has no module 'nope'"):
+        check_targets(model, [Lora(modules_to_save=["nope"])])
 
 
 def test_a_base_that_cannot_be_built_is_a_model_error(tmp_path):
-    with pytest.raises(ModelError, match=r"model\.name: .* cannot be loaded: Unrecognized model.*Give a folder that save_pretrained wrote whole"):
-        check_targets(Model(name=str(tmp_path)), ["all-linear"])
+    words = r"model\.name: .* cannot be loaded: Unrecognized model.*Give a folder that save_pretrained wrote whole"
+    with pytest.raises(ModelError, match=words):
+        check_targets(Model(name=str(tmp_path)), [Lora()])
