@@ -36,6 +36,10 @@ class PlacementError(QloraRayError):
     """No device of the cluster has room for one trial."""
 
 
+class NoExecutors(QloraRayError):
+    """Every executor of the plan is gone for good: no trial can run any more."""
+
+
 class RunError(QloraRayError):
     """A results folder that cannot be used: taken, not writable, full, or not a sweep."""
 

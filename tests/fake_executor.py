@@ -9,14 +9,13 @@ from typing import Any
 
 from fake_engine import FakeEngine
 
-from qlora_ray.orchestration.executor import ExecutorTerms
+from qlora_ray.orchestration.executor import Executor, ExecutorTerms
 from qlora_ray.orchestration.executor_core import ExecutorCore
 from qlora_ray.runs import SweepPaths
-from qlora_ray.training.engine import Report, TrialSpec
 
 
-class FakeExecutor:
-    """Serves one FakeEngine with two slots."""
+class FakeExecutor(Executor):
+    """Serves one FakeEngine with two slots; only its making and its description are not the real one's."""
 
     def __init__(self, terms: ExecutorTerms, placement: Any, data: Any) -> None:
         self._core = ExecutorCore(
@@ -37,26 +36,6 @@ class FakeExecutor:
             "device_class": "fake",
             "precision_reason": "none",
         }
-
-    def admit(self, spec: TrialSpec, *, resume: bool = False) -> bool:
-        """See ExecutorCore."""
-        return self._core.admit(spec, resume=resume)
-
-    def next_report(self, trial_id: str, *, timeout_s: float) -> Report | None:
-        """See ExecutorCore."""
-        return self._core.next_report(trial_id, timeout_s=timeout_s)
-
-    def evict(self, trial_id: str) -> None:
-        """See ExecutorCore."""
-        self._core.evict(trial_id)
-
-    def trials(self) -> list[str]:
-        """See ExecutorCore."""
-        return self._core.trials()
-
-    def wait_closed(self) -> None:
-        """Returns when told to close."""
-        self._closing.wait()
 
 
 class BrokenExecutor(FakeExecutor):

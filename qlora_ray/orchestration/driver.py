@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.console import Console, noise_to
-from qlora_ray.errors import ModelError, QloraRayError, SweepFailed
+from qlora_ray.errors import ModelError, NoExecutors, QloraRayError, SweepFailed
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.nodes import check_shared_storage, probe_cluster, ray_cluster
@@ -184,8 +184,6 @@ def _start_pool(preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfil
 def _wait_ready(pool: Any) -> None:
     import ray
     from ray.exceptions import RayTaskError
-
-    from qlora_ray.orchestration.pool import NoExecutors
 
     try:
         ray.get(pool.wait_ready.remote())

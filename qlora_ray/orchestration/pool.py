@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qlora_ray.errors import QloraRayError
+from qlora_ray.errors import NoExecutors, QloraRayError
 from qlora_ray.hardware import Placement
 from qlora_ray.orchestration.executor import Executor, ExecutorTerms
 
@@ -23,10 +23,6 @@ RECONCILE_INTERVAL_S = 5.0
 SPARE_CALLS = 6
 # How Ray's account of an actor that failed to start names our exceptions.
 OUR_ERRORS = "qlora_ray.errors."
-
-
-class NoExecutors(QloraRayError):
-    """Every executor of the plan is gone for good."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.errors import QloraRayError
+from qlora_ray.errors import NoExecutors, QloraRayError
 from qlora_ray.orchestration.executor_core import LeaseLost
-from qlora_ray.orchestration.pool import Lease, NoExecutors, describe_death
+from qlora_ray.orchestration.pool import Lease, describe_death
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values
 from qlora_ray.training.budget import make_budget

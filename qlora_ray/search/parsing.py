@@ -69,9 +69,13 @@ def parse_space(document: Document, config: SweepConfig) -> SearchSpace:
 def _parse_parameter(path: str, words: Any, document: Document, config: SweepConfig) -> Parameter:
     where = document.place((path,))
     section, _, key = str(path).partition(".")
-    if path in SEARCHABLE_SECTIONS and isinstance(words, dict):
-        keys = [f"{path}.{name}: ..." for name in list(words)[:1]]
-        raise ConfigError(f"{where}: {path} is a section; paths are written whole. Write {keys[0] if keys else path}.")
+    nested = (
+        [key for key in words if key in SEARCHABLE_SECTIONS[section].model_fields]
+        if (path in SEARCHABLE_SECTIONS and isinstance(words, dict))
+        else []
+    )
+    if nested:
+        raise ConfigError(f"{where}: {path} is a section; paths are written whole. Write {path}.{nested[0]}: ...")
     if section not in SEARCHABLE_SECTIONS or path in FIXED_PATHS:
         if closest_path(str(path)) == path:
             raise ConfigError(f"{where}: {path} is the same for all trials of a sweep and cannot be searched.")

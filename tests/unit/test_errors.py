@@ -12,7 +12,7 @@ CLASSES = [QloraRayError, *QloraRayError.__subclasses__()]
 
 
 def test_the_family_is_known():
-    assert len(CLASSES) == 8
+    assert len(CLASSES) == 9
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

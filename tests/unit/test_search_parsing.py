@@ -45,6 +45,11 @@ def test_exponents_are_numbers_in_a_space_file(tmp_path):
     assert (parameter.low, parameter.high, parameter.log) == (1e-5, 1e-3, True)
 
 
+def test_a_nested_section_is_told_how_paths_are_written():
+    with pytest.raises(ConfigError, match=r"lora is a section; paths are written whole\. Write lora\.r: \.\.\."):
+        load({"lora": {"r": {"choices": [4, 8]}}})
+
+
 @pytest.mark.parametrize(
     ("path", "ending"),
     [
