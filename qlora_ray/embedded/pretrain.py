@@ -216,4 +216,5 @@ def _save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
         do_sample=False,
     )
     model.bfloat16().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner; a package is for all
     tokenizer.save_pretrained(folder)
