@@ -107,12 +107,14 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         profiles = probe_cluster()
         check_shared_storage(paths.root)
         plan = plan_sweep(preflight, list(profiles.values()))
-        manifest = describe_sweep(preflight, plan, list(profiles.values()))
+        # Once: it reads every byte of the base.
+        common = common_facts(preflight)
+        manifest = describe_sweep(preflight, plan, list(profiles.values()), common=common)
         if is_resume:
-            check_same_inputs(preflight, read_json(paths.manifest))
+            check_same_inputs(preflight, read_json(paths.manifest), common=common)
         write_json(paths.manifest, manifest)
         print_plan(console, preflight, plan, paths)
-        ledger = Ledger(config, paths=paths, console=console, common=common_facts(preflight))
+        ledger = Ledger(config, paths=paths, console=console, common=common)
         pool = _start_pool(preflight, plan, profiles, paths)
         console.progress("loading the base ...")
         study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)

@@ -100,7 +100,7 @@ def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
     )
 
 
-def check_same_inputs(preflight: Preflight, manifest: dict[str, Any]) -> None:
+def check_same_inputs(preflight: Preflight, manifest: dict[str, Any], *, common: dict[str, Any]) -> None:
     """Raises RunError if rows or base are not those that the sweep began with."""
     before, now = manifest["data"]["fingerprint"], preflight.data.report.fingerprint
     if before != now:
@@ -108,7 +108,7 @@ def check_same_inputs(preflight: Preflight, manifest: dict[str, Any]) -> None:
             f"--resume: the data must be what the sweep began with (fingerprint {before[:12]}), got {now[:12]}. "
             "Restore the files, or start a new sweep."
         )
-    base = hash_base(preflight.config.model)
+    base = common["base"]["hash"]
     if manifest["base"]["hash"] != base:
         raise RunError(
             f"--resume: the base must be what the sweep began with ({manifest['base']['hash'][:19]}), got {base[:19]}. "
@@ -116,7 +116,9 @@ def check_same_inputs(preflight: Preflight, manifest: dict[str, Any]) -> None:
         )
 
 
-def describe_sweep(preflight: Preflight, plan: Plan, nodes: list[NodeProfile]) -> dict[str, Any]:
+def describe_sweep(
+    preflight: Preflight, plan: Plan, nodes: list[NodeProfile], *, common: dict[str, Any]
+) -> dict[str, Any]:
     """The manifest: resolved config, space, plan, versions, commit, data fingerprints, command."""
     return {
         "qlora_ray": __version__,
@@ -129,7 +131,7 @@ def describe_sweep(preflight: Preflight, plan: Plan, nodes: list[NodeProfile]) -
         "data": preflight.data.report.to_dict(),
         "metrics": preflight.metrics_reason,
         "unused": preflight.unused,
-        **common_facts(preflight),
+        **common,
     }
 
 
