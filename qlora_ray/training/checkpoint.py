@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from qlora_ray.runs.files import whole_folder
 if TYPE_CHECKING:
     import torch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSORS_FILE = "state.safetensors"
 FACTS_FILE = "state.json"
 
@@ -28,12 +29,13 @@ class TrialState:
             dropout masks, which are drawn from (seed, step).
         report_index: Reports made.
         adapter: Trainable parameters by name, fp32, on the CPU.
-        optimizer: Moments by `<parameter index>/<name>`, on the CPU.
+        optimizer: Moments by `<parameter name>/<value>`, on the CPU.
         optimizer_facts: The optimizer's numbers that are not tensors, under the same keys.
         loss_scale: GradScaler's scale and growth tracker under fp16, else empty.
         schedule_step: The schedule's position: `step`, less the steps that a loss scale skipped.
         metrics: What the trial reported there: a driver killed before it heard of it is told again.
         facts: The report's facts.
+        interval_losses: Each step's loss since that report, where the state is of a later step.
     """
 
     trial_id: str
@@ -46,6 +48,7 @@ class TrialState:
     schedule_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    interval_losses: list[float] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Writes the state whole, replacing an older one."""
@@ -63,6 +66,7 @@ class TrialState:
             "schedule_step": self.schedule_step,
             "metrics": self.metrics,
             "facts": self.facts,
+            "interval_losses": self.interval_losses,
         }
         with whole_folder(folder) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS_FILE)
@@ -97,13 +101,21 @@ class TrialState:
             schedule_step=facts["schedule_step"],
             metrics=facts["metrics"],
             facts=facts["facts"],
+            interval_losses=facts["interval_losses"],
         )
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer, names: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """An optimizer's per-parameter state as tensors on the CPU, and the numbers that are not tensors.
 
-    Keys are the path to a value, joined by `/`: bitsandbytes nests the tensors of its 8-bit moments.
+    Keys are `<parameter name>/<value>`, with more parts where values are nested: bitsandbytes nests the tensors of
+    its 8-bit moments.
+
+    Args:
+        optimizer: The optimizer.
+        names: Its parameters' names, in its own order.
     """
     import torch
 
@@ -120,20 +132,21 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
             else:
                 facts["/".join(here)] = value
 
-    walk(optimizer.state_dict()["state"], ())
+    walk({names[index]: entries for index, entries in optimizer.state_dict()["state"].items()}, ())
     return tensors, facts
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], facts: dict[str, Any]
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], facts: dict[str, Any], names: Sequence[str]
 ) -> None:
     """Puts back what `flatten_optimizer` took; learning rates and groups stay as the optimizer has them."""
+    numbers = {name: number for number, name in enumerate(names)}
     state: dict[Any, Any] = {}
     for path, value in {**tensors, **facts}.items():
-        index, *names, last = path.split("/")
-        entries = state.setdefault(int(index), {})
-        for name in names:
-            entries = entries.setdefault(name, {})
+        name, *parts, last = path.split("/")
+        entries = state.setdefault(numbers[name], {})
+        for part in parts:
+            entries = entries.setdefault(part, {})
         entries[last] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -12,7 +12,8 @@ from qlora_ray.modeling.adapters import save_adapter, saved_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Report, TrialSpec
-from qlora_ray.training.sft_run import SftRun, TrainingData
+from qlora_ray.training.rows import TrainingData
+from qlora_ray.training.sft_run import SftRun, labelled_rows
 
 
 class SftEngine:
@@ -38,7 +39,8 @@ class SftEngine:
         metrics: list[Metric] | None = None,
     ) -> None:
         self._base = base
-        self._data = data
+        self._rows = labelled_rows(data.train)
+        self._validation = data.validation
         self._max_micro_batch = max_micro_batch
         self._max_eval_batch = max_eval_batch
         self._evaluate = evaluate or Evaluate()
@@ -61,7 +63,8 @@ class SftEngine:
         self._run = SftRun(
             spec,
             base=self._base,
-            data=self._data,
+            rows=self._rows,
+            validation=self._validation,
             max_micro_batch=self._max_micro_batch,
             max_eval_batch=self._max_eval_batch,
             state=state,
@@ -117,7 +120,7 @@ class SftEngine:
         return score_model(
             model,
             self._base.tokenizer,
-            self._data.validation,
+            self._validation,
             metrics=self._metrics,
             evaluate=self._evaluate,
             precision=self._base.precision,

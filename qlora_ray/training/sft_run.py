@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import queue
-import resource
 import tempfile
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +24,7 @@ from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
+from qlora_ray.training.peak import peak_memory_bytes
 from qlora_ray.training.sft_arguments import make_sft_config, sft_arguments
 from qlora_ray.training.sft_trainer import OrderedTrainer, load_trainable
 
@@ -40,21 +39,13 @@ SCRATCH = Path(tempfile.gettempdir()) / "qlora_ray_trainer"
 UNRECORDED_ARGUMENTS = ("output_dir", "dataset_kwargs", "report_to")
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """The rows engines train and validate on: `train` as labelled rows, `validation` as tokens and masks."""
-
-    train: Dataset
-    validation: TokenizedSplit
-
-    @classmethod
-    def from_splits(cls, train: TokenizedSplit, validation: TokenizedSplit) -> TrainingData:
-        """Labels are the input ids where the answer is, and -100, which the loss ignores, elsewhere."""
-        labels = [
-            [token if trained else -100 for token, trained in zip(ids, mask, strict=True)]
-            for ids, mask in zip(train.input_ids, train.completion_mask, strict=True)
-        ]
-        return cls(Dataset.from_dict({"input_ids": train.input_ids, "labels": labels}), validation)
+def labelled_rows(split: TokenizedSplit) -> Dataset:
+    """Rows as SFTTrainer takes them: labels are the ids where the answer is, and -100 (ignored) elsewhere."""
+    labels = [
+        [token if trained else -100 for token, trained in zip(ids, mask, strict=True)]
+        for ids, mask in zip(split.input_ids, split.completion_mask, strict=True)
+    ]
+    return Dataset.from_dict({"input_ids": split.input_ids, "labels": labels})
 
 
 class SftRun:
@@ -69,7 +60,8 @@ class SftRun:
         spec: TrialSpec,
         *,
         base: LoadedBase,
-        data: TrainingData,
+        rows: Dataset,
+        validation: TokenizedSplit,
         max_micro_batch: int,
         max_eval_batch: int | None,
         state: TrialState | None,
@@ -80,7 +72,8 @@ class SftRun:
         self._trainer: OrderedTrainer | None = None
         self._facts: dict[str, Any] = {}
         self._base = base
-        self._data = data
+        self._rows = rows
+        self._validation = validation
         self._micro_batch = largest_divisor(
             spec.training.effective_batch, at_most=min(max_micro_batch, spec.training.per_device_train_batch_size)
         )
@@ -177,7 +170,7 @@ class SftRun:
         assert self.model is not None
         budget = self.spec.budget
         order = sample_order(
-            num_rows=len(self._data.train),
+            num_rows=len(self._rows),
             num_samples=budget.samples_seen(budget.num_steps),
             data_seed=self.spec.training.data_seed,
         )
@@ -188,7 +181,7 @@ class SftRun:
             is_stopping=lambda: self._stopping,
             model=self.model,
             args=make_sft_config(arguments),
-            train_dataset=self._data.train.select(order[budget.samples_seen(start_step) :]),
+            train_dataset=self._rows.select(order[budget.samples_seen(start_step) :]),
             processing_class=self._base.tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
@@ -225,7 +218,7 @@ class SftRun:
         started = time.perf_counter()
         result = evaluate_loss(
             self.model,
-            self._data.validation,
+            self._validation,
             batch_size=self._eval_batch,
             pad_token_id=self._base.tokenizer.pad_token_id,
             precision=self._base.precision,
@@ -247,10 +240,3 @@ class SftRun:
         is_final = step == budget.num_steps
         self._reports.put(Report(self.spec.trial_id, index, is_final, metrics, facts=self._facts))
         self._go.acquire()
-
-
-def peak_memory_bytes(device: str) -> int:
-    """Peak memory so far: reserved by torch on a GPU, resident of the whole process on a CPU."""
-    if device != "cpu":
-        return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

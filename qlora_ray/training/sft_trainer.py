@@ -85,6 +85,11 @@ class OrderedTrainer(SFTTrainer):
         assert self.optimizer is not None, "built by train() before any step"
         return self.optimizer
 
+    def _parameter_names(self) -> list[str]:
+        """The optimizer's parameters by name, in its own order."""
+        names = {parameter: name for name, parameter in self.peft_model.named_parameters()}
+        return [names[parameter] for group in self._built_optimizer.param_groups for parameter in group["params"]]
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; its loss is already divided by the tokens of the whole effective batch."""
         loss = super().training_step(*args, **kwargs)
@@ -95,7 +100,7 @@ class OrderedTrainer(SFTTrainer):
         """Restores what exists only once training has begun: moments and loss scale."""
         state = self._restored_state
         if state is not None:
-            restore_optimizer(self._built_optimizer, state.optimizer, state.optimizer_facts)
+            restore_optimizer(self._built_optimizer, state.optimizer, state.optimizer_facts, self._parameter_names())
             scaler = getattr(self.accelerator, "scaler", None)
             if scaler is not None and state.loss_scale:
                 scaler.load_state_dict(state.loss_scale)
@@ -131,7 +136,7 @@ class OrderedTrainer(SFTTrainer):
 
     def take_state(self, step: int, report_index: int) -> TrialState:
         """The trial's state after a step, on the CPU."""
-        tensors, facts = flatten_optimizer(self._built_optimizer)
+        tensors, facts = flatten_optimizer(self._built_optimizer, self._parameter_names())
         scaler = getattr(self.accelerator, "scaler", None)
         return TrialState(
             trial_id=self.spec.trial_id,

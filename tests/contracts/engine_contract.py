@@ -191,22 +191,6 @@ class EngineContract:
         assert hash_weights(bench.base) == before
         assert not any("lora" in name for name, _ in bench.base.model.named_parameters())
 
-    @pytest.mark.parametrize("max_micro_batch", [1, 2])
-    def test_the_micro_batch_is_the_placements_and_changes_no_result(
-        self, engine: Engine, bench: Bench, max_micro_batch: int
-    ) -> None:
-        spec = make_spec(lora={"lora_dropout": 0.0})
-        whole = run_trial(engine, spec)
-        engine.evict("0000")
-        small = self.make_engine(bench.base, bench.data, max_micro_batch=max_micro_batch)
-        parts = run_trial(small, spec)
-        small.evict("0000")
-        assert parts[-1].facts["micro_batch"] == max_micro_batch
-        assert parts[-1].facts["gradient_accumulation_steps"] == BATCH // max_micro_batch
-        for (eval_a, train_a), (eval_b, train_b) in zip(losses(whole), losses(parts), strict=True):
-            assert eval_b == pytest.approx(eval_a, rel=1e-4)
-            assert train_b == pytest.approx(train_a, rel=1e-4)
-
     def test_activation_checkpointing_changes_no_result(self, engine: Engine) -> None:
         plain = run_trial(engine, make_spec())
         engine.evict("0000")
@@ -252,12 +236,11 @@ class EngineContract:
         assert facts["training"]["bf16"] is False
         assert facts["training"]["fp16"] is False
 
-    def test_dora_and_rank_stabilized_lora_train(self, engine: Engine) -> None:
-        for lora in ({"use_dora": True}, {"use_rslora": True}):
-            reports = run_trial(engine, make_spec(lora=lora))
-            engine.evict("0000")
-            assert reports[-1].failure is None
-            assert reports[-1].metrics["eval_loss"] < reports[0].metrics["eval_loss"]
+    def test_rank_stabilized_lora_trains(self, engine: Engine) -> None:
+        reports = run_trial(engine, make_spec(lora={"use_rslora": True}))
+        engine.evict("0000")
+        assert reports[-1].failure is None
+        assert reports[-1].metrics["eval_loss"] < reports[0].metrics["eval_loss"]
 
     def test_scores_of_base_and_adapter_come_from_the_same_rows(
         self, engine: Engine, bench: Bench, tmp_path: Path

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_contract import Bench, EngineContract, bench, losses, make_spec, run_trial
+from engine_contract import BATCH, Bench, EngineContract, bench, losses, make_spec, run_trial
 
 from qlora_ray.config.schema import Model, Quantization
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training import sft_run
+from qlora_ray.training.rows import TrainingData
 from qlora_ray.training.sft import SftEngine
-from qlora_ray.training.sft_run import TrainingData
 
 __all__ = ["bench"]
 
@@ -22,7 +22,29 @@ class TestSftEngine(EngineContract):
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> SftEngine:
         """An engine with its one slot free."""
-        return SftEngine(base, TrainingData.from_splits(data.train, data.validation), max_micro_batch=max_micro_batch)
+        return SftEngine(base, TrainingData(data.train, data.validation), max_micro_batch=max_micro_batch)
+
+    @pytest.mark.parametrize("max_micro_batch", [1, 2])
+    def test_the_micro_batch_is_the_placements_and_changes_no_result(self, bench: Bench, max_micro_batch: int) -> None:
+        spec = make_spec(lora={"lora_dropout": 0.0})
+        engine = self.make_engine(bench.base, bench.data)
+        whole = run_trial(engine, spec)
+        engine.evict("0000")
+        small = self.make_engine(bench.base, bench.data, max_micro_batch=max_micro_batch)
+        parts = run_trial(small, spec)
+        small.evict("0000")
+        assert parts[-1].facts["micro_batch"] == max_micro_batch
+        assert parts[-1].facts["gradient_accumulation_steps"] == BATCH // max_micro_batch
+        for (eval_a, train_a), (eval_b, train_b) in zip(losses(whole), losses(parts), strict=True):
+            assert eval_b == pytest.approx(eval_a, rel=1e-4)
+            assert train_b == pytest.approx(train_a, rel=1e-4)
+
+    def test_dora_trains(self, bench: Bench) -> None:
+        engine = self.make_engine(bench.base, bench.data)
+        reports = run_trial(engine, make_spec(lora={"use_dora": True}))
+        engine.evict("0000")
+        assert reports[-1].failure is None
+        assert reports[-1].metrics["eval_loss"] < reports[0].metrics["eval_loss"]
 
     def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch

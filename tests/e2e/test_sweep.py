@@ -27,7 +27,7 @@ from qlora_ray.search.study import count_finished, open_study
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import TrialSpec
 from qlora_ray.training.sft import SftEngine
-from qlora_ray.training.sft_run import TrainingData
+from qlora_ray.training.rows import TrainingData
 
 OPTIONS = ("--set", "results.name=small")
 
@@ -96,7 +96,7 @@ def test_a_trial_alone_reports_the_same_numbers_as_in_the_sweep(finished: Finish
     )
     data = prepare_data(config.data, tokenizer=base.tokenizer, data_seed=7)
     engine = SftEngine(
-        base, TrainingData.from_splits(data.train, data.validation), max_micro_batch=record["ran"]["micro_batch"]
+        base, TrainingData(data.train, data.validation), max_micro_batch=record["ran"]["micro_batch"]
     )
     budget = make_budget(config.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
     engine.admit(TrialSpec("alone", config.lora, config.training, budget))

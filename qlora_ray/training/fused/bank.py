@@ -1,0 +1,130 @@
+"""Adapters of one shape, side by side in memory.
+
+Trials with the same rank bucket and the same target modules share a bank: for each adapted layer one tensor holds
+the A of all of them and one the B, so that two batched products serve all. A trial's whole adapter is one flat row,
+which is what its optimizer steps, and what clipping takes the norm of.
+
+Shapes: S slots (trials in the bank), P parameters of one adapter, R rank bucket, D inputs, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Ranks are padded to the next power of two from here on: tensor cores work on multiples of 8.
+SMALLEST_BUCKET = 8
+
+
+def rank_bucket(r: int) -> int:
+    """The padded rank: the next power of two, at least SMALLEST_BUCKET."""
+    return max(SMALLEST_BUCKET, 1 << (r - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class BankKey:
+    """What trials must have in common to share a bank: padded rank, and the layers they adapt, by number."""
+
+    bucket: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a layer's A [R, D] and B [O, R] lie in a flat adapter."""
+
+    a_start: int
+    b_start: int
+    width_in: int
+    width_out: int
+
+
+class AdapterBank:
+    """The adapters of all trials with one key.
+
+    Args:
+        key: Padded rank and layers.
+        widths: (inputs, outputs) of each of the layers.
+        device: Where the base is.
+    """
+
+    def __init__(self, key: BankKey, widths: Mapping[int, tuple[int, int]], *, device: torch.device | str) -> None:
+        self.key = key
+        self.trial_ids: list[str] = []
+        self._places: dict[int, _Place] = {}
+        size = 0
+        for layer in key.layers:
+            width_in, width_out = widths[layer]
+            self._places[layer] = _Place(size, size + key.bucket * width_in, width_in, width_out)
+            size += key.bucket * (width_in + width_out)
+        self.num_parameters = size
+        self.weights_SP = torch.zeros(0, size, device=device)
+        self.gradients_SP = torch.zeros(0, size, device=device)
+        self._views: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.trial_ids)
+
+    def __contains__(self, layer: int) -> bool:
+        return layer in self._places
+
+    def add(self, trial_id: str, flat_P: Tensor) -> None:
+        """Appends a trial's adapter; slots before it keep their numbers."""
+        self.trial_ids.append(trial_id)
+        self._replace(torch.cat([self.weights_SP, flat_P[None].to(self.weights_SP)]))
+
+    def remove(self, trial_id: str) -> None:
+        """Takes a trial's adapter out; later slots move up."""
+        slot = self.trial_ids.index(trial_id)
+        del self.trial_ids[slot]
+        self._replace(torch.cat([self.weights_SP[:slot], self.weights_SP[slot + 1 :]]))
+
+    def a(self, layer: int) -> Tensor:
+        """All A of a layer, [S, R, D]."""
+        return self._views[layer][0]
+
+    def b(self, layer: int) -> Tensor:
+        """All B of a layer, [S, O, R]."""
+        return self._views[layer][1]
+
+    def a_gradient(self, layer: int) -> Tensor:
+        """Where the gradients of all A of a layer are summed, [S, R, D]."""
+        return self._views[layer][2]
+
+    def b_gradient(self, layer: int) -> Tensor:
+        """Where the gradients of all B of a layer are summed, [S, O, R]."""
+        return self._views[layer][3]
+
+    def flatten(self, tensors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """One flat row from each layer's A [r, D] and B [O, r]; what the bucket adds to r is zero."""
+        flat_P = torch.zeros(self.num_parameters, device=self.weights_SP.device)
+        for layer, (a_rD, b_Or) in tensors.items():
+            a_RD, b_OR = self.cut(flat_P, layer)
+            a_RD[: len(a_rD)] = a_rD
+            b_OR[:, : b_Or.shape[1]] = b_Or
+        return flat_P
+
+    def cut(self, flat_P: Tensor, layer: int, *, r: int | None = None) -> tuple[Tensor, Tensor]:
+        """Views of a layer's A and B in a flat row, without padding if a rank is given."""
+        place, bucket = self._places[layer], self.key.bucket
+        a_RD = flat_P[place.a_start : place.b_start].view(bucket, place.width_in)
+        b_OR = flat_P[place.b_start : place.b_start + bucket * place.width_out].view(place.width_out, bucket)
+        return a_RD[:r], b_OR[:, :r]
+
+    def _replace(self, weights_SP: Tensor) -> None:
+        self.weights_SP = weights_SP
+        self.gradients_SP = torch.zeros_like(weights_SP)
+        self._views = {
+            layer: (*self._stacked(self.weights_SP, place), *self._stacked(self.gradients_SP, place))
+            for layer, place in self._places.items()
+        }
+
+    def _stacked(self, flat_SP: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
+        slots, bucket = len(flat_SP), self.key.bucket
+        a_SRD = flat_SP[:, place.a_start : place.b_start].view(slots, bucket, place.width_in)
+        end = place.b_start + bucket * place.width_out
+        b_SOR = flat_SP[:, place.b_start : end].view(slots, place.width_out, bucket)
+        return a_SRD, b_SOR

@@ -1,0 +1,61 @@
+"""Each trial's mean loss over its own answer tokens, with logits made at those positions only, a chunk at a time.
+
+The stock path makes the logits of every token at once, about 16 bytes x vocabulary per token. Here the body's
+gradient is found chunk by chunk and handed back to it, so that one chunk's logits live at a time.
+
+Shapes: B rows, T tokens, D width, N predicted tokens, M members (trials that step), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Ours, not measured: the float32 logits of one chunk. Cross-entropy and its gradient hold about three of them.
+LOGITS_CHUNK_BYTES = 128 * 2**20
+
+
+def backward_losses(
+    hidden_BTD: Tensor,
+    *,
+    positions_N: Tensor,
+    labels_N: Tensor,
+    members_N: Tensor,
+    weights_N: Tensor,
+    num_members: int,
+    vocab_size: int,
+    logits_of: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Computes the pass's losses and runs its backward.
+
+    Args:
+        hidden_BTD: The body's output.
+        positions_N: Flat positions (row * T + token) that predict an answer token.
+        labels_N: The tokens to be predicted there.
+        members_N: Whose they are.
+        weights_N: What each token's loss is multiplied with in the backward: 1 / (the trial's answer tokens in its
+            whole step), times the trial's loss scale.
+        num_members: M.
+        vocab_size: V, which the size of a chunk follows from.
+        logits_of: Head and whatever the model does after it, [n, D] -> [n, V].
+
+    Returns:
+        Each member's summed, unweighted loss, [M], fp32.
+    """
+    features_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[positions_N]
+    gradient_ND = torch.empty_like(features_ND)
+    sums_M = torch.zeros(num_members, device=hidden_BTD.device)
+    size = max(1, LOGITS_CHUNK_BYTES // (4 * vocab_size))
+    for start in range(0, len(labels_N), size):
+        chunk = slice(start, start + size)
+        leaf_ND = features_ND[chunk].detach().requires_grad_()
+        with torch.enable_grad():
+            losses_N = F.cross_entropy(logits_of(leaf_ND).float(), labels_N[chunk], reduction="none")
+            weighted = torch.dot(losses_N, weights_N[chunk])
+        gradient_ND[chunk] = torch.autograd.grad(weighted, leaf_ND)[0]
+        sums_M.index_add_(0, members_N[chunk], losses_N.detach())
+    features_ND.backward(gradient_ND)
+    return sums_M

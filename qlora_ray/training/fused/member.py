@@ -1,0 +1,297 @@
+"""One trial in the pack: its adapter's row in a bank, its optimizer, its place in budget and data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from qlora_ray.errors import ModelError
+from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
+from qlora_ray.training.budget import sample_order, warmup_steps
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import TrialSpec
+from qlora_ray.training.fused.bank import AdapterBank, BankKey, rank_bucket
+from qlora_ray.training.fused.dropout import rounded_rate
+from qlora_ray.training.fused.layout import RowOwner
+from qlora_ray.training.fused.moments import load_moments, make_optimizer, read_moments
+from qlora_ray.training.fused.schedule import LossScale, rate_factor
+from qlora_ray.training.fused.wrapping import FusedBase, Layer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass
+class Interval:
+    """What happened to a trial since its last report."""
+
+    losses: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    num_padding: int = 0
+    train_s: float = 0.0
+    num_trials: int = 0
+    num_steps: int = 0
+
+    def describe(self) -> dict[str, float]:
+        """How well packing went: trials per step, and the share of padding in this trial's rows."""
+        return {
+            "mean_trials": round(self.num_trials / max(1, self.num_steps), 2),
+            "padding_share": round(self.num_padding / max(1, self.num_tokens + self.num_padding), 4),
+        }
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """An adapter as PEFT makes it for a trial: config, scaling, initial values, and counts."""
+
+    config: LoraConfig
+    scaling: float
+    layers: list[Layer]
+    tensors: dict[int, tuple[Tensor, Tensor]]
+    trainable_parameters: int
+    total_parameters: int
+
+
+def draw_blueprint(fused: FusedBase, spec: TrialSpec) -> Blueprint:
+    """Lets PEFT make the trial's adapter on the base, and takes it off again.
+
+    So the initial A is drawn from the trial's own seed, by PEFT's own distribution and in its order.
+
+    Raises:
+        ModelError: If the base lacks a target module, or the adapter is of a kind that cannot be packed.
+    """
+    for unpackable in ("use_dora", "modules_to_save"):
+        if getattr(spec.lora, unpackable):
+            raise ModelError(
+                f"lora.{unpackable}: cannot be trained in a pack, got {getattr(spec.lora, unpackable)!r}. "
+                "Set cluster.packing: process."
+            )
+    with fused.unwrapped():
+        model = attach_adapter(fused.base, spec.lora, seed=spec.training.seed)
+        try:
+            adapted = {
+                name.removeprefix(PEFT_PREFIX): module
+                for name, module in model.named_modules()
+                if hasattr(module, "lora_A") and "default" in module.lora_A
+            }
+            layers = fused.find_layers(list(adapted))
+            tensors = {
+                layer.number: (
+                    adapted[layer.path].lora_A["default"].weight.detach().clone(),
+                    adapted[layer.path].lora_B["default"].weight.detach().clone(),
+                )
+                for layer in layers
+            }
+            trainable, total = count_parameters(model)
+            scaling = float(adapted[layers[0].path].scaling["default"])
+            return Blueprint(model.peft_config["default"], scaling, layers, tensors, trainable, total)
+        finally:
+            detach_adapter(fused.base)
+
+
+class Member:
+    """A trial in the pack.
+
+    Args:
+        spec: The trial.
+        blueprint: Its adapter.
+        bank: Where its adapter is put.
+        num_rows: Training rows there are.
+        state: Where it goes on from.
+        scales_loss: Whether it computes in fp16.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        blueprint: Blueprint,
+        *,
+        bank: AdapterBank,
+        num_rows: int,
+        state: TrialState | None,
+        scales_loss: bool,
+    ) -> None:
+        self.spec = spec
+        self.blueprint = blueprint
+        self.bank = bank
+        self.state = state
+        self.step = state.step if state else 0
+        self.schedule_step = state.schedule_step if state else 0
+        self.report_index = state.report_index if state else 0
+        self.interval = Interval(losses=list(state.interval_losses) if state else [])
+        self.loss_scale = LossScale() if scales_loss else None
+        if state and state.loss_scale and self.loss_scale:
+            self.loss_scale = LossScale.from_dict(state.loss_scale)
+        budget = spec.budget
+        self.order = sample_order(
+            num_rows=num_rows,
+            num_samples=budget.samples_seen(budget.num_steps),
+            data_seed=spec.training.data_seed,
+        )
+        tensors = self._read_adapter(state.adapter) if state else blueprint.tensors
+        bank.add(spec.trial_id, bank.flatten(tensors))
+        self.parameter = nn.Parameter(bank.weights_SP[self.slot])
+        self.optimizer = make_optimizer(self.parameter, spec.training)
+        if state:
+            load_moments(self, state)
+
+    @property
+    def slot(self) -> int:
+        """Its row in the bank."""
+        return self.bank.trial_ids.index(self.spec.trial_id)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of its next optimizer step."""
+        factor = rate_factor(self.spec.training, position=self.schedule_step, num_steps=self.spec.budget.num_steps)
+        return self.spec.training.learning_rate * factor
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it reports after the step it has just done."""
+        return self.step in self.spec.budget.report_steps
+
+    def next_rows(self) -> list[int]:
+        """The data rows of its next step."""
+        batch = self.spec.budget.effective_batch
+        return self.order[self.step * batch : (self.step + 1) * batch]
+
+    def owner(self, *, training: bool) -> RowOwner:
+        """Whose rows its rows are: with dropout in training, and without in evaluation."""
+        rate = rounded_rate(self.spec.lora.lora_dropout) if training else 0.0
+        return RowOwner(self.bank, self.slot, self.blueprint.scaling / (1 - rate), rate)
+
+    def bind(self) -> None:
+        """Points its parameter at its row, which moves when others come and go."""
+        slot = self.slot
+        self.parameter.data = self.bank.weights_SP[slot]
+        self.parameter.grad = self.bank.gradients_SP[slot]
+
+    def finish_step(self, gradient_norm: float) -> bool:
+        """Clips, and takes the optimizer step; False if a loss scale made it skip.
+
+        Args:
+            gradient_norm: Of its summed gradient, loss scale included.
+        """
+        training = self.spec.training
+        self.bind()
+        assert self.parameter.grad is not None
+        self.step += 1
+        factor = 1.0
+        if self.loss_scale is not None:
+            overflowed = not math.isfinite(gradient_norm)
+            factor = 1 / self.loss_scale.scale
+            self.loss_scale.update(overflowed=overflowed)
+            if overflowed:
+                return False
+        if training.max_grad_norm > 0:
+            # torch.nn.utils.clip_grad_norm_: the same guard against a norm of zero.
+            factor *= min(1.0, training.max_grad_norm / (gradient_norm * factor + 1e-6))
+        if factor != 1.0:
+            self.parameter.grad.mul_(factor)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        self.optimizer.step()
+        self.schedule_step += 1
+        return True
+
+    def take_state(self) -> TrialState:
+        """Its state now, on the CPU."""
+        self.bind()
+        tensors, facts = read_moments(self)
+        return TrialState(
+            trial_id=self.spec.trial_id,
+            step=self.step,
+            report_index=self.report_index,
+            adapter=self.named_tensors(self.parameter.detach()),
+            optimizer=tensors,
+            optimizer_facts=facts,
+            loss_scale=self.loss_scale.to_dict() if self.loss_scale else {},
+            schedule_step=self.schedule_step,
+            metrics=self.state.metrics if self.state else {},
+            facts=self.state.facts if self.state else {},
+            interval_losses=list(self.interval.losses),
+        )
+
+    def named_tensors(self, flat_P: Tensor, *, adapter_name: str = ".default") -> dict[str, Tensor]:
+        """Copies on the CPU of A and B of every layer in a flat row, without padding, by PEFT's names."""
+        named: dict[str, Tensor] = {}
+        for layer in self.blueprint.layers:
+            a_rD, b_Or = self.bank.cut(flat_P, layer.number, r=self.spec.lora.r)
+            name_a, name_b = parameter_names(layer.path, adapter_name)
+            named[name_a] = a_rD.to("cpu", copy=True).contiguous()
+            named[name_b] = b_Or.to("cpu", copy=True).contiguous()
+        return named
+
+    def flatten_named(self, named: dict[str, Tensor]) -> Tensor:
+        """The flat row of tensors by PEFT's names: adapter weights, or their moments."""
+        return self.bank.flatten(self._read_adapter(named))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes its adapter in PEFT's format."""
+        from safetensors.torch import save_file
+
+        self.bind()
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.blueprint.config
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        tensors = self.named_tensors(self.parameter.detach(), adapter_name="")
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def describe(self) -> dict[str, Any]:
+        """What it trains with: every value resolved."""
+        training, budget = self.spec.training, self.spec.budget
+        return {
+            "training": {
+                "per_device_train_batch_size": training.per_device_train_batch_size,
+                "gradient_accumulation_steps": training.gradient_accumulation_steps,
+                "max_steps": budget.num_steps,
+                "learning_rate": training.learning_rate,
+                "lr_scheduler_type": training.lr_scheduler_type,
+                "warmup_steps": warmup_steps(training, budget.num_steps),
+                "optim": training.optim,
+                "adam_beta1": training.adam_beta1,
+                "adam_beta2": training.adam_beta2,
+                "adam_epsilon": training.adam_epsilon,
+                "weight_decay": training.weight_decay,
+                "max_grad_norm": training.max_grad_norm,
+                "seed": training.seed,
+                "data_seed": training.data_seed,
+                "gradient_checkpointing": training.gradient_checkpointing,
+            },
+            "lora": {
+                **self.spec.lora.model_dump(exclude={"alpha_ratio"}),
+                "lora_alpha": self.spec.lora.resolved_alpha,
+                "lora_dropout": rounded_rate(self.spec.lora.lora_dropout),
+                "target_modules": sorted(self.blueprint.config.target_modules or ()),
+            },
+            "effective_batch": budget.effective_batch,
+            "num_samples": budget.num_samples,
+            "num_steps": budget.num_steps,
+            "trainable_parameters": self.blueprint.trainable_parameters,
+            "total_parameters": self.blueprint.total_parameters,
+            "trainable_percent": round(100 * self.blueprint.trainable_parameters / self.blueprint.total_parameters, 4),
+        }
+
+    def _read_adapter(self, named: dict[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+        tensors = {}
+        for layer in self.blueprint.layers:
+            name_a, name_b = parameter_names(layer.path)
+            tensors[layer.number] = (named[name_a], named[name_b])
+        return tensors
+
+
+def parameter_names(path: str, adapter_name: str = ".default") -> tuple[str, str]:
+    """PEFT's names of a layer's A and B: in a model, with its adapter's name in them; in a file, without."""
+    return tuple(f"{PEFT_PREFIX}{path}.lora_{one}{adapter_name}.weight" for one in "AB")  # type: ignore[return-value]
+
+
+def bank_key(spec: TrialSpec, blueprint: Blueprint) -> BankKey:
+    """Which trials it can share a bank with."""
+    return BankKey(rank_bucket(spec.lora.r), tuple(layer.number for layer in blueprint.layers))
