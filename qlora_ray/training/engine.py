@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qlora_ray.evaluation.scoring import Scores
     from qlora_ray.training.checkpoint import TrialState
 
-FailureCause = Literal["diverged", "oom", "error", "lost"]
+FailureCause = Literal["diverged", "oom", "error", "lost", "evicted"]
 
 
 @dataclass(frozen=True)

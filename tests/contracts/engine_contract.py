@@ -50,7 +50,9 @@ def load_nf4() -> LoadedBase:
     return load_base(model, quantization=specify_quantization(model.quantization, compute_dtype="fp32"), device="cpu")
 
 
-def make_spec(trial_id: str = "0000", *, lora: dict[str, Any] | None = None, **training: Any) -> TrialSpec:
+def make_spec(
+    trial_id: str = "0000", *, lora: dict[str, Any] | None = None, num_reports: int = NUM_REPORTS, **training: Any
+) -> TrialSpec:
     """A trial of NUM_STEPS steps of BATCH rows and NUM_REPORTS reports."""
     values: dict[str, Any] = {
         "learning_rate": 2e-3,
@@ -61,7 +63,7 @@ def make_spec(trial_id: str = "0000", *, lora: dict[str, Any] | None = None, **t
         **training,
     }
     config = Training(**values)
-    budget = make_budget(config, num_train_rows=40, num_reports=NUM_REPORTS)
+    budget = make_budget(config, num_train_rows=40, num_reports=num_reports)
     return TrialSpec(trial_id, Lora(**{"r": 8, "lora_dropout": 0.1, **(lora or {})}), config, budget)
 
 

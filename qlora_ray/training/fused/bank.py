@@ -73,8 +73,8 @@ class AdapterBank:
 
     def add(self, trial_id: str, flat_P: Tensor) -> None:
         """Appends a trial's adapter; slots before it keep their numbers."""
-        self.trial_ids.append(trial_id)
         self._replace(torch.cat([self.weights_SP, flat_P[None].to(self.weights_SP)]))
+        self.trial_ids.append(trial_id)
 
     def remove(self, trial_id: str) -> None:
         """Takes a trial's adapter out; later slots move up."""
@@ -115,8 +115,8 @@ class AdapterBank:
         return a_RD[:r], b_OR[:, :r]
 
     def _replace(self, weights_SP: Tensor) -> None:
-        self.weights_SP = weights_SP
         self.gradients_SP = torch.zeros_like(weights_SP)
+        self.weights_SP = weights_SP
         self._views = {
             layer: (*self._stacked(self.weights_SP, place), *self._stacked(self.gradients_SP, place))
             for layer, place in self._places.items()

@@ -25,7 +25,8 @@ from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
 from qlora_ray.training.fused.bank import AdapterBank, BankKey
 from qlora_ray.training.fused.layout import SoloLayout
 from qlora_ray.training.fused.member import Interval, Member, bank_key, draw_blueprint
-from qlora_ray.training.fused.step import StepRunner
+from qlora_ray.training.fused.meter import PeakMeter
+from qlora_ray.training.fused.step import StepOutcome, StepRunner
 from qlora_ray.training.fused.wrapping import FusedBase
 from qlora_ray.training.peak import peak_memory_bytes
 from qlora_ray.training.rows import TrainingData
@@ -55,6 +56,7 @@ class FusedEngine:
         max_tokens_per_pass: Padded tokens that fit the device in one forward and backward.
         hold_dequantized: Whether 4-bit weights are also kept in the compute dtype.
         max_eval_batch: Rows per forward that fit it in evaluation; None for no bound.
+        memory_limit_bytes: What this process may reserve on a GPU; measured passes are held against it.
         evaluate: How `score` generates answers.
         metrics: What `score` measures besides the loss.
     """
@@ -68,6 +70,7 @@ class FusedEngine:
         max_tokens_per_pass: int,
         hold_dequantized: bool = False,
         max_eval_batch: int | None = None,
+        memory_limit_bytes: int | None = None,
         evaluate: Evaluate | None = None,
         metrics: list[Metric] | None = None,
     ) -> None:
@@ -75,12 +78,14 @@ class FusedEngine:
         self._data = data
         self._slots = slots
         self._max_tokens = max_tokens_per_pass
+        self._planned = (slots, max_tokens_per_pass)
         self._max_eval_batch = max_eval_batch
         self._evaluate = evaluate or Evaluate()
         self._metrics = metrics or []
         self._fused = FusedBase(base, hold_dequantized=hold_dequantized)
         self._holds_dequantized = hold_dequantized
-        self._runner = StepRunner(self._fused, data.train)
+        self._meter = PeakMeter(memory_limit_bytes if base.device != "cpu" else None)
+        self._runner = StepRunner(self._fused, data.train, meter=self._meter)
         self._banks: dict[BankKey, AdapterBank] = {}
         # Guards what other threads touch: who is here, who waits, who is to come in.
         self._lock = threading.Lock()
@@ -192,14 +197,24 @@ class FusedEngine:
         return reports
 
     def _make_member(self, seat: _Seat) -> Report | None:
-        spec = seat.spec
         try:
-            blueprint = draw_blueprint(self._fused, spec)
-            key = bank_key(spec, blueprint)
-            bank = self._banks.get(key)
-            if bank is None:
-                bank = self._banks[key] = AdapterBank(key, self._fused.widths, device=self._base.device)
-            member = Member(
+            seat.member = self._members[seat.spec.trial_id] = self._build_member(seat)
+            self._meter.forget()
+        except QloraRayError as error:
+            return self._end(seat, "error", str(error))
+        except torch.OutOfMemoryError as error:
+            return self._refuse_for_memory(seat, error)
+        except Exception as error:
+            return self._end(seat, "error", f"{type(error).__name__}: {error}", traceback.format_exc())
+        return None
+
+    def _build_member(self, seat: _Seat) -> Member:
+        spec = seat.spec
+        blueprint = draw_blueprint(self._fused, spec)
+        key = bank_key(spec, blueprint)
+        bank = self._banks.setdefault(key, AdapterBank(key, self._fused.widths, device=self._base.device))
+        try:
+            return Member(
                 spec,
                 blueprint,
                 bank=bank,
@@ -207,26 +222,36 @@ class FusedEngine:
                 state=seat.state,
                 scales_loss=self._base.precision == "fp16",
             )
-        except QloraRayError as error:
-            return self._end(seat, "error", str(error))
-        except torch.OutOfMemoryError as error:
-            return self._end(seat, "oom", str(error).splitlines()[0])
-        except Exception as error:
-            return self._end(seat, "error", f"{type(error).__name__}: {error}", traceback.format_exc())
-        seat.member = self._members[spec.trial_id] = member
-        return None
+        except BaseException:
+            # A state that does not fit the trial, or no memory for its moments: no half of it stays.
+            self._clear(bank, spec.trial_id)
+            raise
 
     def _drop(self, trial_id: str) -> None:
         member = self._members.pop(trial_id)
-        member.bank.remove(trial_id)
-        if not len(member.bank):
-            del self._banks[member.bank.key]
+        self._clear(member.bank, trial_id)
+        self._meter.forget()
+
+    def _clear(self, bank: AdapterBank, trial_id: str) -> None:
+        if trial_id in bank.trial_ids:
+            bank.remove(trial_id)
+        if not len(bank):
+            del self._banks[bank.key]
 
     def _step(self, members: Sequence[Member]) -> list[Report]:
         """One step of these members, and the reports of those that are due or have ended."""
+        self._correct(members)
         started = time.perf_counter()
-        outcome = self._runner.run(members, max_tokens=self._max_tokens)
-        elapsed = time.perf_counter() - started
+        try:
+            outcome = self._runner.run(members, max_tokens=self._max_tokens)
+        except torch.OutOfMemoryError as error:
+            failure = str(error).splitlines()[0]
+        else:
+            return self._take_note(members, outcome, time.perf_counter() - started)
+        # Outside the handler: there the traceback would still hold the failed pass's tensors.
+        return self._make_room(members, failure)
+
+    def _take_note(self, members: Sequence[Member], outcome: StepOutcome, elapsed: float) -> list[Report]:
         reports = []
         for position, member in enumerate(members):
             interval = member.interval
@@ -239,11 +264,62 @@ class FusedEngine:
                 reports.append(self._report(member))
         return reports
 
+    def _correct(self, members: Sequence[Member]) -> None:
+        """Holds slots and tokens per pass against what passes were measured to take."""
+        planned_slots, planned_tokens = self._planned
+        self._max_tokens = max(
+            self._runner.longest_row(members), min(self._max_tokens, self._meter.max_tokens(planned_tokens))
+        )
+        self._slots = self._meter.max_trials(
+            now=len(self._members),
+            bytes_per_trial=max(member.num_bytes for member in members),
+            num_tokens=self._max_tokens,
+            planned=min(self._slots, planned_slots),
+        )
+
+    def _make_room(self, members: Sequence[Member], failure: str) -> list[Report]:
+        """After a pass that did not fit. No optimizer has stepped, so nothing is lost: the step is taken again.
+
+        Passes are halved first, for it is their tokens that fill a device, and all trials go on; where one row is
+        already a pass, the newest trial is put out with its state; a trial alone has failed.
+        """
+        if self._base.device != "cpu":
+            torch.cuda.empty_cache()
+        longest = self._runner.longest_row(members)
+        if self._max_tokens > longest:
+            self._max_tokens = max(longest, self._max_tokens // 2)
+            return []
+        newest = list(self._members.values())[-1]
+        if len(self._members) == 1:
+            return [self._fail(newest, "oom", failure)]
+        self._slots = max(1, len(self._members) - 1)
+        newest.state = newest.take_state()
+        return [self._put_out(newest.spec.trial_id, failure)]
+
+    def _refuse_for_memory(self, seat: _Seat, error: torch.OutOfMemoryError) -> Report:
+        """A trial whose adapter finds no room: it goes on elsewhere or later, unless it is alone here."""
+        failure = str(error).splitlines()[0]
+        if not self._members:
+            return self._end(seat, "oom", failure)
+        self._slots = len(self._members)
+        return self._put_out(seat.spec.trial_id, failure)
+
+    def _put_out(self, trial_id: str, message: str) -> Report:
+        with self._lock:
+            seat = self._present.get(trial_id)
+            if seat is not None:
+                seat.is_waiting = seat.has_ended = True
+        index = 0 if seat is None or seat.member is None else seat.member.report_index
+        return Report(trial_id, index, False, {}, failure=Failure("evicted", message))
+
     def _report(self, member: Member) -> Report:
         """Evaluates a member, which waits from now on."""
         spec, interval = member.spec, member.interval
         started = time.perf_counter()
-        result = self._evaluate_loss(member)
+        try:
+            result = self._evaluate_loss(member)
+        except torch.OutOfMemoryError as error:
+            return self._fail(member, "oom", f"in evaluation, at one row: {str(error).splitlines()[0]}")
         if not math.isfinite(result):
             return self._fail(member, "diverged", f"eval_loss is {result} after step {member.step}")
         member.report_index = spec.budget.report_steps.index(member.step) + 1

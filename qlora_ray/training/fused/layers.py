@@ -85,15 +85,15 @@ class _AddUpdates(torch.autograd.Function):
         ctx: Any, x_BTD: Tensor, y_BTO: Tensor, anchor: Tensor, layer: int, layout: Layout, segments: Sequence[Segment]
     ) -> Tensor:
         ctx.mark_dirty(y_BTO)
-        ctx.work = (layer, layout, segments)
+        ctx.work = (layer, segments)
         ctx.save_for_backward(x_BTD, *_add_updates(x_BTD, y_BTO, layer, layout, segments))
         return y_BTO
 
     @staticmethod
     def backward(ctx: Any, gy_BTO: Tensor) -> tuple[Tensor | None, ...]:
-        x_BTD, *lows = ctx.saved_tensors
+        x_BTD, *kept = ctx.saved_tensors
         gx_BTD = x_BTD.new_zeros(x_BTD.shape) if ctx.needs_input_grad[0] else None
-        _sum_gradients(gy_BTO, x_BTD, lows, gx_BTD, *ctx.work)
+        _sum_gradients(gy_BTO, x_BTD, kept, gx_BTD, *ctx.work)
         return gx_BTD, gy_BTO, None, None, None, None
 
 
@@ -112,17 +112,17 @@ class _LinearWithUpdates(torch.autograd.Function):
         segments: Sequence[Segment],
     ) -> Tensor:
         y_BTO = _dense_product(x_BTD, weight_OD, bias)
-        ctx.work = (layer, layout, segments)
+        ctx.work = (layer, segments)
         ctx.save_for_backward(x_BTD, weight_OD, *_add_updates(x_BTD, y_BTO, layer, layout, segments))
         return y_BTO
 
     @staticmethod
     def backward(ctx: Any, gy_BTO: Tensor) -> tuple[Tensor | None, ...]:
-        x_BTD, weight_OD, *lows = ctx.saved_tensors
+        x_BTD, weight_OD, *kept = ctx.saved_tensors
         gx_BTD = None
         if ctx.needs_input_grad[0]:
             gx_BTD = (gy_BTO.to(weight_OD.dtype) @ weight_OD).to(x_BTD.dtype)
-        _sum_gradients(gy_BTO, x_BTD, lows, gx_BTD, *ctx.work)
+        _sum_gradients(gy_BTO, x_BTD, kept, gx_BTD, *ctx.work)
         return gx_BTD, None, None, None, None, None, None
 
 
@@ -132,46 +132,51 @@ def _dense_product(x_BTD: Tensor, weight_OD: Tensor, bias: Tensor | None) -> Ten
     return F.linear(x_BTD.to(weight_OD.dtype), weight_OD, bias).to(x_BTD.dtype)
 
 
-def _add_updates(x_BTD: Tensor, y_BTO: Tensor, layer: int, layout: Layout, segments: Sequence[Segment]) -> list[Tensor]:
-    """Adds each segment's update to y in place; returns each segment's scaled low-rank product, [G, N, R]."""
-    lows = []
+def _add_updates(
+    x_BTD: Tensor, y_BTO: Tensor, layer: int, layout: Layout, segments: Sequence[Segment]
+) -> list[Tensor | None]:
+    """Adds each segment's update to y in place; returns what the backward needs of each.
+
+    That is its scaled low-rank product [G, N, R], and its dropout mask [B, T, D], a byte an element, or None.
+    """
+    kept: list[Tensor | None] = []
     for segment in segments:
         a_GRD, b_GOR = _weights(segment, layer, y_BTO.dtype)
-        x_GND = _grouped(_dropped(x_BTD, layer, layout, segment), segment).to(y_BTO.dtype)
+        mask_BTD = _find_mask(x_BTD, layer, layout, segment)
+        x_GND = _grouped(_masked(x_BTD[segment.rows], mask_BTD), segment).to(y_BTO.dtype)
         low_GNR = torch.bmm(x_GND, a_GRD.mT).mul_(segment.scales_G11.to(y_BTO.dtype))
         # view, not reshape: a copy would take the update and be lost.
         y_BTO[segment.rows].view(len(low_GNR), -1, y_BTO.shape[-1]).baddbmm_(low_GNR, b_GOR.mT)
-        lows.append(low_GNR)
-    return lows
+        kept += [low_GNR, mask_BTD]
+    return kept
 
 
 def _sum_gradients(
     gy_BTO: Tensor,
     x_BTD: Tensor,
-    lows: Sequence[Tensor],
+    kept: Sequence[Tensor | None],
     gx_BTD: Tensor | None,
     layer: int,
-    layout: Layout,
     segments: Sequence[Segment],
 ) -> None:
     """Sums the gradients of A and B into their banks, and adds the updates' share to x's, in place."""
     gy_BTO = gy_BTO.contiguous()
-    for segment, low_GNR in zip(segments, lows, strict=True):
+    for segment, low_GNR, mask_BTD in zip(segments, kept[::2], kept[1::2], strict=True):
+        assert low_GNR is not None
         a_GRD, b_GOR = _weights(segment, layer, low_GNR.dtype)
         gy_GNO = _grouped(gy_BTO[segment.rows], segment).to(low_GNR.dtype)
         glow_GNR = torch.bmm(gy_GNO, b_GOR).mul_(segment.scales_G11.to(low_GNR.dtype))
-        kept_BTD = _kept(x_BTD, layer, layout, segment)
-        x_GND = _grouped(_masked(x_BTD[segment.rows], kept_BTD), segment).to(low_GNR.dtype)
+        x_GND = _grouped(_masked(x_BTD[segment.rows], mask_BTD), segment).to(low_GNR.dtype)
         _accumulate(segment.bank.b_gradient(layer), gy_GNO.mT, low_GNR, segment)
         _accumulate(segment.bank.a_gradient(layer), glow_GNR.mT, x_GND, segment)
         if gx_BTD is None:
             continue
         gx_rows_BTD = gx_BTD[segment.rows]
-        if kept_BTD is None:
+        if mask_BTD is None:
             gx_GND = gx_rows_BTD.view(len(glow_GNR), -1, gx_BTD.shape[-1])
             gx_GND.baddbmm_(glow_GNR.to(gx_BTD.dtype), a_GRD.to(gx_BTD.dtype))
         else:
-            gx_rows_BTD += torch.bmm(glow_GNR, a_GRD).view_as(gx_rows_BTD).mul_(kept_BTD)
+            gx_rows_BTD += torch.bmm(glow_GNR, a_GRD).view_as(gx_rows_BTD).mul_(mask_BTD)
 
 
 def _weights(segment: Segment, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -199,15 +204,13 @@ def _grouped(rows_BTX: Tensor, segment: Segment) -> Tensor:
     return rows_BTX.reshape(segment.num_groups, -1, rows_BTX.shape[-1])
 
 
-def _kept(x_BTD: Tensor, layer: int, layout: Layout, segment: Segment) -> Tensor | None:
+def _find_mask(x_BTD: Tensor, layer: int, layout: Layout, segment: Segment) -> Tensor | None:
+    """1 where an element of the segment's rows is kept, else 0, as uint8, which a CPU multiplies faster than bool."""
     if layout.masks is None or not segment.has_dropout:
         return None
-    return layout.masks.kept(layer, rows=segment.rows, num_tokens=x_BTD.shape[1], width=x_BTD.shape[2])
+    kept = layout.masks.kept(layer, rows=segment.rows, num_tokens=x_BTD.shape[1], width=x_BTD.shape[2])
+    return kept.view(torch.uint8)
 
 
-def _dropped(x_BTD: Tensor, layer: int, layout: Layout, segment: Segment) -> Tensor:
-    return _masked(x_BTD[segment.rows], _kept(x_BTD, layer, layout, segment))
-
-
-def _masked(x_BTD: Tensor, kept_BTD: Tensor | None) -> Tensor:
-    return x_BTD if kept_BTD is None else x_BTD * kept_BTD
+def _masked(x_BTD: Tensor, mask_BTD: Tensor | None) -> Tensor:
+    return x_BTD if mask_BTD is None else x_BTD * mask_BTD

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from qlora_ray.errors import ModelError
+from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
 from qlora_ray.training.budget import sample_order, warmup_steps
 from qlora_ray.training.checkpoint import TrialState
@@ -90,7 +91,7 @@ def draw_blueprint(fused: FusedBase, spec: TrialSpec) -> Blueprint:
             }
             trainable, total = count_parameters(model)
             scaling = float(adapted[layers[0].path].scaling["default"])
-            return Blueprint(model.peft_config["default"], scaling, layers, tensors, trainable, total)
+            return Blueprint(cast("LoraConfig", model.peft_config["default"]), scaling, layers, tensors, trainable, total)
         finally:
             detach_adapter(fused.base)
 
@@ -145,6 +146,12 @@ class Member:
     def slot(self) -> int:
         """Its row in the bank."""
         return self.bank.trial_ids.index(self.spec.trial_id)
+
+    @property
+    def num_bytes(self) -> int:
+        """What one more trial of its bank takes: fp32 weights and gradients, and the moments."""
+        per_parameter = ADAPTER_WEIGHT_BYTES + ADAPTER_GRADIENT_BYTES + MOMENT_BYTES[self.spec.training.optim]
+        return int(self.bank.num_parameters * per_parameter)
 
     @property
     def learning_rate(self) -> float:

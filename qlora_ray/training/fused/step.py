@@ -23,6 +23,7 @@ from qlora_ray.training.fused.dropout import Counters, DropoutMasks, row_key
 from qlora_ray.training.fused.layout import TrainingLayout, make_segments
 from qlora_ray.training.fused.loss import backward_losses
 from qlora_ray.training.fused.member import Member
+from qlora_ray.training.fused.meter import PeakMeter
 from qlora_ray.training.fused.wrapping import FusedBase
 
 if TYPE_CHECKING:
@@ -48,9 +49,11 @@ class StepRunner:
     Args:
         fused: The base with its fused layers.
         rows: Training rows.
+        meter: Measures every pass.
     """
 
-    def __init__(self, fused: FusedBase, rows: TokenizedSplit) -> None:
+    def __init__(self, fused: FusedBase, rows: TokenizedSplit, *, meter: PeakMeter) -> None:
+        self._meter = meter
         self._fused = fused
         self._base: LoadedBase = fused.base
         self._model = SplitModel(fused.base.model)
@@ -61,9 +64,9 @@ class StepRunner:
         self._pad = int(fused.base.tokenizer.pad_token_id)
         self._vocab_size = fused.base.model.get_output_embeddings().weight.shape[0]
 
-    def longest(self, rows: Sequence[int]) -> int:
-        """Tokens of the longest of some rows."""
-        return max(len(self._ids[row]) for row in rows)
+    def longest_row(self, members: Sequence[Member]) -> int:
+        """Tokens of the longest row of the members' next step."""
+        return max(len(self._ids[row]) for member in members for row in member.next_rows())
 
     def run(self, members: Sequence[Member], *, max_tokens: int) -> StepOutcome:
         """Trains every member by one step.
@@ -87,7 +90,9 @@ class StepRunner:
         checkpoints = any(member.spec.training.gradient_checkpointing for member in members)
         with self._training(checkpoints=checkpoints):
             for rows_of_pass in passes:
+                self._meter.begin()
                 sums_M += self._run_pass(rows_of_pass, members, answer_tokens)
+                self._meter.end(len(rows_of_pass) * max(row.num_tokens for row in rows_of_pass))
         losses, norms = self._read(sums_M, members, banks, answer_tokens)
         problems: dict[int, str] = {}
         for position, member in enumerate(members):

@@ -105,7 +105,7 @@ def _dense_weight(module: Any, base: LoadedBase) -> Tensor | None:
 
     dtype = torch_dtype(base.precision)
     if isinstance(module, bitsandbytes.nn.Linear4bit):
-        weight = module.weight
+        weight: Any = module.weight
         dense: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
         return dense.to(dtype)
     if isinstance(module, bitsandbytes.nn.Linear8bitLt):
