@@ -107,7 +107,7 @@ def test_padding_stays_exactly_zero(engine: FusedEngine) -> None:
         engine.admit(spec)
     engine.advance()
     for spec in MIXED_SPECS:
-        member = engine._members[spec.trial_id]
+        member = engine._roster.find(spec.trial_id).member
         for layer in member.blueprint.layers:
             a_RD, b_OR = member.bank.cut(member.parameter.detach(), layer.number)
             assert torch.count_nonzero(a_RD[spec.lora.r :]) == 0
@@ -150,7 +150,7 @@ def test_a_neighbours_nan_weights_change_nothing(engine: FusedEngine) -> None:
 
     def poison(report: Report) -> None:
         if report.trial_id == "0001" and report.index == 1:
-            member = engine._members["0001"]
+            member = engine._roster.find("0001").member
             member.bind()
             member.parameter.data.fill_(float("nan"))
 

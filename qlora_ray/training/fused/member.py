@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
-from qlora_ray.training.budget import sample_order, warmup_steps
+from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import TrialSpec
 from qlora_ray.training.fused.bank import AdapterBank, BankKey, rank_bucket
@@ -38,6 +38,12 @@ class Interval:
     train_s: float = 0.0
     num_trials: int = 0
     num_steps: int = 0
+
+    def add_step(self, elapsed_s: float, *, num_trials: int) -> None:
+        """Takes note of a step that so many trials shared."""
+        self.train_s += elapsed_s
+        self.num_trials += num_trials
+        self.num_steps += 1
 
     def describe(self) -> dict[str, float]:
         """How well packing went: trials per step, and the share of padding in this trial's rows."""
@@ -91,7 +97,9 @@ def draw_blueprint(fused: FusedBase, spec: TrialSpec) -> Blueprint:
             }
             trainable, total = count_parameters(model)
             scaling = float(adapted[layers[0].path].scaling["default"])
-            return Blueprint(cast("LoraConfig", model.peft_config["default"]), scaling, layers, tensors, trainable, total)
+            return Blueprint(
+                cast("LoraConfig", model.peft_config["default"]), scaling, layers, tensors, trainable, total
+            )
         finally:
             detach_adapter(fused.base)
 
@@ -250,41 +258,6 @@ class Member:
         config.save_pretrained(str(folder))
         tensors = self.named_tensors(self.parameter.detach(), adapter_name="")
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-    def describe(self) -> dict[str, Any]:
-        """What it trains with: every value resolved."""
-        training, budget = self.spec.training, self.spec.budget
-        return {
-            "training": {
-                "per_device_train_batch_size": training.per_device_train_batch_size,
-                "gradient_accumulation_steps": training.gradient_accumulation_steps,
-                "max_steps": budget.num_steps,
-                "learning_rate": training.learning_rate,
-                "lr_scheduler_type": training.lr_scheduler_type,
-                "warmup_steps": warmup_steps(training, budget.num_steps),
-                "optim": training.optim,
-                "adam_beta1": training.adam_beta1,
-                "adam_beta2": training.adam_beta2,
-                "adam_epsilon": training.adam_epsilon,
-                "weight_decay": training.weight_decay,
-                "max_grad_norm": training.max_grad_norm,
-                "seed": training.seed,
-                "data_seed": training.data_seed,
-                "gradient_checkpointing": training.gradient_checkpointing,
-            },
-            "lora": {
-                **self.spec.lora.model_dump(exclude={"alpha_ratio"}),
-                "lora_alpha": self.spec.lora.resolved_alpha,
-                "lora_dropout": rounded_rate(self.spec.lora.lora_dropout),
-                "target_modules": sorted(self.blueprint.config.target_modules or ()),
-            },
-            "effective_batch": budget.effective_batch,
-            "num_samples": budget.num_samples,
-            "num_steps": budget.num_steps,
-            "trainable_parameters": self.blueprint.trainable_parameters,
-            "total_parameters": self.blueprint.total_parameters,
-            "trainable_percent": round(100 * self.blueprint.trainable_parameters / self.blueprint.total_parameters, 4),
-        }
 
     def _read_adapter(self, named: dict[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
         tensors = {}

@@ -36,6 +36,7 @@ class FusedBase:
 
     def __init__(self, base: LoadedBase, *, hold_dequantized: bool) -> None:
         self.base = base
+        self.holds_dequantized = hold_dequantized
         self.switch = Switch()
         self.is_wrapped = False
         head = base.model.get_output_embeddings()

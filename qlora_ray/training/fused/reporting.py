@@ -1,0 +1,108 @@
+"""A trial's report: its loss on the validation rows, what it did since the last one, and what really ran."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from qlora_ray.errors import TrialDiverged
+from qlora_ray.evaluation.loss import evaluate_loss
+from qlora_ray.evaluation.split import EvaluationSplit
+from qlora_ray.training.budget import warmup_steps
+from qlora_ray.training.engine import Report
+from qlora_ray.training.fused.dropout import rounded_rate
+from qlora_ray.training.fused.layout import SoloLayout
+from qlora_ray.training.fused.member import Interval, Member
+from qlora_ray.training.fused.wrapping import FusedBase
+from qlora_ray.training.peak import peak_memory_bytes
+
+
+class Reporter:
+    """Makes the reports of all trials of an engine.
+
+    Args:
+        fused: The base with its fused layers.
+        validation: The rows that trials are compared on.
+        max_eval_batch: Rows per forward that fit the device; None for no bound.
+    """
+
+    def __init__(self, fused: FusedBase, validation: EvaluationSplit, *, max_eval_batch: int | None) -> None:
+        self._fused = fused
+        self._base = fused.base
+        self._validation = validation
+        self._max_eval_batch = max_eval_batch
+
+    def report(self, member: Member, *, max_tokens: int) -> Report:
+        """Evaluates a member after a step that its budget reports at, and keeps its state.
+
+        Raises:
+            TrialDiverged: Its evaluation loss is not finite.
+            torch.OutOfMemoryError: One validation row alone does not fit.
+        """
+        spec, interval = member.spec, member.interval
+        started = time.perf_counter()
+        loss = self._evaluate(member)
+        if not math.isfinite(loss):
+            raise TrialDiverged(f"eval_loss is {loss} after step {member.step}")
+        member.report_index = spec.budget.report_steps.index(member.step) + 1
+        metrics = {
+            "eval_loss": loss,
+            "train_loss": sum(interval.losses) / len(interval.losses),
+            "learning_rate": member.learning_rate,
+            "train_s": interval.train_s,
+            "tokens_per_s": interval.num_tokens / max(interval.train_s, 1e-9),
+            "step": member.step,
+            "samples_seen": spec.budget.samples_seen(member.step),
+            "eval_s": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory_bytes(self._base.device),
+        }
+        facts = {**self._describe(member), "max_tokens_per_pass": max_tokens, "pack": interval.describe()}
+        member.interval = Interval()
+        member.state = member.take_state()
+        member.state.metrics, member.state.facts = metrics, facts
+        is_final = member.step == spec.budget.num_steps
+        return Report(spec.trial_id, member.report_index, is_final, metrics, facts=facts)
+
+    def _evaluate(self, member: Member) -> float:
+        """Mean loss on the validation rows, through the same layers that train."""
+        eval_batch = member.spec.training.per_device_eval_batch_size
+        layout = SoloLayout(member.owner(training=False), device=self._base.device)
+        with self._fused.switch.routing(layout):
+            return evaluate_loss(
+                self._base.model,
+                self._validation,
+                batch_size=min(eval_batch, self._max_eval_batch or eval_batch),
+                pad_token_id=int(self._base.tokenizer.pad_token_id),
+                precision=self._base.precision,
+            ).loss
+
+    def _describe(self, member: Member) -> dict[str, Any]:
+        """What really runs: every value resolved, none left as an expression."""
+        spec, blueprint = member.spec, member.blueprint
+        training, budget = spec.training, spec.budget
+        return {
+            "engine": "fused",
+            "training": {
+                **training.model_dump(exclude={"num_train_epochs", "max_samples", "warmup_ratio", "precision"}),
+                "max_steps": budget.num_steps,
+                "warmup_steps": warmup_steps(training, budget.num_steps),
+                "bf16": self._base.precision == "bf16",
+                "fp16": self._base.precision == "fp16",
+            },
+            "lora": {
+                **spec.lora.model_dump(exclude={"alpha_ratio"}),
+                "lora_alpha": spec.lora.resolved_alpha,
+                "lora_dropout": rounded_rate(spec.lora.lora_dropout),
+                "target_modules": sorted(blueprint.config.target_modules or ()),
+            },
+            "effective_batch": budget.effective_batch,
+            "num_samples": budget.num_samples,
+            "num_steps": budget.num_steps,
+            "precision": self._base.precision,
+            "quantization": self._base.quantization.to_dict(),
+            "hold_dequantized": self._fused.holds_dequantized,
+            "trainable_parameters": blueprint.trainable_parameters,
+            "total_parameters": blueprint.total_parameters,
+            "trainable_percent": round(100 * blueprint.trainable_parameters / blueprint.total_parameters, 4),
+        }
