@@ -203,8 +203,10 @@ class Cluster(Section):
     """Where trials run, and how many share a device."""
 
     address: str | None = Field(None, description="A running Ray cluster (auto, host:port); null starts one here.")
-    packing: Literal["auto", "process", "off"] = Field(
-        "auto", description="auto and process: several trial processes per device as memory allows; off: one."
+    packing: Literal["auto", "fused", "process", "off"] = Field(
+        "auto",
+        description="fused: many trials on one base, in one process per device; process: several processes per device "
+        "as memory allows; off: one trial per device; auto: fused where the trials are fit for it, else process.",
     )
     slots_per_device: PositiveInt | None = Field(None, description="Overrides the planner's number.")
     max_slots: PositiveInt | None = Field(None, description="Trials at once over the whole cluster.")

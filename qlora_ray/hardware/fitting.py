@@ -1,7 +1,8 @@
-"""Whether, and how, the largest trial of a sweep fits on one device."""
+"""Whether, and how, the largest trial of a sweep fits on one device: what both kinds of placement ask."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,15 +12,16 @@ from qlora_ray.hardware.memory import (
     CONTEXT_BYTES,
     CONTEXT_BYTES_BEFORE_AMPERE,
     CPU_PROCESS_BYTES,
-    Loss,
-    Workload,
+    MemoryEstimate,
     estimate_evaluation_bytes,
     estimate_memory,
+    format_gib,
 )
 from qlora_ray.hardware.plan import TrialDemand
 from qlora_ray.hardware.precision import BF16_COMPUTE_CAPABILITY, Precision
 from qlora_ray.hardware.probe import DeviceProfile, NodeProfile
 from qlora_ray.hardware.shape import ModelShape
+from qlora_ray.hardware.workload import EngineName, Loss, Workload
 
 # bitsandbytes installation guide: NF4, FP4 and 8-bit optimizers from Pascal on, LLM.int8() from Turing on.
 NF4_COMPUTE_CAPABILITY = (6, 0)
@@ -28,6 +30,9 @@ INT8_COMPUTE_CAPABILITY = (7, 5)
 FLASH_COMPUTE_CAPABILITY = (8, 0)
 # From this version on SFTTrainer never holds all logits (read in 1.16.0); older ones are counted with the stock loss.
 TRL_TILED_LOSS_VERSION = (1, 16)
+RESOURCE_DECIMALS = 4  # Ray counts resources in units of 1e-4 (ray 2.60, FixedPoint)
+# Trial actors and Ray tasks need a little of a CPU beside the executors, or they would wait for ever.
+RESERVED_CPUS_PER_NODE = 0.1
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,22 @@ class Question:
     def safety_factor(self) -> float:
         return self.cluster.memory_safety_factor
 
+    def estimate(self, workload: Workload) -> MemoryEstimate:
+        """Bytes of one process."""
+        return estimate_memory(self.shape, workload)
+
     def count_needed_bytes(self, workload: Workload) -> float:
         """Bytes to keep free for one process: the estimate with its safety factor."""
-        return estimate_memory(self.shape, workload).total_bytes * self.safety_factor
+        return self.estimate(workload).total_bytes * self.safety_factor
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a device class gets no placement. `estimate` is there when memory is the reason."""
+
+    words: str
+    seat: Seat
+    estimate: MemoryEstimate | None = None
 
 
 def find_problem(device: DeviceProfile, quantization: Quantization) -> str | None:
@@ -80,8 +98,10 @@ def find_problem(device: DeviceProfile, quantization: Quantization) -> str | Non
     )
 
 
-def describe_workload(seats: Sequence[Seat], question: Question, precision: Precision) -> Workload:
-    """The largest trial on this class, at micro-batch 1."""
+def describe_workload(
+    seats: Sequence[Seat], question: Question, precision: Precision, *, engine: EngineName
+) -> Workload:
+    """The largest trial on this class by itself, one row at a time."""
     demand, device = question.demand, seats[0].device
     if device.kind == "cpu":
         context_bytes = CPU_PROCESS_BYTES
@@ -89,7 +109,9 @@ def describe_workload(seats: Sequence[Seat], question: Question, precision: Prec
         context_bytes = CONTEXT_BYTES_BEFORE_AMPERE
     else:
         context_bytes = CONTEXT_BYTES
+    loss: Loss = demand.loss if demand.loss != "auto" else "labels" if engine == "fused" else _choose_loss(seats)
     return Workload(
+        engine=engine,
         method=question.quantization.method,
         double_quantization=question.quantization.double_quantization,
         targets=demand.targets,
@@ -99,7 +121,7 @@ def describe_workload(seats: Sequence[Seat], question: Question, precision: Prec
         precision=precision.name,
         seq_length=demand.max_seq_length,
         gradient_checkpointing=demand.gradient_checkpointing,
-        loss=_choose_loss(seats) if demand.loss == "auto" else demand.loss,
+        loss=loss,
         device_kind=device.kind,
         fp32_parameters=demand.fp32_parameters,
         lora_dropout=demand.lora_dropout,
@@ -133,18 +155,64 @@ def _choose_loss(seats: Sequence[Seat]) -> Loss:
     return "tiled"
 
 
-def find_max_micro_batch(workload: Workload, question: Question, room_bytes: int, *, num_slots: int) -> int:
-    """Most rows per slot, up to the trial's batch size, with that many slots; 0 if not even one row fits."""
-    for micro_batch in range(question.demand.per_device_train_batch_size, 0, -1):
-        if num_slots * question.count_needed_bytes(replace(workload, micro_batch=micro_batch)) <= room_bytes:
-            return micro_batch
-    return 0
+def find_fitting(seats: list[Seat], question: Question, workload: Workload) -> tuple[list[Seat], list[str]] | Refusal:
+    """The devices of a class with room for this much, and a note on each that has not; a refusal if none has."""
+    needed_bytes = question.count_needed_bytes(workload)
+    fitting = [seat for seat in seats if seat.free_bytes >= needed_bytes]
+    if not fitting:
+        fullest = max(seats, key=lambda seat: seat.free_bytes)
+        estimate = question.estimate(workload)
+        words = (
+            f"{fullest.device.name} on {fullest.label}: {format_gib(fullest.free_bytes)} free, and one trial needs "
+            f"{estimate.describe(safety_factor=question.safety_factor)} at micro-batch 1"
+        )
+        return Refusal(words, fullest, estimate)
+    notes = [
+        f"{seat.label}: only {format_gib(seat.free_bytes)} of its {format_gib(seat.device.total_memory_bytes)} are "
+        f"free and one trial needs {format_gib(needed_bytes)}; it is left out"
+        for seat in seats
+        if seat.free_bytes < needed_bytes
+    ]
+    return fitting, notes
+
+
+def refuse_slots(seat: Seat, question: Question, *, at_most: int, room_bytes: int, words: str) -> Refusal:
+    """The config asks for more slots per device than fit."""
+    return Refusal(
+        f"{seat.device.name} on {seat.label}: cluster.slots_per_device must be at most {at_most} here, got "
+        f"{question.cluster.slots_per_device}: {format_gib(room_bytes)} are free and {words}. Lower or drop it.",
+        seat,
+    )
 
 
 def find_eval_batch(workload: Workload, question: Question, share_bytes: int) -> int:
-    """Most validation rows at once in one slot's share; at least 1."""
+    """Most validation rows at once in one process's share; at least 1."""
     for eval_batch in range(question.demand.eval_batch, 1, -1):
-        needed = estimate_evaluation_bytes(question.shape, replace(workload, micro_batch=eval_batch))
+        rows = replace(workload, micro_batch=eval_batch, pass_tokens=None)
+        needed = estimate_evaluation_bytes(question.shape, rows)
         if needed * question.safety_factor <= share_bytes:
             return eval_batch
     return 1
+
+
+def share_cpus(seats: Sequence[Seat], *, processes: int, num_threads: int) -> float:
+    """Ray's CPU request per process: one per thread, or what the node can give to all of a device's processes."""
+    shares = [(seat.node.num_cpus - RESERVED_CPUS_PER_NODE) / (processes * len(seat.node.devices)) for seat in seats]
+    return round_down(min(num_threads, *shares))
+
+
+def cap_memory(seat: Seat, estimate: MemoryEstimate, share_bytes: int) -> float | None:
+    """The part of a GPU that a process's tensors may take of its share; None on a CPU."""
+    if seat.device.kind == "cpu":
+        return None
+    return round_down((share_bytes - estimate.context_bytes) / seat.device.total_memory_bytes)
+
+
+def round_down(number: float) -> float:
+    """To Ray's resolution, so that shares never add up to more than the whole."""
+    return math.floor(number * 10**RESOURCE_DECIMALS) / 10**RESOURCE_DECIMALS
+
+
+def say_count(number: int, noun: str) -> str:
+    """`1 slot`, `2 slots`."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -1,21 +1,20 @@
 """How many bytes one training process takes: a prior, which the measured peak corrects later.
 
-M = base + adapter (weights, gradients, moments) + activations + logits + dequantized layer + fragmentation + context.
+M = base + adapters (weights, gradients, moments) + activations + logits + dequantized layer + fragmentation + context.
 tests/unit/test_hardware_memory.py holds it against rows that others measured on GPUs (tests/data/memory_rows.csv).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from qlora_ray.errors import ConfigError
 from qlora_ray.hardware.shape import ModelShape
+from qlora_ray.hardware.workload import Workload
 
 GIB = 1024**3
 SMALLEST_SHOWN_BYTES = GIB // 20
-Loss = Literal["stock", "chunked", "tiled"]
 
 # Bytes per quantized weight. NF4 and FP4: 4 bits and one fp32 scale per 64 weights; double quantization: one byte per
 # 64 and one fp32 per 64 * 256 (QLoRA, arXiv 2305.14314, section 3). int8: one byte; its fp32 scales are per row.
@@ -41,9 +40,26 @@ ATTENTION_TENSORS = 4
 NORM_INPUT_BYTES = 4
 # Going back through the MLP, one layer's recompute also holds the gradients of two of its tensors.
 MLP_GRADIENT_TENSORS = 2
-# Each adapted module keeps its own input, cast for lora_A, and its dropout mask: four bytes an element on a CPU (torch
-# 2.13; own count), a bool on CUDA (native_dropout).
+# With PEFT each adapted module keeps its own input, cast for lora_A, and its dropout mask: four bytes an element on a
+# CPU (torch 2.13; own count), a bool on CUDA (native_dropout).
 DROPOUT_MASK_BYTES = {"cuda": 1, "cpu": 4}
+# The fused engine (training/fused/layers.py) keeps each input once, whoever reads it, and each module's mask, a byte an
+# element. Modules by the input they share; the output of attention is counted among ATTENTION_TENSORS.
+FUSED_READERS = (
+    ("hidden", ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn")),
+    ("hidden", ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h")),
+    ("intermediate", ("down_proj", "mlp.c_proj", "c_proj", "fc2", "dense_4h_to_h")),
+)
+# Beside the last hidden states: those at label positions, their gradient, and the one that goes from layer to layer.
+FUSED_HEAD_TENSORS = 3
+# Going back through one module it holds the gradient of its input, the trials' share of that and the dropped input, and
+# going back through a gate three gradients too.
+FUSED_BACKWARD_TENSORS = 3
+FUSED_MASK_BYTES = 1
+# The hash that masks start from, two bytes an element of one row of each width, and room for rows twice as long.
+FUSED_COUNTER_BYTES = 2 * 2
+# Ranks in a pack are padded to the next power of two, at least 8, so that trials of like rank share one product.
+SMALLEST_RANK_BUCKET = 8
 # Bytes per attention score (query x key) that are kept. SDPA's fused kernels keep none. Its math kernel keeps the fp32
 # probabilities; it is what a model with grouped keys gets where flash attention is not to be had, on a T4 for example
 # (huggingface/transformers issue 48633), and it explains row 6. eager: 4.5 fp32 copies (the model that
@@ -59,6 +75,10 @@ LOSS_CHUNKS = 8  # torchtune's CEWithChunkedOutputLoss, num_output_chunks
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 TILE_CPU_COPY_BYTES = 16
+# The fused engine makes logits at label positions only, in chunks of this many fp32 bytes (training/fused/loss.py).
+# A chunk has four copies in all: logits, log-softmax and a gradient of each.
+LABEL_CHUNK_BYTES = 128 * 2**20
+LABEL_CHUNK_COPIES = 4
 # Evaluation makes logits, an fp32 copy and log-softmax, and no gradient.
 EVALUATION_LOGIT_BYTES = 12
 
@@ -76,63 +96,17 @@ CPU_PROCESS_BYTES = int(1.2 * GIB)
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What one process trains.
-
-    Args:
-        method: As in config model.quantization: nf4, fp4, int8 or none.
-        targets: A preset of config lora.target_modules, or module names.
-        precision: bf16, fp16 or fp32, the compute dtype.
-        micro_batch: Rows through the device at once.
-        loss: `stock` makes all logits at once, `chunked` an eighth of them (torchtune), `tiled` one tile (TRL 1.16).
-        fp32_parameters: Which unquantized parameters are kept in fp32: `none` here, `norms`, or `all` as PEFT's
-            prepare_model_for_kbit_training does. With any of them the residual stream is fp32 too, for bitsandbytes
-            returns its input's dtype. `all` is counted without autocast, as in the rows it is tested on.
-        attention: Which kernel attention gets, see SCORE_BYTES.
-        context_bytes: What a process holds besides tensors; None for the usual of the device kind.
-    """
-
-    method: Literal["nf4", "fp4", "int8", "none"] = "nf4"
-    double_quantization: bool = True
-    targets: str | Sequence[str] = "all-linear"
-    r: int = 16
-    modules_to_save: tuple[str, ...] = ()
-    optim: str = "paged_adamw_8bit"
-    precision: str = "bf16"
-    micro_batch: int = 1
-    seq_length: int = 512
-    gradient_checkpointing: bool = False
-    loss: Loss = "stock"
-    device_kind: Literal["cuda", "cpu"] = "cuda"
-    fp32_parameters: Literal["all", "norms", "none"] = "none"
-    lora_dropout: float = 0.0
-    attention: Literal["fused", "math", "eager"] = "fused"
-    context_bytes: int | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return self.micro_batch * self.seq_length
-
-    @property
-    def compute_bytes(self) -> int:
-        """Bytes per element of the compute dtype."""
-        return 4 if self.precision == "fp32" else 2
-
-    @property
-    def residual_bytes(self) -> int:
-        """Bytes per element of the residual stream and of what the layers keep."""
-        return self.compute_bytes if self.fp32_parameters == "none" else 4
-
-
-@dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one process, part by part. `allocated` is tensors, `reserved` what the allocator holds for them."""
+    """Bytes of one process, part by part. `allocated` is tensors, `reserved` what the allocator holds for them.
+
+    `adapter_bytes` are those of all its trials; `dequantized_bytes` those of one layer, or of all where they are held.
+    """
 
     base_bytes: int
     adapter_bytes: int
     activations_bytes: int
     logits_bytes: int
-    dequantized_layer_bytes: int
+    dequantized_bytes: int
     context_bytes: int
     fragmentation_bytes: int
 
@@ -140,11 +114,7 @@ class MemoryEstimate:
     def allocated_bytes(self) -> int:
         """As torch.cuda.max_memory_allocated counts."""
         return (
-            self.base_bytes
-            + self.adapter_bytes
-            + self.activations_bytes
-            + self.logits_bytes
-            + self.dequantized_layer_bytes
+            self.base_bytes + self.adapter_bytes + self.activations_bytes + self.logits_bytes + self.dequantized_bytes
         )
 
     @property
@@ -193,13 +163,26 @@ def estimate_memory(shape: ModelShape, workload: Workload) -> MemoryEstimate:
     logits_bytes = _count_logits_bytes(shape, workload, LOGIT_BYTES)
     residual_bytes = tokens * shape.hidden_size * workload.residual_bytes
     activations_bytes = residual_bytes  # the last hidden state, which the head reads
+    is_fused = workload.engine == "fused"
+    if is_fused:
+        activations_bytes += FUSED_HEAD_TENSORS * residual_bytes
+    backward_bytes = _count_fused_backward_bytes(shape, workload) if is_fused else 0
     if workload.gradient_checkpointing:
         activations_bytes += shape.num_layers * residual_bytes
-        layer_bytes += tokens * MLP_GRADIENT_TENSORS * shape.intermediate_size * workload.residual_bytes
+        gradients_bytes = tokens * MLP_GRADIENT_TENSORS * shape.intermediate_size * workload.residual_bytes
+        layer_bytes += backward_bytes if is_fused else gradients_bytes
         if layer_bytes > logits_bytes:
             activations_bytes, logits_bytes = activations_bytes + layer_bytes, 0
     else:
         activations_bytes += shape.num_layers * layer_bytes
+        # The head's logits are gone when the layers' backward begins.
+        if backward_bytes > logits_bytes:
+            activations_bytes, logits_bytes = activations_bytes + backward_bytes, 0
+    if is_fused:
+        # A trial that joins, between two steps, has the weights and gradients of all copied to make room for its own.
+        copied_bytes = ADAPTER_WEIGHT_BYTES + ADAPTER_GRADIENT_BYTES
+        joining_bytes = workload.num_trials * copied_bytes * _count_adapter_parameters(shape, workload)
+        activations_bytes = max(activations_bytes, joining_bytes - logits_bytes)
     return _complete(shape, workload, activations_bytes=activations_bytes, logits_bytes=logits_bytes)
 
 
@@ -218,8 +201,7 @@ def _complete(shape: ModelShape, workload: Workload, *, activations_bytes: int, 
     """The parts that do not depend on the tokens, and fragmentation over all."""
     base_bytes = _count_base_bytes(shape, workload)
     adapter_bytes = _count_adapter_bytes(shape, workload)
-    largest_linear = max(d_in * d_out for d_in, d_out in shape.linears().values())
-    dequantized_bytes = 0 if workload.method == "none" else largest_linear * workload.compute_bytes
+    dequantized_bytes = _count_dequantized_bytes(shape, workload)
     allocated_bytes = base_bytes + adapter_bytes + activations_bytes + logits_bytes + dequantized_bytes
     context_bytes = workload.context_bytes
     if context_bytes is None:
@@ -229,10 +211,18 @@ def _complete(shape: ModelShape, workload: Workload, *, activations_bytes: int, 
         adapter_bytes=adapter_bytes,
         activations_bytes=activations_bytes,
         logits_bytes=logits_bytes,
-        dequantized_layer_bytes=dequantized_bytes,
+        dequantized_bytes=dequantized_bytes,
         context_bytes=context_bytes,
         fragmentation_bytes=int(FRAGMENTATION * allocated_bytes),
     )
+
+
+def _count_dequantized_bytes(shape: ModelShape, workload: Workload) -> int:
+    if workload.method == "none":
+        return 0
+    if workload.hold_dequantized:
+        return shape.num_linear_parameters * workload.compute_bytes
+    return max(d_in * d_out for d_in, d_out in shape.linears().values()) * workload.compute_bytes
 
 
 def _count_base_bytes(shape: ModelShape, workload: Workload) -> int:
@@ -254,14 +244,26 @@ def bytes_per_linear_weight(workload: Workload) -> float:
     return DOUBLE_QUANTIZED_BYTES if workload.double_quantization else BLOCKWISE_BYTES
 
 
+def pad_rank(r: int) -> int:
+    """The rank that an adapter takes in a pack: the next power of two, at least SMALLEST_RANK_BUCKET."""
+    return max(SMALLEST_RANK_BUCKET, 1 << (r - 1).bit_length())
+
+
 def _count_adapter_bytes(shape: ModelShape, workload: Workload) -> int:
     if workload.optim not in MOMENT_BYTES:
         raise ConfigError(
             f"training.optim must be one of {', '.join(MOMENT_BYTES)}, got {workload.optim!r}. Choose one of them."
         )
-    trained = shape.num_adapter_parameters(workload.targets, workload.r)
-    trained += len(workload.modules_to_save) * shape.vocab_size * shape.hidden_size  # copies of embeddings or head
-    return int(trained * (ADAPTER_WEIGHT_BYTES + ADAPTER_GRADIENT_BYTES + MOMENT_BYTES[workload.optim]))
+    trained = _count_adapter_parameters(shape, workload)
+    one_bytes = int(trained * (ADAPTER_WEIGHT_BYTES + ADAPTER_GRADIENT_BYTES + MOMENT_BYTES[workload.optim]))
+    return workload.num_trials * one_bytes
+
+
+def _count_adapter_parameters(shape: ModelShape, workload: Workload) -> int:
+    """Of one trial: its factors, and its copies of embeddings or head."""
+    r = pad_rank(workload.r) if workload.engine == "fused" else workload.r
+    copies = len(workload.modules_to_save) * shape.vocab_size * shape.hidden_size
+    return shape.num_adapter_parameters(workload.targets, r) + copies
 
 
 def _count_layer_bytes_per_token(shape: ModelShape, workload: Workload) -> int:
@@ -276,6 +278,11 @@ def _count_layer_bytes_per_token(shape: ModelShape, workload: Workload) -> int:
 def _count_lora_input_bytes(shape: ModelShape, workload: Workload) -> int:
     """Bytes that one layer's adapters keep of their inputs, per token."""
     targets = shape.target_linears(workload.targets)
+    if workload.engine == "fused":
+        widths = {"hidden": shape.hidden_size, "intermediate": shape.intermediate_size}
+        inputs = sum(widths[width] for width, readers in FUSED_READERS if any(name in targets for name in readers))
+        mask_bytes = FUSED_MASK_BYTES * sum(d_in for d_in, _ in targets.values()) if workload.lora_dropout else 0
+        return (inputs + len(targets) * pad_rank(workload.r)) * workload.compute_bytes + mask_bytes
     if workload.fp32_parameters == "all" and not workload.lora_dropout:
         # No cast and no mask: modules that read the same tensor share it, and attention's output is counted already.
         hidden_readers = {"q_proj": 1, "gate_proj": 1, "down_proj": shape.intermediate_size / shape.hidden_size}
@@ -284,7 +291,19 @@ def _count_lora_input_bytes(shape: ModelShape, workload: Workload) -> int:
     return sum(d_in for d_in, _ in targets.values()) * (workload.compute_bytes + mask_bytes)
 
 
+def _count_fused_backward_bytes(shape: ModelShape, workload: Workload) -> int:
+    """What the fused engine holds while it goes back through its widest module, and the hash of its masks."""
+    widths = {d_in for d_in, _ in shape.target_linears(workload.targets).values()}
+    widest = max(shape.intermediate_size, *widths)
+    counter_bytes = FUSED_COUNTER_BYTES * workload.seq_length * sum(widths) if workload.lora_dropout else 0
+    return workload.num_tokens * FUSED_BACKWARD_TENSORS * widest * workload.compute_bytes + counter_bytes
+
+
 def _count_logits_bytes(shape: ModelShape, workload: Workload, bytes_per_logit: int) -> int:
+    if workload.loss == "labels":
+        # At least one position's, however large the vocabulary.
+        chunk_bytes = max(min(workload.num_tokens * shape.vocab_size * 4, LABEL_CHUNK_BYTES), 4 * shape.vocab_size)
+        return LABEL_CHUNK_COPIES * chunk_bytes
     if workload.loss == "tiled":
         tile = min(workload.num_tokens, TILE_TOKENS) * min(shape.vocab_size, TILE_VOCABULARY)
         copies = TILE_CPU_COPY_BYTES if workload.device_kind == "cpu" else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,9 +10,10 @@ from typing import Any, Literal
 
 from qlora_ray.hardware.memory import MemoryEstimate, format_gib
 from qlora_ray.hardware.precision import Precision
+from qlora_ray.hardware.workload import EngineName, Loss
 
 TABLE_COLUMNS = 110
-DEVICE_COLUMNS = 34
+DEVICE_COLUMNS = 28
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,12 @@ class TrialDemand:
         effective_batch: Most samples per optimizer step.
         per_device_train_batch_size: Most rows through a device at once; the planner may choose fewer.
         eval_batch: Most validation rows at once; the planner may choose fewer.
-        loss: How the engine computes the loss, see hardware.memory.Workload. `auto`: by the node's TRL version.
-        fp32_parameters: Which unquantized parameters the engine keeps in fp32, see hardware.memory.Workload.
+        loss: How the engine computes the loss, see hardware.workload. `auto`: by the engine and the node's TRL version.
+        fp32_parameters: Which unquantized parameters the engine keeps in fp32, see hardware.workload.
         attn_implementation: The config's model.attn_implementation.
+        mean_seq_length: Tokens of a training row on average; None: as many as the longest.
+        num_trials: Trials of the sweep in all; None: no bound.
+        sft_reason: Why these trials cannot share one base and need the sft engine; None if they can.
     """
 
     max_r: int = 16
@@ -38,10 +43,18 @@ class TrialDemand:
     gradient_checkpointing: bool = False
     eval_batch: int = 8
     modules_to_save: tuple[str, ...] = ()
-    loss: Literal["auto", "stock", "chunked", "tiled"] = "auto"
+    loss: Loss | Literal["auto"] = "auto"
     fp32_parameters: Literal["all", "norms", "none"] = "none"
     lora_dropout: float = 0.05
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    mean_seq_length: float | None = None
+    num_trials: int | None = None
+    sft_reason: str | None = None
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimizer step of one trial, on average."""
+        return math.ceil(self.effective_batch * min(self.mean_seq_length or self.max_seq_length, self.max_seq_length))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,26 +64,33 @@ class TrialDemand:
 class Placement:
     """What runs on every device of one class, and why.
 
+    An `sft` executor has one slot, and a device has as many executors as slots. A `fused` one has all of its device's
+    slots, and a device has one executor.
+
     Args:
         devices: `host:index` of each device.
-        num_gpus: Ray's request per slot; slots_per_device * num_gpus <= 1, and 0 on a CPU.
-        num_cpus: Ray's request per slot. A little below the node's, so that trial actors find room beside it.
-        num_threads: For OMP_NUM_THREADS and torch.set_num_threads.
+        slots_per_device: Trials at once on one device, in however many executors.
+        num_gpus: Ray's request per executor; 0 on a CPU.
+        num_cpus: Ray's request per executor. A little below the node's, so that trial actors find room beside it.
+        num_threads: Of one executor, for OMP_NUM_THREADS and torch.set_num_threads.
         memory_cap_fraction: For torch.cuda.set_per_process_memory_fraction; None on a CPU.
-        max_micro_batch: Most rows that fit through the device at once in one slot.
+        max_micro_batch: Most rows of the longest length that fit through the device at once in one executor.
         micro_batch: The rows that the effective batch of the demand is cut into.
         gradient_accumulation_steps: Micro-batches per optimizer step of the demand.
         eval_batch: Validation rows at once, within the memory that training takes.
-        estimate: Of one slot at max_micro_batch.
-        needed_bytes: The estimate with the config's safety factor: what a slot is given.
+        estimate: Of one executor with all of its slots, at the most rows or tokens at once.
+        needed_bytes: The estimate with the config's safety factor: what an executor is given.
+        slot_bytes: What one more trial in the same executor adds to the estimate; an sft executor takes none.
         available_bytes: Free memory of the class's fullest device.
+        max_tokens_per_pass: Padded tokens (rows x longest) of one forward and backward of a pack; None for sft.
+        hold_dequantized: Whether the base's linears are also kept in the compute dtype.
     """
 
     device_class: str
     device_kind: Literal["cuda", "cpu"]
     device_name: str
     devices: tuple[str, ...]
-    engine: Literal["sft"]
+    engine: EngineName
     slots_per_device: int
     num_gpus: float
     num_cpus: float
@@ -85,6 +105,19 @@ class Placement:
     needed_bytes: int
     available_bytes: int
     reason: str
+    slot_bytes: int = 0
+    max_tokens_per_pass: int | None = None
+    hold_dequantized: bool = False
+
+    @property
+    def executors_per_device(self) -> int:
+        """Processes on one device."""
+        return 1 if self.engine == "fused" else self.slots_per_device
+
+    @property
+    def slots_per_executor(self) -> int:
+        """Trials at once in one process."""
+        return self.slots_per_device // self.executors_per_device
 
     @property
     def num_devices(self) -> int:
@@ -112,7 +145,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """Placements, largest device first; what is worth knowing; and which devices stay idle, each with its reason."""
+    """Placements, largest device first; what is worth knowing; and which devices stay idle, each with its reason.
+
+    `total_slots` are the trials at once: of all devices, or the fewer that the config or the sweep has.
+    """
 
     placements: tuple[Placement, ...]
     notes: tuple[str, ...]
@@ -142,7 +178,7 @@ class Plan:
 
     def render(self) -> str:
         """A table for the terminal, at most 110 columns wide, with the reasons below it."""
-        header = ("device", "count", "slots", "num_gpus", "precision", "micro x accum", "need / free")
+        header = ("device", "count", "slots", "num_gpus", "engine", "precision", "micro x accum", "need / free")
         rows = [header, *(_render_row(placement) for placement in self.placements)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -167,6 +203,7 @@ def _render_row(placement: Placement) -> tuple[str, ...]:
         str(placement.num_devices),
         str(placement.slots_per_device),
         f"{placement.num_gpus:g}",
+        placement.engine,
         placement.precision.name,
         f"{placement.micro_batch} x {placement.gradient_accumulation_steps}",
         f"{format_gib(placement.needed_bytes)} / {format_gib(placement.available_bytes)}",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 GIB = 1024**3
+# Whose versions a trial's numbers can depend on.
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ray", "optuna", "datasets")
 NVIDIA_SMI_TIMEOUT_S = 20.0
 # A cgroup without a limit reports a number near 2^63 (v1) or the word max (v2).
@@ -119,7 +120,7 @@ def probe_node() -> NodeProfile:
         cuda_version=cuda_version,
         python_version=platform.python_version(),
         platform=platform.platform(),
-        packages={name: _find_version(name) for name in PACKAGES},
+        packages=find_versions(),
     )
 
 
@@ -255,6 +256,11 @@ def _read_words(path: str) -> list[str]:
 def _read_number(path: str) -> int | None:
     words = _read_words(path)
     return int(words[0]) if words and words[0].isdigit() else None
+
+
+def find_versions() -> dict[str, str | None]:
+    """The installed version of each of PACKAGES, or None."""
+    return {name: _find_version(name) for name in PACKAGES}
 
 
 def _find_version(package: str) -> str | None:

@@ -75,15 +75,11 @@ def resolve_targets(model: PreTrainedModel, target_modules: str | list[str]) -> 
     return sorted(set(found))
 
 
-def check_targets(model: Model, choices: list[Lora]) -> None:
-    """Resolves target modules and modules to save against the base's architecture, built without weights.
-
-    Args:
-        model: The config section.
-        choices: All adapters a sweep can train, as far as their modules differ.
+def build_skeleton(model: Model) -> PreTrainedModel:
+    """The base's architecture without weights, on torch's meta device.
 
     Raises:
-        ModelError: If the base lacks one of them, or cannot be built from its config.
+        ModelError: If it cannot be built from the base's config.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -92,9 +88,24 @@ def check_targets(model: Model, choices: list[Lora]) -> None:
     try:
         config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+            skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=model.trust_remote_code
+            )
     except Exception as error:
         raise cannot_load("model.name", name, error) from None
+    return skeleton
+
+
+def check_targets(skeleton: PreTrainedModel, choices: list[Lora]) -> None:
+    """Resolves target modules and modules to save against the base's architecture.
+
+    Args:
+        skeleton: The base, with or without weights.
+        choices: All adapters a sweep can train, as far as their modules differ.
+
+    Raises:
+        ModelError: If the base lacks one of them.
+    """
     names = {path.rsplit(".", 1)[-1] for path, _ in skeleton.named_modules() if path}
     for choice in choices:
         resolve_targets(skeleton, choice.target_modules)

@@ -6,7 +6,6 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
+from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.loading import EMBEDDED, hash_base, load_tokenizer, read_shape
-from qlora_ray.modeling.targets import check_targets
+from qlora_ray.modeling.packing import find_packing_problem
+from qlora_ray.modeling.targets import build_skeleton, check_targets
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import describe_unused
 from qlora_ray.training.budget import make_budget
-
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ray", "optuna", "datasets", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Preflight:
         extremes: Trial configs at every corner of the space that decides memory.
         metrics_reason: What answers are scored with, and why.
         unused: What the config says that nothing will use.
+        sft_reason: Why the trials cannot share one base in the fused engine; None if they can.
     """
 
     config: SweepConfig
@@ -42,6 +42,7 @@ class Preflight:
     has_references: bool
     metrics_reason: str
     unused: list[str]
+    sft_reason: str | None = None
 
 
 def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
@@ -58,13 +59,16 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     data = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
     for corner in extremes:
         make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
-    check_targets(config.model, [corner.lora for corner in extremes])
+    skeleton = build_skeleton(config.model)
+    choices = [corner.lora for corner in extremes]
+    check_targets(skeleton, choices)
+    sft_reason = find_packing_problem(skeleton, choices)
     has_references = any(data.validation.references)
     _, reason = resolve_metrics(
         config.evaluate, trains_on_embedded=config.data.train == EMBEDDED, has_references=has_references
     )
     unused = describe_unused(config.search, space)
-    return Preflight(config, space, extremes, shape, data, has_references, reason, unused)
+    return Preflight(config, space, extremes, shape, data, has_references, reason, unused, sft_reason)
 
 
 def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
@@ -88,6 +92,9 @@ def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
         eval_batch=config.training.per_device_eval_batch_size,
         lora_dropout=max(corner.lora.lora_dropout for corner in corners),
         attn_implementation=config.model.attn_implementation,
+        mean_seq_length=min(config.data.max_length, lengths["train"].mean),
+        num_trials=config.search.num_trials,
+        sft_reason=preflight.sft_reason,
         modules_to_save=tuple({name for corner in corners for name in corner.lora.modules_to_save or ()}),
     )
     return plan_placements(
@@ -154,7 +161,7 @@ def common_facts(preflight: Preflight) -> dict[str, Any]:
             "data_seed": config.training.data_seed,
             "search_seed": config.search.seed,
         },
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": find_versions() | {"python": platform.python_version()},
         "git": _git_state(),
     }
 
@@ -162,13 +169,6 @@ def common_facts(preflight: Preflight) -> dict[str, Any]:
 def _width(targets: str | list[str]) -> int:
     order = {"attention-qv": 2, "attention": 4, "all-linear": 7}
     return order[targets] if isinstance(targets, str) else len(targets)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git_state() -> dict[str, Any]:

@@ -138,7 +138,7 @@ BOUNDS = [
     ("search.objectives", {"eval_loss": "min"}, {"eval_loss": "max"}),
     ("search.objectives", {"eval_loss": "min"}, {"accuracy": "max"}),
     ("search.objectives", {"eval_loss": "min"}, {}),
-    ("cluster.packing", "off", "fused"),
+    ("cluster.packing", "fused", "packed"),
     ("evaluate.metrics", ["exact_match"], ["bleu"]),
     ("results.name", "a-1.b_c", "../a"),
     ("results.name", "a", ""),

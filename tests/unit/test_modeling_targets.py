@@ -8,7 +8,7 @@ from model_fixtures import CONFIGS, build_model, copy_base
 from qlora_ray.config.schema import Lora, Model
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
-from qlora_ray.modeling.targets import check_targets, linear_names, resolve_targets
+from qlora_ray.modeling.targets import build_skeleton, check_targets, linear_names, resolve_targets
 
 GATED_MLP = ["down_proj", "gate_proj", "up_proj"]
 SEPARATE = ["k_proj", "o_proj", "q_proj", "v_proj"]
@@ -118,7 +118,7 @@ def test_a_preset_that_finds_nothing_lists_the_linear_modules():
 
 def test_targets_are_checked_against_the_architecture_alone(tmp_path):
     folder = copy_base(tmp_path / "base", without=("model.safetensors",))
-    model = Model(name=str(folder))
+    model = build_skeleton(Model(name=str(folder)))
     presets = [Lora(target_modules=preset) for preset in ("attention-qv", "attention", "all-linear")]
     check_targets(model, [*presets, Lora(target_modules=["q_proj", "up_proj"], modules_to_save=["lm_head", "norm"])])
     with pytest.raises(ModelError, match="no linear module 'c_attn'"):
@@ -130,4 +130,4 @@ def test_targets_are_checked_against_the_architecture_alone(tmp_path):
 def test_a_base_that_cannot_be_built_is_a_model_error(tmp_path):
     words = r"model\.name: .* cannot be loaded: Unrecognized model.*Give a folder that save_pretrained wrote whole"
     with pytest.raises(ModelError, match=words):
-        check_targets(Model(name=str(tmp_path)), [Lora()])
+        build_skeleton(Model(name=str(tmp_path)))

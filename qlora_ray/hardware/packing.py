@@ -1,0 +1,185 @@
+"""Placing trials as a pack: one executor per device with the fused engine, one base, and a slot for each trial."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from qlora_ray.hardware.fitting import (
+    Question,
+    Refusal,
+    Seat,
+    cap_memory,
+    describe_workload,
+    find_eval_batch,
+    find_fitting,
+    refuse_slots,
+    say_count,
+    share_cpus,
+)
+from qlora_ray.hardware.memory import FRAGMENTATION, SMALLEST_SHOWN_BYTES, MemoryEstimate, format_gib
+from qlora_ray.hardware.plan import Placement, largest_divisor
+from qlora_ray.hardware.precision import Precision
+from qlora_ray.hardware.workload import Workload
+
+# Tokens of one step of a whole pack from which more trials gain little. A pass of T tokens takes max(T_host, T_dq + T)
+# and T_dq is 250-335 tokens (design notes, FUSED_TRAINING.md): beyond 8 T_dq at most an eighth can be gained. On a GPU
+# launching the kernels of a small model takes as long as up to about 16k tokens. Both are choices until measured.
+SATURATION_TOKENS = {"cpu": 2048, "cuda": 16384}
+# A pass may hold twice that, so that trials of a step need not be cut where they nearly fit. A choice.
+PASS_TOKENS_PER_SATURATION = 2
+# Even where one trial fills the device, so many share it: stopping the weak early needs others to compare them with.
+# More than the most would raise what is lost with an executor. Choices.
+MIN_FUSED_SLOTS = 4
+MAX_FUSED_SLOTS = 16
+# The base is held dequantized if that takes at most this part of the room that nothing else needs. A choice: the memory
+# model is a prior, and the rest is for what it does not know.
+HOLD_SHARE = 1 / 3
+HELD_METHODS = ("nf4", "fp4")  # LLM.int8() computes another product than its dequantized weights do.
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """What one executor does: its workload with all slots and the longest passes, and why so many slots."""
+
+    workload: Workload
+    words: str
+
+
+def place_pack(seats: list[Seat], question: Question, precision: Precision) -> tuple[Placement, list[str]] | Refusal:
+    """Place a pack of the largest trial on the devices of one class; also notes on devices that are too full."""
+    demand = question.demand
+    workload = describe_workload(seats, question, precision, engine="fused")
+    workload = replace(workload, pass_tokens=demand.max_seq_length)
+    found = find_fitting(seats, question, workload)
+    if isinstance(found, Refusal):
+        return found
+    fitting, notes = found
+    room_bytes = min(seat.free_bytes for seat in fitting)
+    override = question.cluster.slots_per_device
+    by_memory = _find_max_slots(workload, question, room_bytes, at_most=override or MAX_FUSED_SLOTS)
+    if override is not None and by_memory < override:
+        return refuse_slots(
+            seats[0],
+            question,
+            at_most=by_memory,
+            room_bytes=room_bytes,
+            words=f"{say_count(override, 'trial')} on one base need "
+            f"{format_gib(question.count_needed_bytes(replace(workload, num_trials=override)))}",
+        )
+    slots, words = _count_slots(fitting, question, by_memory)
+    workload = replace(workload, num_trials=slots)
+    workload = replace(workload, pass_tokens=_find_max_tokens(workload, question, room_bytes))
+    workload = replace(workload, hold_dequantized=_has_room_to_hold(workload, question, room_bytes))
+    return _build_placement(fitting, question, precision, _Pack(workload, words), room_bytes), notes
+
+
+def _find_max_slots(workload: Workload, question: Question, room_bytes: int, *, at_most: int) -> int:
+    """Most slots beside passes of one row; at least 1, for one is known to fit."""
+    for slots in range(at_most, 1, -1):
+        if question.count_needed_bytes(replace(workload, num_trials=slots)) <= room_bytes:
+            return slots
+    return 1
+
+
+def _count_slots(seats: list[Seat], question: Question, by_memory: int) -> tuple[int, str]:
+    """The slots of one device, and the plan's words for the number."""
+    demand, cluster = question.demand, question.cluster
+    saturation = SATURATION_TOKENS[seats[0].device.kind]
+    filling = max(MIN_FUSED_SLOTS, math.ceil(saturation / demand.step_tokens))
+    limits = [
+        (filling, "fill the device"),
+        (MAX_FUSED_SLOTS, "are the most that share one"),
+        (demand.num_trials or filling, "are all of the sweep's"),
+        (by_memory, "are all that memory allows"),
+    ]
+    slots, limit = min(limits, key=lambda item: item[0])
+    if cluster.slots_per_device is not None:
+        slots, limit = cluster.slots_per_device, "as the config asks"
+    if slots == 1:
+        limit = limit.replace("fill ", "fills ").replace("are ", "is ")
+    tokens = slots * demand.step_tokens
+    return slots, f"fused: {say_count(slots, 'trial')} on one base {limit} (about {tokens} tokens a step)"
+
+
+def _find_max_tokens(workload: Workload, question: Question, room_bytes: int) -> int:
+    """Most padded tokens of a pass that fit beside the slots, up to what a step can have and a device can use."""
+    demand = question.demand
+    step_tokens = workload.num_trials * demand.effective_batch * demand.max_seq_length
+    useful = PASS_TOKENS_PER_SATURATION * SATURATION_TOKENS[workload.device_kind]
+    fits, above = demand.max_seq_length, max(demand.max_seq_length, min(useful, step_tokens)) + 1
+    while above - fits > 1:
+        middle = (fits + above) // 2
+        if question.count_needed_bytes(replace(workload, pass_tokens=middle)) <= room_bytes:
+            fits = middle
+        else:
+            above = middle
+    return fits
+
+
+def _has_room_to_hold(workload: Workload, question: Question, room_bytes: int) -> bool:
+    """Whether the dense copy of the base fits into its share of what is left."""
+    if workload.method not in HELD_METHODS:
+        return False
+    needed_bytes = question.count_needed_bytes(workload)
+    copy_bytes = question.count_needed_bytes(replace(workload, hold_dequantized=True)) - needed_bytes
+    return copy_bytes <= HOLD_SHARE * (room_bytes - needed_bytes)
+
+
+def _build_placement(
+    seats: list[Seat], question: Question, precision: Precision, pack: _Pack, room_bytes: int
+) -> Placement:
+    device, demand, workload = seats[0].device, question.demand, pack.workload
+    estimate = question.estimate(workload)
+    num_threads = _count_threads(seats, question, workload.num_trials)
+    max_micro_batch = max(1, workload.num_tokens // demand.max_seq_length)
+    micro_batch = largest_divisor(demand.effective_batch, at_most=max_micro_batch)
+    words = [
+        pack.words,
+        f"in all {estimate.describe(safety_factor=question.safety_factor)} of {format_gib(room_bytes)}",
+        f"at most {workload.num_tokens} tokens in a pass",
+        *_say_hold(workload, estimate),
+        precision.reason,
+    ]
+    return Placement(
+        device_class=device.class_key,
+        device_kind=device.kind,
+        device_name=device.name,
+        devices=tuple(seat.label for seat in seats),
+        engine="fused",
+        slots_per_device=workload.num_trials,
+        num_gpus=1.0 if device.kind == "cuda" else 0.0,
+        num_cpus=share_cpus(seats, processes=1, num_threads=num_threads),
+        num_threads=num_threads,
+        memory_cap_fraction=cap_memory(seats[0], estimate, room_bytes),
+        precision=precision,
+        max_micro_batch=max_micro_batch,
+        micro_batch=micro_batch,
+        gradient_accumulation_steps=demand.effective_batch // micro_batch,
+        eval_batch=find_eval_batch(workload, question, room_bytes),
+        estimate=estimate,
+        needed_bytes=math.ceil(estimate.total_bytes * question.safety_factor),
+        available_bytes=room_bytes,
+        reason="; ".join(words),
+        slot_bytes=int((1 + FRAGMENTATION) * estimate.adapter_bytes / workload.num_trials),
+        max_tokens_per_pass=workload.num_tokens,
+        hold_dequantized=workload.hold_dequantized,
+    )
+
+
+def _say_hold(workload: Workload, estimate: MemoryEstimate) -> list[str]:
+    if workload.method not in HELD_METHODS:
+        return []
+    if not workload.hold_dequantized:
+        return ["the base is dequantized in every pass, for want of room to hold it so"]
+    size_bytes = estimate.dequantized_bytes
+    size = f" ({format_gib(size_bytes)})" if size_bytes >= SMALLEST_SHOWN_BYTES else ""
+    return [f"the base is also held dequantized{size}"]
+
+
+def _count_threads(seats: list[Seat], question: Question, slots: int) -> int:
+    """CPU threads of the executor: its share of the node, or what the config asks for all of its slots."""
+    share = min(seat.node.num_cpus // len(seat.node.devices) for seat in seats)
+    if question.cluster.cpus_per_slot is not None:
+        share = min(share, slots * question.cluster.cpus_per_slot)
+    return max(1, share)

@@ -1,0 +1,147 @@
+"""Placing trials as processes: each slot is an executor of its own with the sft engine and a copy of the base."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from qlora_ray.hardware.fitting import (
+    Question,
+    Refusal,
+    Seat,
+    cap_memory,
+    describe_workload,
+    find_eval_batch,
+    find_fitting,
+    refuse_slots,
+    round_down,
+    say_count,
+    share_cpus,
+)
+from qlora_ray.hardware.memory import CPU_PROCESS_BYTES, MemoryEstimate, format_gib
+from qlora_ray.hardware.plan import Placement, largest_divisor
+from qlora_ray.hardware.precision import Precision
+from qlora_ray.hardware.workload import Workload
+
+# Processes on one GPU take turns: more of them gain only what one leaves idle between its kernels, and each pays for a
+# base, a context and a start of its own. A choice, not a measurement; cluster.slots_per_device overrides it.
+MAX_SLOTS_PER_GPU = 8
+
+
+@dataclass(frozen=True)
+class _SlotCount:
+    """How many slots, and which limit set the number."""
+
+    slots: int
+    words: str
+
+
+def place_processes(
+    seats: list[Seat], question: Question, precision: Precision, *, why: str | None = None
+) -> tuple[Placement, list[str]] | Refusal:
+    """Place the largest trial on the devices of one class; also notes on devices of it that are too full.
+
+    Args:
+        seats: The devices.
+        question: What is to be placed.
+        precision: What they compute in.
+        why: Why the trials are no pack, where the config leaves that open.
+    """
+    workload = describe_workload(seats, question, precision, engine="sft")
+    found = find_fitting(seats, question, workload)
+    if isinstance(found, Refusal):
+        return found
+    fitting, notes = found
+    room_bytes = min(seat.free_bytes for seat in fitting)
+    override = question.cluster.slots_per_device
+    max_micro_batch = _find_max_micro_batch(workload, question, room_bytes, num_slots=override or 1)
+    if max_micro_batch == 0:
+        needed_bytes = question.count_needed_bytes(workload)
+        return refuse_slots(
+            seats[0],
+            question,
+            at_most=int(room_bytes // needed_bytes),
+            room_bytes=room_bytes,
+            words=f"one trial needs {format_gib(needed_bytes)}",
+        )
+    workload = replace(workload, micro_batch=max_micro_batch)
+    placement = _build_placement(fitting, question, precision, workload, room_bytes)
+    return (replace(placement, reason=f"sft processes: {why}; {placement.reason}") if why else placement), notes
+
+
+def _find_max_micro_batch(workload: Workload, question: Question, room_bytes: int, *, num_slots: int) -> int:
+    """Most rows per slot, up to the trial's batch size, with that many slots; 0 if not even one row fits."""
+    for micro_batch in range(question.demand.per_device_train_batch_size, 0, -1):
+        if num_slots * question.count_needed_bytes(replace(workload, micro_batch=micro_batch)) <= room_bytes:
+            return micro_batch
+    return 0
+
+
+def _build_placement(
+    seats: list[Seat], question: Question, precision: Precision, workload: Workload, room_bytes: int
+) -> Placement:
+    device, demand = seats[0].device, question.demand
+    estimate = question.estimate(workload)
+    count = _count_slots(seats, question, estimate, room_bytes)
+    num_threads = _count_threads(seats, question, count.slots)
+    share_bytes = room_bytes // count.slots
+    micro_batch = largest_divisor(demand.effective_batch, at_most=workload.micro_batch)
+    words = [
+        f"one trial takes {estimate.describe(safety_factor=question.safety_factor)} of {format_gib(room_bytes)}",
+        count.words,
+        precision.reason,
+    ]
+    if workload.micro_batch < demand.per_device_train_batch_size:
+        words.append(
+            f"{workload.micro_batch} of per_device_train_batch_size {demand.per_device_train_batch_size} rows fit"
+        )
+    return Placement(
+        device_class=device.class_key,
+        device_kind=device.kind,
+        device_name=device.name,
+        devices=tuple(seat.label for seat in seats),
+        engine="sft",
+        slots_per_device=count.slots,
+        num_gpus=round_down(1 / count.slots) if device.kind == "cuda" else 0.0,
+        num_cpus=share_cpus(seats, processes=count.slots, num_threads=num_threads),
+        num_threads=num_threads,
+        memory_cap_fraction=cap_memory(seats[0], estimate, share_bytes),
+        precision=precision,
+        max_micro_batch=workload.micro_batch,
+        micro_batch=micro_batch,
+        gradient_accumulation_steps=demand.effective_batch // micro_batch,
+        eval_batch=find_eval_batch(workload, question, share_bytes),
+        estimate=estimate,
+        needed_bytes=math.ceil(estimate.total_bytes * question.safety_factor),
+        available_bytes=room_bytes,
+        reason="; ".join(words),
+    )
+
+
+def _count_slots(seats: list[Seat], question: Question, estimate: MemoryEstimate, room_bytes: int) -> _SlotCount:
+    """The smallest of the limits that memory, CPUs, host RAM and good sense set."""
+    cluster = question.cluster
+    if cluster.slots_per_device is not None:
+        return _SlotCount(
+            cluster.slots_per_device, f"{say_count(cluster.slots_per_device, 'slot')}, as the config asks"
+        )
+    if cluster.packing == "off":
+        return _SlotCount(1, "1 slot: packing is off")
+    by_memory = int(room_bytes // (estimate.total_bytes * question.safety_factor))
+    cpus = min(seat.node.num_cpus // (len(seat.node.devices) * (cluster.cpus_per_slot or 1)) for seat in seats)
+    limits = [(by_memory, "memory is the limit"), (max(1, cpus), "CPUs are the limit")]
+    if seats[0].device.kind == "cuda":
+        ram = min(seat.node.available_ram_bytes // len(seat.node.devices) for seat in seats)
+        limits.append((max(1, ram // CPU_PROCESS_BYTES), "the node's RAM is the limit"))
+        limits.append((MAX_SLOTS_PER_GPU, "more processes on one GPU would only take turns"))
+    slots, limit = min(limits, key=lambda item: item[0])
+    return _SlotCount(slots, f"{say_count(slots, 'slot')}: {limit}")
+
+
+def _count_threads(seats: list[Seat], question: Question, slots: int) -> int:
+    """CPU threads of one slot: as the config asks; else one beside a GPU, or a fair share of a CPU node."""
+    if question.cluster.cpus_per_slot is not None:
+        return question.cluster.cpus_per_slot
+    if seats[0].device.kind == "cuda":
+        return 1
+    return max(1, min(seat.node.num_cpus for seat in seats) // slots)

@@ -1,0 +1,69 @@
+"""What one training process does, as far as memory goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+EngineName = Literal["sft", "fused"]
+Loss = Literal["stock", "chunked", "tiled", "labels"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one process trains.
+
+    Args:
+        method: As in config model.quantization: nf4, fp4, int8 or none.
+        targets: A preset of config lora.target_modules, or module names.
+        precision: bf16, fp16 or fp32, the compute dtype.
+        micro_batch: Rows through the device at once.
+        loss: `stock` makes all logits at once, `chunked` an eighth of them (torchtune), `tiled` one tile (TRL 1.16),
+            `labels` a chunk of those at label positions (the fused engine).
+        fp32_parameters: Which unquantized parameters are kept in fp32: `none` here, `norms`, or `all` as PEFT's
+            prepare_model_for_kbit_training does. With any of them the residual stream is fp32 too, for bitsandbytes
+            returns its input's dtype. `all` is counted without autocast, as in the rows it is tested on.
+        attention: Which kernel attention gets, see memory.SCORE_BYTES.
+        context_bytes: What a process holds besides tensors; None for the usual of the device kind.
+        engine: `sft` is TRL and PEFT; `fused` keeps inputs once and small dropout masks, and pads ranks.
+        num_trials: Adapters in the process.
+        pass_tokens: Padded tokens through the device at once, where they are not micro_batch rows of seq_length.
+        hold_dequantized: Whether all linears are also kept in the compute dtype.
+    """
+
+    method: Literal["nf4", "fp4", "int8", "none"] = "nf4"
+    double_quantization: bool = True
+    targets: str | Sequence[str] = "all-linear"
+    r: int = 16
+    modules_to_save: tuple[str, ...] = ()
+    optim: str = "paged_adamw_8bit"
+    precision: str = "bf16"
+    micro_batch: int = 1
+    seq_length: int = 512
+    gradient_checkpointing: bool = False
+    loss: Loss = "stock"
+    device_kind: Literal["cuda", "cpu"] = "cuda"
+    fp32_parameters: Literal["all", "norms", "none"] = "none"
+    lora_dropout: float = 0.0
+    attention: Literal["fused", "math", "eager"] = "fused"
+    context_bytes: int | None = None
+    engine: EngineName = "sft"
+    num_trials: int = 1
+    pass_tokens: int | None = None
+    hold_dequantized: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Padded tokens through the device at once."""
+        return self.micro_batch * self.seq_length if self.pass_tokens is None else self.pass_tokens
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes per element of the compute dtype."""
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def residual_bytes(self) -> int:
+        """Bytes per element of the residual stream and of what the layers keep."""
+        return self.compute_bytes if self.fp32_parameters == "none" else 4

@@ -1,0 +1,98 @@
+"""Trials share one base where the fused engine can give each what it would have alone; else there is a reason."""
+
+from __future__ import annotations
+
+import pytest
+from model_fixtures import CONFIGS, build_model
+
+from qlora_ray.config.schema import Lora, Model
+from qlora_ray.modeling.packing import find_packing_problem
+from qlora_ray.modeling.targets import build_skeleton
+
+# Dropout of their own by default (transformers 5.23, configuration files): GPT-2 and OPT 0.1.
+WITH_DROPOUT = {"gpt2": "drop (p = 0.1)", "opt": "dropout = 0.1 in config.json"}
+
+
+def without_dropout(architecture):
+    """A skeleton whose own dropout is off."""
+    model = build_model(architecture)
+    for key in ("dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"):
+        if hasattr(model.config, key):
+            setattr(model.config, key, 0.0)
+    for module in model.modules():
+        if type(module).__name__ == "Dropout":
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("architecture", [name for name in CONFIGS if name not in WITH_DROPOUT])
+@pytest.mark.parametrize("preset", ["attention-qv", "attention", "all-linear"])
+def test_presets_of_an_architecture_without_dropout_can_be_packed(architecture, preset):
+    assert find_packing_problem(build_model(architecture), [Lora(target_modules=preset)]) is None
+
+
+def test_the_embedded_base_can_be_packed():
+    assert find_packing_problem(build_skeleton(Model()), [Lora(), Lora(r=64, target_modules="attention-qv")]) is None
+
+
+@pytest.mark.parametrize("lora", [{"use_rslora": True}, {"lora_dropout": 0.5}, {"r": 3}, {"lora_alpha": 0.1}])
+def test_what_only_changes_an_adapters_numbers_can_be_packed(lora):
+    assert find_packing_problem(build_model("llama"), [Lora(**lora)]) is None
+
+
+def test_dora_cannot_be_packed_not_even_as_one_choice_of_several():
+    expected = "lora.use_dora: DoRA trains magnitudes that packed layers do not have"
+    assert find_packing_problem(build_model("llama"), [Lora(), Lora(use_dora=True)]) == expected
+
+
+def test_modules_to_save_cannot_be_packed():
+    problem = find_packing_problem(build_model("llama"), [Lora(modules_to_save=["lm_head"])])
+    assert problem == "lora.modules_to_save: trials would each train lm_head, of which packed trials share one"
+
+
+@pytest.mark.parametrize("architecture", WITH_DROPOUT)
+def test_a_base_with_dropout_of_its_own_cannot_be_packed(architecture):
+    problem = find_packing_problem(build_model(architecture), [Lora()])
+    assert problem is not None
+    assert WITH_DROPOUT[architecture] in problem
+    assert problem.endswith("is the base's own dropout, whose draws in a pack depend on the neighbours")
+
+
+@pytest.mark.parametrize("key", ["attention_dropout", "hidden_dropout", "resid_pdrop"])
+def test_dropout_that_no_module_shows_is_found_in_the_config(key):
+    model = build_model("llama")
+    setattr(model.config, key, 0.25)
+    problem = find_packing_problem(model, [Lora()])
+    assert problem is not None
+    assert problem.startswith(f"model.name: {key} = 0.25 in config.json is the base's own dropout")
+
+
+def test_dropout_of_a_nested_language_model_is_found():
+    model = build_model("llama")
+    nested = type(model.config)(attention_dropout=0.5)
+    model.config.get_text_config = lambda: nested
+    assert "attention_dropout = 0.5" in str(find_packing_problem(model, [Lora()]))
+
+
+def test_a_layer_that_is_no_linear_one_cannot_be_packed():
+    problem = find_packing_problem(without_dropout("gpt2"), [Lora(target_modules="attention-qv")])
+    assert problem == (
+        "lora.target_modules: transformer.h.0.attn.c_attn is a Conv1D, and only Linear modules are packed"
+    )
+
+
+def test_a_base_without_dropout_left_can_be_packed():
+    assert find_packing_problem(without_dropout("opt"), [Lora()]) is None
+
+
+def test_the_head_cannot_be_packed():
+    problem = find_packing_problem(build_model("llama"), [Lora(), Lora(target_modules=["q_proj", "lm_head"])])
+    assert problem == "lora.target_modules: lm_head is the head, which packed trials share"
+
+
+def test_a_base_without_a_body_or_a_head_of_its_own_cannot_be_packed():
+    model = build_model("llama")
+    words = "has no body apart from its head, and packed trials share one body"
+    assert find_packing_problem(model.model, [Lora()]) == f"model.name: LlamaModel {words}"
+    model.get_output_embeddings = lambda: None
+    assert find_packing_problem(model, [Lora()]) == f"model.name: LlamaForCausalLM {words}"
