@@ -32,7 +32,8 @@ class TrialSpec:
 @dataclass(frozen=True)
 class Failure:
     """Why a trial ended without a result: NaN or Inf (`diverged`), out of memory (`oom`), an error, or `lost`:
-    no executor was left, which says nothing about the trial."""
+    no executor was left, which says nothing about the trial. `evicted` is no end: the engine put the trial out to make
+    room in memory; its snapshot is of now, and it goes on from there elsewhere or later."""
 
     cause: FailureCause
     message: str
@@ -64,12 +65,13 @@ class Engine(Protocol):
     """Trains admitted trials in this process.
 
     A trial that has reported trains no further until `proceed` or `evict`. Calls come from one thread, but for
-    `evict` and `proceed`, which may come while `advance` runs.
+    `admit`, `proceed` and `evict`, which may come from others while `advance` runs: an engine of several slots lets a
+    trial that is admitted or told on then join at its next step. A snapshot is nobody's to change any more.
     """
 
     @property
     def slots(self) -> int:
-        """Trials that can be admitted at once."""
+        """Trials that can be admitted at once; may become fewer in an `advance`."""
 
     def admit(self, spec: TrialSpec, state: TrialState | None = None) -> None:
         """Takes a trial in, from its start or from a state; raises RuntimeError if no slot is free."""

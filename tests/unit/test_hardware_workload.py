@@ -22,7 +22,7 @@ from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import TrialSpec
-from qlora_ray.training.fused import bank, loss
+from qlora_ray.training.fused import loss
 from qlora_ray.training.fused.engine import FusedEngine
 from qlora_ray.training.rows import TrainingData
 
@@ -144,7 +144,9 @@ def test_a_joining_trial_has_room_for_the_copy_of_the_bank():
     assert estimate.activations_bytes + estimate.logits_bytes == copied_bytes
 
 
-def test_ranks_and_chunks_are_those_of_the_engine():
+def test_chunks_are_those_of_the_engine():
     assert loss.LOGITS_CHUNK_BYTES == LABEL_CHUNK_BYTES
-    for r in range(1, 300):
-        assert pad_rank(r) == bank.rank_bucket(r)
+
+
+def test_ranks_are_padded_to_powers_of_two_from_eight_on():
+    assert [pad_rank(r) for r in (1, 8, 9, 16, 24, 64, 65)] == [8, 8, 16, 16, 32, 64, 128]

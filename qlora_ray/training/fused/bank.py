@@ -15,14 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Ranks are padded to the next power of two from here on: tensor cores work on multiples of 8.
-SMALLEST_BUCKET = 8
-
-
-def rank_bucket(r: int) -> int:
-    """The padded rank: the next power of two, at least SMALLEST_BUCKET."""
-    return max(SMALLEST_BUCKET, 1 << (r - 1).bit_length())
-
 
 @dataclass(frozen=True)
 class BankKey:

@@ -20,7 +20,7 @@ from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Report, TrialSpec
 from qlora_ray.training.fused.bank import AdapterBank, BankKey
-from qlora_ray.training.fused.member import Member, bank_key, draw_blueprint
+from qlora_ray.training.fused.member import Member, bank_key, draw_adapter
 from qlora_ray.training.fused.meter import PeakMeter
 from qlora_ray.training.fused.reporting import Reporter
 from qlora_ray.training.fused.roster import Roster, Seat
@@ -177,7 +177,7 @@ class FusedEngine:
 
     def _make_member(self, seat: Seat) -> Member:
         spec = seat.spec
-        blueprint = draw_blueprint(self._fused, spec)
+        blueprint, tensors = draw_adapter(self._fused, spec)
         key = bank_key(spec, blueprint)
         if key not in self._banks:
             self._banks[key] = AdapterBank(key, self._fused.widths, device=self._base.device)
@@ -186,6 +186,7 @@ class FusedEngine:
             return Member(
                 spec,
                 blueprint,
+                tensors,
                 bank=bank,
                 num_rows=len(self._data.train),
                 state=seat.state,

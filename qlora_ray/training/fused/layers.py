@@ -66,6 +66,9 @@ class FusedLinear(nn.Module):
         anchor = torch.empty(0, requires_grad=torch.is_grad_enabled())
         if self._dense_OD is None:
             y_BTO = self._frozen_product(x_BTD)
+            if y_BTO._is_view():
+                # What another autograd function gives back as a view cannot be changed in place.
+                y_BTO = y_BTO.clone()
             return _AddUpdates.apply(x_BTD, y_BTO, anchor, self.number, layout, segments)
         bias = getattr(self.frozen, "bias", None)
         return _LinearWithUpdates.apply(x_BTD, self._dense_OD, bias, anchor, self.number, layout, segments)

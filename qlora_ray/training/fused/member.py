@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from qlora_ray.errors import ModelError
-from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES
+from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES, pad_rank
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import TrialSpec
-from qlora_ray.training.fused.bank import AdapterBank, BankKey, rank_bucket
+from qlora_ray.training.fused.bank import AdapterBank, BankKey
 from qlora_ray.training.fused.dropout import rounded_rate
 from qlora_ray.training.fused.layout import RowOwner
 from qlora_ray.training.fused.moments import load_moments, make_optimizer, read_moments
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 PEFT_PREFIX = "base_model.model."
+# A [r, D] and B [O, r] by layer number.
+LayerTensors = dict[int, tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -55,17 +57,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """An adapter as PEFT makes it for a trial: config, scaling, initial values, and counts."""
+    """An adapter as PEFT makes it for a trial: config, scaling, layers, and counts."""
 
     config: LoraConfig
     scaling: float
     layers: list[Layer]
-    tensors: dict[int, tuple[Tensor, Tensor]]
     trainable_parameters: int
     total_parameters: int
 
 
-def draw_blueprint(fused: FusedBase, spec: TrialSpec) -> Blueprint:
+def draw_adapter(fused: FusedBase, spec: TrialSpec) -> tuple[Blueprint, LayerTensors]:
     """Lets PEFT make the trial's adapter on the base, and takes it off again.
 
     So the initial A is drawn from the trial's own seed, by PEFT's own distribution and in its order.
@@ -97,9 +98,8 @@ def draw_blueprint(fused: FusedBase, spec: TrialSpec) -> Blueprint:
             }
             trainable, total = count_parameters(model)
             scaling = float(adapted[layers[0].path].scaling["default"])
-            return Blueprint(
-                cast("LoraConfig", model.peft_config["default"]), scaling, layers, tensors, trainable, total
-            )
+            config = cast("LoraConfig", model.peft_config["default"])
+            return Blueprint(config, scaling, layers, trainable, total), tensors
         finally:
             detach_adapter(fused.base)
 
@@ -110,6 +110,7 @@ class Member:
     Args:
         spec: The trial.
         blueprint: Its adapter.
+        tensors: Its initial values; not used where it goes on from a state.
         bank: Where its adapter is put.
         num_rows: Training rows there are.
         state: Where it goes on from.
@@ -120,6 +121,7 @@ class Member:
         self,
         spec: TrialSpec,
         blueprint: Blueprint,
+        tensors: LayerTensors,
         *,
         bank: AdapterBank,
         num_rows: int,
@@ -143,7 +145,7 @@ class Member:
             num_samples=budget.samples_seen(budget.num_steps),
             data_seed=spec.training.data_seed,
         )
-        tensors = self._read_adapter(state.adapter) if state else blueprint.tensors
+        tensors = self._read_adapter(state.adapter) if state else tensors
         bank.add(spec.trial_id, bank.flatten(tensors))
         self.parameter = nn.Parameter(bank.weights_SP[self.slot])
         self.optimizer = make_optimizer(self.parameter, spec.training)
@@ -259,7 +261,7 @@ class Member:
         tensors = self.named_tensors(self.parameter.detach(), adapter_name="")
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    def _read_adapter(self, named: dict[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+    def _read_adapter(self, named: dict[str, Tensor]) -> LayerTensors:
         tensors = {}
         for layer in self.blueprint.layers:
             name_a, name_b = parameter_names(layer.path)
@@ -274,4 +276,4 @@ def parameter_names(path: str, adapter_name: str = ".default") -> tuple[str, str
 
 def bank_key(spec: TrialSpec, blueprint: Blueprint) -> BankKey:
     """Which trials it can share a bank with."""
-    return BankKey(rank_bucket(spec.lora.r), tuple(layer.number for layer in blueprint.layers))
+    return BankKey(pad_rank(spec.lora.r), tuple(layer.number for layer in blueprint.layers))
