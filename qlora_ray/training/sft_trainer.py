@@ -15,6 +15,7 @@ from qlora_ray.errors import TrialDiverged
 from qlora_ray.training.budget import warmup_steps
 from qlora_ray.training.checkpoint import TrialState, flatten_optimizer, restore_optimizer
 from qlora_ray.training.engine import TrialSpec
+from qlora_ray.training.moments import is_flat, quantized_state, read_moments
 
 
 class OrderedTrainer(SFTTrainer):
@@ -85,6 +86,17 @@ class OrderedTrainer(SFTTrainer):
         assert self.optimizer is not None, "built by train() before any step"
         return self.optimizer
 
+    def _restore_moments(self, state: TrialState) -> None:
+        """Gives the optimizer the moments of a state, of whichever engine."""
+        names = self._parameter_names()
+        if not is_flat(state.optimizer):
+            restore_optimizer(self._built_optimizer, state.optimizer, state.optimizer_facts, names)
+            return
+        moments = read_moments(state.optimizer, state.optimizer_facts)
+        entries = {number: quantized_state(moments[name]) for number, name in enumerate(names)}
+        groups = self._built_optimizer.state_dict()["param_groups"]
+        self._built_optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
     def _parameter_names(self) -> list[str]:
         """The optimizer's parameters by name, in its own order."""
         names = {parameter: name for name, parameter in self.peft_model.named_parameters()}
@@ -100,7 +112,7 @@ class OrderedTrainer(SFTTrainer):
         """Restores what exists only once training has begun: moments and loss scale."""
         state = self._restored_state
         if state is not None:
-            restore_optimizer(self._built_optimizer, state.optimizer, state.optimizer_facts, self._parameter_names())
+            self._restore_moments(state)
             scaler = getattr(self.accelerator, "scaler", None)
             if scaler is not None and state.loss_scale:
                 scaler.load_state_dict(state.loss_scale)

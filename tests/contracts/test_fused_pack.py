@@ -26,6 +26,8 @@ NUM_REPORTS = 3
 SAME_RANKS = 1e-6
 MIXED_RANKS = 1e-4
 OTHER_ENGINE = 1e-4
+# 8-bit moments are quantized in other blocks by the other engine; without moments the losses differ by over 5e-2.
+OTHER_BLOCKS = 1e-2
 
 
 def make_engine(base: LoadedBase, data: PreparedData, **options: Any) -> FusedEngine:
@@ -213,9 +215,12 @@ def test_a_trial_goes_on_in_another_slot_of_another_pack(engine: FusedEngine, be
     assert_close(losses(mine + rest), whole, rel=SAME_RANKS)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch"])
-def test_a_trial_moves_between_the_engines(engine: FusedEngine, bench: Bench, tmp_path: Path, optim: str) -> None:
-    spec = make_spec(lora={"lora_dropout": 0.0}, optim=optim)
+@pytest.mark.parametrize(("optim", "rel"), [("adamw_torch", OTHER_ENGINE), ("adamw_8bit", OTHER_BLOCKS)])
+def test_a_trial_moves_between_the_engines(
+    engine: FusedEngine, bench: Bench, tmp_path: Path, optim: str, rel: float
+) -> None:
+    # Rank 12: the pack pads it to 16, which must not show in a state.
+    spec = make_spec(lora={"r": 12, "lora_dropout": 0.0}, optim=optim)
     sft = SftEngine(bench.base, TrainingData(bench.data.train, bench.data.validation), max_micro_batch=8)
     for start, goal in ((sft, engine), (engine, sft)):
         whole = run_trial(goal, spec)
@@ -228,7 +233,7 @@ def test_a_trial_moves_between_the_engines(engine: FusedEngine, bench: Bench, tm
         rest = run_trial(goal, spec, state=TrialState.load(tmp_path / "state"))
         goal.evict("0000")
         for one, other in zip(losses(rest), losses(whole)[1:], strict=True):
-            assert one == pytest.approx(other, rel=OTHER_ENGINE)
+            assert one == pytest.approx(other, rel=rel)
 
 
 @pytest.mark.parametrize("max_tokens", [64, 300])

@@ -90,6 +90,10 @@ class AdapterBank:
         """Where the gradients of all B of a layer are summed, [S, O, R]."""
         return self._views[layer][3]
 
+    def starts(self, layer: int) -> tuple[int, int]:
+        """Where a layer's A and B begin in a flat row."""
+        return self._places[layer].a_start, self._places[layer].b_start
+
     def flatten(self, tensors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
         """One flat row from each layer's A [r, D] and B [O, r]; what the bucket adds to r is zero."""
         flat_P = torch.zeros(self.num_parameters, device=self.weights_SP.device)

@@ -18,9 +18,10 @@ from qlora_ray.training.engine import TrialSpec
 from qlora_ray.training.fused.bank import AdapterBank, BankKey
 from qlora_ray.training.fused.dropout import rounded_rate
 from qlora_ray.training.fused.layout import RowOwner
-from qlora_ray.training.fused.moments import load_moments, make_optimizer, read_moments
+from qlora_ray.training.fused.optimizer import give_moments, make_optimizer, take_moments
 from qlora_ray.training.fused.schedule import LossScale, rate_factor
 from qlora_ray.training.fused.wrapping import FusedBase, Layer
+from qlora_ray.training.moments import Piece
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -150,7 +151,7 @@ class Member:
         self.parameter = nn.Parameter(bank.weights_SP[self.slot])
         self.optimizer = make_optimizer(self.parameter, spec.training)
         if state:
-            load_moments(self, state)
+            give_moments(self, state)
 
     @property
     def slot(self) -> int:
@@ -220,7 +221,7 @@ class Member:
     def take_state(self) -> TrialState:
         """Its state now, on the CPU."""
         self.bind()
-        tensors, facts = read_moments(self)
+        tensors, facts = take_moments(self)
         return TrialState(
             trial_id=self.spec.trial_id,
             step=self.step,
@@ -244,6 +245,17 @@ class Member:
             named[name_a] = a_rD.to("cpu", copy=True).contiguous()
             named[name_b] = b_Or.to("cpu", copy=True).contiguous()
         return named
+
+    def pieces(self) -> list[Piece]:
+        """Where each parameter lies in the flat row, by PEFT's names."""
+        pieces = []
+        r, bucket = self.spec.lora.r, self.bank.key.bucket
+        for layer in self.blueprint.layers:
+            start_a, start_b = self.bank.starts(layer.number)
+            name_a, name_b = parameter_names(layer.path)
+            pieces.append(Piece(name_a, start_a, bucket, layer.width_in, r, layer.width_in))
+            pieces.append(Piece(name_b, start_b, layer.width_out, bucket, layer.width_out, r))
+        return pieces
 
     def flatten_named(self, named: dict[str, Tensor]) -> Tensor:
         """The flat row of tensors by PEFT's names: adapter weights, or their moments."""
