@@ -24,17 +24,22 @@ class SplitModel:
     """
 
     def __init__(self, causal: Any) -> None:
-        self.body = causal.base_model
+        # base_model is not it in OPT, whose forward calls the decoder inside.
+        self.body = causal.get_decoder()
         if self.body is causal:
             raise ValueError(f"{type(causal).__name__} has no body apart from its head")
         self._causal = causal
+        self._output_type: Any = None
 
     def hidden(self, input_ids_BT: Tensor) -> Tensor:
         """The last hidden states of rows padded on the right, [B, T, D].
 
         No attention mask: a token attends to those before it, and padding comes after all that count.
         """
-        hidden: Tensor = self.body(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        output = self.body(input_ids=input_ids_BT, use_cache=False)
+        # Causal LMs read more from it than the hidden states: router_logits, cross_attentions; None will do.
+        self._output_type = type(output)
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
@@ -42,18 +47,19 @@ class SplitModel:
         import torch
 
         placeholder = torch.zeros(1, len(hidden_ND), dtype=torch.long, device=hidden_ND.device)
-        with _returning(self.body, hidden_ND[None]):
+        with _returning(self.body, self._output_type, hidden_ND[None]):
             logits: Tensor = self._causal(input_ids=placeholder, use_cache=False).logits[0]
         return logits
 
 
 @contextmanager
-def _returning(body: Any, hidden_BTD: Tensor) -> Iterator[None]:
+def _returning(body: Any, output_type: Any, hidden_BTD: Tensor) -> Iterator[None]:
     """The body gives back these hidden states, whatever it is asked."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+    output_type = output_type or BaseModelOutputWithPastAndCrossAttentions
     own = body.__dict__.get("forward")
-    body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=hidden_BTD)
+    body.forward = lambda *args, **kwargs: output_type(last_hidden_state=hidden_BTD)
     try:
         yield
     finally:

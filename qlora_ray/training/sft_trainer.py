@@ -16,6 +16,7 @@ from qlora_ray.training.budget import warmup_steps
 from qlora_ray.training.checkpoint import TrialState, flatten_optimizer, restore_optimizer
 from qlora_ray.training.engine import TrialSpec
 from qlora_ray.training.moments import is_flat, quantized_state, read_moments
+from qlora_ray.training.sft_arguments import scheduler_name
 
 
 class OrderedTrainer(SFTTrainer):
@@ -60,7 +61,7 @@ class OrderedTrainer(SFTTrainer):
         optimizer = optimizer or self.optimizer
         num_steps = self.spec.budget.num_steps
         scheduler = get_scheduler(
-            self.spec.training.lr_scheduler_type,
+            scheduler_name(self.spec.training),
             optimizer=optimizer,
             num_warmup_steps=warmup_steps(self.spec.training, num_steps),
             num_training_steps=num_steps,

@@ -119,10 +119,17 @@ def test_padding_stays_exactly_zero(engine: FusedEngine) -> None:
 
 
 def test_a_pack_trains_as_sfttrainer_does(engine: FusedEngine, bench: Bench) -> None:
-    every_step = {"max_samples": 20 * BATCH, "lr_scheduler_type": "cosine"}
+    every_step = {"max_samples": 20 * BATCH, "warmup_ratio": 0.2}
     specs = [
-        make_spec(f"{number:04d}", lora={"r": r, "lora_dropout": 0.0}, learning_rate=rate, num_reports=20, **every_step)
-        for number, (r, rate) in enumerate([(8, 2e-3), (16, 5e-4)])
+        make_spec(
+            f"{number:04d}",
+            lora={"r": r, "lora_dropout": 0.0},
+            learning_rate=rate,
+            lr_scheduler_type=schedule,
+            num_reports=20,
+            **every_step,
+        )
+        for number, (r, rate, schedule) in enumerate([(8, 2e-3, "cosine"), (16, 5e-4, "constant")])
     ]
     packed = run_pack(engine, specs)
     sft = SftEngine(bench.base, TrainingData(bench.data.train, bench.data.validation), max_micro_batch=8)

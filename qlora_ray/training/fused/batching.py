@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 # What a pass costs by itself, as tokens that could have been computed instead: dequantizing NF4 costs 250-335 tokens
 # on T4, A10, A100 and H200 whatever the model's width (design notes, FUSED_TRAINING.md); a pass of the embedded base
 # on 2 CPU cores costs about as much in launching alone (docs/measured.md).
@@ -53,23 +55,18 @@ def padding_of(rows: Sequence[StepRow]) -> list[int]:
 def _cheapest_cuts(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
     """(start, end) of each pass over falling lengths, with the least padded tokens plus TOKENS_PER_PASS per pass.
 
-    Cuts are only made where the length changes or the limit forces one, so the work grows with the number of
-    different lengths squared, not with the rows.
+    From the shortest row up: the cheapest cut of the rows from `start` on is a pass of some of them, and the cheapest
+    cut of the rest, which is known by then.
     """
-    ends = [at for at in range(1, len(lengths)) if lengths[at] != lengths[at - 1]] + [len(lengths)]
-    starts = [0, *ends[:-1]]
-    best: list[tuple[float, list[tuple[int, int]]]] = [(0.0, [])]
-    for last, end in enumerate(ends):
-        options = []
-        for first in range(last, -1, -1):
-            start = starts[first]
-            longest = lengths[start]
-            rows_per_pass = max(1, max_tokens // longest)
-            num_passes = -(-(end - start) // rows_per_pass)
-            cost = best[first][0] + longest * (end - start) + TOKENS_PER_PASS * num_passes
-            options.append((cost, first, rows_per_pass))
-        cost, first, rows_per_pass = min(options, key=lambda option: option[0])
-        start = starts[first]
-        cuts = [(at, min(at + rows_per_pass, end)) for at in range(start, end, rows_per_pass)]
-        best.append((cost, best[first][1] + cuts))
-    return best[-1][1]
+    num_rows = len(lengths)
+    costs, ends = np.zeros(num_rows + 1), np.zeros(num_rows, dtype=np.int64)
+    for start in range(num_rows - 1, -1, -1):
+        most = min(num_rows - start, max(1, max_tokens // lengths[start]))
+        options = costs[start + 1 : start + 1 + most] + lengths[start] * np.arange(1, most + 1)
+        best = int(options.argmin())
+        costs[start], ends[start] = options[best] + TOKENS_PER_PASS, start + 1 + best
+    cuts: list[tuple[int, int]] = []
+    while not cuts or cuts[-1][1] < num_rows:
+        start = cuts[-1][1] if cuts else 0
+        cuts.append((start, int(ends[start])))
+    return cuts

@@ -35,8 +35,8 @@ def row_key(seed: int, step: int, row: int) -> int:
 
 
 def rounded_rate(rate: float) -> float:
-    """The drop probability that runs: the nearest of LEVELS steps."""
-    return round(rate * LEVELS) / LEVELS
+    """The drop probability that runs: the nearest of LEVELS steps below 1."""
+    return min(round(rate * LEVELS), LEVELS - 1) / LEVELS
 
 
 class DropoutMasks:
@@ -53,7 +53,7 @@ class DropoutMasks:
         self._counters = counters
         self._keys_B = torch.tensor([_signed(key) for key in keys], dtype=torch.int32, device=device)
         # A signed half word is uniform over [-2^15, 2^15): its lowest `rate * LEVELS` values drop.
-        lowest_kept = [round(rate * LEVELS) - LEVELS // 2 for rate in rates]
+        lowest_kept = [round(rounded_rate(rate) * LEVELS) - LEVELS // 2 for rate in rates]
         self._lowest_kept_B = torch.tensor(lowest_kept, dtype=torch.int16, device=device)
 
     def kept(self, layer: int, *, rows: slice, num_tokens: int, width: int) -> Tensor:
@@ -62,6 +62,8 @@ class DropoutMasks:
         keys_B = (self._keys_B[rows] ^ layer_key) * _signed(MIX_A)
         words_BTW = self._counters.take(num_tokens, width) ^ keys_B[:, None, None]
         words_BTW *= _signed(MIX_B)
+        # A product's low half knows nothing of its factor's high half; without this one pair of rows in ten correlates.
+        words_BTW = (words_BTW ^ (words_BTW >> 15)).mul_(_signed(MIX_A))
         return words_BTW.view(torch.int16)[..., :width] >= self._lowest_kept_B[rows, None, None]
 
 

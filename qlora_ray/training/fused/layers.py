@@ -147,7 +147,7 @@ def _add_updates(
         a_GRD, b_GOR = _weights(segment, layer, y_BTO.dtype)
         mask_BTD = _find_mask(x_BTD, layer, layout, segment)
         x_GND = _grouped(_masked(x_BTD[segment.rows], mask_BTD), segment).to(y_BTO.dtype)
-        low_GNR = torch.bmm(x_GND, a_GRD.mT).mul_(segment.scales_G11.to(y_BTO.dtype))
+        low_GNR = torch.bmm(x_GND, a_GRD.mT).mul_(segment.scales_G11)
         # view, not reshape: a copy would take the update and be lost.
         y_BTO[segment.rows].view(len(low_GNR), -1, y_BTO.shape[-1]).baddbmm_(low_GNR, b_GOR.mT)
         kept += [low_GNR, mask_BTD]
@@ -168,7 +168,7 @@ def _sum_gradients(
         assert low_GNR is not None
         a_GRD, b_GOR = _weights(segment, layer, low_GNR.dtype)
         gy_GNO = _grouped(gy_BTO[segment.rows], segment).to(low_GNR.dtype)
-        glow_GNR = torch.bmm(gy_GNO, b_GOR).mul_(segment.scales_G11.to(low_GNR.dtype))
+        glow_GNR = torch.bmm(gy_GNO, b_GOR).mul_(segment.scales_G11)
         x_GND = _grouped(_masked(x_BTD[segment.rows], mask_BTD), segment).to(low_GNR.dtype)
         _accumulate(segment.bank.b_gradient(layer), gy_GNO.mT, low_GNR, segment)
         _accumulate(segment.bank.a_gradient(layer), glow_GNR.mT, x_GND, segment)

@@ -31,7 +31,7 @@ def rate_factor(training: Training, *, position: int, num_steps: int) -> float:
     progress = (position - warmup) / max(1, num_steps - warmup)
     if training.lr_scheduler_type == "cosine":
         return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
-    return max(0.0, 1 - progress)
+    return max(0.0, (num_steps - position) / max(1, num_steps - warmup))
 
 
 @dataclass
