@@ -12,9 +12,11 @@ from qlora_ray.evaluation.scoring import Scores
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Failure, Report, TrialSpec
 
-# A trial with this weight decay diverges at its second report; one with BLOCKING_EPSILON waits for `release`.
+# A trial with this weight decay diverges at its second report.
 DIVERGING_DECAY = 0.5
 OPTIMUM_LOG10_LR = -3.0
+# How long a test waits for what must come.
+WAIT_S = 20.0
 
 
 def fake_loss(learning_rate: float, step: int) -> float:
@@ -27,30 +29,35 @@ class FakeEngine:
 
     Args:
         slots: Trials at once.
+        room: Trials that fit the memory at once; where more are to train, the newest is put out and the slots shrink.
+        gathers: Trials that its first `advance` waits for.
     """
 
-    def __init__(self, slots: int = 2) -> None:
+    def __init__(self, slots: int = 2, *, room: int | None = None, gathers: int = 0) -> None:
         self._slots = slots
+        self._gathers = gathers
+        self._room = slots if room is None else room
         self._specs: dict[str, TrialSpec] = {}
         self._indices: dict[str, int] = {}
         self._runnable: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self.log: list[tuple[str, str]] = []
 
     @property
     def slots(self) -> int:
-        """As constructed."""
+        """As constructed, or as many as were found to fit."""
         return self._slots
 
     def admit(self, spec: TrialSpec, state: TrialState | None = None) -> None:
         """Takes a trial in at its state's report."""
         with self._lock:
-            if len(self._specs) == self._slots:
+            if len(self._specs) >= self._slots:
                 raise RuntimeError(f"fake engine: has {self._slots} slots")
             self._specs[spec.trial_id] = spec
             self._indices[spec.trial_id] = state.report_index if state else 0
             self._runnable.add(spec.trial_id)
             self.log.append(("admit", spec.trial_id))
+            self._lock.notify_all()
 
     def proceed(self, trial_id: str) -> None:
         """Makes a waiting trial runnable."""
@@ -60,16 +67,28 @@ class FakeEngine:
                 self.log.append(("proceed", trial_id))
 
     def advance(self) -> list[Report]:
-        """One report of every runnable trial."""
+        """One report of every runnable trial, or of the one that had to make room."""
         with self._lock:
-            reports = [self._report(trial_id) for trial_id in sorted(self._runnable)]
+            self._lock.wait_for(lambda: len(self._specs) >= self._gathers or not self._specs)
+            self._gathers = 0
+            if len(self._specs) > self._room:
+                self._slots = self._room
+                newest = list(self._specs)[-1]
+                self._runnable.discard(newest)
+                return [self._failure(newest, Failure("evicted", f"out of memory with {self._room + 1} trials"))]
+            training = {trial_id: self._specs[trial_id] for trial_id in sorted(self._runnable)}
             self._runnable.clear()
-            return reports
+        self.train(sorted(training))
+        with self._lock:
+            return [self._report(spec) for spec in training.values()]
+
+    def train(self, trial_ids: list[str]) -> None:
+        """What takes time; nothing here. Called without the lock: trials may come and go meanwhile."""
 
     def snapshot(self, trial_id: str) -> TrialState | None:
         """The report index, in a state of the real form."""
         index = self._indices[trial_id]
-        step = self._specs[trial_id].budget.report_steps[index - 1]
+        step = self._specs[trial_id].budget.report_steps[index - 1] if index else 0
         return TrialState(trial_id, step, index, {"a": torch.ones(1)}, {}, {}, {})
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
@@ -82,19 +101,52 @@ class FakeEngine:
             self._specs.pop(trial_id, None)
             self._runnable.discard(trial_id)
             self.log.append(("evict", trial_id))
+            self._lock.notify_all()
 
     def score(self, adapter: Path | None) -> Scores:
         """Not needed here."""
         raise NotImplementedError
 
-    def _report(self, trial_id: str) -> Report:
-        spec = self._specs[trial_id]
+    def _report(self, spec: TrialSpec) -> Report:
+        trial_id = spec.trial_id
         self._indices[trial_id] += 1
         index = self._indices[trial_id]
         step = spec.budget.report_steps[index - 1]
         if spec.training.weight_decay == DIVERGING_DECAY and index == 2:
-            return Report(trial_id, 1, True, {}, failure=Failure("diverged", f"loss is nan at step {step}"))
+            return self._failure(trial_id, Failure("diverged", f"loss is nan at step {step}"))
         loss = fake_loss(spec.training.learning_rate, step)
         metrics = {"eval_loss": loss, "train_loss": loss, "step": float(step), "train_s": 1.0, "tokens_per_s": 10.0}
         facts = {"trainable_parameters": spec.lora.r * 100}
         return Report(trial_id, index, index == len(spec.budget.report_steps), metrics, facts)
+
+    def _failure(self, trial_id: str, failure: Failure) -> Report:
+        is_final = failure.cause != "evicted"
+        return Report(trial_id, self._indices[trial_id], is_final, {}, failure=failure)
+
+
+class GatedEngine(FakeEngine):
+    """A fake engine whose `advance` stands still in the middle until the test lets it end."""
+
+    def __init__(self, slots: int = 2) -> None:
+        super().__init__(slots)
+        self._gate = threading.Condition()
+        self._num_entered = self._num_allowed = 0
+
+    def train(self, trial_ids: list[str]) -> None:
+        """Waits for `allow`."""
+        with self._gate:
+            self._num_entered += 1
+            turn = self._num_entered
+            self._gate.notify_all()
+            assert self._gate.wait_for(lambda: self._num_allowed >= turn, timeout=WAIT_S)
+
+    def wait_entered(self, count: int) -> None:
+        """Returns when `advance` is in the middle of its `count`-th run."""
+        with self._gate:
+            assert self._gate.wait_for(lambda: self._num_entered >= count, timeout=WAIT_S)
+
+    def allow(self, count: int = 1) -> None:
+        """Lets `count` more runs end."""
+        with self._gate:
+            self._num_allowed += count
+            self._gate.notify_all()

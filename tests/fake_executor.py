@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
+from dataclasses import dataclass
 from typing import Any
 
 from fake_engine import FakeEngine
@@ -14,24 +14,34 @@ from qlora_ray.orchestration.executor_core import ExecutorCore
 from qlora_ray.runs import SweepPaths
 
 
+@dataclass(frozen=True)
+class FakePlacement:
+    """What a pool asks of a placement, and what the engine is made with, see FakeEngine."""
+
+    slots_per_executor: int = 2
+    room: int | None = None
+    gathers: int = 0
+    num_cpus: float = 0.1
+    num_gpus: float = 0.0
+
+
 class FakeExecutor(Executor):
-    """Serves one FakeEngine with two slots; only its making and its description are not the real one's."""
+    """Serves one FakeEngine; only its making and its description are not the real one's."""
 
     def __init__(self, terms: ExecutorTerms, placement: Any, data: Any) -> None:
         self._core = ExecutorCore(
-            FakeEngine(),
+            FakeEngine(placement.slots_per_executor, room=placement.room, gathers=placement.gathers),
             paths=SweepPaths(terms.root),
             lease_timeout_s=terms.config.cluster.lease_timeout_s,
-            keep_state=True,
+            keep_state=terms.config.cluster.keep_trial_state,
         )
-        self._closing = threading.Event()
 
     def describe(self) -> dict[str, Any]:
         """What the pool and the records need."""
         return {
+            **self._core.describe_slots(),
             "hostname": socket.gethostname(),
             "pid": os.getpid(),
-            "slots": 2,
             "device": "fake",
             "device_class": "fake",
             "precision_reason": "none",
@@ -45,11 +55,3 @@ class BrokenExecutor(FakeExecutor):
         from qlora_ray.errors import ModelError
 
         raise ModelError("model.name: no-such-base cannot be loaded: it is not there.")
-
-
-class FakePlacement:
-    """What a pool asks of a placement."""
-
-    num_cpus = 0.1
-    num_gpus = 0.0
-    slots_per_device = 2

@@ -24,6 +24,7 @@ from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.stopping import StopSignals, stop_signals
 from qlora_ray.orchestration.summary import Summary, print_outcome, print_plan, write_summary
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
+from qlora_ray.orchestration.usage import wait_share
 from qlora_ray.orchestration.winner import choose_winner
 from qlora_ray.runs import SweepPaths, read_json, write_json
 from qlora_ray.search.study import (
@@ -122,9 +123,11 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         stops.check()
         started.value = True
         winner = None
+        waiting = None
         interrupted = False
         try:
             _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool, stops=stops)
+            waiting = _read_device_wait(pool)
             console.progress("scoring the best trials and the base ...")
             winner = choose_winner(ledger, paths=paths, config=config, pool=pool)
         except KeyboardInterrupt:
@@ -135,7 +138,7 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         ledger.interrupt()
         settle_finished(study, ledger)
         end_interrupted(study)
-        summary = write_summary(ledger, winner, paths=paths, interrupted=interrupted)
+        summary = write_summary(ledger, winner, paths=paths, interrupted=interrupted, device_wait_share=waiting)
         ledger.note("sweep_ended", reason=summary.status)
         console.end_progress()
         print_outcome(console, summary, ledger=ledger, winner=winner, paths=paths, config=config)
@@ -172,7 +175,7 @@ def _start_pool(preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfil
         Seat(placement, nodes[device.rsplit(":", 1)[0]])
         for placement in plan.placements
         for device in placement.devices
-        for _ in range(placement.slots_per_device)
+        for _ in range(placement.executors_per_device)
     ]
     terms = ExecutorTerms(preflight.config, paths.root.resolve(), preflight.has_references, plan)
     actor: Any = ray.remote(Pool)
@@ -217,8 +220,8 @@ def _search(
     )
     if searcher.num_left <= 0:
         return
-    gate = Gate(searcher, ledger)
-    num_seats = sum(placement.num_slots for placement in plan.placements)
+    gate = Gate(searcher, ledger, pool)
+    num_seats = sum(placement.executors_per_device * placement.num_devices for placement in plan.placements)
     pump = EventPump(pool, ledger=ledger, searcher=searcher, gate=gate, num_seats=num_seats)
     terms = TrialTerms(config, len(preflight.data.train), pool)
     ledger.show_progress()
@@ -229,6 +232,18 @@ def _search(
         stops.end_search()
         pump.end()
     stops.check()
+
+
+def _read_device_wait(pool: Any) -> float | None:
+    """The share of the search in which devices waited for us, over the executors that are still there."""
+    import ray
+    from ray.exceptions import RayError
+
+    usages = []
+    for handle, _ in ray.get(pool.ready_executors.remote()):
+        with contextlib.suppress(RayError):
+            usages.append(ray.get(handle.usage.remote()))
+    return wait_share(usages)
 
 
 def _close(pool: Any) -> None:

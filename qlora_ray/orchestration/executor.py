@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import SweepConfig
+from qlora_ray.config.schema import Evaluate, SweepConfig
 from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import Placement, Plan
 from qlora_ray.orchestration.executor_core import ExecutorCore
 from qlora_ray.runs.paths import SweepPaths
-from qlora_ray.training.engine import Report, TrialSpec
+from qlora_ray.training.engine import Engine, Report, TrialSpec
 
 if TYPE_CHECKING:
     from qlora_ray.data import PreparedData
+    from qlora_ray.evaluation.metrics import Metric
+    from qlora_ray.modeling.loading import LoadedBase
+    from qlora_ray.training.rows import TrainingData
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,7 @@ class Executor:
         from qlora_ray.hardware import choose_precision, probe_node
         from qlora_ray.modeling.loading import EMBEDDED, load_base
         from qlora_ray.modeling.quantization import specify_quantization
-        from qlora_ray.training.sft import SftEngine
-        from qlora_ray.training.sft_run import TrainingData
+        from qlora_ray.training.rows import TrainingData
 
         config = terms.config
         node = probe_node()
@@ -70,11 +72,11 @@ class Executor:
             trains_on_embedded=config.data.train == EMBEDDED,
             has_references=terms.has_references,
         )
-        self._engine = SftEngine(
+        self._engine = _make_engine(
+            placement,
             base,
-            TrainingData.from_splits(data.train, data.validation),
-            max_micro_batch=placement.max_micro_batch,
-            max_eval_batch=placement.eval_batch,
+            TrainingData(data.train, data.validation),
+            memory_limit_bytes=self._memory_limit_bytes(placement),
             evaluate=config.evaluate,
             metrics=metrics,
         )
@@ -85,7 +87,6 @@ class Executor:
             keep_state=config.cluster.keep_trial_state,
         )
         self._scoring = threading.Lock()
-        self._closing = threading.Event()
         self._placement = placement
         self._node = node
 
@@ -104,14 +105,27 @@ class Executor:
                 f"executor: got {self._device.name} on {hostname}, which the plan leaves out. "
                 "Hide it with CUDA_VISIBLE_DEVICES where Ray is started."
             )
+        if found.engine != planned.engine:
+            # A fused executor needs a whole device, and an sft one leaves the rest of its device to others.
+            raise PlacementError(
+                f"executor: got {self._device.name} on {hostname}, which the plan has for the {found.engine} engine, "
+                f"not for {planned.engine}. Set cluster.packing: process, or start a Ray node per kind of GPU."
+            )
         return found
 
+    def _memory_limit_bytes(self, placement: Placement) -> int | None:
+        """What this process may reserve of its GPU."""
+        if self._device.kind != "cuda" or placement.memory_cap_fraction is None:
+            return None
+        return int(self._device.total_memory_bytes * placement.memory_cap_fraction)
+
     def describe(self) -> dict[str, Any]:
-        """What this executor is and runs on; goes into the record of each of its trials."""
+        """What this executor is and runs on, and its slots now; goes into the record of each of its trials."""
         return {
+            **self._core.describe_slots(),
+            "engine": self._placement.engine,
             "hostname": socket.gethostname(),
             "pid": os.getpid(),
-            "slots": self._engine.slots,
             "device": self._device.name,
             "device_class": self._device.class_key,
             "compute_capability": self._device.capability_text if self._device.kind == "cuda" else None,
@@ -128,9 +142,9 @@ class Executor:
             "estimated_memory_bytes": self._placement.estimate.total_bytes,
         }
 
-    def admit(self, spec: TrialSpec, *, resume: bool = False) -> bool:
+    def admit(self, spec: TrialSpec) -> bool:
         """See ExecutorCore.admit."""
-        return self._core.admit(spec, resume=resume)
+        return self._core.admit(spec)
 
     def next_report(self, trial_id: str, *, timeout_s: float) -> Report | None:
         """See ExecutorCore.next_report."""
@@ -150,15 +164,57 @@ class Executor:
         Called when the search is over: a trial still here has lost its driver, and is evicted.
         """
         with self._scoring:
-            for trial_id in self._core.trials():
-                self._core.evict(trial_id)
+            self._core.clear()
             return self._engine.score(adapter)
 
-    def wait_closed(self) -> None:
-        """Returns when the executor closes; its caller hears of a crash at once."""
-        self._closing.wait()
+    def usage(self) -> dict[str, float | None]:
+        """See ExecutorCore.usage."""
+        return self._core.usage()
+
+    def wait_change(self, seen_version: int) -> dict[str, Any] | None:
+        """The facts once the slots are others than in that version; None when the executor closes.
+
+        Its caller hears of a crash at once.
+        """
+        return self.describe() if self._core.wait_change(seen_version) else None
 
     def close(self) -> None:
-        """Evicts all trials and lets `wait_closed` return."""
+        """Evicts all trials and lets `wait_change` return."""
         self._core.close()
-        self._closing.set()
+
+
+def _make_engine(
+    placement: Placement,
+    base: LoadedBase,
+    data: TrainingData,
+    *,
+    memory_limit_bytes: int | None,
+    evaluate: Evaluate,
+    metrics: list[Metric],
+) -> Engine:
+    """The engine that the placement asks for."""
+    if placement.engine == "sft":
+        from qlora_ray.training.sft import SftEngine
+
+        return SftEngine(
+            base,
+            data,
+            max_micro_batch=placement.max_micro_batch,
+            max_eval_batch=placement.eval_batch,
+            evaluate=evaluate,
+            metrics=metrics,
+        )
+    from qlora_ray.training.fused.engine import FusedEngine
+
+    assert placement.max_tokens_per_pass is not None
+    return FusedEngine(
+        base,
+        data,
+        slots=placement.slots_per_executor,
+        max_tokens_per_pass=placement.max_tokens_per_pass,
+        hold_dequantized=placement.hold_dequantized,
+        max_eval_batch=placement.eval_batch,
+        memory_limit_bytes=memory_limit_bytes,
+        evaluate=evaluate,
+        metrics=metrics,
+    )

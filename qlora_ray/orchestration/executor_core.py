@@ -6,21 +6,57 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from qlora_ray.runs.files import whole_folder
+from qlora_ray.orchestration.keeper import Keeper
+from qlora_ray.orchestration.usage import DeviceUsage
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.engine import Engine, Failure, Report, TrialSpec
 
-# How often the training loop wakes to look for leases that timed out, when nothing else wakes it.
+if TYPE_CHECKING:
+    from qlora_ray.training.checkpoint import TrialState
+
+# How often leases are looked through for those that timed out; shorter where the time-out is.
 REAP_INTERVAL_S = 1.0
+REAPS_PER_LEASE = 4
+# An engine that finds nothing to train where the core does is between two steps of an eviction.
+EMPTY_PAUSE_S = 0.01
 
 
 class LeaseLost(RuntimeError):
     """The trial is not on this executor any more: it was evicted, or its driver stopped asking."""
 
 
+class Evicted(LeaseLost):
+    """The executor has no room for the trial any more; it goes on from its state wherever a slot is free."""
+
+
+@dataclass(eq=False)
+class _Life:
+    """One admission of a trial: one that was evicted and comes again has another life, and other reports.
+
+    Attributes:
+        state: What it enters the engine with, while it is not there yet.
+        num_kept: Reports whose files are being written.
+        silent_s: How long nobody has asked for it, as far as this process was awake to hear it.
+    """
+
+    spec: TrialSpec
+    state: TrialState | None = None
+    in_engine: bool = False
+    is_training: bool = False
+    has_ended: bool = False
+    num_kept: int = 0
+    report: Report | None = None
+    silent_s: float = 0.0
+
+
 class ExecutorCore:
     """Runs an engine's loop on a thread, and hands each trial's reports to whoever asks for them.
+
+    All methods may be called from any thread at any time. A report that is handed out has its state or its adapter
+    on disk; states are written on a thread of their own, so that the other trials train on meanwhile.
 
     Args:
         engine: The engine.
@@ -44,39 +80,67 @@ class ExecutorCore:
         self._lease_timeout_s = lease_timeout_s
         self._keep_state = keep_state
         self._clock = clock
+        # Guards everything below. The engine has its own lock, and never calls back.
         self._changed = threading.Condition()
-        self._asked_at: dict[str, float] = {}
-        self._reports: dict[str, Report] = {}
-        self._runnable: set[str] = set()
+        self._lives: dict[str, _Life] = {}
+        self._put_out: dict[str, str] = {}
+        # Evictions under way, and trials that left during the `advance` under way: it may still report them.
+        self._evicting: set[str] = set()
+        self._departed: set[str] = set()
+        self._is_advancing = False
+        self._slots = engine.slots
+        self._slots_version = 0
+        self._slots_reason = "as planned"
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+        self._reap_interval_s = min(REAP_INTERVAL_S, lease_timeout_s / REAPS_PER_LEASE)
+        self._reaped_at = clock()
+        self._usage = DeviceUsage(clock)
+        self._keeper = Keeper(paths)
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (("engine", self._loop), ("reaper", self._reap_leases))
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def admit(self, spec: TrialSpec, *, resume: bool) -> bool:
-        """Takes a trial in.
+    def admit(self, spec: TrialSpec) -> bool:
+        """Takes a trial in, from the state its last report left on disk, if there is one.
 
-        Args:
-            spec: The trial.
-            resume: Whether to go on from the state its last report left on disk, if there is one.
+        A trial that is here already is a dead driver's, and ends first.
 
         Returns:
             Whether it went on from a state.
+
+        Raises:
+            Evicted: If there is no slot for it; the slots may have become fewer since it was leased one.
         """
         from qlora_ray.training.checkpoint import TrialState
 
-        folder = self._paths.trial(spec.trial_id).state
-        state = TrialState.load(folder) if resume and folder.exists() else None
+        self.evict(spec.trial_id)
+        life = _Life(spec)
         with self._changed:
-            self._engine.admit(spec, state)
-            self._asked_at[spec.trial_id] = self._clock()
-            if state is not None and state.metrics:
-                # The driver may have been killed before it heard of the report that the state was written at.
-                self._reports[spec.trial_id] = Report(
-                    spec.trial_id, state.report_index, False, state.metrics, state.facts
-                )
-            else:
-                self._runnable.add(spec.trial_id)
-            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closed or (not self._evicting and spec.trial_id not in self._departed))
+            if self._closed:
+                raise LeaseLost("executor: is closing")
+            if len(self._lives) >= self._engine.slots:
+                raise Evicted(f"all {self._engine.slots} slots are held")
+            self._lives[spec.trial_id] = life
+        folder = self._paths.trial(spec.trial_id).state
+        try:
+            state = TrialState.load(folder) if folder.exists() else None
+            with self._changed:
+                self._require(life)
+                life.state, life.silent_s = state, 0.0
+                if state is not None and state.metrics:
+                    # The driver may have been killed before it heard of the report that the state was written at.
+                    # Until it asks on, the trial stays out of the engine, which would train it at once.
+                    life.report = Report(spec.trial_id, state.report_index, False, state.metrics, state.facts)
+                else:
+                    self._go_on(life)
+        except Exception:
+            self._remove(life)
+            raise
         return state is not None
 
     def next_report(self, trial_id: str, *, timeout_s: float) -> Report | None:
@@ -86,104 +150,222 @@ class ExecutorCore:
             The report, or None if none came within `timeout_s`: ask again.
 
         Raises:
+            Evicted: If the engine put it out for memory; its state is on disk.
             LeaseLost: If the trial is not here.
         """
         with self._changed:
-            self._touch(trial_id)
-            if trial_id not in self._runnable and trial_id not in self._reports:
-                self._runnable.add(trial_id)
-                self._engine.proceed(trial_id)
-                self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: trial_id in self._reports or trial_id not in self._asked_at, timeout=timeout_s
-            )
-            self._touch(trial_id)
-            return self._reports.pop(trial_id, None)
+            life = self._lives.get(trial_id)
+            if life is None:
+                raise self._explain_absence(trial_id)
+            life.silent_s = 0.0
+            if not (life.report or life.is_training or life.num_kept or life.has_ended):
+                self._go_on(life)
+            self._changed.wait_for(lambda: life.report or self._lives.get(trial_id) is not life, timeout=timeout_s)
+            self._require(life)
+            life.silent_s = 0.0
+            report, life.report = life.report, None
+            return report
 
     def evict(self, trial_id: str) -> None:
-        """Ends a trial and frees its slot; does nothing for one that is not here."""
+        """Ends a trial and frees its slot; does nothing for one that is not here.
+
+        Nothing is written for the trial once this has returned.
+        """
         with self._changed:
-            known = self._asked_at.pop(trial_id, None) is not None
-            self._runnable.discard(trial_id)
-            self._reports.pop(trial_id, None)
-            self._changed.notify_all()
-        if known:
-            self._engine.evict(trial_id)
+            self._put_out.pop(trial_id, None)
+            life = self._lives.get(trial_id)
+        if life is not None:
+            self._remove(life)
 
     def trials(self) -> list[str]:
         """Ids of the admitted trials."""
         with self._changed:
-            return sorted(self._asked_at)
+            return sorted(self._lives)
 
-    def reap(self) -> list[str]:
-        """Evicts the trials that nobody has asked for in `lease_timeout_s`; returns their ids."""
-        now = self._clock()
-        with self._changed:
-            lost = [trial for trial, asked in self._asked_at.items() if now - asked > self._lease_timeout_s]
-        for trial_id in lost:
-            self.evict(trial_id)
-        return lost
-
-    def close(self) -> None:
-        """Evicts all trials and ends the loop."""
+    def clear(self) -> None:
+        """Evicts all trials, and waits until the engine rests."""
         for trial_id in self.trials():
             self.evict(trial_id)
         with self._changed:
+            self._changed.wait_for(lambda: not self._is_advancing)
+
+    def reap(self) -> list[str]:
+        """Evicts the trials that nobody has asked for in `lease_timeout_s`; returns their ids.
+
+        Only time in which this was called counts as silence: what froze the whole process kept the askers out too.
+        """
+        with self._changed:
+            now = self._clock()
+            heard_s = min(now - self._reaped_at, 2 * self._reap_interval_s)
+            self._reaped_at = now
+            for life in self._lives.values():
+                life.silent_s += heard_s
+            lost = [life for life in self._lives.values() if life.silent_s > self._lease_timeout_s]
+        for life in lost:
+            self._remove(life)
+        return sorted(life.spec.trial_id for life in lost)
+
+    def describe_slots(self) -> dict[str, Any]:
+        """The engine's slots now, why, and a version that `wait_change` takes."""
+        with self._changed:
+            return {"slots": self._slots, "slots_reason": self._slots_reason, "version": self._slots_version}
+
+    def wait_change(self, seen_version: int) -> bool:
+        """Waits until the slots are others than in that version; False if the core has closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._slots_version != seen_version)
+            return not self._closed
+
+    def usage(self) -> dict[str, float | None]:
+        """See DeviceUsage."""
+        with self._changed:
+            return self._usage.to_dict()
+
+    def close(self) -> None:
+        """Evicts all trials and ends the loop."""
+        with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self.clear()
+        self._ended.set()
+        self._keeper.close()
+        for thread in self._threads:
+            thread.join()
 
-    def _touch(self, trial_id: str) -> None:
-        if trial_id not in self._asked_at:
-            raise LeaseLost(f"executor: trial {trial_id} is not here")
-        self._asked_at[trial_id] = self._clock()
+    def _explain_absence(self, trial_id: str) -> LeaseLost:
+        reason = self._put_out.pop(trial_id, None)
+        return LeaseLost(f"executor: trial {trial_id} is not here") if reason is None else Evicted(reason)
+
+    def _require(self, life: _Life) -> None:
+        trial_id = life.spec.trial_id
+        if trial_id not in self._lives:
+            raise self._explain_absence(trial_id)
+        if self._lives[trial_id] is not life:
+            raise LeaseLost(f"executor: trial {trial_id} was admitted anew")
+
+    def _go_on(self, life: _Life) -> None:
+        """Lets a trial train; called under the lock."""
+        if life.in_engine:
+            self._engine.proceed(life.spec.trial_id)
+        else:
+            if sum(other.in_engine for other in self._lives.values()) >= self._engine.slots:
+                del self._lives[life.spec.trial_id]
+                self._changed.notify_all()
+                raise Evicted(f"all {self._engine.slots} slots are held")
+            self._engine.admit(life.spec, life.state)
+            life.in_engine, life.state = True, None
+        life.is_training = True
+        self._changed.notify_all()
+
+    def _remove(self, life: _Life) -> None:
+        """Ends one life, if it has not ended yet."""
+        trial_id = life.spec.trial_id
+        with self._changed:
+            if self._lives.get(trial_id) is not life:
+                return
+            del self._lives[trial_id]
+            self._evicting.add(trial_id)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not life.num_kept)
+        try:
+            if life.in_engine:
+                self._engine.evict(trial_id)
+        finally:
+            with self._changed:
+                self._evicting.discard(trial_id)
+                if self._is_advancing and life.in_engine:
+                    self._departed.add(trial_id)
+                self._changed.notify_all()
 
     def _loop(self) -> None:
-        while not self._closed:
+        while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._runnable or self._closed, timeout=REAP_INTERVAL_S)
-            self.reap()
-            if not self._runnable:
-                continue
+                self._changed.wait_for(lambda: self._closed or any(life.is_training for life in self._lives.values()))
+                if self._closed:
+                    return
+                self._is_advancing = True
+                self._usage.begin()
             try:
                 reports = self._engine.advance()
             except Exception as error:
                 reports = self._fail_all(error)
+            self._note_slots(reports)
             for report in reports:
-                kept = self._keep(report)
-                with self._changed:
-                    if report.trial_id in self._asked_at:
-                        self._runnable.discard(report.trial_id)
-                        self._reports[report.trial_id] = kept
-                        # Nobody could ask while the engine trained, so the wait for the driver starts now.
-                        self._asked_at[report.trial_id] = self._clock()
-                        self._changed.notify_all()
+                self._settle(report)
+            with self._changed:
+                self._is_advancing = False
+                self._departed.clear()
+                self._usage.end()
+                self._changed.notify_all()
+                if not reports:
+                    self._changed.wait(EMPTY_PAUSE_S)
 
-    def _keep(self, report: Report) -> Report:
-        """Writes what a report leaves on disk; a trial whose adapter cannot be written has failed."""
-        if report.failure:
-            return report
-        trial = self._paths.trial(report.trial_id)
+    def _settle(self, report: Report) -> None:
+        """Does what a report needs of the engine; what only the disk is needed for goes to the writer."""
+        trial_id = report.trial_id
+        is_put_out = report.failure is not None and report.failure.cause == "evicted"
+        with self._changed:
+            life = self._lives.get(trial_id)
+            if life is None or not (life.is_training or is_put_out):
+                return
+            life.is_training = False
+            life.has_ended = report.is_final or report.failure is not None
+            life.num_kept += 1
+        state: TrialState | None = None
         try:
-            if report.is_final:
-                with whole_folder(trial.adapter) as folder:
-                    self._engine.save_adapter(report.trial_id, folder)
-            elif self._keep_state:
-                state = self._engine.snapshot(report.trial_id)
-                if state is not None:
-                    state.save(trial.state)
+            if is_put_out:
+                state = self._engine.snapshot(trial_id)
+                self._engine.evict(trial_id)
+                life.in_engine = False
+            elif report.is_final and not report.failure:
+                # Here, not on the writer: an adapter is only the engine's to read between two steps.
+                self._keeper.keep_adapter(trial_id, self._engine.save_adapter)
+            elif self._keep_state and not report.failure:
+                state = self._engine.snapshot(trial_id)
         except Exception as error:
-            if "No space left" in str(error):
-                # The next trial would meet the same: the search ends, and a resume goes on.
-                message = f"{trial.root}: the disk is full. Free some, then go on with --resume."
-                failure = Failure("lost", message, traceback.format_exc())
-            else:
-                message = f"{trial.root}: cannot be written: {error}"
-                failure = Failure("error", message, traceback.format_exc())
-            return Report(report.trial_id, report.index, True, report.metrics, report.facts, failure)
-        return report
+            report, state = self._keeper.fail(report, error), None
+        if state is None:
+            self._hand_out(life, report)
+        else:
+            self._keeper.keep_state(
+                report,
+                state,
+                is_wanted=lambda: self._lives.get(trial_id) is life,
+                then=lambda kept: self._hand_out(life, kept),
+            )
+
+    def _hand_out(self, life: _Life, report: Report) -> None:
+        with self._changed:
+            life.num_kept -= 1
+            if self._lives.get(report.trial_id) is life:
+                if report.failure is not None and report.failure.cause == "evicted":
+                    del self._lives[report.trial_id]
+                    self._put_out[report.trial_id] = report.failure.message
+                else:
+                    life.report = report
+                # The wait for the driver starts now.
+                life.silent_s = 0.0
+            self._changed.notify_all()
 
     def _fail_all(self, error: Exception) -> list[Report]:
+        """Ends the trials that were training when the engine raised; the next `advance` must not meet them."""
         failure = Failure("error", f"{type(error).__name__}: {error}", traceback.format_exc())
         with self._changed:
-            return [Report(trial_id, 0, True, {}, failure=failure) for trial_id in sorted(self._runnable)]
+            training = sorted(trial_id for trial_id, life in self._lives.items() if life.is_training)
+        for trial_id in training:
+            self._engine.evict(trial_id)
+        return [Report(trial_id, 0, True, {}, failure=failure) for trial_id in training]
+
+    def _note_slots(self, reports: list[Report]) -> None:
+        with self._changed:
+            slots = self._engine.slots
+            if slots != self._slots:
+                causes = [r.failure.message for r in reports if r.failure and r.failure.cause == "evicted"]
+                self._slots_reason = causes[0] if causes else f"its measured peak memory leaves room for {slots}"
+                self._slots = slots
+                self._slots_version += 1
+                self._changed.notify_all()
+
+    def _reap_leases(self) -> None:
+        while not self._ended.wait(self._reap_interval_s):
+            self.reap()

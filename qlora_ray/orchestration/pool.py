@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from qlora_ray.orchestration.executor import Executor, ExecutorTerms
 # A place whose executor died this often is given up: the cause is on the node, not in a trial.
 MAX_RESTARTS = 3
 RECONCILE_INTERVAL_S = 5.0
-# Calls an executor serves at once beside one long poll per slot: describe, evict, wait_closed, trials, admit.
+# Calls an executor serves at once beside one long poll per slot: describe, evict, wait_change, trials, admit.
 SPARE_CALLS = 6
 # How Ray's account of an actor that failed to start names our exceptions.
 OUR_ERRORS = "qlora_ray.errors."
@@ -106,8 +107,8 @@ class Pool:
         if self._all_failed():
             raise NoExecutors(self._cause)
 
-    async def lease(self, trial_id: str) -> Lease:
-        """Waits for a free slot, first come first served.
+    async def lease(self, trial_id: str, *, goes_on: bool = False) -> Lease:
+        """Waits for a free slot, first come first served, but for trials that go on: they come before new ones.
 
         Raises:
             NoExecutors: If no executor is left to wait for.
@@ -115,7 +116,10 @@ class Pool:
         if trial_id in self._leases:
             return self._leases[trial_id][0]
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiting.append((trial_id, future))
+        if goes_on:
+            self._waiting.appendleft((trial_id, future))
+        else:
+            self._waiting.append((trial_id, future))
         self._grant()
         return await future
 
@@ -126,6 +130,22 @@ class Pool:
             if waiting == trial_id:
                 future.cancel()
         self._grant()
+
+    async def end(self, trial_id: str) -> None:
+        """Ends a trial wherever it is, and gives its slot back."""
+        found = self._leases.get(trial_id)
+        if found is not None:
+            # An executor that is gone has taken the trial with it.
+            with contextlib.suppress(RayError):
+                await found[0].executor.evict.remote(trial_id)
+        await self.release(trial_id)
+
+    async def report_put_out(self, trial_id: str, reason: str) -> None:
+        """A trial's executor has no room for it any more: its slot is given back, and the driver told."""
+        found = self._leases.get(trial_id)
+        if found is not None:
+            await self._tell("trial_put_out", self._members[found[0].executor_index], reason, trial=trial_id)
+        await self.release(trial_id)
 
     async def report_lost(self, executor_index: int, generation: int) -> None:
         """A trial found its executor dead; the watcher will have seen it too, whichever comes first acts."""
@@ -166,7 +186,7 @@ class Pool:
             .options(
                 num_cpus=placement.num_cpus,
                 num_gpus=placement.num_gpus,
-                max_concurrency=SPARE_CALLS + placement.slots_per_device,
+                max_concurrency=SPARE_CALLS + self._most_slots(placement),
                 scheduling_strategy=NodeAffinitySchedulingStrategy(member.seat.node_id, soft=False),
             )
             .remote(self._terms, placement, self._data[0])
@@ -180,7 +200,10 @@ class Pool:
             member.state = "ready"
             await self._tell("executor_ready", member, f"{member.facts['device']}, {member.facts['precision_reason']}")
             self._grant()
-            await member.handle.wait_closed.remote()
+            while facts := await member.handle.wait_change.remote(member.facts["version"]):
+                member.facts = facts
+                await self._tell("slots_changed", member, facts["slots_reason"], slots=facts["slots"])
+                self._grant()
         except RayError as error:
             # Not only RayActorError: a kill by Ray's memory monitor, say, is a plain RayError.
             if member.generation == generation:
@@ -228,17 +251,22 @@ class Pool:
             self._leases[trial_id] = (lease, time.monotonic())
             future.set_result(lease)
 
+    def _most_slots(self, planned: Placement) -> int:
+        """Slots the executor can have: on a node of mixed GPUs, Ray chooses which it gets."""
+        plan = self._terms.plan
+        placements = [planned, *(plan.placements if plan is not None else ())]
+        return max(placement.slots_per_executor for placement in placements)
+
     def _all_failed(self) -> bool:
         return all(member.state == "failed" for member in self._members)
 
     def _free_member(self) -> _Member | None:
+        """The ready executor with the smallest share of its slots held, so that all are held evenly."""
         if self._max_slots is not None and len(self._leases) >= self._max_slots:
             return None
-        held = [lease.executor_index for lease, _ in self._leases.values()]
-        for member in self._members:
-            if member.state == "ready" and held.count(member.index) < member.facts["slots"]:
-                return member
-        return None
+        held = Counter(lease.executor_index for lease, _ in self._leases.values())
+        free = [m for m in self._members if m.state == "ready" and held[m.index] < m.facts["slots"]]
+        return min(free, key=lambda m: (held[m.index] / m.facts["slots"], m.index), default=None)
 
     async def _reconcile(self) -> None:
         """Frees the leases of trials that their executor does not know: their actor died before it admitted them."""
@@ -256,7 +284,7 @@ class Pool:
                     del self._leases[trial_id]
                     self._grant()
 
-    async def _tell(self, event: str, member: _Member, reason: str) -> None:
+    async def _tell(self, event: str, member: _Member, reason: str, **facts: Any) -> None:
         slots = sum(m.facts.get("slots", 0) for m in self._members if m.state == "ready")
         async with self._changed:
             self._events.append(
@@ -267,6 +295,7 @@ class Pool:
                     "hostname": member.facts.get("hostname"),
                     "ready_slots": slots if self._max_slots is None else min(slots, self._max_slots),
                     "num_failed": sum(m.state == "failed" for m in self._members),
+                    **facts,
                 }
             )
             self._changed.notify_all()

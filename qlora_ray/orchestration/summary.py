@@ -16,6 +16,8 @@ from qlora_ray.runs import SweepPaths, write_json
 # Rows of the final table; all trials are in trials.csv.
 MAX_TABLE_ROWS = 20
 NUM_EXAMPLES = 3
+# Devices that wait more than this are worth a line.
+NOTABLE_WAIT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Summary:
     Attributes:
         status: complete, no_winner or interrupted.
         beats_base: Whether the winner is better than its base; None without a winner.
+        device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
     """
 
     status: str
@@ -33,6 +36,7 @@ class Summary:
     beats_base: bool | None
     objective: str
     first_failure: str | None
+    device_wait_share: float | None = None
 
     @property
     def exit_code(self) -> int:
@@ -40,7 +44,14 @@ class Summary:
         return {"complete": 0, "no_winner": 1, "interrupted": 130}[self.status]
 
 
-def write_summary(ledger: Ledger, winner: Winner | None, *, paths: SweepPaths, interrupted: bool) -> Summary:
+def write_summary(
+    ledger: Ledger,
+    winner: Winner | None,
+    *,
+    paths: SweepPaths,
+    interrupted: bool,
+    device_wait_share: float | None = None,
+) -> Summary:
     """Writes summary.json, last of all files."""
     status = "interrupted" if interrupted else "complete" if winner else "no_winner"
     failure = ledger.first_failure
@@ -51,6 +62,7 @@ def write_summary(ledger: Ledger, winner: Winner | None, *, paths: SweepPaths, i
         beats_base=winner.beats_base if winner else None,
         objective=ledger.objective,
         first_failure=f"trial {failure[0]}: {failure[1]}" if failure else None,
+        device_wait_share=None if device_wait_share is None else round(device_wait_share, 4),
     )
     write_json(paths.summary, asdict(summary))
     return summary
@@ -96,6 +108,8 @@ def print_outcome(
     console.line()
     counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items())
     console.line(f"{counts} in {format_duration(console.elapsed_s)}")
+    if (summary.device_wait_share or 0.0) > NOTABLE_WAIT_SHARE:
+        console.line(f"devices waited for their next trial in {summary.device_wait_share:.0%} of the search")
     if winner is not None:
         _print_winner(console, winner, paths)
     elif summary.status == "no_winner":

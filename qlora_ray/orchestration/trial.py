@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, QloraRayError
-from qlora_ray.orchestration.executor_core import LeaseLost
+from qlora_ray.orchestration.executor_core import Evicted, LeaseLost
 from qlora_ray.orchestration.pool import Lease, describe_death
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values
@@ -75,14 +74,20 @@ class SweepTrial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Points to the state that the executor wrote at the last report (HyperBand pauses trials)."""
-        (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps({"number": self._number}), encoding="utf-8")
+        """Points to the state that the executor wrote at the last report, and gives the slot back.
+
+        Tune saves only those that a scheduler pauses, and keeps their actors for others.
+        """
+        self._leave()
+        pointer = {"number": self._number, "last_index": self._last_index}
+        (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps(pointer), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
         """Goes on from that state, on whichever slot is free."""
-        number = json.loads((Path(checkpoint_dir) / POINTER_FILE).read_text(encoding="utf-8"))["number"]
+        pointer = json.loads((Path(checkpoint_dir) / POINTER_FILE).read_text(encoding="utf-8"))
         self._leave()
-        self._begin({**self.config, "number": number})
+        self._begin({**self.config, "number": pointer["number"]})
+        self._last_index = pointer["last_index"]
 
     def cleanup(self) -> None:
         """Gives the slot back."""
@@ -93,6 +98,7 @@ class SweepTrial(tune.Trainable):
         self._id = trial_id_of(self._number)
         self._params = config["params"]
         self._lease: Lease | None = None
+        self._goes_on = False
         self._waited_s = 0.0
         self._num_retries = 0
         self._last_index = 0
@@ -112,6 +118,10 @@ class SweepTrial(tune.Trainable):
                         raise
                     _get(self._terms.pool.report_lost.remote(self._lease.executor_index, self._lease.generation))
                     self._retry(describe_death(error))
+                except Evicted as error:
+                    # For memory, which says nothing about the trial: it goes on in the next free slot.
+                    _get(self._terms.pool.report_put_out.remote(self._id, str(error)))
+                    self._lease, self._goes_on = None, True
                 except LeaseLost as error:
                     # The executor lives; it took this trial's silence (a long pause of its node) for its end.
                     self._retry(str(error))
@@ -130,11 +140,9 @@ class SweepTrial(tune.Trainable):
         )
         spec = TrialSpec(self._id, config.lora, config.training, budget)
         started = time.monotonic()
-        self._lease = _get(self._terms.pool.lease.remote(self._id))
+        self._lease = _get(self._terms.pool.lease.remote(self._id, goes_on=self._goes_on))
         self._waited_s += time.monotonic() - started
-        # A trial actor that died is started again by Tune, and its executor may still hold the trial.
-        _get(self._lease.executor.evict.remote(self._id))
-        _get(self._lease.executor.admit.remote(spec, resume=True))
+        _get(self._lease.executor.admit.remote(spec))
 
     def _poll(self) -> Report:
         assert self._lease is not None
@@ -149,18 +157,16 @@ class SweepTrial(tune.Trainable):
     def _retry(self, reason: str) -> None:
         """Goes on elsewhere from the last state, unless this trial has lost its executor too often."""
         _get(self._terms.pool.release.remote(self._id))
-        self._lease = None
+        self._lease, self._goes_on = None, True
         self._num_retries += 1
         if self._num_retries > self._terms.config.cluster.max_trial_retries:
             raise NoExecutors(f"its slot was lost {self._num_retries} times; the last time: {reason}")
 
     def _leave(self) -> None:
+        # An actor without a lease has nothing to give back: Tune may have moved its trial to another actor.
         if self._lease is not None:
-            # An executor that is gone has taken the trial with it.
-            with contextlib.suppress(RayError):
-                _get(self._lease.executor.evict.remote(self._id))
-        _get(self._terms.pool.release.remote(self._id))
-        self._lease = None
+            _get(self._terms.pool.end.remote(self._id))
+            self._lease = None
 
     def _objective(self, report: Report) -> float:
         name, mode = next(iter(self._terms.config.search.objectives.items()))

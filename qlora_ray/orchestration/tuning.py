@@ -27,6 +27,7 @@ from qlora_ray.runs.paths import trial_id_of
 # Tune refuses a request of exactly nothing.
 TRIAL_CPUS = 0.001
 EVENT_POLL_S = 1.0
+SNAPSHOT_PERIOD_S = 24 * 3600
 # Trials the median is taken over before it stops any.
 MEDIAN_MIN_TRIALS = 3
 
@@ -54,11 +55,13 @@ def make_scheduler(search: Search) -> TrialScheduler:
 
 
 class Gate(tune.Callback, tune.Stopper):
-    """Where Tune's loop meets the rest: counts live trials for the searcher, enters reports, and can stop all."""
+    """Where Tune's loop meets the rest: counts live trials for the searcher, enters reports, gives the slots of ended
+    trials back, and can stop all."""
 
-    def __init__(self, searcher: StudySearcher, ledger: Ledger) -> None:
+    def __init__(self, searcher: StudySearcher, ledger: Ledger, pool: Any) -> None:
         self._searcher = searcher
         self._ledger = ledger
+        self._pool = pool
         self.stop_reason: str | None = None
         self.is_interrupted = False
 
@@ -75,6 +78,12 @@ class Gate(tune.Callback, tune.Stopper):
     ) -> None:
         """Enters the report before its trial is judged."""
         self._searcher.enter_report(trial.trial_id, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Gives the slot back at once: Tune keeps the actor for a next trial, which may never come."""
+        self._pool.end.remote(trial_id_of(trial.config["number"]))
+
+    on_trial_error = on_trial_complete
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial is stopped from here."""
@@ -118,9 +127,7 @@ class EventPump:
     def _take(self, event: dict[str, Any]) -> None:
         self._searcher.num_slots = max(1, event["ready_slots"])
         name, reason = event.pop("event"), event.pop("reason")
-        words = {"executor_lost": "lost, starting another", "executor_failed": "given up"}
-        line = f"executor {event['executor']} {words[name]}: {reason}" if name in words else None
-        self._ledger.note(name, reason=reason, line=line, **event)
+        self._ledger.note(name, reason=reason, line=_line_of(name, reason, event), **event)
         if event["num_failed"] == self._num_seats:
             self._stop(reason)
 
@@ -131,6 +138,19 @@ class EventPump:
         self._ledger.note("search_stopped", reason=reason, line=f"the search ends: {reason}")
 
 
+def _line_of(name: str, reason: str, event: dict[str, Any]) -> str | None:
+    """What the user reads of a pool's event; None for what goes as planned."""
+    executor = f"executor {event['executor']}"
+    lines = {
+        "executor_lost": f"{executor} lost, starting another: {reason}",
+        "executor_failed": f"{executor} given up: {reason}",
+        "slots_changed": f"{executor} has {event.get('slots')} slots from now on: {reason}",
+        "trial_put_out": f"trial {event.get('trial')} put out of {executor} for memory; "
+        "it goes on in the next free slot",
+    }
+    return lines.get(name)
+
+
 def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search: Search, logs: Path) -> None:
     """Runs the search to its end; what came of it is in the ledger and the study."""
     os.environ.update(
@@ -139,7 +159,11 @@ def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             # Ctrl-C is ours: trials are told as interrupted, not as failed.
             "TUNE_DISABLE_SIGINT_HANDLER": "1",
-            "TUNE_MAX_PENDING_TRIALS_PG": "1",
+            # Actors that start at once, each a second or two of one core. No more than slots: a trial that found its
+            # actor first would take the slot of one that was asked for before it.
+            "TUNE_MAX_PENDING_TRIALS_PG": str(min(searcher.num_slots, os.cpu_count() or 1)),
+            # Nobody restores Tune's own snapshot: a resume reads the study, the records and the trials' states.
+            "TUNE_GLOBAL_CHECKPOINT_S": str(SNAPSHOT_PERIOD_S),
             "TUNE_RESULT_BUFFER_LENGTH": "1",
             "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
             "RAY_AIR_NEW_OUTPUT": "0",
@@ -163,6 +187,8 @@ def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search
             storage_path=str(logs.resolve()),
             callbacks=[gate],
             stop=gate,
+            # Tune would save each trial at its end, a call that nobody reads the result of.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             # A light trial actor that dies with its node is started again; its executor and state are elsewhere.
             failure_config=tune.FailureConfig(max_failures=terms.config.cluster.max_trial_retries),
             verbose=0,

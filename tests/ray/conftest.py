@@ -30,9 +30,16 @@ def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
 
     pools: list[Any] = []
 
-    def make(terms: Any, *, num_executors: int = 1, executor_class: type = FakeExecutor, max_slots: int = 99) -> Any:
+    def make(
+        terms: Any,
+        *,
+        num_executors: int = 1,
+        executor_class: type = FakeExecutor,
+        placement: FakePlacement | None = None,
+        max_slots: int = 99,
+    ) -> Any:
         node_id = ray.get_runtime_context().get_node_id()
-        seats = [Seat(FakePlacement(), node_id) for _ in range(num_executors)]
+        seats = [Seat(placement or FakePlacement(), node_id) for _ in range(num_executors)]
         pool = (
             ray.remote(Pool)
             .options(num_cpus=0, max_concurrency=1000)

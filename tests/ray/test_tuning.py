@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from fake_engine import DIVERGING_DECAY, fake_loss
+from fake_executor import FakePlacement
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
@@ -31,6 +33,8 @@ NUM_REPORTS = 4
 class Sweep:
     """A sweep over fake executors, up to the end of its search."""
 
+    num_slots = 2
+
     def __init__(self, root: Path, make_pool: Callable[..., Any], **search: Any) -> None:
         self.paths = SweepPaths(root / "sweep")
         if not self.paths.root.exists():
@@ -50,16 +54,16 @@ class Sweep:
     def run(self, **pool_options: Any) -> None:
         """Runs the search to its end."""
         terms = ExecutorTerms(self.config, self.paths.root.resolve(), True)
-        pool = self.make_pool(terms, **pool_options)
+        pool = self.pool = self.make_pool(terms, **pool_options)
         enqueue_known_points(self.study, search=self.config.search, space=self.space)
         searcher = StudySearcher(
             self.study,
             space=self.space,
             ledger=self.ledger,
             num_trials=self.config.search.num_trials,
-            num_slots=2,
+            num_slots=self.num_slots,
         )
-        gate = Gate(searcher, self.ledger)
+        gate = Gate(searcher, self.ledger, pool)
         pump = EventPump(
             pool,
             ledger=self.ledger,
@@ -171,3 +175,46 @@ def test_a_pool_whose_executors_never_come_up_says_why(tmp_path: Path, make_pool
     sweep.run(executor_class=BrokenExecutor)
     assert "COMPLETE" not in sweep.states()
     assert "no-such-base cannot be loaded" in sweep.text.getvalue()
+
+
+def test_eight_trials_share_one_executor_of_four_slots(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
+    sweep = Sweep(tmp_path, make_pool, scheduler="none")
+    sweep.num_slots = 4
+    sweep.run(placement=FakePlacement(4, gathers=4))
+    assert sweep.states() == ["COMPLETE"] * 8
+    for trial in sweep.study.get_trials():
+        rate = trial.params["training.learning_rate"]
+        assert trial.intermediate_values == pytest.approx({i: fake_loss(rate, 2 * i) for i in range(1, 5)})
+        assert (sweep.paths.trial(f"{trial.number:04d}").adapter / "adapter.txt").exists()
+    ((_, facts),) = ray.get(sweep.pool.ready_executors.remote())
+    assert facts["slots"] == 4
+
+
+def test_a_trial_put_out_for_memory_goes_on_and_the_slots_become_fewer(
+    tmp_path: Path, make_pool: Callable[..., Any]
+) -> None:
+    sweep = Sweep(tmp_path, make_pool, scheduler="none", num_trials=5)
+    sweep.config.cluster.max_trial_retries = 0
+    sweep.num_slots = 3
+    sweep.run(placement=FakePlacement(3, room=2, gathers=3))
+    assert sweep.states() == ["COMPLETE"] * 5
+    events = read_events(sweep.paths.events)
+    (put_out,) = [event for event in events if event["event"] == "trial_put_out"]
+    (changed,) = [event for event in events if event["event"] == "slots_changed"]
+    assert (changed["slots"], changed["ready_slots"]) == (2, 2)
+    assert changed["reason"] == put_out["reason"] == "out of memory with 3 trials"
+    text = sweep.text.getvalue()
+    assert f"trial {put_out['trial']} put out of executor 0 for memory; it goes on in the next free slot" in text
+    assert "executor 0 has 2 slots from now on: out of memory with 3 trials" in text
+    record = read_json(sweep.paths.trial(put_out["trial"]).record)
+    assert (record["state"], record["num_retries"]) == ("complete", 0)
+
+
+def test_leases_are_spread_evenly_over_the_executors(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
+    sweep = Sweep(tmp_path, make_pool)
+    terms = ExecutorTerms(sweep.config, sweep.paths.root.resolve(), True)
+    pool = make_pool(terms, num_executors=2, placement=FakePlacement(3))
+    while len(ray.get(pool.ready_executors.remote())) < 2:
+        ray.get(pool.next_events.remote(1, 1.0))
+    leases = [ray.get(pool.lease.remote(f"{number:04d}")) for number in range(5)]
+    assert [lease.executor_index for lease in leases] == [0, 1, 0, 1, 0]

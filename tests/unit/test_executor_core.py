@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import DIVERGING_DECAY, FakeEngine, fake_loss
+from fake_engine import DIVERGING_DECAY, WAIT_S, FakeEngine, fake_loss
 
 from qlora_ray.config.schema import Lora, Training
-from qlora_ray.orchestration.executor_core import ExecutorCore, LeaseLost
+from qlora_ray.orchestration.executor_core import REAP_INTERVAL_S, ExecutorCore, LeaseLost
 from qlora_ray.runs import SweepPaths
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import TrialSpec
-
-WAIT_S = 20.0
 
 
 class Clock:
@@ -60,7 +58,7 @@ def make_spec(trial_id: str, **training: float) -> TrialSpec:
 
 
 def test_asking_again_means_go_on(core: ExecutorCore) -> None:
-    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0000"))
     reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
     assert [report.index for report in reports if report] == [1, 2, 3, 4]
     assert reports[3] is not None
@@ -70,8 +68,8 @@ def test_asking_again_means_go_on(core: ExecutorCore) -> None:
 
 
 def test_a_trial_nobody_asks_on_is_not_proceeded(core: ExecutorCore, engine: FakeEngine) -> None:
-    core.admit(make_spec("0000"), resume=False)
-    core.admit(make_spec("0001"), resume=False)
+    core.admit(make_spec("0000"))
+    core.admit(make_spec("0001"))
     core.next_report("0000", timeout_s=WAIT_S)
     core.next_report("0000", timeout_s=WAIT_S)
     core.next_report("0001", timeout_s=WAIT_S)
@@ -83,7 +81,7 @@ def test_a_final_report_leaves_the_adapter_and_the_state_for_the_driver_to_clear
     core: ExecutorCore, tmp_path: Path
 ) -> None:
     trial = SweepPaths(tmp_path).trial("0000")
-    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0000"))
     core.next_report("0000", timeout_s=WAIT_S)
     assert (trial.state / "state.safetensors").exists()
     for _ in range(3):
@@ -96,41 +94,55 @@ def test_a_final_report_leaves_the_adapter_and_the_state_for_the_driver_to_clear
 def test_a_trial_goes_on_from_the_state_on_disk_in_another_executor(
     core: ExecutorCore, clock: Clock, tmp_path: Path
 ) -> None:
-    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0000"))
     core.next_report("0000", timeout_s=WAIT_S)
     core.next_report("0000", timeout_s=WAIT_S)
     core.evict("0000")
     other = ExecutorCore(FakeEngine(), paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True, clock=clock)
-    assert other.admit(make_spec("0000"), resume=True) is True
+    assert other.admit(make_spec("0000")) is True
     report = other.next_report("0000", timeout_s=WAIT_S)
     other.close()
     assert report is not None
     assert report.index == 3
 
 
-def test_resuming_without_a_state_starts_afresh(core: ExecutorCore) -> None:
-    assert core.admit(make_spec("0000"), resume=True) is False
+def test_a_trial_without_a_state_starts_afresh(core: ExecutorCore) -> None:
+    assert core.admit(make_spec("0000")) is False
+
+
+def let_pass(core: ExecutorCore, clock: Clock, seconds: float) -> None:
+    """Time in which the core is awake."""
+    for _ in range(int(seconds / REAP_INTERVAL_S)):
+        clock.now += REAP_INTERVAL_S
+        core.reap()
 
 
 def test_a_driver_that_stops_asking_loses_its_slot(core: ExecutorCore, clock: Clock) -> None:
-    core.admit(make_spec("0000"), resume=False)
-    core.admit(make_spec("0001"), resume=False)
+    core.admit(make_spec("0000"))
+    core.admit(make_spec("0001"))
     core.next_report("0000", timeout_s=WAIT_S)
     core.next_report("0001", timeout_s=WAIT_S)
-    clock.now = 50.0
+    let_pass(core, clock, 50)
     core.next_report("0001", timeout_s=WAIT_S)
-    clock.now = 100.0
-    core.reap()
+    let_pass(core, clock, 50)
     assert core.trials() == ["0001"]
-    core.admit(make_spec("0002"), resume=False)
+    core.admit(make_spec("0002"))
     with pytest.raises(LeaseLost, match="trial 0000 is not here"):
         core.next_report("0000", timeout_s=WAIT_S)
+
+
+def test_time_in_which_the_whole_process_stood_still_is_nobodys_silence(core: ExecutorCore, clock: Clock) -> None:
+    core.admit(make_spec("0000"))
+    core.next_report("0000", timeout_s=WAIT_S)
+    clock.now += 1000
+    core.reap()
+    assert core.trials() == ["0000"]
 
 
 def test_an_eviction_wakes_the_one_who_waits(engine: FakeEngine, clock: Clock, tmp_path: Path) -> None:
     engine.advance = lambda: []  # type: ignore[method-assign]
     core = ExecutorCore(engine, paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True, clock=clock)
-    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0000"))
     lost: list[Exception] = []
 
     def wait() -> None:
@@ -148,7 +160,7 @@ def test_an_eviction_wakes_the_one_who_waits(engine: FakeEngine, clock: Clock, t
 
 
 def test_a_diverged_trial_reports_its_failure_and_leaves_no_adapter(core: ExecutorCore, tmp_path: Path) -> None:
-    core.admit(make_spec("0000", weight_decay=DIVERGING_DECAY), resume=False)
+    core.admit(make_spec("0000", weight_decay=DIVERGING_DECAY))
     core.next_report("0000", timeout_s=WAIT_S)
     report = core.next_report("0000", timeout_s=WAIT_S)
     assert report is not None
@@ -171,7 +183,7 @@ def test_an_adapter_that_cannot_be_written_ends_its_trial_and_leaves_no_half_of_
         raise error
 
     engine.save_adapter = fail  # type: ignore[method-assign]
-    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0000"))
     reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
     assert reports[3] is not None
     assert reports[3].failure is not None
@@ -185,7 +197,7 @@ def test_an_engine_that_raises_fails_the_trials_it_was_training(core: ExecutorCo
         raise RuntimeError("kernel launch failed")
 
     engine.advance = broken  # type: ignore[assignment, method-assign]
-    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0000"))
     report = core.next_report("0000", timeout_s=WAIT_S)
     assert report is not None
     assert report.failure is not None
@@ -195,14 +207,14 @@ def test_an_engine_that_raises_fails_the_trials_it_was_training(core: ExecutorCo
 def test_a_restored_trial_tells_the_report_its_state_was_written_at_again(
     core: ExecutorCore, engine: FakeEngine, clock: Clock, tmp_path: Path
 ) -> None:
-    core.admit(make_spec("0000"), resume=False)
+    core.admit(make_spec("0000"))
     told = core.next_report("0000", timeout_s=WAIT_S)
     assert told is not None
     core.evict("0000")
     state = TrialState.load(SweepPaths(tmp_path).trial("0000").state)
     state.metrics = told.metrics
     state.save(SweepPaths(tmp_path).trial("0000").state)
-    assert core.admit(make_spec("0000"), resume=True) is True
+    assert core.admit(make_spec("0000")) is True
     again = core.next_report("0000", timeout_s=WAIT_S)
     following = core.next_report("0000", timeout_s=WAIT_S)
     assert again is not None
