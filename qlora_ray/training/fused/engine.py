@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,12 +14,12 @@ from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import QloraRayError, TrialDiverged
 from qlora_ray.evaluation.metrics import Metric
 from qlora_ray.evaluation.scoring import Scores, score_model
-from qlora_ray.modeling.adapters import saved_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Report, TrialSpec
+from qlora_ray.training.fused.adapters import answering, draw_adapter
 from qlora_ray.training.fused.bank import AdapterBank, BankKey
-from qlora_ray.training.fused.member import Member, bank_key, draw_adapter
+from qlora_ray.training.fused.member import Member
 from qlora_ray.training.fused.meter import PeakMeter
 from qlora_ray.training.fused.reporting import Reporter
 from qlora_ray.training.fused.roster import Roster, Seat
@@ -131,10 +130,16 @@ class FusedEngine:
             if self._seated:
                 here = ", ".join(seat.spec.trial_id for seat in self._seated)
                 raise RuntimeError(f"fused engine: cannot score while trials {here} are here")
-            if adapter is None:
-                return self._score(self._base.model)
-            with saved_adapter(self._base, adapter) as model:
-                return self._score(model)
+            with answering(self._fused, adapter):
+                return score_model(
+                    self._base.model,
+                    self._base.tokenizer,
+                    self._data.validation,
+                    metrics=self._metrics,
+                    evaluate=self._evaluate,
+                    precision=self._base.precision,
+                    loss_batch_size=self._evaluate.batch_size,
+                )
 
     def _running(self) -> list[Seat]:
         """Those that train, banks together and slots in order."""
@@ -178,7 +183,7 @@ class FusedEngine:
     def _make_member(self, seat: Seat) -> Member:
         spec = seat.spec
         blueprint, tensors = draw_adapter(self._fused, spec)
-        key = bank_key(spec, blueprint)
+        key = blueprint.key
         if key not in self._banks:
             self._banks[key] = AdapterBank(key, self._fused.widths, device=self._base.device)
         bank = self._banks[key]
@@ -277,14 +282,3 @@ class FusedEngine:
             return self._roster.fail(seat, "oom", failure)
         self._roster.num_slots = len(self._seated)
         return self._roster.fail(seat, "evicted", failure)
-
-    def _score(self, model: Any) -> Scores:
-        return score_model(
-            model,
-            self._base.tokenizer,
-            self._data.validation,
-            metrics=self._metrics,
-            evaluate=self._evaluate,
-            precision=self._base.precision,
-            loss_batch_size=self._evaluate.batch_size,
-        )

@@ -5,30 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from qlora_ray.errors import ModelError
-from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES, pad_rank
-from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
+from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import TrialSpec
-from qlora_ray.training.fused.bank import AdapterBank, BankKey
+from qlora_ray.training.fused.adapters import Blueprint, LayerTensors, parameter_names
+from qlora_ray.training.fused.bank import AdapterBank
 from qlora_ray.training.fused.dropout import rounded_rate
 from qlora_ray.training.fused.layout import RowOwner
 from qlora_ray.training.fused.optimizer import give_moments, make_optimizer, take_moments
 from qlora_ray.training.fused.schedule import LossScale, rate_factor
-from qlora_ray.training.fused.wrapping import FusedBase, Layer
 from qlora_ray.training.moments import Piece
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-
-PEFT_PREFIX = "base_model.model."
-# A [r, D] and B [O, r] by layer number.
-LayerTensors = dict[int, tuple[Tensor, Tensor]]
+    pass
 
 
 @dataclass
@@ -54,55 +48,6 @@ class Interval:
             "mean_trials": round(self.num_trials / max(1, self.num_steps), 2),
             "padding_share": round(self.num_padding / max(1, self.num_tokens + self.num_padding), 4),
         }
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """An adapter as PEFT makes it for a trial: config, scaling, layers, and counts."""
-
-    config: LoraConfig
-    scaling: float
-    layers: list[Layer]
-    trainable_parameters: int
-    total_parameters: int
-
-
-def draw_adapter(fused: FusedBase, spec: TrialSpec) -> tuple[Blueprint, LayerTensors]:
-    """Lets PEFT make the trial's adapter on the base, and takes it off again.
-
-    So the initial A is drawn from the trial's own seed, by PEFT's own distribution and in its order.
-
-    Raises:
-        ModelError: If the base lacks a target module, or the adapter is of a kind that cannot be packed.
-    """
-    for unpackable in ("use_dora", "modules_to_save"):
-        if getattr(spec.lora, unpackable):
-            raise ModelError(
-                f"lora.{unpackable}: cannot be trained in a pack, got {getattr(spec.lora, unpackable)!r}. "
-                "Set cluster.packing: process."
-            )
-    with fused.unwrapped():
-        model = attach_adapter(fused.base, spec.lora, seed=spec.training.seed)
-        try:
-            adapted = {
-                name.removeprefix(PEFT_PREFIX): module
-                for name, module in model.named_modules()
-                if hasattr(module, "lora_A") and "default" in module.lora_A
-            }
-            layers = fused.find_layers(list(adapted))
-            tensors = {
-                layer.number: (
-                    adapted[layer.path].lora_A["default"].weight.detach().clone(),
-                    adapted[layer.path].lora_B["default"].weight.detach().clone(),
-                )
-                for layer in layers
-            }
-            trainable, total = count_parameters(model)
-            scaling = float(adapted[layers[0].path].scaling["default"])
-            config = cast("LoraConfig", model.peft_config["default"])
-            return Blueprint(config, scaling, layers, trainable, total), tensors
-        finally:
-            detach_adapter(fused.base)
 
 
 class Member:
@@ -279,13 +224,3 @@ class Member:
             name_a, name_b = parameter_names(layer.path)
             tensors[layer.number] = (named[name_a], named[name_b])
         return tensors
-
-
-def parameter_names(path: str, adapter_name: str = ".default") -> tuple[str, str]:
-    """PEFT's names of a layer's A and B: in a model, with its adapter's name in them; in a file, without."""
-    return tuple(f"{PEFT_PREFIX}{path}.lora_{one}{adapter_name}.weight" for one in "AB")  # type: ignore[return-value]
-
-
-def bank_key(spec: TrialSpec, blueprint: Blueprint) -> BankKey:
-    """Which trials it can share a bank with."""
-    return BankKey(pad_rank(spec.lora.r), tuple(layer.number for layer in blueprint.layers))
