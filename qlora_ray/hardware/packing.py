@@ -38,12 +38,21 @@ HOLD_SHARE = 1 / 3
 HELD_METHODS = ("nf4", "fp4")  # LLM.int8() computes another product than its dequantized weights do.
 
 
+# On a CPU each operation is split over the threads of its process and waits for the slowest. Two threads make a step of
+# the embedded base (192 wide) 1.37 times as fast as one, and two processes 2.0 times (docs/measured.md). So a narrow
+# base gets more packs, not more threads, and its node more slots with its cores. Where the line lies is a choice.
+NARROW_WIDTH = 1024
+SATURATION_TOKENS_PER_CORE = 1024
+MAX_PACKS = 8
+
+
 @dataclass(frozen=True)
 class _Pack:
     """What one executor does: its workload with all slots and the longest passes, and why so many slots."""
 
     workload: Workload
     words: str
+    per_device: int = 1
 
 
 def place_pack(seats: list[Seat], question: Question, precision: Precision) -> tuple[Placement, list[str]] | Refusal:
@@ -67,11 +76,32 @@ def place_pack(seats: list[Seat], question: Question, precision: Precision) -> t
             words=f"{say_count(override, 'trial')} on one base need "
             f"{format_gib(question.count_needed_bytes(replace(workload, num_trials=override)))}",
         )
-    slots, words = _count_slots(fitting, question, by_memory)
-    workload = replace(workload, num_trials=slots)
-    workload = replace(workload, pass_tokens=_find_max_tokens(workload, question, room_bytes))
-    workload = replace(workload, hold_dequantized=_has_room_to_hold(workload, question, room_bytes))
-    return _build_placement(fitting, question, precision, _Pack(workload, words), room_bytes), notes
+    slots, limit = _count_slots(fitting, question, by_memory)
+    packs = _count_packs(fitting, question, workload, slots=slots, room_bytes=room_bytes)
+    workload = replace(workload, num_trials=slots // packs)
+    words = _say_slots(packs * workload.num_trials, limit, question, packs=packs)
+    share_bytes = room_bytes // packs
+    workload = replace(workload, pass_tokens=_find_max_tokens(workload, question, share_bytes))
+    workload = replace(workload, hold_dequantized=_has_room_to_hold(workload, question, share_bytes))
+    return _build_placement(fitting, question, precision, _Pack(workload, words, packs), room_bytes), notes
+
+
+def _count_packs(seats: list[Seat], question: Question, workload: Workload, *, slots: int, room_bytes: int) -> int:
+    """Packs on one device: several only of a narrow base on a CPU, with at least two trials in each."""
+    if not _is_narrow(seats, question):
+        return 1
+    cluster = question.cluster
+    exact = [number for number in (cluster.slots_per_device, cluster.max_slots) if number is not None]
+    bound = min([slots, *exact])
+    for packs in range(min(MAX_PACKS, _count_threads(seats, question, bound), bound // 2), 1, -1):
+        needed_bytes = question.count_needed_bytes(replace(workload, num_trials=slots // packs))
+        if packs * needed_bytes <= room_bytes and all(number % packs == 0 for number in exact):
+            return packs
+    return 1
+
+
+def _is_narrow(seats: list[Seat], question: Question) -> bool:
+    return seats[0].device.kind == "cpu" and question.shape.hidden_size < NARROW_WIDTH
 
 
 def _find_max_slots(workload: Workload, question: Question, room_bytes: int, *, at_most: int) -> int:
@@ -83,9 +113,13 @@ def _find_max_slots(workload: Workload, question: Question, room_bytes: int, *, 
 
 
 def _count_slots(seats: list[Seat], question: Question, by_memory: int) -> tuple[int, str]:
-    """The slots of one device, and the plan's words for the number."""
+    """The slots of one device, and the limit that set the number."""
     demand, cluster = question.demand, question.cluster
+    if cluster.slots_per_device is not None:
+        return cluster.slots_per_device, "as the config asks"
     saturation = SATURATION_TOKENS[seats[0].device.kind]
+    if _is_narrow(seats, question):
+        saturation = max(saturation, SATURATION_TOKENS_PER_CORE * min(seat.node.num_cpus for seat in seats))
     filling = max(MIN_FUSED_SLOTS, math.ceil(saturation / demand.step_tokens))
     limits = [
         (filling, "fill the device"),
@@ -93,13 +127,18 @@ def _count_slots(seats: list[Seat], question: Question, by_memory: int) -> tuple
         (demand.num_trials or filling, "are all of the sweep's"),
         (by_memory, "are all that memory allows"),
     ]
-    slots, limit = min(limits, key=lambda item: item[0])
-    if cluster.slots_per_device is not None:
-        slots, limit = cluster.slots_per_device, "as the config asks"
+    return min(limits, key=lambda item: item[0])
+
+
+def _say_slots(slots: int, limit: str, question: Question, *, packs: int) -> str:
+    """The plan's words for the number of slots."""
     if slots == 1:
         limit = limit.replace("fill ", "fills ").replace("are ", "is ")
-    tokens = slots * demand.step_tokens
-    return slots, f"fused: {say_count(slots, 'trial')} on one base {limit} (about {tokens} tokens a step)"
+    words = f"fused: {say_count(slots, 'trial')} on one base {limit}"
+    if packs > 1:
+        words = f"fused: {say_count(slots, 'trial')} {limit}, in {packs} packs with a base each, for layers this narrow"
+        words += " gain little from more threads"
+    return f"{words} (about {slots * question.demand.step_tokens} tokens a step)"
 
 
 def _find_max_tokens(workload: Workload, question: Question, room_bytes: int) -> int:
@@ -131,12 +170,14 @@ def _build_placement(
 ) -> Placement:
     device, demand, workload = seats[0].device, question.demand, pack.workload
     estimate = question.estimate(workload)
-    num_threads = _count_threads(seats, question, workload.num_trials)
+    slots = pack.per_device * workload.num_trials
+    num_threads = max(1, _count_threads(seats, question, slots) // pack.per_device)
     max_micro_batch = max(1, workload.num_tokens // demand.max_seq_length)
     micro_batch = largest_divisor(demand.effective_batch, at_most=max_micro_batch)
+    whole = "in all" if pack.per_device == 1 else "each pack takes"
     words = [
         pack.words,
-        f"in all {estimate.describe(safety_factor=question.safety_factor)} of {format_gib(room_bytes)}",
+        f"{whole} {estimate.describe(safety_factor=question.safety_factor)} of {format_gib(room_bytes)}",
         f"at most {workload.num_tokens} tokens in a pass",
         *_say_hold(workload, estimate),
         precision.reason,
@@ -147,16 +188,16 @@ def _build_placement(
         device_name=device.name,
         devices=tuple(seat.label for seat in seats),
         engine="fused",
-        slots_per_device=workload.num_trials,
+        slots_per_device=slots,
         num_gpus=1.0 if device.kind == "cuda" else 0.0,
-        num_cpus=share_cpus(seats, processes=1, num_threads=num_threads),
+        num_cpus=share_cpus(seats, processes=pack.per_device, num_threads=num_threads),
         num_threads=num_threads,
         memory_cap_fraction=cap_memory(seats[0], estimate, room_bytes),
         precision=precision,
         max_micro_batch=max_micro_batch,
         micro_batch=micro_batch,
         gradient_accumulation_steps=demand.effective_batch // micro_batch,
-        eval_batch=find_eval_batch(workload, question, room_bytes),
+        eval_batch=find_eval_batch(workload, question, room_bytes // pack.per_device),
         estimate=estimate,
         needed_bytes=math.ceil(estimate.total_bytes * question.safety_factor),
         available_bytes=room_bytes,
@@ -164,6 +205,7 @@ def _build_placement(
         slot_bytes=int((1 + FRAGMENTATION) * estimate.adapter_bytes / workload.num_trials),
         max_tokens_per_pass=workload.num_tokens,
         hold_dequantized=workload.hold_dequantized,
+        packs_per_device=pack.per_device,
     )
 
 

@@ -65,7 +65,7 @@ class Placement:
     """What runs on every device of one class, and why.
 
     An `sft` executor has one slot, and a device has as many executors as slots. A `fused` one has all of its device's
-    slots, and a device has one executor.
+    slots; only a CPU node has several, where the base is so narrow that more threads would bring little.
 
     Args:
         devices: `host:index` of each device.
@@ -84,6 +84,7 @@ class Placement:
         available_bytes: Free memory of the class's fullest device.
         max_tokens_per_pass: Padded tokens (rows x longest) of one forward and backward of a pack; None for sft.
         hold_dequantized: Whether the base's linears are also kept in the compute dtype.
+        packs_per_device: Fused executors on one device, each with a base of its own: one on a GPU.
     """
 
     device_class: str
@@ -108,11 +109,12 @@ class Placement:
     slot_bytes: int = 0
     max_tokens_per_pass: int | None = None
     hold_dequantized: bool = False
+    packs_per_device: int = 1
 
     @property
     def executors_per_device(self) -> int:
         """Processes on one device."""
-        return 1 if self.engine == "fused" else self.slots_per_device
+        return self.packs_per_device if self.engine == "fused" else self.slots_per_device
 
     @property
     def slots_per_executor(self) -> int:
