@@ -48,6 +48,8 @@ TINY = shape(192, 512, 4, 6, 6, 1024, tied=True, model_type="llama")
 QWEN_HALF_B = shape(896, 4864, 24, 14, 2, 151936, tied=True)
 QWEN_3B = shape(2048, 11008, 36, 16, 2, 151936, tied=True)
 LLAMA_8B = shape(4096, 14336, 32, 32, 8, 128256, tied=False, model_type="llama")
+# Wide enough that a CPU's threads share its layers well.
+WIDE = shape(1024, 2816, 4, 16, 16, 1024, tied=True, model_type="llama")
 SHAPES = {"tiny": TINY, "0.5b": QWEN_HALF_B, "3b": QWEN_3B, "8b": LLAMA_8B}
 DEMAND = TrialDemand(
     effective_batch=16, per_device_train_batch_size=4, max_seq_length=512, gradient_checkpointing=True, eval_batch=8

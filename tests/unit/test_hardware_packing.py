@@ -17,6 +17,7 @@ from hardware_fixtures import (
     QWEN_HALF_B,
     SHAPES,
     TINY,
+    WIDE,
     cpu_node,
     gpu,
     node,
@@ -90,7 +91,7 @@ def test_a_bigger_gpu_never_has_fewer_slots_or_smaller_passes_for_as_many(model,
 
 
 def test_a_cpu_node_is_one_pack_with_all_its_processors():
-    placement = only(plan(cpu_node(num_cpus=8, ram_gib=16), model=TINY))
+    placement = only(plan(cpu_node(num_cpus=8, ram_gib=16), model=WIDE))
     assert (placement.engine, placement.num_gpus, placement.memory_cap_fraction) == ("fused", 0.0, None)
     assert placement.num_threads == 8
     assert 7.8 < placement.num_cpus < 8
@@ -99,8 +100,35 @@ def test_a_cpu_node_is_one_pack_with_all_its_processors():
 
 def test_threads_can_be_given_per_trial():
     node_of_16 = cpu_node(num_cpus=16, ram_gib=16)
-    assert only(plan(node_of_16, model=TINY, slots_per_device=3, cpus_per_slot=2)).num_threads == 6
-    assert only(plan(node_of_16, model=TINY, slots_per_device=9, cpus_per_slot=2)).num_threads == 16
+    assert only(plan(node_of_16, model=WIDE, slots_per_device=3, cpus_per_slot=2)).num_threads == 6
+    assert only(plan(node_of_16, model=WIDE, slots_per_device=9, cpus_per_slot=2)).num_threads == 16
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "packs", "slots", "threads"), [(1, 1, 4, 1), (2, 2, 4, 1), (4, 4, 8, 1), (16, 8, 16, 2)]
+)
+def test_a_narrow_base_on_a_cpu_gets_more_packs_rather_than_more_threads(num_cpus, packs, slots, threads):
+    demand = replace(DEMAND, effective_batch=8, mean_seq_length=64.0)
+    placement = only(plan(cpu_node(num_cpus=num_cpus, ram_gib=64), model=TINY, demand=demand))
+    assert (placement.packs_per_device, placement.executors_per_device) == (packs, packs)
+    assert (placement.slots_per_device, placement.slots_per_executor) == (slots, slots // packs)
+    assert placement.num_threads == threads
+    assert packs * placement.num_cpus < num_cpus
+    assert packs * placement.needed_bytes <= placement.available_bytes
+
+
+def test_packs_divide_the_slots_that_the_config_asks_for():
+    two = cpu_node(num_cpus=2, ram_gib=32)
+    assert only(plan(two, model=TINY, slots_per_device=6)).packs_per_device == 2
+    assert only(plan(two, model=TINY, slots_per_device=5)).packs_per_device == 1
+    capped = only(plan(two, model=TINY, max_slots=1))
+    assert (capped.packs_per_device, capped.slots_per_device) == (1, 1)
+
+
+def test_packs_need_a_base_and_a_process_each():
+    placement = only(plan(cpu_node(num_cpus=8, ram_gib=4), model=TINY))
+    assert placement.packs_per_device < 4
+    assert placement.packs_per_device * placement.needed_bytes <= placement.available_bytes
 
 
 @pytest.mark.parametrize(
@@ -117,14 +145,14 @@ def test_threads_can_be_given_per_trial():
 )
 def test_slots_are_those_that_fill_the_device(mean_tokens, num_trials, slots, words):
     demand = replace(DEMAND, effective_batch=8, mean_seq_length=mean_tokens, num_trials=num_trials)
-    result = plan(cpu_node(num_cpus=2, ram_gib=32), model=TINY, demand=demand)
+    result = plan(cpu_node(num_cpus=2, ram_gib=32), model=WIDE, demand=demand)
     assert only(result).slots_per_device == result.total_slots == slots
     assert words in only(result).reason
 
 
 def test_a_gpu_takes_more_tokens_to_fill_than_a_cpu():
     demand = replace(DEMAND, effective_batch=8, mean_seq_length=200.0)
-    on_cpu, on_gpu = (only(plan(item, demand=demand, model=TINY)) for item in (cpu_node(), node("a", gpu("Tesla T4"))))
+    on_cpu, on_gpu = (only(plan(item, demand=demand, model=WIDE)) for item in (cpu_node(), node("a", gpu("Tesla T4"))))
     assert (on_cpu.slots_per_device, on_gpu.slots_per_device) == (MIN_FUSED_SLOTS, 11)
 
 
