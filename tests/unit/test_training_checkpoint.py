@@ -104,12 +104,16 @@ def test_a_state_that_cannot_be_read_is_a_run_error(tmp_path, file, content):
         TrialState.load(tmp_path / "state")
 
 
-@pytest.mark.parametrize(("facts", "got"), [({"format_version": 2}, "2"), ({}, "None"), ([], "None")])
+@pytest.mark.parametrize(("facts", "got"), [({"format_version": 1}, "1"), ({}, "None"), ([], "None")])
 def test_a_state_of_another_version_is_a_run_error(tmp_path, facts, got):
     STATE.save(tmp_path / "state")
     (tmp_path / "state" / FACTS_FILE).write_text(json.dumps(facts))
-    with pytest.raises(RunError, match=rf"state: the state must have format version 1, got {got}\."):
+    with pytest.raises(RunError, match=rf"state: the state must have format version 2, got {got}\."):
         TrialState.load(tmp_path / "state")
+
+
+# In the order of make_parameters.
+NAMES = ["large", "small"]
 
 
 def make_optimizer(kind, parameters):
@@ -141,10 +145,10 @@ def test_an_optimizer_goes_on_from_disk_as_if_it_had_not_stopped(kind, tmp_path)
     optimizer = make_optimizer(kind, through)
     for seed in range(3):
         step(optimizer, through, seed)
-    tensors, facts = flatten_optimizer(optimizer)
+    tensors, facts = flatten_optimizer(optimizer, NAMES)
     if kind == "adamw_8bit":
-        moments = {path[0]: tensor.dtype for path, tensor in tensors.items() if path.endswith("/state1")}
-        assert moments == {"0": torch.uint8, "1": torch.float32}
+        moments = {path.partition("/")[0]: tensor.dtype for path, tensor in tensors.items() if path.endswith("/state1")}
+        assert moments == {"large": torch.uint8, "small": torch.float32}
     saved = {str(index): parameter.detach().clone() for index, parameter in enumerate(through)}
     replace(STATE, adapter=saved, optimizer=tensors, optimizer_facts=facts).save(tmp_path / "state")
     for seed in range(3, 6):
@@ -153,7 +157,7 @@ def test_an_optimizer_goes_on_from_disk_as_if_it_had_not_stopped(kind, tmp_path)
     state = TrialState.load(tmp_path / "state")
     resumed = [torch.nn.Parameter(state.adapter[str(index)]) for index in range(2)]
     optimizer = make_optimizer(kind, resumed)
-    restore_optimizer(optimizer, state.optimizer, state.optimizer_facts)
+    restore_optimizer(optimizer, state.optimizer, state.optimizer_facts, NAMES)
     for seed in range(3, 6):
         step(optimizer, resumed, seed)
     for parameter, expected in zip(resumed, through, strict=True):
@@ -164,10 +168,10 @@ def test_a_flattened_optimizer_is_a_copy():
     parameters = make_parameters()
     optimizer = make_optimizer("adamw_torch", parameters)
     step(optimizer, parameters, 0)
-    tensors, _ = flatten_optimizer(optimizer)
-    before = tensors["0/exp_avg"].clone()
+    tensors, _ = flatten_optimizer(optimizer, NAMES)
+    before = tensors["large/exp_avg"].clone()
     step(optimizer, parameters, 1)
-    assert torch.equal(tensors["0/exp_avg"], before)
+    assert torch.equal(tensors["large/exp_avg"], before)
 
 
 def test_restoring_keeps_the_learning_rate_the_optimizer_has():
@@ -175,12 +179,12 @@ def test_restoring_keeps_the_learning_rate_the_optimizer_has():
     old = make_optimizer("adamw_torch", parameters)
     step(old, parameters, 0)
     new = torch.optim.AdamW(make_parameters(), lr=0.5, weight_decay=0.25)
-    restore_optimizer(new, *flatten_optimizer(old))
+    restore_optimizer(new, *flatten_optimizer(old, NAMES), NAMES)
     assert (new.param_groups[0]["lr"], new.param_groups[0]["weight_decay"]) == (0.5, 0.25)
 
 
 def test_an_optimizer_that_has_not_stepped_has_nothing_to_keep():
     optimizer = make_optimizer("adamw_torch", make_parameters())
-    assert flatten_optimizer(optimizer) == ({}, {})
-    restore_optimizer(optimizer, {}, {})
+    assert flatten_optimizer(optimizer, NAMES) == ({}, {})
+    restore_optimizer(optimizer, {}, {}, NAMES)
     assert optimizer.state_dict()["state"] == {}
