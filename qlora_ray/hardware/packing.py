@@ -79,6 +79,8 @@ def place_pack(seats: list[Seat], question: Question, precision: Precision) -> t
     slots, limit = _count_slots(fitting, question, by_memory)
     packs = _count_packs(fitting, question, workload, slots=slots, room_bytes=room_bytes)
     workload = replace(workload, num_trials=slots // packs)
+    if packs * workload.num_trials < slots:
+        limit = "fill the device"
     words = _say_slots(packs * workload.num_trials, limit, question, packs=packs)
     share_bytes = room_bytes // packs
     workload = replace(workload, pass_tokens=_find_max_tokens(workload, question, share_bytes))

@@ -15,6 +15,7 @@ from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Report, TrialSpec
 from qlora_ray.training.fused.engine import FusedEngine
+from qlora_ray.training.fused.reporting import Reporter
 from qlora_ray.training.fused.step import StepRunner
 from qlora_ray.training.rows import TrainingData
 from qlora_ray.training.sft import SftEngine
@@ -337,6 +338,66 @@ def test_the_newest_trial_is_put_out_with_its_state_and_goes_on_later(
     engine.evict("0002")
     kept = [report for report in packed["0002"] if not report.failure]
     assert_close(losses(kept + rest), losses(expected["0002"]), rel=MIXED_RANKS)
+
+
+def test_an_optimizer_without_room_puts_its_trial_out_and_no_step_is_lost_or_taken_twice(
+    engine: FusedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [make_spec("0000"), make_spec("0001", seed=3)]
+    expected = run_pack(engine, specs)
+    step, failed = torch.optim.AdamW.step, []
+
+    def fail_once(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+        member = engine._roster.find("0001").member if not failed else None
+        # At the step before a report, when the neighbour's step, already taken, makes it due.
+        if member is not None and self is member.optimizer and member.step == 2:
+            failed.append(member.step)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail_once)
+    out: list[TrialState | None] = []
+    packed = run_pack(
+        engine, specs, on_report=lambda report: out.append(engine.snapshot("0001")) if report.failure else None
+    )
+    assert failed == [2]
+    assert_close(losses(packed["0000"]), losses(expected["0000"]), rel=SAME_RANKS)
+    (state,) = out
+    assert state is not None and state.step == 2
+    rest = run_trial(engine, specs[1], state=state)
+    engine.evict("0001")
+    assert_close(losses(rest), losses(expected["0001"]), rel=SAME_RANKS)
+
+
+def test_a_trial_that_waits_holds_no_memory_of_an_earlier_pack(engine: FusedEngine) -> None:
+    engine.admit(make_spec("0000"))
+    assert [report.trial_id for report in engine.advance()] == ["0000"]
+    engine.admit(make_spec("0001", seed=3))
+    assert [report.trial_id for report in engine.advance()] == ["0001"]
+    waiting = engine._roster.find("0000").member
+    assert waiting is not None and waiting.parameter.grad is not None
+    for mine, bank in (
+        (waiting.parameter.data, waiting.bank.weights_SP),
+        (waiting.parameter.grad, waiting.bank.gradients_SP),
+    ):
+        assert mine.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr()
+    for trial_id in ("0000", "0001"):
+        engine.evict(trial_id)
+
+
+def test_one_trials_error_in_its_report_is_its_own(engine: FusedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Reporter.report
+
+    def fail(self: Reporter, member: Any, **kwargs: Any) -> Report:
+        if member.spec.trial_id == "0001":
+            raise ValueError("no such metric")
+        return report(self, member, **kwargs)
+
+    monkeypatch.setattr(Reporter, "report", fail)
+    packed = run_pack(engine, [make_spec("0000"), make_spec("0001", seed=3)])
+    failure = packed["0001"][-1].failure
+    assert failure is not None and (failure.cause, failure.message) == ("error", "ValueError: no such metric")
+    assert [one.failure for one in packed["0000"]] == [None] * NUM_REPORTS
 
 
 def test_a_trial_alone_that_does_not_fit_has_failed(engine: FusedEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,9 +61,10 @@ class FusedEngine:
     ) -> None:
         self._base = base
         self._data = data
-        self._planned_slots = slots
         self._planned_tokens = max_tokens_per_pass
-        self._max_tokens = max_tokens_per_pass
+        # What running out of memory has taught, and the cap of the step that runs.
+        self._token_bound = self._max_tokens = max_tokens_per_pass
+        self._slot_bound = slots
         self._evaluate = evaluate or Evaluate()
         self._metrics = metrics or []
         self._fused = FusedBase(base, hold_dequantized=hold_dequantized)
@@ -158,6 +159,7 @@ class FusedEngine:
             assert seat.member is not None
             self._clear(seat.member.bank, seat.spec.trial_id)
             self._meter.forget()
+        self._bind()
         if not self._seated:
             self._fused.unwrap()
 
@@ -176,9 +178,16 @@ class FusedEngine:
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
                 reports.append(self._roster.fail(seat, "error", message, traceback.format_exc()))
+        self._bind()
         if self._seated:
             self._fused.wrap()
         return reports
+
+    def _bind(self) -> None:
+        """Points every trial at its row, also those that wait: what they pointed at before is free memory again."""
+        for seat in self._seated:
+            assert seat.member is not None
+            seat.member.bind()
 
     def _make_member(self, seat: Seat) -> Member:
         spec = seat.spec
@@ -229,6 +238,8 @@ class FusedEngine:
             seat.member.interval.add_step(elapsed_s, num_trials=len(seats))
             if position in outcome.problems:
                 reports.append((seat, self._roster.fail(seat, "diverged", outcome.problems[position])))
+            elif position in outcome.without_room:
+                reports.append((seat, self._put_out(seat, outcome.without_room[position])))
             elif seat.member.is_due and self._roster.holds(seat):
                 reports.append((seat, self._report(seat, seat.member)))
         # One that was evicted meanwhile, and may have come again, has nothing to say.
@@ -237,23 +248,27 @@ class FusedEngine:
     def _report(self, seat: Seat, member: Member) -> Report:
         """A trial's report; it waits from now on."""
         try:
-            report = self._reporter.report(member, max_tokens=self._max_tokens)
+            report = self._reporter.report(member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
         except TrialDiverged as error:
             return self._roster.fail(seat, "diverged", str(error))
         except torch.OutOfMemoryError as error:
             return self._roster.fail(seat, "oom", f"in evaluation, at one row: {str(error).splitlines()[0]}")
+        except Exception as error:
+            # Its own: the others have taken their steps, and their reports are worth as much as ever.
+            message = f"{type(error).__name__}: {error}"
+            return self._roster.fail(seat, "error", message, traceback.format_exc())
         self._roster.wait(seat, has_ended=report.is_final)
         return report
 
     def _correct(self, members: Sequence[Member]) -> None:
         """Holds slots and tokens per pass against what passes were measured to take."""
-        fitting = min(self._max_tokens, self._meter.max_tokens(self._planned_tokens))
+        fitting = min(self._token_bound, self._meter.max_tokens(self._planned_tokens))
         self._max_tokens = max(self._runner.longest_row(members), fitting)
         self._roster.num_slots = self._meter.max_trials(
             now=len(self._seated),
             bytes_per_trial=max(member.num_bytes for member in members),
             num_tokens=self._max_tokens,
-            planned=min(self._roster.num_slots, self._planned_slots),
+            planned=self._slot_bound,
         )
 
     def _make_room(self, members: Sequence[Member], failure: str) -> list[Report]:
@@ -266,19 +281,22 @@ class FusedEngine:
             torch.cuda.empty_cache()
         longest = self._runner.longest_row(members)
         if self._max_tokens > longest:
-            self._max_tokens = max(longest, self._max_tokens // 2)
+            self._token_bound = max(longest, self._max_tokens // 2)
             return []
-        newest = next(seat for seat in reversed(self._seated) if seat.member in members)
+        return [self._put_out(next(seat for seat in reversed(self._seated) if seat.member in members), failure)]
+
+    def _put_out(self, seat: Seat, failure: str) -> Report:
+        """Puts a trial out with its state of this very step; one that is alone here has failed."""
         if len(self._seated) == 1:
-            return [self._roster.fail(newest, "oom", failure)]
-        self._roster.num_slots = len(self._seated) - 1
-        assert newest.member is not None
-        newest.member.state = newest.member.take_state()
-        return [self._roster.fail(newest, "evicted", failure)]
+            return self._roster.fail(seat, "oom", failure)
+        self._slot_bound = self._roster.num_slots = len(self._seated) - 1
+        assert seat.member is not None
+        seat.member.state = seat.member.take_state()
+        return self._roster.fail(seat, "evicted", failure)
 
     def _refuse_for_memory(self, seat: Seat, failure: str) -> Report:
         """A trial whose adapter finds no room: it goes on elsewhere or later, unless it is alone here."""
         if not self._seated:
             return self._roster.fail(seat, "oom", failure)
-        self._roster.num_slots = len(self._seated)
+        self._slot_bound = self._roster.num_slots = len(self._seated)
         return self._roster.fail(seat, "evicted", failure)

@@ -10,7 +10,7 @@ R padded rank, S slots of a bank.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -89,14 +89,16 @@ class _AddUpdates(torch.autograd.Function):
     ) -> Tensor:
         ctx.mark_dirty(y_BTO)
         ctx.work = (layer, segments)
-        ctx.save_for_backward(x_BTD, *_add_updates(x_BTD, y_BTO, layer, layout, segments))
+        with _no_autocast(x_BTD):
+            ctx.save_for_backward(x_BTD, *_add_updates(x_BTD, y_BTO, layer, layout, segments))
         return y_BTO
 
     @staticmethod
     def backward(ctx: Any, gy_BTO: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, *kept = ctx.saved_tensors
         gx_BTD = x_BTD.new_zeros(x_BTD.shape) if ctx.needs_input_grad[0] else None
-        _sum_gradients(gy_BTO, x_BTD, kept, gx_BTD, *ctx.work)
+        with _no_autocast(x_BTD):
+            _sum_gradients(gy_BTO, x_BTD, kept, gx_BTD, *ctx.work)
         return gx_BTD, gy_BTO, None, None, None, None
 
 
@@ -116,7 +118,8 @@ class _LinearWithUpdates(torch.autograd.Function):
     ) -> Tensor:
         y_BTO = _dense_product(x_BTD, weight_OD, bias)
         ctx.work = (layer, segments)
-        ctx.save_for_backward(x_BTD, weight_OD, *_add_updates(x_BTD, y_BTO, layer, layout, segments))
+        with _no_autocast(x_BTD):
+            ctx.save_for_backward(x_BTD, weight_OD, *_add_updates(x_BTD, y_BTO, layer, layout, segments))
         return y_BTO
 
     @staticmethod
@@ -125,8 +128,14 @@ class _LinearWithUpdates(torch.autograd.Function):
         gx_BTD = None
         if ctx.needs_input_grad[0]:
             gx_BTD = (gy_BTO.to(weight_OD.dtype) @ weight_OD).to(x_BTD.dtype)
-        _sum_gradients(gy_BTO, x_BTD, kept, gx_BTD, *ctx.work)
+        with _no_autocast(x_BTD):
+            _sum_gradients(gy_BTO, x_BTD, kept, gx_BTD, *ctx.work)
         return gx_BTD, None, None, None, None, None, None
+
+
+def _no_autocast(x_BTD: Tensor) -> AbstractContextManager[Any]:
+    """Types are cast by hand here: autocast would cast some of the operations below, and not those in place."""
+    return torch.autocast("cuda", enabled=False) if x_BTD.is_cuda else nullcontext()
 
 
 def _dense_product(x_BTD: Tensor, weight_OD: Tensor, bias: Tensor | None) -> Tensor:

@@ -136,32 +136,34 @@ class Member:
         self.parameter.data = self.bank.weights_SP[slot]
         self.parameter.grad = self.bank.gradients_SP[slot]
 
-    def finish_step(self, gradient_norm: float) -> bool:
-        """Clips, and takes the optimizer step; False if a loss scale made it skip.
+    def finish_step(self, gradient_norm: float) -> None:
+        """Clips, and takes the optimizer step, unless its loss scale was too large for it.
 
         Args:
             gradient_norm: Of its summed gradient, loss scale included.
+
+        Raises:
+            torch.OutOfMemoryError: No room for its moments, which the first step makes; it has not stepped.
         """
         training = self.spec.training
         self.bind()
         assert self.parameter.grad is not None
-        self.step += 1
-        factor = 1.0
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        overflowed = self.loss_scale is not None and not math.isfinite(gradient_norm)
+        if not overflowed:
+            factor = 1 / scale
+            if training.max_grad_norm > 0:
+                # torch.nn.utils.clip_grad_norm_: the same guard against a norm of zero.
+                factor *= min(1.0, training.max_grad_norm / (gradient_norm * factor + 1e-6))
+            if factor != 1.0:
+                self.parameter.grad.mul_(factor)
+            self.optimizer.param_groups[0]["lr"] = self.learning_rate
+            self.optimizer.step()
+            self.schedule_step += 1
+        # Only now: an optimizer that finds no room for its moments has not stepped.
         if self.loss_scale is not None:
-            overflowed = not math.isfinite(gradient_norm)
-            factor = 1 / self.loss_scale.scale
             self.loss_scale.update(overflowed=overflowed)
-            if overflowed:
-                return False
-        if training.max_grad_norm > 0:
-            # torch.nn.utils.clip_grad_norm_: the same guard against a norm of zero.
-            factor *= min(1.0, training.max_grad_norm / (gradient_norm * factor + 1e-6))
-        if factor != 1.0:
-            self.parameter.grad.mul_(factor)
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
-        self.optimizer.step()
-        self.schedule_step += 1
-        return True
+        self.step += 1
 
     def take_state(self) -> TrialState:
         """Its state now, on the CPU."""

@@ -29,10 +29,18 @@ def make_optimizer(parameter: nn.Parameter, training: Training) -> torch.optim.O
     }
     if training.optim == "adamw_torch":
         return torch.optim.AdamW([parameter], fused=True, **options)
-    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+    from bitsandbytes.optim import AdamW8bit
 
-    kind = PagedAdamW8bit if training.optim == "paged_adamw_8bit" else AdamW8bit
-    return kind([parameter], **options)
+    return AdamW8bit([parameter], **options)
+
+
+def running_optim(training: Training) -> str:
+    """The optimizer that runs: `paged_adamw_8bit` does as `adamw_8bit`.
+
+    bitsandbytes 0.50 keeps every paged buffer of a process in a list for good (functional.py, GlobalPageManager), so
+    that each trial that ever ran would leave its moments there. A pack's plan has room for them unpaged.
+    """
+    return "adamw_8bit" if training.optim == "paged_adamw_8bit" else training.optim
 
 
 def take_moments(member: Member) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,6 +14,7 @@ from qlora_ray.training.engine import Report
 from qlora_ray.training.fused.dropout import rounded_rate
 from qlora_ray.training.fused.layout import SoloLayout
 from qlora_ray.training.fused.member import Interval, Member
+from qlora_ray.training.fused.optimizer import running_optim
 from qlora_ray.training.fused.wrapping import FusedBase
 from qlora_ray.training.peak import peak_memory_bytes
 
@@ -33,8 +34,13 @@ class Reporter:
         self._validation = validation
         self._max_eval_batch = max_eval_batch
 
-    def report(self, member: Member, *, max_tokens: int) -> Report:
+    def report(self, member: Member, *, max_tokens: int, checkpoints: bool) -> Report:
         """Evaluates a member after a step that its budget reports at, and keeps its state.
+
+        Args:
+            member: The trial.
+            max_tokens: The cap on its passes.
+            checkpoints: Whether its last step recomputed activations.
 
         Raises:
             TrialDiverged: Its evaluation loss is not finite.
@@ -57,7 +63,9 @@ class Reporter:
             "eval_s": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(self._base.device),
         }
-        facts = {**self._describe(member), "max_tokens_per_pass": max_tokens, "pack": interval.describe()}
+        facts = self._describe(member)
+        facts["training"]["gradient_checkpointing"] = checkpoints
+        facts |= {"max_tokens_per_pass": max_tokens, "pack": interval.describe()}
         member.interval = Interval()
         member.state = member.take_state()
         member.state.metrics, member.state.facts = metrics, facts
@@ -85,6 +93,7 @@ class Reporter:
             "engine": "fused",
             "training": {
                 **training.model_dump(exclude={"num_train_epochs", "max_samples", "warmup_ratio", "precision"}),
+                "optim": running_optim(training),
                 "max_steps": budget.num_steps,
                 "warmup_steps": warmup_steps(training, budget.num_steps),
                 "bf16": self._base.precision == "bf16",

@@ -36,10 +36,12 @@ class StepOutcome:
 
     Attributes:
         problems: Why a member diverged, by its position; it has taken no step.
+        without_room: Why a member's optimizer found no room for its moments; it has taken no step either.
         num_passes: Forwards and backwards.
     """
 
     problems: dict[int, str]
+    without_room: dict[int, str]
     num_passes: int
 
 
@@ -54,6 +56,8 @@ class StepRunner:
 
     def __init__(self, fused: FusedBase, rows: TokenizedSplit, *, meter: PeakMeter) -> None:
         self._meter = meter
+        # Whether the last step recomputed activations: one trial that asks for it does so for all.
+        self.checkpoints = False
         self._fused = fused
         self._base: LoadedBase = fused.base
         self._model = SplitModel(fused.base.model)
@@ -95,19 +99,24 @@ class StepRunner:
                 self._meter.end(len(rows_of_pass) * max(row.num_tokens for row in rows_of_pass))
         losses, norms = self._read(sums_M, members, banks, answer_tokens)
         problems: dict[int, str] = {}
+        without_room: dict[int, str] = {}
         for position, member in enumerate(members):
             problem = _find_problem(losses[position], norms[position], member)
             if problem:
                 problems[position] = problem
                 continue
-            member.finish_step(norms[position])
+            try:
+                member.finish_step(norms[position])
+            except torch.OutOfMemoryError as error:
+                without_room[position] = str(error).splitlines()[0]
+                continue
             member.interval.losses.append(losses[position])
         for rows_of_pass in passes:
             for row, num_padding in zip(rows_of_pass, padding_of(rows_of_pass), strict=True):
                 interval = members[row.member].interval
                 interval.num_tokens += row.num_tokens
                 interval.num_padding += num_padding
-        return StepOutcome(problems, len(passes))
+        return StepOutcome(problems, without_room, len(passes))
 
     def _run_pass(self, rows: Sequence[StepRow], members: Sequence[Member], answer_tokens: Sequence[int]) -> Tensor:
         """Forward and backward of one pass; returns each member's summed loss in it, [M]."""
@@ -167,7 +176,8 @@ class StepRunner:
         """Sets the base to train; autocast on a GPU, as TRL trains, and none on a CPU."""
         model = self._base.model
         model.train()
-        if checkpoints != model.is_gradient_checkpointing:
+        if checkpoints != self.checkpoints:
+            self.checkpoints = checkpoints
             if checkpoints:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             else:
