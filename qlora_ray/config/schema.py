@@ -218,6 +218,12 @@ class Cluster(Section):
     )
     max_trial_retries: Annotated[int, Field(ge=0)] = 2
 
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        # YAML 1.1 reads a bare `off` as false.
+        return "off" if value is False else value
+
 
 class Evaluate(Section):
     """How the winner is found among the best, and held against its base."""

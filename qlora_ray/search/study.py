@@ -98,9 +98,12 @@ def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) 
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(path.resolve())))
+    # A journal holds one study, whatever the folder is called by now: a copied or renamed sweep goes on with it.
+    names = optuna.get_all_study_names(storage)
     study = optuna.create_study(
-        study_name=name,
-        storage=JournalStorage(JournalFileBackend(str(path.resolve()))),
+        study_name=names[0] if names else name,
+        storage=storage,
         directions=["minimize" if mode == "min" else "maximize" for mode in search.objectives.values()],
         load_if_exists=True,
     )

@@ -151,6 +151,8 @@ def test_a_neighbour_that_diverges_changes_nothing(engine: FusedEngine) -> None:
     packed = run_pack(engine, [diverging, healthy])
     failure = packed["0000"][-1].failure
     assert failure is not None and failure.cause == "diverged"
+    # What ran is told, though it never reported.
+    assert packed["0000"][-1].facts["training"]["learning_rate"] == 1e30
     assert losses(packed["0001"]) == losses(run_pack(engine, [healthy])["0001"])
 
 

@@ -257,3 +257,10 @@ def test_a_config_round_trips_through_its_dump():
     )
     assert SweepConfig.model_validate(config.model_dump()) == config
     assert SweepConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_packing_off_can_be_written_without_quotes():
+    # YAML 1.1 reads a bare `off` as false.
+    assert SweepConfig(cluster={"packing": False}).cluster.packing == "off"
+    with pytest.raises(ValidationError, match="packing"):
+        SweepConfig(cluster={"packing": True})

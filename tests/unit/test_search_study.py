@@ -171,6 +171,13 @@ def test_the_study_on_disk_is_the_study_that_is_opened_again(sweep):
     assert all(set(trial.params) == set(SPACE) for trial in study.get_trials())
 
 
+def test_a_renamed_sweep_goes_on_with_its_own_study(sweep):
+    study = sweep.open()
+    study.tell(study.ask(), 0.5)
+    renamed = open_study(sweep.path, name="another", search=sweep.config.search, space=sweep.space)
+    assert (renamed.study_name, count_finished(renamed)) == ("s", 1)
+
+
 def test_running_trials_are_ended_as_interrupted_and_count_as_unfinished(sweep):
     study = sweep.open()
     done, pruned, failed, running = (sweep.ask(study) for _ in range(4))

@@ -16,7 +16,7 @@ from qlora_ray.evaluation.metrics import Metric
 from qlora_ray.evaluation.scoring import Scores, score_model
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Report, TrialSpec
+from qlora_ray.training.engine import FailureCause, Report, TrialSpec
 from qlora_ray.training.fused.adapters import answering, draw_adapter
 from qlora_ray.training.fused.bank import AdapterBank, BankKey
 from qlora_ray.training.fused.member import Member
@@ -237,7 +237,7 @@ class FusedEngine:
             assert seat.member is not None
             seat.member.interval.add_step(elapsed_s, num_trials=len(seats))
             if position in outcome.problems:
-                reports.append((seat, self._roster.fail(seat, "diverged", outcome.problems[position])))
+                reports.append((seat, self._fail(seat, "diverged", outcome.problems[position])))
             elif position in outcome.without_room:
                 reports.append((seat, self._put_out(seat, outcome.without_room[position])))
             elif seat.member.is_due and self._roster.holds(seat):
@@ -250,15 +250,21 @@ class FusedEngine:
         try:
             report = self._reporter.report(member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
         except TrialDiverged as error:
-            return self._roster.fail(seat, "diverged", str(error))
+            return self._fail(seat, "diverged", str(error))
         except torch.OutOfMemoryError as error:
-            return self._roster.fail(seat, "oom", f"in evaluation, at one row: {str(error).splitlines()[0]}")
+            return self._fail(seat, "oom", f"in evaluation, at one row: {str(error).splitlines()[0]}")
         except Exception as error:
             # Its own: the others have taken their steps, and their reports are worth as much as ever.
             message = f"{type(error).__name__}: {error}"
             return self._roster.fail(seat, "error", message, traceback.format_exc())
         self._roster.wait(seat, has_ended=report.is_final)
         return report
+
+    def _fail(self, seat: Seat, cause: FailureCause, message: str) -> Report:
+        """The last report of a trial that has trained here: what ran is told, also where it never reported."""
+        assert seat.member is not None
+        facts = self._reporter.describe(seat.member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
+        return self._roster.fail(seat, cause, message, facts=facts)
 
     def _correct(self, members: Sequence[Member]) -> None:
         """Holds slots and tokens per pass against what passes were measured to take."""
@@ -288,7 +294,7 @@ class FusedEngine:
     def _put_out(self, seat: Seat, failure: str) -> Report:
         """Puts a trial out with its state of this very step; one that is alone here has failed."""
         if len(self._seated) == 1:
-            return self._roster.fail(seat, "oom", failure)
+            return self._fail(seat, "oom", failure)
         self._slot_bound = self._roster.num_slots = len(self._seated) - 1
         assert seat.member is not None
         seat.member.state = seat.member.take_state()

@@ -63,9 +63,7 @@ class Reporter:
             "eval_s": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(self._base.device),
         }
-        facts = self._describe(member)
-        facts["training"]["gradient_checkpointing"] = checkpoints
-        facts |= {"max_tokens_per_pass": max_tokens, "pack": interval.describe()}
+        facts = self.describe(member, max_tokens=max_tokens, checkpoints=checkpoints)
         member.interval = Interval()
         member.state = member.take_state()
         member.state.metrics, member.state.facts = metrics, facts
@@ -85,8 +83,8 @@ class Reporter:
                 precision=self._base.precision,
             ).loss
 
-    def _describe(self, member: Member) -> dict[str, Any]:
-        """What really runs: every value resolved, none left as an expression."""
+    def describe(self, member: Member, *, max_tokens: int, checkpoints: bool) -> dict[str, Any]:
+        """What really runs: every value resolved, none left as an expression. Arguments as for `report`."""
         spec, blueprint = member.spec, member.blueprint
         training, budget = spec.training, spec.budget
         return {
@@ -94,6 +92,7 @@ class Reporter:
             "training": {
                 **training.model_dump(exclude={"num_train_epochs", "max_samples", "warmup_ratio", "precision"}),
                 "optim": running_optim(training),
+                "gradient_checkpointing": checkpoints,
                 "max_steps": budget.num_steps,
                 "warmup_steps": warmup_steps(training, budget.num_steps),
                 "bf16": self._base.precision == "bf16",
@@ -111,6 +110,8 @@ class Reporter:
             "precision": self._base.precision,
             "quantization": self._base.quantization.to_dict(),
             "hold_dequantized": self._fused.holds_dequantized,
+            "max_tokens_per_pass": max_tokens,
+            "pack": member.interval.describe(),
             "trainable_parameters": blueprint.trainable_parameters,
             "total_parameters": blueprint.total_parameters,
             "trainable_percent": round(100 * blueprint.trainable_parameters / blueprint.total_parameters, 4),

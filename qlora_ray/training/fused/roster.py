@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
@@ -91,8 +92,10 @@ class Roster:
         with self._lock:
             seat.is_waiting, seat.has_ended = True, has_ended
 
-    def fail(self, seat: Seat, cause: FailureCause, message: str, trace: str = "") -> Report:
+    def fail(
+        self, seat: Seat, cause: FailureCause, message: str, trace: str = "", *, facts: dict[str, Any] | None = None
+    ) -> Report:
         """A trial's last report. One that was put out for memory goes on elsewhere or later: it is not final."""
         self.wait(seat, has_ended=True)
         failure = Failure(cause, message, trace or message)
-        return Report(seat.spec.trial_id, seat.report_index, cause != "evicted", {}, failure=failure)
+        return Report(seat.spec.trial_id, seat.report_index, cause != "evicted", {}, facts or {}, failure)
