@@ -113,7 +113,13 @@ def test_one_diverging_trial_leaves_the_sweep_running(tmp_path: Path) -> None:
 def test_all_trials_failing_is_exit_code_1_with_the_first_cause(tmp_path: Path) -> None:
     space = {"training.learning_rate": {"choices": [1e30, 1e31]}}
     search = {"space": space, "sampler": "grid", "num_trials": 2}
-    config = write_config(tmp_path, search=search, training={"max_grad_norm": 0.0, "warmup_ratio": 0.0})
+    # One after the other, so that there is a first one.
+    config = write_config(
+        tmp_path,
+        search=search,
+        training={"max_grad_norm": 0.0, "warmup_ratio": 0.0},
+        cluster={"max_slots": 1},
+    )
     run = run_sweep("--config", config, *OPTIONS, cwd=tmp_path)
     assert run.returncode == 1
     assert "no winner" in run.stdout
