@@ -39,7 +39,7 @@ HELD_METHODS = ("nf4", "fp4")  # LLM.int8() computes another product than its de
 
 
 # On a CPU each operation is split over the threads of its process and waits for the slowest. Two threads make a step of
-# the embedded base (192 wide) 1.37 times as fast as one, and two processes 2.0 times (docs/measured.md). So a narrow
+# the embedded base (192 wide) 1.37 times as fast as one, and two processes 2.0 times (docs/decisions.md). So a narrow
 # base gets more packs, not more threads, and its node more slots with its cores. Where the line lies is a choice.
 NARROW_WIDTH = 1024
 SATURATION_TOKENS_PER_CORE = 1024
