@@ -154,19 +154,22 @@ class FusedEngine:
 
     def _let_go(self) -> None:
         """Takes those out who have left, and the fused layers with the last one."""
-        for seat in [seat for seat in self._seated if not self._roster.holds(seat)]:
+        leaving = [seat for seat in self._seated if not self._roster.holds(seat)]
+        for seat in leaving:
             self._seated.remove(seat)
             assert seat.member is not None
             self._clear(seat.member.bank, seat.spec.trial_id)
             self._meter.forget()
-        self._bind()
+        if leaving:
+            self._bind()
         if not self._seated:
             self._fused.unwrap()
 
     def _take_in(self) -> list[Report]:
         """Takes in those who have come; a report for each who cannot be."""
         reports = []
-        for seat in self._roster.coming():
+        coming = self._roster.coming()
+        for seat in coming:
             try:
                 seat.member = self._make_member(seat)
                 self._seated.append(seat)
@@ -178,7 +181,8 @@ class FusedEngine:
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
                 reports.append(self._roster.fail(seat, "error", message, traceback.format_exc()))
-        self._bind()
+        if coming:
+            self._bind()
         if self._seated:
             self._fused.wrap()
         return reports

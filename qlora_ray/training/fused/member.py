@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -20,9 +19,6 @@ from qlora_ray.training.fused.layout import RowOwner
 from qlora_ray.training.fused.optimizer import give_moments, make_optimizer, take_moments
 from qlora_ray.training.fused.schedule import LossScale, rate_factor
 from qlora_ray.training.moments import Piece
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -131,7 +127,7 @@ class Member:
         return RowOwner(self.bank, self.slot, self.blueprint.scaling / (1 - rate), rate)
 
     def bind(self) -> None:
-        """Points its parameter at its row, which moves when others come and go."""
+        """Points its parameter at its row, which moves when others come or go; called whenever they do."""
         slot = self.slot
         self.parameter.data = self.bank.weights_SP[slot]
         self.parameter.grad = self.bank.gradients_SP[slot]
@@ -146,7 +142,6 @@ class Member:
             torch.OutOfMemoryError: No room for its moments, which the first step makes; it has not stepped.
         """
         training = self.spec.training
-        self.bind()
         assert self.parameter.grad is not None
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         overflowed = self.loss_scale is not None and not math.isfinite(gradient_norm)
@@ -167,7 +162,6 @@ class Member:
 
     def take_state(self) -> TrialState:
         """Its state now, on the CPU."""
-        self.bind()
         tensors, facts = take_moments(self)
         return TrialState(
             trial_id=self.spec.trial_id,
@@ -212,7 +206,6 @@ class Member:
         """Writes its adapter in PEFT's format."""
         from safetensors.torch import save_file
 
-        self.bind()
         folder.mkdir(parents=True, exist_ok=True)
         config = self.blueprint.config
         config.inference_mode = True

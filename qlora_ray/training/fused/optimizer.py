@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qlora_ray.config.schema import Training
-from qlora_ray.training.checkpoint import TrialState, flatten_optimizer
+from qlora_ray.training.checkpoint import TrialState, flatten_optimizer, restore_optimizer
 from qlora_ray.training.moments import FLAT, LAYOUT, Moments, is_flat, quantized_state, read_moments
 
 if TYPE_CHECKING:
@@ -63,23 +63,16 @@ def give_moments(member: Member, state: TrialState) -> None:
         return
     is_8bit = member.spec.training.optim != "adamw_torch"
     if is_8bit and is_flat(tensors) and facts[LAYOUT] == _layout(member):
-        entries: dict[str, Any] = {}
-        for path, value in {**tensors, **facts}.items():
-            _, *parts = path.split("/")
-            if path != LAYOUT:
-                inner = entries
-                for part in parts[:-1]:
-                    inner = inner.setdefault(part, {})
-                inner[parts[-1]] = value
-    else:
-        moments = read_moments(tensors, facts)
-        step = next(iter(moments.values())).step
-        first = member.flatten_named({name: one.first for name, one in moments.items()})
-        second = member.flatten_named({name: one.second for name, one in moments.items()})
-        if is_8bit:
-            entries = quantized_state(Moments(first, second, step), always=True)
-        else:
-            entries = {"step": torch.tensor(float(step)), "exp_avg": first, "exp_avg_sq": second}
+        numbers = {name: value for name, value in facts.items() if name != LAYOUT}
+        restore_optimizer(member.optimizer, tensors, numbers, [FLAT])
+        return
+    moments = read_moments(tensors, facts)
+    step = next(iter(moments.values())).step
+    first = member.flatten_named({name: one.first for name, one in moments.items()})
+    second = member.flatten_named({name: one.second for name, one in moments.items()})
+    entries: dict[str, Any] = {"step": torch.tensor(float(step)), "exp_avg": first, "exp_avg_sq": second}
+    if is_8bit:
+        entries = quantized_state(Moments(first, second, step), always=True)
     groups = member.optimizer.state_dict()["param_groups"]
     member.optimizer.load_state_dict({"state": {0: entries}, "param_groups": groups})
 
