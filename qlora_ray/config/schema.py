@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 ObjectiveName = Literal["eval_loss", "trainable_parameters"]
+MetricName = Literal["exact_match", "token_f1", "numeric", "sql_execution"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -229,11 +230,17 @@ class Evaluate(Section):
     """How the winner is found among the best, and held against its base."""
 
     top_k: PositiveInt = Field(3, description="Best trials scored again on one device before one wins.")
-    metrics: Literal["auto"] | list[Literal["exact_match", "sql_execution"]] = "auto"
+    metrics: Literal["auto"] | list[MetricName] = "auto"
     database: str | None = Field(None, description="SQLite file for sql_execution; `embedded` is the shipped one.")
-    max_rows: PositiveInt | None = Field(100, description="Validation rows answered by generation; null: all.")
+    max_rows: PositiveInt | None = Field(
+        100, description="Rows answered by generation, of validation or test; null: all."
+    )
     max_new_tokens: PositiveInt = 96
     batch_size: PositiveInt = 16
+    shots: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], min_length=1, description="Worked examples before each question, drawn from train; one run per number."
+    )
+    shot_seed: Seed = Field(7, description="Which examples are drawn.")
 
     @model_validator(mode="after")
     def _database_for_sql(self) -> Evaluate:

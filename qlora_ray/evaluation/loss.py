@@ -26,11 +26,17 @@ NUM_PROBE_TOKENS = 8
 
 @dataclass(frozen=True)
 class LossResult:
-    """A split's loss. `num_rows` and `num_tokens` count what it is the mean of, which can be less than the split."""
+    """A split's loss. `num_rows` and `num_tokens` count what it is the mean of, which can be less than the split.
+
+    `row_nll` is each row's summed negative log-likelihood in nats, and `row_tokens` the trained tokens it is the sum
+    of: one entry per row of the split, both 0 where a row has none.
+    """
 
     loss: float
     num_tokens: int
     num_rows: int
+    row_nll: list[float]
+    row_tokens: list[int]
 
 
 def evaluate_loss(
@@ -64,22 +70,28 @@ def evaluate_loss(
         )
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def sum_nll(batch: Sequence[int]) -> float:
+    def sum_nll(batch: Sequence[int]) -> list[float]:
         ids_BT, attention_BT, trained_BT = _pad_right(split, batch, pad_token_id=pad_token_id, device=device)
         predicts_BT = trained_BT[:, 1:]
         labels_N = ids_BT[:, 1:][predicts_BT]
         if body is None or head is None:
             logits_BTV = causal(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).logits
-            return _sum_nll(logits_BTV[:, :-1][predicts_BT.to(logits_BTV.device)], labels_N, head=nn.Identity())
-        hidden_BTD = body(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
-        return _sum_nll(hidden_BTD[:, :-1][predicts_BT.to(hidden_BTD.device)], labels_N, head=head)
+            nll_N = _token_nll(logits_BTV[:, :-1][predicts_BT.to(logits_BTV.device)], labels_N, head=nn.Identity())
+        else:
+            hidden_BTD = body(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+            nll_N = _token_nll(hidden_BTD[:, :-1][predicts_BT.to(hidden_BTD.device)], labels_N, head=head)
+        return [row_nll.sum().item() for row_nll in nll_N.split([num_tokens[row] for row in batch])]
 
     with evaluating(model, precision=precision):
         device = input_device(causal)
         body, head = _find_head(causal, torch.tensor([split.input_ids[rows[0]][:NUM_PROBE_TOKENS]], device=device))
-        sums = [nll for _, nll in map_batches(rows, sum_nll, batch_size=batch_size)]
+        row_nll = [0.0] * len(num_tokens)
+        for batch, sums in map_batches(rows, sum_nll, batch_size=batch_size):
+            for row, nll in zip(batch, sums, strict=True):
+                row_nll[row] = nll
     total_tokens = sum(num_tokens)
-    return LossResult(loss=math.fsum(sums) / total_tokens, num_tokens=total_tokens, num_rows=len(rows))
+    loss = math.fsum(row_nll) / total_tokens
+    return LossResult(loss, total_tokens, len(rows), row_nll, num_tokens)
 
 
 def _find_head(causal: Any, ids_BT: Tensor) -> tuple[nn.Module | None, nn.Module | None]:
@@ -120,14 +132,14 @@ def _pad_right(
     )
 
 
-def _sum_nll(features_ND: Tensor, labels_N: Tensor, *, head: nn.Module) -> float:
-    """Returns the summed NLL of `labels_N` under `head(features_ND)`, in chunks, summed in float64."""
+def _token_nll(features_ND: Tensor, labels_N: Tensor, *, head: nn.Module) -> Tensor:
+    """Returns the NLL of each of `labels_N` under `head(features_ND)`, [N] in float64 on the CPU, made in chunks."""
     num_total, start, chunk = len(features_ND), 0, 1
-    total = 0.0
+    chunks = []
     while start < num_total:
         logits_NV = head(features_ND[start : start + chunk]).float()
         labels = labels_N[start : start + chunk].to(logits_NV.device)
-        total += functional.cross_entropy(logits_NV, labels, reduction="none").double().sum().item()
+        chunks.append(functional.cross_entropy(logits_NV, labels, reduction="none").double().cpu())
         start += chunk
         chunk = max(1, LOGITS_CHUNK_BYTES // (4 * logits_NV.shape[-1]))
-    return total
+    return torch.cat(chunks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Evaluate
@@ -38,6 +38,8 @@ class Scores:
         row_metrics: Score of each answered row by metric, in the order of `answers`: two models that answered
             the same split can be compared in pairs.
         answers: The split's first rows, as many as `evaluate.max_rows` allows.
+        row_nll: Summed negative log-likelihood of each row of the split, in nats; 0 where it has no trained token.
+        row_tokens: The trained tokens of each row.
         num_cut_prompts: Prompts too long for the model, which saw their end only.
         num_short_answers: Answers that had fewer than `evaluate.max_new_tokens` tokens to spend.
     """
@@ -50,6 +52,8 @@ class Scores:
     answers: list[ScoredAnswer]
     num_cut_prompts: int
     num_short_answers: int
+    row_nll: list[float] = field(default_factory=list)
+    row_tokens: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `json.dumps` takes and any JSON reader reads; a number that is not finite becomes None."""
@@ -116,6 +120,8 @@ def score_model(
         ],
         num_cut_prompts=answers.num_cut_prompts,
         num_short_answers=answers.num_short_answers,
+        row_nll=loss.row_nll,
+        row_tokens=loss.row_tokens,
     )
 
 

@@ -1,0 +1,83 @@
+"""What a saved adapter is, and whether a base is the one it was trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.config.schema import Model
+from qlora_ray.errors import ModelError
+from qlora_ray.modeling.loading import hash_base
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What PEFT's adapter_config.json says.
+
+    Attributes:
+        folder: Where the adapter is.
+        base: The base's folder or hub id as it was written there; None if nothing was.
+        config: The whole file.
+    """
+
+    folder: Path
+    base: str | None
+    config: dict[str, Any]
+
+    @property
+    def r(self) -> int:
+        """The rank."""
+        return int(self.config["r"])
+
+
+def read_adapter(folder: Path) -> AdapterFacts:
+    """Reads what an adapter is, without loading it.
+
+    Raises:
+        ModelError: If the folder holds no whole LoRA adapter in PEFT's format.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: an adapter must have {ADAPTER_CONFIG}, got none. Give PEFT's folder.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}. Save the adapter again.") from None
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA" or not isinstance(config.get("r"), int):
+        raise ModelError(f"{path}: must describe a LoRA adapter, got peft_type {kind!r}. Give a LoRA adapter.")
+    if not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
+        # A .bin file is a pickle, which can run code when it is read.
+        raise ModelError(f"{folder}: an adapter must have {ADAPTER_WEIGHTS[0]}, got none. Save it as safetensors.")
+    return AdapterFacts(folder, config.get("base_model_name_or_path") or None, config)
+
+
+def check_base(model: Model, *, expected_hash: str, where: str) -> None:
+    """Holds a base against the fingerprint that an adapter's record has of its own.
+
+    A hub id's fingerprint is its name and revision: one against a local folder cannot be compared, and passes.
+
+    Args:
+        model: The base at hand.
+        expected_hash: `hash_base` of the base the adapter was trained on.
+        where: What the message begins with: the adapter's folder.
+
+    Raises:
+        ModelError: If the two differ.
+    """
+    found = hash_base(model)
+    kinds = {one.split(":", 1)[0] for one in (found, expected_hash)}
+    if found != expected_hash and len(kinds) == 1:
+        raise ModelError(
+            f"{where}: must be used on the base it was trained on ({_short(expected_hash)}), got {_short(found)} from "
+            f"{model.name}. Restore that base, or name it with --set model.name=."
+        )
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint[:19] if fingerprint.startswith("sha256:") else fingerprint
