@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--preview", action="store_true", help="print one sample, trained tokens marked, and stop")
     parser.add_argument(
-        "--require-improvement", action="store_true", help="exit with 1 if the winner does not beat its base"
+        "--require-improvement", action="store_true", help="exit with 1 unless the winner is better than its base"
     )
     return parser
 
@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.orchestration.driver import run_sweep
 
     summary = run_sweep(preflight, paths=paths, is_resume=bool(arguments.resume))
-    if arguments.require_improvement and summary.status == "complete" and not summary.beats_base:
+    if arguments.require_improvement and summary.status == "complete" and summary.verdict != "better":
         return 1
     return summary.exit_code
 

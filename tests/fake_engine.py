@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from qlora_ray.evaluation.scoring import Scores
+from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Failure, Report, TrialSpec
 
@@ -103,7 +104,7 @@ class FakeEngine:
             self.log.append(("evict", trial_id))
             self._lock.notify_all()
 
-    def score(self, adapter: Path | None) -> Scores:
+    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
         """Not needed here."""
         raise NotImplementedError
 

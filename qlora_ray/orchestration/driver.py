@@ -129,7 +129,7 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
             _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool, stops=stops)
             waiting = _read_device_wait(pool)
             console.progress("scoring the best trials and the base ...")
-            winner = choose_winner(ledger, paths=paths, config=config, pool=pool)
+            winner = choose_winner(ledger, paths=paths, config=config, data=preflight.data, pool=pool)
         except KeyboardInterrupt:
             interrupted = True
         # From here on everything is told; there is nothing left to stop.

@@ -87,6 +87,7 @@ class Executor:
             keep_state=config.cluster.keep_trial_state,
         )
         self._scoring = threading.Lock()
+        self._data = data
         self._placement = placement
         self._node = node
 
@@ -158,14 +159,14 @@ class Executor:
         """See ExecutorCore.trials."""
         return self._core.trials()
 
-    def score(self, adapter: Path | None) -> Any:
-        """Scores a saved adapter, or the bare base, on the validation rows; one at a time.
+    def score(self, adapter: Path | None, split: str) -> Any:
+        """Scores a saved adapter, or the bare base, on the rows of a split; one at a time.
 
         Called when the search is over: a trial still here has lost its driver, and is evicted.
         """
         with self._scoring:
             self._core.clear()
-            return self._engine.score(adapter)
+            return self._engine.score(adapter, self._data.splits[split])
 
     def usage(self) -> dict[str, float | None]:
         """See ExecutorCore.usage."""

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qlora_ray.errors import NoExecutors, QloraRayError
 from qlora_ray.hardware import Placement
 from qlora_ray.orchestration.executor import Executor, ExecutorTerms
+from qlora_ray.orchestration.feed import EventFeed
 
 # A place whose executor died this often is given up: the cause is on the node, not in a trial.
 MAX_RESTARTS = 3
@@ -85,8 +86,7 @@ class Pool:
         self._members = [_Member(index, seat) for index, seat in enumerate(seats)]
         self._leases: dict[str, tuple[Lease, float]] = {}
         self._waiting: deque[tuple[str, asyncio.Future[Lease]]] = deque()
-        self._events: list[dict[str, Any]] = []
-        self._changed = asyncio.Condition()
+        self._feed = EventFeed()
         self._cause = "none was started"
         self._reconciler: asyncio.Task[None] | None = None
 
@@ -102,8 +102,8 @@ class Pool:
         Raises:
             NoExecutors: If none of them can be; the message is the last one's cause.
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: any(m.state == "ready" for m in self._members) or self._all_failed())
+        while not any(m.state == "ready" for m in self._members) and not self._all_failed():
+            await self._feed.wait_growth()
         if self._all_failed():
             raise NoExecutors(self._cause)
 
@@ -125,7 +125,7 @@ class Pool:
 
     async def release(self, trial_id: str) -> None:
         """Gives a slot back, or leaves the queue."""
-        self._leases.pop(trial_id, None)
+        self._drop_lease(trial_id)
         for waiting, future in self._waiting:
             if waiting == trial_id:
                 future.cancel()
@@ -144,23 +144,18 @@ class Pool:
         """A trial's executor has no room for it any more: its slot is given back, and the driver told."""
         found = self._leases.get(trial_id)
         if found is not None:
-            await self._tell("trial_put_out", self._members[found[0].executor_index], reason, trial=trial_id)
+            self._tell("trial_put_out", self._members[found[0].executor_index], reason, trial=trial_id)
         await self.release(trial_id)
 
     async def report_lost(self, executor_index: int, generation: int) -> None:
         """A trial found its executor dead; the watcher will have seen it too, whichever comes first acts."""
         member = self._members[executor_index]
         if member.generation == generation and member.state == "ready":
-            await self._lose(member, "it died")
+            self._lose(member, "it died")
 
     async def next_events(self, seen: int, timeout_s: float) -> list[dict[str, Any]]:
         """Events after the first `seen`; waits up to `timeout_s` for one."""
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: len(self._events) > seen), timeout_s)
-            except TimeoutError:
-                return []
-            return self._events[seen:]
+        return await self._feed.after(seen, timeout_s=timeout_s)
 
     async def ready_executors(self) -> list[tuple[Any, dict[str, Any]]]:
         """Handles and facts of the executors that are ready."""
@@ -198,22 +193,22 @@ class Pool:
         try:
             member.facts = await member.handle.describe.remote()
             member.state = "ready"
-            await self._tell("executor_ready", member, f"{member.facts['device']}, {member.facts['precision_reason']}")
+            self._tell("executor_ready", member, f"{member.facts['device']}, {member.facts['precision_reason']}")
             self._grant()
             while facts := await member.handle.wait_change.remote(member.facts["version"]):
                 member.facts = facts
-                await self._tell("slots_changed", member, facts["slots_reason"], slots=facts["slots"])
+                self._tell("slots_changed", member, facts["slots_reason"], slots=facts["slots"])
                 self._grant()
         except RayError as error:
             # Not only RayActorError: a kill by Ray's memory monitor, say, is a plain RayError.
             if member.generation == generation:
-                await self._lose(member, describe_death(error), is_final=is_ours(error))
+                self._lose(member, describe_death(error), is_final=is_ours(error))
 
-    async def _lose(self, member: _Member, reason: str, *, is_final: bool = False) -> None:
+    def _lose(self, member: _Member, reason: str, *, is_final: bool = False) -> None:
         self._cause = reason
         for trial_id, (lease, _) in list(self._leases.items()):
             if lease.executor_index == member.index:
-                del self._leases[trial_id]
+                self._drop_lease(trial_id)
         # One that is only cut off would keep its share of the device, and its successor would wait for ever.
         ray.kill(member.handle)
         was_ready = member.state == "ready"
@@ -223,10 +218,10 @@ class Pool:
         # An error of ours (a base that cannot be loaded) would come again; a start that died gets one more try.
         if is_final or member.restarts > (MAX_RESTARTS if was_ready else 1):
             member.state = "failed"
-            await self._tell("executor_failed", member, reason)
+            self._tell("executor_failed", member, reason)
         else:
             member.state = "lost"
-            await self._tell("executor_lost", member, reason)
+            self._tell("executor_lost", member, reason)
             self._launch(member)
         self._grant()
 
@@ -249,7 +244,14 @@ class Pool:
             self._waiting.popleft()
             lease = Lease(trial_id, member.index, member.generation, member.handle, member.facts)
             self._leases[trial_id] = (lease, time.monotonic())
+            self._tell("trial_leased", member, "a slot is free", trial=trial_id)
             future.set_result(lease)
+
+    def _drop_lease(self, trial_id: str) -> None:
+        """Takes a trial's slot from it, if it has one."""
+        found = self._leases.pop(trial_id, None)
+        if found is not None:
+            self._tell("trial_released", self._members[found[0].executor_index], "", trial=trial_id)
 
     def _most_slots(self, planned: Placement) -> int:
         """Slots the executor can have: on a node of mixed GPUs, Ray chooses which it gets."""
@@ -281,24 +283,22 @@ class Pool:
                 except RayError:
                     continue
                 if trial_id not in admitted and self._leases.get(trial_id, (None,))[0] is lease:
-                    del self._leases[trial_id]
+                    self._drop_lease(trial_id)
                     self._grant()
 
-    async def _tell(self, event: str, member: _Member, reason: str, **facts: Any) -> None:
+    def _tell(self, event: str, member: _Member, reason: str, **facts: Any) -> None:
         slots = sum(m.facts.get("slots", 0) for m in self._members if m.state == "ready")
-        async with self._changed:
-            self._events.append(
-                {
-                    "event": event,
-                    "reason": reason,
-                    "executor": member.index,
-                    "hostname": member.facts.get("hostname"),
-                    "ready_slots": slots if self._max_slots is None else min(slots, self._max_slots),
-                    "num_failed": sum(m.state == "failed" for m in self._members),
-                    **facts,
-                }
-            )
-            self._changed.notify_all()
+        self._feed.append(
+            {
+                "event": event,
+                "reason": reason,
+                "executor": member.index,
+                "hostname": member.facts.get("hostname"),
+                "ready_slots": slots if self._max_slots is None else min(slots, self._max_slots),
+                "num_failed": sum(m.state == "failed" for m in self._members),
+                **facts,
+            }
+        )
 
 
 def describe_death(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console, format_duration, format_table
+from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry, format_value
 from qlora_ray.orchestration.preflight import Preflight
@@ -16,6 +17,11 @@ from qlora_ray.runs import SweepPaths, write_json
 # Rows of the final table; all trials are in trials.csv.
 MAX_TABLE_ROWS = 20
 NUM_EXAMPLES = 3
+VERDICTS = {
+    "better": "better than its base",
+    "no different": "no different from its base, as far as these rows can tell",
+    "worse": "WORSE than its base: do not ship it",
+}
 # Devices that wait more than this are worth a line.
 NOTABLE_WAIT_SHARE = 0.1
 
@@ -26,14 +32,14 @@ class Summary:
 
     Attributes:
         status: complete, no_winner or interrupted.
-        beats_base: Whether the winner is better than its base; None without a winner.
+        verdict: Winner against base: `better`, `no different` or `worse`; None without a winner.
         device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
     """
 
     status: str
     counts: dict[str, int]
     winner: str | None
-    beats_base: bool | None
+    verdict: str | None
     objective: str
     first_failure: str | None
     device_wait_share: float | None = None
@@ -59,7 +65,7 @@ def write_summary(
         status=status,
         counts=ledger.counts(),
         winner=winner.entry.id if winner else None,
-        beats_base=winner.beats_base if winner else None,
+        verdict=winner.verdict.word if winner else None,
         objective=ledger.objective,
         first_failure=f"trial {failure[0]}: {failure[1]}" if failure else None,
         device_wait_share=None if device_wait_share is None else round(device_wait_share, 4),
@@ -120,15 +126,15 @@ def print_outcome(
 
 
 def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:
-    rows = [["", "validation loss", *winner.scores.metrics]]
+    split = winner.verdict.split
+    rows = [["", f"{split} loss", *winner.scores.metrics]]
     for name, scores in (("base", winner.base), (f"winner {winner.entry.id}", winner.scores)):
         rows.append([name, f"{scores.loss:.4f}", *(f"{value:.3f}" for value in scores.metrics.values())])
     console.line()
     console.line(format_table(rows, right=tuple(range(1, len(rows[0])))))
     answered = f", {len(winner.scores.answers)} of them answered" if winner.scores.answers else ""
-    console.line(f"on the same {winner.scores.num_rows} validation rows{answered}")
-    if not winner.beats_base:
-        console.line("the winner does NOT beat its base: none of these adapters is worth shipping")
+    console.line(f"on the same {winner.scores.num_rows} {split} rows{answered}")
+    _print_verdict(console, winner.verdict)
     for answer, before in list(zip(winner.scores.answers, winner.base.answers, strict=True))[:NUM_EXAMPLES]:
         console.line()
         console.line(f"  expected  {_one_line(answer.reference)}")
@@ -136,6 +142,15 @@ def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:
         console.line(f"  winner    {_one_line(answer.answer)}")
     console.line()
     console.line(f"adapter   {paths.best / 'adapter'}  (PEFT's format, with the tokenizer)")
+
+
+def _print_verdict(console: Console, verdict: Verdict) -> None:
+    console.line()
+    console.line(f"verdict   the winner is {VERDICTS[verdict.word]}")
+    for comparison in (verdict.deciding, *verdict.others):
+        console.line(f"          {comparison.sentence()}")
+    if verdict.note:
+        console.line(f"          note: {verdict.note}")
 
 
 def _trials_table(ledger: Ledger, winner: Winner | None) -> str:

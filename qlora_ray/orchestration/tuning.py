@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -116,13 +117,19 @@ class EventPump:
     def _run(self) -> None:
         while not self._ending.is_set():
             try:
-                events = ray.get(self._pool.next_events.remote(self._seen, EVENT_POLL_S))
+                self._read(EVENT_POLL_S)
             except ray.exceptions.RayError as error:
                 self._stop(f"the pool is gone: {error}")
                 return
-            self._seen += len(events)
-            for event in events:
-                self._take(event)
+        # What came since the last look.
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._read(0)
+
+    def _read(self, timeout_s: float) -> None:
+        events = ray.get(self._pool.next_events.remote(self._seen, timeout_s))
+        self._seen += len(events)
+        for event in events:
+            self._take(event)
 
     def _take(self, event: dict[str, Any]) -> None:
         self._searcher.num_slots = max(1, event["ready_slots"])

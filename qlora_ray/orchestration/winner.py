@@ -1,19 +1,23 @@
-"""The winner: the best trials scored again side by side, the base beside them, and the best adapter kept."""
+"""The winner: the best trials scored again side by side, the best of them judged against the base, and kept."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
+from qlora_ray.data import PreparedData
 from qlora_ray.errors import SweepFailed
+from qlora_ray.evaluation import resolve_metrics
 from qlora_ray.evaluation.scoring import Scores
-from qlora_ray.modeling.loading import load_tokenizer
+from qlora_ray.evaluation.verdict import Verdict, judge
+from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry
 from qlora_ray.orchestration.pool import describe_death
 from qlora_ray.runs import SweepPaths, write_json
@@ -24,27 +28,31 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Winner:
-    """The winning trial, its scores, and the base's on the same rows by the same executors' class."""
+    """The winning trial, and the verdict on it.
+
+    Attributes:
+        entry: The trial.
+        scores: What it is worth on the verdict's rows.
+        base: What its base is worth on them.
+        rescored: The best trials on the validation rows, where the lowest loss won, by trial.
+        verdict: Whether the winner is better than its base.
+    """
 
     entry: TrialEntry
     scores: Scores
     base: Scores
     rescored: dict[str, Scores]
-
-    @property
-    def beats_base(self) -> bool:
-        """Whether its validation loss is lower than the base's, and its deciding metric, if any, not worse."""
-        name = next(iter(self.scores.metrics), None)
-        answers_as_well = name is None or self.scores.metrics[name] >= self.base.metrics[name]
-        return self.scores.loss < self.base.loss and answers_as_well
+    verdict: Verdict
 
 
-def choose_winner(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: Any) -> Winner | None:
-    """Scores the best again beside the base, and keeps the winner in best/; None without a complete trial."""
+def choose_winner(
+    ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, data: PreparedData, pool: Any
+) -> Winner | None:
+    """Scores the best again, judges the winner, and keeps it in best/; None without a complete trial."""
     for attempt in itertools.count(1):
         try:
             ray.get(pool.wait_ready.remote())
-            winner = score_best(ledger, paths=paths, config=config, pool=pool)
+            winner = score_best(ledger, paths=paths, config=config, data=data, pool=pool)
             break
         except RayTaskError:
             raise
@@ -60,15 +68,44 @@ def choose_winner(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, poo
     return winner
 
 
-def score_best(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: Any) -> Winner | None:
-    """Scores the top k again, and the base, on one device class; None without a complete trial.
+def score_best(
+    ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, data: PreparedData, pool: Any
+) -> Winner | None:
+    """Scores the top k again, then winner and base on the test rows, on one device class; None without a complete
+    trial.
 
     Trials may have been trained in different precisions on different GPUs; what decides is one measurement of
-    all of them on the same kind of device.
+    all of them on the same kind of device. Without test rows the verdict is on the validation rows, and says so.
     """
     best = ledger.ranked()[: config.evaluate.top_k]
     if not best:
         return None
+    workers = _workers_of_one_class(paths, pool)
+
+    def score(jobs: list[tuple[Path | None, str]]) -> list[Scores]:
+        # An executor scores one model at a time; each takes its share in turn.
+        calls = [workers[at % len(workers)].score.remote(*job) for at, job in enumerate(jobs)]
+        scores: list[Scores] = ray.get(calls)
+        return scores
+
+    adapters = {entry.id: paths.trial(entry.id).adapter for entry in best}
+    rescored = dict(zip(adapters, score([(adapter, "validation") for adapter in adapters.values()]), strict=True))
+    winner = min(best, key=lambda entry: rescored[entry.id].loss)
+    if data.test is not None:
+        tuned, base = score([(adapters[winner.id], "test"), (None, "test")])
+    else:
+        tuned, [base] = rescored[winner.id], score([(None, "validation")])
+    metrics, _ = resolve_metrics(
+        config.evaluate,
+        trains_on_embedded=config.data.train == EMBEDDED,
+        has_references=any(data.validation.references),
+    )
+    split = "validation" if data.test is None else "test"
+    verdict = judge(base, tuned, metrics=metrics, split=split, was_chosen_on=data.test is None)
+    return Winner(winner, tuned, base, rescored, verdict)
+
+
+def _workers_of_one_class(paths: SweepPaths, pool: Any) -> list[Any]:
     executors = ray.get(pool.ready_executors.remote())
     if not executors:
         raise SweepFailed(
@@ -76,18 +113,11 @@ def score_best(ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, pool: 
             f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
         )
     device_class = executors[0][1]["device_class"]
-    workers = [handle for handle, facts in executors if facts["device_class"] == device_class]
-    adapters = [paths.trial(entry.id).adapter for entry in best]
-    # An executor scores one model at a time; each takes its share in turn. The base is the last job.
-    jobs = enumerate([*adapters, None])
-    scores = ray.get([workers[index % len(workers)].score.remote(adapter) for index, adapter in jobs])
-    rescored = {entry.id: result for entry, result in zip(best, scores[:-1], strict=True)}
-    winner = min(best, key=lambda entry: rescored[entry.id].loss)
-    return Winner(winner, rescored[winner.id], scores[-1], rescored)
+    return [handle for handle, facts in executors if facts["device_class"] == device_class]
 
 
 def keep_winner(winner: Winner, *, paths: SweepPaths, config: SweepConfig) -> None:
-    """Writes best/: the adapter with its tokenizer, the record, and the scores beside the base's."""
+    """Writes best/: the adapter with its tokenizer, the record, the verdict, and the scores beside the base's."""
     tokenizer = load_tokenizer(config.model)
     with whole_folder(paths.best) as folder:
         shutil.copytree(paths.trial(winner.entry.id).adapter, folder / "adapter")
@@ -97,7 +127,7 @@ def keep_winner(winner: Winner, *, paths: SweepPaths, config: SweepConfig) -> No
             folder / "scores.json",
             {
                 "trial": winner.entry.id,
-                "beats_base": winner.beats_base,
+                "verdict": winner.verdict.to_dict(),
                 "winner": _without_answers(winner.scores),
                 BASE: _without_answers(winner.base),
                 "rescored": {trial: _without_answers(scores) for trial, scores in winner.rescored.items()},

@@ -14,6 +14,7 @@ from qlora_ray.training.budget import Budget
 
 if TYPE_CHECKING:
     from qlora_ray.evaluation.scoring import Scores
+    from qlora_ray.evaluation.split import EvaluationSplit
     from qlora_ray.training.checkpoint import TrialState
 
 FailureCause = Literal["diverged", "oom", "error", "lost", "evicted"]
@@ -91,5 +92,5 @@ class Engine(Protocol):
     def evict(self, trial_id: str) -> None:
         """Ends a trial and frees its slot; does nothing for one that is not here."""
 
-    def score(self, adapter: Path | None) -> Scores:
-        """Scores a saved adapter, or the bare base, on the validation rows; no trial may be admitted."""
+    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
+        """Scores a saved adapter, or the bare base, on these rows; no trial may be admitted."""

@@ -8,6 +8,7 @@ from typing import Any
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.evaluation.metrics import Metric
 from qlora_ray.evaluation.scoring import Scores, score_model
+from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.modeling.adapters import save_adapter, saved_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
@@ -107,20 +108,20 @@ class SftEngine:
             self._run = None
             self._waiting = False
 
-    def score(self, adapter: Path | None) -> Scores:
-        """Scores a saved adapter, or the bare base, on the validation rows."""
+    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
+        """Scores a saved adapter, or the bare base, on these rows."""
         if self._run is not None:
             raise RuntimeError(f"sft engine: cannot score while trial {self._run.spec.trial_id} is here")
         if adapter is None:
-            return self._score(self._base.model)
+            return self._score(self._base.model, split)
         with saved_adapter(self._base, adapter) as model:
-            return self._score(model)
+            return self._score(model, split)
 
-    def _score(self, model: Any) -> Scores:
+    def _score(self, model: Any, split: EvaluationSplit) -> Scores:
         return score_model(
             model,
             self._base.tokenizer,
-            self._validation,
+            split,
             metrics=self._metrics,
             evaluate=self._evaluate,
             precision=self._base.precision,

@@ -250,7 +250,8 @@ class EngineContract:
         reports = run_trial(engine, make_spec())
         engine.save_adapter("0000", tmp_path / "adapter")
         engine.evict("0000")
-        base, tuned = engine.score(None), engine.score(tmp_path / "adapter")
+        rows = bench.data.validation
+        base, tuned = engine.score(None, rows), engine.score(tmp_path / "adapter", rows)
         assert tuned.loss == pytest.approx(reports[-1].metrics["eval_loss"], rel=1e-5)
         assert base.loss == pytest.approx(plain_validation_loss(bench.base.model, bench.data), rel=1e-5)
         assert base.num_tokens == tuned.num_tokens

@@ -149,14 +149,17 @@ def test_two_objectives_are_both_told(tmp_path: Path, make_pool: Callable[..., A
 def test_no_more_trials_run_than_there_are_slots(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
     sweep = Sweep(tmp_path, make_pool, scheduler="none")
     sweep.run(num_executors=2, max_slots=1)
-    running: set[str] = set()
+    leased = [event for event in read_events(sweep.paths.events) if event["event"] == "trial_leased"]
+    held: set[str] = set()
     for event in read_events(sweep.paths.events):
-        if event["event"] == "trial_reported":
-            running.add(event["trial"])
-            assert len(running) <= 1
-        if event["event"] == "trial_complete":
-            running.discard(event["trial"])
+        if event["event"] == "trial_leased":
+            held.add(event["trial"])
+            assert len(held) <= 1
+        if event["event"] == "trial_released":
+            held.remove(event["trial"])
     assert sweep.states() == ["COMPLETE"] * 8
+    assert sorted(event["trial"] for event in leased) == [f"{number:04d}" for number in range(8)]
+    assert {event["executor"] for event in leased} <= {0, 1}
 
 
 def test_a_second_search_asks_only_for_what_is_missing(tmp_path: Path, make_pool: Callable[..., Any]) -> None:

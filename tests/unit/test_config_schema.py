@@ -30,7 +30,7 @@ def with_value(path: str, value: object) -> SweepConfig:
 
 def test_every_seed_is_7():
     seeds = {path: value for path, value in fields_of(SweepConfig).items() if path.endswith("seed")}
-    assert seeds == {"training.seed": 7, "training.data_seed": 7, "search.seed": 7}
+    assert seeds == {"training.seed": 7, "training.data_seed": 7, "search.seed": 7, "evaluate.shot_seed": 7}
 
 
 def test_the_optimizer_defaults_are_those_of_training_arguments():
@@ -118,6 +118,8 @@ BOUNDS = [
     ("training.data_seed", 2**32 - 1, 2**32),
     ("search.seed", 0, -1),
     ("search.seed", 2**32 - 1, 2**32),
+    ("evaluate.shot_seed", 0, -1),
+    ("evaluate.shot_seed", 2**32 - 1, 2**32),
     ("search.reduction_factor", 1.01, 1.0),
     ("cluster.memory_safety_factor", 1.0, 0.99),
     ("cluster.memory_safety_factor", 3.0, 3.01),

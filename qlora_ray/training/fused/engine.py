@@ -14,6 +14,7 @@ from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import QloraRayError, TrialDiverged
 from qlora_ray.evaluation.metrics import Metric
 from qlora_ray.evaluation.scoring import Scores, score_model
+from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import FailureCause, Report, TrialSpec
@@ -124,8 +125,8 @@ class FusedEngine:
             raise RuntimeError(f"fused engine: trial {trial_id} is training; its adapter can be saved at a report")
         seat.member.save_adapter(folder)
 
-    def score(self, adapter: Path | None) -> Scores:
-        """Scores a saved adapter, or the bare base, on the validation rows."""
+    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
+        """Scores a saved adapter, or the bare base, on these rows."""
         with self._training:
             self._let_go()
             if self._seated:
@@ -135,7 +136,7 @@ class FusedEngine:
                 return score_model(
                     self._base.model,
                     self._base.tokenizer,
-                    self._data.validation,
+                    split,
                     metrics=self._metrics,
                     evaluate=self._evaluate,
                     precision=self._base.precision,
