@@ -65,7 +65,8 @@ def test_its_lines_are_few_and_carry_no_terminal_codes(finished: Finished) -> No
     assert text.count("complete  eval_loss") == 3
     assert "Traceback" not in text and "Warning" not in text
     assert len(text.splitlines()) < 60
-    assert "validation loss" in text
+    assert "test loss" in text
+    assert "verdict   the winner is" in text
     assert str(Path("results") / "small" / "best" / "adapter") in text
 
 
@@ -78,13 +79,33 @@ def test_the_winners_adapter_has_the_recorded_loss_in_plain_peft(finished: Finis
     adapter = finished.paths.best / "adapter"
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     data = prepare_data(config.data, tokenizer=tokenizer, data_seed=7)
-    before = evaluate_loss(base.model, data.validation, batch_size=1, pad_token_id=0, precision="fp32").loss
+    assert data.test is not None
+    before = evaluate_loss(base.model, data.test, batch_size=4, pad_token_id=0, precision="fp32").loss
     model = PeftModel.from_pretrained(base.model, str(adapter))
-    after = evaluate_loss(model, data.validation, batch_size=1, pad_token_id=0, precision="fp32").loss
+    after = evaluate_loss(model, data.test, batch_size=4, pad_token_id=0, precision="fp32").loss
+    chosen_by = evaluate_loss(model, data.validation, batch_size=1, pad_token_id=0, precision="fp32").loss
     assert before == pytest.approx(scores["base"]["loss"], abs=1e-4)
     assert after == pytest.approx(scores["winner"]["loss"], abs=1e-4)
-    assert after == pytest.approx(read_json(finished.paths.best / "record.json")["metrics"]["eval_loss"], abs=1e-4)
+    assert chosen_by == pytest.approx(scores["rescored"][scores["trial"]]["loss"], abs=1e-4)
+    assert chosen_by == pytest.approx(read_json(finished.paths.best / "record.json")["metrics"]["eval_loss"], abs=1e-4)
     assert after < before
+
+
+def test_the_verdict_is_on_test_rows_and_stands_in_summary_and_scores(finished: Finished) -> None:
+    verdict = read_json(finished.paths.best / "scores.json")["verdict"]
+    assert (verdict["split"], verdict["note"]) == ("test", None)
+    assert verdict["deciding"]["measure"] == "sql_execution"
+    assert verdict["word"] == read_json(finished.paths.summary)["verdict"] == verdict["deciding"]["verdict"]
+    loss = next(one for one in verdict["others"] if one["measure"] == "loss")
+    scores = read_json(finished.paths.best / "scores.json")
+    assert (loss["base"], loss["tuned"]) == pytest.approx((scores["base"]["loss"], scores["winner"]["loss"]))
+    assert loss["interval"][0] <= loss["difference"] <= loss["interval"][1]
+
+
+def test_each_lease_of_a_slot_is_told_with_its_end(finished: Finished) -> None:
+    events = read_events(finished.paths.events)
+    for name in ("trial_leased", "trial_released"):
+        assert sorted(event["trial"] for event in events if event["event"] == name) == ["0000", "0001", "0002"]
 
 
 def test_a_trial_alone_reports_the_same_numbers_as_in_the_sweep(finished: Finished) -> None:
