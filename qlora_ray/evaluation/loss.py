@@ -6,22 +6,21 @@ Shapes: B rows of a batch, T tokens, N trained tokens of a batch, D hidden width
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from qlora_ray.errors import DataError
 from qlora_ray.evaluation.inference import Precision, evaluating, input_device, longest_first, map_batches
 from qlora_ray.evaluation.split import EvaluationSplit
+from qlora_ray.modeling.heads import SplitModel
 
 # Ours, not measured: the float32 logits of one chunk. Cross-entropy holds about three such tensors at once.
 LOGITS_CHUNK_BYTES = 128 * 2**20
-# Ours: enough tokens to tell apart a head that is the whole way to the logits from one that is not.
-NUM_PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def evaluate_loss(
 
     A token is trained where `completion_mask` is 1; a row's first token has nothing before it to be predicted
     from and never counts. Rows without a trained token are skipped. Logits exist only at positions that predict
-    a trained token, a chunk at a time, where the model allows it (see `_find_head`).
+    a trained token, a chunk at a time, where the model has a body apart from its head.
 
     Args:
         model: A causal LM of transformers, or a PEFT model around one.
@@ -69,22 +68,25 @@ def evaluate_loss(
             f"{len(num_tokens)} rows. Check the answers, and data.max_length."
         )
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        parts: SplitModel | None = SplitModel(causal)
+    except ValueError:
+        parts = None
 
     def sum_nll(batch: Sequence[int]) -> list[float]:
         ids_BT, attention_BT, trained_BT = _pad_right(split, batch, pad_token_id=pad_token_id, device=device)
         predicts_BT = trained_BT[:, 1:]
         labels_N = ids_BT[:, 1:][predicts_BT]
-        if body is None or head is None:
+        if parts is None:
             logits_BTV = causal(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).logits
-            nll_N = _token_nll(logits_BTV[:, :-1][predicts_BT.to(logits_BTV.device)], labels_N, head=nn.Identity())
+            nll_N = _token_nll(logits_BTV[:, :-1][predicts_BT.to(logits_BTV.device)], labels_N, head=_identity)
         else:
-            hidden_BTD = body(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
-            nll_N = _token_nll(hidden_BTD[:, :-1][predicts_BT.to(hidden_BTD.device)], labels_N, head=head)
+            hidden_BTD = parts.hidden(ids_BT)
+            nll_N = _token_nll(hidden_BTD[:, :-1][predicts_BT.to(hidden_BTD.device)], labels_N, head=parts.logits)
         return [row_nll.sum().item() for row_nll in nll_N.split([num_tokens[row] for row in batch])]
 
     with evaluating(model, precision=precision):
         device = input_device(causal)
-        body, head = _find_head(causal, torch.tensor([split.input_ids[rows[0]][:NUM_PROBE_TOKENS]], device=device))
         row_nll = [0.0] * len(num_tokens)
         for batch, sums in map_batches(rows, sum_nll, batch_size=batch_size):
             for row, nll in zip(batch, sums, strict=True):
@@ -92,26 +94,6 @@ def evaluate_loss(
     total_tokens = sum(num_tokens)
     loss = math.fsum(row_nll) / total_tokens
     return LossResult(loss, total_tokens, len(rows), row_nll, num_tokens)
-
-
-def _find_head(causal: Any, ids_BT: Tensor) -> tuple[nn.Module | None, nn.Module | None]:
-    """Returns the body and the head if head(body(ids)) is all that the model does, else two Nones.
-
-    Some models do more after the head (gemma2 and others cap logits; cohere and granite scale them), and each
-    spells it differently. So this compares both ways on a few tokens: equal bits or the model's own forward.
-    """
-    body = getattr(causal, "base_model", None)
-    head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None
-    if body is None or body is causal or head is None:
-        return None, None
-    inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), "use_cache": False}
-    hidden_BTD = getattr(body(**inputs), "last_hidden_state", None)
-    if hidden_BTD is None:
-        return None, None
-    expected_BTV = causal(**inputs).logits
-    got_BTV = head(hidden_BTD)
-    same = got_BTV.shape == expected_BTV.shape and torch.equal(got_BTV.float(), expected_BTV.float())
-    return (body, head) if same else (None, None)
 
 
 def _pad_right(
@@ -132,7 +114,11 @@ def _pad_right(
     )
 
 
-def _token_nll(features_ND: Tensor, labels_N: Tensor, *, head: nn.Module) -> Tensor:
+def _identity(logits_NV: Tensor) -> Tensor:
+    return logits_NV
+
+
+def _token_nll(features_ND: Tensor, labels_N: Tensor, *, head: Callable[[Tensor], Tensor]) -> Tensor:
     """Returns the NLL of each of `labels_N` under `head(features_ND)`, [N] in float64 on the CPU, made in chunks."""
     num_total, start, chunk = len(features_ND), 0, 1
     chunks = []

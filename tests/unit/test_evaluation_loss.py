@@ -116,10 +116,8 @@ def test_logits_are_computed_for_trained_tokens_only_and_in_chunks(monkeypatch: 
     )
     result = evaluate(model, split)
     handle.remove()
-    probes, chunks = sizes[:2], sizes[2:]
-    assert probes == [loss_module.NUM_PROBE_TOKENS] * 2
-    assert max(chunks) == 4
-    assert sum(chunks) == result.num_tokens
+    assert max(sizes) == 4
+    assert sum(sizes) == result.num_tokens
     assert result.loss == pytest.approx(reference_loss(model, split), abs=1e-6)
 
 
@@ -167,7 +165,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_loss_stays(monkeypatch: pyt
 
     monkeypatch.setattr(model.model, "forward", forward_with_room_for_two)
     assert evaluate(model, split, batch_size=6).loss == pytest.approx(expected, abs=1e-6)
-    assert sizes[2:] == [6, 3, 1, 1, 1, 1, 1, 1]
+    assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
 
 
 def test_a_row_that_does_not_fit_alone_is_an_out_of_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
