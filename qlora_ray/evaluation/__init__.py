@@ -4,7 +4,8 @@
 and `scoring` do, and are imported by their own names.
 """
 
-from qlora_ray.evaluation.metrics import ExactMatch, Metric, SqlExecution, SqlValid, resolve_metrics
+from qlora_ray.evaluation.measurement import Metric, measure
+from qlora_ray.evaluation.metrics import ExactMatch, SqlExecution, SqlValid, resolve_metrics
 from qlora_ray.evaluation.split import EvaluationSplit
 
-__all__ = ["EvaluationSplit", "ExactMatch", "Metric", "SqlExecution", "SqlValid", "resolve_metrics"]
+__all__ = ["EvaluationSplit", "ExactMatch", "Metric", "SqlExecution", "SqlValid", "measure", "resolve_metrics"]

@@ -1,29 +1,19 @@
-"""How answers are scored: one small class per metric, each giving a score per row so that models can be paired."""
+"""Which metrics score the answers, and the ones of SQL. Each gives a score per row, so that models can be paired."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import ConfigError
+from qlora_ray.evaluation.measurement import Metric
+from qlora_ray.evaluation.numeric import AbsoluteError, NumericMatch, RelativeError, find_number, marks_number
 from qlora_ray.evaluation.sql import TIMEOUT_S, ExecutionOutcome, execution_match, is_database
+from qlora_ray.evaluation.text_metrics import NormalizedMatch, TokenF1
 
-
-class Metric(Protocol):
-    """A score per answer. Metrics do not know where answers come from."""
-
-    @property
-    def name(self) -> str:
-        """The key of its scores in records."""
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Which way a better model moves the mean."""
-
-    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Returns one score per row."""
+# What is measured besides metrics.
+RESERVED_NAMES = frozenset(("loss", "perplexity"))
 
 
 class ExactMatch:
@@ -92,37 +82,46 @@ def resolve_metrics(
     trains_on_embedded: bool,
     has_references: bool,
     database: Path | None = None,
+    references: Sequence[str] = (),
+    custom: Sequence[Metric] = (),
 ) -> tuple[list[Metric], str]:
     """Returns the metrics to score answers with, the deciding one first, and why it is these.
 
-    `auto` is sql_execution and exact_match where there is a database, exact_match where there is none, and nothing
-    for plain text, which has no answers. sql_execution brings sql_valid along, as the last one.
+    `auto` is numeric where most references mark their number as GSM8K does; else sql_execution and exact_match where
+    there is a database, exact_match where there is none, and nothing for plain text, which has no answers. Some bring
+    others along, which stand last: sql_execution sql_valid, and token_f1 normalized_match, SQuAD's other measure.
 
     Args:
         trains_on_embedded: The data is the shipped task, whose database is known.
         has_references: Rows have an answer to compare with; text format has none.
         database: An SQLite file that goes before `evaluate.database`.
+        references: The answers to compare with, for `auto` to look at.
+        custom: Metrics of the user's own, after the others: they decide only where `evaluate.metrics` is empty.
 
     Raises:
-        ConfigError: the database is missing or is not SQLite, or metrics are named for data without answers.
+        ConfigError: the database is missing or is not SQLite, metrics are named for data without answers, or two
+            metrics have one name.
     """
     if not has_references:
-        if evaluate.metrics != "auto":
+        named = [*([] if evaluate.metrics == "auto" else evaluate.metrics), *(one.name for one in custom)]
+        if named:
             raise ConfigError(
-                f"evaluate.metrics must be auto for data without answers, got {evaluate.metrics}. "
+                f"evaluate.metrics must be auto for data without answers, got {named}. "
                 "Use data with prompts and answers, or leave evaluate.metrics out."
             )
         return [], "no metrics: the data is text without answers, so only its loss is measured"
     if evaluate.metrics == "auto":
-        path, source = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
-        if path is None:
-            return [ExactMatch()], "exact_match: evaluate.database names no database to run SQL on"
-        return _build(["sql_execution", "exact_match"], path), f"sql_execution and exact_match: {source}"
-    names = list(dict.fromkeys(evaluate.metrics))
-    path = None
-    if "sql_execution" in names:
-        path, _ = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
-    return _build(names, path), f"{' and '.join(names) or 'no metrics'}: as evaluate.metrics says"
+        metrics, reason = _choose(evaluate, trains_on_embedded, database, references)
+    else:
+        names = list(dict.fromkeys(evaluate.metrics))
+        path = None
+        if "sql_execution" in names:
+            path, _ = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
+        metrics, reason = _build(names, path), f"{' and '.join(names) or 'no metrics'}: as evaluate.metrics says"
+    if not custom:
+        return metrics, reason
+    _check_names([*metrics, *custom])
+    return [*metrics, *custom], f"{reason}; {' and '.join(one.name for one in custom)}: your own"
 
 
 def _find_database(evaluate: Evaluate, *, trains_on_embedded: bool, database: Path | None) -> tuple[Path | None, str]:
@@ -146,19 +145,55 @@ def _find_database(evaluate: Evaluate, *, trains_on_embedded: bool, database: Pa
     return path, source
 
 
+def _choose(
+    evaluate: Evaluate, trains_on_embedded: bool, database: Path | None, references: Sequence[str]
+) -> tuple[list[Metric], str]:
+    """Returns what `auto` is for this data, and why."""
+    num_marked = sum(marks_number(reference) for reference in references)
+    if 2 * num_marked > len(references) and all(find_number(reference) is not None for reference in references):
+        reason = (
+            f"numeric: {num_marked} of {len(references)} answers mark a number, as in '#### 72' or 'price is $9.99'"
+        )
+        return _build(["numeric"], None), reason
+    path, source = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
+    if path is None:
+        return _build(["exact_match"], None), "exact_match: evaluate.database names no database to run SQL on"
+    return _build(["sql_execution", "exact_match"], path), f"sql_execution and exact_match: {source}"
+
+
 def _build(names: Sequence[str], database: Path | None) -> list[Metric]:
+    """Returns the metrics of these names in their order, then those that they bring along."""
     metrics: list[Metric] = []
-    execution: SqlExecution | None = None
+    companions: list[Metric] = []
     for name in names:
-        if name == "exact_match":
-            metrics.append(ExactMatch())
-        else:
-            assert database is not None, "the config's own check: sql_execution needs a database"
-            execution = SqlExecution(database)
-            metrics.append(execution)
-    if execution is not None:
-        metrics.append(SqlValid(execution))
-    return metrics
+        match name:
+            case "exact_match":
+                metrics.append(ExactMatch())
+            case "token_f1":
+                metrics.append(TokenF1())
+                companions.append(NormalizedMatch())
+            case "numeric":
+                metrics.append(NumericMatch())
+                companions += [AbsoluteError(), RelativeError()]
+            case "sql_execution":
+                assert database is not None, "the config's own check: sql_execution needs a database"
+                execution = SqlExecution(database)
+                metrics.append(execution)
+                companions.append(SqlValid(execution))
+            case _:
+                raise AssertionError(f"the config's own check: no metric is called {name}")
+    return [*metrics, *companions]
+
+
+def _check_names(metrics: Sequence[Metric]) -> None:
+    """Raises ConfigError for a name that records and comparisons could not tell from another's."""
+    names = [metric.name for metric in metrics]
+    taken = sorted({name for name in names if names.count(name) > 1 or name in RESERVED_NAMES})
+    if taken:
+        raise ConfigError(
+            f"metrics: each must have a name of its own, got {', '.join(taken)}, which is taken. "
+            "Rename the class's `name`, or leave the other out of evaluate.metrics."
+        )
 
 
 def _normalize(text: str) -> str:

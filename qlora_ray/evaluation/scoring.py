@@ -12,7 +12,7 @@ from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.generation import Answers, generate_answers
 from qlora_ray.evaluation.inference import Precision
 from qlora_ray.evaluation.loss import evaluate_loss
-from qlora_ray.evaluation.metrics import Metric
+from qlora_ray.evaluation.measurement import Metric, measure
 from qlora_ray.evaluation.split import EvaluationSplit
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ class Scores:
 
     Attributes:
         loss: Mean over `num_tokens` trained tokens of `num_rows` rows: the whole split.
-        metrics: Mean score by metric, over the answered rows.
-        row_metrics: Score of each answered row by metric, in the order of `answers`: two models that answered
-            the same split can be compared in pairs.
+        metrics: Value by metric: the mean over the answered rows that have a score, unless the metric says otherwise.
+        row_metrics: Score of each answered row by metric, NaN where it has none, in the order of `answers`: two
+            models that answered the same split can be compared in pairs.
         answers: The split's first rows, as many as `evaluate.max_rows` allows.
         row_nll: Summed negative log-likelihood of each row of the split, in nats; 0 where it has no trained token.
         row_tokens: The trained tokens of each row.
+        details: Further figures of the metrics that have some, by metric and name.
         num_cut_prompts: Prompts too long for the model, which saw their end only.
         num_short_answers: Answers that had fewer than `evaluate.max_new_tokens` tokens to spend.
     """
@@ -54,6 +55,7 @@ class Scores:
     num_short_answers: int
     row_nll: list[float] = field(default_factory=list)
     row_tokens: list[int] = field(default_factory=list)
+    details: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `json.dumps` takes and any JSON reader reads; a number that is not finite becomes None."""
@@ -65,6 +67,9 @@ class Scores:
             "num_cut_prompts": self.num_cut_prompts,
             "num_short_answers": self.num_short_answers,
             "metrics": {name: _finite(mean) for name, mean in self.metrics.items()},
+            "details": {
+                name: {key: _finite(one) for key, one in figures.items()} for name, figures in self.details.items()
+            },
             "row_metrics": {name: [_finite(one) for one in row] for name, row in self.row_metrics.items()},
             "answers": [{"row": one.row, "answer": one.answer, "reference": one.reference} for one in self.answers],
         }
@@ -107,13 +112,13 @@ def score_model(
             precision=precision,
         )
     references = list(split.references[:num_answers])
-    row_metrics = {metric.name: metric.score(answers.texts, references) for metric in metrics}
+    measured = {metric.name: measure(metric, answers.texts, references) for metric in metrics}
     return Scores(
         loss=loss.loss,
         num_tokens=loss.num_tokens,
         num_rows=loss.num_rows,
-        metrics={name: math.fsum(rows) / len(rows) if rows else math.nan for name, rows in row_metrics.items()},
-        row_metrics=row_metrics,
+        metrics={name: one.value for name, one in measured.items()},
+        row_metrics={name: one.row_scores for name, one in measured.items()},
         answers=[
             ScoredAnswer(row=row, answer=answer, reference=reference)
             for row, (answer, reference) in enumerate(zip(answers.texts, references, strict=True))
@@ -122,6 +127,7 @@ def score_model(
         num_short_answers=answers.num_short_answers,
         row_nll=loss.row_nll,
         row_tokens=loss.row_tokens,
+        details={name: one.details for name, one in measured.items() if one.details},
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.console import Console, noise_to
@@ -140,8 +141,10 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         end_interrupted(study)
         summary = write_summary(ledger, winner, paths=paths, interrupted=interrupted, device_wait_share=waiting)
         ledger.note("sweep_ended", reason=summary.status)
+        console.progress("writing the report ...")
+        report = _write_report(paths)
         console.end_progress()
-        print_outcome(console, summary, ledger=ledger, winner=winner, paths=paths, config=config)
+        print_outcome(console, summary, ledger=ledger, winner=winner, paths=paths, report=report)
         _close(pool)
         return summary
 
@@ -177,7 +180,7 @@ def _start_pool(preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfil
         for device in placement.devices
         for _ in range(placement.executors_per_device)
     ]
-    terms = ExecutorTerms(preflight.config, paths.root.resolve(), preflight.has_references, plan)
+    terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan)
     actor: Any = ray.remote(Pool)
     pool = actor.options(num_cpus=0, max_concurrency=10_000).remote(
         terms, seats, [ray.put(preflight.data)], plan.total_slots
@@ -244,6 +247,17 @@ def _read_device_wait(pool: Any) -> float | None:
         with contextlib.suppress(RayError):
             usages.append(ray.get(handle.usage.remote()))
     return wait_share(usages)
+
+
+def _write_report(paths: SweepPaths) -> Path | None:
+    """The sweep's page; None if it cannot be made, which takes nothing from the sweep."""
+    from qlora_ray.reporting import write_report
+
+    try:
+        return write_report(paths)
+    except Exception:
+        traceback.print_exc()
+        return None
 
 
 def _close(pool: Any) -> None:

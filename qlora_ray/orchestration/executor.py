@@ -32,7 +32,6 @@ class ExecutorTerms:
 
     config: SweepConfig
     root: Path
-    has_references: bool
     plan: Plan | None = None
 
 
@@ -49,10 +48,10 @@ class Executor:
         import torch
 
         torch.set_num_threads(placement.num_threads)
-        from qlora_ray.evaluation import resolve_metrics
         from qlora_ray.hardware import choose_precision, probe_node
-        from qlora_ray.modeling.loading import EMBEDDED, load_base
+        from qlora_ray.modeling.loading import load_base
         from qlora_ray.modeling.quantization import specify_quantization
+        from qlora_ray.orchestration.preflight import sweep_metrics
         from qlora_ray.training.rows import TrainingData
 
         config = terms.config
@@ -67,11 +66,7 @@ class Executor:
             quantization=specify_quantization(config.model.quantization, compute_dtype=self._precision.name),
             device="cuda:0" if self._device.kind == "cuda" else "cpu",
         )
-        metrics, _ = resolve_metrics(
-            config.evaluate,
-            trains_on_embedded=config.data.train == EMBEDDED,
-            has_references=terms.has_references,
-        )
+        metrics, _ = sweep_metrics(config, data)
         self._engine = _make_engine(
             placement,
             base,

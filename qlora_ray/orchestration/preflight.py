@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray import __version__
 from qlora_ray.config.schema import SweepConfig
@@ -21,6 +21,9 @@ from qlora_ray.modeling.targets import build_skeleton, check_targets
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import describe_unused
 from qlora_ray.training.budget import make_budget
+
+if TYPE_CHECKING:
+    from qlora_ray.evaluation import Metric
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,6 @@ class Preflight:
     extremes: list[SweepConfig]
     shape: ModelShape
     data: PreparedData
-    has_references: bool
     metrics_reason: str
     unused: list[str]
     sft_reason: str | None = None
@@ -51,8 +53,6 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     Raises:
         QloraRayError: The first thing that is wrong, with what to do.
     """
-    from qlora_ray.evaluation import resolve_metrics
-
     shape = read_shape(config.model)
     extremes = space.extremes(config)
     tokenizer = load_tokenizer(config.model)
@@ -63,12 +63,26 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     choices = [corner.lora for corner in extremes]
     check_targets(skeleton, choices)
     sft_reason = find_packing_problem(skeleton, choices)
-    has_references = any(data.validation.references)
-    _, reason = resolve_metrics(
-        config.evaluate, trains_on_embedded=config.data.train == EMBEDDED, has_references=has_references
-    )
+    _, reason = sweep_metrics(config, data)
     unused = describe_unused(config.search, space)
-    return Preflight(config, space, extremes, shape, data, has_references, reason, unused, sft_reason)
+    return Preflight(config, space, extremes, shape, data, reason, unused, sft_reason)
+
+
+def sweep_metrics(config: SweepConfig, data: PreparedData) -> tuple[list[Metric], str]:
+    """The metrics that a sweep's answers are scored with, the deciding one first, and why it is these.
+
+    Raises:
+        ConfigError: If the config names metrics that these rows cannot be scored with.
+    """
+    from qlora_ray.evaluation import resolve_metrics
+
+    references = data.validation.references
+    return resolve_metrics(
+        config.evaluate,
+        trains_on_embedded=config.data.train == EMBEDDED,
+        has_references=any(references),
+        references=references,
+    )
 
 
 def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
@@ -106,9 +107,15 @@ def describe_quantization(config: SweepConfig) -> str:
 
 
 def print_outcome(
-    console: Console, summary: Summary, *, ledger: Ledger, winner: Winner | None, paths: SweepPaths, config: SweepConfig
+    console: Console,
+    summary: Summary,
+    *,
+    ledger: Ledger,
+    winner: Winner | None,
+    paths: SweepPaths,
+    report: Path | None,
 ) -> None:
-    """The table of trials, the winner beside its base, and where everything lies."""
+    """The table of trials, the winner beside its base, where everything lies, and what to do next."""
     console.line()
     console.line(_trials_table(ledger, winner))
     console.line()
@@ -121,6 +128,13 @@ def print_outcome(
     elif summary.status == "no_winner":
         console.line(f"no winner: no trial was completed. First cause: {summary.first_failure or 'all were stopped'}")
     console.line(f"results   {paths.root}/  (trials.csv, events.jsonl, trials/<id>/record.json, logs/)")
+    if report is not None:
+        console.line(f"report    {report}")
+    else:
+        console.line(f"report    could not be made; why is in {paths.logs / 'driver.log'}")
+    if winner is not None:
+        console.line(f"evaluate  python -m qlora_ray.evaluate {paths.root} --shots 0,3")
+        console.line(f"export    python -m qlora_ray.export {paths.root} --to {paths.name}-winner")
     if summary.status == "interrupted":
         console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {paths.root}")
 

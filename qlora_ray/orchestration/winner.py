@@ -14,12 +14,12 @@ from ray.exceptions import RayError, RayTaskError
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData
 from qlora_ray.errors import SweepFailed
-from qlora_ray.evaluation import resolve_metrics
 from qlora_ray.evaluation.scoring import Scores
 from qlora_ray.evaluation.verdict import Verdict, judge
-from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer
+from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry
 from qlora_ray.orchestration.pool import describe_death
+from qlora_ray.orchestration.preflight import sweep_metrics
 from qlora_ray.runs import SweepPaths, write_json
 from qlora_ray.runs.files import append_line, whole_folder
 
@@ -95,11 +95,7 @@ def score_best(
         tuned, base = score([(adapters[winner.id], "test"), (None, "test")])
     else:
         tuned, [base] = rescored[winner.id], score([(None, "validation")])
-    metrics, _ = resolve_metrics(
-        config.evaluate,
-        trains_on_embedded=config.data.train == EMBEDDED,
-        has_references=any(data.validation.references),
-    )
+    metrics, _ = sweep_metrics(config, data)
     split = "validation" if data.test is None else "test"
     verdict = judge(base, tuned, metrics=metrics, split=split, was_chosen_on=data.test is None)
     return Winner(winner, tuned, base, rescored, verdict)

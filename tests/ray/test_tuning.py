@@ -53,7 +53,7 @@ class Sweep:
 
     def run(self, **pool_options: Any) -> None:
         """Runs the search to its end."""
-        terms = ExecutorTerms(self.config, self.paths.root.resolve(), True)
+        terms = ExecutorTerms(self.config, self.paths.root.resolve())
         pool = self.pool = self.make_pool(terms, **pool_options)
         enqueue_known_points(self.study, search=self.config.search, space=self.space)
         searcher = StudySearcher(
@@ -215,7 +215,7 @@ def test_a_trial_put_out_for_memory_goes_on_and_the_slots_become_fewer(
 
 def test_leases_are_spread_evenly_over_the_executors(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
     sweep = Sweep(tmp_path, make_pool)
-    terms = ExecutorTerms(sweep.config, sweep.paths.root.resolve(), True)
+    terms = ExecutorTerms(sweep.config, sweep.paths.root.resolve())
     pool = make_pool(terms, num_executors=2, placement=FakePlacement(3))
     while len(ray.get(pool.ready_executors.remote())) < 2:
         ray.get(pool.next_events.remote(1, 1.0))

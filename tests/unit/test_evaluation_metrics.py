@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from evaluation_fixtures import make_database
 
 from qlora_ray import embedded
 from qlora_ray.config.schema import Evaluate
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation import ExactMatch, Metric, SqlExecution, SqlValid, resolve_metrics
 from qlora_ray.evaluation import metrics as metrics_module
 
@@ -19,10 +20,35 @@ def database(tmp_path: Path) -> Path:
     return make_database(tmp_path / "shop.sqlite")
 
 
+class Own:
+    """A user's metric."""
+
+    higher_is_better = True
+
+    def __init__(self, name: str = "own") -> None:
+        self.name = name
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [1.0] * len(predictions)
+
+
 def resolve(
-    evaluate: Evaluate, *, embedded: bool = False, references: bool = True, database: Path | None = None
+    evaluate: Evaluate,
+    *,
+    embedded: bool = False,
+    references: bool = True,
+    database: Path | None = None,
+    texts: Sequence[str] = (),
+    custom: Sequence[Metric] = (),
 ) -> tuple[list[Metric], str]:
-    return resolve_metrics(evaluate, trains_on_embedded=embedded, has_references=references, database=database)
+    return resolve_metrics(
+        evaluate,
+        trains_on_embedded=embedded,
+        has_references=references,
+        database=database,
+        references=texts,
+        custom=custom,
+    )
 
 
 def names(metrics: list[Metric]) -> list[str]:
@@ -93,6 +119,27 @@ def test_auto_knows_the_database_of_the_embedded_task(database: Path, monkeypatc
         assert reason == "sql_execution and exact_match: SQL runs on the embedded database"
 
 
+@pytest.mark.parametrize("text", ["48 + 24 = 72\n#### 72", "Price is $89.99"])
+def test_auto_is_numeric_where_most_answers_mark_a_number(text: str, database: Path) -> None:
+    metrics, reason = resolve(Evaluate(), database=database, texts=[text, text, "42"])
+    assert names(metrics) == ["numeric_match", "absolute_error", "relative_error"]
+    assert reason == "numeric: 2 of 3 answers mark a number, as in '#### 72' or 'price is $9.99'"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [],
+        ["#### 72", "42"],
+        # It would fail at the row without a number.
+        ["#### 72", "#### 5", "no number"],
+        ["SELECT 4 AS price"] * 3,
+    ],
+)
+def test_auto_is_not_numeric_where_half_do_or_some_have_no_number(texts: list[str]) -> None:
+    assert names(resolve(Evaluate(), texts=texts)[0]) == ["exact_match"]
+
+
 def test_auto_without_a_database_is_exact_match_and_says_why() -> None:
     metrics, reason = resolve(Evaluate())
     assert names(metrics) == ["exact_match"]
@@ -113,6 +160,51 @@ def test_named_metrics_are_taken_as_named(database: Path) -> None:
     assert reason == "exact_match and sql_execution: as evaluate.metrics says"
     assert names(resolve(Evaluate(metrics=["exact_match"]), embedded=True)[0]) == ["exact_match"]
     assert resolve(Evaluate(metrics=[])) == ([], "no metrics: as evaluate.metrics says")
+
+
+def test_what_a_metric_brings_along_stands_last(database: Path) -> None:
+    evaluate = Evaluate(metrics=["token_f1", "sql_execution", "numeric", "exact_match"], database=str(database))
+    metrics, reason = resolve(evaluate)
+    named = ["token_f1", "sql_execution", "numeric_match", "exact_match"]
+    assert names(metrics) == [*named, "normalized_match", "sql_valid", "absolute_error", "relative_error"]
+    assert reason == "token_f1 and sql_execution and numeric and exact_match: as evaluate.metrics says"
+
+
+def test_named_numeric_without_numbers_is_said_when_it_scores() -> None:
+    (match, *_), _ = resolve(Evaluate(metrics=["numeric"]), texts=["no number"])
+    with pytest.raises(DataError, match=r"row 0 must hold a number, got 'no number'"):
+        match.score(["1"], ["no number"])
+
+
+def test_your_own_metrics_stand_after_the_others_and_decide_only_alone() -> None:
+    metrics, reason = resolve(Evaluate(), custom=[Own()])
+    assert names(metrics) == ["exact_match", "own"]
+    assert reason.endswith("no database to run SQL on; own: your own")
+    assert names(resolve(Evaluate(metrics=[]), custom=[Own("a"), Own("b")])[0]) == ["a", "b"]
+    with pytest.raises(ConfigError, match=r"must be auto for data without answers, got \['own'\]"):
+        resolve(Evaluate(), references=False, custom=[Own()])
+
+
+@pytest.mark.parametrize("taken", ["exact_match", "loss", "perplexity"])
+def test_a_metric_of_a_taken_name_is_a_config_error(taken: str) -> None:
+    with pytest.raises(ConfigError, match=rf"metrics: each must have a name of its own, got {taken}, which is taken"):
+        resolve(Evaluate(), custom=[Own(taken)])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "DROP TABLE products",
+        "ATTACH DATABASE 'other.sqlite' AS other",
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n",
+    ],
+)
+def test_malicious_sql_counts_as_wrong_and_leaves_the_rows(database: Path, answer: str) -> None:
+    before = database.read_bytes()
+    execution = SqlExecution(database, timeout_s=0.1)
+    assert execution.score([answer, "SELECT 4"], ["SELECT 4", "SELECT count(*) FROM products"]) == [0.0, 1.0]
+    assert SqlValid(execution).score([answer], ["SELECT 4"]) == [0.0]
+    assert database.read_bytes() == before
 
 
 def test_a_missing_or_foreign_database_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,125 @@
+"""What a metric is, and what it says of a model's answers: a score per row, one value of them, and further figures.
+
+A metric is any class with `name`, `higher_is_better` and `score`; there is nothing to inherit from. Two more methods
+are optional, each a protocol of its own below.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from qlora_ray.errors import ConfigError, QloraRayError
+
+
+class Metric(Protocol):
+    """A score per answer. Metrics do not know where answers come from."""
+
+    @property
+    def name(self) -> str:
+        """The key of its scores in records."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way a better model moves the mean."""
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """Returns one score per row; NaN where the row has none."""
+
+
+@runtime_checkable
+class Summarizing(Protocol):
+    """A metric whose value is not the mean of its rows. Models are still compared by their rows."""
+
+    def summarize(self, row_scores: Sequence[float]) -> float:
+        """Returns the value of the split."""
+
+
+@runtime_checkable
+class Detailing(Protocol):
+    """A metric with more to say of a split than its value."""
+
+    def details(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """Returns further figures by name, e.g. R^2; NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a metric says of a split: one score per row, NaN where there is none, their value, and further figures."""
+
+    row_scores: list[float]
+    value: float
+    details: dict[str, float] = field(default_factory=dict)
+
+
+def measure(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Measurement:
+    """Returns the metric's scores of these answers.
+
+    Raises:
+        ConfigError: the metric fails, or returns what is no score; the message names its file and line.
+        DataError: a reference is not what the metric needs.
+    """
+    row_scores = checked_scores(metric, predictions, references)
+    if isinstance(metric, Summarizing):
+        value = _number(metric, "summarize", _call(metric, "summarize", row_scores))
+    else:
+        value = mean_of_scored(row_scores)
+    return Measurement(row_scores, value, _checked_details(metric, predictions, references))
+
+
+def checked_scores(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Returns the metric's score per row, as floats.
+
+    Raises:
+        ConfigError: the metric fails, returns too few or too many scores, or some that are not numbers.
+    """
+    found = _call(metric, "score", predictions, references)
+    try:
+        scores = list(found)
+    except TypeError:
+        raise _broken(metric, "score must return a list of floats", type(found).__name__) from None
+    if len(scores) != len(predictions):
+        raise _broken(metric, "score must return one float per row", f"{len(scores)} for {len(predictions)} rows")
+    return [_number(metric, "score", one, where=f" of row {row}") for row, one in enumerate(scores)]
+
+
+def mean_of_scored(row_scores: Sequence[float]) -> float:
+    """Returns the mean over the rows that have a score; NaN if none has."""
+    scored = [one for one in row_scores if not math.isnan(one)]
+    return math.fsum(scored) / len(scored) if scored else math.nan
+
+
+def _checked_details(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    if not isinstance(metric, Detailing):
+        return {}
+    found = _call(metric, "details", predictions, references)
+    if not isinstance(found, Mapping):
+        raise _broken(metric, "details must return a dict of floats", type(found).__name__)
+    return {str(name): _number(metric, "details", one, where=f" for {name}") for name, one in found.items()}
+
+
+def _call(metric: Metric, method: str, *arguments: Any) -> Any:
+    """Returns what the method returns; what a stranger's code raises becomes one message that names its line."""
+    try:
+        return getattr(metric, method)(*arguments)
+    except QloraRayError:
+        raise
+    except Exception as error:
+        frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename != __file__]
+        where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        raise _broken(metric, f"{method} must run on any answers", f"{type(error).__name__}: {error}{where}") from error
+
+
+def _number(metric: Metric, method: str, value: Any, *, where: str = "") -> float:
+    if not isinstance(value, Real):
+        raise _broken(metric, f"{method} must return floats, NaN where there is no score", f"{value!r}{where}")
+    return float(value)
+
+
+def _broken(metric: Metric, rule: str, got: str) -> ConfigError:
+    return ConfigError(f"metric {metric.name}: {rule}, got {got}. Correct the class {type(metric).__name__}.")
