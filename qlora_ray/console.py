@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -100,6 +101,13 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def format_score(value: float, *, sign: str = "") -> str:
+    """A metric's value with three decimals where they say something, else with three digits."""
+    if not math.isfinite(value) or value == 0 or 0.001 <= abs(value) < 1000:
+        return f"{value:{sign}.3f}"
+    return f"{value:{sign}.3g}"
 
 
 def format_table(rows: list[list[str]], *, right: tuple[int, ...] = ()) -> str:

@@ -53,7 +53,7 @@ def prepare_data(
     if cached is not None:
         return cached
 
-    rows = _read_examples(data, sources, data_seed)
+    rows = _read_rows(data, sources, data_seed)
     splits: dict[str, TokenizedSplit] = {}
     counts: dict[str, SplitCounts] = {}
     for split, examples in rows.examples.items():
@@ -68,6 +68,15 @@ def prepare_data(
         warning = f"not cached: {cache_dir} cannot be written ({error.strerror or error})"
         return dataclasses.replace(prepared, report=dataclasses.replace(report, warnings=[*report.warnings, warning]))
     return prepared
+
+
+def read_examples(data: Data, *, data_seed: int) -> dict[str, list[Example]]:
+    """Returns the rows of each split as `prepare_data` tokenizes them, before any is cut or dropped for its length.
+
+    Raises:
+        DataError: If a source is missing, empty, of no known format, or has a bad row.
+    """
+    return _read_rows(data, find_sources(data), data_seed).examples
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ def _by_split(sources: SplitSources) -> dict[str, Source]:
     return {split: source for split, source in found.items() if source is not None}
 
 
-def _read_examples(data: Data, sources: SplitSources, data_seed: int) -> _Rows:
+def _read_rows(data: Data, sources: SplitSources, data_seed: int) -> _Rows:
     limits = {"train": data.max_train_rows, "validation": data.max_validation_rows}
     named = _by_split(sources)
     conversions = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from qlora_ray.console import format_score
 from qlora_ray.errors import DataError
 from qlora_ray.evaluation.significance import Floats, bootstrap_interval, mcnemar_p, sign_flip_p
 from qlora_ray.runs.files import to_plain_json
@@ -87,7 +88,7 @@ class Comparison:
         rows = f"{self.num_rows} row{'' if self.num_rows == 1 else 's'}"
         if self.num_dropped:
             rows += f", {self.num_dropped} without a score"
-        means = f"{self.measure} {_number(self.base)} -> {_number(self.tuned)}"
+        means = f"{self.measure} {format_score(self.base)} -> {format_score(self.tuned)}"
         if self.num_rows < MIN_ROWS:
             return f"{means} ({rows}: too few to compare)"
         low, high = self.interval
@@ -96,8 +97,8 @@ class Comparison:
             return f"{means}: no row differs ({rows})"
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
         return (
-            f"{means}: {_number(self.difference, sign='+')} (95 % interval {_number(low, sign='+')} to "
-            f"{_number(high, sign='+')}, {p}, {self.test.replace(',', '')}, {rows})"
+            f"{means}: {format_score(self.difference, sign='+')} (95 % interval {format_score(low, sign='+')} to "
+            f"{format_score(high, sign='+')}, {p}, {self.test.replace(',', '')}, {rows})"
         )
 
 
@@ -222,13 +223,6 @@ def _judge(interval: tuple[float, float], p_value: float, *, higher_is_better: b
     if p_value >= SIGNIFICANCE or low <= 0 <= high:
         return "no different"
     return "better" if (low > 0) == higher_is_better else "worse"
-
-
-def _number(value: float, *, sign: str = "") -> str:
-    """Returns three decimals where they say something, else three digits."""
-    if not math.isfinite(value) or value == 0 or 0.001 <= abs(value) < 1000:
-        return f"{value:{sign}.3f}"
-    return f"{value:{sign}.3g}"
 
 
 def _or(value: float | None, missing: float) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import GenerationConfig
@@ -30,6 +30,22 @@ class Answers:
     num_short_answers: int
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One answer as it came.
+
+    Attributes:
+        row: The prompt's index.
+        num_tokens: New tokens before the end token.
+        finish: `stop` if the model ended it, `length` if its tokens were spent.
+    """
+
+    row: int
+    text: str
+    num_tokens: int
+    finish: Literal["stop", "length"]
+
+
 def generate_answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -48,15 +64,56 @@ def generate_answers(
         DataError: a prompt is empty.
         torch.OutOfMemoryError: one prompt alone does not fit the device.
     """
+    texts = [""] * len(prompt_ids)
+
+    def keep(batch: Sequence[Answer]) -> None:
+        for answer in batch:
+            texts[answer.row] = answer.text
+
+    answer_in_batches(
+        model,
+        tokenizer,
+        prompt_ids,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        precision=precision,
+        on_batch=keep,
+    )
+    limit = max_positions(model.config)
+    return Answers(texts, *count_limited(prompt_ids, limit=limit, max_new_tokens=max_new_tokens))
+
+
+def answer_in_batches(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    precision: Precision,
+    on_batch: Callable[[Sequence[Answer]], None],
+    done: Collection[int] = (),
+) -> None:
+    """Answers prompts as `generate_answers` does, and hands each batch over as soon as it is finished.
+
+    Which prompts share a batch does not depend on `done`: what is left is answered in the batches that it would have
+    been in, so that an interrupted run goes on to the same answers.
+
+    Args:
+        on_batch: Called with the answers of each finished batch.
+        done: Rows that need no answer any more.
+
+    Raises:
+        DataError: a prompt is empty.
+        torch.OutOfMemoryError: one prompt alone does not fit the device.
+    """
     for row, ids in enumerate(prompt_ids):
         if not ids:
             raise DataError(f"evaluation: row {row} must have a prompt to answer, got no tokens. Drop the row.")
-    limit = _max_positions(model)
-    prompts = [_cut_left(ids, limit=limit, max_new_tokens=max_new_tokens) for ids in prompt_ids]
-    budgets = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids)) for ids in prompts]
+    limit = max_positions(model.config)
+    prompts, budgets = _fit(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
     end_ids = _end_token_ids(model, tokenizer)
     pad_id = next((one for one in (tokenizer.pad_token_id, *end_ids) if one is not None), 0)
-    texts = [""] * len(prompts)
 
     with evaluating(model, precision=precision):
         device = input_device(model)
@@ -67,20 +124,41 @@ def generate_answers(
                 return _generate(model, [prompts[row] for row in batch], config=config, device=device)
 
             rows = longest_first(prompts, [row for row, one in enumerate(budgets) if one == budget])
-            for batch, answers in map_batches(rows, run, batch_size=batch_size):
-                for row, answer in zip(batch, answers, strict=True):
-                    texts[row] = _decode(tokenizer, answer, end_ids=end_ids)
-    return Answers(
-        texts=texts,
-        num_cut_prompts=sum(len(cut) < len(ids) for cut, ids in zip(prompts, prompt_ids, strict=True)),
-        num_short_answers=sum(budget < max_new_tokens for budget in budgets),
+            size = batch_size
+            for start in range(0, len(rows), batch_size):
+                left = [row for row in rows[start : start + batch_size] if row not in done]
+                largest = 0
+                for batch, answers in map_batches(left, run, batch_size=size):
+                    on_batch(
+                        [_read_answer(tokenizer, *one, end_ids=end_ids) for one in zip(batch, answers, strict=True)]
+                    )
+                    largest = max(largest, len(batch))
+                if largest < len(left):
+                    # Halved for lack of memory: batches stay small.
+                    size = largest
+
+
+def count_limited(prompt_ids: Sequence[Sequence[int]], *, limit: int | None, max_new_tokens: int) -> tuple[int, int]:
+    """Returns `Answers.num_cut_prompts` and `num_short_answers` of these prompts, in a model of `limit` positions."""
+    prompts, budgets = _fit(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
+    return (
+        sum(len(cut) < len(ids) for cut, ids in zip(prompts, prompt_ids, strict=True)),
+        sum(budget < max_new_tokens for budget in budgets),
     )
 
 
-def _max_positions(model: Any) -> int | None:
-    """Returns the positions the model was made for, or None if its config names no limit."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+def max_positions(config: Any) -> int | None:
+    """Returns the positions a model was made for, or None if its config (transformers') names no limit."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(config, "max_position_embeddings", None)
+
+
+def _fit(
+    prompt_ids: Sequence[Sequence[int]], *, limit: int | None, max_new_tokens: int
+) -> tuple[list[list[int]], list[int]]:
+    """Returns the prompts as the model sees them, and the new tokens each may have."""
+    prompts = [_cut_left(ids, limit=limit, max_new_tokens=max_new_tokens) for ids in prompt_ids]
+    return prompts, [max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids)) for ids in prompts]
 
 
 def _cut_left(ids: Sequence[int], *, limit: int | None, max_new_tokens: int) -> list[int]:
@@ -134,7 +212,10 @@ def _generate(
     return output[:, longest:].tolist()
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, answer: list[int], *, end_ids: list[int]) -> str:
+def _read_answer(tokenizer: PreTrainedTokenizerBase, row: int, answer: list[int], *, end_ids: list[int]) -> Answer:
     """Returns the text before the first end token: an end or pad token need not be a special one."""
-    end = next((at for at, token in enumerate(answer) if token in end_ids), len(answer))
-    return str(tokenizer.decode(answer[:end], skip_special_tokens=True)).strip()
+    end = next((at for at, token in enumerate(answer) if token in end_ids), None)
+    text = str(tokenizer.decode(answer[:end], skip_special_tokens=True)).strip()
+    if end is None:
+        return Answer(row, text, len(answer), "length")
+    return Answer(row, text, end, "stop")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.console import Console, format_duration, format_table
+from qlora_ray.console import Console, format_duration, format_score, format_table
 from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry, format_value
@@ -143,7 +143,7 @@ def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:
     split = winner.verdict.split
     rows = [["", f"{split} loss", *winner.scores.metrics]]
     for name, scores in (("base", winner.base), (f"winner {winner.entry.id}", winner.scores)):
-        rows.append([name, f"{scores.loss:.4f}", *(f"{value:.3f}" for value in scores.metrics.values())])
+        rows.append([name, f"{scores.loss:.4f}", *map(format_score, scores.metrics.values())])
     console.line()
     console.line(format_table(rows, right=tuple(range(1, len(rows[0])))))
     answered = f", {len(winner.scores.answers)} of them answered" if winner.scores.answers else ""

@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from qlora_ray.console import Console, format_duration, format_table, noise_to
+from qlora_ray.console import Console, format_duration, format_score, format_table, noise_to
 
 ERASE = "\r\x1b[2K"
 
@@ -190,3 +190,11 @@ def test_a_table_is_aligned_and_has_no_trailing_blanks():
 
 def test_a_table_may_have_a_header_only():
     assert format_table([["a", "b"]]) == "a  b"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.65, "0.650"), (0, "0.000"), (999.9994, "999.999"), (2.7e79, "2.7e+79"), (4e-5, "4e-05")]
+)
+def test_scores_have_three_decimals_where_they_say_something(value, text):
+    assert format_score(value) == text
+    assert format_score(value, sign="+") == f"+{text}"

@@ -6,7 +6,7 @@ from evaluation_fixtures import make_llama, make_split, make_tokenizer
 from peft import LoraConfig, get_peft_model
 
 from qlora_ray.errors import DataError
-from qlora_ray.evaluation.generation import Answers, generate_answers
+from qlora_ray.evaluation.generation import Answer, Answers, answer_in_batches, generate_answers
 
 PROMPTS = make_split([(n, 0) for n in (3, 17, 1, 9, 9, 25, 4)], seed=3).prompt_ids
 
@@ -120,3 +120,39 @@ def test_no_prompts_give_no_answers_and_an_empty_prompt_is_an_error() -> None:
     assert generate(make_llama(), []) == Answers(texts=[], num_cut_prompts=0, num_short_answers=0)
     with pytest.raises(DataError, match="row 1 must have a prompt to answer"):
         generate(make_llama(), [[5], []])
+
+
+def answer_all(*, done: set[int] = frozenset(), max_new_tokens: int = 12) -> list[list[Answer]]:
+    batches: list[list[Answer]] = []
+    answer_in_batches(
+        make_llama(),
+        make_tokenizer(),
+        PROMPTS,
+        max_new_tokens=max_new_tokens,
+        batch_size=3,
+        precision="fp32",
+        on_batch=lambda batch: batches.append(list(batch)),
+        done=done,
+    )
+    return batches
+
+
+def test_batches_are_handed_over_as_they_finish_with_tokens_and_the_way_they_ended() -> None:
+    batches = answer_all()
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    answers = {answer.row: answer for batch in batches for answer in batch}
+    assert [answers[row].text for row in range(len(PROMPTS))] == generate(make_llama()).texts
+    model = make_llama().eval()
+    for row, prompt in enumerate(PROMPTS):
+        tokens = greedy_by_hand(model, prompt, num_tokens=12)
+        ended = tokens[-1] == 2
+        assert answers[row].finish == ("stop" if ended else "length")
+        assert answers[row].num_tokens == len(tokens) - ended
+
+
+def test_what_is_done_is_not_answered_again_and_the_rest_keeps_its_batches() -> None:
+    first, *rest = answer_all()
+    assert answer_all(done={answer.row for answer in first}) == rest
+    assert answer_all(done=set(range(len(PROMPTS)))) == []
+    part = first[0].row
+    assert answer_all(done={part})[0] == first[1:]

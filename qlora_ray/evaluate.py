@@ -1,0 +1,110 @@
+"""Scores a base, its adapter and the merged model on the same rows, and says which is better.
+
+`python -m qlora_ray.evaluate results/X` finds out what it was given, loads it as it was trained, and goes on where an
+earlier run was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from qlora_ray.errors import ConfigError, QloraRayError
+
+BETTER = "better"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m qlora_ray.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("target", help="a sweep, adapter, bundle or model folder, or a hub id")
+    parser.add_argument("--trial", metavar="ID", help="a trial of the sweep (default: its winner)")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="data and evaluation (default: the sweep's own)")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
+    )
+    parser.add_argument("--models", metavar="NAMES", help="of base,adapter,merged (default: all there are)")
+    parser.add_argument("--merged", type=Path, metavar="DIR", help="a merged model to hold against base and adapter")
+    parser.add_argument(
+        "--split", choices=["auto", "test", "validation", "none"], default="auto", help="auto: test if there is one"
+    )
+    parser.add_argument("--shots", metavar="N,...", help="worked examples before each question, e.g. 0,3")
+    parser.add_argument("--rows", type=_positive, metavar="N", help="the first N rows, all of them answered")
+    parser.add_argument(
+        "--prompts", action="append", default=[], metavar="FILE", help="prompts to answer, or qualitative, red_team"
+    )
+    parser.add_argument("--metric", action="append", default=[], metavar="FILE.py:CLASS", help="a metric of your own")
+    parser.add_argument("--lm-eval", metavar="TASK,...", help="tasks of the lm-evaluation-harness")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="where it is written (default: beside the target)")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run left there")
+    parser.add_argument(
+        "--require-improvement", action="store_true", help="exit with 1 unless the adapter is better than its base"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 0, 1 for no improvement where one is required, 2 for bad input, 130 interrupted."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except QloraRayError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run it again to go on\n")
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    overrides = list(arguments.overrides)
+    if arguments.shots is not None:
+        overrides.append(f"evaluate.shots=[{_shots(arguments.shots)}]")
+    from qlora_ray.console import noise_to
+    from qlora_ray.evaluation.driver import Options, run_evaluation
+    from qlora_ray.evaluation.subjects import Request
+
+    options = Options(
+        arguments.target,
+        Request(arguments.trial, arguments.merged, arguments.config, overrides),
+        models=_names(arguments.models) if arguments.models is not None else None,
+        split=arguments.split,
+        num_rows=arguments.rows,
+        prompt_files=arguments.prompts,
+        metrics=arguments.metric,
+        tasks=_names(arguments.lm_eval or ""),
+        to=arguments.to,
+        fresh=arguments.fresh,
+        needs_verdict=arguments.require_improvement,
+    )
+    is_live = sys.stdout.isatty()
+    with tempfile.TemporaryDirectory() as folder, noise_to(Path(folder) / "noise.log") as console:
+        outcome = run_evaluation(options, console=console, is_live=is_live)
+    deciding = outcome.deciding
+    if arguments.require_improvement and (deciding is None or deciding.verdict != BETTER):
+        return 1
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _shots(text: str) -> str:
+    numbers = _names(text)
+    if not numbers or not all(number.isdigit() for number in numbers):
+        raise ConfigError(f"--shots: must be numbers like 0,3, got {text!r}. Correct it.")
+    return ", ".join(numbers)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

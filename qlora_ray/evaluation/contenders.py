@@ -1,0 +1,205 @@
+"""The models of an evaluation, loaded as they were trained, one in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.config.schema import Lora
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.lineup import Lineup
+from qlora_ray.evaluation.subjects import ModelName
+from qlora_ray.hardware import DeviceProfile, Precision
+from qlora_ray.hardware.packing import NARROW_WIDTH
+from qlora_ray.modeling.adapters import saved_adapter
+from qlora_ray.modeling.identity import read_adapter
+from qlora_ray.modeling.loading import LoadedBase, load_base
+from qlora_ray.modeling.packing import find_packing_problem
+from qlora_ray.modeling.quantization import Precision as PrecisionName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Ours: of free memory, what the dequantized copy of a 4-bit base may take, so that caches and logits find room too.
+DENSE_SHARE = 0.5
+# What PEFT's own layers do and packed layers do not (adapter_config.json, peft 0.21).
+UNPACKABLE = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out",
+              "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that answers.
+
+    Attributes:
+        how: How it was loaded, in words.
+    """
+
+    name: ModelName
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    precision: PrecisionName
+    how: str
+
+
+def open_contenders(lineup: Lineup, names: Sequence[ModelName]) -> Generator[Contender]:
+    """Yields the models in turn; each is gone before the next is loaded, but base and adapter share one base.
+
+    The adapter is tried on the base before the base is handed out: what does not fit is known before any work.
+
+    Raises:
+        ModelError: If a model cannot be loaded, or the adapter does not fit the base.
+    """
+    if "base" in names or "adapter" in names:
+        yield from _open_base(lineup, names)
+        free_memory()
+    if "merged" in names:
+        yield from _open_merged(lineup)
+        free_memory()
+
+
+def _open_base(lineup: Lineup, names: Sequence[ModelName]) -> Generator[Contender]:
+    subject = lineup.subject
+    assert subject.base is not None
+    spec = lineup.specs["base"]
+    loaded = load_base(subject.base, quantization=spec, device=lineup.torch_device)
+    adapter = subject.adapter if "adapter" in names else None
+    if adapter is not None:
+        with _fitting_adapter(loaded, adapter):
+            pass
+    fused = _hold_dequantized(loaded, adapter, lineup.device)
+    way = "its 4-bit weights held dequantized" if fused is not None else "as transformers and PEFT load it"
+    how = f"{_describe(loaded, lineup.precision)}, {subject.quantization_reason}, on {lineup.device.name}; {way}"
+    with _few_threads(loaded):
+        for name in names:
+            if name != "merged":
+                with _attached(loaded, adapter if name == "adapter" else None, fused) as model:
+                    yield Contender(name, model, loaded.tokenizer, lineup.precision.name, how)
+
+
+def _open_merged(lineup: Lineup) -> Generator[Contender]:
+    spec = lineup.specs["merged"]
+    loaded = load_base(lineup.merged_model, quantization=spec, device=lineup.torch_device)
+    how = f"{_describe(loaded, lineup.precision)}, on {lineup.device.name}"
+    with _few_threads(loaded):
+        yield Contender("merged", loaded.model, loaded.tokenizer, lineup.precision.name, how)
+
+
+def free_memory() -> None:
+    """Gives back what a model that is no longer referenced held, on the device too."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@contextmanager
+def _few_threads(loaded: LoadedBase) -> Iterator[None]:
+    """One thread for a narrow model on a CPU: it gains little from more, and waits long for one that others hold up."""
+    import torch
+
+    before = torch.get_num_threads()
+    is_narrow = getattr(loaded.model.config.get_text_config(), "hidden_size", NARROW_WIDTH) < NARROW_WIDTH
+    if loaded.device == "cpu" and is_narrow:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _attached(loaded: LoadedBase, adapter: Path | None, fused: Any) -> Iterator[Any]:
+    if fused is not None:
+        from qlora_ray.training.fused.adapters import answering
+
+        with answering(fused, adapter):
+            yield loaded.model
+    elif adapter is not None:
+        with saved_adapter(loaded, adapter) as model:
+            yield model
+    else:
+        yield loaded.model
+
+
+@contextmanager
+def _fitting_adapter(loaded: LoadedBase, adapter: Path) -> Iterator[None]:
+    """The adapter on the base; what PEFT raises or only warns of when it does not fit becomes one line."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with saved_adapter(loaded, adapter):
+                pass
+    except (RuntimeError, ValueError, KeyError) as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise _misfit(adapter, loaded, str(error)) from None
+    missing = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
+    if missing:
+        raise _misfit(adapter, loaded, missing[0])
+    yield
+
+
+def _misfit(adapter: Path, loaded: LoadedBase, cause: str) -> ModelError:
+    lines = [line.strip() for line in cause.strip().splitlines() if line.strip()]
+    # torch's first line names the class only; what differs is in the second.
+    line = next((line for line in lines if "size mismatch" in line), lines[0] if lines else "no cause given")
+    name = loaded.model.config.name_or_path
+    return ModelError(
+        f"{adapter}: must be an adapter of this base ({name}), got one that does not fit it: {line.rstrip('.')[:200]}. "
+        "Name its own base with --set model.name=."
+    )
+
+
+def _hold_dequantized(loaded: LoadedBase, adapter: Path | None, device: DeviceProfile) -> Any:
+    """The base with layers that hold 4-bit weights dequantized, where that is the same and faster; else None.
+
+    On a CPU bitsandbytes dequantizes every weight for every token that is generated: measured five times slower.
+    """
+    import bitsandbytes
+
+    if device.kind != "cpu" or loaded.quantization.method not in ("nf4", "fp4"):
+        return None
+    if find_packing_problem(loaded.model, _lora_of(adapter)) is not None:
+        return None
+    if adapter is not None and not _is_packable(adapter):
+        return None
+    quantized = [one for one in loaded.model.modules() if isinstance(one, bitsandbytes.nn.Linear4bit)]
+    num_bytes = sum(4 * one.in_features * one.out_features for one in quantized)
+    if num_bytes > DENSE_SHARE * device.free_memory_bytes:
+        return None
+    from qlora_ray.training.fused.wrapping import FusedBase
+
+    return FusedBase(loaded, hold_dequantized=True)
+
+
+def _is_packable(adapter: Path) -> bool:
+    config = read_adapter(adapter).config
+    return isinstance(config["target_modules"], list) and not any(config.get(key) for key in UNPACKABLE)
+
+
+def _lora_of(adapter: Path | None) -> list[Lora]:
+    if adapter is None or not _is_packable(adapter):
+        return []
+    facts = read_adapter(adapter)
+    return [Lora(r=facts.r, target_modules=sorted(facts.config["target_modules"]))]
+
+
+def _describe(loaded: LoadedBase, precision: Precision) -> str:
+    """`nf4 with double quantization, computed in bf16`; for a quantization of the folder's own, as it is written."""
+    spec = loaded.quantization
+    written = getattr(loaded.model.config, "quantization_config", None)
+    if spec.method != "none":
+        kind = spec.method + (" with double quantization" if spec.double_quantization else "")
+    elif written is not None:
+        values = written if isinstance(written, dict) else written.to_dict()
+        is_four_bit = values.get("load_in_4bit") or values.get("_load_in_4bit")
+        kind = str(values.get("bnb_4bit_quant_type") if is_four_bit else values.get("quant_method"))
+    else:
+        kind = f"{spec.compute_dtype} weights"
+    return f"{kind}, computed in {precision.name}"

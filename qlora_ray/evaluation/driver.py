@@ -1,0 +1,172 @@
+"""An evaluation from its target to its results: find, check, load, ask, score, compare, write."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.console import Console
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.comparison import Comparison
+from qlora_ray.evaluation.contenders import Contender, open_contenders
+from qlora_ray.evaluation.journal import Journal
+from qlora_ray.evaluation.planning import Options, Plan, describe_settings, make_plan
+from qlora_ray.evaluation.results import Findings, collect_findings, format_pairs, format_scores, render_markdown
+from qlora_ray.evaluation.session import Session
+from qlora_ray.runs import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it: `evaluation` is evaluation.json."""
+
+    folder: Path
+    findings: Findings
+    evaluation: dict[str, Any]
+
+    @property
+    def deciding(self) -> Comparison | None:
+        """The comparison that says whether tuning helped, if there is one."""
+        return self.findings.deciding()
+
+
+def run_evaluation(options: Options, *, console: Console, is_live: bool) -> Outcome:
+    """Evaluates a target; goes on where an earlier run of the same evaluation was stopped.
+
+    Args:
+        is_live: Whether the console is a terminal.
+
+    Raises:
+        QloraRayError: If the target, the config, the data or a model is not usable; then nothing is written.
+    """
+    console.progress("reading ...")
+    plan = make_plan(options)
+    folder = options.to or plan.subject.to
+    journal = Journal(folder, describe_settings(plan))
+    if options.fresh:
+        journal.clear()
+    journal.check()
+    _print_plan(console, plan, folder)
+    session = Session(
+        journal,
+        console,
+        plan.config.evaluate,
+        loss_batch_size=plan.config.training.per_device_eval_batch_size,
+        is_live=is_live,
+    )
+    _ask(session, plan, options)
+    with journal.lock():
+        return _conclude(journal, plan, options, console)
+
+
+def _ask(session: Session, plan: Plan, options: Options) -> None:
+    """Loads each model that has something left to do, and runs it; the folder is made once the first one is there."""
+    import torch
+
+    from qlora_ray.evaluation.harness import is_finished, run_harness
+
+    journal = session.journal
+    left = [
+        name
+        for name in plan.names
+        if not all(session.is_done(name, one) for one in plan.sets)
+        or not is_finished(journal, name, options.tasks, limit=options.num_rows)
+    ]
+    if not left:
+        journal.create()
+        with journal.lock():
+            journal.write_settings()
+        return
+    session.console.progress(f"loading {left[0]} ...")
+    try:
+        with closing(open_contenders(plan.lineup, left)) as contenders:
+            contender: Contender | None = next(contenders)
+            journal.create()
+            with journal.lock():
+                journal.write_settings()
+                while contender is not None:
+                    journal.note_loaded(contender.name, contender.how)
+                    for one in plan.sets:
+                        session.run(contender, one)
+                    if options.tasks:
+                        session.console.progress(f"{contender.name}  lm-eval ...")
+                        batch_size = session.evaluate.batch_size
+                        run_harness(journal, contender, options.tasks, limit=options.num_rows, batch_size=batch_size)
+                    # Let go of it first: the next model may need its memory.
+                    contender = None
+                    contender = next(contenders, None)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"evaluation: {plan.lineup.device.name} must have room for a model and one row, got "
+            f"{str(error).splitlines()[0].rstrip('.')}. Free the device or lower evaluate.max_new_tokens, and run it "
+            "again: it goes on."
+        ) from None
+    finally:
+        session.console.end_progress()
+
+
+def _conclude(journal: Journal, plan: Plan, options: Options, console: Console) -> Outcome:
+    """Scores what was answered, and writes evaluation.md, then evaluation.json."""
+    from qlora_ray.evaluation.answers import export_answers
+    from qlora_ray.evaluation.harness import read_harness
+
+    for name in plan.names:
+        for one in plan.sets:
+            journal.tidy(name, one.name)
+    findings = collect_findings(journal, plan.names, plan.sets, metrics=plan.metrics, limited=plan.limited)
+    subject = plan.subject
+    evaluation = {
+        "target": {
+            "name": Path(subject.path).name,
+            "path": subject.path,
+            "base": subject.base.name if subject.base is not None else None,
+            **journal.settings["target"],
+        },
+        "rows": plan.rows,
+        "metrics": plan.metrics_reason,
+        "settings": {key: journal.settings[key] for key in ("evaluate", "device", "versions", "prompts")},
+        "models": {name: journal.settings["loaded"][name] for name in plan.names},
+        **findings.to_dict(),
+        "notes": plan.notes,
+    }
+    answered = [one.name for one in plan.sets if one.num_answered]
+    if answered:
+        evaluation["exports"] = export_answers(journal.folder, prompt_sets=answered, models=plan.names)
+    if options.tasks:
+        evaluation["lm_eval"] = read_harness(journal, plan.names, options.tasks)
+    write_text(journal.folder / "evaluation.md", render_markdown(evaluation, findings))
+    write_json(journal.folder / "evaluation.json", evaluation)
+    _print_outcome(console, findings, evaluation, journal.folder)
+    return Outcome(journal.folder, findings, evaluation)
+
+
+def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
+    subject = plan.subject
+    console.end_progress()
+    trial = f", trial {subject.trial}" if subject.trial else ""
+    console.line(f"target {subject.path} ({subject.kind}{trial}): {', '.join(plan.names)}")
+    if plan.rows["split"]:
+        console.line(f"rows   {plan.rows['num_rows']} of {plan.rows['reason']}")
+        console.line(f"score  {plan.metrics_reason}")
+    sets = ", ".join(f"{one.name} ({one.num_answered} answers)" for one in plan.sets)
+    console.line(f"asked  {sets or 'nothing'}")
+    for note in plan.notes:
+        console.line(f"note   {note}")
+    console.line(f"to     {folder}/")
+    console.line()
+
+
+def _print_outcome(console: Console, findings: Findings, evaluation: dict[str, Any], folder: Path) -> None:
+    console.end_progress()
+    if findings.scores:
+        console.line()
+        console.line(format_scores(findings))
+    for line in format_pairs(findings):
+        console.line(line)
+    for task in evaluation.get("lm_eval", {}).get("lines", []):
+        console.line(task)
+    for warning in evaluation.get("exports", {}).get("warnings", []):
+        console.line(f"note   {warning}")
+    console.line(f"files  {folder}/  (evaluation.json, evaluation.md, <model>/<prompts>.jsonl)")

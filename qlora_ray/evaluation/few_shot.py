@@ -1,0 +1,131 @@
+"""Worked examples before each question: drawn from train with a seed, and left out one by one where they do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qlora_ray.config.schema import Data
+from qlora_ray.data import Example, TokenizedSplit
+from qlora_ray.data.templates import Template, choose_template
+from qlora_ray.data.tokenizing import tokenize_split
+from qlora_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def draw_examples(train: Sequence[Example], *, held_out: Sequence[Example], num: int, seed: int) -> list[Example]:
+    """Returns `num` examples of train, the same for the same seed; fewer shots take the first of them.
+
+    No two have the same prompt, and none has the prompt of a row of `held_out`.
+
+    Raises:
+        DataError: If there are not enough.
+    """
+    asked = {example.prompt_key for example in held_out}
+    free = {example.prompt_key: example for example in train if example.prompt_key not in asked}
+    if len(free) < num:
+        raise DataError(
+            f"evaluate.shots: {num} examples must come from train, got {len(free)} prompts of it that are not asked "
+            "in the rows evaluated. Ask for fewer shots, or add training rows."
+        )
+    return random.Random(seed).sample(list(free.values()), num)
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Puts examples before a split's questions.
+
+    Args:
+        rows: The split without examples; the loss counts the last answer only.
+        asked: The examples that the rows are of.
+        drawn: What can be put before them.
+        max_new_tokens: Tokens that an answer may have: a prompt leaves as many of `max_positions`.
+    """
+
+    rows: TokenizedSplit
+    asked: Sequence[Example]
+    drawn: Sequence[Example]
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    max_positions: int | None
+
+    def make(self, num_shots: int) -> tuple[TokenizedSplit, int]:
+        """Returns the rows with as many examples as fit, at most `num_shots`, and how many were left out in all.
+
+        A row that fits no example stays as it is.
+        """
+        own = self.rows
+        rows = TokenizedSplit(
+            own.name, list(own.input_ids), list(own.completion_mask), list(own.prompt_ids), own.references
+        )
+        left = list(range(len(own)))
+        num_dropped = 0
+        for num in range(num_shots, 0, -1):
+            examples = [self._prepend(self.asked[row], self.drawn[:num]) for row in left]
+            found = tokenize_whole(own.name, examples, template=self.template, tokenizer=self.tokenizer)
+            too_long = []
+            for row, ids, mask, prompt in zip(
+                left, found.input_ids, found.completion_mask, found.prompt_ids, strict=True
+            ):
+                if not self._fits(len(prompt), len(ids) - len(prompt)):
+                    too_long.append(row)
+                    continue
+                rows.input_ids[row], rows.prompt_ids[row] = ids, prompt
+                rows.completion_mask[row] = mask_last_answer(mask, len(prompt))
+            left = too_long
+            num_dropped += len(left)
+            if not left:
+                break
+        return rows, num_dropped
+
+    def _fits(self, num_prompt: int, num_answer: int) -> bool:
+        room = max(self.max_new_tokens, num_answer)
+        return self.max_positions is None or num_prompt + room <= self.max_positions
+
+    @staticmethod
+    def _prepend(example: Example, shots: Sequence[Example]) -> Example:
+        system = [turn for turn in example.turns if turn.role == "system"]
+        own = [turn for turn in example.turns if turn.role != "system"]
+        worked = [turn for shot in shots for turn in shot.turns if turn.role != "system"]
+        return dataclasses.replace(example, turns=(*system, *worked, *own))
+
+
+def find_examples(
+    examples: Sequence[Example], split: TokenizedSplit, *, data: Data, tokenizer: PreTrainedTokenizerBase
+) -> list[Example]:
+    """The examples that the split's rows are of: preparation drops those whose answers `max_length` cuts away."""
+    template = choose_template(data.template, tokenizer)
+    whole = tokenize_whole(split.name, examples, template=template, tokenizer=tokenizer)
+    masks = zip(examples, whole.completion_mask, strict=True)
+    kept = [example for example, mask in masks if any(mask[: data.max_length])]
+    assert len(kept) == len(split), f"{split.name}: {len(kept)} rows read, {len(split)} prepared"
+    return kept
+
+
+def tokenize_whole(
+    name: str, examples: Sequence[Example], *, template: Template, tokenizer: PreTrainedTokenizerBase
+) -> TokenizedSplit:
+    """The examples as tokens, none of them cut.
+
+    Raises:
+        DataError: If one cannot be rendered, or its answer has no token.
+    """
+    rows, _ = tokenize_split(name, examples, template=template, tokenizer=tokenizer, max_length=sys.maxsize)
+    if len(rows) != len(examples):
+        raise DataError(
+            f"{name}: every row must have an answer of at least one token, got {len(examples) - len(rows)} without. "
+            "Drop them."
+        )
+    return rows
+
+
+def mask_last_answer(mask: Sequence[int], num_prompt: int) -> list[int]:
+    """Returns the mask with the loss on what follows the prompt only; a plain text has no prompt, and keeps all."""
+    return [0] * min(num_prompt, len(mask)) + list(mask[num_prompt:])

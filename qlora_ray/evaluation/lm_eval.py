@@ -1,0 +1,190 @@
+"""Runs tasks of the lm-evaluation-harness (the extra `lm-eval`) on a model that is loaded already, by its own HFLM.
+
+What the harness reports is reported: its task versions, metrics and standard errors. Its samples give a score per row,
+so that base and tuned are paired as with our own metrics (`task_results.compare_tasks`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.config.schema import Evaluate
+from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.evaluation.task_results import TaskResult, read_results
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from qlora_ray.evaluation.inference import Precision
+
+EXTRA = "lm-eval"
+MAX_NEAR_NAMES = 3
+MIXED_PRECISION = {"bf16": "bfloat16", "fp16": "float16"}
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """What to run.
+
+    Attributes:
+        tasks: Names, tags, groups or patterns (`mmlu_*`) of the harness, or paths of the user's task YAMLs.
+        num_fewshot: Examples in the prompt; None: as each task says. A task that fixes 0 keeps it.
+        limit: Rows of each task, from the top; None: all.
+        batch_size: Halved, down to 1, if it does not fit the device.
+        include_path: A folder with task YAMLs to be called by their names.
+        chat_template: Whether prompts go through the tokenizer's chat template; None: if it has one, as `data.template`
+            auto does it for training. The harness's own default is not to.
+        seed: Of the few-shot draw and of all else that is random.
+    """
+
+    tasks: Sequence[str]
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: int = 1
+    include_path: Path | None = None
+    chat_template: bool | None = None
+    seed: int = Evaluate().shot_seed
+
+
+def check_installed() -> None:
+    """Raises ConfigError, which says what to install, unless the harness can be imported."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            f"lm-eval: tasks need the lm-evaluation-harness, which is not installed. "
+            f'Install the extra: pip install "qlora_ray[{EXTRA}]".'
+        )
+
+
+def run_tasks(
+    model: Any, tokenizer: PreTrainedTokenizerBase, *, request: TaskRequest, precision: Precision
+) -> dict[str, TaskResult]:
+    """Scores a model in tasks; a batch that does not fit the device starts them again with half of it.
+
+    Args:
+        model: A transformers model, with PEFT's adapter or without, in its place on the device.
+        tokenizer: Its tokenizer, whose padding side and tokens are left as they are.
+        request: What to run.
+        precision: What `inference.evaluating` computes in.
+
+    Returns:
+        The result of each task, and of each group that reports figures of its own, by name.
+
+    Raises:
+        ConfigError: If the harness is not installed, or has no such task.
+        DataError: If a task cannot be run: its data cannot be loaded, or it runs code the harness holds to be unsafe.
+        torch.OutOfMemoryError: If one row alone does not fit.
+    """
+    check_installed()
+    import copy
+
+    import torch
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from qlora_ray.evaluation.inference import evaluating, input_device
+
+    manager, names = _find_tasks(request)
+    dtype = MIXED_PRECISION.get(precision) if input_device(model).type == "cuda" else None
+    chat_template = bool(tokenizer.chat_template) if request.chat_template is None else request.chat_template
+    size = request.batch_size
+    while True:
+        try:
+            with _quiet(), evaluating(model, precision=precision):
+                # HFLM sets the tokenizer's pad token.
+                harness_model = HFLM(
+                    pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=size, mixed_precision_dtype=dtype
+                )
+                found = simple_evaluate(
+                    model=harness_model,
+                    tasks=names,
+                    num_fewshot=request.num_fewshot,
+                    limit=request.limit,
+                    log_samples=True,
+                    apply_chat_template=chat_template,
+                    task_manager=manager,
+                    random_seed=request.seed,
+                    numpy_random_seed=request.seed,
+                    torch_random_seed=request.seed,
+                    fewshot_random_seed=request.seed,
+                )
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        except Exception as error:
+            raise DataError(
+                f"lm-eval: {', '.join(names)} cannot be run, got {type(error).__name__}: {_first_line(error)}. "
+                "Check the task's data (the hub needs a network) and its YAML."
+            ) from error
+        else:
+            return read_results(found, chat_template=chat_template)
+        # Outside the handler: there the traceback would still hold the failed batch's tensors.
+        size //= 2
+        torch.cuda.empty_cache()
+
+
+def _find_tasks(request: TaskRequest) -> tuple[Any, list[str]]:
+    """Returns the harness's index of tasks, and the names that are meant; a YAML's folder is added to the index."""
+    from lm_eval.tasks import TaskManager
+
+    files = {task: Path(task).expanduser() for task in request.tasks if task.endswith(SUFFIXES)}
+    names = {task: _read_name(path) for task, path in files.items()}
+    folders = [str(path.parent) for path in files.values()]
+    if request.include_path is not None:
+        folders.append(str(request.include_path))
+    # The harness's own folder has thousands of files: it takes seconds to index, and is left out where it can be.
+    manager = TaskManager(include_path=folders or None, include_defaults=len(files) < len(request.tasks))
+    found: list[str] = []
+    unknown: list[str] = []
+    for task in request.tasks:
+        matches = manager.match_tasks([names.get(task, task)])
+        found += matches
+        if not matches:
+            near = difflib.get_close_matches(task, manager.all_tasks, n=MAX_NEAR_NAMES)
+            unknown.append(
+                f"lm-eval: a task must be one of the harness's or a YAML file, got {task!r}. "
+                + (f"Did you mean {' or '.join(near)}?" if near else "See `lm-eval ls tasks`.")
+            )
+    if unknown:
+        raise ConfigError(unknown)
+    if not found:
+        raise ConfigError("lm-eval: at least one task must be named, got none. Name one, as hellaswag.")
+    return manager, list(dict.fromkeys(found))
+
+
+def _read_name(path: Path) -> str:
+    """Returns what a task YAML calls its task. Not parsed as YAML: it may hold the harness's `!function` tags."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"lm-eval: {path} cannot be read: {error.strerror}. Check the path.") from None
+    named = re.search(r"^(?:task|group):[ \t]*[\"']?([^\s\"'#]+)", text, flags=re.MULTILINE)
+    if named is None:
+        raise ConfigError(
+            f"lm-eval: {path} must have a line `task: name`, got none. docs/lm_eval_task.yaml is an example."
+        )
+    return named.group(1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the harness's notes on how it was called from the terminal; its progress bars stay."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,215 @@
+"""Reads prompts to be answered for reading rather than for scoring: qualitative, red-team, EQ-Bench-style files.
+
+A row has a prompt (`prompt`, `question`, or `instruction` with `input`; or `messages` / `conversations` that end with
+the user), an id (`id`, `question_id`, `prompt_id`; else its place, from 0) and perhaps a `reference`. Other columns are
+the user's own. EQ-Bench's file, one object with the rows under their ids, is read as it is; its `reference_answer` is
+for its own scorer, not a text to compare with.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_ray.data.conversations import RowProblem, read_text, read_turns
+from qlora_ray.data.examples import Example, Row, Turn
+from qlora_ray.data.reading import read_rows
+from qlora_ray.errors import DataError
+
+ID_COLUMNS = ("id", "question_id", "prompt_id")
+TURN_COLUMNS = ("messages", "conversations")
+TEXT_COLUMNS = ("prompt", "question", "instruction")
+REFERENCE_COLUMN = "reference"
+SHIPPED_FOLDER = Path(__file__).parent / "prompts"
+# What a message names; further ones are counted.
+MAX_PROBLEMS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt.
+
+    Attributes:
+        id: What pairs the answers of two models; unique in its file.
+        turns: The conversation so far; the last turn is the user's.
+        reference: The expected answer as text, if there is one.
+        where: `file:line`, for messages.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    reference: str | None
+    where: str
+
+    @property
+    def prompt(self) -> str:
+        """The last question as text, for people to read."""
+        return self.turns[-1].full_content
+
+    @property
+    def example(self) -> Example:
+        """The row as data templates take it: the turns and an answer, which is empty without a reference."""
+        return Example((*self.turns, Turn("assistant", self.reference or "")), self.where)
+
+
+def shipped_prompt_sets() -> list[str]:
+    """Returns the names of the prompt files that come with the package."""
+    return sorted(path.stem for path in SHIPPED_FOLDER.glob("*.jsonl"))
+
+
+def find_prompt_file(name: str | Path) -> Path:
+    """Returns the file that is meant: one of the user's, or a shipped set by its bare name.
+
+    Raises:
+        DataError: If there is no such file.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_prompt_sets()
+    if str(name) in shipped:
+        return SHIPPED_FOLDER / f"{name}.jsonl"
+    near = difflib.get_close_matches(str(name), shipped, n=1)
+    raise DataError(
+        f"prompts: must be a file or one of {', '.join(shipped)}, got {str(name)!r}, which is neither. "
+        + (f"Did you mean {near[0]}?" if near else "Check the path.")
+    )
+
+
+def read_prompts(name: str | Path) -> list[PromptRow]:
+    """Reads a prompt file: jsonl, json, csv, parquet, or txt with one prompt per line.
+
+    Args:
+        name: A path, or the name of a shipped set.
+
+    Raises:
+        DataError: If the file is missing or cannot be read, if it is called like a set of the evaluation's own
+            (`0-shot`), or if a row has no prompt, a broken conversation, or an id that another row has.
+    """
+    path = find_prompt_file(name)
+    if re.fullmatch(r"\d+-shot", path.stem):
+        raise DataError(f"{path}: {path.stem} is what the split's own rows are called. Rename the file.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from None
+    rows = _read_file(str(path), content)
+    prompts: list[PromptRow] = []
+    problems: list[str] = []
+    first_where: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        try:
+            prompt = _convert(row, number)
+        except RowProblem as problem:
+            problems.append(f"{row.where}: {problem}")
+            continue
+        if prompt.id in first_where:
+            problems.append(f"{row.where}: an id must be there once, got {prompt.id!r} as in {first_where[prompt.id]}")
+        first_where.setdefault(prompt.id, row.where)
+        prompts.append(prompt)
+    if problems:
+        more = len(problems) - MAX_PROBLEMS_SHOWN
+        rest = f"\n... and {more} more." if more > 0 else ""
+        shown = "\n".join(problems[:MAX_PROBLEMS_SHOWN])
+        raise DataError(f"{shown}{rest}\nCorrect {'that row' if len(problems) == 1 else 'those rows'} of {path.name}.")
+    return prompts
+
+
+def _read_file(name: str, content: bytes) -> list[Row]:
+    if name.lower().endswith(".txt"):
+        return _read_lines(name, content)
+    if name.lower().endswith(".json"):
+        rows = _read_object_by_id(name, content)
+        if rows:
+            return rows
+    return read_rows(name, content)
+
+
+def _read_lines(name: str, content: bytes) -> list[Row]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: text must be UTF-8, got byte 0x{content[error.start]:02x}. Save it as UTF-8."
+        ) from None
+    lines = enumerate(text.split("\n"), start=1)
+    rows = [Row(f"{name}:{number}", {"prompt": line.strip()}) for number, line in lines if line.strip()]
+    if not rows:
+        raise DataError(
+            f"{name}: a prompt file must hold at least one prompt, got none. Check that it is the right file."
+        )
+    return rows
+
+
+def _read_object_by_id(name: str, content: bytes) -> list[Row]:
+    """Returns the rows of `{"1": {"prompt": ...}, ...}`, as EQ-Bench's files are; nothing for any other layout."""
+    try:
+        document = json.loads(content)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return []  # read_rows says what is wrong
+    if not isinstance(document, dict) or not document:
+        return []
+    if not all(isinstance(value, dict) and any(key in value for key in (*TEXT_COLUMNS, *TURN_COLUMNS))
+               for value in document.values()):  # fmt: skip
+        return []
+    return [Row(f"{name} row {key}", {"id": key, **value}) for key, value in document.items()]
+
+
+def _convert(row: Row, number: int) -> PromptRow:
+    if row.problem is not None:
+        raise RowProblem(row.problem)
+    turns, reference = _read_prompt(row)
+    given = row.values.get(REFERENCE_COLUMN)
+    if given is not None and given != "":
+        if reference is not None:
+            raise RowProblem("the reference must be in one place, got an answer as last turn and a 'reference'")
+        reference = read_text(given, REFERENCE_COLUMN, Counter())
+    return PromptRow(_read_id(row, number), turns, reference, row.where)
+
+
+def _read_id(row: Row, number: int) -> str:
+    for column in ID_COLUMNS:
+        value = row.values.get(column)
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str | int):
+            raise RowProblem(f"{column!r} must be text or a whole number, got a {type(value).__name__}")
+        return str(value)
+    return str(number)
+
+
+def _read_prompt(row: Row) -> tuple[tuple[Turn, ...], str | None]:
+    """Returns the turns up to the last question, and the answer after it where the conversation has one."""
+    readers: Sequence[tuple[Sequence[str], Callable[[Row, str], tuple[tuple[Turn, ...], str | None]]]] = (
+        (TURN_COLUMNS, _read_conversation),
+        (TEXT_COLUMNS, _read_question),
+    )
+    for columns, read in readers:
+        for column in columns:
+            if row.values.get(column) is not None:
+                return read(row, column)
+    known = ", ".join((*TEXT_COLUMNS, *TURN_COLUMNS))
+    found = ", ".join(map(str, row.values)) or "nothing"
+    raise RowProblem(f"a row must have one of {known}, got {found}")
+
+
+def _read_question(row: Row, column: str) -> tuple[tuple[Turn, ...], str | None]:
+    asked = read_text(row.values[column], column, Counter())
+    given = row.values.get("input") if column == "instruction" else None
+    return (Turn("user", asked, "" if given is None else str(given)),), None
+
+
+def _read_conversation(row: Row, column: str) -> tuple[tuple[Turn, ...], str | None]:
+    value = row.values[column]
+    if not isinstance(value, list | tuple) or not value:
+        return read_turns(value, column), None  # which says what is wrong
+    last = value[-1]
+    is_answered = isinstance(last, dict) and str(last.get("role") or last.get("from")).lower() in ("assistant", "gpt")
+    # read_turns takes conversations that end with an answer, as training rows do.
+    turns = read_turns([*value, *([] if is_answered else [{"role": "assistant", "content": "-"}])], column)
+    return turns[:-1], turns[-1].content if is_answered else None

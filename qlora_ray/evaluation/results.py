@@ -1,0 +1,201 @@
+"""What an evaluation found: every figure as JSON, and as tables to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_ray.console import format_table
+from qlora_ray.evaluation.comparison import Comparison, compare_scores
+from qlora_ray.evaluation.journal import Journal
+from qlora_ray.evaluation.measurement import Metric, measure
+from qlora_ray.evaluation.prompting import PromptSet
+from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
+
+PAIRS = (("base", "adapter"), ("base", "merged"), ("adapter", "merged"))
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one prompt set."""
+
+    model: str
+    prompts: PromptSet
+    scores: Scores
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the figures without rows and answers, which lie in the journal."""
+        values = self.scores.to_dict()
+        for key in ("answers", "row_metrics"):
+            values.pop(key)
+        loss = self.scores.loss
+        return {
+            "model": self.model,
+            "prompts": self.prompts.name,
+            "perplexity": math.exp(loss) if loss < math.log(1e300) else None,
+            "num_dropped_shots": self.prompts.num_dropped_shots,
+            **values,
+        }
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on one prompt set, the deciding comparison first."""
+
+    prompts: str
+    base: str
+    tuned: str
+    comparisons: list[Comparison]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All scores and comparisons of an evaluation."""
+
+    scores: list[Score]
+    pairs: list[Pair] = field(default_factory=list)
+
+    def deciding(self) -> Comparison | None:
+        """The comparison that says whether tuning helped: base and adapter (else merged) on the first prompt set."""
+        return next((pair.comparisons[0] for pair in self.pairs if pair.base == "base"), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `verdict`, `scores` and `comparisons` of evaluation.json."""
+        deciding = self.deciding()
+        return {
+            "verdict": None if deciding is None else deciding.verdict,
+            "scores": [score.to_dict() for score in self.scores],
+            "comparisons": [
+                {"prompts": pair.prompts, "base_model": pair.base, "tuned_model": pair.tuned, **one.to_dict()}
+                for pair in self.pairs
+                for one in pair.comparisons
+            ],
+        }
+
+
+def collect_findings(
+    journal: Journal,
+    models: Sequence[str],
+    sets: Sequence[PromptSet],
+    *,
+    metrics: Mapping[str, Sequence[Metric]],
+    limited: Mapping[str, tuple[int, int]],
+) -> Findings:
+    """Scores what is in the journal.
+
+    Args:
+        metrics: By prompt set.
+        limited: Cut prompts and short answers by prompt set.
+
+    Raises:
+        DataError: If a reference cannot be scored against.
+    """
+    scores = [
+        Score(model, prompts, _read_scores(journal, model, prompts, metrics[prompts.name], limited[prompts.name]))
+        for prompts in sets
+        for model in models
+    ]
+    found = {(one.model, one.prompts.name): one.scores for one in scores}
+    pairs = []
+    for prompts in sets:
+        for base, tuned in PAIRS:
+            if prompts.has_references and base in models and tuned in models:
+                both = found[base, prompts.name], found[tuned, prompts.name]
+                compared = compare_scores(*both, metrics=metrics[prompts.name])
+                pairs.append(Pair(prompts.name, base, tuned, compared))
+    return Findings(scores, pairs)
+
+
+def _read_scores(
+    journal: Journal, model: str, prompts: PromptSet, metrics: Sequence[Metric], limited: tuple[int, int]
+) -> Scores:
+    """A model's scores on a set, from its rows on disk."""
+    losses = journal.read_losses(model, prompts.name)
+    answers = journal.read_answers(model, prompts.name)
+    num_rows = len(prompts.rows) if prompts.has_references else 0
+    row_nll = [losses[row][0] for row in range(num_rows)]
+    row_tokens = [losses[row][1] for row in range(num_rows)]
+    references = prompts.rows.references if prompts.has_references else [""] * len(prompts.rows)
+    scored = [ScoredAnswer(row, answers[row]["answer"], references[row]) for row in range(prompts.num_answered)]
+    texts, expected = [one.answer for one in scored], [one.reference for one in scored]
+    measured = {metric.name: measure(metric, texts, expected) for metric in metrics}
+    return Scores(
+        loss=math.fsum(row_nll) / sum(row_tokens) if sum(row_tokens) else math.nan,
+        num_tokens=sum(row_tokens),
+        num_rows=sum(tokens > 0 for tokens in row_tokens),
+        metrics={name: one.value for name, one in measured.items()},
+        row_metrics={name: one.row_scores for name, one in measured.items()},
+        answers=scored,
+        num_cut_prompts=limited[0],
+        num_short_answers=limited[1],
+        row_nll=row_nll,
+        row_tokens=row_tokens,
+        details={name: one.details for name, one in measured.items() if one.details},
+    )
+
+
+def format_scores(findings: Findings) -> str:
+    """Returns a table of models and prompt sets."""
+    names = list(dict.fromkeys(name for one in findings.scores for name in one.scores.metrics))
+    rows = [["model", "prompts", "loss", "perplexity", *names, "answers"]]
+    for one in findings.scores:
+        values = one.to_dict()
+        rows.append(
+            [
+                one.model,
+                one.prompts.name,
+                _number(values["loss"], 4),
+                _number(values["perplexity"], 3),
+                *(_number(values["metrics"].get(name), 3) for name in names),
+                str(values["num_answers"]),
+            ]
+        )
+    return format_table(rows, right=tuple(range(2, len(rows[0]))))
+
+
+def format_pairs(findings: Findings) -> list[str]:
+    """Returns a heading per pair of models and prompt set, and a line per comparison below it."""
+    lines = []
+    for pair in findings.pairs:
+        lines.append(f"{pair.base} -> {pair.tuned}, {pair.prompts}: {pair.comparisons[0].verdict}")
+        lines += [f"  {one.verdict:12}  {one.sentence()}" for one in pair.comparisons]
+    return lines
+
+
+def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
+    """Returns evaluation.md: the same as the console shows, with how each model was loaded and what to know."""
+    rows = evaluation["rows"]
+    parts = [
+        f"# Evaluation of {evaluation['target']['name']}",
+        f"Rows: {rows['split'] or 'none'}, {rows['num_rows']} ({rows['reason']}).",
+        "\n".join(f"- {name}: {how}" for name, how in evaluation["models"].items()),
+        "## Scores",
+        _markdown_table(findings),
+        "Loss in nats per token of the last answer; perplexity is exp(loss).",
+    ]
+    if findings.pairs:
+        parts += ["## Comparisons", "\n".join(_markdown_pair(pair) for pair in findings.pairs)]
+    tasks = evaluation.get("lm_eval", {}).get("lines", [])
+    if tasks:
+        parts += ["## lm-evaluation-harness", "\n".join(f"- {line}" for line in tasks)]
+    notes = evaluation["notes"]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(findings: Findings) -> str:
+    header, *rows = [line.split() for line in format_scores(findings).splitlines()]
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _markdown_pair(pair: Pair) -> str:
+    lines = [f"- {pair.base} -> {pair.tuned}, {pair.prompts}: **{pair.comparisons[0].verdict}**"]
+    return "\n".join([*lines, *(f"  - {one.verdict}: {one.sentence()}" for one in pair.comparisons)])
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

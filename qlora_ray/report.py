@@ -1,0 +1,44 @@
+"""Writes report.html and report.md of a sweep, finished or not, into its folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from qlora_ray.errors import QloraRayError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m qlora_ray.report", description=__doc__)
+    parser.add_argument("sweep", type=Path, metavar="DIR", help="a sweep's folder, e.g. results/quickstart")
+    parser.add_argument("--open", choices=("yes", "no"), default="no", help="open the page in a browser (default: no)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 for a folder that is no sweep's."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except QloraRayError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from qlora_ray.reporting import write_reports
+    from qlora_ray.runs import SweepPaths
+
+    written = write_reports(SweepPaths(arguments.sweep))
+    sys.stdout.write(f"{written.verdict}\n{written.page}\n{written.markdown}\n")
+    if arguments.open == "yes":
+        import webbrowser
+
+        webbrowser.open(written.page.resolve().as_uri())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

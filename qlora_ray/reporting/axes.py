@@ -1,0 +1,150 @@
+"""Searched parameters as axes: where a value lies between the ends of its range, and what stands at the ticks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qlora_ray.reporting.trials import as_mapping, as_number
+
+# A choice of many words would push the chart aside.
+MAX_LABEL = 18
+# Ticks nearer than this to an end, of the axis's length, would run into its label.
+TICK_GAP = 0.1
+NICE_STEPS = (1, 2, 5)
+# With more round values than this on a log axis, only powers of ten are left.
+MAX_LOG_VALUES = 6
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One searched parameter: a list of choices, or a range on a linear or a log scale."""
+
+    path: str
+    kind: Literal["choice", "linear", "log"]
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The key without its section: `learning_rate`."""
+        return self.path.rsplit(".", 1)[-1]
+
+    def place(self, value: Any) -> float | None:
+        """Where a value lies, from 0 to 1; None for one that is not on the axis."""
+        if self.kind == "choice":
+            found = next((i for i, choice in enumerate(self.choices) if encode(choice) == encode(value)), None)
+            return None if found is None else self._choice_place(found)
+        number = as_number(value)
+        if number is None or (self.kind == "log" and number <= 0):
+            return None
+        low, high = self._scale(self.low), self._scale(self.high)
+        return (self._scale(number) - low) / (high - low) if high > low else 0.5
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and their labels: every choice; of a range the ends, and round values or the middle in between."""
+        if self.kind == "choice":
+            return [(self._choice_place(i), shorten(format_value(choice))) for i, choice in enumerate(self.choices)]
+        if self.high <= self.low:
+            return [(0.5, format_number(self.low))]
+        inner = log_values(self.low, self.high) if self.kind == "log" else [(self.low + self.high) / 2]
+        placed = [(place, value) for value in inner if TICK_GAP < (place := self.place(value) or 0.0) < 1 - TICK_GAP]
+        ends = [(0.0, self.low), (1.0, self.high)]
+        return [(place, format_number(value)) for place, value in sorted([*placed, *ends])]
+
+    def _choice_place(self, index: int) -> float:
+        return index / (len(self.choices) - 1) if len(self.choices) > 1 else 0.5
+
+    def _scale(self, value: float) -> float:
+        return math.log10(value) if self.kind == "log" else value
+
+
+def read_axes(space: Mapping[str, Any], params: Iterable[Mapping[str, Any]]) -> tuple[Axis, ...]:
+    """The axes of a space as the manifest has it; of parameters it does not name, from the trials' own values."""
+    params = list(params)
+    axes = [axis for path, words in space.items() if (axis := _read_axis(str(path), as_mapping(words))) is not None]
+    known = {axis.path for axis in axes}
+    others = dict.fromkeys(path for point in params for path in point if path not in known)
+    for path in others:
+        values = [point[path] for point in params if path in point]
+        axes.append(axis_of_values(path, values))
+    return tuple(axes)
+
+
+def axis_of_values(path: str, values: Iterable[Any], *, log: bool = False) -> Axis:
+    """An axis that spans the values; a choice if any of them is not a number."""
+    values = list(values)
+    numbers = [number for value in values if (number := as_number(value)) is not None]
+    if len(numbers) < len(values) or not numbers:
+        distinct = {encode(value): value for value in values}
+        return Axis(path, "choice", choices=tuple(distinct[key] for key in sorted(distinct)))
+    is_log = log and min(numbers) > 0
+    return Axis(path, "log" if is_log else "linear", low=min(numbers), high=max(numbers))
+
+
+def _read_axis(path: str, words: Mapping[str, Any]) -> Axis | None:
+    choices = words.get("choices")
+    if isinstance(choices, list) and choices:
+        return Axis(path, "choice", choices=tuple(choices))
+    low, high = as_number(words.get("low")), as_number(words.get("high"))
+    if low is None or high is None:
+        return None
+    return Axis(path, "log" if words.get("log") and low > 0 else "linear", low=low, high=high)
+
+
+def encode(value: Any) -> str:
+    """A value as text that tells it from any other; 8 and 8.0 are one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def log_values(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each power of ten between two positive numbers; only powers of ten where these are many."""
+    powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    values = [step * power for power in powers for step in NICE_STEPS if low <= step * power <= high]
+    return values if len(values) <= MAX_LOG_VALUES else [power for power in powers if low <= power <= high]
+
+
+def format_value(value: Any) -> str:
+    """A value to read: floats with three digits, lists with commas."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return format_number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(format_value(one) for one in value)
+    return str(value)
+
+
+def format_number(value: float | None, *, digits: int = 3) -> str:
+    """A number with so many significant digits, without an exponent where that is as short; `-` for None."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    text = f"{value:.{digits}g}"
+    if "e" not in text:
+        return text
+    # 1e+04 is read more easily as 10000, 1e-05 is not as 0.00001.
+    return f"{value:.0f}" if 1 <= abs(value) < 1e7 else text.replace("e-0", "e-").replace("e+0", "e+")
+
+
+def format_signed(value: float) -> str:
+    """A difference with its sign; `unknown` if it is not finite."""
+    if not math.isfinite(value):
+        return "unknown"
+    sign = "+" if value > 0 else "−" if value < 0 else ""
+    return f"{sign}{format_number(abs(value))}"
+
+
+def format_share(share: float | None, *, digits: int = 1) -> str:
+    """A share from 0 to 1 as `97.5 %`; `-` for None."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def shorten(text: str, limit: int = MAX_LABEL) -> str:
+    """The text, cut with an ellipsis where it is longer than `limit`."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,166 @@
+"""The search in sections: all trials, their curves, their parameters, and why some failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from qlora_ray.reporting.axes import format_number, format_share, format_value
+from qlora_ray.reporting.blocks import Block, Drawing, Folded, Grid, Section, Table, Words
+from qlora_ray.reporting.facts import format_count, format_loss, plural
+from qlora_ray.reporting.figures_parameters import draw_importance, draw_slice
+from qlora_ray.reporting.figures_search import draw_learning_curves, draw_parallel_coordinates, parallel_width_px
+from qlora_ray.reporting.story import Story
+from qlora_ray.reporting.style import MARK_WORDS
+from qlora_ray.reporting.trials import rank_trials
+from qlora_ray.reporting.verdicts import best_so_far
+
+
+def tell_leaderboard(story: Story) -> Section:
+    """Every trial in a row, the winner marked."""
+    trials = rank_trials(story.trials)
+    if not trials:
+        return Section("Trials", [Words("No trial was opened.")])
+    names = [axis.path for axis in story.axes]
+    header = ("trial", "state", "reports", "loss", "parameters", "tokens/s", *_short(names), "")
+    rows = tuple(
+        (
+            trial.id,
+            trial.state,
+            str(len(trial.reports)),
+            format_loss(trial.loss),
+            format_count(trial.trainable_parameters),
+            format_count(trial.tokens_per_s),
+            *(format_value(trial.params[path]) if path in trial.params else "-" for path in names),
+            "winner" if trial.id == story.outcome.winner else trial.cause or "",
+        )
+        for trial in trials
+    )
+    marked = next((i for i, trial in enumerate(trials) if trial.id == story.outcome.winner), None)
+    words = (
+        "Complete trials first, by validation loss (nats per trained token); then those stopped early, the ones that "
+        "got further first. Losses at different reports cannot be compared. Tokens per second are without padding."
+    )
+    numeric = frozenset(range(2, 6)) | {
+        6 + index for index, axis in enumerate(story.axes) if axis.kind != "choice" or _is_numeric(axis.choices)
+    }
+    return Section("Trials", [Words(words), Table(header, rows, numeric=numeric, marked=marked, is_sortable=True)])
+
+
+def tell_search(story: Story) -> Section:
+    """Learning curves, and the search space as lines."""
+    blocks: list[Block] = []
+    curves = draw_learning_curves(story)
+    if curves is None:
+        blocks.append(Words("No trial has reported a loss, so there are no curves."))
+    else:
+        blocks.append(Drawing("curves", curves, _curves_caption(story)))
+    parallel = draw_parallel_coordinates(story)
+    if parallel is not None:
+        caption = (
+            f"Each line is a trial through its {plural(len(story.axes), 'parameter')} to its last loss. "
+            f"{_winner_words(story)} Grey: complete trials; light grey: stopped early, at fewer samples."
+        )
+        blocks.append(Drawing("parallel", parallel, caption, min_width_px=parallel_width_px(story)))
+    return Section("How the search went", blocks)
+
+
+def tell_parameters(story: Story) -> Section:
+    """Importance and slices."""
+    importance = story.importance
+    blocks: list[Block] = []
+    figure = draw_importance(story)
+    if figure is None:
+        blocks.append(Words(f"Parameter importance is not shown: {importance.reason}.", "muted"))
+    else:
+        first, share = next(iter(importance.shares.items()))
+        caption = (
+            f"Importance: {first} has {format_share(share, digits=0)} of it. PED-ANOVA (Optuna's) over "
+            f"{importance.basis}: what sets the best {importance.num_top} apart from the rest. "
+            "With few trials these shares are rough."
+        )
+        blocks.append(Drawing("importance", figure, caption))
+    drawings = tuple(
+        Drawing(f"slice{index}", slice_figure, _slice_words(story, axis.path))
+        for index, axis in enumerate(story.axes)
+        if (slice_figure := draw_slice(story, axis)) is not None
+    )
+    if drawings:
+        states = [state for state in story.counts if state in MARK_WORDS]
+        marks = ", ".join(MARK_WORDS[state] for state in states)
+        winner = ", the winner marked in colour" if story.winner is not None else ""
+        caption = f"Last validation loss against each parameter{winner}. {marks}."
+        blocks.append(Grid(drawings, caption))
+    return Section("What the parameters did", blocks)
+
+
+def tell_failures(story: Story) -> Section | None:
+    """Failed trials with their causes; None without any."""
+    failed = [trial for trial in story.trials if trial.state == "failed"]
+    if not failed:
+        return None
+    causes = Counter(trial.cause or "unknown" for trial in failed)
+    words = f"{plural(len(failed), 'trial')} of {len(story.trials)} failed: " + ", ".join(
+        f"{count} {cause}" for cause, count in causes.most_common()
+    )
+    rows = tuple(
+        (
+            trial.id,
+            trial.cause or "-",
+            _first_line(trial.message),
+            trial.error_line or "-",
+            str(len(trial.reports)),
+            str(trial.num_retries),
+        )
+        for trial in failed
+    )
+    header = ("trial", "cause", "message", "last line of error.txt", "reports", "retries")
+    whole = tuple(
+        Folded(f"Message of trial {trial.id}", (Words(trial.message),))
+        for trial in failed
+        if trial.message and len(trial.message.strip().splitlines()) > 1
+    )
+    return Section("Failures", [Words(f"{words}."), Table(header, rows, numeric=frozenset({4, 5})), *whole])
+
+
+def _curves_caption(story: Story) -> str:
+    counts = story.counts
+    total = sum(counts.values())
+    best = story.winner or best_so_far(story)
+    words = f"Best: trial {best.id}, {format_number(best.loss)}" if best is not None else "No trial is complete"
+    if best is not None and best.reports and best.reports[-1].num_samples:
+        words += f" after {best.reports[-1].num_samples:,} samples"
+    marks = [
+        f"{counts[state]} of {total} {MARK_WORDS[state].split(' ', 1)[1]} ({MARK_WORDS[state].split(' ', 1)[0]})"
+        for state in ("pruned", "failed", "interrupted", "running")
+        if state in counts
+    ]
+    return "; ".join([words, *marks]) + "."
+
+
+def _winner_words(story: Story) -> str:
+    winner = story.winner
+    if winner is None:
+        return "There is no winner to point at."
+    values = ", ".join(f"{path.rsplit('.', 1)[-1]} {format_value(value)}" for path, value in winner.params.items())
+    return f"The winner, {winner.id}, has {values}."
+
+
+def _slice_words(story: Story, path: str) -> str:
+    winner = story.winner
+    marked = f" The winner has {format_value(winner.params[path])}." if winner and path in winner.params else ""
+    return f"Last validation loss against {path}.{marked}"
+
+
+def _short(paths: list[str]) -> list[str]:
+    """Keys without their sections, where that leaves them apart."""
+    names = [path.rsplit(".", 1)[-1] for path in paths]
+    return [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+
+
+def _is_numeric(choices: tuple[object, ...]) -> bool:
+    return all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices)
+
+
+def _first_line(message: str | None) -> str:
+    lines = (message or "").strip().splitlines()
+    return lines[0] + (" …" if len(lines) > 1 else "") if lines else "-"

@@ -1,0 +1,223 @@
+"""What happened in a sweep, read from its folder into types. No HTML, no guesses: what no file says is None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.errors import RunError
+from qlora_ray.evaluation.verdict import Verdict
+from qlora_ray.reporting.axes import Axis, read_axes
+from qlora_ray.reporting.importance import Importance, read_importance
+from qlora_ray.reporting.timeline import Timeline, read_timeline
+from qlora_ray.reporting.trials import STATES, Trial, as_mapping, as_number, as_text, read_trials
+from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.runs.files import read_lines
+
+POINTS_KEY = "points_to_evaluate"
+UNFINISHED = "unfinished"
+# What best/answers.jsonl calls the base.
+BASE = "base"
+NUM_EXAMPLES = 8
+# Where export puts merged models: beside the sweep's other files, or in a bundle one level below.
+MERGE_REPORTS = ("merge_report.json", "*/merge_report.json", "*/*/merge_report.json")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the sweep stands.
+
+    Attributes:
+        status: complete, no_winner, interrupted, or unfinished: it still runs, or was killed.
+        winner: The winning trial's id.
+        verdict: Winner against base; None for sweeps from before there was a test, or without a winner.
+        scores: best/scores.json as it stands.
+        last_event_at: Seconds since 1970.
+        device_wait_share: Of the devices' time from first step to last, how much they waited for a trial.
+    """
+
+    status: str
+    winner: str | None
+    verdict: Verdict | None
+    scores: Mapping[str, Any]
+    first_failure: str | None
+    last_event_at: float | None
+    device_wait_share: float | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row's answers: what was expected, and what base and winner said."""
+
+    row: int
+    expected: str
+    base: str
+    winner: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """A sweep, ready to be told.
+
+    Attributes:
+        outcome: How it ended, or that it has not.
+        manifest: Config, plan, data, versions: manifest.json as it stands.
+        winner_record: best/record.json, or the winner's own.
+        evaluation: evaluation/evaluation.json; empty if the winner was not evaluated.
+        merges: merge_report.json by its folder.
+        examples: The first rows that base and winner answered.
+        problems: Files that are missing or cannot be read, in words.
+    """
+
+    name: str
+    root: Path
+    outcome: Outcome
+    trials: tuple[Trial, ...]
+    axes: tuple[Axis, ...]
+    timeline: Timeline | None
+    importance: Importance
+    manifest: Mapping[str, Any]
+    winner_record: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    merges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def winner(self) -> Trial | None:
+        """The winning trial."""
+        return next((trial for trial in self.trials if trial.id == self.outcome.winner), None)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by state, as far as there are any."""
+        states = [trial.state for trial in self.trials]
+        return {state: states.count(state) for state in STATES if state in states}
+
+    def planned(self, *keys: str) -> Any:
+        """A value of the manifest by its keys, e.g. `planned("config", "search", "num_reports")`; None without it."""
+        value: Any = self.manifest
+        for key in keys:
+            value = as_mapping(value).get(key)
+        return value
+
+
+def read_story(paths: SweepPaths) -> Story:
+    """Reads a sweep's folder, finished or not.
+
+    Raises:
+        RunError: If it is no sweep's folder.
+    """
+    if not paths.root.is_dir():
+        raise RunError(f"{paths.root}: no such folder. Name a sweep's folder, e.g. results/quickstart.")
+    if not paths.manifest.exists() and not paths.study.exists():
+        raise RunError(f"{paths.root}: a sweep's folder has manifest.json, got none. Name a folder that a sweep wrote.")
+    files = _Files()
+    manifest = files.read(paths.manifest, needed=True)
+    trials, problems = read_trials(paths)
+    events = [event for event in read_events(paths.events) if isinstance(event, dict)]
+    if not events:
+        files.problems.append(f"{paths.events.name} is missing or empty: no slots can be shown")
+    outcome = _read_outcome(paths, files, events)
+    space = {path: words for path, words in as_mapping(manifest.get("space")).items() if path != POINTS_KEY}
+    winner_record = files.read(paths.best / "record.json") or (
+        files.read(paths.trial(outcome.winner).record) if outcome.winner else {}
+    )
+    evaluation = files.read(paths.root / "evaluation" / "evaluation.json")
+    merges = {
+        str(path.parent.relative_to(paths.root)): report
+        for pattern in MERGE_REPORTS
+        for path in sorted(paths.root.glob(pattern))
+        if (report := files.read(path))
+    }
+    return Story(
+        name=paths.root.resolve().name,
+        root=paths.root,
+        outcome=outcome,
+        trials=tuple(trials),
+        axes=read_axes(space, [trial.params for trial in trials]),
+        timeline=read_timeline(events, trials),
+        importance=read_importance(paths.study),
+        manifest=manifest,
+        winner_record=winner_record if outcome.winner else {},
+        evaluation=evaluation,
+        merges=merges,
+        examples=_read_examples(paths, outcome.winner) if outcome.winner else (),
+        problems=tuple(files.problems + problems),
+    )
+
+
+class _Files:
+    """Reads JSON objects, and keeps in words what could not be read."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def read(self, path: Path, *, needed: bool = False) -> Mapping[str, Any]:
+        """The object in a file; an empty one if it is missing or broken."""
+        if not path.exists():
+            if needed:
+                self.problems.append(f"{path.name} is missing")
+            return {}
+        try:
+            found = read_json(path)
+        except RunError as error:
+            self.problems.append(str(error))
+            return {}
+        if not isinstance(found, dict):
+            self.problems.append(f"{path}: must be a JSON object, got {type(found).__name__}.")
+            return {}
+        return found
+
+
+def _read_outcome(paths: SweepPaths, files: _Files, events: list[dict[str, Any]]) -> Outcome:
+    summary = files.read(paths.summary)
+    if _was_resumed_since(paths.summary, events):
+        # The summary is of the run before.
+        summary = {}
+    status = as_text(summary.get("status")) or UNFINISHED
+    scores = files.read(paths.best / "scores.json", needed=status == "complete") if status != UNFINISHED else {}
+    verdict = None
+    if isinstance(scores.get("verdict"), dict):
+        try:
+            verdict = Verdict.from_dict(scores["verdict"])
+        except (KeyError, TypeError, ValueError) as error:
+            files.problems.append(f"best/scores.json: its verdict cannot be read: {type(error).__name__}: {error}")
+    return Outcome(
+        status=status,
+        winner=as_text(summary.get("winner")),
+        verdict=verdict if summary.get("winner") else None,
+        scores=scores,
+        first_failure=as_text(summary.get("first_failure")),
+        last_event_at=max((time for event in events if (time := as_number(event.get("time")))), default=None),
+        device_wait_share=as_number(summary.get("device_wait_share")),
+    )
+
+
+def _read_examples(paths: SweepPaths, winner: str) -> tuple[Example, ...]:
+    """Pairs the base's and the winner's answers by row."""
+    answers: dict[str, dict[int, Mapping[str, Any]]] = {BASE: {}, winner: {}}
+    for line in read_lines(paths.best / "answers.jsonl"):
+        if isinstance(line, dict) and line.get("model") in answers and isinstance(line.get("row"), int):
+            answers[line["model"]][line["row"]] = line
+    both = sorted(answers[BASE].keys() & answers[winner].keys())[:NUM_EXAMPLES]
+    return tuple(
+        Example(
+            row,
+            str(answers[winner][row].get("reference") or ""),
+            str(answers[BASE][row].get("answer") or ""),
+            str(answers[winner][row].get("answer") or ""),
+        )
+        for row in both
+    )
+
+
+def _was_resumed_since(summary: Path, events: list[dict[str, Any]]) -> bool:
+    """Whether the sweep was resumed after its summary was written, and has not ended again."""
+    names = [event.get("event") for event in events]
+    if "sweep_resumed" not in names or not summary.exists():
+        return False
+    last = len(names) - 1 - names[::-1].index("sweep_resumed")
+    return "sweep_ended" not in names[last:] and summary.stat().st_mtime < (as_number(events[last].get("time")) or 0.0)

@@ -1,0 +1,186 @@
+"""The first thing one reads: which trial won, whether it is better than its base, and how that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qlora_ray.console import format_duration
+from qlora_ray.evaluation.comparison import LOSS, Comparison
+from qlora_ray.reporting.axes import format_share, format_signed, format_value
+from qlora_ray.reporting.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
+from qlora_ray.reporting.facts import format_loss, format_score, format_time, plural
+from qlora_ray.reporting.figures_scores import draw_differences
+from qlora_ray.reporting.figures_search import base_validation_loss
+from qlora_ray.reporting.story import UNFINISHED, Story
+from qlora_ray.reporting.trials import Trial, as_mapping, as_number
+
+TONES: dict[str, Tone] = {"better": "good", "no different": "warn", "worse": "bad"}
+RESUME = "python -m qlora_ray.sweep --resume {root}"
+
+
+def headline_of(story: Story) -> tuple[str, Tone]:
+    """The verdict in one line, and its tone."""
+    outcome = story.outcome
+    if outcome.status == UNFINISHED:
+        return "This sweep has not ended: it still runs, or was killed", "warn"
+    if outcome.status == "interrupted":
+        return "This sweep was interrupted before a winner was chosen", "warn"
+    if outcome.winner is None:
+        return "No winner: no trial was completed", "bad"
+    if outcome.verdict is None:
+        return f"Trial {outcome.winner} won; whether it is better than its base was not tested", "warn"
+    word = outcome.verdict.word
+    than = "from" if word == "no different" else "than"
+    return f"Trial {outcome.winner} is {word} {than} its base", TONES[word]
+
+
+def lead_of(story: Story) -> tuple[str, ...]:
+    """The sentences under the headline: the deciding figures, or the cause, or how far the sweep is."""
+    outcome = story.outcome
+    lead = []
+    if outcome.verdict is not None:
+        lead.append(f"On the {outcome.verdict.split} rows: {outcome.verdict.deciding.sentence()}.")
+        if outcome.verdict.note:
+            lead.append(f"Note: {outcome.verdict.note}.")
+    elif outcome.winner is not None:
+        lead.append(f"Its validation loss is {format_loss(_loss_of(story.winner))}.")
+    if outcome.status == "no_winner":
+        lead.append(f"First cause: {outcome.first_failure or 'all trials were stopped early'}.")
+    if outcome.status in (UNFINISHED, "interrupted"):
+        best = best_so_far(story)
+        if best is not None:
+            lead.append(f"Best complete trial so far: {best.id}, loss {format_loss(best.loss)}.")
+        if outcome.last_event_at is not None:
+            lead.append(f"Last event: {format_time(outcome.last_event_at)}.")
+    return tuple(lead)
+
+
+def facts_of(story: Story) -> tuple[tuple[str, str], ...]:
+    """Figures for a glance."""
+    facts = []
+    winner = story.winner or best_so_far(story)
+    if winner is not None and winner.loss is not None:
+        label = "winner's validation loss" if story.winner else "best validation loss so far"
+        facts.append((label, format_loss(winner.loss)))
+    base_loss = base_validation_loss(story)
+    if base_loss is not None:
+        facts.append(("base's validation loss", format_loss(base_loss)))
+    counts = story.counts
+    planned = story.planned("config", "search", "num_trials")
+    facts.append(("trials", f"{sum(counts.values())}" + (f" of {planned}" if isinstance(planned, int) else "")))
+    if story.timeline is not None:
+        end = "last event" if any(span.is_open for span in story.timeline.spans) else "last release"
+        facts.append((f"first lease to {end}", format_duration(story.timeline.end_s - story.timeline.start_s)))
+        if story.timeline.idle_share is not None:
+            facts.append(("of slot time idle", format_share(story.timeline.idle_share, digits=0)))
+    return tuple(facts)
+
+
+def tell_verdict(story: Story) -> Section:
+    """The winner against its base in all measures, and what to do next."""
+    blocks: list[Block] = []
+    outcome = story.outcome
+    if outcome.verdict is not None:
+        comparisons = [outcome.verdict.deciding, *outcome.verdict.others]
+        blocks += show_comparisons(comparisons, name="verdict", base="base", tuned=f"winner {outcome.winner}")
+    elif outcome.winner is not None and as_mapping(outcome.scores.get("base")):
+        blocks += _older_scores(story)
+    if outcome.winner is not None:
+        blocks += _rescored(story)
+    if story.examples:
+        rows = tuple((str(one.row), one.expected, one.base, one.winner) for one in story.examples)
+        table = Table(("row", "expected", "base", f"winner {outcome.winner}"), rows, numeric=frozenset({0}))
+        blocks.append(Folded(f"The first {plural(len(rows), 'answer')}, side by side", (table,)))
+    if outcome.status in (UNFINISHED, "interrupted"):
+        words = "If it was killed, go on with:" if outcome.status == UNFINISHED else "Go on with:"
+        blocks += [Words(words), Code(RESUME.format(root=story.root))]
+    if story.problems:
+        blocks += [Words("Not everything could be read:", "warn"), Bullets(story.problems)]
+    return Section("Winner and base", blocks)
+
+
+def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str, tuned: str) -> list[Block]:
+    """Paired comparisons as a figure and a table.
+
+    Args:
+        name: Of the figure on the page.
+        base, tuned: What the two models are called.
+    """
+    blocks: list[Block] = []
+    figure = draw_differences(comparisons)
+    if figure is not None:
+        worded = "; ".join(f"{one.measure} {one.verdict}" for one in comparisons)
+        caption = (
+            f"{tuned} against {base}: {worded}. Dot: difference of the means; bar: its 95 % bootstrap interval; "
+            "to the right of the base's line is better. Each row is scaled to its own farthest end."
+        )
+        blocks.append(Drawing(name, figure, caption))
+    rows = tuple(
+        (
+            one.measure + (" (lower is better)" if not one.higher_is_better else ""),
+            (format_loss if one.measure == LOSS else format_score)(one.base),
+            (format_loss if one.measure == LOSS else format_score)(one.tuned),
+            format_signed(one.difference),
+            " to ".join(format_signed(end) for end in one.interval),
+            "< 0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}",
+            one.verdict,
+            one.test,
+            f"{one.num_rows:,}" + (f" ({one.num_dropped} without a score)" if one.num_dropped else ""),
+        )
+        for one in comparisons
+    )
+    header = ("measure", base, tuned, "difference", "95 % interval", "p", "verdict", "test", "rows")
+    blocks.append(Table(header, rows, numeric=frozenset({1, 2, 3, 4, 5, 8})))
+    return blocks
+
+
+def best_so_far(story: Story) -> Trial | None:
+    """The complete trial with the lowest loss."""
+    complete = [trial for trial in story.trials if trial.state == "complete" and trial.loss is not None]
+    return min(complete, key=lambda trial: trial.loss or 0.0, default=None)
+
+
+def _loss_of(trial: Trial | None) -> float | None:
+    return None if trial is None else trial.loss
+
+
+def _older_scores(story: Story) -> list[Block]:
+    """Sweeps from before verdicts wrote scores without a test."""
+    base, winner = (as_mapping(story.outcome.scores.get(key)) for key in ("base", "winner"))
+    table = _scores_table([("base", base), (f"winner {story.outcome.winner}", winner)], marked=1)
+    return [table, Words("This sweep's files hold no test of the difference, so no verdict is shown.", "muted")]
+
+
+def _rescored(story: Story) -> list[Block]:
+    rescored = as_mapping(story.outcome.scores.get("rescored"))
+    if len(rescored) < 2:
+        return []
+    rows = [(str(trial), as_mapping(scores)) for trial, scores in rescored.items()]
+    marked = next((i for i, (trial, _) in enumerate(rows) if trial == story.outcome.winner), None)
+    words = "The best trials, scored again side by side on the validation rows. The lowest loss wins."
+    return [Words(words), _scores_table(rows, marked=marked)]
+
+
+def _scores_table(rows: Sequence[tuple[str, Any]], *, marked: int | None) -> Table:
+    metrics = list(dict.fromkeys(name for _, scores in rows for name in as_mapping(scores.get("metrics"))))
+    cells = tuple(
+        (
+            name,
+            format_loss(as_number(scores.get("loss"))),
+            *(format_score(as_number(as_mapping(scores.get("metrics")).get(metric))) for metric in metrics),
+            format_value(scores.get("num_rows")),
+            format_value(scores.get("num_answers")),
+        )
+        for name, scores in rows
+    )
+    header = ("", "loss", *metrics, "rows", "answered")
+    return Table(header, cells, numeric=frozenset(range(1, len(header))), marked=marked)
+
+
+def summary_line(story: Story) -> str:
+    """The verdict for a terminal."""
+    headline, _ = headline_of(story)
+    lead = lead_of(story)
+    counts = ", ".join(f"{count} {state}" for state, count in story.counts.items()) or plural(0, "trial")
+    return f"{headline}. {lead[0] + ' ' if lead else ''}({counts})"

@@ -1,0 +1,137 @@
+"""Rows on disk: appended, read back after a crash, and held against the settings they were made with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ray.errors import RunError
+from qlora_ray.evaluation.journal import Journal
+
+SETTINGS: dict[str, Any] = {
+    "path": "results/x",
+    "target": {"trial": "0001", "adapter": "aa"},
+    "evaluate": {"max_new_tokens": 96, "batch_size": 16},
+    "models": {"base": {"base": "sha256:1"}},
+    "prompts": {"0-shot": {"fingerprint": "f0", "num_rows": 4}},
+}
+
+
+def make_journal(folder: Path, **changes: Any) -> Journal:
+    return Journal(folder, {**SETTINGS, **changes})
+
+
+def begin(folder: Path, **changes: Any) -> Journal:
+    journal = make_journal(folder, **changes)
+    journal.check()
+    journal.create()
+    journal.write_settings()
+    return journal
+
+
+def test_rows_come_back_by_their_number(tmp_path: Path) -> None:
+    journal = begin(tmp_path / "to")
+    journal.add_answers("base", "0-shot", [{"row": 2, "answer": "b\u2028c"}, {"row": 0, "answer": "a"}])
+    journal.add_losses(
+        "base", "0-shot", [{"row": 1, "nll": 2.5, "tokens": 3}, {"row": 0, "nll": math.nan, "tokens": 1}]
+    )
+    assert {row: line["answer"] for row, line in journal.read_answers("base", "0-shot").items()} == {
+        0: "a",
+        2: "b\u2028c",
+    }
+    losses = journal.read_losses("base", "0-shot")
+    assert losses[1] == (2.5, 3)
+    assert math.isnan(losses[0][0])
+    assert journal.read_answers("adapter", "0-shot") == {}
+
+
+def test_a_line_cut_off_by_a_crash_loses_no_other(tmp_path: Path) -> None:
+    journal = begin(tmp_path / "to")
+    journal.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
+    path = tmp_path / "to" / "base" / "0-shot.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"row": 1, "ans')
+    journal.add_answers("base", "0-shot", [{"row": 1, "answer": "b"}, {"row": 2, "answer": "c"}])
+    assert sorted(journal.read_answers("base", "0-shot")) == [0, 1, 2]
+
+
+def test_a_finished_set_is_put_in_order_and_the_first_line_of_a_row_counts(tmp_path: Path) -> None:
+    journal = begin(tmp_path / "to")
+    journal.add_answers("base", "0-shot", [{"row": 1, "answer": "b"}, {"row": 0, "answer": "a"}])
+    journal.add_answers("base", "0-shot", [{"row": 1, "answer": "late"}])
+    journal.tidy("base", "0-shot")
+    lines = (tmp_path / "to" / "base" / "0-shot.jsonl").read_text().splitlines()
+    assert lines == ['{"row": 0, "answer": "a"}', '{"row": 1, "answer": "b"}']
+
+
+def test_the_same_settings_go_on_and_more_models_and_prompts_may_join(tmp_path: Path) -> None:
+    begin(tmp_path / "to")
+    more = make_journal(
+        tmp_path / "to",
+        path="elsewhere/x",
+        models={"merged": {"hash": "sha256:2"}},
+        prompts={"3-shot": {"fingerprint": "f3", "num_rows": 4}},
+    )
+    more.check()
+    assert set(more.settings["models"]) == {"base", "merged"}
+    assert set(more.settings["prompts"]) == {"0-shot", "3-shot"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"evaluate": {"max_new_tokens": 32, "batch_size": 16}},
+            r"evaluate.max_new_tokens must stay .* \(96\), got 32",
+        ),
+        ({"prompts": {"0-shot": {"fingerprint": "f9", "num_rows": 4}}}, r"prompts.0-shot.fingerprint must stay"),
+        ({"models": {"base": {"base": "sha256:3"}}}, r"models.base.base must stay"),
+        ({"target": {"trial": "0002", "adapter": "bb"}}, r"belongs to another evaluation \(target.trial 0001\)"),
+    ],
+)
+def test_a_changed_setting_is_named_with_both_values(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    begin(tmp_path / "to")
+    with pytest.raises(RunError, match=words):
+        make_journal(tmp_path / "to", **changes).check()
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="must be empty or an evaluation, got other files"):
+        make_journal(tmp_path).check()
+    make_journal(tmp_path).clear()
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_starting_again_removes_what_an_evaluation_wrote_and_nothing_else(tmp_path: Path) -> None:
+    journal = begin(tmp_path / "to")
+    journal.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
+    (tmp_path / "to" / "notes.txt").write_text("mine")
+    journal.clear()
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["notes.txt"]
+
+
+def test_old_results_are_gone_once_an_evaluation_begins(tmp_path: Path) -> None:
+    journal = begin(tmp_path / "to")
+    (tmp_path / "to" / "evaluation.json").write_text("{}")
+    journal.write_settings()
+    assert not (tmp_path / "to" / "evaluation.json").exists()
+
+
+def test_two_evaluations_cannot_write_one_folder(tmp_path: Path) -> None:
+    journal = begin(tmp_path / "to")
+    with journal.lock(), pytest.raises(RunError, match="another evaluation runs there"), journal.lock():
+        pass
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = begin(tmp_path / "to")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match=r"0-shot.jsonl: cannot be written: No space left on device"):
+        journal.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])

@@ -1,0 +1,133 @@
+"""Tasks of the lm-evaluation-harness on the shipped base; without the extra, the message says what to install."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qlora_ray import embedded
+from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.evaluation.lm_eval import TaskRequest, check_installed, run_tasks
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "lm_eval_task.yaml"
+NUM_ROWS = 4
+
+needs_harness = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="needs the extra lm-eval (pip install 'qlora_ray[lm-eval]')"
+)
+
+
+@pytest.fixture(scope="module")
+def base() -> Any:
+    from qlora_ray.config.schema import Model
+    from qlora_ray.modeling.loading import load_base
+    from qlora_ray.modeling.quantization import QuantizationSpec
+
+    plain = QuantizationSpec("none", 32, "torch", block_size=None, double_quantization=False, compute_dtype="fp32")
+    return load_base(Model(name="embedded"), quantization=plain, device="cpu")
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A task over the shipped test rows, with data paths that hold from any folder."""
+    pytest.importorskip("datasets").config.HF_DATASETS_CACHE = tmp_path / "cache"
+    monkeypatch.chdir(ROOT)
+    text = EXAMPLE.read_text(encoding="utf-8").replace("shipped_sql", "shipped_copy")
+    path = tmp_path / "copy.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'pip install "qlora_ray\[lm-eval\]"'):
+        check_installed()
+
+
+def test_the_example_task_names_files_that_are_there() -> None:
+    example = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    for name in example["dataset_kwargs"]["data_files"].values():
+        row = json.loads((ROOT / name).read_text(encoding="utf-8").split("\n")[0])
+        assert {"question", "sql"} <= row.keys()
+
+
+@needs_harness
+def test_the_harness_gets_the_answers_that_our_own_generation_gets(base: Any, task: Path, tmp_path: Path) -> None:
+    from qlora_ray.evaluation.generation import generate_answers
+
+    lines = (embedded.assets_path() / "test.jsonl").read_text(encoding="utf-8").splitlines()[:NUM_ROWS]
+    questions = [json.loads(line)["question"] for line in lines]
+    prompts = [
+        base.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )
+        for question in questions
+    ]
+    answers = generate_answers(
+        base.model, base.tokenizer, prompts, max_new_tokens=128, batch_size=NUM_ROWS, precision="fp32"
+    ).texts
+    # Each second reference is what our own generation answered, so that the harness must find just these right.
+    expected = [float(row % 2) for row in range(NUM_ROWS)]
+    references = [answer if right else f"not {answer}" for answer, right in zip(answers, expected, strict=True)]
+    pairs = zip(questions, references, strict=True)
+    data = tmp_path / "answered.jsonl"
+    data.write_text("".join(json.dumps({"question": one, "sql": other}) + "\n" for one, other in pairs))
+    task.write_text(task.read_text(encoding="utf-8").replace("qlora_ray/embedded/assets/test.jsonl", str(data)))
+
+    request = TaskRequest(tasks=[str(task)], batch_size=NUM_ROWS, chat_template=True)
+    found = run_tasks(base.model, base.tokenizer, request=request, precision="fp32")["shipped_copy"]
+    assert list(found.rows["exact_match"].values()) == expected
+    assert found.metrics["exact_match"].value == 0.5
+    assert (found.num_samples, found.num_fewshot, found.version) == (NUM_ROWS, 0, "1")
+    assert base.tokenizer.padding_side == "right"
+
+
+@needs_harness
+def test_a_batch_that_does_not_fit_is_halved(base: Any, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm_eval.evaluator
+    import torch
+
+    sizes: list[int] = []
+
+    def run(*, model: Any, **_others: Any) -> dict[str, Any]:
+        sizes.append(model.batch_size)
+        if model.batch_size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"results": {"t": {"acc,none": 0.5}}}
+
+    monkeypatch.setattr(lm_eval.evaluator, "simple_evaluate", run)
+    request = TaskRequest(tasks=[str(task)], batch_size=5)
+    assert run_tasks(base.model, base.tokenizer, request=request, precision="fp32")["t"].metrics["acc"].value == 0.5
+    assert sizes == [5, 2, 1]
+
+
+@needs_harness
+def test_an_unknown_task_is_refused_with_near_names(base: Any) -> None:
+    with pytest.raises(ConfigError, match=r"got 'hellaswagg'\. Did you mean hellaswag "):
+        run_tasks(base.model, base.tokenizer, request=TaskRequest(tasks=["hellaswagg"]), precision="fp32")
+
+
+@needs_harness
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read: No such file"), ("dataset_path: json\n", "must have a line `task: name`, got none")],
+)
+def test_a_yaml_that_is_no_task_is_refused(base: Any, tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "task.yaml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        run_tasks(base.model, base.tokenizer, request=TaskRequest(tasks=[str(path)]), precision="fp32")
+
+
+@needs_harness
+def test_a_task_without_its_data_is_one_message(base: Any, task: Path) -> None:
+    task.write_text(task.read_text(encoding="utf-8").replace("assets/test.jsonl", "assets/nothing.jsonl"))
+    with pytest.raises(DataError, match=r"lm-eval: shipped_copy cannot be run, got FileNotFoundError: "):
+        run_tasks(base.model, base.tokenizer, request=TaskRequest(tasks=[str(task)]), precision="fp32")

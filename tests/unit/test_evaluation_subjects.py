@@ -1,0 +1,174 @@
+"""What was given to evaluate: found by its files, with the base, the quantization and the config that go with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ray.config import SweepConfig
+from qlora_ray.errors import ConfigError, ModelError, RunError
+from qlora_ray.evaluation.subjects import Request, Subject, find_subject
+
+INT8 = {"method": "int8", "double_quantization": False}
+
+
+def write_adapter(folder: Path, *, base: str = "embedded") -> Path:
+    folder.mkdir(parents=True)
+    facts = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": base, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(facts))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def write_record(folder: Path, trial: str, **changes: Any) -> None:
+    record = {
+        "trial": trial,
+        "state": "complete",
+        "base": {"name": "embedded", "revision": None, "hash": "sha256:0"},
+        "ran": {"quantization": INT8},
+        **changes,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(record))
+
+
+def write_sweep(folder: Path, *, winner: str | None = "0001") -> Path:
+    """A sweep of three trials: 0000 pruned, 0001 and 0002 complete."""
+    folder.mkdir(parents=True)
+    config = SweepConfig().model_dump()
+    config["data"]["max_length"] = 77
+    (folder / "manifest.json").write_text(json.dumps({"config": config, "folder": str(folder), "data": {}}))
+    write_record(folder / "trials" / "0000", "0000", state="pruned")
+    for trial in ("0001", "0002"):
+        write_record(folder / "trials" / trial, trial)
+        write_adapter(folder / "trials" / trial / "adapter")
+    summary = {"status": "complete" if winner else "no_winner", "winner": winner, "first_failure": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    if winner:
+        write_record(folder / "best", winner)
+        write_adapter(folder / "best" / "adapter")
+    return folder
+
+
+def write_model(folder: Path, *, merge_report: bool = False) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    if merge_report:
+        (folder / "merge_report.json").write_text("{}")
+    return folder
+
+
+def find(target: Path | str, **request: Any) -> Subject:
+    return find_subject(str(target), Request(**request))
+
+
+def test_a_sweep_is_its_winner_on_the_base_and_quantization_of_its_record(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "x")
+    subject = find(sweep)
+    assert (subject.kind, subject.trial, subject.available) == ("sweep", "0001", ("base", "adapter"))
+    assert subject.adapter == sweep / "best" / "adapter"
+    assert subject.base is not None and subject.base.name == "embedded"
+    assert subject.quantization is not None and subject.quantization.method == "int8"
+    assert subject.base_hash == "sha256:0"
+    assert subject.config.data.max_length == 77
+    assert subject.to == sweep / "evaluation"
+
+
+def test_a_trial_is_named_by_its_number_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "x")
+    subject = find(sweep, trial="2")
+    assert (subject.trial, subject.to) == ("0002", sweep / "trials" / "0002" / "evaluation")
+    assert find(sweep, trial="1").to == find(sweep, trial="best").to == sweep / "evaluation"
+
+
+def test_an_adapter_in_a_sweep_is_evaluated_as_the_sweep_would(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "x")
+    best = find(sweep / "best" / "adapter")
+    assert (best.kind, best.trial, best.to) == ("adapter", "0001", sweep / "evaluation")
+    other = find(sweep / "trials" / "0002" / "adapter")
+    assert (other.trial, other.to) == ("0002", sweep / "trials" / "0002" / "evaluation")
+    assert best.config.data.max_length == other.config.data.max_length == 77
+    assert best.quantization == other.quantization == find(sweep).quantization
+
+
+def test_an_adapter_alone_is_loaded_on_nf4_and_that_is_said(tmp_path: Path) -> None:
+    subject = find(write_adapter(tmp_path / "adapter", base=str(write_model(tmp_path / "base"))))
+    assert subject.base is not None and subject.base.name == str(tmp_path / "base")
+    assert subject.quantization is not None and subject.quantization.method == "nf4"
+    assert "no record says how it was trained" in subject.notes[0]
+    assert find(tmp_path / "adapter", overrides=["model.quantization.method=none"]).notes == []
+
+
+def test_a_bundle_brings_its_merged_model_and_its_config(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    write_adapter(bundle / "adapter")
+    write_record(bundle, "0001")
+    write_model(bundle / "merged", merge_report=True)
+    (bundle / "sweep.yaml").write_text("data: {max_length: 55}\n")
+    subject = find(bundle)
+    assert (subject.kind, subject.available) == ("bundle", ("base", "adapter", "merged"))
+    assert (subject.config.data.max_length, subject.to) == (55, tmp_path / "bundle-evaluation")
+
+
+def test_a_model_folder_is_a_base_or_merged_by_its_report(tmp_path: Path) -> None:
+    plain, merged = write_model(tmp_path / "plain"), write_model(tmp_path / "merged", merge_report=True)
+    assert (find(plain).available, find(plain).quantization) == (("base",), None)
+    assert find(merged).available == ("merged",)
+    assert find(plain, overrides=["model.quantization.method=nf4"]).quantization is not None
+    assert find("embedded").to == Path("results/evaluation-embedded")
+
+
+def test_a_merged_model_joins_a_sweep(tmp_path: Path) -> None:
+    merged = write_model(tmp_path / "merged")
+    assert find(write_sweep(tmp_path / "x"), merged=merged).available == ("base", "adapter", "merged")
+    with pytest.raises(ModelError, match=r"--merged .*gone: must be a model folder .* got no such folder"):
+        find(tmp_path / "x", merged=tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("trial", "words"),
+    [
+        ("9", r"--trial 9: no such trial in .*Complete trials: 0001, 0002\."),
+        ("0", r"--trial 0: must be a complete trial, got one that is pruned\. Complete: 0001, 0002\."),
+    ],
+)
+def test_a_trial_that_is_not_there_or_not_complete_is_named(tmp_path: Path, trial: str, words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        find(write_sweep(tmp_path / "x"), trial=trial)
+
+
+def test_a_sweep_without_a_winner_says_so_and_names_a_complete_trial(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "x", winner=None)
+    with pytest.raises(RunError, match=r"must have a winner, got a sweep without one \(no_winner\).*--trial 0001"):
+        find(sweep)
+    (sweep / "summary.json").unlink()
+    with pytest.raises(RunError, match="must have ended with a winner, got a sweep that has not ended"):
+        find(sweep)
+
+
+def test_a_base_that_is_gone_is_named_with_what_to_do(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", base="/gone/base")
+    with pytest.raises(
+        ModelError, match=r"its base must be there, got /gone/base \(no such folder\).*--set model.name="
+    ):
+        find(tmp_path / "adapter")
+    subject = find(tmp_path / "adapter", overrides=["model.name=embedded"])
+    assert subject.base is not None and subject.base.name == "embedded"
+
+
+def test_what_is_nothing_of_ours_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"must be a sweep .* got a folder with thesis.txt"):
+        find(tmp_path)
+    with pytest.raises(RunError, match="no such folder"):
+        find(tmp_path / "gone")
+    with pytest.raises(RunError, match="got a file"):
+        find(tmp_path / "thesis.txt")
+    with pytest.raises(ConfigError, match="only a sweep has trials"):
+        find(write_model(tmp_path / "model"), trial="1")
+    (tmp_path / "model" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    with pytest.raises(ModelError, match="must describe a LoRA adapter"):
+        find(tmp_path / "model")

@@ -1,0 +1,117 @@
+"""Evaluations and merges in the report, from the files that evaluate and export write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.evaluation.comparison import compare_rows
+from qlora_ray.exporting.merge_report import MeasuredModel, MergeReport
+from qlora_ray.reporting.blocks import Bullets, Drawing, Folded, Section, Table, Words
+from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
+from qlora_ray.reporting.story import Story, read_story
+from tests.unit.reporting_sweeps import usual_sketches, write_sweep
+
+ROWS = {"base": [0.0] * 8 + [1.0] * 2, "adapter": [1.0] * 9 + [0.0], "merged": [1.0] * 9 + [0.0]}
+
+
+def story_with(tmp_path: Path, **changes: Any) -> Story:
+    return replace(read_story(write_sweep(tmp_path / "s", usual_sketches(), winner=3)), **changes)
+
+
+def evaluation() -> dict[str, Any]:
+    scores = [
+        {
+            "model": model,
+            "prompts": "0-shot",
+            "loss": 1.25,
+            "perplexity": 3.4903,
+            "num_rows": 208,
+            "num_answers": 10,
+            "metrics": {"exact_match": sum(rows) / 10},
+        }
+        for model, rows in ROWS.items()
+    ]
+    comparisons = [
+        {
+            "prompts": "0-shot",
+            "base_model": base,
+            "tuned_model": tuned,
+            **compare_rows("exact_match", ROWS[base], ROWS[tuned], higher_is_better=True).to_dict(),
+        }
+        for base, tuned in (("base", "adapter"), ("adapter", "merged"))
+    ]
+    return {
+        "target": {"trial": "0003"},
+        "rows": {"split": "test", "num_rows": 208, "reason": "test: held out"},
+        "models": {"base": "nf4"},
+        "scores": scores,
+        "comparisons": comparisons,
+    }
+
+
+def tables(section: Section | None) -> list[Table]:
+    assert section is not None
+    return [block for block in section.blocks if isinstance(block, Table)]
+
+
+def test_scores_of_all_models_stand_in_one_table(tmp_path: Path) -> None:
+    section = tell_evaluation(story_with(tmp_path, evaluation=evaluation()))
+    table = tables(section)[0]
+    assert table.header == ("model", "prompts", "loss", "perplexity", "exact_match", "rows", "answered")
+    assert table.rows[1] == ("adapter", "0-shot", "1.2500", "3.49", "0.900", "208", "10")
+    assert section is not None and section.blocks[0] == Words(
+        "By python -m qlora_ray.evaluate of trial 0003, on 208 test rows. test: held out."
+    )
+
+
+def test_each_pair_of_models_is_compared_by_its_names(tmp_path: Path) -> None:
+    section = tell_evaluation(story_with(tmp_path, evaluation=evaluation()))
+    assert section is not None
+    words = [block.text for block in section.blocks if isinstance(block, Words)]
+    assert words[1:] == ["adapter against base, 0-shot:", "merged against adapter, 0-shot:"]
+    assert tables(section)[1].rows[0][:4] == ("exact_match", "0.200", "0.900", "+0.7")
+    drawings = [block for block in section.blocks if isinstance(block, Drawing)]
+    assert [drawing.name for drawing in drawings] == ["evaluation0", "evaluation1"]
+
+
+def test_an_evaluation_with_unknown_parts_is_still_shown(tmp_path: Path) -> None:
+    section = tell_evaluation(story_with(tmp_path, evaluation={"scores": [{"model": "base"}, 3], "comparisons": [{}]}))
+    assert tables(section)[0].rows[0] == ("base", "none", "-", "-", "-", "-")
+
+
+def test_no_evaluation_and_no_merge_are_no_sections(tmp_path: Path) -> None:
+    story = story_with(tmp_path)
+    assert tell_evaluation(story) is None and tell_merges(story) is None
+
+
+def test_a_merge_is_told_by_its_measured_models(tmp_path: Path) -> None:
+    trained = MeasuredModel("nf4 + adapter", 0.5, 0.0, 0.0, 1.0, 1.0, "nf4")
+    merged = MeasuredModel("dequant", 0.5012, 0.0012, 1.234e-5, 0.9987, None, "bf16", 0.75, 0.1, 4 * 1024**2, 1)
+    report = MergeReport(
+        rule="dequant",
+        reason="its KL is the lower one",
+        options={"rule": "auto"},
+        dtype="bf16",
+        head_dtype="bf16",
+        tying="tied",
+        adapter={"kind": "LoRA"},
+        base={"name": "embedded"},
+        quantization={"method": "nf4"},
+        rows={"split": "test"},
+        models=[trained, merged],
+        notes=["head and embedding are one"],
+        nf4_copy=None,
+        seconds=12.0,
+        peak_memory_bytes=1024**3,
+        versions={"torch": "2.13"},
+    )
+    section = tell_merges(story_with(tmp_path, merges={"bundle/merged": report.to_dict()}))
+    assert section is not None
+    assert section.blocks[0] == Words("bundle/merged: kept dequant. its KL is the lower one")
+    (table,) = tables(section)
+    assert table.marked == 1
+    assert table.rows[1] == ("dequant", "bf16", "0.5012", "+0.0012", "1.23e-5", "99.9 %", "-", "75.0 %", "4 MiB")
+    assert Bullets(("head and embedding are one",)) in section.blocks
+    assert isinstance(section.blocks[-1], Folded)

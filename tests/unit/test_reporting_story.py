@@ -1,0 +1,133 @@
+"""The story of a folder, however far the sweep came, and what is said of files that are not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qlora_ray.errors import RunError
+from qlora_ray.reporting.story import UNFINISHED, read_story
+from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line
+from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
+from tests.unit.reporting_sweeps import START, Sketch, usual_sketches, write_sweep
+
+
+def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    story = read_story(paths)
+    assert story.winner is not None and story.winner.id == "0003"
+    assert story.counts == {"complete": 2, "pruned": 2, "failed": 2}
+    assert story.problems == ()
+    written = read_json(paths.best / "scores.json")["verdict"]
+    assert story.outcome.verdict is not None and story.outcome.verdict.to_dict() == written
+    assert headline_of(story) == ("Trial 0003 is better than its base", "good")
+    assert story.outcome.verdict.deciding.sentence() in lead_of(story)[0]
+    assert ("winner's validation loss", "0.1000") in facts_of(story)
+    assert summary_line(story).endswith("(2 complete, 2 pruned, 2 failed)")
+
+
+@pytest.mark.parametrize(
+    ("word", "headline", "tone"),
+    [
+        ("no different", "Trial 0003 is no different from its base", "warn"),
+        ("worse", "Trial 0003 is worse than its base", "bad"),
+    ],
+)
+def test_a_verdict_that_is_no_improvement_is_said_as_plainly(
+    tmp_path: Path, word: str, headline: str, tone: str
+) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    scores = read_json(paths.best / "scores.json")
+    scores["verdict"]["deciding"]["verdict"] = word
+    scores["verdict"]["note"] = "chosen on these rows"
+    write_json(paths.best / "scores.json", scores)
+    story = read_story(paths)
+    assert headline_of(story) == (headline, tone)
+    assert "Note: chosen on these rows." in lead_of(story)
+
+
+def test_an_older_sweep_has_a_winner_without_a_test(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    scores = read_json(paths.best / "scores.json")
+    del scores["verdict"]
+    write_json(paths.best / "scores.json", {**scores, "beats_base": True})
+    story = read_story(paths)
+    assert headline_of(story)[0] == "Trial 0003 won; whether it is better than its base was not tested"
+    assert story.problems == ()
+
+
+def test_a_sweep_without_a_winner_names_the_first_cause(tmp_path: Path) -> None:
+    sketches = [Sketch([], state="failed", cause="oom", message="no room")]
+    story = read_story(write_sweep(tmp_path / "s", sketches, status="no_winner"))
+    assert headline_of(story) == ("No winner: no trial was completed", "bad")
+    assert lead_of(story) == ("First cause: trial 0000: no room.",)
+
+
+def test_a_sweep_that_runs_or_was_killed_says_so_and_when_it_was_last_heard_of(tmp_path: Path) -> None:
+    sketches = [Sketch([1.0, 0.5, 0.3, 0.2]), Sketch([1.0], state="running")]
+    story = read_story(write_sweep(tmp_path / "s", sketches, status=None))
+    assert story.outcome.status == UNFINISHED
+    assert headline_of(story)[0] == "This sweep has not ended: it still runs, or was killed"
+    assert lead_of(story)[0] == "Best complete trial so far: 0000, loss 0.2000."
+    assert lead_of(story)[1].startswith("Last event: 2023-11-14 22:1")
+    # The running trial's loss is its last report's.
+    assert story.trials[1].loss == 1.0
+
+
+def test_a_resumed_sweep_is_not_told_by_the_summary_of_its_first_run(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), status="interrupted")
+    assert read_story(paths).outcome.status == "interrupted"
+    os.utime(paths.summary, (START + 100, START + 100))
+    append_line(paths.events, {"time": START + 200, "event": "sweep_resumed"})
+    assert read_story(paths).outcome.status == UNFINISHED
+    append_line(paths.events, {"time": START + 300, "event": "sweep_ended"})
+    assert read_story(paths).outcome.status == "interrupted"
+
+
+def test_a_missing_file_is_said_and_not_guessed(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    (paths.best / "scores.json").unlink()
+    paths.events.unlink()
+    paths.manifest.write_text("{")
+    story = read_story(paths)
+    assert story.outcome.verdict is None
+    # Events are gone, so the records tell the slots.
+    assert story.timeline is not None and story.timeline.source == "records"
+    assert [problem for problem in story.problems if "scores.json is missing" in problem]
+    assert [problem for problem in story.problems if "events.jsonl is missing" in problem]
+    assert [problem for problem in story.problems if "manifest.json: cannot be read" in problem]
+    # The space is told by the trials' own values.
+    assert {axis.path for axis in story.axes} == {"lora.r", "training.learning_rate"}
+
+
+def test_what_came_after_the_sweep_is_found(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    for folder in ("evaluation", "merged", "bundle/merged"):
+        (paths.root / folder).mkdir(parents=True)
+    write_json(paths.root / "evaluation" / "evaluation.json", {"scores": []})
+    write_json(paths.root / "merged" / "merge_report.json", {"rule": "w16"})
+    write_json(paths.root / "bundle" / "merged" / "merge_report.json", {"rule": "dequant"})
+    story = read_story(paths)
+    assert story.evaluation == {"scores": []}
+    assert {folder: report["rule"] for folder, report in story.merges.items()} == {
+        "merged": "w16",
+        "bundle/merged": "dequant",
+    }
+
+
+def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such folder"):
+        read_story(SweepPaths(tmp_path / "nowhere"))
+    with pytest.raises(RunError, match=r"a sweep's folder has manifest\.json"):
+        read_story(SweepPaths(tmp_path))
+
+
+def test_answers_of_base_and_winner_are_paired_by_row(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    for model, row, answer in (("base", 0, "no"), ("0003", 1, "yes"), ("0003", 0, "SELECT 1"), ("other", 0, "?")):
+        line = {"model": model, "row": row, "answer": answer, "reference": "SELECT 2"}
+        append_line(paths.best / "answers.jsonl", line)
+    (example,) = read_story(paths).examples
+    assert (example.row, example.expected, example.base, example.winner) == (0, "SELECT 2", "no", "SELECT 1")
