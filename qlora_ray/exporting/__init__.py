@@ -1,0 +1,4 @@
+"""What leaves the house: the merged model, the bundle, the model card, the hub.
+
+Importing this package loads no torch: its modules do so inside their functions.
+"""

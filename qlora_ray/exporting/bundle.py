@@ -1,0 +1,188 @@
+"""The bundle: the folder that leaves the house with one trial, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.errors import RunError
+from qlora_ray.exporting.card import CardFacts, make_card
+from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, list_files, take_inventory
+from qlora_ray.exporting.merge import MergeOptions, merge_adapter
+from qlora_ray.exporting.merge_report import MergeReport
+from qlora_ray.exporting.naming import BundleName, name_bundle
+from qlora_ray.exporting.reproduction import (
+    SWEEP_FILE,
+    TRIAL_FILE,
+    local_paths,
+    render_sweep_config,
+    render_trial_config,
+)
+from qlora_ray.exporting.run_record import render_run_record
+from qlora_ray.exporting.selection import Selection
+from qlora_ray.modeling.identity import ADAPTER_CONFIG
+from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
+from qlora_ray.modeling.quantization import QuantizationSpec
+from qlora_ray.runs import read_json, write_json, write_text
+from qlora_ray.runs.files import whole_folder
+
+_EVALUATION_FILES = ("evaluation.json", "evaluation.md")
+
+
+def write_bundle(
+    selection: Selection,
+    *,
+    to: Path,
+    merge: MergeOptions | None,
+    device: str,
+    tell: Callable[[str], None],
+) -> Bundle:
+    """Writes the bundle of one trial.
+
+    Args:
+        selection: The trial.
+        to: The bundle's folder; an earlier bundle there is replaced.
+        merge: How to merge; None leaves the merged model out.
+        device: Where merging computes: `cpu` or `cuda:0`.
+        tell: Takes lines for the user.
+
+    Raises:
+        RunError: If `to` holds anything else, cannot be written, or the disk is full.
+        ModelError: If adapter and base cannot be merged.
+        DataError: If the held-out rows that a merge is measured on cannot be read.
+    """
+    check_target(to, sweep=selection.paths.root)
+    with _writable(to), whole_folder(to) as folder:
+        notes = _write_adapter(selection, folder / "adapter") + _notes_on_paths(selection)
+        report = None
+        if merge is not None:
+            try:
+                report = _merge(selection, folder, merge, device=device, tell=tell)
+            except RunError as error:
+                # The user knows the folder by its name, not by that of the folder that becomes it.
+                raise RunError(str(error).replace(str(folder), str(to))) from None
+        name = bundle_name(selection, merge=report)
+        evaluation = _copy_evaluation(selection, folder, notes)
+        _write_records(selection, folder, name=str(name))
+        facts = CardFacts(str(name), selection, report, evaluation)
+        write_text(folder / "README.md", str(make_card(facts)))
+        for path in folder.rglob("*"):
+            # safetensors makes its files private; a bundle is made to be read by others.
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        inventory = take_inventory(selection, folder, name=str(name), merge=report)
+        write_json(folder / INVENTORY, inventory)
+    return Bundle(to, inventory, report, tuple(notes))
+
+
+def bundle_name(selection: Selection, *, merge: MergeReport | None) -> BundleName:
+    """The bundle's name; the head's dtype is the merged model's, or, without one, what the trial computed in."""
+    quantization = selection.quantization
+    return name_bundle(
+        base=selection.base_name,
+        dataset=str(selection.manifest["config"]["data"]["train"]),
+        lora=selection.record["ran"]["lora"],
+        quantization=quantization,
+        head_dtype=merge.head_dtype if merge else quantization["compute_dtype"],
+    )
+
+
+def _write_adapter(selection: Selection, folder: Path) -> list[str]:
+    """The adapter with the tokenizer, in PEFT's format; returns what to know about its base."""
+    # PEFT's own README.md would be a second, empty model card.
+    shutil.copytree(selection.adapter.folder, folder, ignore=shutil.ignore_patterns("README.md"))
+    if not (folder / "tokenizer_config.json").is_file():
+        load_tokenizer(selection.config.model).save_pretrained(str(folder))
+    name = selection.base_name
+    # What from_pretrained takes: the hub id for all, else the base's folder on this machine.
+    base = name if selection.base_is_on_hub else resolve_model_name(selection.config.model.name)
+    config = dict(selection.adapter.config) | {
+        "base_model_name_or_path": base,
+        "revision": selection.record["base"].get("revision"),
+    }
+    write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if selection.base_is_on_hub:
+        return []
+    what = "the embedded base" if name == EMBEDDED else "a local folder"
+    return [f"adapter/{ADAPTER_CONFIG} names {what}, {base}: elsewhere, load the base as README.md shows"]
+
+
+def _notes_on_paths(selection: Selection) -> list[str]:
+    found = local_paths(selection)
+    return [f"{SWEEP_FILE} and {TRIAL_FILE} name paths of this machine: {', '.join(found)}"] if found else []
+
+
+def _merge(
+    selection: Selection, folder: Path, options: MergeOptions, *, device: str, tell: Callable[[str], None]
+) -> MergeReport:
+    from qlora_ray.data import prepare_data
+
+    config = selection.config
+    tokenizer = load_tokenizer(config.model)
+    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
+    before = selection.manifest["data"]["digests"]
+    changed = [split for split, digest in prepared.report.digests.items() if before.get(split, digest) != digest]
+    if changed:
+        tell(f"the rows of {', '.join(changed)} have changed since the sweep: the merge is measured on the new ones")
+    return merge_adapter(
+        selection.adapter.folder,
+        model=config.model,
+        quantization=QuantizationSpec(**selection.quantization),
+        # Not the test rows: a rule chosen on them would flatter the merged model's scores.
+        held_out=prepared.validation,
+        to=folder / "merged",
+        options=options,
+        device=device,
+        tell=tell,
+    )
+
+
+def _copy_evaluation(selection: Selection, folder: Path, notes: list[str]) -> dict[str, Any] | None:
+    """Copies the evaluation of this very trial, and returns it."""
+    source = selection.evaluation
+    if not (source / _EVALUATION_FILES[0]).is_file():
+        return None
+    evaluation: dict[str, Any] = read_json(source / _EVALUATION_FILES[0])
+    of_trial = evaluation["target"]["trial"]
+    if of_trial != selection.trial:
+        notes.append(f"{source} is of trial {of_trial}, not of {selection.trial}: it was left out")
+        return None
+    (folder / "evaluation").mkdir()
+    for name in _EVALUATION_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / "evaluation" / name)
+    return evaluation
+
+
+def _write_records(selection: Selection, folder: Path, *, name: str) -> None:
+    # The adapter is in this bundle now.
+    write_json(folder / "record.json", {**selection.record, "adapter": "adapter"})
+    if selection.scores is not None:
+        write_json(folder / "scores.json", selection.scores)
+    report = selection.paths.root / "report.html"
+    if report.is_file():
+        shutil.copyfile(report, folder / "report.html")
+    outputs = [path for path in list_files(folder) if path.startswith(("evaluation/", "scores.json"))]
+    write_text(folder / "RUN_RECORD.md", render_run_record(selection, name=name, evaluation_files=outputs))
+    write_text(folder / SWEEP_FILE, render_sweep_config(selection))
+    write_text(folder / TRIAL_FILE, render_trial_config(selection))
+
+
+@contextmanager
+def _writable(to: Path) -> Iterator[None]:
+    """Turns what the disk says into one message, and takes parent folders that were made for nothing away again."""
+    new = [parent for parent in to.parents if not parent.exists()]
+    try:
+        yield
+    except BaseException as error:
+        for parent in new:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise RunError(
+                f"--to {to}: cannot be written: {error.strerror or error}. Free some space, or choose another folder."
+            ) from None
+        raise

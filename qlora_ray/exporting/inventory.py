@@ -1,0 +1,122 @@
+"""What a bundle says of itself, and what may be written over: bundle.json, with every file's size and hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_ray import __version__
+from qlora_ray.errors import RunError
+from qlora_ray.exporting.merge_report import MergeReport
+from qlora_ray.exporting.selection import Selection
+from qlora_ray.runs import read_json
+
+INVENTORY = "bundle.json"
+# Changed when the folder's layout does.
+BUNDLE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk.
+
+    Attributes:
+        inventory: bundle.json: what it is, and its files with sizes and hashes.
+        merge: The merge's report; None without a merged model.
+        notes: What the user should know, in words.
+    """
+
+    folder: Path
+    inventory: dict[str, Any]
+    merge: MergeReport | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The bundle's tagged name."""
+        return str(self.inventory["name"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files but bundle.json."""
+        return sum(file["bytes"] for file in self.inventory["files"])
+
+
+def read_bundle(folder: Path) -> Bundle | None:
+    """The bundle in a folder; None if there is none.
+
+    Raises:
+        RunError: If its files are not those that were written.
+    """
+    if not is_bundle(folder):
+        return None
+    inventory = read_json(folder / INVENTORY)
+    there = set(list_files(folder))
+    for file in inventory["files"]:
+        # A path that leads out of the folder is not among its files.
+        if file["path"] not in there or (folder / file["path"]).stat().st_size != file["bytes"]:
+            raise RunError(f"{folder}: a bundle must be whole, got another or no {file['path']}. Export it again.")
+    return Bundle(folder, inventory)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder was written by `write_bundle`."""
+    try:
+        found = json.loads((folder / INVENTORY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "bundle_version" in found and isinstance(found.get("files"), list)
+
+
+def check_target(to: Path, *, sweep: Path) -> None:
+    """Raises RunError unless the bundle's folder is new, empty, or an earlier bundle with nothing beside it."""
+    target, root = to.expanduser().resolve(), sweep.resolve()
+    kept = [root / part for part in ("trials", "best", "logs", "evaluation")]
+    if root == target or root.is_relative_to(target) or any(target.is_relative_to(part) for part in kept):
+        raise RunError(f"--to {to}: must not be the sweep's own folder, or in its trials. Choose another folder.")
+    if to.is_symlink() or (to.exists() and not to.is_dir()):
+        raise RunError(f"--to {to}: must be a folder, got a {'link' if to.is_symlink() else 'file'}. Choose another.")
+    if not to.is_dir():
+        return
+    known = {file["path"] for file in read_json(to / INVENTORY)["files"]} | {INVENTORY} if is_bundle(to) else set()
+    others = sorted(path for path in list_files(to) if path not in known)
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise RunError(
+            f"--to {to}: must be a new folder or an earlier bundle, got one with {', '.join(others[:3])}{more}. "
+            "Choose another folder, or move these away."
+        )
+
+
+def take_inventory(selection: Selection, folder: Path, *, name: str, merge: MergeReport | None) -> dict[str, Any]:
+    """bundle.json: what the bundle is, and every file in it."""
+    files = [
+        {"path": path, "bytes": (folder / path).stat().st_size, "sha256": _sha256(folder / path)}
+        for path in list_files(folder)
+    ]
+    return {
+        "bundle_version": BUNDLE_VERSION,
+        "qlora_ray": __version__,
+        "name": name,
+        "sweep": selection.paths.name,
+        "trial": selection.trial,
+        "is_winner": selection.is_winner,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "base": selection.record["base"],
+        "merge": merge.rule if merge else None,
+        "files": files,
+    }
+
+
+def list_files(folder: Path) -> list[str]:
+    """Paths of all files below a folder, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,85 @@
+"""Python that loads a bundle's adapter on the base as it was trained, and its merged model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qlora_ray.exporting.naming import shorten_source
+from qlora_ray.exporting.selection import Selection
+from qlora_ray.modeling.loading import EMBEDDED
+
+_TORCH_DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
+
+
+def guide_loading(selection: Selection, *, has_merged: bool) -> str:
+    """Markdown with the code that loads the bundle, from inside its folder."""
+    parts = []
+    if has_merged:
+        parts += ["Merged, one model as any other:", _fenced(_merged_code())]
+    parts += ["The adapter, on the base held as it was while it trained:", _fenced(_adapter_code(selection))]
+    if not selection.base_is_on_hub and selection.base_name != EMBEDDED:
+        parts.append(
+            f"The base is a folder, `{shorten_source(selection.base_name)}`, that is not on the hub: put its path in "
+            f"above. Its fingerprint is `{selection.record['base']['hash']}`."
+        )
+    return "\n\n".join(parts)
+
+
+def _merged_code() -> str:
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("merged")'
+    )
+
+
+def _adapter_code(selection: Selection) -> str:
+    quantization = selection.quantization
+    dtype = _TORCH_DTYPES[quantization["compute_dtype"]]
+    arguments = [f"dtype={dtype}"]
+    revision = selection.record["base"].get("revision")
+    if revision:
+        arguments.append(f'revision="{revision}"')
+    config = _config_code(quantization, dtype)
+    if config:
+        arguments.append("quantization_config=quantization")
+    imports = ["AutoModelForCausalLM", "AutoTokenizer", *(["BitsAndBytesConfig"] if config else [])]
+    lines = [
+        "import torch",
+        "from peft import PeftModel",
+        f"from transformers import {', '.join(imports)}",
+        "",
+        *config,
+        f"base = AutoModelForCausalLM.from_pretrained({_base_code(selection)}, {', '.join(arguments)})",
+        'model = PeftModel.from_pretrained(base, "adapter")',
+        'tokenizer = AutoTokenizer.from_pretrained("adapter")',
+    ]
+    if selection.base_name == EMBEDDED:
+        lines.insert(3, "from qlora_ray import embedded")
+    return "\n".join(lines)
+
+
+def _config_code(quantization: dict[str, Any], dtype: str) -> list[str]:
+    if quantization["method"] == "none":
+        return []
+    if quantization["method"] == "int8":
+        return ["quantization = BitsAndBytesConfig(load_in_8bit=True)"]
+    return [
+        "quantization = BitsAndBytesConfig(",
+        "    load_in_4bit=True,",
+        f'    bnb_4bit_quant_type="{quantization["method"]}",',
+        f"    bnb_4bit_use_double_quant={quantization['double_quantization']},",
+        f"    bnb_4bit_compute_dtype={dtype},",
+        ")",
+    ]
+
+
+def _base_code(selection: Selection) -> str:
+    if selection.base_name == EMBEDDED:
+        return "embedded.base_path()"
+    name = selection.base_name if selection.base_is_on_hub else f"path/to/{shorten_source(selection.base_name)}"
+    return f'"{name}"'
+
+
+def _fenced(code: str) -> str:
+    return f"```python\n{code}\n```"

@@ -1,0 +1,169 @@
+"""Which trial of a sweep is exported, and everything that its folder says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.config.loading import parse_override
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.errors import ConfigError, ModelError, RunError
+from qlora_ray.evaluation.intent import read_intent
+from qlora_ray.modeling.identity import AdapterFacts, check_base, read_adapter
+from qlora_ray.modeling.loading import resolve_model_name
+from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.paths import trial_id_of
+from qlora_ray.search.space import apply_values
+
+BEST = "best"
+# What may be named anew when a sweep is exported elsewhere than where it ran: where the base and the rows are.
+RELOCATABLE = ("model.name", "model.revision", "data.train", "data.validation", "data.test")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One complete trial of a sweep.
+
+    Attributes:
+        paths: The sweep.
+        trial: The trial's id.
+        config: The sweep's config, with paths that are found from here.
+        manifest: The sweep's manifest.
+        record: The trial's record.
+        scores: best/scores.json, if the trial is the winner.
+        adapter: What the adapter's own config says.
+    """
+
+    paths: SweepPaths
+    trial: str
+    config: SweepConfig
+    manifest: dict[str, Any]
+    record: dict[str, Any]
+    scores: dict[str, Any] | None
+    adapter: AdapterFacts
+
+    @property
+    def trial_config(self) -> SweepConfig:
+        """The config with the trial's own values in it."""
+        return apply_values(self.config, self.record["params"])
+
+    @property
+    def evaluation(self) -> Path:
+        """Where the trial's own evaluation is, if there is one."""
+        return (self.paths.root if self.is_winner else self.paths.trial(self.trial).root) / "evaluation"
+
+    @property
+    def is_winner(self) -> bool:
+        """Whether it is the sweep's winner."""
+        return self.scores is not None
+
+    @property
+    def base_name(self) -> str:
+        """The base as the sweep's config named it: `embedded`, a folder, or a hub id."""
+        return str(self.record["base"]["name"])
+
+    @property
+    def base_is_on_hub(self) -> bool:
+        """Whether others can fetch the base by its name."""
+        return str(self.record["base"]["hash"]).startswith("hub:")
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """How the base was held while the trial trained."""
+        return dict(self.record["ran"]["quantization"])
+
+
+def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = ()) -> Selection:
+    """Finds a complete trial of a sweep, and checks that its base is the one it was trained on.
+
+    Args:
+        sweep: The sweep's folder.
+        trial: A trial's id, or `best` for the winner.
+        overrides: `key=value` texts for the keys of RELOCATABLE.
+
+    Raises:
+        RunError: If the folder is no sweep, has no winner, or the trial is not complete.
+        ConfigError: If an override is not one of those allowed.
+        ModelError: If the adapter is not whole, or its base is missing or another one.
+    """
+    paths = SweepPaths(sweep)
+    if not paths.manifest.is_file():
+        raise RunError(f"{sweep}: must be a sweep's folder, got one without manifest.json. Give results/<name>.")
+    manifest = read_json(paths.manifest)
+    scores = read_json(paths.best / "scores.json") if (paths.best / "scores.json").is_file() else None
+    winner = scores["trial"] if scores else None
+    trial_id = _resolve_trial(paths, trial, winner)
+    is_winner = trial_id == winner
+    config = _read_config(manifest, overrides)
+    selection = Selection(
+        paths=paths,
+        trial=trial_id,
+        config=config,
+        manifest=manifest,
+        record=_read_complete(paths, trial_id),
+        scores=scores if is_winner else None,
+        # Only the winner's copy has the tokenizer beside it.
+        adapter=read_adapter(paths.best / "adapter" if is_winner else paths.trial(trial_id).adapter),
+    )
+    _check_base(selection)
+    return selection
+
+
+def complete_trials(paths: SweepPaths) -> list[str]:
+    """The ids of all trials that trained to their end."""
+    records = sorted(paths.trials.glob("*/record.json"))
+    return [path.parent.name for path in records if read_json(path).get("state") == "complete"]
+
+
+def _resolve_trial(paths: SweepPaths, trial: str, winner: str | None) -> str:
+    if trial != BEST:
+        return trial_id_of(int(trial)) if trial.isdecimal() else trial
+    if winner is not None:
+        return winner
+    complete = complete_trials(paths)
+    if complete:
+        raise RunError(
+            f"{paths.root}: a sweep must have a winner to be exported, got none (it did not reach its end). "
+            f"Go on with it by --resume, or name one of its complete trials by --trial: {', '.join(complete)}."
+        )
+    raise RunError(
+        f"{paths.root}: a sweep must have a winner to be exported, got none, and no complete trial. "
+        f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
+    )
+
+
+def _read_complete(paths: SweepPaths, trial_id: str) -> dict[str, Any]:
+    path = paths.trial(trial_id).record
+    record: dict[str, Any] = read_json(path) if path.is_file() else {}
+    state = record.get("state")
+    if state != "complete":
+        complete = ", ".join(complete_trials(paths)) or "none"
+        cause = f": {record['cause']}" if record.get("cause") else ""
+        got = f"{state}{cause}" if record else "no such trial"
+        raise RunError(
+            f"{paths.root}: --trial must be a complete trial, got {trial_id} ({got}). Complete ones: {complete}."
+        )
+    return record
+
+
+def _read_config(manifest: dict[str, Any], overrides: Sequence[str]) -> SweepConfig:
+    for text in overrides:
+        key, _ = parse_override(text)
+        if key not in RELOCATABLE:
+            raise ConfigError(f"--set {key}: an export can set only {', '.join(RELOCATABLE)}. Drop it.")
+    return read_intent(manifest, config=None, overrides=overrides)
+
+
+def _check_base(selection: Selection) -> None:
+    model = selection.config.model
+    expected = str(selection.record["base"]["hash"])
+    folder = selection.adapter.folder
+    name = resolve_model_name(model.name)
+    if expected.startswith("sha256:") and not Path(name).is_dir():
+        raise ModelError(
+            f"{folder}: must be exported beside its base, got no folder {name}. "
+            "Restore that base, or name it with --set model.name=."
+        )
+    check_base(model, expected_hash=expected, where=str(folder))

@@ -1,0 +1,246 @@
+"""A base's checkpoint on disk, read tensor by tensor, and new shards written one at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.config.schema import Model
+from qlora_ray.errors import ModelError, RunError
+from qlora_ray.modeling.loading import resolve_model_name
+from qlora_ray.runs.files import whole_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Hugging Face's names for the shards of a model (huggingface_hub 2.4, split_torch_state_dict_into_shards).
+SHARD_PATTERN = "model{suffix}.safetensors"
+# Ours: room for what lies beside the weights (config, tokenizer, index, report), far above what was seen.
+SIDE_FILES_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor of a checkpoint is, read from the file's header.
+
+    Attributes:
+        dtype: safetensors' name of it: BF16, F16, F32, I64, ...
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers it has."""
+        num = 1
+        for size in self.shape:
+            num *= size
+        return num
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base's safetensors and config.json, in its folder or in the hub's cache.
+
+    Attributes:
+        name: The folder or hub id.
+        revision: The hub's revision; None means main.
+        tensors: By their names in the files, in the files' order.
+        config: config.json as it is written.
+    """
+
+    name: str
+    revision: str | None
+    tensors: dict[str, StoredTensor]
+    config: dict[str, Any]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+        from safetensors import safe_open
+
+        with safe_open(self.tensors[name].file, framework="pt", device="cpu") as stream:
+            tensor: Tensor = stream.get_tensor(name)
+        return tensor
+
+    def find_file(self, name: str) -> Path | None:
+        """Another file of the base, fetched from the hub if need be; None if the base has none of that name."""
+        return _find_file(self.name, self.revision, name)
+
+
+def open_checkpoint(model: Model) -> Checkpoint:
+    """Reads which tensors a base's safetensors hold; no weights are read.
+
+    Raises:
+        ModelError: If the base has no safetensors or no config.json, or is stored quantized.
+    """
+    name = resolve_model_name(model.name)
+    where = f"merge: {name}"
+    config_file = _find_file(name, model.revision, "config.json")
+    if config_file is None:
+        raise ModelError(f"{where} must have config.json, got none. Give the base's whole folder, or its hub id.")
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unnamed")
+        raise ModelError(
+            f"{where} must be stored in 16 or 32 bits to merge into, got {method} weights. "
+            "Name the original base with --set model.name=, or export without merging."
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for file in _find_weights(name, model.revision, where=where):
+        tensors |= _read_header(file)
+    return Checkpoint(name, model.revision, tensors, config)
+
+
+def write_shards(
+    folder: Path,
+    sizes: dict[str, int],
+    make: Callable[[str], Tensor],
+    *,
+    max_shard_bytes: int,
+    tell: Callable[[str], None],
+) -> int:
+    """Writes tensors as safetensors shards with their index, holding one shard in memory.
+
+    Args:
+        sizes: Bytes of each tensor by name, in the order to write.
+        make: Gives a tensor by its name, on the CPU.
+        max_shard_bytes: A shard holds no more, unless one tensor alone does.
+        tell: Takes one line per shard.
+
+    Returns:
+        The number of shards.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors.torch import save_file
+
+    split = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=lambda size: size, filename_pattern=SHARD_PATTERN, max_shard_size=max_shard_bytes
+    )
+    for number, (filename, names) in enumerate(split.filename_to_tensors.items(), start=1):
+        # transformers refuses files without this word (from_pretrained, 5.23).
+        path = folder / filename
+        save_file({name: make(name).contiguous() for name in names}, path, metadata={"format": "pt"})
+        # safetensors 0.8 makes its files private; a model is read by others (a server, a colleague).
+        path.chmod(0o644)
+        tell(f"merge: {folder.name}: shard {number} of {len(split.filename_to_tensors)} is written")
+    if split.is_sharded:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": split.tensor_to_filename}
+        (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return len(split.filename_to_tensors)
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Holds what is to be written against what is free.
+
+    Raises:
+        RunError: If it does not fit.
+    """
+    free = shutil.disk_usage(folder).free
+    needed = num_bytes + SIDE_FILES_BYTES
+    if free < needed:
+        raise RunError(
+            f"{folder}: merging must have {needed / 2**30:.1f} GiB free, got {free / 2**30:.1f} GiB. "
+            "Free some, or choose another folder."
+        )
+
+
+@contextmanager
+def full_disk_as_run_error(folder: Path) -> Iterator[None]:
+    """Turns a disk that fills up inside the block into one RunError; safetensors and tokenizers have errors of their
+    own for it."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
+            raise
+        raise RunError(
+            f"{folder}: the merged model must fit the disk, got a full one halfway. Nothing was left behind. "
+            "Free some, or choose another folder."
+        ) from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """`whole_folder`, where a place that cannot be written is our own error.
+
+    Raises:
+        RunError: If the folder cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stack = ExitStack()
+        folder = stack.enter_context(whole_folder(path))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}. Choose another folder.") from None
+    with stack:
+        yield folder
+
+
+def _find_weights(name: str, revision: str | None, *, where: str) -> list[Path]:
+    """The base's safetensors: one file, or the shards of its index."""
+    single = _find_file(name, revision, WEIGHTS)
+    if single is not None:
+        return [single]
+    index = _find_file(name, revision, WEIGHTS_INDEX)
+    if index is not None:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {one: _find_file(name, revision, one) for one in sorted(set(weight_map.values()))}
+        missing = [one for one, file in files.items() if file is None]
+        if missing:
+            raise ModelError(f"{where} must have every shard of its index, got no {missing[0]}. Fetch the base again.")
+        return [file for file in files.values() if file is not None]
+    if any(_find_file(name, revision, one) for one in PICKLES):
+        # A pickle can run code when it is read.
+        raise ModelError(
+            f"{where} must have its weights as safetensors, got .bin files only. "
+            "Save it again by save_pretrained, and name that folder with --set model.name=."
+        )
+    raise ModelError(f"{where} must have {WEIGHTS} or {WEIGHTS_INDEX}, got neither. Give the base's whole folder.")
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stream:
+            for name in stream.keys():  # noqa: SIM118 - safe_open is no dict and cannot be iterated
+                piece = stream.get_slice(name)
+                tensors[name] = StoredTensor(file, piece.get_dtype(), tuple(piece.get_shape()))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: must be a whole safetensors file, got: {error}. Fetch the base again.") from None
+    return tensors
+
+
+def _find_file(name: str, revision: str | None, filename: str) -> Path | None:
+    """A file of a folder or a hub id, the latter through transformers' cache, so that it is the one that was loaded."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder / filename if (folder / filename).is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            name,
+            filename,
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+        )
+    except OSError as error:
+        cause = str(error).strip().splitlines()[0].rstrip(" .:")
+        raise ModelError(
+            f"merge: {filename} of {name} must be in the cache or on the hub, got: {cause}. "
+            "Check the network, or give a local folder."
+        ) from None
+    return Path(found) if found else None

@@ -1,0 +1,273 @@
+"""Evaluations through the door: a sweep's winner beside its base and a merged model, stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sweeps import read_until
+
+from qlora_ray import embedded
+from qlora_ray.config import SweepConfig
+from qlora_ray.config.schema import Evaluate, Lora, Model
+from qlora_ray.data import prepare_data
+from qlora_ray.evaluate import main
+from qlora_ray.evaluation import resolve_metrics
+from qlora_ray.evaluation.scoring import score_model
+from qlora_ray.modeling.adapters import attach_adapter, save_adapter, saved_adapter
+from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer
+from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
+from qlora_ray.runs import read_json
+
+NUM_ROWS = 12
+FAST = ("--rows", str(NUM_ROWS), "--set", "evaluate.max_new_tokens=40", "--set", "evaluate.batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a sweep of one trial leaves, with an adapter that no one trained: it makes the base worse."""
+    root = tmp_path_factory.mktemp("results") / "x"
+    config = SweepConfig()
+    config.data.max_length = 256
+    base = load_base(
+        config.model, quantization=specify_quantization(config.model.quantization, compute_dtype="fp32"), device="cpu"
+    )
+    model = attach_adapter(base, Lora(r=4), seed=3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    (root / "best").mkdir(parents=True)
+    (root / "trials").mkdir()
+    save_adapter(model, root / "best" / "adapter")
+    data = prepare_data(config.data, tokenizer=base.tokenizer, data_seed=config.training.data_seed)
+    manifest = {"config": config.model_dump(), "folder": str(root), "data": data.report.to_dict()}
+    record = {
+        "trial": "0000",
+        "state": "complete",
+        "base": {"name": "embedded", "revision": None, "hash": hash_base(config.model)},
+        "ran": {"quantization": base.quantization.to_dict()},
+    }
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    (root / "summary.json").write_text(json.dumps({"status": "complete", "winner": "0000"}))
+    (root / "best" / "record.json").write_text(json.dumps(record))
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The winner beside its base and the unchanged base as `merged`, zero- and 3-shot, and a prompt file."""
+    to = tmp_path_factory.mktemp("finished") / "to"
+    options = ["--shots", "0,3", "--prompts", "qualitative", "--merged", str(embedded.base_path()), "--to", str(to)]
+    assert main([str(sweep), *FAST, *options]) == 0
+    return to
+
+
+def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def read_tree(folder: Path) -> dict[str, str]:
+    """Every file of an evaluation but its page of plots, whose ids are random."""
+    names = [path for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".jsonl", ".md")]
+    return {str(path.relative_to(folder)): path.read_text() for path in names}
+
+
+def test_the_numbers_are_those_of_plain_peft(sweep: Path, finished: Path) -> None:
+    config = SweepConfig.model_validate(read_json(sweep / "manifest.json")["config"])
+    config.evaluate = Evaluate(max_new_tokens=40, batch_size=4, max_rows=NUM_ROWS)
+    data = prepare_data(config.data, tokenizer=load_tokenizer(config.model), data_seed=7)
+    assert data.test is not None
+    rows = type(data.test)(data.test.name, *(getattr(data.test, name)[:NUM_ROWS] for name in (
+        "input_ids", "completion_mask", "prompt_ids", "references")))  # fmt: skip
+    spec = specify_quantization(config.model.quantization, compute_dtype="fp32")
+    base = load_base(config.model, quantization=spec, device="cpu")
+    metrics, _ = resolve_metrics(config.evaluate, trains_on_embedded=True, has_references=True)
+    with saved_adapter(base, sweep / "best" / "adapter") as model:
+        expected = score_model(
+            model, base.tokenizer, rows, metrics=metrics, evaluate=config.evaluate, precision="fp32", loss_batch_size=8
+        )
+    scores = {(one["model"], one["prompts"]): one for one in read_json(finished / "evaluation.json")["scores"]}
+    found = scores["adapter", "0-shot"]
+    assert found["loss"] == pytest.approx(expected.loss, rel=1e-4)
+    assert found["perplexity"] == pytest.approx(math.exp(expected.loss), rel=1e-4)
+    assert (found["num_tokens"], found["num_rows"]) == (expected.num_tokens, NUM_ROWS)
+    assert found["metrics"] == expected.metrics
+    answers = read_rows(finished, "adapter/0-shot.jsonl")
+    assert [row["answer"] for row in answers] == [one.answer for one in expected.answers]
+
+
+def test_every_model_answers_every_set_on_the_same_rows(finished: Path) -> None:
+    evaluation = read_json(finished / "evaluation.json")
+    assert evaluation["target"]["trial"] == "0000"
+    assert evaluation["rows"] | {"fingerprint": ""} == {
+        "split": "test",
+        "reason": "test: rows that no trial was chosen by",
+        "num_rows": NUM_ROWS,
+        "fingerprint": "",
+    }
+    assert list(evaluation["models"]) == ["base", "adapter", "merged"]
+    assert evaluation["notes"] == []
+    for prompts in ("0-shot", "3-shot", "qualitative"):
+        rows = [read_rows(finished, f"{model}/{prompts}.jsonl") for model in ("base", "adapter", "merged")]
+        assert len({tuple((row["row"], row["id"], row["prompt"]) for row in one) for one in rows}) == 1
+    assert {row["finish"] for row in read_rows(finished, "base/qualitative.jsonl")} <= {"stop", "length"}
+    pairs = [(one["prompts"], one["base_model"], one["tuned_model"]) for one in evaluation["comparisons"]]
+    assert list(dict.fromkeys(pairs)) == [
+        (prompts, *pair)
+        for prompts in ("0-shot", "3-shot")
+        for pair in (("base", "adapter"), ("base", "merged"), ("adapter", "merged"))
+    ]
+    assert "0-shot" in (finished / "evaluation.md").read_text()
+    assert evaluation["exports"]["prompt_sets"].keys() == {"0-shot", "3-shot", "qualitative"}
+
+
+def test_examples_come_from_train(finished: Path) -> None:
+    train = {row["question"] for row in read_rows(embedded.train_path().parent, "train.jsonl")}
+    for row in read_rows(finished, "base/3-shot.jsonl"):
+        questions = [part.split("<|end|>")[0] for part in row["prompt"].split("<|user|>")[1:]]
+        assert len(questions) == 4
+        assert set(questions[:3]) <= train and questions[3] not in train
+
+
+def test_run_again_loads_no_model_and_gives_the_same_files(
+    sweep: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = read_tree(finished)
+    monkeypatch.setattr("qlora_ray.evaluation.driver.open_contenders", lambda *_: 1 / 0)
+    options = [
+        "--shots",
+        "0,3",
+        "--prompts",
+        "qualitative",
+        "--merged",
+        str(embedded.base_path()),
+        "--to",
+        str(finished),
+    ]
+    assert main([str(sweep), *FAST, *options]) == 0
+    assert read_tree(finished) == before
+    out = capfd.readouterr().out
+    assert "base -> adapter, 0-shot: " in out and "\x1b" not in out and str(finished) in out
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_results(sweep: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole" / "to", tmp_path / "parts" / "to"
+    command = [str(sweep), *FAST, "--models", "base", "--to"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qlora_ray.evaluate", *command, str(parts)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        read_until(process, "base  0-shot  4 of 12 answered")
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    assert not (parts / "evaluation.json").exists()
+    assert len(read_rows(parts, "base/0-shot.losses.jsonl")) == NUM_ROWS
+    assert len(read_rows(parts, "base/0-shot.jsonl")) >= 4
+    assert main([*command, str(parts)]) == 0
+    assert main([*command, str(whole)]) == 0
+    assert read_tree(parts) == read_tree(whole)
+
+
+def test_no_improvement_is_exit_code_1_where_one_is_required(
+    sweep: Path, finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(sweep), *FAST, "--shots", "0,3", "--to", str(finished), "--require-improvement"]) == 1
+    comparisons = read_json(finished / "evaluation.json")["comparisons"]
+    losses = [one["verdict"] for one in comparisons if (one["prompts"], one["measure"]) == ("0-shot", "loss")]
+    assert losses == ["worse"]
+    assert main(["embedded", "--require-improvement"]) == 2
+    assert "--require-improvement: needs the base and an adapter or merged model" in capfd.readouterr().err
+
+
+def test_an_improvement_is_exit_code_0(tmp_path: Path) -> None:
+    # A base that noise has made worse, and the embedded one as the merged model.
+    noisy = load_base(Model(), quantization=QuantizationSpec("none", 32, "torch", None, False, "fp32"), device="cpu")
+    torch.manual_seed(3)
+    for parameter in noisy.model.parameters():
+        parameter.data += 0.5 * parameter.data.std() * torch.randn_like(parameter)
+    noisy.model.save_pretrained(tmp_path / "noisy")
+    noisy.tokenizer.save_pretrained(tmp_path / "noisy")
+    options = ["--merged", str(embedded.base_path()), "--set", "evaluate.metrics=[]", "--require-improvement"]
+    assert main([str(tmp_path / "noisy"), *FAST, *options]) == 0
+    [one] = read_json(tmp_path / "noisy" / "evaluation" / "evaluation.json")["comparisons"]
+    assert (one["measure"], one["verdict"], one["tuned_model"]) == ("loss", "better", "merged")
+    # Nothing was to be answered.
+    assert not list((tmp_path / "noisy" / "evaluation").glob("*/0-shot.jsonl"))
+
+
+def test_a_metric_of_ones_own_is_scored_and_compared(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Length:\n    name = 'length'\n    higher_is_better = False\n"
+        "    def score(self, predictions, references):\n        return [float(len(one)) for one in predictions]\n"
+    )
+    options = ["--metric", f"{tmp_path / 'mine.py'}:Length", "--models", "base", "--to", str(tmp_path / "to")]
+    assert main([str(sweep), *FAST, *options]) == 0
+    answers = read_rows(tmp_path / "to", "base/0-shot.jsonl")
+    mean = sum(len(row["answer"]) for row in answers) / NUM_ROWS
+    assert read_json(tmp_path / "to" / "evaluation.json")["scores"][0]["metrics"]["length"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--models", "base,merged"], "--models merged: .* must have such a model"),
+        (["--models", "basis"], "--models: must be of base, adapter, merged, got basis"),
+        (["--trial", "7"], "--trial 7: no such trial"),
+        (["--shots", "three"], "--shots: must be numbers like 0,3, got 'three'"),
+        (["--split", "none"], "--split none: leaves nothing to evaluate"),
+        (["--metric", "gone.py:X"], r"metric gone.py:X: must name a Python file"),
+        (["--set", "evaluate.shot=3"], "evaluate.shot is not a known key"),
+        (["--prompts", "red_team", "--set", "evaluate.metrics=[token_f1]"], "metrics need a reference in every row"),
+        (["--prompts", "gone.jsonl"], "prompts: must be a file or one of"),
+        (["--set", "model.name=/gone"], r"its base must be there, got /gone"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(
+    sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    to = tmp_path / "to"
+    assert main([str(sweep), "--to", str(to), *options]) == 2
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.err
+    assert re.search(words, captured.err), captured.err
+    assert not to.exists()
+
+
+def test_a_changed_setting_and_a_changed_base_are_refused(
+    sweep: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = read_tree(finished)
+    assert main([str(sweep), *FAST, "--set", "evaluate.max_new_tokens=8", "--to", str(finished)]) == 2
+    assert "evaluate.max_new_tokens must stay what the rows there were made with (40), got 8" in capfd.readouterr().err
+    assert main(["embedded", *FAST, "--to", str(finished)]) == 2
+    assert "belongs to another evaluation" in capfd.readouterr().err
+    other = tmp_path / "base"
+    other.mkdir()
+    for source in embedded.base_path().iterdir():
+        (other / source.name).write_bytes(source.read_bytes())
+    (other / "config.json").write_text((other / "config.json").read_text().replace("1e-05", "1e-06"))
+    assert main([str(sweep), *FAST, "--set", f"model.name={other}", "--to", str(tmp_path / "to")]) == 2
+    assert "must be used on the base it was trained on" in capfd.readouterr().err
+    assert not (tmp_path / "to").exists()
+    assert read_tree(finished) == before
+
+
+def test_rows_that_are_not_the_sweeps_are_said(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--models", "base", "--set", "data.system_prompt=Be brief.", "--set", "evaluate.metrics=[]"]
+    assert main([str(sweep), "--rows", "2", *options, "--to", str(tmp_path / "to")]) == 0
+    assert "test is not what the sweep had" in capfd.readouterr().out

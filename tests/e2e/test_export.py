@@ -1,0 +1,160 @@
+"""The door to the bundle, as a user goes through it: a real adapter, merged, zipped, loaded by its own card, pushed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from qlora_ray.config import load_config
+from qlora_ray.config.schema import Lora, Model, Quantization
+from qlora_ray.export import main, make_parser
+from qlora_ray.modeling.adapters import attach_adapter, detach_adapter, save_adapter
+from qlora_ray.modeling.loading import load_base
+from qlora_ray.modeling.quantization import specify_quantization
+from tests.fake_hub import running_hub
+from tests.unit.exporting_fixtures import write_sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep whose winner is an adapter of the embedded base with weights that do something."""
+    root = write_sweep(tmp_path_factory.mktemp("results") / "s")
+    base = load_base(Model(), quantization=specify_quantization(Quantization(), compute_dtype="fp32"), device="cpu")
+    model = attach_adapter(base, Lora(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]), seed=7)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    for place in (root / "best" / "adapter", root / "trials" / "0001" / "adapter"):
+        shutil.rmtree(place)
+        save_adapter(model, place)
+    base.tokenizer.save_pretrained(str(root / "best" / "adapter"))
+    detach_adapter(base)
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(sweep, tmp_path_factory):
+    """The winner's bundle with a merged model, zipped."""
+    to = tmp_path_factory.mktemp("out") / "bundle"
+    assert main([str(sweep), "--to", str(to), "--zip"]) == 0
+    return to
+
+
+def snippets(folder: Path) -> list[str]:
+    return re.findall(r"```python\n(.+?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+def test_a_bundle_has_all_that_its_inventory_says(exported):
+    inventory = json.loads((exported / "bundle.json").read_text())
+    names = {file["path"] for file in inventory["files"]}
+    assert {"merged/model.safetensors", "merged/merge_report.json", "adapter/adapter_model.safetensors"} <= names
+    report = json.loads((exported / "merged" / "merge_report.json").read_text())
+    assert inventory["merge"] == report["rule"]
+    assert inventory["name"].endswith(f"_SFT_LoRa4_QLORA_w4_head{report['head_dtype']}")
+    with zipfile.ZipFile(exported.with_suffix(".zip")) as archive:
+        assert {name.partition("/")[2] for name in archive.namelist()} == names | {"bundle.json"}
+
+
+def test_the_cards_own_code_loads_both_models_and_they_agree(exported, monkeypatch):
+    monkeypatch.chdir(exported)
+    merged_code, adapter_code = snippets(exported)
+    found = []
+    for code in (merged_code, adapter_code):
+        names: dict = {}
+        exec(code, names)
+        model, tokenizer = names["model"].eval(), names["tokenizer"]
+        tokens = tokenizer("How many customers are there?", return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            found.append(model(tokens).logits.float().log_softmax(-1))
+    merged, trained = found
+    # The bound is that of the merge's own report: its mean KL is over other rows.
+    kl = (trained.exp() * (trained - merged)).sum(-1).mean()
+    assert 0 <= kl < 0.05
+    assert not torch.equal(merged, trained)
+
+
+def test_the_configs_in_the_bundle_are_taken_by_the_sweeps_door(exported):
+    for name in ("sweep.yaml", "trial.yaml"):
+        command = [sys.executable, "-m", "qlora_ray.sweep", "--config", name, "--print-config"]
+        result = subprocess.run(command, cwd=exported, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert load_config(exported / name).model.name == "embedded"
+
+
+def test_what_was_written_is_told_with_the_next_command(sweep, tmp_path, capfd):
+    to = tmp_path / "b"
+    assert main([str(sweep), "--to", str(to), "--merge", "none", "--trial", "1"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "trial 0001 of s, the winner" in out
+    assert f"bundle  {to} (" in out and "adapter/" in out and "merged/" not in out
+    told = re.search(r"push it: +python -m qlora_ray\.export (.+)", out)
+    arguments = make_parser().parse_args(told[1].split())
+    assert arguments.source == to and arguments.push.startswith("USER/embedded-classicmodels_SFT_LoRa4_QLORA_w4_")
+
+
+def test_a_bundle_is_pushed_as_it_is(exported, monkeypatch, capfd):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    with running_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        assert main([str(exported), "--push", "ann/model"]) == 0
+        repository = hub.repositories["ann/model"]
+        inventory = json.loads((exported / "bundle.json").read_text())
+        assert repository.private
+        assert repository.files == {
+            name: (exported / name).read_bytes()
+            for name in [*(file["path"] for file in inventory["files"]), "bundle.json"]
+        }
+        out, err = capfd.readouterr()
+        assert f"pushed  {hub.endpoint}/ann/model" in out and hub.token not in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{sweep}"], "--to: must name the bundle's folder, got none"),
+        (["{sweep}", "--to", "{sweep}/trials"], "must not be the sweep's own folder"),
+        (["{sweep}", "--to", "b", "--trial", "3"], "must be a complete trial, got 0003 (pruned"),
+        (["{sweep}", "--to", "b", "--public"], "--public: says what --push makes, got no --push"),
+        (["{sweep}", "--to", "b", "--merge", "none", "--dtype", "fp32"], "--dtype: is of the merged model"),
+        (["{sweep}", "--to", "b", "--push", "model"], "--push: must be USER/REPO, got 'model'"),
+        (["{sweep}", "--to", "b", "--push", "a/b"], "got HF_HUB_OFFLINE=1"),
+        (["{sweep}", "--to", "b", "--set", "model.name=/nowhere"], "got no folder /nowhere. Restore that base"),
+        (["nowhere", "--to", "b"], "must be a sweep's folder, got one without manifest.json"),
+        (["{bundle}", "--to", "b"], "a bundle takes --zip and --push and nothing else, got --to"),
+        (["{bundle}", "--zip", "--head-dtype", "fp32"], "nothing else, got --head-dtype"),
+        (["{bundle}", "--zip", "--set", "model.name=x"], "nothing else, got --set"),
+        (["{bundle}"], "nothing else, got neither"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(sweep, exported, tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(sweep.rglob("*"))
+    assert main([text.format(sweep=sweep, bundle=exported) for text in arguments]) == 2
+    _, err = capfd.readouterr()
+    assert message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [] and sorted(sweep.rglob("*")) == before
+
+
+def test_help_loads_no_heavy_library():
+    code = (
+        "import sys; from qlora_ray.export import make_parser; make_parser().format_help();"
+        "print([name for name in ('torch', 'transformers', 'huggingface_hub', 'pydantic') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,214 @@
+"""The bundle's folder: what is in it, what it never overwrites, and that it is whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+
+import pytest
+
+from qlora_ray import embedded
+from qlora_ray.errors import ModelError, RunError
+from qlora_ray.exporting import bundle as bundle_module
+from qlora_ray.exporting.bundle import write_bundle
+from qlora_ray.exporting.merge import MergeOptions
+from qlora_ray.exporting.selection import select_trial
+from tests.unit.exporting_fixtures import files_of, snapshot, write_sweep
+from tests.unit.test_exporting_card import make_evaluation
+
+ALONE = {
+    "README.md",
+    "RUN_RECORD.md",
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "adapter/tokenizer_config.json",
+    "bundle.json",
+    "record.json",
+    "scores.json",
+    "sweep.yaml",
+    "trial.yaml",
+}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return write_sweep(tmp_path / "s")
+
+
+def write(sweep, to, *, trial="best", merge=None):
+    return write_bundle(select_trial(sweep, trial=trial), to=to, merge=merge, device="cpu", tell=print)
+
+
+def test_all_that_a_bundle_has_is_in_it_and_counted(sweep, tmp_path):
+    bundle = write(sweep, tmp_path / "out" / "b")
+    assert files_of(bundle.folder) == ALONE
+    inventory = json.loads((bundle.folder / "bundle.json").read_text())
+    assert inventory == bundle.inventory
+    assert {file["path"] for file in inventory["files"]} == ALONE - {"bundle.json"}
+    for file in inventory["files"]:
+        content = (bundle.folder / file["path"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert bundle.name == "embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
+    assert inventory["trial"] == "0001" and inventory["merge"] is None
+
+
+def test_the_adapter_is_the_winners_byte_by_byte_and_readable_by_all(sweep, tmp_path):
+    folder = write(sweep, tmp_path / "b").folder
+    source = sweep / "best" / "adapter" / "adapter_model.safetensors"
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == source.read_bytes()
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
+    assert json.loads((folder / "record.json").read_text())["adapter"] == "adapter"
+
+
+def test_an_embedded_base_is_named_by_its_folder_and_that_is_said(sweep, tmp_path):
+    bundle = write(sweep, tmp_path / "b")
+    config = json.loads((bundle.folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(embedded.base_path())
+    assert len(bundle.notes) == 1 and "names the embedded base" in bundle.notes[0]
+
+
+def test_a_base_of_the_hub_is_named_by_its_id(sweep, tmp_path):
+    for name in ("manifest.json", "trials/0001/record.json"):
+        data = json.loads((sweep / name).read_text())
+        if name == "manifest.json":
+            data["config"]["model"]["name"] = "Qwen/Qwen3-0.6B"
+            data["config"]["model"]["revision"] = "v1"
+        else:
+            data["base"] = {"name": "Qwen/Qwen3-0.6B", "revision": "v1", "hash": "hub:Qwen/Qwen3-0.6B@v1"}
+        (sweep / name).write_text(json.dumps(data))
+    bundle = write(sweep, tmp_path / "b")
+    config = json.loads((bundle.folder / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("Qwen/Qwen3-0.6B", "v1")
+    assert bundle.notes == () and bundle.name.startswith("Qwen3-0.6B-classicmodels_SFT_")
+
+
+def test_a_trial_that_has_no_tokenizer_gets_the_bases(sweep, tmp_path):
+    folder = write(sweep, tmp_path / "b", trial="2").folder
+    tokenizer = (folder / "adapter" / "tokenizer.json").read_bytes()
+    assert json.loads(tokenizer)["model"] == json.loads((embedded.base_path() / "tokenizer.json").read_text())["model"]
+    assert not (folder / "scores.json").exists()
+
+
+def test_the_evaluation_of_this_trial_and_the_report_go_along(sweep, tmp_path):
+    for place, text, trial in ((sweep, "the winner's", "0001"), (sweep / "trials" / "0002", "the other's", "0002")):
+        (place / "evaluation").mkdir()
+        evaluation = {**make_evaluation(), "target": {"trial": trial}}
+        (place / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+        (place / "evaluation" / "evaluation.md").write_text(text)
+        (place / "evaluation" / "settings.json").write_text("{}")
+    (sweep / "report.html").write_text("<html>")
+    for trial, text in (("best", "the winner's"), ("2", "the other's")):
+        folder = write(sweep, tmp_path / trial, trial=trial).folder
+        assert (folder / "evaluation" / "evaluation.md").read_text() == text
+        assert {"evaluation/evaluation.json", "evaluation/evaluation.md", "report.html"} <= files_of(folder)
+        assert not (folder / "evaluation" / "settings.json").exists()
+        assert "- `evaluation/evaluation.json`" in (folder / "RUN_RECORD.md").read_text()
+        assert "| merged | 3-shot |" in (folder / "README.md").read_text()
+
+
+def test_an_evaluation_of_a_former_winner_stays_out(sweep, tmp_path):
+    (sweep / "evaluation").mkdir()
+    evaluation = {**make_evaluation(), "target": {"trial": "0002"}}
+    (sweep / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    bundle = write(sweep, tmp_path / "b")
+    assert files_of(bundle.folder) == ALONE
+    assert f"{sweep / 'evaluation'} is of trial 0002, not of 0001: it was left out" in bundle.notes
+
+
+def test_paths_of_this_machine_in_the_configs_are_told(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    sweep = write_sweep(tmp_path / "s", data={"train": str(tmp_path / "rows.jsonl")})
+    bundle = write(sweep, tmp_path / "b")
+    assert bundle.notes[-1] == f"sweep.yaml and trial.yaml name paths of this machine: {tmp_path / 'rows.jsonl'}"
+    assert str(tmp_path) not in (bundle.folder / "README.md").read_text()
+
+
+def test_an_earlier_bundle_is_replaced_whole(sweep, tmp_path):
+    to = tmp_path / "b"
+    write(sweep, to, trial="2")
+    assert (to / "adapter" / "tokenizer.json").exists()
+    write(sweep, to)
+    assert files_of(to) == ALONE
+
+
+def test_an_empty_folder_is_taken(sweep, tmp_path):
+    (tmp_path / "b").mkdir()
+    assert files_of(write(sweep, tmp_path / "b").folder) == ALONE
+
+
+@pytest.mark.parametrize("is_earlier", [False, True])
+def test_what_somebody_else_put_there_is_never_overwritten(sweep, tmp_path, is_earlier):
+    to = tmp_path / "b"
+    if is_earlier:
+        write(sweep, to)
+    else:
+        to.mkdir()
+    (to / "notes.txt").write_text("mine")
+    before = snapshot(to)
+    with pytest.raises(RunError, match=r"must be a new folder or an earlier bundle, got one with notes\.txt\."):
+        write(sweep, to)
+    assert snapshot(to) == before
+
+
+@pytest.mark.parametrize("where", ["", "trials/0001", "trials/new", "best", "..", "logs/x"])
+def test_the_sweeps_own_folders_are_no_target(sweep, where):
+    before = snapshot(sweep)
+    with pytest.raises(RunError, match="must not be the sweep's own folder, or in its trials"):
+        write(sweep, sweep / where)
+    assert snapshot(sweep) == before
+
+
+def test_a_folder_of_its_own_in_the_sweep_is_fine(sweep):
+    assert files_of(write(sweep, sweep / "bundle").folder) == ALONE
+
+
+@pytest.mark.parametrize("is_earlier", [False, True])
+def test_a_full_disk_leaves_what_was_there(sweep, tmp_path, monkeypatch, is_earlier):
+    to = tmp_path / "deep" / "er" / "b"
+    if is_earlier:
+        write(sweep, to)
+    before = snapshot(to) if is_earlier else None
+
+    def fill_up(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bundle_module, "take_inventory", fill_up)
+    with pytest.raises(RunError, match=rf"--to {to}: cannot be written: No space left on device\. Free some space"):
+        write(sweep, to)
+    if is_earlier:
+        assert snapshot(to) == before and [path.name for path in to.parent.iterdir()] == ["b"]
+    else:
+        assert not (tmp_path / "deep").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(sweep, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    # Whoever runs the tests may be allowed everything.
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(RunError, match=r"--to .*: cannot be written: Permission denied"):
+        write(sweep, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_merge_that_fails_leaves_nothing_and_names_the_users_folder(sweep, tmp_path, monkeypatch):
+    def fail(adapter, *, to, **settings):
+        (to / "half").mkdir(parents=True)
+        raise RunError(f"{to}: the merged model must fit the disk, got a full one halfway.")
+
+    monkeypatch.setattr(bundle_module, "merge_adapter", fail)
+    with pytest.raises(RunError, match=rf"^{tmp_path / 'b'}/merged: the merged model must fit the disk"):
+        write(sweep, tmp_path / "b", merge=MergeOptions())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
+
+
+def test_a_base_that_is_gone_leaves_nothing(sweep, tmp_path, monkeypatch):
+    def gone(*args, **kwargs):
+        raise ModelError("model.name: x is not a folder.")
+
+    monkeypatch.setattr(bundle_module, "load_tokenizer", gone)
+    with pytest.raises(ModelError, match="is not a folder"):
+        write(sweep, tmp_path / "b", trial="2")
+    assert not (tmp_path / "b").exists()

@@ -1,0 +1,57 @@
+"""What a bundle says of itself, and what it may be written over."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qlora_ray.errors import RunError
+from qlora_ray.exporting.inventory import check_target, is_bundle, read_bundle
+from tests.unit.exporting_fixtures import write_alone, write_sweep
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return write_sweep(tmp_path / "s")
+
+
+def test_a_file_or_a_link_is_no_target(sweep, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "s")
+    with pytest.raises(RunError, match="must be a folder, got a file"):
+        check_target(tmp_path / "file", sweep=sweep)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    with pytest.raises(RunError, match="must be a folder, got a link"):
+        check_target(tmp_path / "link", sweep=sweep)
+
+
+def test_a_bundle_is_read_again_and_held_against_its_inventory(sweep, tmp_path):
+    written = write_alone(sweep, tmp_path / "b")
+    assert read_bundle(tmp_path / "b").inventory == written.inventory
+    assert is_bundle(tmp_path / "b") and not is_bundle(sweep) and read_bundle(sweep) is None
+    (tmp_path / "b" / "README.md").write_text("shorter")
+    with pytest.raises(RunError, match=r"must be whole, got another or no README\.md"):
+        read_bundle(tmp_path / "b")
+
+
+def test_an_inventory_that_points_out_of_its_folder_is_not_followed(sweep, tmp_path):
+    folder = write_alone(sweep, tmp_path / "b").folder
+    (tmp_path / "secret").write_text("x")
+    inventory = json.loads((folder / "bundle.json").read_text())
+    inventory["files"].append({"path": "../secret", "bytes": 1, "sha256": ""})
+    (folder / "bundle.json").write_text(json.dumps(inventory))
+    with pytest.raises(RunError, match=r"must be whole, got another or no \.\./secret"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"bundle_version": 1}', '{"files": []}'])
+def test_another_bundle_json_is_not_ours(sweep, tmp_path, content):
+    to = tmp_path / "web"
+    to.mkdir()
+    (to / "bundle.json").write_text(content)
+    assert not is_bundle(to)
+    with pytest.raises(RunError, match=r"got one with bundle\.json"):
+        check_target(to, sweep=sweep)

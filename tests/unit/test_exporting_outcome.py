@@ -1,0 +1,45 @@
+"""What the user is told of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qlora_ray.export import make_parser
+from qlora_ray.exporting.inventory import Bundle
+from qlora_ray.exporting.outcome import describe_bundle, format_size, next_commands
+
+FILES = [
+    {"path": "README.md", "bytes": 512},
+    {"path": "adapter/adapter_model.safetensors", "bytes": 1024},
+    {"path": "adapter/tokenizer.json", "bytes": 1024},
+    {"path": "merged/model.safetensors", "bytes": 3 * 2**30},
+]
+BUNDLE = Bundle(Path("out/b"), {"name": "x_SFT_LoRa4_QLORA_w4_headfp32", "files": FILES}, notes=("look",))
+
+
+def test_folders_are_summed_and_notes_come_last():
+    assert describe_bundle(BUNDLE) == [
+        "bundle  out/b (3.0 GiB): x_SFT_LoRa4_QLORA_w4_headfp32",
+        "  README.md             0.5 KiB",
+        "  adapter/              2.0 KiB",
+        "  merged/               3.0 GiB",
+        "note: look",
+    ]
+
+
+def test_the_next_commands_can_be_typed():
+    lines = next_commands(BUNDLE, is_pushed=False)
+    pushed = next(line for line in lines if "--push" in line).partition("qlora_ray.export ")[2]
+    arguments = make_parser().parse_args(pushed.split())
+    assert arguments.source == Path("out/b") and arguments.push == "USER/x_SFT_LoRa4_QLORA_w4_headfp32"
+    assert not [line for line in next_commands(BUNDLE, is_pushed=True) if "--push" in line]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0.0 KiB"), (1536, "1.5 KiB"), (2**20 - 52, "1023.9 KiB"), (2**20, "1.0 MiB"), (5 * 2**30 // 2, "2.5 GiB")],
+)
+def test_a_size_has_the_unit_that_fits(num_bytes, text):
+    assert format_size(num_bytes) == text

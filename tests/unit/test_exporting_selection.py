@@ -1,0 +1,113 @@
+"""Which trial is exported, and what is said of those that cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from qlora_ray.errors import ConfigError, ModelError, RunError
+from qlora_ray.exporting.selection import complete_trials, select_trial
+from qlora_ray.runs import SweepPaths
+from tests.unit.exporting_fixtures import PARAMS, write_sweep
+from tests.unit.model_fixtures import copy_base
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return write_sweep(tmp_path / "results" / "s")
+
+
+def test_best_is_the_winner_with_its_tokenizer_beside_it(sweep):
+    selection = select_trial(sweep)
+    assert selection.trial == "0001" and selection.is_winner
+    assert selection.adapter.folder == sweep / "best" / "adapter"
+    assert selection.evaluation == sweep / "evaluation"
+
+
+@pytest.mark.parametrize("name", ["2", "02", "0002"])
+def test_a_trial_is_found_by_its_number(sweep, name):
+    selection = select_trial(sweep, trial=name)
+    assert selection.trial == "0002" and not selection.is_winner and selection.scores is None
+    assert selection.evaluation == sweep / "trials" / "0002" / "evaluation"
+
+
+def test_the_winner_asked_for_by_number_is_the_winner(sweep):
+    assert select_trial(sweep, trial="1").is_winner
+
+
+def test_the_trials_own_values_are_in_its_config(sweep):
+    config = select_trial(sweep).trial_config
+    assert config.lora.r == PARAMS["lora.r"] and config.lora.resolved_alpha == 8.0
+    assert config.training.learning_rate == PARAMS["training.learning_rate"]
+
+
+def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"must be a sweep's folder, got one without manifest\.json"):
+        select_trial(tmp_path)
+
+
+def test_without_a_winner_the_complete_trials_are_named(tmp_path):
+    sweep = write_sweep(tmp_path / "s", winner=False)
+    with pytest.raises(RunError, match=r"must have a winner.*by --trial: 0001, 0002\.$"):
+        select_trial(sweep)
+    assert select_trial(sweep, trial="1").adapter.folder == sweep / "trials" / "0001" / "adapter"
+
+
+def test_without_any_complete_trial_the_sweep_is_to_go_on(tmp_path):
+    sweep = write_sweep(tmp_path / "s", winner=False)
+    for trial in ("0001", "0002"):
+        shutil.rmtree(sweep / "trials" / trial)
+    assert complete_trials(SweepPaths(sweep)) == []
+    with pytest.raises(RunError, match=r"no complete trial\. Go on with: python -m qlora_ray\.sweep --resume"):
+        select_trial(sweep)
+
+
+@pytest.mark.parametrize(
+    ("trial", "got"),
+    [("3", r"0003 \(pruned: stopped by asha at report 1\)"), ("9", r"0009 \(no such trial\)"), ("x/y", "no such")],
+)
+def test_a_trial_that_is_not_complete_is_refused(sweep, trial, got):
+    with pytest.raises(RunError, match=rf"must be a complete trial, got .*{got}.*Complete ones: 0001, 0002\."):
+        select_trial(sweep, trial=trial)
+
+
+def test_an_adapter_that_is_not_whole_is_refused(sweep):
+    (sweep / "best" / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"must have adapter_model\.safetensors, got none"):
+        select_trial(sweep)
+
+
+def test_a_base_that_is_gone_is_named_and_can_be_named_anew(tmp_path):
+    base = copy_base(tmp_path / "base")
+    sweep = write_sweep(tmp_path / "s", model={"name": str(base)})
+    moved = base.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match=rf"got no folder {base}\. Restore that base, or name it with --set model"):
+        select_trial(sweep)
+    assert select_trial(sweep, overrides=[f"model.name={moved}"]).config.model.name == str(moved)
+
+
+def test_another_base_is_refused(tmp_path):
+    base = copy_base(tmp_path / "base")
+    sweep = write_sweep(tmp_path / "s", model={"name": str(base)})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    with pytest.raises(ModelError, match="must be used on the base it was trained on"):
+        select_trial(sweep)
+
+
+def test_a_base_that_was_named_from_the_sweeps_folder_is_found_from_another(tmp_path, monkeypatch):
+    copy_base(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    # A folder of its own is named with a dot or a slash in front; without, it may be a hub id.
+    sweep = write_sweep(tmp_path / "s", model={"name": "./base"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert select_trial(sweep).config.model.name == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize("override", ["lora.r=8", "evaluate.max_rows=3", "model.quantization.method=int8"])
+def test_an_export_cannot_change_what_was_trained(sweep, override):
+    with pytest.raises(ConfigError, match=r"an export can set only model\.name, model\.revision, data\.train"):
+        select_trial(sweep, overrides=[override])
