@@ -35,7 +35,11 @@ def make_parser() -> argparse.ArgumentParser:
         default="auto",
         help="how adapter and base become one model: auto measures both ways and keeps the closer (default)",
     )
-    parser.add_argument("--dtype", choices=["auto", "bf16", "fp16", "fp32"], help="of the merged weights")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "checkpoint", "bf16", "fp16", "fp32"],
+        help="of the merged weights: auto is what the adapter was trained in, checkpoint what the base is stored in",
+    )
     parser.add_argument("--head-dtype", choices=["bf16", "fp16", "fp32"], help="of the merged model's output head")
     parser.add_argument("--nf4-copy", action="store_true", help="also write the merged model quantized to NF4 again")
     parser.add_argument("--zip", action="store_true", dest="make_zip", help="also write DIR.zip")

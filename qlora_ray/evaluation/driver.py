@@ -13,8 +13,19 @@ from qlora_ray.evaluation.comparison import Comparison
 from qlora_ray.evaluation.contenders import Contender, open_contenders
 from qlora_ray.evaluation.journal import Journal
 from qlora_ray.evaluation.planning import Options, Plan, describe_settings, make_plan
-from qlora_ray.evaluation.results import Findings, collect_findings, format_pairs, format_scores, render_markdown
+from qlora_ray.evaluation.prompting import PromptSet
+from qlora_ray.evaluation.results import (
+    Findings,
+    Score,
+    collect_findings,
+    format_pairs,
+    format_score,
+    format_scores,
+    read_scores,
+    render_markdown,
+)
 from qlora_ray.evaluation.session import Session
+from qlora_ray.evaluation.subjects import ModelName
 from qlora_ray.runs import write_json, write_text
 
 
@@ -89,7 +100,8 @@ def _ask(session: Session, plan: Plan, options: Options) -> None:
                 while contender is not None:
                     journal.note_loaded(contender.name, contender.how)
                     for one in plan.sets:
-                        session.run(contender, one)
+                        rate = session.run(contender, one)
+                        _tell_score(session.console, plan, journal, contender.name, one, rate)
                     if options.tasks:
                         session.console.progress(f"{contender.name}  lm-eval ...")
                         batch_size = session.evaluate.batch_size
@@ -105,6 +117,16 @@ def _ask(session: Session, plan: Plan, options: Options) -> None:
         ) from None
     finally:
         session.console.end_progress()
+
+
+def _tell_score(
+    console: Console, plan: Plan, journal: Journal, model: ModelName, prompts: PromptSet, rate: float | None
+) -> None:
+    """The line of a finished model and prompt set."""
+    scores = read_scores(journal, model, prompts, plan.metrics[prompts.name], plan.limited[prompts.name])
+    words = format_score(Score(model, prompts, scores))
+    speed = f"{prompts.num_answered} answers" + (f", {rate:.1f} rows/s" if rate is not None else "")
+    console.event("  ".join(filter(None, (model, prompts.name, words, f"({speed})"))))
 
 
 def _conclude(journal: Journal, plan: Plan, options: Options, console: Console) -> Outcome:

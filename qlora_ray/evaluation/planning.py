@@ -15,7 +15,7 @@ from qlora_ray.evaluation.generation import count_limited, max_positions
 from qlora_ray.evaluation.intent import is_overridden
 from qlora_ray.evaluation.lineup import Lineup, hash_adapter, make_lineup
 from qlora_ray.evaluation.lm_eval import check_installed
-from qlora_ray.evaluation.measurement import Metric
+from qlora_ray.evaluation.measurement import Metric, measure
 from qlora_ray.evaluation.metrics import resolve_metrics
 from qlora_ray.evaluation.prompting import PromptSet, choose_split, make_file_set, make_prompt_sets
 from qlora_ray.evaluation.subjects import MODEL_NAMES, ModelName, Request, Subject, find_subject
@@ -114,6 +114,8 @@ def make_plan(options: Options) -> Plan:
         metrics[one.name] = scored_by
     if not sets and not options.tasks:
         raise ConfigError("--split none: leaves nothing to evaluate. Name --prompts or --lm-eval tasks.")
+    for one in sets:
+        _check_references(one, metrics[one.name])
     limited = {one.name: asked.count_limited(one) for one in sets}
     num_rows = len(sets[0].rows) if split is not None else 0
     rows = {
@@ -186,6 +188,13 @@ class _Asked:
         """How many prompts are cut, and how many answers are short of tokens."""
         asked = prompts.rows.prompt_ids[: prompts.num_answered]
         return count_limited(asked, limit=self.max_positions, max_new_tokens=self.config.evaluate.max_new_tokens)
+
+
+def _check_references(prompts: PromptSet, metrics: Sequence[Metric]) -> None:
+    """Scores the references themselves: what cannot be scored is known before anything is answered."""
+    references = prompts.rows.references[: prompts.num_answered]
+    for metric in metrics:
+        measure(metric, references, references)
 
 
 def _choose_models(options: Options, subject: Subject) -> list[ModelName]:

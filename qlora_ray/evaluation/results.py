@@ -15,6 +15,8 @@ from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
 
 PAIRS = (("base", "adapter"), ("base", "merged"), ("adapter", "merged"))
+# Ours: figures of tables from here on are written as powers of ten.
+MAX_WRITTEN_OUT = 1e5
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def collect_findings(
         DataError: If a reference cannot be scored against.
     """
     scores = [
-        Score(model, prompts, _read_scores(journal, model, prompts, metrics[prompts.name], limited[prompts.name]))
+        Score(model, prompts, read_scores(journal, model, prompts, metrics[prompts.name], limited[prompts.name]))
         for prompts in sets
         for model in models
     ]
@@ -108,10 +110,18 @@ def collect_findings(
     return Findings(scores, pairs)
 
 
-def _read_scores(
+def read_scores(
     journal: Journal, model: str, prompts: PromptSet, metrics: Sequence[Metric], limited: tuple[int, int]
 ) -> Scores:
-    """A model's scores on a set, from its rows on disk."""
+    """Returns a model's scores on a set, from its rows on disk.
+
+    Args:
+        limited: Cut prompts and short answers.
+
+    Raises:
+        ConfigError: If a metric of the user's own fails.
+        DataError: If a reference cannot be scored against.
+    """
     losses = journal.read_losses(model, prompts.name)
     answers = journal.read_answers(model, prompts.name)
     num_rows = len(prompts.rows) if prompts.has_references else 0
@@ -134,6 +144,14 @@ def _read_scores(
         row_tokens=row_tokens,
         details={name: one.details for name, one in measured.items() if one.details},
     )
+
+
+def format_score(score: Score) -> str:
+    """Returns a score in a line: `loss 1.0866, perplexity 2.964, exact_match 0.048`."""
+    values = score.to_dict()
+    parts = [] if values["loss"] is None else [f"loss {_number(values['loss'], 4)}"]
+    parts += [] if values["perplexity"] is None else [f"perplexity {_number(values['perplexity'], 3)}"]
+    return ", ".join([*parts, *(f"{name} {_number(one, 3)}" for name, one in values["metrics"].items())])
 
 
 def format_scores(findings: Findings) -> str:
@@ -198,4 +216,6 @@ def _markdown_pair(pair: Pair) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < MAX_WRITTEN_OUT else f"{value:.3g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,22 +43,25 @@ class Session:
         """Whether nothing is left to ask."""
         return not self._rows_without_loss(model, prompts) and not self._rows_without_answer(model, prompts)
 
-    def run(self, contender: Contender, prompts: PromptSet) -> None:
+    def run(self, contender: Contender, prompts: PromptSet) -> float | None:
         """Asks what is left of the set, losses first.
+
+        Returns:
+            Answers per second; None if nothing was left to answer.
 
         Raises:
             DataError: If a prompt is empty.
             torch.OutOfMemoryError: If one row alone does not fit the device.
         """
-        started, num_before = time.monotonic(), len(self.journal.read_answers(contender.name, prompts.name))
-        if num_before:
+        num_before = len(self.journal.read_answers(contender.name, prompts.name))
+        if 0 < num_before < prompts.num_answered:
             self.console.event(f"{contender.name}  {prompts.name}  goes on after {num_before} answers")
         self._measure_losses(contender, prompts)
+        started = time.monotonic()
         num_new = self._answer(contender, prompts)
+        seconds = time.monotonic() - started
         self.console.end_progress()
-        if num_new:
-            rate = num_new / max(time.monotonic() - started, 1e-9)
-            self.console.event(f"{contender.name}  {prompts.name}  {num_new} answers, {rate:.1f} rows/s")
+        return num_new / seconds if num_new else None
 
     def _measure_losses(self, contender: Contender, prompts: PromptSet) -> None:
         left = self._rows_without_loss(contender.name, prompts)
@@ -90,9 +92,7 @@ class Session:
                 ]
             self.journal.add_losses(contender.name, prompts.name, lines)
             num_done = min(start + per_write, num_rows)
-            self.console.progress(f"{contender.name}  {prompts.name}  loss of {num_done} of {num_rows} rows")
-        loss = mean_loss(self.journal, contender.name, prompts)
-        self.console.event(f"{contender.name}  {prompts.name}  loss {loss:.4f} over {num_rows} rows")
+            self._show(f"{contender.name}  {prompts.name}  loss of {num_done} of {num_rows} rows", num_done == num_rows)
 
     def _answer(self, contender: Contender, prompts: PromptSet) -> int:
         """Answers what has no answer yet; returns how many that were."""
@@ -142,12 +142,16 @@ class Session:
             remaining = format_duration((total - done) / rate)
             text = f"{model}  {prompts.name}  {done} of {total} answered, {rate:.1f} rows/s, {remaining} left"
             parts = [count * NUM_PROGRESS_LINES // total for count in (before, done)]
-            if self.is_live:
-                self.console.progress(text)
-            elif parts[0] != parts[1] and done < total:
-                self.console.event(text)
+            self._show(text, parts[0] != parts[1] and done < total)
 
         return tell
+
+    def _show(self, text: str, is_notable: bool) -> None:
+        """Puts the text in the progress line; off a terminal, prints it if it is worth a line."""
+        if self.is_live:
+            self.console.progress(text)
+        elif is_notable:
+            self.console.event(text)
 
     def _rows_without_loss(self, model: str, prompts: PromptSet) -> set[int]:
         if not prompts.has_references:
@@ -156,13 +160,6 @@ class Session:
 
     def _rows_without_answer(self, model: str, prompts: PromptSet) -> set[int]:
         return set(range(prompts.num_answered)) - set(self.journal.read_answers(model, prompts.name))
-
-
-def mean_loss(journal: Journal, model: str, prompts: PromptSet) -> float:
-    """Returns the mean over all trained tokens of the set, in nats; NaN where nothing was measured."""
-    losses = journal.read_losses(model, prompts.name)
-    num_tokens = sum(tokens for _, tokens in losses.values())
-    return math.fsum(nll for nll, _ in losses.values()) / num_tokens if num_tokens else math.nan
 
 
 def _pick(split: TokenizedSplit, rows: Sequence[int]) -> TokenizedSplit:

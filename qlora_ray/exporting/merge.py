@@ -23,7 +23,7 @@ from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.exporting.deltas import AdapterChanges, BaseNames
 from qlora_ray.exporting.merge_candidate import Candidate, Rule, write_candidate, write_side_files
 from qlora_ray.exporting.merge_choice import check_changed, choose_candidate, explain_merge
-from qlora_ray.exporting.merge_plan import Dtype, MergePlan, plan_merge
+from qlora_ray.exporting.merge_plan import MergePlan, PlannedDtype, plan_merge
 from qlora_ray.exporting.merge_report import REPORT, MeasuredModel, MergeReport
 from qlora_ray.exporting.shards import Checkpoint, check_space, full_disk_as_run_error, new_folder, open_checkpoint
 from qlora_ray.hardware.probe import find_versions
@@ -47,14 +47,15 @@ class MergeOptions:
 
     Attributes:
         rule: auto measures both and keeps the closer; w16 or dequant makes that one alone.
-        dtype: What the merged weights are in; auto keeps each tensor's own of the checkpoint.
+        dtype: What the merged weights are in. auto: what the adapter computed in while it trained, so that storing the
+            sum rounds no more than training did; checkpoint: each tensor's own.
         head_dtype: The same for the head; None means as the rest. A tied embedding is the head too.
         nf4_copy: Also write the merged model quantized again, beside it, as `<name>-nf4`.
         max_shard_bytes: Bytes of weights in one file at most.
     """
 
     rule: Literal["auto", "w16", "dequant"] = "auto"
-    dtype: Dtype = "auto"
+    dtype: Literal["auto", "checkpoint", "bf16", "fp16", "fp32"] = "auto"
     head_dtype: Precision | None = None
     nf4_copy: bool = False
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
@@ -157,7 +158,7 @@ class _Merge:
         rules = self._rules()
         with saved_adapter(base, self.adapter) as tuned:
             changes = AdapterChanges(tuned, folder=self.adapter)
-            plan = plan_merge(checkpoint, names, changes, dtype=self.options.dtype, head_dtype=self.options.head_dtype)
+            plan = plan_merge(checkpoint, names, changes, dtype=self._dtype, head_dtype=self.options.head_dtype)
             check_space(folder, (len(rules) + self.options.nf4_copy) * plan.num_bytes + rows.reference_bytes)
             self.tell(f"merge: measuring {method} + adapter on {len(rows.positions)} rows of {rows.name}")
             runner = Runner(tuned, base.tokenizer, base.precision)
@@ -182,6 +183,10 @@ class _Merge:
         for one in candidates:
             write_side_files(one.folder, checkpoint=checkpoint, plan=plan, tokenizer=base.tokenizer)
         return _Trained(reference, yardstick, checkpoint, plan, candidates, facts)
+
+    @property
+    def _dtype(self) -> PlannedDtype:
+        return self.quantization.compute_dtype if self.options.dtype == "auto" else self.options.dtype
 
     def _rules(self) -> list[Rule]:
         if self.quantization.method == "none":

@@ -10,7 +10,7 @@ from qlora_ray.exporting.deltas import AdapterChanges, BaseNames
 from qlora_ray.exporting.shards import Checkpoint
 from qlora_ray.modeling.quantization import Precision, torch_dtype
 
-Dtype = Literal["auto", "bf16", "fp16", "fp32"]
+PlannedDtype = Literal["checkpoint", "bf16", "fp16", "fp32"]
 Tying = Literal["tied", "untied by the merge", "separate"]
 # safetensors' names of the dtypes that weights are merged in.
 STORED_DTYPES: dict[str, Precision] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
@@ -55,12 +55,12 @@ class MergePlan:
 
 
 def plan_merge(
-    checkpoint: Checkpoint, names: BaseNames, changes: AdapterChanges, *, dtype: Dtype, head_dtype: Precision | None
+    checkpoint: Checkpoint, names: BaseNames, changes: AdapterChanges, *, dtype: PlannedDtype, head_dtype: Precision | None
 ) -> MergePlan:
     """Which tensors the merged model has, in what dtype.
 
     Args:
-        dtype: auto (each tensor's own), bf16, fp16 or fp32.
+        dtype: checkpoint (each tensor's own), bf16, fp16 or fp32.
         head_dtype: The same for the head; None means as the rest. A head tied to the embedding is that one tensor.
 
     Raises:
@@ -88,7 +88,7 @@ def plan_merge(
         wanted = head_dtype if head_dtype and parameter in heads else dtype
         tensors[name] = _plan_tensor(checkpoint, stored, parameter, wanted)
     own: Precision = STORED_DTYPES.get(_most_common_dtype(checkpoint), "fp32")
-    resolved: Precision = own if dtype == "auto" else dtype
+    resolved: Precision = own if dtype == "checkpoint" else dtype
     head = next((one.dtype for one in tensors.values() if one.parameter in heads and one.dtype), resolved)
     return MergePlan(tensors, resolved, head, tying)
 
@@ -117,13 +117,13 @@ def _check_found(stored_by_parameter: dict[str, str], changes: AdapterChanges, w
         )
 
 
-def _plan_tensor(checkpoint: Checkpoint, stored: str, parameter: str | None, wanted: Dtype) -> PlannedTensor:
+def _plan_tensor(checkpoint: Checkpoint, stored: str, parameter: str | None, wanted: PlannedDtype) -> PlannedTensor:
     facts = checkpoint.tensors[stored]
     own = STORED_DTYPES.get(facts.dtype)
     if own is None:
         # Whole numbers and masks are no weights, and keep their type.
         return PlannedTensor(stored, parameter, None, _stored_bytes(checkpoint, stored))
-    dtype = own if wanted == "auto" else wanted
+    dtype = own if wanted == "checkpoint" else wanted
     return PlannedTensor(stored, parameter, dtype, facts.num_elements * torch_dtype(dtype).itemsize)
 
 

@@ -222,6 +222,15 @@ def test_a_metric_of_ones_own_is_scored_and_compared(sweep: Path, tmp_path: Path
     assert read_json(tmp_path / "to" / "evaluation.json")["scores"][0]["metrics"]["length"] == pytest.approx(mean)
 
 
+def test_references_that_cannot_be_scored_are_found_before_a_model_is_loaded(
+    sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlora_ray.evaluation.driver.open_contenders", lambda *_: 1 / 0)
+    assert main([str(sweep), *FAST, "--set", "evaluate.metrics=[numeric]", "--to", str(tmp_path / "to")]) == 2
+    assert "numeric" in capfd.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

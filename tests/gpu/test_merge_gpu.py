@@ -17,8 +17,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 DEVICE = "cuda:0"
-# Moves the embedded base's answers well away from its own.
-NOISE = 0.02
+# Moves the embedded base well away from itself; the test holds it to MIN_EFFECT. Activations in bf16 alone put the
+# trained model and an exact merge 1e-4 nats apart (measured on a CPU), which a weak adapter would not stand out from.
+NOISE = 0.1
+MIN_EFFECT = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,7 @@ def test_the_merge_kept_on_a_gpu_is_close_to_the_trained_model(use_dora, precisi
     trained, of_base, *_ = report.models
     assert not any("on the CPU" in note for note in report.notes)
     assert report.tying == "untied by the merge"
+    assert of_base.kl > MIN_EFFECT
     # The trained model computes in 16 bits, the merged one in fp32: rounding of activations is what is left.
     assert report.kept.kl < 0.02 * of_base.kl
     assert abs(report.kept.loss_difference) < 0.02 * abs(of_base.loss_difference) + 0.01

@@ -95,7 +95,7 @@ def merge_only(
     *,
     method: str = "none",
     rule: str = "w16",
-    dtype: str = "auto",
+    dtype: str = "checkpoint",
     head_dtype: str | None = None,
     max_shard_bytes: int = 10**9,
 ) -> Candidate:

@@ -135,14 +135,8 @@ def test_progress_is_a_few_lines_where_there_is_no_terminal(tmp_path: Path) -> N
     text = io.StringIO()
     session = make_session(tmp_path, text)
     session.run(make_contender(), make_prompts())
-    lines = text.getvalue().splitlines()
-    assert "loss" in lines[0] and "over 7 rows" in lines[0]
-    assert [line.split("0-shot")[1].split(",")[0].strip() for line in lines[1:-1]] == [
-        "2 of 7 answered",
-        "4 of 7 answered",
-        "6 of 7 answered",
-    ]
-    assert "7 answers" in lines[-1] and "rows/s" in lines[-1]
+    lines = [line.split("0-shot")[1].split(",")[0].strip() for line in text.getvalue().splitlines()]
+    assert lines == ["loss of 7 of 7 rows", "2 of 7 answered", "4 of 7 answered", "6 of 7 answered"]
 
 
 def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) -> None:

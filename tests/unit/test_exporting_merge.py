@@ -132,11 +132,21 @@ def test_auto_keeps_the_merge_that_is_closer_and_deletes_the_other(llama, tmp_pa
     }
     written = json.loads((tmp_path / "merged" / "merge_report.json").read_text())
     assert MergeReport.from_dict(written).to_dict() == written == json.loads(json.dumps(report.to_dict()))
-    assert report.dtype == report.head_dtype == "bf16"
+    # Trained in fp32 on a base that is stored in bf16.
+    assert report.dtype == report.head_dtype == "fp32"
     assert report.adapter["num_layers"] == 8
     assert len(report.adapter["sha256"]) == 64 and report.base["hash"].startswith("sha256:")
     assert report.rows == {"split": "validation", "num_rows": 4, "num_positions": 25, "num_answers": 4}
+    figures = [value for model in report.models for value in vars(model).values() if isinstance(value, float)]
+    assert all(map(math.isfinite, figures))
+    assert all(model.changed_share is not None for model in report.models[2:])
     assert "merge: measuring dequant" in lines
+
+
+@pytest.mark.parametrize(("asked", "stored"), [("auto", "fp32"), ("checkpoint", "bf16"), ("fp16", "fp16")])
+def test_weights_are_stored_as_trained_as_the_base_is_or_as_asked(llama, tmp_path, asked, stored):
+    base, adapter = llama
+    assert run(base, adapter, tmp_path / "merged", rule="dequant", dtype=asked).dtype == stored
 
 
 def test_what_is_kept_is_what_was_measured(llama, tmp_path):
@@ -190,8 +200,9 @@ def test_changes_lost_in_bf16_fail_and_are_kept_in_fp32(llama, tmp_path):
     with pytest.raises(
         ModelError, match=r"must change a weight in bf16, got none: the largest change, \S+e-\d\d, is lost"
     ):
-        run(base, small, tmp_path / "out" / "merged", rule="w16")
+        run(base, small, tmp_path / "out" / "merged", rule="w16", dtype="checkpoint")
     assert list((tmp_path / "out").iterdir()) == []
+    assert run(base, small, tmp_path / "out" / "merged", rule="w16").kept.changed_share > 0
 
 
 def test_an_older_model_stays_where_the_new_one_fails(llama, tmp_path):
@@ -228,10 +239,3 @@ def test_held_out_rows_without_answers_are_an_error(llama, tmp_path):
     with pytest.raises(DataError, match="must have a row with an answer to measure the merge on"):
         run(*llama, tmp_path / "merged", split=make_split([(4, 0)]))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_figure_is_missing(llama, tmp_path):
-    report = run(*llama, tmp_path / "merged")
-    figures = [vars(model) for model in report.models]
-    assert all(math.isfinite(value) for model in figures for value in model.values() if isinstance(value, float))
-    assert all(model["changed_share"] is not None for model in figures[2:])

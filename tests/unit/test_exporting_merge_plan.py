@@ -23,12 +23,12 @@ def llama(tmp_path_factory):
         yield one
 
 
-def plan(one, *, dtype="auto", head_dtype=None, checkpoint=None):
+def plan(one, *, dtype="checkpoint", head_dtype=None, checkpoint=None):
     checkpoint = checkpoint or open_checkpoint(one.model)
     return plan_merge(checkpoint, one.names, one.changes, dtype=dtype, head_dtype=head_dtype)
 
 
-def test_auto_keeps_every_name_dtype_and_size(llama):
+def test_checkpoint_keeps_every_name_dtype_and_size(llama):
     stored = load_file(f"{llama.model.name}/model.safetensors")
     found = plan(llama)
 
