@@ -81,7 +81,7 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], list[str]]:
     cut = [row.id for row in rows.values() if row.is_cut]
     if cut:
         warnings.append(
-            f"{where}: {_count(cut, 'answer')} of {len(rows)} cut at the most tokens an answer may have: {_some(cut)}"
+            f"{where}: {_count(cut, 'answer')} of {len(rows)} cut at evaluate.max_new_tokens: row {_some(cut)}"
         )
     return list(rows.values()), warnings
 

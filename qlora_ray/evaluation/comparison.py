@@ -30,6 +30,9 @@ SIGN_FLIP = "sign-flip permutation"
 
 # The level of the p-value, as nearly every paper has it; the interval's is its complement.
 SIGNIFICANCE = 0.05
+# Of the means. float32 has seven digits, and a model's loss moves in the sixth with the batch its rows are in: a bias of
+# rounding is the same on every row, so that it would be significant.
+ROUNDING = 1e-5
 # One row says nothing of how rows vary.
 MIN_ROWS = 2
 
@@ -46,7 +49,8 @@ class Comparison:
         p_value: Of the null hypothesis that the models' scores could be exchanged, two-sided.
         num_rows: Pairs compared.
         num_dropped: Rows that have no difference: one of the two has no score (NaN), or both are infinite.
-        verdict: `better` and `worse` only if the interval excludes 0 and p < 0.05.
+        verdict: `better` and `worse` only if the interval excludes 0, p < 0.05, and the means differ by more than
+            float32's rounding.
     """
 
     measure: str
@@ -149,7 +153,12 @@ def compare_rows(
         test=MCNEMAR if binary else SIGN_FLIP,
         num_rows=num_rows,
         num_dropped=len(kept) - num_rows,
-        verdict=_judge(interval, p_value, higher_is_better=higher_is_better),
+        verdict=_judge(
+            interval,
+            p_value,
+            higher_is_better=higher_is_better,
+            is_noise=abs(tuned_mean - base_mean) <= ROUNDING * max(abs(base_mean), abs(tuned_mean)),
+        ),
     )
 
 
@@ -218,9 +227,9 @@ def _mean(rows: Floats, weights: Floats | None) -> float:
     return float(np.average(rows, weights=weights))
 
 
-def _judge(interval: tuple[float, float], p_value: float, *, higher_is_better: bool) -> VerdictWord:
+def _judge(interval: tuple[float, float], p_value: float, *, higher_is_better: bool, is_noise: bool) -> VerdictWord:
     low, high = interval
-    if p_value >= SIGNIFICANCE or low <= 0 <= high:
+    if is_noise or p_value >= SIGNIFICANCE or low <= 0 <= high:
         return "no different"
     return "better" if (low > 0) == higher_is_better else "worse"
 

@@ -55,7 +55,12 @@ class MergePlan:
 
 
 def plan_merge(
-    checkpoint: Checkpoint, names: BaseNames, changes: AdapterChanges, *, dtype: PlannedDtype, head_dtype: Precision | None
+    checkpoint: Checkpoint,
+    names: BaseNames,
+    changes: AdapterChanges,
+    *,
+    dtype: PlannedDtype,
+    head_dtype: Precision | None,
 ) -> MergePlan:
     """Which tensors the merged model has, in what dtype.
 

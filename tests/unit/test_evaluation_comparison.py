@@ -320,3 +320,11 @@ def test_rows_that_are_all_the_same_are_said_to_be_so_in_place_of_an_interval_wi
     same = compare_rows("exact_match", [0.0] * 40, [0.0] * 40, higher_is_better=True)
     assert same.verdict == "no different"
     assert same.sentence() == "exact_match 0.000 -> 0.000: no row differs (40 rows)"
+
+
+def test_a_difference_of_roundings_is_none_however_sure_it_is() -> None:
+    base = [1.0 + 0.01 * row for row in range(200)]
+    rounded = compare_rows("loss", base, [one * (1 + 4e-7) for one in base], higher_is_better=False)
+    real = compare_rows("loss", base, [one * (1 + 4e-5) for one in base], higher_is_better=False)
+    assert rounded.p_value < 0.05 and rounded.interval[0] > 0
+    assert (rounded.verdict, real.verdict) == ("no different", "worse")
