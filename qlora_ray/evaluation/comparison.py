@@ -157,7 +157,7 @@ def compare_rows(
             interval,
             p_value,
             higher_is_better=higher_is_better,
-            is_noise=abs(tuned_mean - base_mean) <= ROUNDING * max(abs(base_mean), abs(tuned_mean)),
+            is_noise=abs(tuned_mean - base_mean) < ROUNDING * max(abs(base_mean), abs(tuned_mean)),
         ),
     )
 
