@@ -148,7 +148,10 @@ def _conclude(journal: Journal, plan: Plan, options: Options, console: Console) 
         },
         "rows": plan.rows,
         "metrics": plan.metrics_reason,
-        "settings": {key: journal.settings[key] for key in ("evaluate", "device", "versions", "prompts")},
+        "settings": {
+            **{key: journal.settings[key] for key in ("evaluate", "device", "versions")},
+            "prompts": {one.name: one.to_dict() for one in plan.sets},
+        },
         "models": {name: journal.settings["loaded"][name] for name in plan.names},
         **findings.to_dict(),
         "notes": plan.notes,

@@ -44,7 +44,9 @@ class Journal:
         """Raises RunError if the folder holds anything but the beginning of this very evaluation."""
         path = self.folder / SETTINGS
         if not path.exists():
-            if self.folder.exists() and (not self.folder.is_dir() or any(self._foreign())):
+            # The lock says that an evaluation was here before, and was cleared or never got further.
+            is_ours = (self.folder / LOCK).exists()
+            if self.folder.exists() and not is_ours and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise RunError(f"{self.folder}: must be empty or an evaluation, got other files. Choose another --to.")
             return
         before = read_json(path)
@@ -83,14 +85,14 @@ class Journal:
             raise RunError(f"--to {self.folder}: cannot be made: {error.strerror}. Choose another folder.") from None
 
     def clear(self) -> None:
-        """Removes what an evaluation writes, and nothing else."""
+        """Removes what an evaluation writes, and nothing else; raises RunError if another process writes there."""
         if not (self.folder / SETTINGS).exists():
             return
-        (self.folder / SETTINGS).unlink()
-        for model in MODEL_NAMES:
-            shutil.rmtree(self.folder / model, ignore_errors=True)
-        for name in RESULTS:
-            (self.folder / name).unlink(missing_ok=True)
+        with self.lock():
+            for model in MODEL_NAMES:
+                shutil.rmtree(self.folder / model, ignore_errors=True)
+            for name in (*RESULTS, SETTINGS):
+                (self.folder / name).unlink(missing_ok=True)
 
     def write_settings(self) -> None:
         """Writes settings.json; the results of an earlier run, which may be of fewer models, are taken away."""
@@ -138,9 +140,6 @@ class Journal:
 
     def _losses(self, model: str, prompts: str) -> Path:
         return self.folder / model / f"{prompts}.losses.jsonl"
-
-    def _foreign(self) -> Iterator[Path]:
-        return (path for path in self.folder.iterdir() if path.name != LOCK)
 
 
 def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:

@@ -208,6 +208,8 @@ def _choose_models(options: Options, subject: Subject) -> list[ModelName]:
                 f"--models {name}: {subject.path} must have such a model, got {', '.join(subject.available)} only. "
                 f"{advice}, or leave {name} out."
             )
+    if not asked:
+        raise ConfigError(f"--models: must name one of {', '.join(subject.available)}, got none. Name one.")
     names: list[ModelName] = [name for name in MODEL_NAMES if name in asked]
     if options.needs_verdict and ("base" not in names or len(names) == 1 or options.split == "none"):
         raise ConfigError(

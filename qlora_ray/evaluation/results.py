@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
 PAIRS = (("base", "adapter"), ("base", "merged"), ("adapter", "merged"))
 # Ours: figures of tables from here on are written as powers of ten.
 MAX_WRITTEN_OUT = 1e5
+# Losses from here on have a perplexity that is no float.
+MAX_EXPONENT = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Score:
         return {
             "model": self.model,
             "prompts": self.prompts.name,
-            "perplexity": math.exp(loss) if loss < math.log(1e300) else None,
+            "perplexity": math.exp(loss) if loss < MAX_EXPONENT else None,
             "num_dropped_shots": self.prompts.num_dropped_shots,
             **values,
         }

@@ -110,7 +110,11 @@ def test_starting_again_removes_what_an_evaluation_wrote_and_nothing_else(tmp_pa
     journal.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
     (tmp_path / "to" / "notes.txt").write_text("mine")
     journal.clear()
-    assert [path.name for path in (tmp_path / "to").iterdir()] == ["notes.txt"]
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {"notes.txt", ".lock"}
+    with journal.lock():
+        begin(tmp_path / "to")
+        with pytest.raises(RunError, match="another evaluation runs there"):
+            journal.clear()
 
 
 def test_old_results_are_gone_once_an_evaluation_begins(tmp_path: Path) -> None:
