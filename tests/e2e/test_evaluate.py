@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
 from qlora_ray.runs import read_json
 
-NUM_ROWS = 12
+NUM_ROWS = 8
 FAST = ("--rows", str(NUM_ROWS), "--set", "evaluate.max_new_tokens=40", "--set", "evaluate.batch_size=4")
 
 
@@ -169,7 +170,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_results(sweep: Path, tmp_path: 
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     try:
-        read_until(process, "base  0-shot  4 of 12 answered")
+        read_until(process, f"base  0-shot  4 of {NUM_ROWS} answered")
     finally:
         process.kill()
         process.wait()
@@ -274,6 +275,17 @@ def test_a_changed_setting_and_a_changed_base_are_refused(
     assert "must be used on the base it was trained on" in capfd.readouterr().err
     assert not (tmp_path / "to").exists()
     assert read_tree(finished) == before
+
+
+def test_fresh_begins_again_with_other_settings(sweep: Path, finished: Path, tmp_path: Path) -> None:
+    to = tmp_path / "to"
+    shutil.copytree(finished, to)
+    (to / "notes.txt").write_text("mine")
+    options = ["--models", "base", "--set", "evaluate.max_new_tokens=8", "--fresh", "--to", str(to)]
+    assert main([str(sweep), "--rows", "4", *options]) == 0
+    assert len(read_rows(to, "base/0-shot.jsonl")) == 4
+    assert not (to / "adapter").exists()
+    assert (to / "notes.txt").read_text() == "mine"
 
 
 def test_rows_that_are_not_the_sweeps_are_said(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
