@@ -30,8 +30,8 @@ SIGN_FLIP = "sign-flip permutation"
 
 # The level of the p-value, as nearly every paper has it; the interval's is its complement.
 SIGNIFICANCE = 0.05
-# Of the means. float32 has seven digits, and a model's loss moves in the sixth with the batch its rows are in: a bias of
-# rounding is the same on every row, so that it would be significant.
+# Of the means. float32 has seven digits, and a model's loss moves in the sixth with the batch its rows are in. Such a
+# bias is the same on every row, so that it would be significant.
 ROUNDING = 1e-5
 # One row says nothing of how rows vary.
 MIN_ROWS = 2

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qlora_ray.config.schema import Evaluate
-from qlora_ray.errors import ConfigError
-from qlora_ray.evaluation.measurement import Metric
+from qlora_ray.config.schema import Evaluate, SweepConfig
+from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.evaluation.measurement import Metric, measure
 from qlora_ray.evaluation.numeric import AbsoluteError, NumericMatch, RelativeError, find_number, marks_number
 from qlora_ray.evaluation.sql import TIMEOUT_S, ExecutionOutcome, execution_match, is_database
 from qlora_ray.evaluation.text_metrics import NormalizedMatch, TokenF1
+from qlora_ray.modeling.loading import EMBEDDED
+
+if TYPE_CHECKING:
+    from qlora_ray.data import PreparedData
+    from qlora_ray.evaluation.split import EvaluationSplit
 
 # What is measured besides metrics.
 RESERVED_NAMES = frozenset(("loss", "perplexity"))
@@ -74,6 +80,41 @@ class SqlValid:
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """Returns 1.0 or 0.0 per row."""
         return [float(outcome.valid) for outcome in self.execution.outcomes(predictions, references)]
+
+
+def resolve_data_metrics(
+    config: SweepConfig, data: PreparedData, *, custom: Sequence[Metric] = ()
+) -> tuple[list[Metric], str]:
+    """Returns the metrics of a config's own rows, the deciding one first, and why it is these.
+
+    The same for every split of the data: `auto` looks at the answers of validation and test together.
+
+    Raises:
+        ConfigError: the config names metrics that these rows cannot be scored with.
+    """
+    splits = [data.validation, *([data.test] if data.test is not None else [])]
+    references = [reference for split in splits for reference in split.references]
+    return resolve_metrics(
+        config.evaluate,
+        trains_on_embedded=config.data.train == EMBEDDED,
+        has_references=any(references),
+        references=references,
+        custom=custom,
+    )
+
+
+def check_references(split: EvaluationSplit, metrics: Sequence[Metric], *, num_rows: int | None) -> None:
+    """Scores the references of the first rows by themselves: what cannot be scored is known before it is answered.
+
+    Raises:
+        DataError: a reference cannot be scored: it has no number, or is a query that does not run.
+    """
+    references = list(split.references[:num_rows])
+    for metric in metrics:
+        try:
+            measure(metric, references, references)
+        except DataError as error:
+            raise DataError(f"{split.name}: {error}") from None
 
 
 def resolve_metrics(

@@ -15,14 +15,14 @@ from qlora_ray.evaluation.generation import count_limited, max_positions
 from qlora_ray.evaluation.intent import is_overridden
 from qlora_ray.evaluation.lineup import Lineup, hash_adapter, make_lineup
 from qlora_ray.evaluation.lm_eval import check_installed
-from qlora_ray.evaluation.measurement import Metric, measure
-from qlora_ray.evaluation.metrics import resolve_metrics
+from qlora_ray.evaluation.measurement import Metric
+from qlora_ray.evaluation.metrics import check_references, resolve_data_metrics, resolve_metrics
 from qlora_ray.evaluation.prompting import PromptSet, choose_split, make_file_set, make_prompt_sets
 from qlora_ray.evaluation.subjects import MODEL_NAMES, ModelName, Request, Subject, find_subject
 from qlora_ray.evaluation.verdict import CHOSEN_ON_THEM
 from qlora_ray.hardware import DeviceProfile, probe_node
 from qlora_ray.hardware.probe import find_versions
-from qlora_ray.modeling.loading import EMBEDDED, cannot_load, load_tokenizer, resolve_model_name
+from qlora_ray.modeling.loading import cannot_load, load_tokenizer, resolve_model_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +105,7 @@ def make_plan(options: Options) -> Plan:
     prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
     split, reason = choose_split(prepared, options.split)
     asked = _Asked(options, config, tokenizer, _read_max_positions(main), [load_metric(one) for one in options.metrics])
-    sets, metrics, words = asked.rows(split)
+    sets, metrics, words = asked.rows(split, prepared)
     for name in options.prompt_files:
         one, scored_by = asked.file(name)
         if one.name in metrics:
@@ -115,7 +115,7 @@ def make_plan(options: Options) -> Plan:
     if not sets and not options.tasks:
         raise ConfigError("--split none: leaves nothing to evaluate. Name --prompts or --lm-eval tasks.")
     for one in sets:
-        _check_references(one, metrics[one.name])
+        check_references(one.rows, metrics[one.name], num_rows=one.num_answered)
     limited = {one.name: asked.count_limited(one) for one in sets}
     num_rows = len(sets[0].rows) if split is not None else 0
     rows = {
@@ -138,18 +138,14 @@ class _Asked:
     max_positions: int | None
     custom: list[Metric]
 
-    def rows(self, split: TokenizedSplit | None) -> tuple[list[PromptSet], dict[str, list[Metric]], str]:
+    def rows(
+        self, split: TokenizedSplit | None, prepared: PreparedData
+    ) -> tuple[list[PromptSet], dict[str, list[Metric]], str]:
         """The split's rows for each number of shots, the metrics of each, and why these."""
         if split is None:
             return [], {}, "no metrics: no rows"
         config = self.config
-        metrics, reason = resolve_metrics(
-            config.evaluate,
-            trains_on_embedded=config.data.train == EMBEDDED,
-            has_references=any(split.references),
-            references=split.references,
-            custom=self.custom,
-        )
+        metrics, reason = resolve_data_metrics(config, prepared, custom=self.custom)
         made = make_prompt_sets(
             split,
             data=config.data,
@@ -188,13 +184,6 @@ class _Asked:
         """How many prompts are cut, and how many answers are short of tokens."""
         asked = prompts.rows.prompt_ids[: prompts.num_answered]
         return count_limited(asked, limit=self.max_positions, max_new_tokens=self.config.evaluate.max_new_tokens)
-
-
-def _check_references(prompts: PromptSet, metrics: Sequence[Metric]) -> None:
-    """Scores the references themselves: what cannot be scored is known before anything is answered."""
-    references = prompts.rows.references[: prompts.num_answered]
-    for metric in metrics:
-        measure(metric, references, references)
 
 
 def _choose_models(options: Options, subject: Subject) -> list[ModelName]:

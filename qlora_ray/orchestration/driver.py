@@ -16,6 +16,7 @@ from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.nodes import check_shared_storage, probe_cluster, ray_cluster
 from qlora_ray.orchestration.preflight import (
     Preflight,
+    add_resume,
     check_same_inputs,
     common_facts,
     describe_sweep,
@@ -27,7 +28,7 @@ from qlora_ray.orchestration.summary import Summary, print_outcome, print_plan, 
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.orchestration.usage import wait_share
 from qlora_ray.orchestration.winner import choose_winner
-from qlora_ray.runs import SweepPaths, read_json, write_json
+from qlora_ray.runs import EventLog, SweepPaths, read_json, write_json
 from qlora_ray.search.study import (
     end_interrupted,
     enqueue_known_points,
@@ -86,11 +87,20 @@ def _run_or_explain(
     """Runs the sweep; what is nobody's bad input becomes a SweepFailed, with its traceback in the log."""
     try:
         return _run(preflight, paths=paths, is_resume=is_resume, console=console, started=started)
-    except QloraRayError:
-        raise
+    except QloraRayError as error:
+        # From an actor it comes as Ray's, whose text is the remote traceback.
+        there = getattr(error, "cause", None)
+        plain = there if isinstance(there, QloraRayError) else error
+        if plain is not error:
+            traceback.print_exc()
+        if started.value:
+            EventLog(paths.events).write("sweep_failed", reason=str(plain))
+        raise plain from None
     except Exception as error:
         traceback.print_exc()
         cause = (str(error).splitlines() or [""])[0]
+        if started.value:
+            EventLog(paths.events).write("sweep_failed", reason=f"{type(error).__name__}: {cause}")
         raise SweepFailed(
             f"{paths.root}: the sweep broke: {type(error).__name__}: {cause}. "
             f"The traceback is in {paths.logs / 'driver.log'}."
@@ -113,7 +123,9 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         common = common_facts(preflight)
         manifest = describe_sweep(preflight, plan, list(profiles.values()), common=common)
         if is_resume:
-            check_same_inputs(preflight, read_json(paths.manifest), common=common)
+            first = read_json(paths.manifest)
+            check_same_inputs(preflight, first, common=common)
+            manifest = add_resume(first, manifest)
         write_json(paths.manifest, manifest)
         print_plan(console, preflight, plan, paths)
         ledger = Ledger(config, paths=paths, console=console, common=common)

@@ -48,10 +48,10 @@ class Executor:
         import torch
 
         torch.set_num_threads(placement.num_threads)
+        from qlora_ray.evaluation.metrics import resolve_data_metrics
         from qlora_ray.hardware import choose_precision, probe_node
         from qlora_ray.modeling.loading import load_base
         from qlora_ray.modeling.quantization import specify_quantization
-        from qlora_ray.orchestration.preflight import sweep_metrics
         from qlora_ray.training.rows import TrainingData
 
         config = terms.config
@@ -66,7 +66,7 @@ class Executor:
             quantization=specify_quantization(config.model.quantization, compute_dtype=self._precision.name),
             device="cuda:0" if self._device.kind == "cuda" else "cpu",
         )
-        metrics, _ = sweep_metrics(config, data)
+        metrics, _ = resolve_data_metrics(config, data)
         self._engine = _make_engine(
             placement,
             base,

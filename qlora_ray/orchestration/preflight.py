@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qlora_ray import __version__
 from qlora_ray.config.schema import SweepConfig
@@ -15,15 +15,15 @@ from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
 from qlora_ray.hardware.probe import find_versions
-from qlora_ray.modeling.loading import EMBEDDED, hash_base, load_tokenizer, read_shape
+from qlora_ray.modeling.loading import hash_base, load_tokenizer, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.targets import build_skeleton, check_targets
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import describe_unused
 from qlora_ray.training.budget import make_budget
 
-if TYPE_CHECKING:
-    from qlora_ray.evaluation import Metric
+# What belongs to one run of a sweep: how it was called, and with what code.
+RUN_KEYS = ("command", "folder", "qlora_ray", "versions", "git")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     Raises:
         QloraRayError: The first thing that is wrong, with what to do.
     """
+    from qlora_ray.evaluation.metrics import check_references, resolve_data_metrics
+
     shape = read_shape(config.model)
     extremes = space.extremes(config)
     tokenizer = load_tokenizer(config.model)
@@ -63,26 +65,12 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     choices = [corner.lora for corner in extremes]
     check_targets(skeleton, choices)
     sft_reason = find_packing_problem(skeleton, choices)
-    _, reason = sweep_metrics(config, data)
+    metrics, reason = resolve_data_metrics(config, data)
+    for split in (data.validation, data.test):
+        if split is not None:
+            check_references(split, metrics, num_rows=config.evaluate.max_rows)
     unused = describe_unused(config.search, space)
     return Preflight(config, space, extremes, shape, data, reason, unused, sft_reason)
-
-
-def sweep_metrics(config: SweepConfig, data: PreparedData) -> tuple[list[Metric], str]:
-    """The metrics that a sweep's answers are scored with, the deciding one first, and why it is these.
-
-    Raises:
-        ConfigError: If the config names metrics that these rows cannot be scored with.
-    """
-    from qlora_ray.evaluation import resolve_metrics
-
-    references = data.validation.references
-    return resolve_metrics(
-        config.evaluate,
-        trains_on_embedded=config.data.train == EMBEDDED,
-        has_references=any(references),
-        references=references,
-    )
 
 
 def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
@@ -154,6 +142,18 @@ def describe_sweep(
         "unused": preflight.unused,
         **common,
     }
+
+
+def add_resume(first: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a sweep that goes on: how it began stays, and what runs now is what it plans.
+
+    Args:
+        first: The manifest as it is.
+        now: `describe_sweep` of this run.
+    """
+    began = {key: first[key] for key in RUN_KEYS if key in first}
+    resumes = [*first.get("resumes", []), {key: now[key] for key in RUN_KEYS}]
+    return {**now, **began, "resumes": resumes}
 
 
 def common_facts(preflight: Preflight) -> dict[str, Any]:

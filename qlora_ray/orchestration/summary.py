@@ -133,7 +133,8 @@ def print_outcome(
     else:
         console.line(f"report    could not be made; why is in {paths.logs / 'driver.log'}")
     if winner is not None:
-        console.line(f"evaluate  python -m qlora_ray.evaluate {paths.root} --shots 0,3")
+        shots = " --shots 0,3" if winner.scores.answers else ""
+        console.line(f"evaluate  python -m qlora_ray.evaluate {paths.root}{shots}")
         console.line(f"export    python -m qlora_ray.export {paths.root} --to {paths.name}-winner")
     if summary.status == "interrupted":
         console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {paths.root}")

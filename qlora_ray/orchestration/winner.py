@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from ray.exceptions import RayError, RayTaskError
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData
 from qlora_ray.errors import SweepFailed
+from qlora_ray.evaluation.metrics import resolve_data_metrics
 from qlora_ray.evaluation.scoring import Scores
 from qlora_ray.evaluation.verdict import Verdict, judge
 from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry
 from qlora_ray.orchestration.pool import describe_death
-from qlora_ray.orchestration.preflight import sweep_metrics
 from qlora_ray.runs import SweepPaths, write_json
 from qlora_ray.runs.files import append_line, whole_folder
 
@@ -90,12 +91,19 @@ def score_best(
 
     adapters = {entry.id: paths.trial(entry.id).adapter for entry in best}
     rescored = dict(zip(adapters, score([(adapter, "validation") for adapter in adapters.values()]), strict=True))
-    winner = min(best, key=lambda entry: rescored[entry.id].loss)
+    # NaN compares with nothing: a trial whose loss overflows on this device class must not win by coming first.
+    finite = [entry for entry in best if math.isfinite(rescored[entry.id].loss)]
+    if not finite:
+        raise SweepFailed(
+            f"{paths.root}: one of the best trials must have a finite loss when scored again, got none of "
+            f"{', '.join(adapters)}. Train with training.precision: bf16 or fp32, or see the trials' records."
+        )
+    winner = min(finite, key=lambda entry: rescored[entry.id].loss)
     if data.test is not None:
         tuned, base = score([(adapters[winner.id], "test"), (None, "test")])
     else:
         tuned, [base] = rescored[winner.id], score([(None, "validation")])
-    metrics, _ = sweep_metrics(config, data)
+    metrics, _ = resolve_data_metrics(config, data)
     split = "validation" if data.test is None else "test"
     verdict = judge(base, tuned, metrics=metrics, split=split, was_chosen_on=data.test is None)
     return Winner(winner, tuned, base, rescored, verdict)

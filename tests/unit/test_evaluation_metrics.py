@@ -4,15 +4,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from evaluation_fixtures import make_database
 
 from qlora_ray import embedded
-from qlora_ray.config.schema import Evaluate
+from qlora_ray.config.schema import Evaluate, SweepConfig
+from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation import ExactMatch, Metric, SqlExecution, SqlValid, resolve_metrics
 from qlora_ray.evaluation import metrics as metrics_module
+from qlora_ray.evaluation.metrics import check_references, resolve_data_metrics
 
 
 @pytest.fixture
@@ -224,3 +228,32 @@ def test_importing_the_room_loads_neither_torch_nor_transformers_nor_ray() -> No
     code = "import sys, qlora_ray.evaluation; print({'torch', 'transformers', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def make_data(validation: Sequence[str], test: Sequence[str] | None) -> Any:
+    def split(name: str, references: Sequence[str]) -> TokenizedSplit:
+        return TokenizedSplit(
+            name, [[1]] * len(references), [[1]] * len(references), [[1]] * len(references), [*references]
+        )
+
+    rows = {"validation": split("validation", validation), "test": None if test is None else split("test", test)}
+    return SimpleNamespace(**rows)
+
+
+def test_auto_looks_at_validation_and_test_rows_together() -> None:
+    config = SweepConfig.model_validate({"data": {"train": "rows.jsonl"}})
+    numbers, words = ["#### 1", "#### 2"], ["no number", "none either", "nor here"]
+    for data, expected in (
+        (make_data(numbers, numbers), "numeric_match"),
+        (make_data(numbers, None), "numeric_match"),
+        (make_data(numbers, words), "exact_match"),
+    ):
+        assert resolve_data_metrics(config, data)[0][0].name == expected
+
+
+def test_a_reference_that_cannot_be_scored_is_named_with_its_split_and_only_answered_rows_count() -> None:
+    metrics, _ = resolve(Evaluate(metrics=["numeric"]))
+    rows = make_data(["#### 1"], ["#### 1", "there is no way to tell"]).test
+    check_references(rows, metrics, num_rows=1)
+    with pytest.raises(DataError, match=r"^test: numeric: the reference of row 1 must hold a number"):
+        check_references(rows, metrics, num_rows=None)
