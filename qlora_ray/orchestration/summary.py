@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,9 @@ def print_outcome(
         console.line(f"report    could not be made; why is in {paths.logs / 'driver.log'}")
     if winner is not None:
         shots = " --shots 0,3" if winner.scores.answers else ""
-        console.line(f"evaluate  python -m qlora_ray.evaluate {paths.root}{shots}")
-        console.line(f"export    python -m qlora_ray.export {paths.root} --to {paths.name}-winner")
+        root = shlex.quote(str(paths.root))
+        console.line(f"evaluate  python -m qlora_ray.evaluate {root}{shots}")
+        console.line(f"export    python -m qlora_ray.export {root} --to {paths.name}-winner")
     if summary.status == "interrupted":
         console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {paths.root}")
 

@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Free or choose another results.dir.") from None
+        raise RunError(f"{path}: cannot be written: {error.strerror}. Free some space there, or choose another folder.") from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -36,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
         Path(temporary).replace(path)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Free or choose another results.dir.") from None
+        raise RunError(f"{path}: cannot be written: {error.strerror}. Free some space there, or choose another folder.") from None
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -73,7 +73,7 @@ def append_line(path: Path, data: dict[str, Any]) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Free or choose another results.dir.") from None
+        raise RunError(f"{path}: cannot be written: {error.strerror}. Free some space there, or choose another folder.") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
