@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Free some space there, or choose another folder.") from None
+        raise _cannot_write(path, error) from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -36,12 +36,16 @@ def write_text(path: Path, text: str) -> None:
         Path(temporary).replace(path)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Free some space there, or choose another folder.") from None
+        raise _cannot_write(path, error) from None
 
 
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON whole or not at all; NaN and infinities become null, which every JSON reader takes."""
     write_text(path, json.dumps(to_plain_json(data), indent=2, allow_nan=False) + "\n")
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: cannot be written: {error.strerror}. Free some space there, or choose another folder.")
 
 
 def read_json(path: Path) -> Any:
@@ -73,7 +77,7 @@ def append_line(path: Path, data: dict[str, Any]) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Free some space there, or choose another folder.") from None
+        raise _cannot_write(path, error) from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     monkeypatch.setattr(os, "fsync", fill_disk)
-    with pytest.raises(RunError, match=r"a\.json: cannot be written: No space left on device\. Free or choose"):
+    with pytest.raises(RunError, match=r"a\.json: cannot be written: No space left on device\. Free some space"):
         write_json(path, {"a": 2})
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
