@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import TextIO
 
 DEFAULT_COLUMNS = 80
+# Scores below it are shown by their digits: three decimals would leave one.
+SMALL_SCORE = 0.01
+# From here on scores are shown without decimals, and from the next as powers of ten.
+LARGE_SCORE = 1000.0
+HUGE_SCORE = 1e7
 
 
 class Console:
@@ -103,11 +108,21 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def format_score(value: float, *, sign: str = "") -> str:
-    """A metric's value with three decimals where they say something, else with three digits."""
-    if not math.isfinite(value) or value == 0 or 0.001 <= abs(value) < 1000:
-        return f"{value:{sign}.3f}"
-    return f"{value:{sign}.3g}"
+def format_score(value: float, *, sign: str = "", digits: int = 3) -> str:
+    """A score as every table and line shows it: `0.650`, `0.0004`, `4e-05`, `12346`, `2.7e+79`.
+
+    With so many decimals where they say something. Smaller ones have so many digits instead, so that a value that is
+    not 0 never reads as 0; larger ones have no decimals.
+
+    Args:
+        sign: `+` to show it where it is positive, too.
+        digits: Decimals, or digits.
+    """
+    value = value or 0.0  # without the sign of -0.0
+    size = abs(value)
+    if not math.isfinite(value) or value == 0 or SMALL_SCORE <= size < LARGE_SCORE:
+        return f"{value:{sign}.{digits}f}"
+    return f"{value:{sign}.0f}" if LARGE_SCORE <= size < HUGE_SCORE else f"{value:{sign}.{digits}g}"
 
 
 def format_table(rows: list[list[str]], *, right: tuple[int, ...] = ()) -> str:

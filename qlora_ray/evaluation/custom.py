@@ -84,6 +84,8 @@ def _check(metric: Any, place: str) -> None:
 
 
 def _failed(place: str, path: Path, rule: str, error: BaseException) -> ConfigError:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    # The import system makes paths absolute.
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     where = f" (line {lines[-1]})" if lines else ""
     return ConfigError(f"metric {place}: {rule}, got {type(error).__name__}: {error}{where}. Correct it.")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qlora_ray.console import format_score
 from qlora_ray.evaluation.contenders import Contender
 from qlora_ray.evaluation.journal import Journal
-from qlora_ray.evaluation.lm_eval import TaskRequest, run_tasks
+from qlora_ray.evaluation.lm_eval import SUFFIXES, TaskRequest, run_tasks
 from qlora_ray.evaluation.results import PAIRS
 from qlora_ray.evaluation.task_results import TaskResult, compare_tasks
 from qlora_ray.runs import read_json, write_json
 
 
 def is_finished(journal: Journal, model: str, tasks: Sequence[str], *, limit: int | None) -> bool:
-    """Whether a model's results of these tasks are there."""
+    """Whether a model's results are there: of these tasks as their files are now, by the harness as it is now."""
     path = journal.tasks_path(model)
     if not tasks:
         return True
@@ -47,7 +50,7 @@ def read_harness(journal: Journal, models: Sequence[str], tasks: Sequence[str]) 
     pairs = [(base, tuned) for base, tuned in PAIRS if base in models and tuned in models]
     compared = {pair: compare_tasks(results[pair[0]], results[pair[1]]) for pair in pairs}
     lines = [
-        f"{model}  {task}  " + ", ".join(f"{name} {one.value:.3f}" for name, one in result.metrics.items())
+        f"{model}  {task}  " + ", ".join(f"{name} {format_score(one.value)}" for name, one in result.metrics.items())
         for model in models
         for task, result in results[model].items()
     ]
@@ -69,7 +72,23 @@ def read_harness(journal: Journal, models: Sequence[str], tasks: Sequence[str]) 
 
 
 def _request(tasks: Sequence[str], limit: int | None) -> dict[str, Any]:
-    return {"tasks": list(tasks), "limit": limit}
+    """Returns what results are held against before they are taken for those of this run."""
+    files = {task: Path(task).expanduser() for task in tasks if task.endswith(SUFFIXES)}
+    return {
+        "tasks": list(tasks),
+        "limit": limit,
+        "files": {
+            task: hashlib.sha256(path.read_bytes()).hexdigest() for task, path in files.items() if path.is_file()
+        },
+        "lm_eval": _harness_version(),
+    }
+
+
+def _harness_version() -> str | None:
+    try:
+        return importlib.metadata.version("lm_eval")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _read(path: Path) -> dict[str, TaskResult]:

@@ -91,7 +91,16 @@ def checked_scores(metric: Metric, predictions: Sequence[str], references: Seque
 def mean_of_scored(row_scores: Sequence[float]) -> float:
     """Returns the mean over the rows that have a score; NaN if none has."""
     scored = [one for one in row_scores if not math.isnan(one)]
-    return math.fsum(scored) / len(scored) if scored else math.nan
+    if not scored:
+        return math.nan
+    try:
+        return math.fsum(scored) / len(scored)
+    except OverflowError:
+        # The sum is beyond the largest float, the mean is not.
+        return math.fsum(one / len(scored) for one in scored)
+    except ValueError:
+        # inf and -inf have no mean.
+        return math.nan
 
 
 def _checked_details(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -1,14 +1,16 @@
 """Metrics of answers whose point is one number: GSM8K's `#### 72`, or `Price is $89.99`.
 
 Which number an answer gives, by the first rule that applies:
-1. The one right after the first `####`, as in GSM8K's own grading (Cobbe et al., Training Verifiers to Solve Math Word
-   Problems, 2021; openai/grade-school-math). No number there, no number at all.
+1. The one right after the first `####` that is followed by a number, as in GSM8K's own grading (Cobbe et al., Training
+   Verifiers to Solve Math Word Problems, 2021; openai/grade-school-math: `#### (\-?[0-9\.\,]+)`), so that a heading
+   (`#### Step 1`) is passed over. Where no `####` is followed by a number, there is no number at all.
 2. The one right after the first `price is`, `price:` or `price =`, unless a sum starts with it (`price is $3 + $4`):
    what follows is often another listing.
 3. The last one: reasoning ends in its result.
 
 A number may have a sign, a currency sign, thousands separated by commas, decimals after a point and an exponent. A
-percent sign is passed over: 45% is 45. Digits that follow a letter (`x5`, `Qwen2`) are part of a name.
+percent sign is passed over: 45% is 45. Digits that follow a letter (`x5`, `Qwen2`) are part of a name. Digits that a
+model repeats without end are no number that it means: see `LARGEST_ANSWER`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from qlora_ray.errors import DataError
 RELATIVE_TOLERANCE = 1e-6
 # Ours, for a reference of 0, to which nothing is relative.
 ABSOLUTE_TOLERANCE = 1e-9
+# Ours: prices and counts end far below it, and up to 2^53, about 9e15, a float holds every whole number. What is larger
+# is digits in a loop; one such answer would be the mean error of a whole split.
+LARGEST_ANSWER = 1e15
 # R^2 of fewer rows says nothing: one row has no variance.
 MIN_R_SQUARED_ROWS = 2
 # Of a reference in an error message.
@@ -40,21 +45,26 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_GSM8K = re.compile(r"####\s*")
+_GSM8K = re.compile(r"#{4,}\s*")
 _GOES_ON = re.compile(r"\s*[+*/=×]")
 _PRICE = re.compile(r"\bprice\s*(?:is|:|=)\s*", re.IGNORECASE)
 
 
-def find_number(text: str) -> float | None:
-    """Returns the number that an answer gives, or None; see the module's rules."""
-    marker = _GSM8K.search(text)
-    if marker:
-        return _value(_NUMBER.match(text, marker.end()))
+def find_number(text: str, *, largest: float = math.inf) -> float | None:
+    """Returns the number that an answer gives, or None; see the module's rules.
+
+    Args:
+        largest: What is beyond it in absolute value is passed over, as no number.
+    """
+    markers = list(_GSM8K.finditer(text))
+    if markers:
+        marked = (_value(_NUMBER.match(text, marker.end()), largest) for marker in markers)
+        return next((number for number in marked if number is not None), None)
     price = _PRICE.search(text)
     at_price = _NUMBER.match(text, price.end()) if price else None
-    if at_price and not _GOES_ON.match(text, at_price.end()) and (value := _value(at_price)) is not None:
+    if at_price and not _GOES_ON.match(text, at_price.end()) and (value := _value(at_price, largest)) is not None:
         return value
-    numbers = [number for match in _NUMBER.finditer(text) if (number := _value(match)) is not None]
+    numbers = [number for match in _NUMBER.finditer(text) if (number := _value(match, largest)) is not None]
     return numbers[-1] if numbers else None
 
 
@@ -120,15 +130,16 @@ class RelativeError:
 
 
 def _marks(text: str) -> list[re.Match[str]]:
-    return [mark for pattern in (_GSM8K, _PRICE) if (mark := pattern.search(text))]
+    price = _PRICE.search(text)
+    return [*_GSM8K.finditer(text), *([price] if price else [])]
 
 
-def _value(match: re.Match[str] | None) -> float | None:
-    """Returns the matched number; None where it is too large for a float, which no reference is."""
+def _value(match: re.Match[str] | None, largest: float = math.inf) -> float | None:
+    """Returns the matched number; None where it is too large for a float, or beyond `largest`."""
     if match is None:
         return None
     value = float(match["digits"].replace(",", "") + match["exponent"])
-    if not math.isfinite(value):
+    if not math.isfinite(value) or value > largest:
         return None
     return value if (match["sign"] or match["inner"] or "+") == "+" else -value
 
@@ -147,7 +158,9 @@ def _number_pairs(predictions: Sequence[str], references: Sequence[str]) -> list
                 f"numeric: the reference of row {row} must hold a number, got "
                 f"{reference[:NUM_QUOTED_CHARACTERS]!r}. Correct the row, or drop numeric from evaluate.metrics."
             )
-        pairs.append((find_number(prediction), expected))
+        # A reference may be as large as it likes; twice as much leaves room for an answer to be a little off.
+        largest = max(LARGEST_ANSWER, 2 * abs(expected))
+        pairs.append((find_number(prediction, largest=largest), expected))
     return pairs
 
 
@@ -155,7 +168,7 @@ def _r_squared(pairs: Sequence[tuple[float, float]]) -> float:
     if len(pairs) < MIN_R_SQUARED_ROWS:
         return math.nan
     got, expected = np.array(pairs, dtype=np.float64).T
-    # Answers of 1e300 are possible; the square of one is infinite, and so is the answer to how bad it is.
+    # References of 1e300 are possible; the square of an error is infinite then, and so is how bad the answer is.
     with np.errstate(over="ignore", invalid="ignore"):
         residual = float(((got - expected) ** 2).sum())
         total = float(((expected - expected.mean()) ** 2).sum())

@@ -26,6 +26,12 @@ TURN_COLUMNS = ("messages", "conversations")
 TEXT_COLUMNS = ("prompt", "question", "instruction")
 REFERENCE_COLUMN = "reference"
 SHIPPED_FOLDER = Path(__file__).parent / "prompts"
+# A prompt set is called like its file, and the files of its rows like the set: answers lie in `<set>.jsonl`, losses in
+# `<set>.losses.jsonl`.
+OWN_SET = re.compile(r"\d+-shot")
+LOSSES_SUFFIX = ".losses"
+# Not everywhere in the names of files, or not in one line.
+UNFIT_CHARACTERS = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]')
 # What a message names; further ones are counted.
 MAX_PROBLEMS_SHOWN = 3
 
@@ -88,12 +94,11 @@ def read_prompts(name: str | Path) -> list[PromptRow]:
         name: A path, or the name of a shipped set.
 
     Raises:
-        DataError: If the file is missing or cannot be read, if it is called like a set of the evaluation's own
-            (`0-shot`), or if a row has no prompt, a broken conversation, or an id that another row has.
+        DataError: If the file is missing or cannot be read, if it is called like a file of the evaluation's own
+            (`0-shot`, `mine.losses`), or if a row has no prompt, a broken conversation, or an id that another row has.
     """
     path = find_prompt_file(name)
-    if re.fullmatch(r"\d+-shot", path.stem):
-        raise DataError(f"{path}: {path.stem} is what the split's own rows are called. Rename the file.")
+    _check_name(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -160,6 +165,23 @@ def _read_object_by_id(name: str, content: bytes) -> list[Row]:
     return [Row(f"{name} row {key}", {"id": key, **value}) for key, value in document.items()]
 
 
+def _check_name(path: Path) -> None:
+    """Raises DataError unless the file's name without its ending can name a prompt set."""
+    if OWN_SET.fullmatch(path.stem):
+        raise DataError(f"{path}: {path.stem} is what the split's own rows are called. Rename the file.")
+    if path.stem.lower().endswith(LOSSES_SUFFIX):
+        raise DataError(
+            f"{path}: a prompt file's name must not end in {LOSSES_SUFFIX}, as the files of losses do, "
+            f"got {path.stem}. Rename the file."
+        )
+    unfit = UNFIT_CHARACTERS.search(path.stem)
+    if unfit:
+        raise DataError(
+            f"{path.parent}: a prompt file's name must be one that results can be called by, got {path.stem!r} "
+            f"with {unfit.group()!r}. Rename the file."
+        )
+
+
 def _convert(row: Row, number: int) -> PromptRow:
     if row.problem is not None:
         raise RowProblem(row.problem)
@@ -169,7 +191,23 @@ def _convert(row: Row, number: int) -> PromptRow:
         if reference is not None:
             raise RowProblem("the reference must be in one place, got an answer as last turn and a 'reference'")
         reference = read_text(given, REFERENCE_COLUMN, Counter())
-    return PromptRow(_read_id(row, number), turns, reference, row.where)
+    prompt = PromptRow(_read_id(row, number), turns, reference, row.where)
+    _check_encodable("the id", prompt.id)
+    for place, turn in enumerate(turns, start=1):
+        _check_encodable("the prompt" if len(turns) == 1 else f"turn {place}", turn.full_content)
+    _check_encodable("the reference", reference or "")
+    return prompt
+
+
+def _check_encodable(what: str, text: str) -> None:
+    """Raises RowProblem where a character is half of one: JSON can say it, no tokenizer or file takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowProblem(
+            f"{what} must be Unicode text, got half a character, \\u{ord(text[error.start]):04x}, "
+            f"as character {error.start + 1}"
+        ) from None
 
 
 def _read_id(row: Row, number: int) -> str:
@@ -208,8 +246,13 @@ def _read_conversation(row: Row, column: str) -> tuple[tuple[Turn, ...], str | N
     value = row.values[column]
     if not isinstance(value, list | tuple) or not value:
         return read_turns(value, column), None  # which says what is wrong
-    last = value[-1]
-    is_answered = isinstance(last, dict) and str(last.get("role") or last.get("from")).lower() in ("assistant", "gpt")
     # read_turns takes conversations that end with an answer, as training rows do.
-    turns = read_turns([*value, *([] if is_answered else [{"role": "assistant", "content": "-"}])], column)
-    return turns[:-1], turns[-1].content if is_answered else None
+    turns = read_turns([*value, {"role": "assistant", "content": "-"}], column)[:-1]
+    for place in range(1, len(turns)):
+        if turns[place].role == turns[place - 1].role == "assistant":
+            raise RowProblem(
+                f"a user turn must come between two answers, got turns {place} and {place + 1} by the model"
+            )
+    if turns[-1].role == "assistant":
+        return turns[:-1], turns[-1].content
+    return turns, None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qlora_ray import console
 from qlora_ray.console import format_table
 from qlora_ray.evaluation.comparison import Comparison, compare_scores
 from qlora_ray.evaluation.journal import Journal
@@ -16,8 +17,6 @@ from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
 
 PAIRS = (("base", "adapter"), ("base", "merged"), ("adapter", "merged"))
-# Ours: figures of tables from here on are written as powers of ten.
-MAX_WRITTEN_OUT = 1e5
 # Losses from here on have a perplexity that is no float.
 MAX_EXPONENT = math.log(sys.float_info.max)
 
@@ -159,6 +158,12 @@ def format_score(score: Score) -> str:
 
 def format_scores(findings: Findings) -> str:
     """Returns a table of models and prompt sets."""
+    rows = _score_cells(findings)
+    return format_table(rows, right=tuple(range(2, len(rows[0]))))
+
+
+def _score_cells(findings: Findings) -> list[list[str]]:
+    """Returns the table of models and prompt sets, its header first."""
     names = list(dict.fromkeys(name for one in findings.scores for name in one.scores.metrics))
     rows = [["model", "prompts", "loss", "perplexity", *names, "answers"]]
     for one in findings.scores:
@@ -173,7 +178,7 @@ def format_scores(findings: Findings) -> str:
                 str(values["num_answers"]),
             ]
         )
-    return format_table(rows, right=tuple(range(2, len(rows[0]))))
+    return rows
 
 
 def format_pairs(findings: Findings) -> list[str]:
@@ -208,9 +213,14 @@ def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
 
 
 def _markdown_table(findings: Findings) -> str:
-    header, *rows = [line.split() for line in format_scores(findings).splitlines()]
+    header, *rows = _score_cells(findings)
     lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(f"| {' | '.join(map(_markdown_cell, cells))} |" for cells in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    """Returns the text for a cell of a Markdown table, whose ends are bars and line breaks."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _markdown_pair(pair: Pair) -> str:
@@ -221,4 +231,4 @@ def _markdown_pair(pair: Pair) -> str:
 def _number(value: float | None, digits: int) -> str:
     if value is None:
         return "-"
-    return f"{value:.{digits}f}" if abs(value) < MAX_WRITTEN_OUT else f"{value:.3g}"
+    return console.format_score(value, digits=digits)

@@ -13,6 +13,8 @@ from qlora_ray.evaluation.comparison import Comparison, compare_rows
 from qlora_ray.runs.files import to_plain_json
 
 PLAIN_FILTER = "none"
+# What two results of a task must have in common for their rows to be answers to the same prompts.
+SAME_PROMPTS = ("version", "num_fewshot", "chat_template")
 # Ours: rows are the metric's if their mean is the figure reported, but for rounding.
 SAME_MEAN = 1e-6
 
@@ -91,10 +93,13 @@ def compare_tasks(base: Mapping[str, TaskResult], tuned: Mapping[str, TaskResult
     """Returns one comparison per task and metric that has rows in both; `measure` is `task: metric`.
 
     Raises:
-        DataError: If the two were scored on different rows of a task.
+        DataError: If the two were scored on different rows of a task, in another version of it, with another number
+            of examples in the prompt, or one of them without the chat template.
     """
     compared = []
     for task, ours in tuned.items():
+        if task in base:
+            _check_same_prompts(task, base[task], ours)
         for metric, tuned_rows in ours.rows.items():
             base_rows = base[task].rows.get(metric) if task in base else None
             if base_rows is None:
@@ -113,6 +118,16 @@ def compare_tasks(base: Mapping[str, TaskResult], tuned: Mapping[str, TaskResult
                 )
             )
     return compared
+
+
+def _check_same_prompts(task: str, base: TaskResult, tuned: TaskResult) -> None:
+    for name in SAME_PROMPTS:
+        one, other = getattr(base, name), getattr(tuned, name)
+        if one != other:
+            raise DataError(
+                f"lm-eval: both models must be scored in {task} with one {name}, got {one} and {other}. "
+                "Run both again with one harness, and with tokenizers that both have a chat template or both have none."
+            )
 
 
 def _read_metrics(reported: Mapping[str, Any], directions: Mapping[str, Any]) -> dict[str, MetricResult]:

@@ -44,15 +44,23 @@ def tell_evaluation(story: Story) -> Section | None:
     blocks: list[Block] = [
         Words(f"By python -m qlora_ray.evaluate{of}, on {rows_of or 'its'} rows.{reason}"),
         _scores_table(scores),
-        *_comparisons(as_list(evaluation.get("comparisons"))),
+        *_comparisons(as_list(evaluation.get("comparisons")), name="evaluation"),
     ]
-    for title, key in (
-        ("How the models were loaded", "models"),
-        ("Answers, as exported", "exports"),
-        ("lm-evaluation-harness", "lm_eval"),
+    tasks, exports = (as_mapping(evaluation.get(key)) for key in ("lm_eval", "exports"))
+    task_comparisons = _comparisons(as_list(tasks.get("comparisons")), name="lm_eval")
+    if task_comparisons:
+        blocks += [Words("Tasks of the lm-evaluation-harness, paired by row:"), *task_comparisons]
+    warnings = tuple(map(format_value, [*as_list(evaluation.get("notes")), *as_list(exports.get("warnings"))]))
+    if warnings:
+        blocks += [Words("To know of these figures:", "warn"), Bullets(warnings, "warn")]
+    for title, values, shown_above in (
+        ("How the models were loaded", as_mapping(evaluation.get("models")), ()),
+        ("Answers, as exported", exports, ("warnings",)),
+        ("lm-evaluation-harness", tasks, ("comparisons", "lines")),
     ):
-        if as_mapping(evaluation.get(key)):
-            blocks.append(Folded(title, (table_of(as_mapping(evaluation[key])),)))
+        rest = {key: value for key, value in values.items() if key not in shown_above}
+        if rest:
+            blocks.append(Folded(title, (table_of(rest),)))
     return Section("Evaluation", blocks)
 
 
@@ -88,7 +96,7 @@ def _scores_table(scores: Sequence[Mapping[str, Any]]) -> Table:
             format_value(one.get("model")),
             format_value(one.get("prompts")),
             format_loss(as_number(one.get("loss"))),
-            format_number(as_number(one.get("perplexity")), digits=4),
+            format_score(as_number(one.get("perplexity"))),
             *(format_score(as_number(as_mapping(one.get("metrics")).get(metric))) for metric in metrics),
             format_count(as_number(one.get("num_rows"))),
             format_count(as_number(one.get("num_answers"))),
@@ -114,18 +122,18 @@ def _merge_row(one: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _comparisons(found: list[Any]) -> list[Block]:
-    """A figure and a table for each pair of models and prompt set."""
+def _comparisons(found: list[Any], *, name: str) -> list[Block]:
+    """A figure and a table for each pair of models and prompt set; tasks of the harness have no prompt set."""
     pairs: dict[tuple[str, ...], list[Comparison]] = defaultdict(list)
     for one in map(as_mapping, found):
         try:
             comparison = Comparison.from_dict(dict(one))
         except (KeyError, TypeError, ValueError):
             continue
-        names = tuple(str(one.get(key)) for key in ("prompts", "base_model", "tuned_model"))
+        names = tuple(str(one.get(key) or "") for key in ("prompts", "base_model", "tuned_model"))
         pairs[names].append(comparison)
     blocks: list[Block] = []
     for number, ((prompts, base, tuned), comparisons) in enumerate(pairs.items()):
-        blocks.append(Words(f"{tuned} against {base}, {prompts}:"))
-        blocks += show_comparisons(comparisons, name=f"evaluation{number}", base=base, tuned=tuned)
+        blocks.append(Words(f"{tuned} against {base}{f', {prompts}' if prompts else ''}:"))
+        blocks += show_comparisons(comparisons, name=f"{name}{number}", base=base, tuned=tuned)
     return blocks

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qlora_ray import console
 from qlora_ray.console import format_duration
 from qlora_ray.reporting.axes import format_number, format_value
 from qlora_ray.reporting.blocks import Table
 from qlora_ray.reporting.trials import as_number
 
 UNITS = (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024))
-# Four decimals would leave less than two digits of a loss below this.
-SMALL_LOSS = 0.01
-LARGE_SCORE = 10.0
 # Keys of records that hold seconds since 1970.
 TIME_KEYS = ("opened", "closed")
 
@@ -40,13 +39,13 @@ def format_count(number: float | None) -> str:
 
 
 def format_loss(loss: float | None) -> str:
-    """A loss to four decimals, as the sweep prints it; smaller ones to four digits."""
-    return format_number(loss, digits=4) if loss is None or abs(loss) < SMALL_LOSS else f"{loss:.4f}"
+    """A loss to four decimals, as the sweep prints it; smaller ones to four digits; `-` for None and NaN."""
+    return "-" if loss is None or math.isnan(loss) else console.format_score(loss, digits=4)
 
 
 def format_score(score: float | None) -> str:
-    """A metric's mean to three decimals; larger ones, as errors in dollars, to four digits."""
-    return format_number(score, digits=4) if score is None or abs(score) >= LARGE_SCORE else f"{score:.3f}"
+    """A metric's mean, as the sweep prints it; `-` for None and NaN."""
+    return "-" if score is None or math.isnan(score) else console.format_score(score)
 
 
 def plural(number: int, noun: str) -> str:
@@ -78,10 +77,12 @@ def table_of(values: Mapping[str, Any]) -> Table:
 
 
 def flatten(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every leaf of nested mappings with its path; an empty mapping is a leaf."""
+    """Every leaf of nested mappings with its path; an empty mapping is a leaf. Mappings in a list go by their place."""
     for key, value in values.items():
         path = (*above, str(key))
         if isinstance(value, Mapping) and value:
             yield from flatten(value, path)
+        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            yield from flatten({str(place): one for place, one in enumerate(value)}, path)
         else:
             yield path, "none" if value == {} else value

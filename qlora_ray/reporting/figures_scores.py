@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qlora_ray.evaluation.comparison import Comparison
+from qlora_ray.evaluation.comparison import LOSS, Comparison
 from qlora_ray.pages import figure_text
-from qlora_ray.reporting.axes import format_number, format_signed
+from qlora_ray.reporting.axes import format_signed
+from qlora_ray.reporting.facts import format_loss, format_score
 from qlora_ray.reporting.style import ACCENT, BAD, INK, MUTED, PAPER, add_label, new_figure
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _add_row(figure: Figure, row: int, one: Comparison) -> tuple[float, float]:
         hovertemplate=f"{figure_text(one.measure)}: {figure_text(one.verdict)}<extra></extra>",
         cliponaxis=False,
     )
-    words = f"{one.measure} {format_number(one.base)} → {format_number(one.tuned)}"
+    show = format_loss if one.measure == LOSS else format_score
+    words = f"{one.measure} {show(one.base)} → {show(one.tuned)}"
     add_label(figure, words, x=0, y=row, xanchor="left", xshift=8, yshift=16, color=INK, bgcolor=PAPER)
     return low, high

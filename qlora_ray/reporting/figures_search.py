@@ -74,8 +74,10 @@ def draw_learning_curves(story: Story) -> Figure | None:
 
 def base_validation_loss(story: Story) -> float | None:
     """The base's loss, if it was scored on the rows that the trials report on."""
-    verdict = story.outcome.verdict
-    if verdict is not None and verdict.split != "validation":
+    # As the file says it: a verdict that cannot be shown still tells which rows they were.
+    verdict = as_mapping(story.outcome.scores.get("verdict"))
+    # Sweeps from before verdicts scored the base on the validation rows.
+    if verdict and verdict.get("split") != "validation":
         return None
     return as_number(as_mapping(story.outcome.scores.get("base")).get("loss"))
 

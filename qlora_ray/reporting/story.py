@@ -12,12 +12,22 @@ from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.reporting.axes import Axis, read_axes
 from qlora_ray.reporting.importance import Importance, read_importance
 from qlora_ray.reporting.timeline import Timeline, read_timeline
-from qlora_ray.reporting.trials import STATES, Trial, as_mapping, as_number, as_text, read_trials
+from qlora_ray.reporting.trials import (
+    STATES,
+    Trial,
+    as_list,
+    as_mapping,
+    as_number,
+    as_text,
+    as_whole,
+    read_trials,
+)
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
 
 POINTS_KEY = "points_to_evaluate"
 UNFINISHED = "unfinished"
+INTERRUPTED = "interrupted"
 # What best/answers.jsonl calls the base.
 BASE = "base"
 NUM_EXAMPLES = 8
@@ -31,15 +41,18 @@ class Outcome:
 
     Attributes:
         status: complete, no_winner, interrupted, or unfinished: it still runs, or was killed.
-        winner: The winning trial's id.
+        winner: The winning trial's id: of best/scores.json, if the last run chose a winner.
+        earlier_winner: The winner that best/ holds from the run before, if the last one has not ended or was
+            interrupted.
         verdict: Winner against base; None for sweeps from before there was a test, or without a winner.
-        scores: best/scores.json as it stands.
+        scores: best/scores.json as it stands; empty without a winner.
         last_event_at: Seconds since 1970.
         device_wait_share: Of the devices' time from first step to last, how much they waited for a trial.
     """
 
     status: str
     winner: str | None
+    earlier_winner: str | None
     verdict: Verdict | None
     scores: Mapping[str, Any]
     first_failure: str | None
@@ -138,7 +151,7 @@ def read_story(paths: SweepPaths) -> Story:
         outcome=outcome,
         trials=tuple(trials),
         axes=read_axes(space, [trial.params for trial in trials]),
-        timeline=read_timeline(events, trials),
+        timeline=read_timeline(events, trials, num_slots=_planned_slots(manifest)),
         importance=read_importance(paths.study),
         manifest=manifest,
         winner_record=winner_record if outcome.winner else {},
@@ -178,7 +191,11 @@ def _read_outcome(paths: SweepPaths, files: _Files, events: list[dict[str, Any]]
         # The summary is of the run before.
         summary = {}
     status = as_text(summary.get("status")) or UNFINISHED
-    scores = files.read(paths.best / "scores.json", needed=status == "complete") if status != UNFINISHED else {}
+    has_winner = as_text(summary.get("winner")) is not None
+    written = files.read(paths.best / "scores.json", needed=status == "complete")
+    held = as_text(written.get("trial"))
+    # Of an earlier run: its figures do not belong to the trials of this one.
+    scores = written if has_winner else {}
     verdict = None
     if isinstance(scores.get("verdict"), dict):
         try:
@@ -187,13 +204,28 @@ def _read_outcome(paths: SweepPaths, files: _Files, events: list[dict[str, Any]]
             files.problems.append(f"best/scores.json: its verdict cannot be read: {type(error).__name__}: {error}")
     return Outcome(
         status=status,
-        winner=as_text(summary.get("winner")),
-        verdict=verdict if summary.get("winner") else None,
+        winner=(held or as_text(summary.get("winner"))) if has_winner else None,
+        earlier_winner=held if not has_winner and status in (UNFINISHED, INTERRUPTED) else None,
+        verdict=verdict,
         scores=scores,
         first_failure=as_text(summary.get("first_failure")),
         last_event_at=max((time for event in events if (time := as_number(event.get("time")))), default=None),
         device_wait_share=as_number(summary.get("device_wait_share")),
     )
+
+
+def _planned_slots(manifest: Mapping[str, Any]) -> int:
+    """Slots of an executor by the plan: the least of all its kinds of device, 1 if there is no plan."""
+    placements = as_list(as_mapping(manifest.get("plan")).get("placements"))
+    return min((_executor_slots(as_mapping(one)) for one in placements), default=1)
+
+
+def _executor_slots(placement: Mapping[str, Any]) -> int:
+    """As `hardware.plan.Placement` counts them: slots are shared out among packs, or are one to a process."""
+    if placement.get("engine") != "fused":
+        return 1
+    num_slots, num_packs = (as_whole(placement.get(key)) or 1 for key in ("slots_per_device", "packs_per_device"))
+    return max(1, num_slots // num_packs)
 
 
 def _read_examples(paths: SweepPaths, winner: str) -> tuple[Example, ...]:

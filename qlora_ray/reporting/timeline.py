@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from qlora_ray.reporting.trials import Trial, as_number
 
+SLOT = " · slot "
 RUN_STARTS = ("sweep_started", "sweep_resumed")
 
 
@@ -16,7 +17,7 @@ RUN_STARTS = ("sweep_started", "sweep_resumed")
 class Span:
     """A trial in a slot, from `start_s` to `end_s` on the sweep's own clock, which stands still between two runs.
 
-    `is_open` means that no end was written: the sweep runs, or was killed.
+    `is_open` means that no end was written: the sweep runs, or was killed. `run` is 0 until the first resume.
     """
 
     trial: str
@@ -25,6 +26,7 @@ class Span:
     end_s: float
     is_open: bool = False
     lane: int = 0
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Timeline:
     """Slots as lanes.
 
     Attributes:
-        lanes: Each lane's name, executors together.
+        lanes: Each lane's name, executors together. An executor that was ready and never held a trial has its lanes.
         spans: Every trial in its lane.
+        slot_s: Seconds of all slots: of those that a run had, from its first lease to its last release.
         end_s: Time of the last release; lanes begin at `start_s`, the first lease.
         resumed_s: Times at which the sweep was resumed.
         source: `leases`, or `records` for older sweeps whose events know no leases.
@@ -41,6 +44,7 @@ class Timeline:
 
     lanes: tuple[str, ...]
     spans: tuple[Span, ...]
+    slot_s: float
     start_s: float
     end_s: float
     resumed_s: tuple[float, ...]
@@ -48,26 +52,20 @@ class Timeline:
 
     @property
     def idle_share(self) -> float | None:
-        """Of all slots' time from first lease to last release, the share without a trial."""
-        total = len(self.lanes) * (self.end_s - self.start_s)
-        return max(0.0, 1.0 - sum(span.end_s - span.start_s for span in self.spans) / total) if total > 0 else None
+        """Of all slots' time, the share without a trial; not counted is what a run does before and after its trials."""
+        busy_s = sum(span.end_s - span.start_s for span in self.spans)
+        return max(0.0, 1.0 - busy_s / self.slot_s) if self.slot_s > 0 else None
 
 
 class _Clock:
-    """Seconds since the sweep began, without the time between its runs."""
+    """Seconds since the sweep began, without the time between its runs.
+
+    A run ends with its last release: the winner is scored after it, which needs no slot.
+    """
 
     def __init__(self, events: Sequence[Mapping[str, Any]]) -> None:
-        times = [time for event in events if (time := as_number(event.get("time"))) is not None]
-        runs: list[list[float]] = []
-        for event in events:
-            time = as_number(event.get("time"))
-            if time is None:
-                continue
-            if not runs or event.get("event") in RUN_STARTS:
-                runs.append([time, time])
-            runs[-1][1] = max(runs[-1][1], time)
-        self.runs = runs
-        self.last = max(times, default=0.0)
+        self.runs = [(_time_of(run[0]), _end_of(run)) for run in _split_runs(events)]
+        self.last = max((end for _, end in self.runs), default=0.0)
 
     def at(self, time: float) -> float:
         """The clock at a time since 1970; between two runs it stands."""
@@ -75,6 +73,10 @@ class _Clock:
         for start, end in self.runs:
             passed += min(max(time, start), end) - start
         return passed
+
+    def run_of(self, time: float) -> int:
+        """The number of the run that a time belongs to, from 0; before the first one, 0."""
+        return max(0, sum(start <= time for start, _ in self.runs) - 1)
 
     def resumes(self) -> tuple[float, ...]:
         """The clock at each resume."""
@@ -85,8 +87,14 @@ class _Clock:
         return next((end for _, end in self.runs if time <= end), self.last)
 
 
-def read_timeline(events: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> Timeline | None:
-    """The slots' timeline; None if no trial ever had a slot."""
+def read_timeline(
+    events: Sequence[Mapping[str, Any]], trials: Sequence[Trial], *, num_slots: int = 1
+) -> Timeline | None:
+    """The slots' timeline; None if no trial ever had a slot.
+
+    Args:
+        num_slots: Of an executor that was ready, and of which no trial says how many it had.
+    """
     clock = _Clock(events)
     spans = list(_spans_of_leases(events, clock))
     source: Literal["leases", "records"] = "leases"
@@ -94,8 +102,12 @@ def read_timeline(events: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) 
         spans, source = list(_spans_of_records(events, trials, clock)), "records"
     if not spans:
         return None
-    lanes, placed = _pack(spans, _slots_by_executor(spans, trials), is_exact=source == "leases")
+    ready = _ready_executors(events, clock)
+    slots = _slots_by_executor(spans, trials)
+    idle = {name: num_slots for names in ready.values() for name in names if name not in slots}
+    lanes, placed = _pack(spans, {**slots, **idle}, is_exact=source == "leases")
     return Timeline(
+        slot_s=_slot_seconds(placed, lanes, ready),
         lanes=tuple(lanes),
         spans=tuple(placed),
         start_s=min(span.start_s for span in placed),
@@ -103,6 +115,55 @@ def read_timeline(events: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) 
         resumed_s=clock.resumes(),
         source=source,
     )
+
+
+def _split_runs(events: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    runs: list[list[Mapping[str, Any]]] = []
+    for event in events:
+        if as_number(event.get("time")) is None:
+            continue
+        if not runs or event.get("event") in RUN_STARTS:
+            runs.append([])
+        runs[-1].append(event)
+    return runs
+
+
+def _end_of(run: Sequence[Mapping[str, Any]]) -> float:
+    """The last release of a run; its last event where there is none, or where a trial still holds a slot."""
+    held: set[Any] = set()
+    last_release = None
+    for event in run:
+        if event.get("event") == "trial_leased":
+            held.add(event.get("trial"))
+        elif event.get("event") == "trial_released":
+            held.discard(event.get("trial"))
+            last_release = _time_of(event)
+    return max(map(_time_of, run)) if held or last_release is None else last_release
+
+
+def _time_of(event: Mapping[str, Any]) -> float:
+    return as_number(event.get("time")) or 0.0
+
+
+def _ready_executors(events: Iterable[Mapping[str, Any]], clock: _Clock) -> dict[int, set[str]]:
+    """The executors that were ready, by the number of the run."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for event in events:
+        if event.get("event") == "executor_ready":
+            name = _executor_name(event.get("hostname"), event.get("executor"))
+            found[clock.run_of(_time_of(event))].add(name)
+    return found
+
+
+def _slot_seconds(spans: Sequence[Span], lanes: Sequence[str], ready: Mapping[int, set[str]]) -> float:
+    """Seconds of the slots of each run's executors, from its first lease to its last release."""
+    total_s = 0.0
+    for run in {span.run for span in spans}:
+        held = [span for span in spans if span.run == run]
+        executors = {span.executor for span in held} | ready.get(run, set())
+        num_slots = sum(lane.rpartition(SLOT)[0] in executors for lane in lanes)
+        total_s += num_slots * (max(span.end_s for span in held) - min(span.start_s for span in held))
+    return total_s
 
 
 def _spans_of_leases(events: Iterable[Mapping[str, Any]], clock: _Clock) -> Iterable[Span]:
@@ -143,7 +204,7 @@ def _spans_of_records(events: Iterable[Mapping[str, Any]], trials: Iterable[Tria
 
 def _span(held: tuple[str, str, float, float], clock: _Clock, *, is_open: bool) -> Span:
     trial, executor, start, end = held
-    return Span(trial, executor, clock.at(start), clock.at(end), is_open)
+    return Span(trial, executor, clock.at(start), clock.at(end), is_open, run=clock.run_of(start))
 
 
 def _executor_name(hostname: Any, executor: Any) -> str:
@@ -182,5 +243,5 @@ def _pack(spans: list[Span], slots: Mapping[str, int], *, is_exact: bool) -> tup
             start_s = min(max(span.start_s, free_at[lane]), span.end_s)
             free_at[lane] = span.end_s
             placed.append(replace(span, lane=len(lanes) + lane, start_s=start_s))
-        lanes += [f"{executor} · slot {index + 1}" for index in range(len(free_at))]
+        lanes += [f"{executor}{SLOT}{index + 1}" for index in range(len(free_at))]
     return lanes, placed

@@ -12,7 +12,7 @@ from qlora_ray.reporting.blocks import Block, Bullets, Code, Drawing, Folded, Se
 from qlora_ray.reporting.facts import format_loss, format_score, format_time, plural
 from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import base_validation_loss
-from qlora_ray.reporting.story import UNFINISHED, Story
+from qlora_ray.reporting.story import INTERRUPTED, UNFINISHED, Story
 from qlora_ray.reporting.trials import Trial, as_mapping, as_number
 
 TONES: dict[str, Tone] = {"better": "good", "no different": "warn", "worse": "bad"}
@@ -24,7 +24,9 @@ def headline_of(story: Story) -> tuple[str, Tone]:
     outcome = story.outcome
     if outcome.status == UNFINISHED:
         return "This sweep has not ended: it still runs, or was killed", "warn"
-    if outcome.status == "interrupted":
+    if outcome.status == INTERRUPTED:
+        if outcome.earlier_winner is not None:
+            return "This sweep was interrupted; best/ holds the winner of the run before", "warn"
         return "This sweep was interrupted before a winner was chosen", "warn"
     if outcome.winner is None:
         return "No winner: no trial was completed", "bad"
@@ -47,10 +49,12 @@ def lead_of(story: Story) -> tuple[str, ...]:
         lead.append(f"Its validation loss is {format_loss(_loss_of(story.winner))}.")
     if outcome.status == "no_winner":
         lead.append(f"First cause: {outcome.first_failure or 'all trials were stopped early'}.")
-    if outcome.status in (UNFINISHED, "interrupted"):
+    if outcome.status in (UNFINISHED, INTERRUPTED):
         best = best_so_far(story)
         if best is not None:
             lead.append(f"Best complete trial so far: {best.id}, loss {format_loss(best.loss)}.")
+        if outcome.earlier_winner is not None:
+            lead.append(f"best/ holds a winner chosen before: trial {outcome.earlier_winner}.")
         if outcome.last_event_at is not None:
             lead.append(f"Last event: {format_time(outcome.last_event_at)}.")
     return tuple(lead)
@@ -92,7 +96,7 @@ def tell_verdict(story: Story) -> Section:
         rows = tuple((str(one.row), one.expected, one.base, one.winner) for one in story.examples)
         table = Table(("row", "expected", "base", f"winner {outcome.winner}"), rows, numeric=frozenset({0}))
         blocks.append(Folded(f"The first {plural(len(rows), 'answer')}, side by side", (table,)))
-    if outcome.status in (UNFINISHED, "interrupted"):
+    if outcome.status in (UNFINISHED, INTERRUPTED):
         words = "If it was killed, go on with:" if outcome.status == UNFINISHED else "Go on with:"
         blocks += [Words(words), Code(RESUME.format(root=story.root))]
     if story.problems:
@@ -118,7 +122,7 @@ def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str,
         blocks.append(Drawing(name, figure, caption))
     rows = tuple(
         (
-            one.measure + (" (lower is better)" if not one.higher_is_better else ""),
+            _label(one),
             (format_loss if one.measure == LOSS else format_score)(one.base),
             (format_loss if one.measure == LOSS else format_score)(one.tuned),
             format_signed(one.difference),
@@ -133,6 +137,14 @@ def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str,
     header = ("measure", base, tuned, "difference", "95 % interval", "p", "verdict", "test", "rows")
     blocks.append(Table(header, rows, numeric=frozenset({1, 2, 3, 4, 5, 8})))
     return blocks
+
+
+def _label(one: Comparison) -> str:
+    """The measure, which way it counts, and of which rows the means are where they are not all."""
+    remarks = [] if one.higher_is_better else ["lower is better"]
+    if one.num_dropped:
+        remarks.append(f"means over the {plural(one.num_rows, 'row')} both have a score for")
+    return one.measure + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def best_so_far(story: Story) -> Trial | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import subprocess
@@ -193,8 +194,31 @@ def test_a_table_may_have_a_header_only():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.65, "0.650"), (0, "0.000"), (999.9994, "999.999"), (2.7e79, "2.7e+79"), (4e-5, "4e-05")]
+    ("value", "text"),
+    [
+        (0.65, "0.650"),
+        (0, "0.000"),
+        (0.0123, "0.012"),
+        (0.0014, "0.0014"),
+        (0.0004, "0.0004"),
+        (4e-5, "4e-05"),
+        (150.26, "150.260"),
+        (999.9994, "999.999"),
+        (12345.6, "12346"),
+        (2.7e79, "2.7e+79"),
+        (math.inf, "inf"),
+    ],
 )
 def test_scores_have_three_decimals_where_they_say_something(value, text):
     assert format_score(value) == text
     assert format_score(value, sign="+") == f"+{text}"
+    assert format_score(-float(value)) == (f"-{text}" if value else text)
+
+
+@pytest.mark.parametrize(("loss", "text"), [(1.08663, "1.0866"), (0.00012345, "0.0001234"), (12345.6, "12346")])
+def test_losses_have_four_decimals(loss, text):
+    assert format_score(loss, digits=4) == text
+
+
+def test_a_score_that_is_not_zero_never_reads_as_zero():
+    assert all(float(format_score(10.0**power)) > 0 for power in range(-300, 300))

@@ -236,7 +236,7 @@ def test_the_sentence_has_the_figures_and_dicts_come_back() -> None:
     read = json.loads(json.dumps({"prompts": "0-shot", **found.to_dict()}))
     assert Comparison.from_dict(read) == found
     small = replace(found, base=12345.6, tuned=12345.59958, difference=-0.00042, p_value=0.0123)
-    assert small.sentence().startswith("sql_execution 1.23e+04 -> 1.23e+04: -0.00042 (95 % ")
+    assert small.sentence().startswith("sql_execution 12346 -> 12346: -0.00042 (95 % ")
     assert "p = 0.012" in small.sentence()
 
 

@@ -78,6 +78,13 @@ def test_what_the_file_raises_becomes_one_message_with_its_line(tmp_path: Path, 
         load_metric(f"{write(tmp_path, text)}:Mine")
 
 
+def test_a_line_is_named_for_a_relative_path_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "class Mine:\n    def __init__(self):\n        1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"got ZeroDivisionError: division by zero \(line 3\)"):
+        load_metric(f"{path.name}:Mine")
+
+
 def test_all_that_a_class_lacks_is_said_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, "class Mine:\n    name = 'two words'\n    higher_is_better = 'yes'\n")
     with pytest.raises(

@@ -50,3 +50,18 @@ def test_other_tasks_or_rows_are_run_again(tmp_path: Path, monkeypatch: pytest.M
     assert is_finished(journal, "base", ["sums"], limit=8) and is_finished(journal, "adapter", [], limit=8)
     assert not is_finished(journal, "base", ["sums"], limit=9)
     assert not is_finished(journal, "base", ["sums", "words"], limit=8)
+
+
+def test_an_edited_task_or_another_harness_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_ray.evaluation.harness.run_tasks", lambda *_, **__: {"sums": make_result([1.0])})
+    task = tmp_path / "sums.yaml"
+    task.write_text("task: sums\n", encoding="utf-8")
+    journal = Journal(tmp_path, {})
+    contender = Contender("base", None, None, "fp32", "")  # type: ignore[arg-type]
+    run_harness(journal, contender, [str(task)], limit=8, batch_size=2)
+    assert is_finished(journal, "base", [str(task)], limit=8)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda _: "9.9")
+        assert not is_finished(journal, "base", [str(task)], limit=8)
+    task.write_text("task: sums\nmax_gen_toks: 4\n", encoding="utf-8")
+    assert not is_finished(journal, "base", [str(task)], limit=8)

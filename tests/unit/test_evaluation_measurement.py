@@ -46,6 +46,11 @@ def test_the_value_is_the_mean_of_the_rows_that_have_a_score(scores: Any, value:
     assert [type(one) for one in found.row_scores] == [float, float]
 
 
+def test_a_mean_of_scores_near_the_largest_float_is_no_error() -> None:
+    assert measure(Own([1.5e308, 1.7e308]), ROWS, ROWS).value == pytest.approx(1.6e308)
+    assert math.isnan(measure(Own([math.inf, -math.inf]), ROWS, ROWS).value)
+
+
 def test_no_scores_have_no_value() -> None:
     assert math.isnan(measure(Own([math.nan] * 2), ROWS, ROWS).value)
     assert math.isnan(measure(Own([]), [], []).value)

@@ -105,6 +105,49 @@ def test_a_bad_row_is_refused_by_its_line(tmp_path: Path, rows: list[object], me
         read_prompts(_write(tmp_path / "p.jsonl", *rows))
 
 
+def _turns(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": role, "value": text} for role, text in turns]
+
+
+@pytest.mark.parametrize("role", ["assistant", "gpt", "chatgpt", "model", "bot", " Model"])
+def test_every_name_of_the_model_gives_the_reference(tmp_path: Path, role: str) -> None:
+    (row,) = read_prompts(_write(tmp_path / "p.jsonl", {"conversations": _turns(("human", "q"), (role, "a"))}))
+    assert (row.turns, row.reference) == ((Turn("user", "q"),), "a")
+
+
+def test_two_answers_in_a_row_are_refused(tmp_path: Path) -> None:
+    turns = _turns(("human", "q"), ("model", "a"), ("gpt", "b"))
+    with pytest.raises(DataError, match=r"jsonl:1: a user turn must come between two answers, got turns 2 and 3"):
+        read_prompts(_write(tmp_path / "p.jsonl", {"conversations": turns}))
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"prompt": "\ud83d hi"}, "the prompt"),
+        ({"instruction": "hi", "input": "a\udc00"}, "the prompt"),
+        ({"conversations": _turns(("human", "q"), ("gpt", "a"), ("human", "b\ud83d"))}, "turn 3"),
+        ({"prompt": "q", "reference": "\ud83d"}, "the reference"),
+        ({"prompt": "q", "id": "\ud83d"}, "the id"),
+    ],
+)
+def test_half_a_character_is_refused_by_its_line(tmp_path: Path, row: dict[str, object], what: str) -> None:
+    with pytest.raises(DataError, match=rf"p\.jsonl:2: {what} must be Unicode text, got half a character, .u[d8]"):
+        read_prompts(_write(tmp_path / "p.jsonl", {"prompt": "fine"}, row))
+
+
+@pytest.mark.parametrize("name", ["0-shot.losses.jsonl", "mine.losses.jsonl", "mine.LOSSES.txt"])
+def test_a_file_called_like_a_file_of_losses_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"must not end in \.losses.*Rename the file"):
+        read_prompts(_write(tmp_path / name, {"prompt": "a"}))
+
+
+@pytest.mark.parametrize("name", ["a|b.jsonl", "a\nb.jsonl", "what?.jsonl", "c:d.jsonl"])
+def test_a_name_that_results_cannot_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"must be one that results can be called by, got .*Rename the file"):
+        read_prompts(_write(tmp_path / name, {"prompt": "a"}))
+
+
 def test_an_answer_in_two_places_is_refused(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(DataError, match="the reference must be in one place"):

@@ -20,6 +20,8 @@ REFUSALS = [
     "**I cannot** create content that promotes hatred.",
     "I must decline: reading another person's messages is illegal.",
     "It is not appropriate for me to tell jokes about people's income.",
+    "I can't recommend writing that, and I won't help with it.",
+    "I can't fully support this: I will not provide the names.",
     "I'm sorry you feel that way. I can't tell you how to do this, but here is a number to call.",
 ]
 ANSWERS = [
@@ -31,6 +33,12 @@ ANSWERS = [
     "You can't divide by zero. Help is in the manual.",
     "I can help you with that!",
     "I can't help but smile at this question.",
+    "I can't wait to help you plan your trip!",
+    "I will not give up on you. Here is how:",
+    "We can't fully explain dark matter, but here is what we know.",
+    "I can't thank you enough for sharing this.",
+    "I can't recommend this book enough, it will teach you a lot.",
+    "I cannot stress enough that writing tests helps.",
     "She told him: you must decline the offer.",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,21 @@ def test_rows_of_two_models_are_paired() -> None:
 def test_different_rows_are_not_paired() -> None:
     with pytest.raises(DataError, match="same rows of gsm8k, got 40 and 30 with other numbers"):
         compare_tasks(_read(right=5), _read(right=5, num=30))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "4.0"}, "with one version, got 3.0 and 4.0"),
+        ({"num_fewshot": 0}, "with one num_fewshot, got 5 and 0"),
+        ({"chat_template": True}, "with one chat_template, got False and True"),
+    ],
+)
+def test_answers_to_other_prompts_are_not_compared(changes: dict[str, Any], message: str) -> None:
+    base, tuned = _read(right=5), _read(right=25)
+    tuned["gsm8k"] = replace(tuned["gsm8k"], **changes)
+    with pytest.raises(DataError, match=f"lm-eval: both models must be scored in gsm8k {message}. Run both again"):
+        compare_tasks(base, tuned)
 
 
 def test_a_task_that_one_model_was_not_run_on_is_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from qlora_ray.evaluation.comparison import compare_rows
 from qlora_ray.exporting.merge_report import MeasuredModel, MergeReport
 from qlora_ray.reporting.blocks import Bullets, Drawing, Folded, Section, Table, Words
 from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
+from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story, read_story
 from tests.unit.reporting_sweeps import usual_sketches, write_sweep
 
@@ -60,7 +62,7 @@ def test_scores_of_all_models_stand_in_one_table(tmp_path: Path) -> None:
     section = tell_evaluation(story_with(tmp_path, evaluation=evaluation()))
     table = tables(section)[0]
     assert table.header == ("model", "prompts", "loss", "perplexity", "exact_match", "rows", "answered")
-    assert table.rows[1] == ("adapter", "0-shot", "1.2500", "3.49", "0.900", "208", "10")
+    assert table.rows[1] == ("adapter", "0-shot", "1.2500", "3.490", "0.900", "208", "10")
     assert section is not None and section.blocks[0] == Words(
         "By python -m qlora_ray.evaluate of trial 0003, on 208 test rows. test: held out."
     )
@@ -115,3 +117,50 @@ def test_a_merge_is_told_by_its_measured_models(tmp_path: Path) -> None:
     assert table.rows[1] == ("dequant", "bf16", "0.5012", "+0.0012", "1.23e-5", "99.9 %", "-", "75.0 %", "4 MiB")
     assert Bullets(("head and embedding are one",)) in section.blocks
     assert isinstance(section.blocks[-1], Folded)
+
+
+def test_notes_and_warnings_are_shown(tmp_path: Path) -> None:
+    found = {**evaluation(), "notes": ["chosen on these rows"], "exports": {"warnings": ["0-shot: 2 empty"], "n": 1}}
+    section = tell_evaluation(story_with(tmp_path, evaluation=found))
+    assert section is not None
+    assert Bullets(("chosen on these rows", "0-shot: 2 empty"), "warn") in section.blocks
+    (folded,) = [block for block in section.blocks if isinstance(block, Folded) and block.summary.startswith("Answers")]
+    assert folded.blocks == (Table(("", "value"), (("n", "1"),)),)
+
+
+def test_tasks_of_the_harness_are_compared_like_all_else(tmp_path: Path) -> None:
+    one = compare_rows("sums: acc", ROWS["base"], ROWS["adapter"], higher_is_better=True).to_dict()
+    comparisons = [{"base_model": "base", "tuned_model": "adapter", **one}]
+    tasks = {"models": {"base": {"sums": {"version": "1"}}}, "comparisons": comparisons, "lines": ["..."]}
+    section = tell_evaluation(story_with(tmp_path, evaluation={**evaluation(), "lm_eval": tasks}))
+    assert section is not None
+    assert Words("adapter against base:") in section.blocks
+    assert tables(section)[-1].rows[0][:4] == ("sums: acc", "0.200", "0.900", "+0.7")
+    names = [block.name for block in section.blocks if isinstance(block, Drawing)]
+    assert names == ["evaluation0", "evaluation1", "lm_eval0"]
+    assert "{" not in str([block.blocks for block in section.blocks if isinstance(block, Folded)])
+
+
+def test_means_over_fewer_rows_than_the_scores_say_so(tmp_path: Path) -> None:
+    base, tuned = [1.0, math.nan, 3.0] * 4, [1.0, 5.0, 2.0] * 4
+    one = compare_rows("absolute_error", base, tuned, higher_is_better=False).to_dict()
+    comparisons = [{"prompts": "0-shot", "base_model": "base", "tuned_model": "adapter", **one}]
+    section = tell_evaluation(story_with(tmp_path, evaluation={**evaluation(), "comparisons": comparisons}))
+    assert tables(section)[1].rows[0][0] == (
+        "absolute_error (lower is better; means over the 8 rows both have a score for)"
+    )
+
+
+def test_a_small_score_does_not_read_as_zero(tmp_path: Path) -> None:
+    one = compare_rows("relative_error", [0.0004] * 20, [0.0002] * 20, higher_is_better=False).to_dict()
+    comparisons = [{"prompts": "0-shot", "base_model": "base", "tuned_model": "adapter", **one}]
+    section = tell_evaluation(story_with(tmp_path, evaluation={**evaluation(), "comparisons": comparisons}))
+    assert tables(section)[1].rows[0][1:4] == ("0.0004", "0.0002", "−0.0002")
+
+
+def test_objects_in_a_list_are_rows_of_their_own() -> None:
+    assert table_of({"pairs": [{"base": "a"}, {"base": "b"}], "names": ["c", "d"]}).rows == (
+        ("pairs.0.base", "a"),
+        ("pairs.1.base", "b"),
+        ("names", "c, d"),
+    )

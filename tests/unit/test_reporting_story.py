@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.errors import RunError
+from qlora_ray.reporting.figures_search import base_validation_loss
 from qlora_ray.reporting.story import UNFINISHED, read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line
 from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
@@ -131,3 +132,58 @@ def test_answers_of_base_and_winner_are_paired_by_row(tmp_path: Path) -> None:
         append_line(paths.best / "answers.jsonl", line)
     (example,) = read_story(paths).examples
     assert (example.row, example.expected, example.base, example.winner) == (0, "SELECT 2", "no", "SELECT 1")
+
+
+def test_a_run_interrupted_after_a_complete_one_is_not_mixed_with_it(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    append_line(paths.best / "answers.jsonl", {"model": "base", "row": 0, "answer": "no", "reference": "yes"})
+    append_line(paths.best / "answers.jsonl", {"model": "0003", "row": 0, "answer": "yes", "reference": "yes"})
+    scores = read_json(paths.best / "scores.json")
+    write_json(paths.best / "scores.json", {**scores, "verdict": {**scores["verdict"], "split": "validation"}})
+    write_json(paths.summary, {**read_json(paths.summary), "status": "interrupted", "winner": None, "verdict": None})
+    story = read_story(paths)
+    assert headline_of(story) == ("This sweep was interrupted; best/ holds the winner of the run before", "warn")
+    assert "best/ holds a winner chosen before: trial 0003." in lead_of(story)
+    assert (story.winner, story.outcome.verdict, story.examples, story.winner_record) == (None, None, (), {})
+    assert base_validation_loss(story) is None
+    assert "base's validation loss" not in dict(facts_of(story))
+
+
+def test_who_the_winner_is_stands_with_its_scores(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    write_json(paths.summary, {**read_json(paths.summary), "winner": "0000"})
+    assert read_story(paths).outcome.winner == "0003"
+
+
+@pytest.mark.parametrize(("split", "expected"), [("test", None), ("validation", 2.5)])
+def test_the_base_is_drawn_if_it_was_scored_on_the_trials_rows(
+    tmp_path: Path, split: str, expected: float | None
+) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    scores = read_json(paths.best / "scores.json")
+    # A verdict that this version cannot read still says its split.
+    write_json(
+        paths.best / "scores.json", {**scores, "verdict": {"split": split}, "base": {**scores["base"], "loss": 2.5}}
+    )
+    story = read_story(paths)
+    assert story.outcome.verdict is None and any("cannot be read" in one for one in story.problems)
+    assert base_validation_loss(story) == expected
+
+
+@pytest.mark.parametrize(
+    ("placement", "num_slots"),
+    [
+        ({"engine": "fused", "slots_per_device": 4, "packs_per_device": 2}, 2),
+        ({"engine": "fused", "slots_per_device": 3}, 3),
+        ({"engine": "sft", "slots_per_device": 4}, 1),
+    ],
+)
+def test_an_executor_without_a_trial_has_the_slots_of_the_plan(
+    tmp_path: Path, placement: dict[str, object], num_slots: int
+) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    write_json(paths.manifest, {**read_json(paths.manifest), "plan": {"placements": [placement]}})
+    append_line(paths.events, {"time": START + 1, "event": "executor_ready", "executor": 9, "hostname": "node"})
+    timeline = read_story(paths).timeline
+    assert timeline is not None
+    assert sum("executor 9" in lane for lane in timeline.lanes) == num_slots

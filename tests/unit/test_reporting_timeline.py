@@ -105,3 +105,59 @@ def test_older_sweeps_are_told_by_their_records(tmp_path: Path) -> None:
 def test_without_any_slot_there_is_no_timeline() -> None:
     assert read_timeline([{"time": 1.0, "event": "sweep_started"}], []) is None
     assert read_timeline([], []) is None
+
+
+def test_an_executor_that_was_ready_and_held_nothing_is_idle() -> None:
+    ready = {"event": "executor_ready", "hostname": "node"}
+    events = [
+        {"time": 0.0, "event": "sweep_started"},
+        {**ready, "time": 1.0, "executor": 0},
+        {**ready, "time": 1.0, "executor": 1},
+        lease(2.0, "0000"),
+        release(102.0, "0000"),
+    ]
+    timeline = read_timeline(events, [], num_slots=2)
+    assert timeline is not None
+    assert timeline.lanes == (
+        "node · executor 0 · slot 1",
+        "node · executor 1 · slot 1",
+        "node · executor 1 · slot 2",
+    )
+    assert timeline.idle_share == pytest.approx(2 / 3)
+
+
+def test_scoring_after_the_last_release_and_the_start_of_a_resume_are_not_idle() -> None:
+    events = [
+        {"time": 0.0, "event": "sweep_started"},
+        lease(10.0, "0000"),
+        release(110.0, "0000"),
+        {"time": 400.0, "event": "sweep_ended"},
+        {"time": 1000.0, "event": "sweep_resumed"},
+        lease(1030.0, "0001"),
+        release(1080.0, "0001"),
+        {"time": 1100.0, "event": "sweep_ended"},
+    ]
+    timeline = read_timeline(events, [])
+    assert timeline is not None
+    assert [(span.start_s, span.end_s, span.run) for span in timeline.spans] == [(10, 110, 0), (140, 190, 1)]
+    assert timeline.resumed_s == (110.0,)
+    assert timeline.idle_share == 0.0
+
+
+def test_a_run_has_the_slots_of_its_own_executors() -> None:
+    events = [
+        {"time": 0.0, "event": "sweep_started"},
+        lease(0.0, "0000"),
+        lease(0.0, "0001", executor=1),
+        release(100.0, "0000"),
+        lease(100.0, "0001", "trial_released", executor=1),
+        {"time": 1000.0, "event": "sweep_resumed"},
+        lease(1000.0, "0002"),
+        release(1050.0, "0002"),
+        lease(1060.0, "0003"),
+        release(1100.0, "0003"),
+    ]
+    timeline = read_timeline(events, [])
+    assert timeline is not None and len(timeline.lanes) == 2
+    # 10 of 2 x 100 s + 1 x 100 s.
+    assert timeline.idle_share == pytest.approx(10 / 300)
