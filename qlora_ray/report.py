@@ -32,7 +32,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.runs import SweepPaths
 
     written = write_reports(SweepPaths(arguments.sweep))
-    sys.stdout.write(f"{written.verdict}\n{written.page}\n{written.markdown}\n")
+    notes = "".join(f"note: {problem}\n" for problem in written.problems)
+    sys.stdout.write(f"{written.verdict}\n{notes}{written.page}\n{written.markdown}\n")
     if arguments.open == "yes":
         import webbrowser
 

@@ -46,6 +46,7 @@ class Outcome:
             interrupted.
         verdict: Winner against base; None for sweeps from before there was a test, or without a winner.
         scores: best/scores.json as it stands; empty without a winner.
+        failure: What the sweep broke on, in its own words, if that was the last that was heard of it.
         last_event_at: Seconds since 1970.
         device_wait_share: Of the devices' time from first step to last, how much they waited for a trial.
     """
@@ -56,6 +57,7 @@ class Outcome:
     verdict: Verdict | None
     scores: Mapping[str, Any]
     first_failure: str | None
+    failure: str | None
     last_event_at: float | None
     device_wait_share: float | None
 
@@ -209,6 +211,7 @@ def _read_outcome(paths: SweepPaths, files: _Files, events: list[dict[str, Any]]
         verdict=verdict,
         scores=scores,
         first_failure=as_text(summary.get("first_failure")),
+        failure=as_text(events[-1].get("reason")) if events and events[-1].get("event") == "sweep_failed" else None,
         last_event_at=max((time for event in events if (time := as_number(event.get("time")))), default=None),
         device_wait_share=as_number(summary.get("device_wait_share")),
     )

@@ -22,6 +22,8 @@ RESUME = "python -m qlora_ray.sweep --resume {root}"
 def headline_of(story: Story) -> tuple[str, Tone]:
     """The verdict in one line, and its tone."""
     outcome = story.outcome
+    if outcome.failure is not None:
+        return "This sweep broke before it had a winner", "bad"
     if outcome.status == UNFINISHED:
         return "This sweep has not ended: it still runs, or was killed", "warn"
     if outcome.status == INTERRUPTED:
@@ -30,6 +32,8 @@ def headline_of(story: Story) -> tuple[str, Tone]:
         return "This sweep was interrupted before a winner was chosen", "warn"
     if outcome.winner is None:
         return "No winner: no trial was completed", "bad"
+    if outcome.verdict is None and "base" not in outcome.scores:
+        return f"Trial {outcome.winner} won; its verdict cannot be read", "bad"
     if outcome.verdict is None:
         return f"Trial {outcome.winner} won; whether it is better than its base was not tested", "warn"
     word = outcome.verdict.word
@@ -96,6 +100,8 @@ def tell_verdict(story: Story) -> Section:
         rows = tuple((str(one.row), one.expected, one.base, one.winner) for one in story.examples)
         table = Table(("row", "expected", "base", f"winner {outcome.winner}"), rows, numeric=frozenset({0}))
         blocks.append(Folded(f"The first {plural(len(rows), 'answer')}, side by side", (table,)))
+    if outcome.failure is not None:
+        blocks.append(Words(outcome.failure, "bad"))
     if outcome.status in (UNFINISHED, INTERRUPTED):
         words = "If it was killed, go on with:" if outcome.status == UNFINISHED else "Go on with:"
         blocks += [Words(words), Code(RESUME.format(root=story.root))]

@@ -13,11 +13,12 @@ MARKDOWN_NAME = "report.md"
 
 @dataclass(frozen=True)
 class Written:
-    """The two files, and the verdict in a line."""
+    """The two files, the verdict in a line, and what could not be read."""
 
     page: Path
     markdown: Path
     verdict: str
+    problems: tuple[str, ...] = ()
 
 
 def write_report(paths: SweepPaths) -> Path:
@@ -45,7 +46,8 @@ def write_reports(paths: SweepPaths) -> Written:
     document = compose(story)
     # Both are made before either is written.
     page, markdown = write_page(document), write_markdown(document)
-    written = Written(paths.root / PAGE_NAME, paths.root / MARKDOWN_NAME, summary_line(story))
-    write_text(written.markdown, markdown)
+    written = Written(paths.root / PAGE_NAME, paths.root / MARKDOWN_NAME, summary_line(story), tuple(story.problems))
+    # The large one first: where the disk is full, neither is new.
     write_text(written.page, page)
+    write_text(written.markdown, markdown)
     return written

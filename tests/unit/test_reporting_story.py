@@ -10,7 +10,7 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.reporting.figures_search import base_validation_loss
 from qlora_ray.reporting.story import UNFINISHED, read_story
-from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line
+from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
 from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
 from tests.unit.reporting_sweeps import START, Sketch, usual_sketches, write_sweep
 
@@ -85,6 +85,23 @@ def test_a_resumed_sweep_is_not_told_by_the_summary_of_its_first_run(tmp_path: P
     assert read_story(paths).outcome.status == UNFINISHED
     append_line(paths.events, {"time": START + 300, "event": "sweep_ended"})
     assert read_story(paths).outcome.status == "interrupted"
+
+
+def test_a_sweep_that_broke_says_on_what(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), status=None)
+    append_line(paths.events, {"time": START + 300, "event": "sweep_failed", "reason": "no executor is left"})
+    story = read_story(paths)
+    assert headline_of(story) == ("This sweep broke before it had a winner", "bad")
+    assert any(getattr(block, "text", "") == "no executor is left" for block in tell_verdict(story).blocks)
+    # Once it goes on, it is a sweep that runs.
+    append_line(paths.events, {"time": START + 400, "event": "sweep_resumed"})
+    assert read_story(paths).outcome.failure is None
+
+
+def test_a_verdict_that_cannot_be_read_is_not_told_as_never_made(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    (paths.best / "scores.json").write_text('{"trial": "0003", "verdict"')
+    assert headline_of(read_story(paths)) == ("Trial 0003 won; its verdict cannot be read", "bad")
 
 
 def test_a_missing_file_is_said_and_not_guessed(tmp_path: Path) -> None:
