@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,16 +55,50 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 for bad input."""
+    """Runs the command; returns 0, 2 for bad input, 130 or 143 if it is stopped."""
     arguments = make_parser().parse_args(argv)
+    arguments.source = _as_place(arguments.source)
+    arguments.to = None if arguments.to is None else _as_place(arguments.to)
     try:
-        return _run(arguments)
+        with _terminated_as_stop():
+            return _run(arguments)
     except QloraRayError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         sys.stderr.write("stopped\n")
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it: what is half written goes away as on Ctrl-C."""
+
+
+@contextmanager
+def _terminated_as_stop() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        # Only there can handlers be set.
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _as_place(path: Path) -> Path:
+    """A folder as it was typed, `~` expanded; one without a name of its own, as `.`, by its whole path."""
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        # Of a user that is not there: a name as any other.
+        return path
+    # Others are not resolved: a link is to be seen as one, and messages have what was typed.
+    return path if path.name not in ("", "..") else path.resolve()
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from qlora_ray.errors import RunError
+from qlora_ray.errors import QloraRayError, RunError
+from qlora_ray.exporting.bundle_evaluation import take_evaluation
 from qlora_ray.exporting.card import CardFacts, make_card
 from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, list_files, take_inventory
 from qlora_ray.exporting.merge import MergeOptions, merge_adapter
-from qlora_ray.exporting.merge_report import MergeReport
+from qlora_ray.exporting.merge_report import REPORT, MergeReport
 from qlora_ray.exporting.naming import BundleName, name_bundle
 from qlora_ray.exporting.reproduction import (
     SWEEP_FILE,
@@ -27,10 +31,8 @@ from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.identity import ADAPTER_CONFIG
 from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
 from qlora_ray.modeling.quantization import QuantizationSpec
-from qlora_ray.runs import read_json, write_json, write_text
+from qlora_ray.runs import write_json, write_text
 from qlora_ray.runs.files import whole_folder
-
-_EVALUATION_FILES = ("evaluation.json", "evaluation.md")
 
 
 def write_bundle(
@@ -56,17 +58,14 @@ def write_bundle(
         DataError: If the held-out rows that a merge is measured on cannot be read.
     """
     check_target(to, sweep=selection.paths.root)
-    with _writable(to), whole_folder(to) as folder:
-        notes = _write_adapter(selection, folder / "adapter") + _notes_on_paths(selection)
+    with _writable(to), whole_folder(to) as folder, _named(folder, to):
+        notes = [*selection.notes, *_write_adapter(selection, folder / "adapter")]
+        notes += _notes_on_paths(selection)
         report = None
         if merge is not None:
-            try:
-                report = _merge(selection, folder, merge, device=device, tell=tell)
-            except RunError as error:
-                # The user knows the folder by its name, not by that of the folder that becomes it.
-                raise RunError(str(error).replace(str(folder), str(to))) from None
+            report = _merge(selection, folder, merge, device=device, tell=tell)
         name = bundle_name(selection, merge=report)
-        evaluation = _copy_evaluation(selection, folder, notes)
+        evaluation = take_evaluation(selection, folder, to=to, notes=notes)
         _write_records(selection, folder, name=str(name))
         facts = CardFacts(str(name), selection, report, evaluation)
         write_text(folder / "README.md", str(make_card(facts)))
@@ -127,7 +126,7 @@ def _merge(
     changed = [split for split, digest in prepared.report.digests.items() if before.get(split, digest) != digest]
     if changed:
         tell(f"the rows of {', '.join(changed)} have changed since the sweep: the merge is measured on the new ones")
-    return merge_adapter(
+    report = merge_adapter(
         selection.adapter.folder,
         model=config.model,
         quantization=QuantizationSpec(**selection.quantization),
@@ -138,29 +137,16 @@ def _merge(
         device=device,
         tell=tell,
     )
-
-
-def _copy_evaluation(selection: Selection, folder: Path, notes: list[str]) -> dict[str, Any] | None:
-    """Copies the evaluation of this very trial, and returns it."""
-    source = selection.evaluation
-    if not (source / _EVALUATION_FILES[0]).is_file():
-        return None
-    evaluation: dict[str, Any] = read_json(source / _EVALUATION_FILES[0])
-    of_trial = evaluation["target"]["trial"]
-    if of_trial != selection.trial:
-        notes.append(f"{source} is of trial {of_trial}, not of {selection.trial}: it was left out")
-        return None
-    (folder / "evaluation").mkdir()
-    for name in _EVALUATION_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / "evaluation" / name)
-    return evaluation
+    if selection.notes:
+        report = replace(report, notes=[*selection.notes, *report.notes])
+        write_json(folder / "merged" / REPORT, report.to_dict())
+    return report
 
 
 def _write_records(selection: Selection, folder: Path, *, name: str) -> None:
     # The adapter is in this bundle now.
     write_json(folder / "record.json", {**selection.record, "adapter": "adapter"})
-    if selection.scores is not None:
+    if selection.scores:
         write_json(folder / "scores.json", selection.scores)
     report = selection.paths.root / "report.html"
     if report.is_file():
@@ -181,8 +167,34 @@ def _writable(to: Path) -> Iterator[None]:
         for parent in new:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
-        if isinstance(error, OSError):
-            raise RunError(
-                f"--to {to}: cannot be written: {error.strerror or error}. Free some space, or choose another folder."
-            ) from None
-        raise
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise RunError(f"--to {to}: cannot be written: {reason}. Free some space, or choose another folder.") from None
+
+
+@contextmanager
+def _named(folder: Path, to: Path) -> Iterator[None]:
+    """Names the user's folder in every message, not the temporary one that becomes it."""
+    try:
+        yield
+    except QloraRayError as error:
+        if str(folder) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(folder), str(to))) from None
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """Why the disk refused, in its own words; None if it is another error."""
+    if isinstance(error, RunError):
+        # runs.files names the file that could not be written, which is gone with its folder by now.
+        return _reason(error.__context__) if "cannot be written" in str(error) else None
+    if not isinstance(error, OSError):
+        # Tokenizers and safetensors have errors of their own.
+        full = os.strerror(errno.ENOSPC)
+        return full if full in str(error) else None
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        # copytree gathers (from, to, words) of every file; one full disk is the reason of all.
+        number = re.match(r"\[Errno (\d+)\]", str(error.args[0][0][-1]))
+        return os.strerror(int(number[1])) if number else "a file cannot be copied"
+    return error.strerror or str(error)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.exporting.card_figures import CardFacts, is_worse, score_rows, verdict_sentences
+from qlora_ray.exporting.card_figures import (
+    CardFacts,
+    describe_rows,
+    find_source,
+    is_worse,
+    rows_are_the_sweeps,
+    rows_source,
+    rows_split,
+    score_rows,
+    verdict_sentences,
+)
 from qlora_ray.exporting.loading_guide import guide_loading
 from qlora_ray.exporting.naming import shorten_dataset, shorten_source
 from qlora_ray.exporting.reproduction import SWEEP_FILE, local_paths, sweep_command, trial_command
@@ -103,19 +113,22 @@ def _scores(facts: CardFacts) -> str:
         for row in rows
     ]
     note = "Loss: nats per answer token, over all rows. The metrics are over the rows that were answered."
-    return "## Scores\n\n" + _table([header, *body]) + "\n\n" + note
+    return "\n\n".join(["## Scores", _list(describe_rows(facts)), _table([header, *body]), note])
 
 
 def _results(facts: CardFacts) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
-    dataset = shorten_dataset(str(facts.selection.manifest["config"]["data"]["train"]))
+    source = rows_source(facts)
+    # Without a name on record, two sets of rows must not look the same.
+    other = f"rows {((facts.evaluation or {}).get('rows') or {}).get('fingerprint', '')[:12]}".strip()
     tuned = [row for row in score_rows(facts) if row["model"] != "base"]
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=_hub_dataset(facts.selection) or dataset,
-            dataset_name=f"{dataset} ({row['prompts']}, {row['model']})",
+            dataset_type=source.dataset if source else other.replace(" ", "-"),
+            dataset_name=f"{source.name if source else other} ({row['prompts']}, {row['model']})",
+            dataset_split=rows_split(facts),
             metric_type=name,
             metric_value=found,
         )
@@ -180,7 +193,7 @@ def _limits(facts: CardFacts) -> str:
     lines = [
         f"Trained with one seed ({selection.record['seeds']['seed']}) on {data['num_rows']['train']} rows; another "
         "seed gives other figures.",
-        "Scored on rows like those it was trained on. What it does on others was not measured.",
+        _limit_of_rows(facts),
         "The licenses of base and data were not recorded; they hold for this model too.",
     ]
     if not verdict_sentences(facts):
@@ -192,7 +205,15 @@ def _limits(facts: CardFacts) -> str:
         lines.append(f"It was chosen by its loss on {num_rows} validation rows, which flatters figures on these.")
     if data.get("overlap_check") == "fail":
         lines.append("Some evaluation rows have prompts that are in train too: scores on them measure memory.")
-    return _list(lines)
+    return _list(line for line in lines if line)
+
+
+def _limit_of_rows(facts: CardFacts) -> str:
+    if not score_rows(facts):
+        return "What it does on rows other than the sweep's was not measured."
+    if rows_are_the_sweeps(facts):
+        return "Scored on rows like those it was trained on. What it does on others was not measured."
+    return "Scored on rows that are not the sweep's: whether they are like those it was trained on is not known here."
 
 
 def _quantization(quantization: dict[str, Any]) -> str:
@@ -215,10 +236,8 @@ def _dataset_label(selection: Selection) -> str:
 
 def _hub_dataset(selection: Selection) -> str | None:
     """The hub id of train, if it is one: its rows have a fingerprint there and no file."""
-    name = str(selection.manifest["config"]["data"]["train"])
-    source = str(selection.record["dataset"]["sources"]["train"])
-    is_hub = source.startswith(f"{name} ") and not selection.config.data.train.startswith(("/", ".", "~"))
-    return name.partition(":")[0] if is_hub else None
+    source = find_source(selection, "train")
+    return source.dataset if source and "/" in source.dataset else None
 
 
 def _gib(num_bytes: float | None) -> str:
@@ -229,7 +248,7 @@ def _number(found: float | None) -> str:
     return "" if found is None else f"{found:.4g}"
 
 
-def _list(lines: Sequence[str]) -> str:
+def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_ray.evaluation.comparison import Comparison
 from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.exporting.merge_report import MergeReport
+from qlora_ray.exporting.naming import EMBEDDED_TASK, shorten_dataset, shorten_source
 from qlora_ray.exporting.selection import Selection
+from qlora_ray.modeling.loading import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,94 @@ def score_rows(facts: CardFacts) -> list[dict[str, Any]]:
     scores = facts.selection.scores
     if not scores:
         return []
-    split = (_sweep_verdict(facts.selection) or {"split": "validation"})["split"]
+    split = _sweep_split(facts.selection)
     names = (("base", "base"), ("winner", "adapter"))
     return [{"prompts": f"0-shot, {split}", **scores[key], "model": name} for key, name in names if scores.get(key)]
+
+
+def describe_rows(facts: CardFacts) -> list[str]:
+    """What the scores are over, and how each scored model was loaded, a sentence each; empty without scores."""
+    scored = score_rows(facts)
+    if not scored:
+        return []
+    found = rows_source(facts)
+    source = f", from `{found.label}`" if found else ""
+    if facts.evaluation is None:
+        split = _sweep_split(facts.selection)
+        return [
+            f"Rows: {scored[0].get('num_rows', 'all')} of {split}{source}, scored at the end of the sweep.",
+            "base and adapter: loaded as the trial trained.",
+        ]
+    rows = facts.evaluation.get("rows") or {}
+    reason = rows.get("reason") or f"{rows.get('split')}"
+    whose = "" if rows_are_the_sweeps(facts) else " These are not the rows of the sweep."
+    lines = [f"Rows: {rows.get('num_rows')} of {reason}{source}.{whose}"] if rows.get("split") else []
+    return lines + [f"{name}: {how}." for name, how in (facts.evaluation.get("models") or {}).items()]
+
+
+def rows_are_the_sweeps(facts: CardFacts) -> bool:
+    """Whether the scores are over rows of the sweep's own validation or test split."""
+    if facts.evaluation is None:
+        return bool(score_rows(facts))
+    rows = facts.evaluation.get("rows") or {}
+    own = facts.selection.manifest.get("data", {}).get("fingerprint")
+    if own is not None and rows.get("fingerprint") == own:
+        return True
+    # The fingerprint is of paths too: `evaluate` compares what is in the files, and writes down where they differ.
+    differ = any(str(note).startswith(f"{rows.get('split')} is not what the sweep had") for note in _notes(facts))
+    is_sweep = (facts.evaluation.get("target") or {}).get("kind") == "sweep"
+    return is_sweep and rows.get("split") is not None and not differ
+
+
+@dataclass(frozen=True)
+class RowsSource:
+    """Where rows are from.
+
+    Attributes:
+        label: A file's name, or a hub id with its split, to read.
+        dataset: Hub id, else the file's or task's name in a word.
+        name: The dataset in a word.
+    """
+
+    label: str
+    dataset: str
+    name: str
+
+
+def rows_source(facts: CardFacts) -> RowsSource | None:
+    """Where the scored rows are from; None where that is not written down."""
+    if facts.evaluation is None or rows_are_the_sweeps(facts):
+        return find_source(facts.selection, rows_split(facts) or "")
+    return None
+
+
+def rows_split(facts: CardFacts) -> str | None:
+    """The split that the scores are over."""
+    if facts.evaluation is not None:
+        return (facts.evaluation.get("rows") or {}).get("split")
+    return _sweep_split(facts.selection)
+
+
+def find_source(selection: Selection, split: str) -> RowsSource | None:
+    """Where a split of the sweep is from, without paths of this machine."""
+    # The record is of what the trial trained with; the test rows stand in the manifest alone.
+    sources = selection.manifest.get("data", {}).get("sources", {}) | selection.record["dataset"]["sources"]
+    source = sources.get(split)
+    if source is None:
+        return None
+    if split == "validation" and source != sources["train"] and sources["train"] in source:
+        train = find_source(selection, "train")
+        return replace(train, label=f"{train.label}, held out") if train else None
+    if source.startswith(f"{EMBEDDED}/"):
+        return RowsSource(source, EMBEDDED_TASK, EMBEDDED_TASK)
+    written, data = selection.manifest["config"]["data"], selection.config.data
+    # Without one of its own, or with a split's name, a split is of train's dataset.
+    own = {"validation": data.validation, "test": data.test}.get(split)
+    for name, found in ((written.get(split), own), (written["train"], data.train)):
+        # A hub id's rows are named by it and their split; a path begins with one of these.
+        if name and source.startswith(f"{name} ") and not str(found).startswith(("/", ".", "~")):
+            return RowsSource(source, name.partition(":")[0], shorten_dataset(name))
+    return RowsSource(shorten_source(source), shorten_dataset(source), shorten_dataset(source))
 
 
 def is_worse(facts: CardFacts) -> bool:
@@ -67,6 +154,14 @@ def _sweep_verdict(selection: Selection) -> dict[str, Any] | None:
     """The verdict at the end of the sweep; None for another trial, and for sweeps of before there were verdicts."""
     verdict = (selection.scores or {}).get("verdict")
     return verdict if isinstance(verdict, dict) else None
+
+
+def _sweep_split(selection: Selection) -> str:
+    return str((_sweep_verdict(selection) or {"split": "validation"})["split"])
+
+
+def _notes(facts: CardFacts) -> list[str]:
+    return list((facts.evaluation or {}).get("notes", []))
 
 
 def _comparisons(facts: CardFacts) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ anything is merged or written.
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,18 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.errors import ConfigError, RunError
+from qlora_ray.exporting.hub_token import TOKEN_NAME, check_token, find_token, hide_token
 from qlora_ray.exporting.inventory import INVENTORY, Bundle
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-TOKEN_NAME = "HF_TOKEN"
 # Ours: a network that has not answered by then is not there. The library itself waits without end.
 REACH_TIMEOUT_S = 10.0
 # What a bundle has at its top. A repository with only these is one of ours, or was left by an upload that broke.
 BUNDLE_FOLDERS = ("adapter/", "merged/", "merged-nf4/", "evaluation/")
+# The hub makes it, and no bundle has one.
+HUB_FILE = ".gitattributes"
 BUNDLE_FILES = (
-    ".gitattributes",
     "README.md",
     "RUN_RECORD.md",
     "bundle.json",
@@ -79,7 +79,7 @@ def plan_push(
         endpoint: The hub's address; None: HF_ENDPOINT, else the public hub.
 
     Raises:
-        ConfigError: If the name is none, or no token is to be found.
+        ConfigError: If the name is none, no token is to be found, or it cannot be one.
         RunError: If the hub cannot be reached, does not take the token, or the name is taken.
     """
     from huggingface_hub import constants
@@ -91,7 +91,7 @@ def plan_push(
             f"--push {repo_id}: needs the network, got HF_HUB_OFFLINE=1. Unset it, or export without --push now and "
             "push the bundle later."
         )
-    token = token or find_token()
+    token = check_token(token, where=f"--push {repo_id}: the token") if token else find_token()
     if token is None:
         raise ConfigError(
             f"--push {repo_id}: needs a token, got none. Set {TOKEN_NAME} in the environment or in .env (a token with "
@@ -99,8 +99,8 @@ def plan_push(
         )
     api = _make_api(endpoint, token)
     info = _find_repository(api, repo_id, token=token)
+    _check_namespace(api, repo_id, token=token)
     if info is None:
-        _check_namespace(api, repo_id, token=token)
         return PushPlan(repo_id, is_public, False, endpoint, token)
     _check_repository(info, repo_id, is_public=is_public, tell=tell)
     return PushPlan(repo_id, is_public, True, endpoint, token)
@@ -127,8 +127,8 @@ def push_bundle(bundle: Bundle, *, plan: PushPlan, tell: Callable[[str], None]) 
             # Whatever else lies there, as the results of training again, is not the bundle.
             allow_patterns=[*(glob.escape(file["path"]) for file in bundle.inventory["files"]), INVENTORY],
             commit_message="Upload a qlora_ray bundle",
-            # Shards of an earlier bundle would be loaded with this one's.
-            delete_patterns=[f"{name}*" for name in BUNDLE_FOLDERS] if plan.exists else None,
+            # Shards of an earlier bundle would be loaded with this one's, and its verdict be read as this one's.
+            delete_patterns=[*(f"{name}*" for name in BUNDLE_FOLDERS), *BUNDLE_FILES] if plan.exists else None,
         )
     return plan.url
 
@@ -145,15 +145,6 @@ def check_repo_id(repo_id: str) -> None:
         problem = str(error).split(f": '{repo_id}'")[0].rstrip(".")
     if problem:
         raise ConfigError(f"--push: must be USER/REPO, got {repo_id!r}: {problem}. Choose another name.")
-
-
-def find_token() -> str | None:
-    """The hub's token: of HF_TOKEN, else of .env in this folder, else of `hf auth login`. It is never printed."""
-    from dotenv import dotenv_values
-    from huggingface_hub import get_token
-
-    found = os.environ.get(TOKEN_NAME) or dotenv_values(".env", interpolate=False).get(TOKEN_NAME) or get_token()
-    return found.strip() if found and found.strip() else None
 
 
 def _make_api(endpoint: str, token: str) -> HfApi:
@@ -175,20 +166,21 @@ def _find_repository(api: HfApi, repo_id: str, *, token: str) -> Any | None:
         raise _refused(error, where=where, token=token) from None
     # The HTTP client's own errors have no class in common with those of its predecessors.
     except Exception as error:
-        raise RunError(
-            f"{where}: {api.endpoint} cannot be reached: {_cause(error, token)}. Check the network, or export without "
-            "--push now and push the bundle later."
-        ) from None
+        raise _unreachable(error, api, where=where, token=token) from None
 
 
 def _check_namespace(api: HfApi, repo_id: str, *, token: str) -> None:
     """Says before the work that a token cannot write there, as far as the hub tells."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    where = f"--push {repo_id}"
     try:
+        # It takes no timeout (huggingface_hub 2.4); the hub has answered once by now.
         who = api.whoami()
     except HfHubHTTPError as error:
-        raise _refused(error, where=f"--push {repo_id}", token=token) from None
+        raise _refused(error, where=where, token=token) from None
+    except Exception as error:
+        raise _unreachable(error, api, where=where, token=token) from None
     user = str(who.get("name"))
     mine = {user, *(one.get("name") for one in who.get("orgs") or [])}
     role = ((who.get("auth") or {}).get("accessToken") or {}).get("role")
@@ -205,7 +197,7 @@ def _check_namespace(api: HfApi, repo_id: str, *, token: str) -> None:
 
 def _check_repository(info: Any, repo_id: str, *, is_public: bool, tell: Callable[[str], None]) -> None:
     names = [sibling.rfilename for sibling in info.siblings or []]
-    foreign = [name for name in names if name not in BUNDLE_FILES and not name.startswith(BUNDLE_FOLDERS)]
+    foreign = [name for name in names if name not in (*BUNDLE_FILES, HUB_FILE) and not name.startswith(BUNDLE_FOLDERS)]
     if foreign:
         raise RunError(
             f"--push {repo_id}: the name must be new or hold an earlier bundle, got a repository with {foreign[0]}. "
@@ -238,6 +230,13 @@ def _explained(plan: PushPlan, what: str, folder: Path) -> Iterator[None]:
         raise RunError(f"{where}: {what}: {_cause(source, plan.token)}. {again}") from None
 
 
+def _unreachable(error: Exception, api: HfApi, *, where: str, token: str) -> RunError:
+    return RunError(
+        f"{where}: {api.endpoint} cannot be reached: {_cause(error, token)}. Check the network, or export without "
+        "--push now and push the bundle later."
+    )
+
+
 def _refused(error: Any, *, where: str, token: str) -> RunError:
     """What the hub does not allow, by its status."""
     messages = {
@@ -251,5 +250,6 @@ def _refused(error: Any, *, where: str, token: str) -> RunError:
 
 def _cause(error: BaseException, token: str) -> str:
     """An error's first line, without the token."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).replace(token, "***").rstrip(" .:")
+    # Hidden first: a token of two lines would be cut in two.
+    lines = [line.strip() for line in hide_token(str(error), token).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(" .:")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from qlora_ray import __version__
 from qlora_ray.errors import RunError
 from qlora_ray.exporting.merge_report import MergeReport
 from qlora_ray.exporting.selection import Selection
+from qlora_ray.modeling.identity import hash_file
 from qlora_ray.runs import read_json
 
 INVENTORY = "bundle.json"
@@ -47,7 +47,7 @@ class Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle | None:
-    """The bundle in a folder; None if there is none.
+    """The bundle in a folder, every file held against its size and sha256; None if there is none.
 
     Raises:
         RunError: If its files are not those that were written.
@@ -58,7 +58,11 @@ def read_bundle(folder: Path) -> Bundle | None:
     there = set(list_files(folder))
     for file in inventory["files"]:
         # A path that leads out of the folder is not among its files.
-        if file["path"] not in there or (folder / file["path"]).stat().st_size != file["bytes"]:
+        path = folder / file["path"]
+        is_same = (
+            file["path"] in there and path.stat().st_size == file["bytes"] and hash_file(path) == file.get("sha256")
+        )
+        if not is_same:
             raise RunError(f"{folder}: a bundle must be whole, got another or no {file['path']}. Export it again.")
     return Bundle(folder, inventory)
 
@@ -82,6 +86,11 @@ def check_target(to: Path, *, sweep: Path) -> None:
         raise RunError(f"--to {to}: must be a folder, got a {'link' if to.is_symlink() else 'file'}. Choose another.")
     if not to.is_dir():
         return
+    # A new folder takes the place of the old one, which neither a mounted disk nor where a shell stands lets happen.
+    here = Path.cwd().is_relative_to(target)
+    if here or to.is_mount():
+        what = "the folder this command runs in" if here else "a mounted disk"
+        raise RunError(f"--to {to}: must be a folder that can be replaced, got {what}. Choose one inside it.")
     known = {file["path"] for file in read_json(to / INVENTORY)["files"]} | {INVENTORY} if is_bundle(to) else set()
     others = sorted(path for path in list_files(to) if path not in known)
     if others:
@@ -95,7 +104,7 @@ def check_target(to: Path, *, sweep: Path) -> None:
 def take_inventory(selection: Selection, folder: Path, *, name: str, merge: MergeReport | None) -> dict[str, Any]:
     """bundle.json: what the bundle is, and every file in it."""
     files = [
-        {"path": path, "bytes": (folder / path).stat().st_size, "sha256": _sha256(folder / path)}
+        {"path": path, "bytes": (folder / path).stat().st_size, "sha256": hash_file(folder / path)}
         for path in list_files(folder)
     ]
     return {
@@ -115,8 +124,3 @@ def take_inventory(selection: Selection, folder: Path, *, name: str, merge: Merg
 def list_files(folder: Path) -> list[str]:
     """Paths of all files below a folder, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

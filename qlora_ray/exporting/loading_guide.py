@@ -15,7 +15,7 @@ def guide_loading(selection: Selection, *, has_merged: bool) -> str:
     """Markdown with the code that loads the bundle, from inside its folder."""
     parts = []
     if has_merged:
-        parts += ["Merged, one model as any other:", _fenced(_merged_code())]
+        parts += ["Merged, one model as any other:", _fenced(_merged_code(selection))]
     parts += ["The adapter, on the base held as it was while it trained:", _fenced(_adapter_code(selection))]
     if not selection.base_is_on_hub and selection.base_name != EMBEDDED:
         parts.append(
@@ -25,12 +25,18 @@ def guide_loading(selection: Selection, *, has_merged: bool) -> str:
     return "\n\n".join(parts)
 
 
-def _merged_code() -> str:
+def _merged_code(selection: Selection) -> str:
+    trust = _trust_code(selection)
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("merged")'
+        f'model = AutoModelForCausalLM.from_pretrained("merged", dtype="auto"{trust})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("merged"{trust})'
     )
+
+
+def _trust_code(selection: Selection) -> str:
+    """The argument without which a base with code of its own does not load."""
+    return ", trust_remote_code=True" if selection.config.model.trust_remote_code else ""
 
 
 def _adapter_code(selection: Selection) -> str:
@@ -43,6 +49,7 @@ def _adapter_code(selection: Selection) -> str:
     config = _config_code(quantization, dtype)
     if config:
         arguments.append("quantization_config=quantization")
+    trust = _trust_code(selection)
     imports = ["AutoModelForCausalLM", "AutoTokenizer", *(["BitsAndBytesConfig"] if config else [])]
     lines = [
         "import torch",
@@ -50,9 +57,9 @@ def _adapter_code(selection: Selection) -> str:
         f"from transformers import {', '.join(imports)}",
         "",
         *config,
-        f"base = AutoModelForCausalLM.from_pretrained({_base_code(selection)}, {', '.join(arguments)})",
+        f"base = AutoModelForCausalLM.from_pretrained({_base_code(selection)}, {', '.join(arguments)}{trust})",
         'model = PeftModel.from_pretrained(base, "adapter")',
-        'tokenizer = AutoTokenizer.from_pretrained("adapter")',
+        f'tokenizer = AutoTokenizer.from_pretrained("adapter"{trust})',
     ]
     if selection.base_name == EMBEDDED:
         lines.insert(3, "from qlora_ray import embedded")

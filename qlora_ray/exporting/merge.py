@@ -7,28 +7,28 @@ Neither is always closer to the trained model once rounded to 16 bits.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_ray.config.schema import Model
+from qlora_ray.errors import RunError
 from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.exporting.deltas import AdapterChanges, BaseNames
 from qlora_ray.exporting.merge_candidate import Candidate, Rule, write_candidate, write_side_files
-from qlora_ray.exporting.merge_choice import check_changed, choose_candidate, explain_merge
+from qlora_ray.exporting.merge_choice import check_changed, choose_candidate, explain_merge, explain_nan
 from qlora_ray.exporting.merge_plan import MergePlan, PlannedDtype, plan_merge
 from qlora_ray.exporting.merge_report import REPORT, MeasuredModel, MergeReport
 from qlora_ray.exporting.shards import Checkpoint, check_space, full_disk_as_run_error, new_folder, open_checkpoint
 from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.adapters import saved_adapter
-from qlora_ray.modeling.identity import ADAPTER_WEIGHTS, read_adapter
+from qlora_ray.modeling.identity import hash_adapter, read_adapter
 from qlora_ray.modeling.loading import hash_base, load_base
 from qlora_ray.modeling.quantization import Precision, QuantizationSpec
 from qlora_ray.runs.files import write_json
@@ -85,7 +85,7 @@ def merge_adapter(
         tell: Takes lines for the user.
 
     Raises:
-        ModelError: If the adapter or the base cannot be merged, or the merge changes nothing.
+        ModelError: If the adapter or the base cannot be merged, the merge changes nothing, or its outputs are NaN.
         DataError: If no row has an answer.
         RunError: If the disk is or becomes full.
     """
@@ -118,6 +118,25 @@ class _Merge:
     tell: Callable[[str], None]
 
     def run(self) -> MergeReport:
+        """The merge on the device; where it does not fit, on the CPU from the start."""
+        import torch
+
+        from qlora_ray.exporting.merged_models import free_memory
+
+        try:
+            return self._run()
+        except (torch.OutOfMemoryError, MemoryError):
+            if self.device == "cpu":
+                raise RunError(
+                    f"{self.adapter}: merging must fit the memory of this machine, got too little. "
+                    "Free some, use a larger machine, or export with --merge none."
+                ) from None
+        # Outside the handler: there the traceback would still hold the model that did not fit.
+        free_memory()
+        self.tell(f"merge: it does not fit {self.device}: merging on the CPU")
+        return replace(self, device="cpu").run()
+
+    def _run(self) -> MergeReport:
         from qlora_ray.exporting.merged_models import MergedModels
 
         started = time.monotonic()
@@ -139,7 +158,7 @@ class _Merge:
             if copy is not None:
                 self.tell("merge: quantizing the merged model again")
                 measured.append(models.quantize_again(kept, copy, max_shard_bytes=self.options.max_shard_bytes))
-            notes.extend(models.notes)
+            notes.extend([*models.notes, *explain_nan(measured)])
             report = self._report(kept, reason, trained, measured, notes, seconds=time.monotonic() - started)
             write_json(kept.folder / REPORT, report.to_dict())
             _keep_only(kept, trained.candidates, folder)
@@ -243,11 +262,10 @@ def _keep_only(kept: Candidate, candidates: list[Candidate], folder: Path) -> No
 
 def _adapter_facts(folder: Path, changes: AdapterChanges) -> dict[str, Any]:
     """What the report says of the adapter."""
-    digest = hashlib.sha256((folder / ADAPTER_WEIGHTS[0]).read_bytes()).hexdigest()
     return {
         "kind": changes.kind,
         "r": read_adapter(folder).r,
-        "sha256": digest,
+        "sha256": hash_adapter(folder),
         "num_layers": len(changes.lora),
         "num_saved_parameters": len(changes.saved),
     }

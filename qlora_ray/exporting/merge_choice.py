@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from qlora_ray.errors import ModelError
@@ -38,14 +39,27 @@ def choose_candidate(
 ) -> tuple[Candidate, str]:
     """The candidate closest to the trained model (the first of equals), and why.
 
-    One that changes nothing is not chosen where another does.
+    One that changes nothing is not chosen where another does, and one whose outputs are no numbers never is.
+
+    Raises:
+        ModelError: If none can be chosen.
     """
-    pairs = [(one, model) for one, model in zip(candidates, measured, strict=True) if one.changed_share > 0]
+    changing = [(one, model) for one, model in zip(candidates, measured, strict=True) if one.changed_share > 0]
+    pairs = [(one, model) for one, model in changing if not is_nan(model)]
+    if not pairs:
+        dtype, rules = changing[0][1].dtype, " and ".join(one.rule for one, _ in changing)
+        wider = "fp32" if dtype == "bf16" else "bf16 or fp32"
+        raise ModelError(
+            f"merge: a merged model must give numbers, got NaN from {rules} in {dtype}: values overflow in it. "
+            f"Choose --dtype {wider}, or export without merging."
+        )
     best, closest = min(pairs, key=lambda pair: pair[1].kl)
     if not is_quantized:
         return best, "The base was trained unquantized: w16 and dequant are the same weights."
     if len(candidates) == 1:
         return best, "It was asked for."
+    if len(pairs) < len(changing):
+        return best, "The other rule's outputs are no numbers (NaN)."
     if len(pairs) == 1:
         return best, "The other rule's weights lose the whole adapter to rounding."
     other = next(model for one, model in pairs if one is not best)
@@ -54,6 +68,20 @@ def choose_candidate(
         f"Its KL from the trained model {words}: {closest.kl:.3g} against {other.kl:.3g} nats per token for "
         f"{other.name}."
     )
+
+
+def is_nan(model: MeasuredModel) -> bool:
+    """Whether a model's outputs are no numbers."""
+    return math.isnan(model.kl) or math.isnan(model.loss)
+
+
+def explain_nan(measured: list[MeasuredModel]) -> list[str]:
+    """A sentence for each measured model whose outputs are no numbers."""
+    return [
+        f"{model.name}: its outputs in {model.dtype} are no numbers (NaN): values overflow in it. It is of no use."
+        for model in measured
+        if is_nan(model)
+    ]
 
 
 def explain_merge(candidates: list[Candidate], plan: MergePlan, *, asked_head: str | None) -> list[str]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from qlora_ray.errors import DataError
+from qlora_ray.errors import DataError, ModelError
 from qlora_ray.evaluation.generation import generate_answers
 from qlora_ray.evaluation.inference import Precision, evaluating, input_device
 from qlora_ray.evaluation.loss import evaluate_loss
@@ -171,16 +171,25 @@ def measure_reference(runner: Runner, rows: MeasuredRows, *, name: str, dtype: s
         name: What reports call it.
         dtype: What its weights are in.
         folder: Takes one file of log-probabilities per row.
+
+    Raises:
+        ModelError: If it answers with what is no number: nothing could be held against it.
     """
     for row in range(len(rows.positions)):
-        save_file({"log_probs": runner.log_probs(rows, row).cpu()}, folder / f"{row}.safetensors")
+        log_probs_NV = runner.log_probs(rows, row).cpu()
+        if log_probs_NV.isnan().any():
+            raise ModelError(
+                f"merge: {name} must give numbers, got NaN on a row of {rows.name}. Its training diverged, or "
+                f"{runner.precision} does not hold its values: choose another trial, or export without merging."
+            )
+        save_file({"log_probs": log_probs_NV}, folder / f"{row}.safetensors")
     agreement = 1.0 if rows.num_answers else None
     model = MeasuredModel(name, runner.loss(rows), 0.0, 0.0, 1.0, agreement, dtype)
     return Reference(model, runner.answers(rows), rows, folder)
 
 
 def measure_model(runner: Runner, reference: Reference, *, name: str, dtype: str) -> MeasuredModel:
-    """How far a model is from the reference on its rows.
+    """How far a model is from the reference on its rows; KL and loss are NaN where its outputs are.
 
     Args:
         name: What reports call it.
@@ -210,8 +219,9 @@ def measure_model(runner: Runner, reference: Reference, *, name: str, dtype: str
 def kl_divergence(expected_NV: Tensor, found_NV: Tensor) -> Tensor:
     """KL(expected || found) of each position in nats, [N], from log-probabilities.
 
-    Rounding can leave a hair below 0 where both are the same; that is 0.
+    Rounding can leave a hair below 0 where both are the same; that is 0. NaN in either stays NaN.
     """
     terms_NV = expected_NV.exp().double() * (expected_NV.double() - found_NV.double())
-    # A token that neither can say: 0 times infinity less infinity.
-    return terms_NV.nan_to_num(nan=0.0, posinf=math.inf).sum(-1).clamp(min=0.0)
+    # A token that the first cannot say adds nothing, whatever the other makes of it: 0 times infinity is no number.
+    adds_nothing_NV = expected_NV.isneginf() & ~found_NV.isnan()
+    return terms_NV.masked_fill(adds_nothing_NV, 0.0).sum(-1).clamp(min=0.0)

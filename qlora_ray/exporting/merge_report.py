@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from qlora_ray.console import format_table
 
 Verdict = Literal["w16", "dequant"]
 REPORT = "merge_report.json"
+_NEVER_NONE = ("loss", "loss_difference", "kl", "token_agreement")
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,7 @@ class MergeReport:
     def from_dict(cls, data: dict[str, Any]) -> MergeReport:
         """The report that `to_dict` was made of; keys of a later version are left out."""
         known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-        figures = {field.name for field in fields(MeasuredModel)}
-        known["models"] = [
-            MeasuredModel(**{key: value for key, value in model.items() if key in figures}) for model in data["models"]
-        ]
+        known["models"] = [_read_model(model) for model in data["models"]]
         return cls(**known)
 
     def lines(self) -> list[str]:
@@ -113,6 +112,12 @@ class MergeReport:
             f"tokens, {self.rows['num_answers']} greedy answers); KL in nats per token, from the trained model."
         )
         return [*table, "", f"Kept: {self.rule}. {self.reason}", measured, *self.notes]
+
+
+def _read_model(data: dict[str, Any]) -> MeasuredModel:
+    known = {field.name: data[field.name] for field in fields(MeasuredModel) if field.name in data}
+    # JSON has no NaN: it is written as null.
+    return MeasuredModel(**known | {name: math.nan for name in _NEVER_NONE if known.get(name) is None})
 
 
 def _row(model: MeasuredModel, *, kept: bool) -> list[str]:

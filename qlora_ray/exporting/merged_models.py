@@ -92,19 +92,19 @@ class MergedModels:
             runner = Runner(loaded.model, loaded.tokenizer, loaded.precision)
             return measure_model(runner, self.reference, name=name, dtype=dtype)
 
-        _free_memory()
+        free_memory()
         try:
             return run(self.device)
         except torch.OutOfMemoryError:
             if self.device == "cpu":
                 raise
         # Outside the handler: there the traceback would still hold the model that did not fit.
-        _free_memory()
+        free_memory()
         self.notes.append(f"{name}: measured on the CPU, for it does not fit {self.device}.")
         return run("cpu")
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Gives the memory of a model that is gone back to the device."""
     gc.collect()
     if torch.cuda.is_available():

@@ -20,7 +20,10 @@ def describe_bundle(bundle: Bundle) -> list[str]:
 
 def next_commands(bundle: Bundle, *, is_pushed: bool) -> list[str]:
     """Commands that make sense now, a line each."""
-    lines = [f"evaluate it:  python -m qlora_ray.evaluate {bundle.folder}"]
+    lines = [
+        f"evaluate it:  python -m qlora_ray.evaluate {bundle.folder}",
+        "              then export again: its figures go on the card",
+    ]
     if not is_pushed:
         lines.append(f"push it:      python -m qlora_ray.export {bundle.folder} --push USER/{bundle.name}")
     return lines

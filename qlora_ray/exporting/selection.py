@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ from qlora_ray.config.loading import parse_override
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError, ModelError, RunError
 from qlora_ray.evaluation.intent import read_intent
+from qlora_ray.evaluation.trials import BEST, SCORES, find_trial
 from qlora_ray.modeling.identity import AdapterFacts, check_base, read_adapter
 from qlora_ray.modeling.loading import resolve_model_name
 from qlora_ray.runs import SweepPaths, read_json
-from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values
 
-BEST = "best"
 # What may be named anew when a sweep is exported elsewhere than where it ran: where the base and the rows are.
 RELOCATABLE = ("model.name", "model.revision", "data.train", "data.validation", "data.test")
 
@@ -32,8 +31,9 @@ class Selection:
         config: The sweep's config, with paths that are found from here.
         manifest: The sweep's manifest.
         record: The trial's record.
-        scores: best/scores.json, if the trial is the winner.
+        scores: best/scores.json, if the trial is the winner; empty if that has none.
         adapter: What the adapter's own config says.
+        notes: What the user should know, in words.
     """
 
     paths: SweepPaths
@@ -43,6 +43,7 @@ class Selection:
     record: dict[str, Any]
     scores: dict[str, Any] | None
     adapter: AdapterFacts
+    notes: tuple[str, ...] = ()
 
     @property
     def trial_config(self) -> SweepConfig:
@@ -92,60 +93,26 @@ def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = (
     if not paths.manifest.is_file():
         raise RunError(f"{sweep}: must be a sweep's folder, got one without manifest.json. Give results/<name>.")
     manifest = read_json(paths.manifest)
-    scores = read_json(paths.best / "scores.json") if (paths.best / "scores.json").is_file() else None
-    winner = scores["trial"] if scores else None
-    trial_id = _resolve_trial(paths, trial, winner)
-    is_winner = trial_id == winner
-    config = _read_config(manifest, overrides)
+    trial_id, is_winner = find_trial(paths, trial)
+    own = paths.trial(trial_id).record
     selection = Selection(
         paths=paths,
         trial=trial_id,
-        config=config,
+        config=_read_config(manifest, overrides),
         manifest=manifest,
-        record=_read_complete(paths, trial_id),
-        scores=scores if is_winner else None,
+        record=read_json(own if own.is_file() or not is_winner else paths.best / "record.json"),
+        scores=_read_scores(paths) if is_winner else None,
         # Only the winner's copy has the tokenizer beside it.
         adapter=read_adapter(paths.best / "adapter" if is_winner else paths.trial(trial_id).adapter),
     )
-    _check_base(selection)
-    return selection
+    note = _check_base(selection)
+    return replace(selection, notes=(note,)) if note else selection
 
 
-def complete_trials(paths: SweepPaths) -> list[str]:
-    """The ids of all trials that trained to their end."""
-    records = sorted(paths.trials.glob("*/record.json"))
-    return [path.parent.name for path in records if read_json(path).get("state") == "complete"]
-
-
-def _resolve_trial(paths: SweepPaths, trial: str, winner: str | None) -> str:
-    if trial != BEST:
-        return trial_id_of(int(trial)) if trial.isdecimal() else trial
-    if winner is not None:
-        return winner
-    complete = complete_trials(paths)
-    if complete:
-        raise RunError(
-            f"{paths.root}: a sweep must have a winner to be exported, got none (it did not reach its end). "
-            f"Go on with it by --resume, or name one of its complete trials by --trial: {', '.join(complete)}."
-        )
-    raise RunError(
-        f"{paths.root}: a sweep must have a winner to be exported, got none, and no complete trial. "
-        f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
-    )
-
-
-def _read_complete(paths: SweepPaths, trial_id: str) -> dict[str, Any]:
-    path = paths.trial(trial_id).record
-    record: dict[str, Any] = read_json(path) if path.is_file() else {}
-    state = record.get("state")
-    if state != "complete":
-        complete = ", ".join(complete_trials(paths)) or "none"
-        cause = f": {record['cause']}" if record.get("cause") else ""
-        got = f"{state}{cause}" if record else "no such trial"
-        raise RunError(
-            f"{paths.root}: --trial must be a complete trial, got {trial_id} ({got}). Complete ones: {complete}."
-        )
-    return record
+def _read_scores(paths: SweepPaths) -> dict[str, Any]:
+    """best/scores.json; empty for a winner of before there was one."""
+    found = read_json(paths.best / SCORES) if (paths.best / SCORES).is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read_config(manifest: dict[str, Any], overrides: Sequence[str]) -> SweepConfig:
@@ -156,7 +123,7 @@ def _read_config(manifest: dict[str, Any], overrides: Sequence[str]) -> SweepCon
     return read_intent(manifest, config=None, overrides=overrides)
 
 
-def _check_base(selection: Selection) -> None:
+def _check_base(selection: Selection) -> str | None:
     model = selection.config.model
     expected = str(selection.record["base"]["hash"])
     folder = selection.adapter.folder
@@ -166,4 +133,4 @@ def _check_base(selection: Selection) -> None:
             f"{folder}: must be exported beside its base, got no folder {name}. "
             "Restore that base, or name it with --set model.name=."
         )
-    check_base(model, expected_hash=expected, where=str(folder))
+    return check_base(model, expected_hash=expected, where=str(folder))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
+from qlora_ray.exporting.outcome import format_size
 from qlora_ray.modeling.loading import resolve_model_name
 from qlora_ray.runs.files import whole_folder
 
@@ -150,7 +151,7 @@ def check_space(folder: Path, num_bytes: int) -> None:
     needed = num_bytes + SIDE_FILES_BYTES
     if free < needed:
         raise RunError(
-            f"{folder}: merging must have {needed / 2**30:.1f} GiB free, got {free / 2**30:.1f} GiB. "
+            f"{folder}: merging must have {format_size(needed)} free, got {format_size(free)}. "
             "Free some, or choose another folder."
         )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -17,6 +19,8 @@ import torch
 from qlora_ray.config import load_config
 from qlora_ray.config.schema import Lora, Model, Quantization
 from qlora_ray.export import main, make_parser
+from qlora_ray.exporting import bundle as bundle_module
+from qlora_ray.exporting import merge as merge_module
 from qlora_ray.modeling.adapters import attach_adapter, detach_adapter, save_adapter
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
@@ -106,6 +110,19 @@ def test_what_was_written_is_told_with_the_next_command(sweep, tmp_path, capfd):
     assert arguments.source == to and arguments.push.startswith("USER/embedded-classicmodels_SFT_LoRa4_QLORA_w4_")
 
 
+def test_the_figures_of_a_bundles_evaluation_go_on_its_card_when_it_is_exported_again(exported, sweep, capfd):
+    from qlora_ray.evaluate import main as evaluate
+
+    assert evaluate([str(exported), "--rows", "4"]) == 0
+    assert "| merged |" not in (exported / "README.md").read_text()
+    assert main([str(sweep), "--to", str(exported), "--zip"]) == 0
+    out, _ = capfd.readouterr()
+    card = (exported / "README.md").read_text()
+    assert "left out" not in out
+    assert "| merged | 0-shot |" in card and "- Rows: 4 of test" in card
+    assert (exported / "evaluation" / "evaluation.md").is_file()
+
+
 def test_a_bundle_is_pushed_as_it_is(exported, monkeypatch, capfd):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
@@ -129,7 +146,9 @@ def test_a_bundle_is_pushed_as_it_is(exported, monkeypatch, capfd):
     [
         (["{sweep}"], "--to: must name the bundle's folder, got none"),
         (["{sweep}", "--to", "{sweep}/trials"], "must not be the sweep's own folder"),
-        (["{sweep}", "--to", "b", "--trial", "3"], "must be a complete trial, got 0003 (pruned"),
+        (["{sweep}", "--to", "b", "--trial", "3"], "must be a complete trial, got one that is pruned ("),
+        (["{sweep}", "--to", "."], "must be a folder that can be replaced, got the folder this command runs in"),
+        (["{sweep}", "--to", ""], "must be a folder that can be replaced, got the folder this command runs in"),
         (["{sweep}", "--to", "b", "--public"], "--public: says what --push makes, got no --push"),
         (["{sweep}", "--to", "b", "--merge", "none", "--dtype", "fp32"], "--dtype: is of the merged model"),
         (["{sweep}", "--to", "b", "--push", "model"], "--push: must be USER/REPO, got 'model'"),
@@ -149,6 +168,43 @@ def test_bad_input_is_one_message_and_leaves_nothing(sweep, exported, tmp_path, 
     _, err = capfd.readouterr()
     assert message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [] and sorted(sweep.rglob("*")) == before
+
+
+def test_a_bundle_is_zipped_from_inside_it(exported, monkeypatch, capfd):
+    monkeypatch.chdir(exported)
+    before = exported.with_suffix(".zip").read_bytes()
+    assert main([".", "--zip"]) == 0
+    assert exported.with_suffix(".zip").stat().st_size == len(before)
+    assert f"zip     {exported.with_suffix('.zip')} (" in capfd.readouterr().out
+
+
+def test_a_sweep_is_exported_from_inside_it_to_the_home_folder(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(sweep)
+    assert main([".", "--to", "~/b", "--merge", "none"]) == 0
+    assert json.loads((tmp_path / "b" / "bundle.json").read_text())["sweep"] == sweep.name
+    assert not (sweep / "~").exists()
+
+
+def test_a_terminated_export_leaves_nothing_and_says_so(sweep, tmp_path, monkeypatch, capfd):
+    def terminate(*args, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(bundle_module, "take_inventory", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main([str(sweep), "--to", str(tmp_path / "deep" / "b"), "--merge", "none"]) == 143
+    assert capfd.readouterr().err == "stopped\n"
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_gpu_and_a_machine_without_room_are_one_message(sweep, tmp_path, monkeypatch, capfd):
+    def run_out(*args, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr(merge_module, "load_base", run_out)
+    assert main([str(sweep), "--to", str(tmp_path / "b")]) == 2
+    assert "merging must fit the memory of this machine, got too little" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_loads_no_heavy_library():

@@ -45,6 +45,7 @@ NF4 = {
 }
 VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", "trl": "1.16.0", "bitsandbytes": "0.50.2"}
 TRAIN_SHA = "68d50b6a603efb79da8519afaa62eb6d592589661e0f555d849517ee0559e6d7"
+DATA_FINGERPRINT = "fdf701332252ad5e8cac370ac22394efe4df7d337a579e6f71d259a2bbc16324"
 OF_DATA = {
     "sources": {"train": "embedded/train.jsonl", "validation": "embedded/validation.jsonl"},
     "num_rows": {"train": 1230, "validation": 104},
@@ -170,7 +171,12 @@ def write_sweep(root: Path, *, winner: bool = True, verdict: str = "better", **s
             "command": ["sweep.py", "--set", "results.name=it's"],
             "config": config.model_dump(),
             "space": SPACE,
-            "data": {"template": "chat", "digests": {"train": TRAIN_SHA}},
+            "data": {
+                "template": "chat",
+                "digests": {"train": TRAIN_SHA},
+                "fingerprint": DATA_FINGERPRINT,
+                "sources": {**OF_DATA["sources"], "test": "embedded/test.jsonl"},
+            },
         },
     )
     if winner:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
+import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qlora_ray import embedded
+from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.exporting import bundle as bundle_module
 from qlora_ray.exporting.bundle import write_bundle
 from qlora_ray.exporting.merge import MergeOptions
 from qlora_ray.exporting.selection import select_trial
+from qlora_ray.modeling.identity import hash_adapter
+from qlora_ray.modeling.loading import hash_base
 from tests.unit.exporting_fixtures import files_of, snapshot, write_sweep
 from tests.unit.test_exporting_card import make_evaluation
 
@@ -38,6 +45,27 @@ def sweep(tmp_path):
 
 def write(sweep, to, *, trial="best", merge=None):
     return write_bundle(select_trial(sweep, trial=trial), to=to, merge=merge, device="cpu", tell=print)
+
+
+def write_evaluation(folder, *, adapter, merged=None):
+    """An evaluation as `evaluate` leaves one, of base and adapter, and of a merged model if its hash is given."""
+    folder.mkdir()
+    made = make_evaluation()
+    names = ["adapter", "merged"] if merged else ["adapter"]
+    made["scores"] = [made["scores"][0], *({**made["scores"][1], "model": name} for name in names)]
+    made["comparisons"] = [{**made["comparisons"][0], "tuned_model": name} for name in names]
+    made["exports"] = {}
+    made["target"] = {"kind": "sweep", "trial": "0001", "adapter": adapter}
+    (folder / "evaluation.json").write_text(json.dumps(made))
+    (folder / "evaluation.md").write_text("a table")
+    (folder / "settings.json").write_text(json.dumps({"models": {"merged": {"hash": merged}} if merged else {}}))
+
+
+def fake_merge(selection, folder, *args, **settings):
+    """A merged model that is the same each time."""
+    (folder / "merged").mkdir()
+    (folder / "merged" / "config.json").write_text("{}")
+    (folder / "merged" / "model.safetensors").write_bytes(b"weights")
 
 
 def test_all_that_a_bundle_has_is_in_it_and_counted(sweep, tmp_path):
@@ -92,11 +120,8 @@ def test_a_trial_that_has_no_tokenizer_gets_the_bases(sweep, tmp_path):
 
 def test_the_evaluation_of_this_trial_and_the_report_go_along(sweep, tmp_path):
     for place, text, trial in ((sweep, "the winner's", "0001"), (sweep / "trials" / "0002", "the other's", "0002")):
-        (place / "evaluation").mkdir()
-        evaluation = {**make_evaluation(), "target": {"trial": trial}}
-        (place / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+        write_evaluation(place / "evaluation", adapter=hash_adapter(sweep / "trials" / trial / "adapter"))
         (place / "evaluation" / "evaluation.md").write_text(text)
-        (place / "evaluation" / "settings.json").write_text("{}")
     (sweep / "report.html").write_text("<html>")
     for trial, text in (("best", "the winner's"), ("2", "the other's")):
         folder = write(sweep, tmp_path / trial, trial=trial).folder
@@ -104,16 +129,62 @@ def test_the_evaluation_of_this_trial_and_the_report_go_along(sweep, tmp_path):
         assert {"evaluation/evaluation.json", "evaluation/evaluation.md", "report.html"} <= files_of(folder)
         assert not (folder / "evaluation" / "settings.json").exists()
         assert "- `evaluation/evaluation.json`" in (folder / "RUN_RECORD.md").read_text()
-        assert "| merged | 3-shot |" in (folder / "README.md").read_text()
+        assert "| adapter | 3-shot |" in (folder / "README.md").read_text()
 
 
 def test_an_evaluation_of_a_former_winner_stays_out(sweep, tmp_path):
-    (sweep / "evaluation").mkdir()
-    evaluation = {**make_evaluation(), "target": {"trial": "0002"}}
-    (sweep / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    write_evaluation(sweep / "evaluation", adapter="0" * 64)
     bundle = write(sweep, tmp_path / "b")
     assert files_of(bundle.folder) == ALONE
-    assert f"{sweep / 'evaluation'} is of trial 0002, not of 0001: it was left out" in bundle.notes
+    assert f"{sweep / 'evaluation'} is of another adapter, not of trial 0001's: it was left out" in bundle.notes
+
+
+def test_a_trial_that_trained_again_since_its_evaluation_does_not_get_its_figures(sweep, tmp_path):
+    adapter = sweep / "best" / "adapter"
+    write_evaluation(sweep / "evaluation", adapter=hash_adapter(adapter))
+    save_file({"x.lora_A.weight": np.full((4, 8), 2, np.float32)}, adapter / "adapter_model.safetensors")
+    bundle = write(sweep, tmp_path / "b")
+    assert files_of(bundle.folder) == ALONE and any("is of another adapter" in note for note in bundle.notes)
+
+
+def test_figures_of_another_merged_model_are_left_out(sweep, tmp_path, monkeypatch):
+    adapter = hash_adapter(sweep / "best" / "adapter")
+    write_evaluation(sweep / "evaluation", adapter=adapter, merged="sha256:other")
+    for merge in (None, MergeOptions()):
+        if merge is not None:
+            monkeypatch.setattr(bundle_module, "_merge", fake_merge)
+        bundle = write(sweep, tmp_path / "b", merge=merge)
+        card = (bundle.folder / "README.md").read_text()
+        assert "| merged |" not in card and "| adapter | 3-shot |" in card and "merged against" not in card
+        assert any("figures of a merged model are of another one" in note for note in bundle.notes)
+        written = json.loads((bundle.folder / "evaluation" / "evaluation.json").read_text())
+        assert [row["model"] for row in written["scores"]] == ["base", "adapter"]
+        assert [one["tuned_model"] for one in written["comparisons"]] == ["adapter"] and "exports" not in written
+        # It is the same table with figures that cannot be taken out of it.
+        assert not (bundle.folder / "evaluation" / "evaluation.md").exists()
+
+
+def test_the_evaluation_beside_the_bundle_goes_into_the_same_bundle_made_again(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_module, "_merge", fake_merge)
+    to = tmp_path / "b"
+    write(sweep, to, merge=MergeOptions())
+    adapter, merged = hash_adapter(to / "adapter"), hash_base(Model(name=str(to / "merged")))
+    write_evaluation(tmp_path / "b-evaluation", adapter=adapter, merged=merged)
+    write_evaluation(sweep / "evaluation", adapter=adapter)
+    (sweep / "evaluation" / "evaluation.md").write_text("the sweep's")
+    again = write(sweep, to, merge=MergeOptions())
+    assert "| merged | 3-shot |" in (to / "README.md").read_text()
+    assert (to / "evaluation" / "evaluation.md").read_text() == "a table"
+    assert not any("left out" in note for note in again.notes)
+
+    def merge_otherwise(selection, folder, *args, **settings):
+        fake_merge(selection, folder)
+        (folder / "merged" / "model.safetensors").write_bytes(b"other weights")
+
+    monkeypatch.setattr(bundle_module, "_merge", merge_otherwise)
+    other = write(sweep, to, merge=MergeOptions())
+    assert f"{tmp_path / 'b-evaluation'} is of another merged model: it was left out" in other.notes
+    assert (to / "evaluation" / "evaluation.md").read_text() == "the sweep's"
 
 
 def test_paths_of_this_machine_in_the_configs_are_told(tmp_path):
@@ -191,6 +262,33 @@ def test_a_folder_that_cannot_be_written_is_named(sweep, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"--to .*: cannot be written: Permission denied"):
         write(sweep, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device", str(args[0]) if args else None)
+
+
+@pytest.mark.parametrize("where", ["copytree", "write_text", "tokenizer"])
+def test_a_full_disk_is_one_message_that_names_the_users_folder(sweep, tmp_path, monkeypatch, where):
+    if where == "copytree":
+        # What copytree raises is a list of tuples with temporary names.
+        broken = functools.partial(shutil.copytree, copy_function=full_disk)
+        monkeypatch.setattr(bundle_module.shutil, "copytree", broken)
+    elif where == "write_text":
+        monkeypatch.setattr("os.fsync", full_disk)
+    else:
+        (sweep / "best" / "adapter" / "tokenizer_config.json").unlink()
+
+        def of_rust(model):
+            raise Exception("No space left on device (os error 28)")
+
+        monkeypatch.setattr(bundle_module, "load_tokenizer", of_rust)
+    with pytest.raises(RunError) as caught:
+        write(sweep, tmp_path / "b")
+    assert str(caught.value) == (
+        f"--to {tmp_path / 'b'}: cannot be written: No space left on device. Free some space, or choose another folder."
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
 
 
 def test_a_merge_that_fails_leaves_nothing_and_names_the_users_folder(sweep, tmp_path, monkeypatch):

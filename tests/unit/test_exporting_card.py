@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from huggingface_hub import ModelCard
@@ -12,7 +13,7 @@ from qlora_ray.exporting.card import make_card
 from qlora_ray.exporting.card_figures import CardFacts, score_rows
 from qlora_ray.exporting.merge_report import MeasuredModel, MergeReport
 from qlora_ray.exporting.selection import select_trial
-from tests.unit.exporting_fixtures import make_verdict, write_sweep
+from tests.unit.exporting_fixtures import DATA_FINGERPRINT, make_verdict, write_sweep
 
 NAME = "embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
 
@@ -66,7 +67,15 @@ def make_evaluation(word="better"):
         {"model": "merged", "prompts": "3-shot", "loss": 0.5, "num_rows": 20, "metrics": {"exact_match": 1.0}},
     ]
     one = {"prompts": "3-shot", "base_model": "base", "tuned_model": "merged", **comparison.to_dict()}
-    return {"scores": scores, "comparisons": [one]}
+    return {
+        "target": {"kind": "bundle", "trial": "0001", "adapter": None},
+        "rows": {"split": "test", "reason": "test: rows that no trial was chosen by", "num_rows": 20}
+        | {"fingerprint": DATA_FINGERPRINT},
+        "models": {"base": "nf4, as its record says", "merged": "fp32 weights, computed in fp32"},
+        "scores": scores,
+        "comparisons": [one],
+        "notes": [],
+    }
 
 
 @pytest.fixture
@@ -97,8 +106,13 @@ def test_a_base_and_data_of_the_hub_are_named_in_it(sweep, tmp_path):
         manifest["config"]["model"]["revision"] = "main"
         manifest["config"]["data"]["train"] = "openai/gsm8k:main"
 
+        manifest["config"]["data"]["test"] = "test"
+        manifest["data"]["sources"] = {"train": "openai/gsm8k:main train", "test": "openai/gsm8k:main test"}
+
     edit(sweep / "manifest.json", of_hub_too)
     card = card_of(sweep, tmp_path)
+    assert "of test, from `openai/gsm8k:main test`" in card.text
+    assert {(one.dataset_type, one.dataset_split) for one in card.data.eval_results} == {("openai/gsm8k", "test")}
     assert card.data.base_model == "Qwen/Qwen3-0.6B" and card.data.datasets == ["openai/gsm8k"]
     assert 'from_pretrained("Qwen/Qwen3-0.6B", dtype=torch.float32, revision="main", quantization_config=' in card.text
     assert "on `Qwen/Qwen3-0.6B` (held in NF4" in card.text
@@ -143,10 +157,60 @@ def test_its_own_evaluation_is_told_with_every_pair(sweep, tmp_path):
     assert [result.dataset_name for result in card.data.eval_results] == ["classicmodels (3-shot, merged)"] * 2
 
 
+def test_the_scores_say_which_rows_they_are_over_and_how_each_model_was_loaded(sweep, tmp_path):
+    card = card_of(sweep, tmp_path, evaluation=make_evaluation())
+    rows, _, table = card.text.partition("| model | prompts |")
+    assert "- Rows: 20 of test: rows that no trial was chosen by, from `embedded/test.jsonl`.\n" in rows
+    assert "- base: nf4, as its record says.\n- merged: fp32 weights, computed in fp32." in rows
+    assert "Scored on rows like those it was trained on." in table
+    assert {result.dataset_split for result in card.data.eval_results} == {"test"}
+    without = card_of(sweep, tmp_path)
+    assert "- Rows: 104 of test, from `embedded/test.jsonl`, scored at the end of the sweep." in without.text
+
+
+def test_rows_that_are_not_the_sweeps_are_not_said_to_be_like_them(sweep, tmp_path):
+    evaluation = make_evaluation()
+    evaluation["rows"]["fingerprint"] = "0123456789abcdef"
+    card = card_of(sweep, tmp_path, evaluation=evaluation)
+    assert "Rows: 20 of test: rows that no trial was chosen by. These are not the rows of the sweep." in card.text
+    assert "Scored on rows like those" not in card.text and "Scored on rows that are not the sweep's" in card.text
+    assert {result.dataset_name for result in card.data.eval_results} == {"rows 0123456789ab (3-shot, merged)"}
+    assert {result.dataset_type for result in card.data.eval_results} == {"rows-0123456789ab"}
+    # Of a sweep, `evaluate` compares what is in the files: the fingerprint is of their paths too.
+    evaluation["target"]["kind"] = "sweep"
+    assert "Scored on rows like those" in card_of(sweep, tmp_path, evaluation=evaluation).text
+    evaluation["notes"] = ["test is not what the sweep had: its rows, template or tokenizer differ"]
+    assert "Scored on rows like those" not in card_of(sweep, tmp_path, evaluation=evaluation).text
+
+
+def test_rows_held_out_of_a_file_are_named_by_it_and_not_by_its_path(sweep, tmp_path):
+    held = "0.1 of /somewhere/private/rows.jsonl, by data_seed 7 (ours)"
+
+    def own_rows(record):
+        record["dataset"]["sources"] = {"train": "/somewhere/private/rows.jsonl", "validation": held}
+
+    edit(sweep / "trials" / "0001" / "record.json", own_rows)
+    evaluation = make_evaluation()
+    evaluation["rows"] |= {"split": "validation", "reason": "validation: as --split says"}
+    card = card_of(sweep, tmp_path, evaluation=evaluation)
+    assert "20 of validation: as --split says, from `rows.jsonl, held out`." in card.text
+    assert "private" not in card.content
+    assert {one.dataset_type for one in card.data.eval_results} == {"rows"}
+
+
 def test_a_merge_is_told_in_figures(sweep, tmp_path):
     text = card_of(sweep, tmp_path, merge=make_merge()).text
     assert "dequant *" in text and "1.10e-04" in text and "Kept: dequant." in text
     assert 'AutoModelForCausalLM.from_pretrained("merged", dtype="auto")' in text
+
+
+def test_a_base_with_code_of_its_own_is_loaded_with_it(tmp_path):
+    sweep = write_sweep(tmp_path / "s", model={"trust_remote_code": True})
+    text = card_of(sweep, tmp_path, merge=make_merge()).text
+    assert 'from_pretrained("merged", dtype="auto", trust_remote_code=True)' in text
+    assert 'AutoTokenizer.from_pretrained("adapter", trust_remote_code=True)' in text
+    assert re.search(r"from_pretrained\(embedded\.base_path\(\), .*quantization, trust_remote_code=True\)", text)
+    assert "trust_remote_code" not in card_of(write_sweep(tmp_path / "t"), tmp_path, merge=make_merge()).text
 
 
 def test_without_a_merge_none_is_shown(sweep, tmp_path):

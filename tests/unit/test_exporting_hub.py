@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 
 from qlora_ray.errors import ConfigError, QloraRayError, RunError
-from qlora_ray.exporting.hub import check_repo_id, find_token, plan_push, push_bundle
+from qlora_ray.exporting.hub import check_repo_id, plan_push, push_bundle
 from qlora_ray.exporting.inventory import Bundle, list_files
 from tests.fake_hub import FakeHub, FakeRepository, running_hub
 
@@ -122,6 +122,24 @@ def test_a_token_in_the_hubs_own_words_is_taken_out(hub: FakeHub, bundle, monkey
         push(hub, bundle)
 
 
+@pytest.mark.parametrize("token", ["hf_lineone\nhf_linetwo", "hf_top\u20acsecret", "hf_top\x00secret", "hf_top secret"])
+@pytest.mark.parametrize("source", ["argument", "environment", "file"])
+def test_a_token_that_no_header_can_carry_is_refused_and_not_told(hub, monkeypatch, tmp_path, capfd, token, source):
+    if source == "environment" and "\x00" not in token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    elif source == "file":
+        (tmp_path / ".env").write_text(f'HF_TOKEN="{token}"\n', encoding="utf-8")
+    else:
+        source = "argument"
+    with pytest.raises(ConfigError, match="must be one line of printable ASCII without spaces") as caught:
+        plan_push(
+            REPO, is_public=False, tell=print, token=token if source == "argument" else None, endpoint=hub.endpoint
+        )
+    told = str(caught.value) + "".join(capfd.readouterr())
+    assert not [part for part in ("hf_top", "hf_line", "secret") if part in told]
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize("how", [403, 400])
 def test_a_push_that_broke_goes_on_without_what_it_had_sent(hub: FakeHub, bundle, how):
     first = {}
@@ -165,6 +183,29 @@ def test_a_newer_bundle_replaces_the_older_ones_weights(hub: FakeHub, bundle):
     (bundle / "merged" / "model.safetensors").rename(bundle / "merged" / "model-00001-of-00001.safetensors")
     push(hub, bundle)
     assert hub.repositories[REPO].files == files_of(bundle)
+
+
+def test_no_file_of_an_earlier_bundle_is_left_beside_a_newer_one(hub: FakeHub, bundle):
+    hub.repositories[REPO] = FakeRepository(True, {".gitattributes": b"*.safetensors filter=lfs\n"})
+    (bundle / "scores.json").write_text('{"trial": "0005"}')
+    (bundle / "report.html").write_text("<html>")
+    push(hub, bundle)
+    assert hub.repositories[REPO].files.keys() >= {"scores.json", "report.html"}
+    for name in ("scores.json", "report.html"):
+        (bundle / name).unlink()
+    push(hub, bundle)
+    assert hub.repositories[REPO].files.keys() == files_of(bundle).keys() | {".gitattributes"}
+
+
+def test_an_existing_repository_is_checked_for_whose_it_is_and_what_the_token_may(hub: FakeHub):
+    hub.repositories["bob/theirs"] = FakeRepository(False, {"README.md": b"x"})
+    hub.repositories[REPO] = FakeRepository(True, {"README.md": b"x"})
+    settings = {"tell": print, "token": hub.token, "endpoint": hub.endpoint}
+    with pytest.raises(RunError, match=r"got another's: the token is of ann"):
+        plan_push("bob/theirs", is_public=True, **settings)
+    hub.role = "read"
+    with pytest.raises(RunError, match="needs a token that may write"):
+        plan_push(REPO, is_public=False, **settings)
 
 
 def test_a_name_under_another_user_is_refused_before_anything_is_made(hub: FakeHub, bundle):
@@ -253,17 +294,15 @@ def test_a_hub_that_is_not_there_is_asked_once():
             plan_push(REPO, is_public=False, tell=print, token="hf_x", endpoint=endpoint)
 
 
+def test_a_hub_that_hangs_up_when_asked_whose_the_token_is_cannot_be_reached(hub: FakeHub):
+    hub.fail = lambda method, path: "drop" if "whoami" in path else None
+    with pytest.raises(RunError, match=rf"--push {REPO}: {hub.endpoint} cannot be reached: "):
+        plan_push(REPO, is_public=False, tell=print, token=hub.token, endpoint=hub.endpoint)
+
+
 def test_without_a_token_the_message_says_where_one_goes():
     with pytest.raises(ConfigError, match=r"needs a token, got none\. Set HF_TOKEN in the environment or in \.env"):
         plan_push(REPO, is_public=False, tell=print)
-
-
-def test_the_token_is_of_the_environment_before_the_file(monkeypatch, tmp_path):
-    (tmp_path / ".env").write_text('OTHER=1\nHF_TOKEN="hf_file"\n')
-    assert find_token() == "hf_file"
-    assert "HF_TOKEN" not in os.environ
-    monkeypatch.setenv("HF_TOKEN", " hf_environment\n")
-    assert find_token() == "hf_environment"
 
 
 def test_every_refusal_is_one_line(hub: FakeHub):

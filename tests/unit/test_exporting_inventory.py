@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -28,11 +29,32 @@ def test_a_file_or_a_link_is_no_target(sweep, tmp_path):
         check_target(tmp_path / "link", sweep=sweep)
 
 
+def test_the_folder_that_the_command_runs_in_is_no_target(sweep, tmp_path, monkeypatch):
+    (tmp_path / "here" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "deeper")
+    for to in (tmp_path / "here", tmp_path / "here" / "deeper", Path()):
+        with pytest.raises(RunError, match="must be a folder that can be replaced, got the folder this command runs"):
+            check_target(to, sweep=sweep)
+
+
+def test_a_mounted_disk_is_no_target(sweep, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "disk")
+    with pytest.raises(RunError, match=r"--to \S+disk: must be a folder that can be replaced, got a mounted disk"):
+        check_target(tmp_path / "disk", sweep=sweep)
+
+
 def test_a_bundle_is_read_again_and_held_against_its_inventory(sweep, tmp_path):
     written = write_alone(sweep, tmp_path / "b")
     assert read_bundle(tmp_path / "b").inventory == written.inventory
     assert is_bundle(tmp_path / "b") and not is_bundle(sweep) and read_bundle(sweep) is None
-    (tmp_path / "b" / "README.md").write_text("shorter")
+    readme = tmp_path / "b" / "README.md"
+    text = readme.read_text()
+    # As long as it was.
+    readme.write_text(text.replace("LoRA", "lora"))
+    with pytest.raises(RunError, match=r"must be whole, got another or no README\.md"):
+        read_bundle(tmp_path / "b")
+    readme.write_text("shorter")
     with pytest.raises(RunError, match=r"must be whole, got another or no README\.md"):
         read_bundle(tmp_path / "b")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -18,7 +19,7 @@ from qlora_ray.config.schema import Data, Lora, Model
 from qlora_ray.data import prepare_data
 from qlora_ray.errors import DataError, ModelError, RunError
 from qlora_ray.evaluation.generation import generate_answers
-from qlora_ray.exporting import merge, merge_measure
+from qlora_ray.exporting import merge, merge_measure, merged_models
 from qlora_ray.exporting.merge import MergeOptions, merge_adapter
 from qlora_ray.exporting.merge_report import MergeReport
 from qlora_ray.modeling import adapters
@@ -31,7 +32,7 @@ NUM_PROMPTS = 100
 MAX_NEW_TOKENS = 24
 
 
-def run(base, adapter, to, *, method="nf4", split=SPLIT, tell=lambda line: None, **options):
+def run(base, adapter, to, *, method="nf4", split=SPLIT, tell=lambda line: None, device="cpu", **options):
     model, quantization = base if isinstance(base, tuple) else as_model(base, method)
     return merge_adapter(
         adapter,
@@ -40,7 +41,7 @@ def run(base, adapter, to, *, method="nf4", split=SPLIT, tell=lambda line: None,
         held_out=split,
         to=to,
         options=MergeOptions(**options),
-        device="cpu",
+        device=device,
         tell=tell,
     )
 
@@ -143,10 +144,54 @@ def test_auto_keeps_the_merge_that_is_closer_and_deletes_the_other(llama, tmp_pa
     assert "merge: measuring dequant" in lines
 
 
+def test_auto_drops_a_merge_whose_outputs_are_nan_and_says_so(llama, tmp_path, monkeypatch):
+    measure = merged_models.measure_model
+
+    def broken_w16(runner, reference, *, name, dtype):
+        found = measure(runner, reference, name=name, dtype=dtype)
+        return dataclasses.replace(found, kl=math.nan, loss=math.nan) if name == "w16" else found
+
+    monkeypatch.setattr(merged_models, "measure_model", broken_w16)
+    report = run(*llama, tmp_path / "merged")
+    assert report.rule == "dequant" and report.reason == "The other rule's outputs are no numbers (NaN)."
+    assert any(note.startswith("w16: its outputs in fp32 are no numbers") for note in report.notes)
+    with pytest.raises(ModelError, match="got NaN from w16 in fp32"):
+        run(*llama, tmp_path / "w16", rule="w16")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
 @pytest.mark.parametrize(("asked", "stored"), [("auto", "fp32"), ("checkpoint", "bf16"), ("fp16", "fp16")])
 def test_weights_are_stored_as_trained_as_the_base_is_or_as_asked(llama, tmp_path, asked, stored):
     base, adapter = llama
     assert run(base, adapter, tmp_path / "merged", rule="dequant", dtype=asked).dtype == stored
+
+
+def test_a_base_that_does_not_fit_the_device_is_merged_on_the_cpu(llama, tmp_path, monkeypatch):
+    load = merge.load_base
+    devices = []
+
+    def load_or_run_out(model, *, quantization, device):
+        devices.append(device)
+        if device != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(model, quantization=quantization, device=device)
+
+    monkeypatch.setattr(merge, "load_base", load_or_run_out)
+    lines = []
+    report = run(*llama, tmp_path / "merged", rule="dequant", device="cuda:0", tell=lines.append)
+    assert devices == ["cuda:0", "cpu"] and report.rule == "dequant"
+    assert lines[0] == "merge: it does not fit cuda:0: merging on the CPU"
+
+
+def test_a_base_that_fits_nowhere_is_one_error_and_leaves_nothing(llama, tmp_path, monkeypatch):
+    def run_out(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(merge, "load_base", run_out)
+    for device in ("cuda:0", "cpu"):
+        with pytest.raises(RunError, match="merging must fit the memory of this machine, got too little"):
+            run(*llama, tmp_path / "merged", device=device)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_kept_is_what_was_measured(llama, tmp_path):

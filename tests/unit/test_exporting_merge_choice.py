@@ -8,7 +8,7 @@ import pytest
 
 from qlora_ray.errors import ModelError
 from qlora_ray.exporting.merge_candidate import Candidate
-from qlora_ray.exporting.merge_choice import check_changed, choose_candidate, explain_merge
+from qlora_ray.exporting.merge_choice import check_changed, choose_candidate, explain_merge, explain_nan
 from qlora_ray.exporting.merge_plan import MergePlan
 from qlora_ray.exporting.merge_report import MeasuredModel
 
@@ -42,6 +42,24 @@ def test_a_candidate_that_changes_nothing_is_not_kept_where_another_does():
 def test_one_candidate_is_kept_for_the_reason_that_there_is_one():
     assert choose((candidate("w16"), 0.5))[1] == "It was asked for."
     assert "same weights" in choose((candidate("w16"), 0.5), is_quantized=False)[1]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(("w16", "dequant", "kept"), [(NAN, 0.2, "dequant"), (0.2, NAN, "w16")])
+def test_a_candidate_whose_outputs_are_nan_is_never_kept(w16, dequant, kept):
+    best, reason = choose((candidate("w16"), w16), (candidate("dequant"), dequant))
+    assert best.rule == kept and reason == "The other rule's outputs are no numbers (NaN)."
+    (note,) = explain_nan([figures("w16", w16), figures("dequant", dequant)])
+    assert note.startswith(f"{'w16' if kept == 'dequant' else 'dequant'}: its outputs in bf16 are no numbers (NaN)")
+
+
+def test_where_no_candidate_gives_numbers_the_dtype_is_named():
+    with pytest.raises(ModelError, match=r"got NaN from w16 and dequant in bf16.* Choose --dtype fp32"):
+        choose((candidate("w16"), NAN), (candidate("dequant"), NAN))
+    with pytest.raises(ModelError, match="got NaN from dequant in bf16"):
+        choose((candidate("w16", share=0.0), 0.1), (candidate("dequant"), NAN))
 
 
 def test_an_adapter_of_zeros_fails():

@@ -11,7 +11,7 @@ import torch
 from evaluation_fixtures import make_llama, make_split, make_tokenizer
 from scipy.stats import entropy
 
-from qlora_ray.errors import DataError
+from qlora_ray.errors import DataError, ModelError
 from qlora_ray.evaluation.generation import generate_answers
 from qlora_ray.evaluation.loss import evaluate_loss
 from qlora_ray.exporting import merge_measure
@@ -53,6 +53,37 @@ def test_kl_is_zero_of_equals_even_where_a_token_is_impossible_and_infinite_wher
     assert kl_divergence(possible, possible).item() == 0
     assert kl_divergence(narrow, possible).item() == pytest.approx(np.log(2))
     assert kl_divergence(possible, narrow).item() == np.inf
+
+
+def test_kl_of_a_model_that_gives_no_numbers_is_none():
+    expected = torch.randn(3, 5).log_softmax(-1)
+    assert kl_divergence(expected, torch.full((3, 5), torch.nan)).isnan().all()
+    found = expected.clone()
+    found[1] = torch.nan
+    assert kl_divergence(expected, found).isnan().tolist() == [False, True, False]
+    impossible = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    assert kl_divergence(impossible, torch.full((1, 3), torch.nan)).isnan().all()
+
+
+def broken_copy(model):
+    """The same model with weights that overflow."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.norm.weight.fill_(torch.inf)
+    return other
+
+
+def test_a_model_whose_outputs_are_nan_is_not_close_to_any(model, tmp_path):
+    rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
+    reference = measure_reference(run(model), rows, name="trained", dtype="fp32", folder=tmp_path)
+    found = measure_model(run(broken_copy(model)), reference, name="broken", dtype="fp16")
+    assert np.isnan(found.kl) and np.isnan(found.loss)
+
+
+def test_a_trained_model_whose_outputs_are_nan_is_no_reference(model, tmp_path):
+    rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
+    with pytest.raises(ModelError, match=r"nf4 \+ adapter must give numbers, got NaN on a row of validation"):
+        measure_reference(run(broken_copy(model)), rows, name="nf4 + adapter", dtype="nf4", folder=tmp_path)
 
 
 def test_rows_without_an_answer_are_left_out_and_answers_are_cut(monkeypatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 
 from qlora_ray.exporting.merge_report import MeasuredModel, MergeReport
+from qlora_ray.runs import read_json, write_json
 
 REPORT = MergeReport(
     rule="dequant",
@@ -38,6 +41,16 @@ def test_a_report_of_a_later_version_is_read_without_what_is_new():
     data = REPORT.to_dict() | {"later": 1}
     data["models"][0]["later"] = 2
     assert MergeReport.from_dict(data) == REPORT
+
+
+def test_a_figure_that_was_nan_and_is_null_in_json_is_read_and_told(tmp_path):
+    broken = MeasuredModel("w16", math.nan, math.nan, math.nan, math.nan, 0.5, "fp16", 0.9, 0.5, 100, 1)
+    report = dataclasses.replace(REPORT, models=[REPORT.models[0], broken, REPORT.models[2]])
+    write_json(tmp_path / "merge_report.json", report.to_dict())
+    data = read_json(tmp_path / "merge_report.json")
+    assert data["models"][1]["kl"] is None
+    assert MergeReport.from_dict(data).lines() == report.lines()
+    assert report.lines()[2].split()[:5] == ["w16", "fp16", "nan", "+nan", "nan"]
 
 
 def test_the_kept_models_figures_are_those_of_its_rule():

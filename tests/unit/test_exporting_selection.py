@@ -8,9 +8,10 @@ import shutil
 import pytest
 
 from qlora_ray.errors import ConfigError, ModelError, RunError
-from qlora_ray.exporting.selection import complete_trials, select_trial
+from qlora_ray.evaluation.trials import find_trial
+from qlora_ray.exporting.selection import select_trial
 from qlora_ray.runs import SweepPaths
-from tests.unit.exporting_fixtures import PARAMS, write_sweep
+from tests.unit.exporting_fixtures import PARAMS, write_alone, write_sweep
 from tests.unit.model_fixtures import copy_base
 
 
@@ -50,7 +51,7 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
 
 def test_without_a_winner_the_complete_trials_are_named(tmp_path):
     sweep = write_sweep(tmp_path / "s", winner=False)
-    with pytest.raises(RunError, match=r"must have a winner.*by --trial: 0001, 0002\.$"):
+    with pytest.raises(RunError, match=r"got a sweep that has not ended\. Name a complete trial: --trial 0001\.$"):
         select_trial(sweep)
     assert select_trial(sweep, trial="1").adapter.folder == sweep / "trials" / "0001" / "adapter"
 
@@ -59,18 +60,52 @@ def test_without_any_complete_trial_the_sweep_is_to_go_on(tmp_path):
     sweep = write_sweep(tmp_path / "s", winner=False)
     for trial in ("0001", "0002"):
         shutil.rmtree(sweep / "trials" / trial)
-    assert complete_trials(SweepPaths(sweep)) == []
-    with pytest.raises(RunError, match=r"no complete trial\. Go on with: python -m qlora_ray\.sweep --resume"):
+    with pytest.raises(RunError, match=r"got a sweep that has not ended\. Run the sweep to its end first"):
         select_trial(sweep)
 
 
 @pytest.mark.parametrize(
     ("trial", "got"),
-    [("3", r"0003 \(pruned: stopped by asha at report 1\)"), ("9", r"0009 \(no such trial\)"), ("x/y", "no such")],
+    [
+        ("3", r"must be a complete trial, got one that is pruned \(stopped by asha at report 1\)\. Complete"),
+        ("9", r"no such trial in \S+\. Complete trials"),
+        ("x/y", r"no such trial in \S+\. Complete trials"),
+        ("../best", r"no such trial in \S+\. Complete trials"),
+    ],
 )
 def test_a_trial_that_is_not_complete_is_refused(sweep, trial, got):
-    with pytest.raises(RunError, match=rf"must be a complete trial, got .*{got}.*Complete ones: 0001, 0002\."):
+    with pytest.raises(RunError, match=rf"--trial {trial}: {got}: 0001, 0002\."):
         select_trial(sweep, trial=trial)
+
+
+def test_the_winner_is_what_its_own_folder_says(sweep):
+    (sweep / "summary.json").write_text(json.dumps({"status": "complete", "winner": "0002"}))
+    assert select_trial(sweep).trial == "0001" and not select_trial(sweep, trial="2").is_winner
+    assert find_trial(SweepPaths(sweep), None) == ("0001", True)
+    # Of a sweep of before there was one.
+    (sweep / "best" / "scores.json").unlink()
+    assert find_trial(SweepPaths(sweep), "best") == ("0002", True)
+    selection = select_trial(sweep)
+    assert selection.is_winner and selection.scores == {}
+
+
+def test_a_trial_with_an_adapter_that_did_not_end_is_not_named_as_complete(sweep):
+    record = json.loads((sweep / "trials" / "0002" / "record.json").read_text())
+    (sweep / "trials" / "0002" / "record.json").write_text(json.dumps(record | {"state": "failed", "cause": "x"}))
+    with pytest.raises(RunError, match=r"got one that is failed \(x\)\. Complete: 0001\."):
+        select_trial(sweep, trial="2")
+
+
+def test_a_base_that_cannot_be_compared_is_said_to_be_unverified(tmp_path):
+    base = copy_base(tmp_path / "base")
+    sweep = write_sweep(tmp_path / "s", model={"name": str(base)})
+    path = sweep / "trials" / "0001" / "record.json"
+    record = json.loads(path.read_text())
+    record["base"] = {"name": "Qwen/Qwen3-0.6B", "revision": "main", "hash": "hub:Qwen/Qwen3-0.6B@main"}
+    path.write_text(json.dumps(record))
+    (note,) = select_trial(sweep).notes
+    assert note.startswith("the base could not be verified: the adapter was trained on hub:Qwen/Qwen3-0.6B@main, and")
+    assert note in write_alone(sweep, tmp_path / "b").notes
 
 
 def test_an_adapter_that_is_not_whole_is_refused(sweep):

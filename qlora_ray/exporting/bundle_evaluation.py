@@ -1,0 +1,103 @@
+"""Which evaluation goes into a bundle: one of this adapter, and of this merged model, or none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.config.schema import Model
+from qlora_ray.exporting.selection import Selection
+from qlora_ray.modeling.identity import hash_adapter
+from qlora_ray.modeling.loading import hash_base
+from qlora_ray.runs import read_json, write_json
+
+EVALUATION = "evaluation.json"
+TABLE = "evaluation.md"
+SETTINGS = "settings.json"
+MERGED = "merged"
+# Of the keys of evaluation.json these tell of models by name elsewhere than in lists of scores.
+_OF_ALL_MODELS = ("exports", "lm_eval")
+
+
+def evaluation_beside(to: Path) -> Path:
+    """Where `evaluate` writes what it finds of a bundle: beside the folder."""
+    return to.parent / f"{to.name}-evaluation"
+
+
+def take_evaluation(selection: Selection, folder: Path, *, to: Path, notes: list[str]) -> dict[str, Any] | None:
+    """Copies the evaluation of this very adapter into a bundle, and returns it.
+
+    The one beside the bundle goes first: it is of the merged model too, which is the same file if it was merged the
+    same way again. Figures of another merged model are left out.
+
+    Args:
+        folder: The bundle being written, with `adapter` and, if there is one, `merged`.
+        to: The bundle's folder by its own name.
+        notes: Takes a sentence for what was left out.
+    """
+    adapter = hash_adapter(folder / "adapter")
+    merged = hash_base(Model(name=str((folder / MERGED).absolute()))) if (folder / MERGED).is_dir() else None
+    beside = evaluation_beside(to)
+    found = _read(beside)
+    if found is not None:
+        problem = _problem(beside, found, adapter=adapter, merged=merged)
+        if problem is None:
+            _copy(beside, folder)
+            return found
+        notes.append(f"{beside} is of another {problem}: it was left out")
+    source = selection.evaluation
+    found = _read(source)
+    if found is None:
+        return None
+    problem = _problem(source, found, adapter=adapter, merged=merged)
+    if problem is None:
+        _copy(source, folder)
+        return found
+    if problem != "merged model":
+        notes.append(f"{source} is of another {problem}, not of trial {selection.trial}'s: it was left out")
+        return None
+    notes.append(f"{source}: its figures of a merged model are of another one than is in this bundle: left out")
+    rest = _without_merged(found)
+    if not rest["scores"]:
+        return None
+    target = folder / "evaluation"
+    target.mkdir()
+    write_json(target / EVALUATION, rest)
+    return rest
+
+
+def _read(source: Path) -> dict[str, Any] | None:
+    path = source / EVALUATION
+    found = read_json(path) if path.is_file() else None
+    return found if isinstance(found, dict) else None
+
+
+def _problem(source: Path, evaluation: dict[str, Any], *, adapter: str, merged: str | None) -> str | None:
+    """Of what the evaluation is another's: adapter or merged model; None if it is of these."""
+    if (evaluation.get("target") or {}).get("adapter") != adapter:
+        return "adapter"
+    if not any(row.get("model") == MERGED for row in evaluation.get("scores", [])):
+        return None
+    settings = read_json(source / SETTINGS) if (source / SETTINGS).is_file() else {}
+    evaluated = ((settings.get("models") or {}).get(MERGED) or {}).get("hash")
+    return None if merged is not None and evaluated == merged else "merged model"
+
+
+def _without_merged(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation without the figures of its merged model; answers and benchmarks of all models go with them."""
+    rest = {key: value for key, value in evaluation.items() if key not in _OF_ALL_MODELS}
+    rest["scores"] = [row for row in evaluation.get("scores", []) if row["model"] != MERGED]
+    pairs = evaluation.get("comparisons", [])
+    rest["comparisons"] = [one for one in pairs if MERGED not in (one["base_model"], one["tuned_model"])]
+    rest["models"] = {name: how for name, how in (evaluation.get("models") or {}).items() if name != MERGED}
+    rest["verdict"] = next((one["verdict"] for one in rest["comparisons"] if one["base_model"] == "base"), None)
+    return rest
+
+
+def _copy(source: Path, folder: Path) -> None:
+    target = folder / "evaluation"
+    target.mkdir()
+    for name in (EVALUATION, TABLE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
