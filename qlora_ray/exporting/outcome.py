@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from qlora_ray.exporting.inventory import Bundle
 
 
@@ -20,12 +22,15 @@ def describe_bundle(bundle: Bundle) -> list[str]:
 
 def next_commands(bundle: Bundle, *, is_pushed: bool) -> list[str]:
     """Commands that make sense now, a line each."""
-    lines = [
-        f"evaluate it:  python -m qlora_ray.evaluate {bundle.folder}",
-        "              then export again: its figures go on the card",
-    ]
+    folder = shlex.quote(str(bundle.folder))
+    lines = []
+    if not any(file["path"].startswith("evaluation/") for file in bundle.inventory["files"]):
+        lines += [
+            f"evaluate it:  python -m qlora_ray.evaluate {folder}",
+            "              then export again: its figures go on the card",
+        ]
     if not is_pushed:
-        lines.append(f"push it:      python -m qlora_ray.export {bundle.folder} --push USER/{bundle.name}")
+        lines.append(f"push it:      python -m qlora_ray.export {folder} --push USER/{bundle.name}")
     return lines
 
 

@@ -13,7 +13,7 @@ from qlora_ray.errors import ModelError
 from qlora_ray.modeling.loading import hash_base
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,31 @@ def read_adapter(folder: Path) -> AdapterFacts:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA" or not isinstance(config.get("r"), int):
         raise ModelError(f"{path}: must describe a LoRA adapter, got peft_type {kind!r}. Give a LoRA adapter.")
-    if not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         # A .bin file is a pickle, which can run code when it is read.
-        raise ModelError(f"{folder}: an adapter must have {ADAPTER_WEIGHTS[0]}, got none. Save it as safetensors.")
+        raise ModelError(f"{folder}: an adapter must have {ADAPTER_WEIGHTS}, got none. Save it as safetensors.")
+    _check_whole(folder / ADAPTER_WEIGHTS)
     return AdapterFacts(folder, config.get("base_model_name_or_path") or None, config)
+
+
+def _check_whole(weights: Path) -> None:
+    """Raises ModelError unless the file's header is one, and its tensors fill it; reads no weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        size = weights.stat().st_size
+        raise ModelError(
+            f"{weights}: must be a whole safetensors file, got {size:,} bytes that are none ({error}). "
+            "Restore it, or use another adapter."
+        ) from None
 
 
 def hash_adapter(folder: Path) -> str:
     """sha256 of an adapter's weights."""
-    return hash_file(folder / ADAPTER_WEIGHTS[0])
+    return hash_file(folder / ADAPTER_WEIGHTS)
 
 
 def hash_file(path: Path) -> str:
