@@ -100,10 +100,10 @@ def _shots(text: str) -> str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return number
+    # int() also takes what no one means: 1_000, or digits of other scripts.
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,17 @@ def choose_template(template: str, tokenizer: PreTrainedTokenizerBase) -> Templa
     return Template("custom", "data.template is a text of its own", template)
 
 
-def render(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+def render(
+    example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, *, last_only: bool = False
+) -> list[Piece]:
     """Returns the pieces of one Example: for a conversation, alternating context and answer, from context on.
+
+    Args:
+        example: What is rendered.
+        template: How.
+        tokenizer: Has the chat template.
+        last_only: Whether only the last answer of a chat need be marked, and all before it may be one context: some
+            templates (Qwen3's) render an answer otherwise once the conversation goes on.
 
     Raises:
         DataError: If the chat template refuses the conversation, or renders its beginning otherwise once it goes on, so
@@ -87,7 +96,7 @@ def render(example: Example, template: Template, tokenizer: PreTrainedTokenizerB
     if example.is_text:
         return [Piece(example.turns[0].content, is_trained=True, ends_answer=True)]
     if template.name == "chat":
-        return _render_chat(example, tokenizer)
+        return _render_chat(example, tokenizer, last_only=last_only)
     return _render_rounds(example.turns, _ROUND_RENDERERS[template.name], template)
 
 
@@ -138,14 +147,13 @@ def _fill(text: str, **values: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), text)
 
 
-def _render_chat(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+def _render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, *, last_only: bool) -> list[Piece]:
     messages = [{"role": turn.role, "content": turn.full_content} for turn in example.turns]
+    answers = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
     full = _apply(example, tokenizer, messages, add_generation_prompt=False)
     pieces: list[Piece] = []
     position = 0
-    for index, turn in enumerate(example.turns):
-        if turn.role != "assistant":
-            continue
+    for index in answers[-1:] if last_only else answers:
         before = _apply(example, tokenizer, messages[:index], add_generation_prompt=True)
         after = (
             full

@@ -65,8 +65,11 @@ def tokenize_split(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    last_only: bool = False,
 ) -> tuple[TokenizedSplit, SplitCounts]:
     """Renders and tokenizes a split; rows longer than `max_length` tokens lose their right end.
+
+    `last_only` as in `render`: for rows of which only the last answer is asked.
 
     Returns:
         The split and the counts. A row whose answers were cut away completely is dropped and counted.
@@ -74,7 +77,7 @@ def tokenize_split(
     Raises:
         DataError: If a row cannot be rendered, or no row keeps a trained token.
     """
-    pieces_by_row = [render(example, template, tokenizer) for example in examples]
+    pieces_by_row = [render(example, template, tokenizer, last_only=last_only) for example in examples]
     first_ids = _tokenize_texts({pieces[0].text for pieces in pieces_by_row}, tokenizer)
     later_texts = {piece.text for pieces in pieces_by_row for piece in pieces[1:]}
     later_ids = _tokenize_texts(later_texts, tokenizer, inside_row=True)

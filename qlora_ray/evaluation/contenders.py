@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,19 @@ if TYPE_CHECKING:
 
 # Ours: of free memory, what the dequantized copy of a 4-bit base may take, so that caches and logits find room too.
 DENSE_SHARE = 0.5
-# What PEFT's own layers do and packed layers do not (adapter_config.json, peft 0.21).
-UNPACKABLE = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out",
-              "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora")  # fmt: skip
+# What PEFT's own layers do and packed layers do not, beside what cannot be trained in a pack (adapter_config.json, peft
+# 0.21).
+PEFT_ONLY = (
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+    "fan_in_fan_out",
+    "target_parameters",
+    "use_qalora",
+)
+# Values of init_lora_weights that leave the base as it is; the others take a part of its weights into A and B when PEFT
+# loads the adapter (peft 0.21, tuners/lora/layer.py).
+KEEPING_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -50,36 +60,68 @@ class Contender:
 def open_contenders(lineup: Lineup, names: Sequence[ModelName]) -> Generator[Contender]:
     """Yields the models in turn; each is gone before the next is loaded, but base and adapter share one base.
 
-    The adapter is tried on the base before the base is handed out: what does not fit is known before any work.
+    The adapter is tried on the base before the base is handed out: what does not fit is known before any work. An
+    adapter that changes the base's own weights gets a base of its own, loaded anew.
 
     Raises:
         ModelError: If a model cannot be loaded, or the adapter does not fit the base.
     """
-    if "base" in names or "adapter" in names:
-        yield from _open_base(lineup, names)
+    adapter = lineup.subject.adapter if "adapter" in names else None
+    if adapter is not None and changes_base(adapter):
+        if "base" in names:
+            yield from _open_base(lineup, ["base"], None)
+            free_memory()
+        yield from _open_changed(lineup, adapter)
+        free_memory()
+    elif "base" in names or adapter is not None:
+        yield from _open_base(lineup, names, adapter)
         free_memory()
     if "merged" in names:
         yield from _open_merged(lineup)
         free_memory()
 
 
-def _open_base(lineup: Lineup, names: Sequence[ModelName]) -> Generator[Contender]:
-    subject = lineup.subject
-    assert subject.base is not None
-    spec = lineup.specs["base"]
-    loaded = load_base(subject.base, quantization=spec, device=lineup.torch_device)
-    adapter = subject.adapter if "adapter" in names else None
+def changes_base(adapter: Path) -> bool:
+    """Whether loading this adapter changes the base's own weights or layers, so that taking it off leaves another base.
+
+    Biases and tokens are trained in place, and some ways of initializing take a part out of the base's weights.
+    """
+    config = read_adapter(adapter).config
+    keeps_weights = config.get("init_lora_weights", True) in KEEPING_INITS and config.get("bias", "none") == "none"
+    return not keeps_weights or bool(config.get("trainable_token_indices") or config.get("layer_replication"))
+
+
+def _open_base(lineup: Lineup, names: Sequence[ModelName], adapter: Path | None) -> Generator[Contender]:
+    loaded = _load_base(lineup)
     if adapter is not None:
         with _fitting_adapter(loaded, adapter):
             pass
     fused = _hold_dequantized(loaded, adapter, lineup.device)
     way = "its 4-bit weights held dequantized" if fused is not None else "as transformers and PEFT load it"
-    how = f"{_describe(loaded, lineup.precision)}, {subject.quantization_reason}, on {lineup.device.name}; {way}"
+    how = _how(lineup, loaded, way)
     with _few_threads(loaded):
         for name in names:
             if name != "merged":
                 with _attached(loaded, adapter if name == "adapter" else None, fused) as model:
                     yield Contender(name, model, loaded.tokenizer, lineup.precision.name, how)
+
+
+def _open_changed(lineup: Lineup, adapter: Path) -> Generator[Contender]:
+    """An adapter that changes its base, put on once: a second time it would change what it has changed."""
+    loaded = _load_base(lineup)
+    how = _how(lineup, loaded, "as transformers and PEFT load it, on a base of its own, which it changes")
+    with _few_threads(loaded), _fitting_adapter(loaded, adapter) as model:
+        yield Contender("adapter", model, loaded.tokenizer, lineup.precision.name, how)
+
+
+def _load_base(lineup: Lineup) -> LoadedBase:
+    assert lineup.subject.base is not None
+    return load_base(lineup.subject.base, quantization=lineup.specs["base"], device=lineup.torch_device)
+
+
+def _how(lineup: Lineup, loaded: LoadedBase, way: str) -> str:
+    described = _describe(loaded, lineup.precision)
+    return f"{described}, {lineup.subject.quantization_reason}, on {lineup.device.name}; {way}"
 
 
 def _open_merged(lineup: Lineup) -> Generator[Contender]:
@@ -128,21 +170,24 @@ def _attached(loaded: LoadedBase, adapter: Path | None, fused: Any) -> Iterator[
 
 
 @contextmanager
-def _fitting_adapter(loaded: LoadedBase, adapter: Path) -> Iterator[None]:
+def _fitting_adapter(loaded: LoadedBase, adapter: Path) -> Iterator[Any]:
     """The adapter on the base; what PEFT raises or only warns of when it does not fit becomes one line."""
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            with saved_adapter(loaded, adapter):
-                pass
-    except (RuntimeError, ValueError, KeyError) as error:
-        if type(error).__name__ == "OutOfMemoryError":
+    import torch
+
+    with ExitStack() as stack:
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model = stack.enter_context(saved_adapter(loaded, adapter))
+        except torch.OutOfMemoryError:
             raise
-        raise _misfit(adapter, loaded, str(error)) from None
-    missing = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
-    if missing:
-        raise _misfit(adapter, loaded, missing[0])
-    yield
+        except Exception as error:
+            # PEFT has no class of its own for a file that it cannot use: ValueError, TypeError, ImportError and others.
+            raise _misfit(adapter, loaded, str(error) or type(error).__name__) from None
+        missing = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
+        if missing:
+            raise _misfit(adapter, loaded, missing[0])
+        yield model
 
 
 def _misfit(adapter: Path, loaded: LoadedBase, cause: str) -> ModelError:
@@ -179,8 +224,12 @@ def _hold_dequantized(loaded: LoadedBase, adapter: Path | None, device: DevicePr
 
 
 def _is_packable(adapter: Path) -> bool:
+    from qlora_ray.training.fused.adapters import UNPACKABLE
+
     config = read_adapter(adapter).config
-    return isinstance(config["target_modules"], list) and not any(config.get(key) for key in UNPACKABLE)
+    return isinstance(config.get("target_modules"), list) and not any(
+        config.get(key) for key in (*UNPACKABLE, *PEFT_ONLY)
+    )
 
 
 def _lora_of(adapter: Path | None) -> list[Lora]:

@@ -57,8 +57,9 @@ def run_evaluation(options: Options, *, console: Console, is_live: bool) -> Outc
     folder = options.to or plan.subject.to
     journal = Journal(folder, describe_settings(plan))
     if options.fresh:
-        journal.clear()
-    journal.check()
+        journal.check_folder()
+    else:
+        journal.check()
     _print_plan(console, plan, folder)
     session = Session(
         journal,
@@ -67,13 +68,17 @@ def run_evaluation(options: Options, *, console: Console, is_live: bool) -> Outc
         loss_batch_size=plan.config.training.per_device_eval_batch_size,
         is_live=is_live,
     )
-    _ask(session, plan, options)
-    with journal.lock():
+    with journal.hold():
+        if options.fresh:
+            journal.clear()
+        # Again: another run may have been there since.
+        journal.check()
+        _ask(session, plan, options)
         return _conclude(journal, plan, options, console)
 
 
 def _ask(session: Session, plan: Plan, options: Options) -> None:
-    """Loads each model that has something left to do, and runs it; the folder is made once the first one is there."""
+    """Loads each model that has something left to do, and runs it; nothing is written before the first one is there."""
     import torch
 
     from qlora_ray.evaluation.harness import is_finished, run_harness
@@ -86,34 +91,30 @@ def _ask(session: Session, plan: Plan, options: Options) -> None:
         or not is_finished(journal, name, options.tasks, limit=options.num_rows)
     ]
     if not left:
-        journal.create()
-        with journal.lock():
-            journal.write_settings()
+        journal.write_settings()
         return
     session.console.progress(f"loading {left[0]} ...")
     try:
         with closing(open_contenders(plan.lineup, left)) as contenders:
             contender: Contender | None = next(contenders)
-            journal.create()
-            with journal.lock():
-                journal.write_settings()
-                while contender is not None:
-                    journal.note_loaded(contender.name, contender.how)
-                    for one in plan.sets:
-                        rate = session.run(contender, one)
-                        _tell_score(session.console, plan, journal, contender.name, one, rate)
-                    if options.tasks:
-                        session.console.progress(f"{contender.name}  lm-eval ...")
-                        batch_size = session.evaluate.batch_size
-                        run_harness(journal, contender, options.tasks, limit=options.num_rows, batch_size=batch_size)
-                    # Let go of it first: the next model may need its memory.
-                    contender = None
-                    contender = next(contenders, None)
+            journal.write_settings()
+            while contender is not None:
+                journal.note_loaded(contender.name, contender.how)
+                for one in plan.sets:
+                    rate = session.run(contender, one)
+                    _tell_score(session.console, plan, journal, contender.name, one, rate)
+                if options.tasks:
+                    session.console.progress(f"{contender.name}  lm-eval ...")
+                    batch_size = session.evaluate.batch_size
+                    run_harness(journal, contender, options.tasks, limit=options.num_rows, batch_size=batch_size)
+                # Let go of it first: the next model may need its memory.
+                contender = None
+                contender = next(contenders, None)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"evaluation: {plan.lineup.device.name} must have room for a model and one row, got "
-            f"{str(error).splitlines()[0].rstrip('.')}. Free the device or lower evaluate.max_new_tokens, and run it "
-            "again: it goes on."
+            f"{str(error).splitlines()[0].rstrip('.')}. Free the device and run it again: it goes on; or lower "
+            "evaluate.max_new_tokens with --fresh."
         ) from None
     finally:
         session.console.end_progress()

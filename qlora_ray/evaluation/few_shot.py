@@ -69,7 +69,7 @@ class FewShot:
         num_dropped = 0
         for num in range(num_shots, 0, -1):
             examples = [self._prepend(self.asked[row], self.drawn[:num]) for row in left]
-            found = tokenize_whole(own.name, examples, template=self.template, tokenizer=self.tokenizer)
+            found = tokenize_whole(own.name, examples, template=self.template, tokenizer=self.tokenizer, last_only=True)
             too_long = []
             for row, ids, mask, prompt in zip(
                 left, found.input_ids, found.completion_mask, found.prompt_ids, strict=True
@@ -110,14 +110,21 @@ def find_examples(
 
 
 def tokenize_whole(
-    name: str, examples: Sequence[Example], *, template: Template, tokenizer: PreTrainedTokenizerBase
+    name: str,
+    examples: Sequence[Example],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    last_only: bool = False,
 ) -> TokenizedSplit:
-    """The examples as tokens, none of them cut.
+    """The examples as tokens, none of them cut; `last_only` as in `data.templates.render`.
 
     Raises:
         DataError: If one cannot be rendered, or its answer has no token.
     """
-    rows, _ = tokenize_split(name, examples, template=template, tokenizer=tokenizer, max_length=sys.maxsize)
+    rows, _ = tokenize_split(
+        name, examples, template=template, tokenizer=tokenizer, max_length=sys.maxsize, last_only=last_only
+    )
     if len(rows) != len(examples):
         raise DataError(
             f"{name}: every row must have an answer of at least one token, got {len(examples) - len(rows)} without. "

@@ -20,6 +20,8 @@ PATH_KEYS = (
     ("data", "test"),
     ("evaluate", "database"),
 )
+# The key that lets a model's own code run.
+TRUST = "model.trust_remote_code"
 
 
 def read_intent(manifest: dict[str, Any] | None, *, config: Path | None, overrides: Sequence[str]) -> SweepConfig:
@@ -43,16 +45,41 @@ def read_intent(manifest: dict[str, Any] | None, *, config: Path | None, overrid
     return validate_document(document)
 
 
+def distrust(config: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+    """Returns a config that came with the target, without the right to run the model's code, and a note if it had it.
+
+    The target may be a stranger's: only the user's own --set or --config may let its code run.
+    """
+    if not config.model.trust_remote_code or is_overridden(overrides, TRUST):
+        return config, []
+    model = config.model.model_copy(update={"trust_remote_code": False})
+    note = (
+        f"{TRUST}: true came with the target and is not followed; if you trust its code, allow it with --set "
+        f"{TRUST}=true"
+    )
+    return config.model_copy(update={"model": model}), [note]
+
+
 def is_overridden(overrides: Sequence[str], key: str) -> bool:
-    """Whether one of the `a.b=value` texts sets this key, or one under it."""
-    return any(text.split("=", 1)[0].strip().startswith(key) for text in overrides)
+    """Whether one of the `a.b=value` texts sets this key, one under it, or a section that has it."""
+    return any(_sets(*parse_override(text), key) for text in overrides)
+
+
+def _sets(dotted: str, value: Any, key: str) -> bool:
+    if key == dotted or key.startswith(f"{dotted}."):
+        for step in key[len(dotted) :].split(".")[1:]:
+            if not isinstance(value, dict) or step not in value:
+                return False
+            value = value[step]
+        return True
+    return dotted.startswith(f"{key}.")
 
 
 def _anchor(config: dict[str, Any], folder: Path) -> None:
-    """Makes paths that are not found from here ones of the folder the sweep was started in, where they are there."""
+    """Makes relative paths ones of the folder the sweep was started in, where they are there; else they stay."""
     for section, key in PATH_KEYS:
-        value = config.get(section, {}).get(key)
-        if not isinstance(value, str) or value == "embedded":
-            continue
-        if not Path(value).expanduser().exists() and (folder / value).exists():
+        value = (config.get(section) or {}).get(key)
+        # `test` may be a split of a hub dataset, whatever is called so there.
+        may_be_path = isinstance(value, str) and (key not in ("validation", "test") or "/" in value or "." in value)
+        if may_be_path and value != "embedded" and (folder / value).exists():
             config[section][key] = str(folder / value)

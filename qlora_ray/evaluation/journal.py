@@ -6,11 +6,10 @@ import fcntl
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.subjects import MODEL_NAMES
@@ -20,6 +19,7 @@ from qlora_ray.runs.files import read_lines, to_plain_json
 SETTINGS = "settings.json"
 LOCK = ".lock"
 RESULTS = ("evaluation.json", "evaluation.md", "stats.json", "answers.html")
+TASKS = "lm_eval.json"
 # Raise it when the same settings give other rows.
 FORMAT = 1
 # What a second run may add to: more models, more prompt sets.
@@ -40,16 +40,29 @@ class Journal:
         self.folder = folder
         self.settings = {"format": FORMAT, **to_plain_json(settings)}
 
+    def check_folder(self) -> dict[str, Any] | None:
+        """Returns the settings of the evaluation that is there, if there is one.
+
+        Raises:
+            RunError: If the folder holds anything but an evaluation.
+        """
+        if not self.folder.exists():
+            return None
+        try:
+            before = _read_settings(self.folder / SETTINGS)
+            # A lock alone is of an evaluation that never got to its first model.
+            is_other = not self.folder.is_dir() or any(one.name != LOCK for one in self.folder.iterdir())
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be read: {error.strerror}. Choose another --to.") from None
+        if before is None and is_other:
+            raise RunError(f"{self.folder}: must be empty or an evaluation, got other files. Choose another --to.")
+        return before
+
     def check(self) -> None:
         """Raises RunError if the folder holds anything but the beginning of this very evaluation."""
-        path = self.folder / SETTINGS
-        if not path.exists():
-            # The lock says that an evaluation was here before, and was cleared or never got further.
-            is_ours = (self.folder / LOCK).exists()
-            if self.folder.exists() and not is_ours and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise RunError(f"{self.folder}: must be empty or an evaluation, got other files. Choose another --to.")
+        before = self.check_folder()
+        if before is None:
             return
-        before = read_json(path)
         self.settings["loaded"] = {**before.get("loaded", {}), **self.settings.get("loaded", {})}
         difference = _first_difference(before, self.settings)
         if difference is None:
@@ -63,36 +76,74 @@ class Journal:
                 "Choose another --to, or start again with --fresh."
             )
         raise RunError(
-            f"{path}: {key} must stay what the rows there were made with ({was}), got {now}. "
+            f"{self.folder / SETTINGS}: {key} must stay what the rows there were made with ({was}), got {now}. "
             "Go on with that, choose another --to, or start again with --fresh."
         )
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the folder for this process; raises RunError if another one has it."""
-        with (self.folder / LOCK).open("w") as stream:
+    def hold(self) -> Iterator[None]:
+        """Makes the folder and holds it for this process; a folder that nothing was written to is taken away again.
+
+        Raises:
+            RunError: If it cannot be written, or another process has it.
+        """
+        made = [one for one in (self.folder, *self.folder.parents) if not one.exists()]
+        stream = self._lock()
+        try:
+            yield
+        finally:
+            if made and self.folder.is_dir() and [one.name for one in self.folder.iterdir()] == [LOCK]:
+                (self.folder / LOCK).unlink()
+                for folder in made:
+                    if any(folder.iterdir()):
+                        break
+                    folder.rmdir()
+            stream.close()
+
+    def _lock(self) -> IO[str]:
+        path = self.folder / LOCK
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stream = path.open("w")
+            except OSError as error:
+                raise RunError(
+                    f"--to {self.folder}: cannot be written: {error.strerror}. Choose another folder."
+                ) from None
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                # Not one that its owner has just taken away with the folder.
+                if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+                    return stream
+                stream.close()
+            except BlockingIOError:
+                stream.close()
                 raise RunError(f"{self.folder}: another evaluation runs there. Wait for it, or stop it.") from None
-            yield
-
-    def create(self) -> None:
-        """Makes the folder; raises RunError if it cannot be made."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"--to {self.folder}: cannot be made: {error.strerror}. Choose another folder.") from None
+            except OSError as error:
+                stream.close()
+                raise RunError(f"{path}: cannot be locked: {error.strerror}. Choose another --to.") from None
 
     def clear(self) -> None:
-        """Removes what an evaluation writes, and nothing else; raises RunError if another process writes there."""
-        if not (self.folder / SETTINGS).exists():
+        """Removes the rows and results of the evaluation that is there, and nothing else; then it is this one's folder.
+
+        The caller holds it.
+
+        Raises:
+            RunError: If the folder is not an evaluation's, or something cannot be removed.
+        """
+        if self.check_folder() is None:
             return
-        with self.lock():
+        try:
             for model in MODEL_NAMES:
-                shutil.rmtree(self.folder / model, ignore_errors=True)
-            for name in (*RESULTS, SETTINGS):
-                (self.folder / name).unlink(missing_ok=True)
+                home = self.folder / model
+                for path in (*home.glob("*.jsonl"), home / TASKS):
+                    path.unlink(missing_ok=True)
+                if home.is_dir() and not home.is_symlink() and not any(home.iterdir()):
+                    home.rmdir()
+        except OSError as error:
+            raise RunError(f"{error.filename}: cannot be removed: {error.strerror}. Choose another --to.") from None
+        # Last, and not taken away before: a folder with rows always has the settings of the last of them.
+        self.write_settings()
 
     def write_settings(self) -> None:
         """Writes settings.json; the results of an earlier run, which may be of fewer models, are taken away."""
@@ -133,13 +184,24 @@ class Journal:
 
     def tasks_path(self, model: str) -> Path:
         """Where the results of lm-evaluation-harness tasks are kept."""
-        return self.folder / model / "lm_eval.json"
+        return self.folder / model / TASKS
 
     def _answers(self, model: str, prompts: str) -> Path:
         return self.folder / model / f"{prompts}.jsonl"
 
     def _losses(self, model: str, prompts: str) -> Path:
         return self.folder / model / f"{prompts}.losses.jsonl"
+
+
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    """An evaluation's settings; None where there are none: others have files of that name too."""
+    try:
+        written = read_json(path)
+    except RunError:
+        return None
+    if not isinstance(written, dict) or "format" not in written or not isinstance(written.get("target"), dict):
+        return None
+    return written if all(isinstance(written.get(key, {}), dict) for key in (*GROWING, "loaded")) else None
 
 
 def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:

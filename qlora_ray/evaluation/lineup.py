@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
-from qlora_ray.evaluation.subjects import MERGE_REPORT, ModelName, Subject, read_model_config
+from qlora_ray.evaluation.folders import read_model_config
+from qlora_ray.evaluation.subjects import MERGE_REPORT, ModelName, Subject
 from qlora_ray.hardware import DeviceProfile, Precision, choose_precision
-from qlora_ray.modeling.identity import ADAPTER_WEIGHTS, check_base, read_adapter
+from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
 from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name
 from qlora_ray.modeling.quantization import Precision as PrecisionName
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
@@ -87,11 +87,6 @@ def make_lineup(subject: Subject, names: Sequence[ModelName], *, device: DeviceP
         model = subject.config.model.model_copy(update={"name": str(subject.merged), "revision": None})
         specs["merged"] = _own_spec(model, device)
     return Lineup(subject, device, precision, specs)
-
-
-def hash_adapter(folder: Path) -> str:
-    """sha256 of the adapter's weights."""
-    return hashlib.sha256((folder / ADAPTER_WEIGHTS[0]).read_bytes()).hexdigest()
 
 
 def _check_merged(subject: Subject, merged: Path) -> None:

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Data, Model, SweepConfig
+from qlora_ray.config.schema import Model, SweepConfig
 from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
 from qlora_ray.errors import ConfigError, ModelError, PlacementError
 from qlora_ray.evaluation.custom import load_metric
 from qlora_ray.evaluation.generation import count_limited, max_positions
-from qlora_ray.evaluation.intent import is_overridden
+from qlora_ray.evaluation.intent import TRUST, is_overridden
 from qlora_ray.evaluation.lineup import Lineup, hash_adapter, make_lineup
 from qlora_ray.evaluation.lm_eval import check_installed
 from qlora_ray.evaluation.measurement import Metric
 from qlora_ray.evaluation.metrics import check_references, resolve_data_metrics, resolve_metrics
+from qlora_ray.evaluation.notes import note_weaknesses
 from qlora_ray.evaluation.prompting import PromptSet, choose_split, make_file_set, make_prompt_sets
 from qlora_ray.evaluation.subjects import MODEL_NAMES, ModelName, Request, Subject, find_subject
-from qlora_ray.evaluation.verdict import CHOSEN_ON_THEM
 from qlora_ray.hardware import DeviceProfile, probe_node
 from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.loading import cannot_load, load_tokenizer, resolve_model_name
@@ -98,13 +98,19 @@ def make_plan(options: Options) -> Plan:
     subject = find_subject(options.target, options.request)
     names = _choose_models(options, subject)
     config = subject.config
-    lineup = make_lineup(subject, names, device=_choose_device())
-    main = subject.base if subject.base is not None else lineup.merged_model
-    tokenizer = load_tokenizer(main)
-    _check_same_tokens(lineup, names, tokenizer)
+    try:
+        lineup = make_lineup(subject, names, device=_choose_device())
+        main = subject.base if subject.base is not None else lineup.merged_model
+        tokenizer = load_tokenizer(main)
+        _check_same_tokens(lineup, names, tokenizer)
+        positions = _read_max_positions(main)
+    except ModelError as error:
+        # That its code may not run can be why it cannot be loaded.
+        distrusted = [note for note in subject.notes if note.startswith(TRUST)]
+        raise ModelError(" ".join([str(error), *(f"Note: {note}." for note in distrusted)])) from None
     prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
     split, reason = choose_split(prepared, options.split)
-    asked = _Asked(options, config, tokenizer, _read_max_positions(main), [load_metric(one) for one in options.metrics])
+    asked = _Asked(options, config, tokenizer, positions, [load_metric(one) for one in options.metrics])
     sets, metrics, words = asked.rows(split, prepared)
     for name in options.prompt_files:
         one, scored_by = asked.file(name)
@@ -124,7 +130,7 @@ def make_plan(options: Options) -> Plan:
         "num_rows": num_rows,
         "fingerprint": prepared.report.fingerprint,
     }
-    notes = [*subject.notes, *_notes(subject, prepared, split, sets, limited)]
+    notes = [*subject.notes, *note_weaknesses(subject, prepared, split, sets, limited)]
     return Plan(subject, names, lineup, rows, sets, metrics, words, limited, notes)
 
 
@@ -162,17 +168,22 @@ class _Asked:
     def file(self, name: str) -> tuple[PromptSet, list[Metric]]:
         """A prompt file, and its metrics: none without references, unless this command asked for some."""
         prompts = make_file_set(name, data=self.config.data, tokenizer=self.tokenizer, max_positions=self.max_positions)
+        overrides = self.options.request.overrides
+        evaluate = self.config.evaluate
         if prompts.has_references:
             references = prompts.rows.references
+            is_asked = any(is_overridden(overrides, key) for key in ("evaluate.metrics", "evaluate.database"))
+            if evaluate.metrics == "auto" and not is_asked:
+                # The database is of the data's questions: those of a file need not be about it.
+                evaluate = evaluate.model_copy(update={"database": None})
             metrics, _ = resolve_metrics(
-                self.config.evaluate,
+                evaluate,
                 trains_on_embedded=False,
                 has_references=True,
                 references=references,
                 custom=self.custom,
             )
             return prompts, metrics
-        overrides = self.options.request.overrides
         if self.custom or is_overridden(overrides, "evaluate.metrics"):
             raise ConfigError(
                 f"--prompts {name}: metrics need a reference in every row, and the file lacks some. "
@@ -238,43 +249,6 @@ def _check_same_tokens(lineup: Lineup, names: Sequence[ModelName], tokenizer: Pr
             f"{lineup.subject.merged}: must have the tokenizer of its base, got {len(own.get_vocab())} tokens for "
             f"{len(tokenizer.get_vocab())}. Merge it again, or evaluate it by itself."
         )
-
-
-def _notes(
-    subject: Subject,
-    prepared: PreparedData,
-    split: TokenizedSplit | None,
-    sets: Sequence[PromptSet],
-    limited: dict[str, tuple[int, int]],
-) -> list[str]:
-    """What weakens the figures, in words."""
-    notes = []
-    if split is not None and subject.manifest is None and subject.config.data == Data():
-        notes.append("the rows are the embedded task's: no sweep or --config names others")
-    written = (subject.manifest or {}).get("data")
-    if written is not None and split is not None and not _is_same(written, prepared, split.name):
-        notes.append(f"{split.name} is not what the sweep had: its rows, template or tokenizer differ")
-    elif written is not None and split is not None and split.name == "validation":
-        notes.append(CHOSEN_ON_THEM)
-    for one in sets:
-        cut, short = limited[one.name]
-        if one.num_dropped_shots:
-            notes.append(f"{one.name}: {one.num_dropped_shots} examples in all were left out for lack of positions")
-        if cut:
-            notes.append(f"{one.name}: {cut} prompts were longer than the model's positions and lost their beginning")
-        if short:
-            notes.append(f"{one.name}: {short} answers had fewer tokens to spend, for lack of positions")
-    return notes
-
-
-def _is_same(written: dict[str, Any], prepared: PreparedData, split: str) -> bool:
-    """Whether the rows are the sweep's: by fingerprint, else by their source's bytes, template and token counts."""
-    report = prepared.report.to_dict()
-    if written["fingerprint"] == report["fingerprint"]:
-        return True
-    keys = ("digests", "num_rows", "num_tokens", "num_completion_tokens")
-    same_counts = all(written[key].get(split) == report[key].get(split) for key in keys)
-    return same_counts and written["template"] == report["template"]
 
 
 def describe_settings(plan: Plan) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def make_file_set(
     examples = [_with_system(prompt, data.system_prompt) for prompt in prompts]
     template = choose_template(data.template, tokenizer)
     stem = find_prompt_file(name).stem
-    rows = tokenize_whole(stem, examples, template=template, tokenizer=tokenizer)
+    rows = tokenize_whole(stem, examples, template=template, tokenizer=tokenizer, last_only=True)
     for prompt, prompt_ids in zip(prompts, rows.prompt_ids, strict=True):
         if max_positions is not None and len(prompt_ids) >= max_positions:
             raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,18 @@ from typing import Any, Literal
 
 from qlora_ray.config.schema import Model, Quantization, SweepConfig
 from qlora_ray.errors import ConfigError, ModelError, RunError
-from qlora_ray.evaluation.intent import is_overridden, read_intent
+from qlora_ray.evaluation.downloads import download_adapter
+from qlora_ray.evaluation.folders import (
+    BUNDLE_CONFIG,
+    MODEL_CONFIG,
+    RECORD,
+    describe_folder,
+    find_bundle_of,
+    find_trial_of,
+    read_manifest,
+    read_record,
+)
+from qlora_ray.evaluation.intent import distrust, is_overridden, read_intent
 from qlora_ray.evaluation.trials import BEST, find_trial
 from qlora_ray.modeling.identity import ADAPTER_CONFIG, read_adapter
 from qlora_ray.modeling.loading import EMBEDDED, resolve_model_name
@@ -19,10 +29,7 @@ from qlora_ray.runs import SweepPaths, read_json
 
 ModelName = Literal["base", "adapter", "merged"]
 MODEL_NAMES: tuple[ModelName, ...] = ("base", "adapter", "merged")
-MODEL_CONFIG = "config.json"
-RECORD = "record.json"
 MERGE_REPORT = "merge_report.json"
-BUNDLE_CONFIG = "sweep.yaml"
 # owner/name, or a name alone, as huggingface_hub.validate_repo_id has it.
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -55,6 +62,7 @@ class Subject:
         quantization_reason: Where that comes from, in words.
         base_hash: The base's fingerprint as the adapter's record has it.
         manifest: The manifest of the sweep it came from.
+        record: The record of the trial that made the adapter.
         to: Where its evaluation is written unless the user says otherwise.
         notes: What the user should know, in words.
     """
@@ -71,6 +79,7 @@ class Subject:
     trial: str | None = None
     base_hash: str | None = None
     manifest: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -89,10 +98,13 @@ def find_subject(target: str, request: Request) -> Subject:
         ConfigError: If the config is wrong.
     """
     folder = Path(target).expanduser()
+    part = find_trial_of(folder)
     if not folder.exists():
         subject = _find_elsewhere(target, request)
-    elif (folder / "manifest.json").is_file():
+    elif read_manifest(folder) is not None:
         subject = _read_sweep(folder, request)
+    elif part is not None and request.trial is None:
+        return find_subject(str(part[0]), replace(request, trial=part[1]))
     elif (folder / ADAPTER_CONFIG).is_file():
         subject = _read_adapter(folder, request)
     elif (folder / "adapter" / ADAPTER_CONFIG).is_file():
@@ -102,65 +114,71 @@ def find_subject(target: str, request: Request) -> Subject:
     else:
         raise RunError(
             f"{target}: must be a sweep (manifest.json), an adapter ({ADAPTER_CONFIG}), a bundle (adapter/) or a model "
-            f"({MODEL_CONFIG}), got {_describe(folder)}. Name one of these, or a hub id."
+            f"({MODEL_CONFIG}), got {describe_folder(folder)}. Name one of these, or a hub id."
         )
     if request.trial is not None and subject.kind != "sweep":
         raise ConfigError(f"--trial {request.trial}: only a sweep has trials, and {target} is of kind {subject.kind}.")
     return _with_merged(subject, request.merged)
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What came with an adapter: its trial's record, and its sweep's config as a manifest or a YAML."""
+
+    record: dict[str, Any] | None = None
+    manifest: dict[str, Any] | None = None
+    config: Path | None = None
+
+
 def _read_sweep(folder: Path, request: Request) -> Subject:
     paths = SweepPaths(folder)
-    manifest = read_json(paths.manifest)
     trial, is_winner = find_trial(paths, request.trial)
     home = paths.best if is_winner else paths.trial(trial).root
-    subject = _with_adapter(home / "adapter", read_json(home / RECORD), manifest, request, path=str(folder))
+    origin = _Origin(read_json(home / RECORD), read_manifest(folder))
+    subject = _with_adapter(home / "adapter", origin, request, path=str(folder))
     return replace(subject, kind="sweep", trial=trial, to=(folder if is_winner else home) / "evaluation")
 
 
 def _read_adapter(folder: Path, request: Request) -> Subject:
     folder = folder.resolve()
-    record_path = next((path for path in (folder / RECORD, folder.parent / RECORD) if path.is_file()), None)
-    record = read_json(record_path) if record_path else None
+    bundle = find_bundle_of(folder)
+    if bundle is not None and folder.name == "adapter":
+        return replace(_read_bundle(bundle, request), kind="adapter", path=str(folder), merged=None)
     # results/X/best/adapter and results/X/trials/0005/adapter.
-    sweep = next((up for up in folder.parents[1:3] if (up / "manifest.json").is_file()), None)
-    manifest = read_json(sweep / "manifest.json") if sweep else None
-    subject = _with_adapter(folder, record, manifest, request, path=str(folder))
+    sweep = next((up for up in folder.parents[1:3] if read_manifest(up) is not None), None)
+    origin = _Origin(read_record(folder, folder.parent), read_manifest(sweep) if sweep else None)
+    subject = _with_adapter(folder, origin, request, path=str(folder))
     is_best = sweep is not None and folder.parent == sweep / BEST
     to = sweep if sweep is not None and is_best else folder.parent
-    trial = record.get("trial") if record else None
-    return replace(subject, to=to / "evaluation", trial=trial)
+    return replace(subject, to=to / "evaluation")
 
 
 def _read_bundle(folder: Path, request: Request) -> Subject:
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
-    manifest_path = next((up / "manifest.json" for up in folder.resolve().parents[:2]
-                          if (up / "manifest.json").is_file()), None)  # fmt: skip
-    manifest = read_json(manifest_path) if manifest_path else None
-    if manifest is None and request.config is None and (folder / BUNDLE_CONFIG).is_file():
-        request = replace(request, config=folder / BUNDLE_CONFIG)
-    subject = _with_adapter(folder / "adapter", record, manifest, request, path=str(folder))
+    manifest = next(filter(None, map(read_manifest, folder.resolve().parents[:2])), None)
+    own = folder / BUNDLE_CONFIG
+    origin = _Origin(read_record(folder), manifest, own if manifest is None and own.is_file() else None)
+    subject = _with_adapter(folder / "adapter", origin, request, path=str(folder))
     merged = folder / "merged"
     return replace(
         subject,
         kind="bundle",
-        trial=record.get("trial") if record else None,
         merged=merged if (merged / MODEL_CONFIG).is_file() else None,
         # Beside it, not in it: a bundle lists its files with their hashes.
         to=folder.parent / f"{folder.name}-evaluation",
     )
 
 
-def _with_adapter(
-    adapter: Path, record: dict[str, Any] | None, manifest: dict[str, Any] | None, request: Request, *, path: str
-) -> Subject:
+def _with_adapter(adapter: Path, origin: _Origin, request: Request, *, path: str) -> Subject:
     """A subject of kind adapter: its base by name, stored as its record says."""
     facts = read_adapter(adapter)
-    config = read_intent(manifest, config=request.config, overrides=request.overrides)
+    file = request.config or origin.config
+    config = read_intent(origin.manifest, config=file, overrides=request.overrides)
     notes: list[str] = []
-    written = (record or {}).get("base") or {}
+    if request.config is None:
+        config, notes = distrust(config, request.overrides)
+    written = (origin.record or {}).get("base") or {}
     is_chosen = is_overridden(request.overrides, "model.name") or (
-        "name" in config.model.model_fields_set and (manifest is not None or request.config is not None)
+        "name" in config.model.model_fields_set and (origin.manifest is not None or file is not None)
     )
     if is_chosen:
         name, revision = config.model.name, config.model.revision
@@ -172,10 +190,16 @@ def _with_adapter(
         raise ModelError(f"{adapter}: must name its base, got none. Name it with --set model.name=.")
     base = config.model.model_copy(update={"name": name, "revision": revision})
     _check_there(base, where=str(adapter))
-    quantization, reason = _quantization_of(config, record, manifest, request)
+    quantization, reason = _quantization_of(config, origin, request)
     if not reason:
         reason = "nf4 with double quantization, QLoRA's own: no record says how it was trained"
         notes.append(f"{adapter}: loaded on {reason}; --set model.quantization.method= says otherwise")
+    is_asked = request.config is not None and "quantization" in config.model.model_fields_set
+    if is_asked and config.model.quantization.method != quantization.method:
+        notes.append(
+            f"the base is loaded in {quantization.method}, {reason}; --config has {config.model.quantization.method}, "
+            "which only --set model.quantization.method= can ask for"
+        )
     return Subject(
         "adapter",
         path,
@@ -185,33 +209,42 @@ def _with_adapter(
         reason,
         adapter.parent / "evaluation",
         adapter=adapter,
+        trial=(origin.record or {}).get("trial"),
         base_hash=written.get("hash"),
-        manifest=manifest,
+        manifest=origin.manifest,
+        record=origin.record,
         notes=notes,
     )
 
 
-def _quantization_of(
-    config: SweepConfig, record: dict[str, Any] | None, manifest: dict[str, Any] | None, request: Request
-) -> tuple[Quantization, str]:
+def _quantization_of(config: SweepConfig, origin: _Origin, request: Request) -> tuple[Quantization, str]:
     """The adapter's quantization, and where it is from: the command line, its record, its sweep, or nowhere."""
-    ran = ((record or {}).get("ran") or {}).get("quantization")
+    ran = ((origin.record or {}).get("ran") or {}).get("quantization")
     if is_overridden(request.overrides, "model.quantization"):
         return config.model.quantization, "as --set says"
     if ran:
         double = bool(ran.get("double_quantization", True))
         return Quantization(method=ran["method"], double_quantization=double), "as its record says"
-    if manifest is not None or "quantization" in config.model.model_fields_set:
+    if origin.manifest is not None or "quantization" in config.model.model_fields_set:
         return config.model.quantization, "as the config says"
     return Quantization(), ""
 
 
 def _read_model(folder: Path, request: Request) -> Subject:
     config = read_intent(None, config=request.config, overrides=request.overrides)
-    is_merged = (folder / MERGE_REPORT).is_file()
     model = config.model.model_copy(update={"name": str(folder), "revision": None})
-    subject = _plain_model(model, config, path=str(folder), to=folder / "evaluation")
-    return replace(subject, base=None, quantization=None, merged=folder) if is_merged else subject
+    bundle = find_bundle_of(folder)
+    # Beside a bundle, not in it.
+    to = folder / "evaluation" if bundle is None else bundle.parent / f"{bundle.name}-{folder.name}-evaluation"
+    subject = _plain_model(model, config, path=str(folder), to=to)
+    if not (folder / MERGE_REPORT).is_file():
+        return subject
+    if is_overridden(request.overrides, "model.quantization"):
+        raise ConfigError(
+            f"--set model.quantization: {folder} is a merged model, which is evaluated as it is stored. "
+            "Leave it out, or merge with another storage."
+        )
+    return replace(subject, base=None, quantization=None, merged=folder)
 
 
 def _plain_model(model: Model, config: SweepConfig, *, path: str, to: Path) -> Subject:
@@ -229,23 +262,11 @@ def _find_elsewhere(target: str, request: Request) -> Subject:
     config = read_intent(None, config=request.config, overrides=request.overrides)
     to = Path("results") / f"evaluation-{target.replace('/', '--')}"
     if target != EMBEDDED:
-        adapter = _download_adapter(target)
+        adapter = download_adapter(target)
         if adapter is not None:
-            return replace(_read_adapter(adapter, request), path=target, to=to)
+            read = _read_adapter if (adapter / ADAPTER_CONFIG).is_file() else _read_bundle
+            return replace(read(adapter, request), path=target, to=to)
     return _plain_model(config.model.model_copy(update={"name": target}), config, path=target, to=to)
-
-
-def _download_adapter(repository: str) -> Path | None:
-    """The folder of a repository that holds an adapter; None if it holds none, or cannot be asked."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        hf_hub_download(repository, ADAPTER_CONFIG)
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-        # Not an adapter; what else is wrong with the name is said where the model is loaded.
-        return None
 
 
 def _check_there(base: Model, *, where: str) -> None:
@@ -262,28 +283,6 @@ def _with_merged(subject: Subject, merged: Path | None) -> Subject:
     if merged is None:
         return subject
     if not (merged / MODEL_CONFIG).is_file():
-        raise ModelError(f"--merged {merged}: must be a model folder with {MODEL_CONFIG}, got {_describe(merged)}.")
+        found = describe_folder(merged)
+        raise ModelError(f"--merged {merged}: must be a model folder with {MODEL_CONFIG}, got {found}.")
     return replace(subject, merged=merged)
-
-
-def _describe(path: Path) -> str:
-    if not path.exists():
-        return "no such folder"
-    if not path.is_dir():
-        return "a file"
-    names = sorted(one.name for one in path.iterdir())
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"a folder with {', '.join(names[:5])}{more}" if names else "an empty folder"
-
-
-def read_model_config(folder: Path) -> dict[str, Any]:
-    """Returns a model folder's config.json.
-
-    Raises:
-        ModelError: If it cannot be read.
-    """
-    try:
-        written = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / MODEL_CONFIG}: cannot be read: {error}. Save the model again.") from None
-    return dict(written)

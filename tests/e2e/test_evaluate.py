@@ -22,7 +22,10 @@ from qlora_ray.config.schema import Evaluate, Lora, Model
 from qlora_ray.data import prepare_data
 from qlora_ray.evaluate import main
 from qlora_ray.evaluation import resolve_metrics
+from qlora_ray.evaluation.journal import Journal
+from qlora_ray.evaluation.planning import Options, make_plan
 from qlora_ray.evaluation.scoring import score_model
+from qlora_ray.evaluation.verdict import CHOSEN_ON_THEM
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter, saved_adapter
 from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
@@ -86,8 +89,8 @@ def test_the_numbers_are_those_of_plain_peft(sweep: Path, finished: Path) -> Non
     config.evaluate = Evaluate(max_new_tokens=40, batch_size=4, max_rows=NUM_ROWS)
     data = prepare_data(config.data, tokenizer=load_tokenizer(config.model), data_seed=7)
     assert data.test is not None
-    rows = type(data.test)(data.test.name, *(getattr(data.test, name)[:NUM_ROWS] for name in (
-        "input_ids", "completion_mask", "prompt_ids", "references")))  # fmt: skip
+    fields = ("input_ids", "completion_mask", "prompt_ids", "references")
+    rows = type(data.test)(data.test.name, *(getattr(data.test, name)[:NUM_ROWS] for name in fields))
     spec = specify_quantization(config.model.quantization, compute_dtype="fp32")
     base = load_base(config.model, quantization=spec, device="cpu")
     metrics, _ = resolve_metrics(config.evaluate, trains_on_embedded=True, has_references=True)
@@ -258,6 +261,13 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     assert not to.exists()
 
 
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "1_000", "2.5"])
+def test_rows_must_be_a_whole_number(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["embedded", f"--rows={text}"])
+    assert f"argument --rows: must be a whole number above 0, got {text}" in capfd.readouterr().err
+
+
 def test_a_changed_setting_and_a_changed_base_are_refused(
     sweep: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +296,80 @@ def test_fresh_begins_again_with_other_settings(sweep: Path, finished: Path, tmp
     assert len(read_rows(to, "base/0-shot.jsonl")) == 4
     assert not (to / "adapter").exists()
     assert (to / "notes.txt").read_text() == "mine"
+
+
+def test_a_prompt_file_is_not_scored_by_the_database_of_the_rows(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Say yes.", "reference": "Yes, gladly."}\n')
+    options = ["--prompts", str(tmp_path / "mine.jsonl"), "--models", "base", "--to", str(tmp_path / "to")]
+    database = ["--config", str(tmp_path / "mine.yaml")]
+    (tmp_path / "mine.yaml").write_text(f"evaluate: {{database: {embedded.database_path()}}}\n")
+    assert main([str(sweep), *FAST, *options, *database]) == 0
+    scores = {one["prompts"]: one["metrics"] for one in read_json(tmp_path / "to" / "evaluation.json")["scores"]}
+    assert next(iter(scores["0-shot"])) == "sql_execution" and list(scores["mine"]) == ["exact_match"]
+
+
+def test_code_that_came_with_a_target_does_not_run(
+    sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base, bundle, ran = tmp_path / "base", tmp_path / "bundle", tmp_path / "ran"
+    shutil.copytree(embedded.base_path(), base)
+    (base / "conf.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    config = read_json(base / "config.json") | {"model_type": "theirs", "auto_map": {"AutoConfig": "conf.Theirs"}}
+    (base / "config.json").write_text(json.dumps(config))
+    shutil.copytree(sweep / "best" / "adapter", bundle / "adapter")
+    (bundle / "sweep.yaml").write_text(json.dumps({"model": {"name": str(base), "trust_remote_code": True}}))
+    command = [str(bundle), "--rows", "2", "--to", str(tmp_path / "to")]
+    assert main(command) == 2
+    assert "allow it with --set model.trust_remote_code=true" in capfd.readouterr().err
+    assert not ran.exists()
+    # The code is reached where the user says so.
+    assert main([*command, "--set", "model.trust_remote_code=true"]) == 2
+    assert ran.exists()
+
+
+def test_a_bundle_on_validation_rows_says_that_it_was_chosen_on_them(sweep: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(sweep / "best", bundle)
+    config = read_json(sweep / "manifest.json")["config"]
+    (bundle / "sweep.yaml").write_text(json.dumps({"data": {"max_length": config["data"]["max_length"]}}))
+    fingerprint = read_json(sweep / "manifest.json")["data"]["fingerprint"]
+    for written, is_said in ((fingerprint, True), ("another", False)):
+        record = read_json(sweep / "best" / "record.json") | {"dataset": {"fingerprint": written}}
+        (bundle / "record.json").write_text(json.dumps(record))
+        plan = make_plan(Options(str(bundle), split="validation", num_rows=2))
+        assert (CHOSEN_ON_THEM in plan.notes) == is_said
+
+
+def test_an_evaluation_that_ran_meanwhile_is_not_mixed_with(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(sweep), "--models", "base", "--rows", "2", "--to", str(tmp_path / "to"), "--set"]
+    check = Journal.check
+
+    def check_and_run_another(journal: Journal) -> None:
+        check(journal)
+        monkeypatch.setattr(Journal, "check", check)
+        assert main([*command, "evaluate.max_new_tokens=8"]) == 0
+
+    monkeypatch.setattr(Journal, "check", check_and_run_another)
+    assert main([*command, "evaluate.max_new_tokens=4"]) == 2
+    assert "evaluate.max_new_tokens must stay what the rows there were made with (8), got 4" in capfd.readouterr().err
+    assert {row["num_tokens"] <= 4 for row in read_rows(tmp_path / "to", "base/0-shot.jsonl")} == {False}
+
+
+def test_a_full_device_is_one_message_that_can_be_followed(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fill(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    command = [str(sweep), "--models", "base", "--rows", "2", "--to", str(tmp_path / "to")]
+    with monkeypatch.context() as patched:
+        patched.setattr("qlora_ray.evaluation.session.answer_in_batches", fill)
+        assert main([*command, "--set", "evaluate.max_new_tokens=16"]) == 2
+    advice = "Free the device and run it again: it goes on; or lower evaluate.max_new_tokens with --fresh."
+    assert advice in capfd.readouterr().err
+    assert main([*command, "--set", "evaluate.max_new_tokens=8", "--fresh"]) == 0
 
 
 def test_rows_that_are_not_the_sweeps_are_said(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

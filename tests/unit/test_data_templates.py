@@ -138,3 +138,14 @@ def test_a_chat_template_that_refuses_a_role_is_reported_in_its_own_words():
 
 def test_plain_text_is_one_trained_piece(tokenizer):
     assert pieces("auto", tokenizer, Turn("text", "Once upon")) == [("Once upon", True)]
+
+
+def test_where_only_the_last_answer_counts_the_past_may_be_rendered_otherwise():
+    content = "(message['content'] if loop.last or message['role'] == 'user' else 'cut')"
+    unstable = build_byte_level(chat_template=CHATML.replace("message['content']", content))
+    with pytest.raises(DataError, match="must render a conversation's beginning the same"):
+        pieces("chat", unstable, *TWO_ROUNDS)
+    example = Example(TWO_ROUNDS, "a.jsonl:1")
+    found = render(example, choose_template("chat", unstable), unstable, last_only=True)
+    assert [(piece.text.count("cut"), piece.is_trained) for piece in found[:2]] == [(1, False), (0, True)]
+    assert found[1].text == f"{TWO_ROUNDS[-1].content}<|im_end|>"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from model_fixtures import copy_base
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -158,3 +158,35 @@ def test_a_merge_of_another_adapter_is_refused(adapter: Path, tmp_path: Path) ->
     (merged / "merge_report.json").write_text(json.dumps({"adapter": {"sha256": "ab" * 32}}))
     with pytest.raises(ModelError, match=r"got a merge of another adapter \(abababababab\)"):
         make_lineup(subject, subject.available, device=CPU)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{"init_lora_weights": "olora"}, {"init_lora_weights": "pissa"}, {"trainable_token_indices": list(range(6, 26))}],
+)
+def test_an_adapter_that_changes_its_base_leaves_the_bases_own_numbers(tmp_path: Path, lora: dict[str, Any]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(embedded.base_path(), dtype=torch.float32)
+    foreign = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **lora))
+    torch.manual_seed(3)
+    for parameter in foreign.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    foreign.save_pretrained(str(tmp_path / "adapter"))
+    subject = find(tmp_path / "adapter", overrides=["model.name=embedded", "model.quantization.method=none"])
+    lineup = make_lineup(subject, subject.available, device=CPU)
+    found = {one.name: logits_of(one.model) for one in open_contenders(lineup, subject.available)}
+    [alone] = [logits_of(one.model) for one in open_contenders(lineup, ["base"])]
+    _, tuned = peft_logits(tmp_path / "adapter", method="none")
+    torch.testing.assert_close(found["base"], alone)
+    torch.testing.assert_close(found["adapter"], tuned, atol=1e-5, rtol=1e-5)
+    assert (found["base"] - found["adapter"]).abs().max() > 0.01
+
+
+def test_what_peft_cannot_load_at_all_is_one_line(adapter: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    config = json.loads((copy / "adapter_config.json").read_text())
+    # PiSSA takes a part out of weights, which 4-bit weights do not allow: PEFT raises a TypeError.
+    (copy / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
+    with pytest.raises(ModelError, match=r"must be an adapter of this base .* PiSSA"):
+        open_logits(find(copy))

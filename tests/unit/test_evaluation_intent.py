@@ -35,6 +35,21 @@ def test_paths_of_the_sweep_are_found_from_another_folder(tmp_path: Path, monkey
     assert (config.data.test, config.model.name) == ("gone.jsonl", "embedded")
 
 
+def test_a_path_of_the_sweep_is_not_a_namesake_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / "sweep", tmp_path / "here"):
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "here" / "other.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    manifest = make_manifest(tmp_path / "sweep", train="rows.jsonl", test="other.jsonl")
+    config = read_intent(manifest, config=None, overrides=[])
+    assert (config.data.train, config.data.test) == (str(tmp_path / "sweep" / "rows.jsonl"), "other.jsonl")
+    chosen = read_intent(manifest, config=None, overrides=["data.train=rows.jsonl"])
+    assert chosen.data.train == "rows.jsonl"
+
+
 def test_all_wrong_overrides_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.shot is not a known key"):
         read_intent(make_manifest(tmp_path), config=None, overrides=["evaluate.shot=[3]"])
@@ -45,3 +60,6 @@ def test_all_wrong_overrides_are_named(tmp_path: Path) -> None:
 def test_an_override_of_a_key_or_under_it_is_seen() -> None:
     assert is_overridden(["model.quantization.method=none"], "model.quantization")
     assert not is_overridden(["data.train=model.name"], "model.name")
+    assert is_overridden(["model={quantization: {method: int8}}"], "model.quantization")
+    assert not is_overridden(["model={name: x}"], "model.quantization")
+    assert not is_overridden(["model.names=x", "evaluate=null"], "model.name")

@@ -27,8 +27,8 @@ def make_journal(folder: Path, **changes: Any) -> Journal:
 def begin(folder: Path, **changes: Any) -> Journal:
     journal = make_journal(folder, **changes)
     journal.check()
-    journal.create()
-    journal.write_settings()
+    with journal.hold():
+        journal.write_settings()
     return journal
 
 
@@ -97,24 +97,58 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path, changes: di
         make_journal(tmp_path / "to", **changes).check()
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(RunError, match="must be empty or an evaluation, got other files"):
-        make_journal(tmp_path).check()
-    make_journal(tmp_path).clear()
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
+def write_tree(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def read_tree(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.txt": "mine"},
+        {"settings.json": '{"editor.tabSize": 4}', "merged/model.safetensors": "weights", "base/0-shot.jsonl": "mine"},
+        {"settings.json": "[1]"},
+        {"settings.json": "no json", "base/notes.txt": "mine"},
+        {"settings.json": '{"format": 1, "target": {}, "models": [1]}'},
+        # Rows without settings: what they were made with is not known.
+        {".lock": "", "base/0-shot.jsonl": '{"row": 0, "answer": "old"}'},
+    ],
+)
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path, files: dict[str, str]) -> None:
+    write_tree(tmp_path, files)
+    for refused in (make_journal(tmp_path).check, make_journal(tmp_path).clear):
+        with pytest.raises(RunError, match=r"must be empty or an evaluation, got other files\. Choose another --to\.$"):
+            refused()
+    assert read_tree(tmp_path) == files
 
 
 def test_starting_again_removes_what_an_evaluation_wrote_and_nothing_else(tmp_path: Path) -> None:
-    journal = begin(tmp_path / "to")
-    journal.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
-    (tmp_path / "to" / "notes.txt").write_text("mine")
+    to = tmp_path / "to"
+    begin(to).add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
+    begin(to).add_losses("adapter", "0-shot", [{"row": 0, "nll": 1.0, "tokens": 1}])
+    mine = {"notes.txt": "mine", "merged/model.safetensors": "weights", "base/notes/a.txt": "mine"}
+    write_tree(to, {**mine, "base/lm_eval.json": "{}", "evaluation.json": "{}"})
+    journal = make_journal(to, target={"trial": "0002", "adapter": "bb"})
     journal.clear()
-    assert {path.name for path in (tmp_path / "to").iterdir()} == {"notes.txt", ".lock"}
-    with journal.lock():
-        begin(tmp_path / "to")
-        with pytest.raises(RunError, match="another evaluation runs there"):
-            journal.clear()
+    assert read_tree(to).keys() == {*mine, ".lock", "settings.json"}
+    assert not (to / "adapter").exists()
+    journal.check()
+    assert journal.read_answers("base", "0-shot") == {}
+
+
+def test_rows_that_cannot_be_removed_are_not_taken_for_new_ones(tmp_path: Path) -> None:
+    begin(tmp_path)
+    (tmp_path / "base" / "0-shot.jsonl").mkdir(parents=True)
+    changed = make_journal(tmp_path, target={"trial": "0002", "adapter": "bb"})
+    with pytest.raises(RunError, match=r"0-shot\.jsonl: cannot be removed: .*Choose another --to"):
+        changed.clear()
+    with pytest.raises(RunError, match="belongs to another evaluation"):
+        changed.check()
 
 
 def test_old_results_are_gone_once_an_evaluation_begins(tmp_path: Path) -> None:
@@ -126,7 +160,39 @@ def test_old_results_are_gone_once_an_evaluation_begins(tmp_path: Path) -> None:
 
 def test_two_evaluations_cannot_write_one_folder(tmp_path: Path) -> None:
     journal = begin(tmp_path / "to")
-    with journal.lock(), pytest.raises(RunError, match="another evaluation runs there"), journal.lock():
+    other = make_journal(tmp_path / "to")
+    with journal.hold(), pytest.raises(RunError, match="another evaluation runs there"), other.hold():
+        pass
+    with other.hold():
+        pass
+
+
+def test_a_folder_that_nothing_was_written_to_is_taken_away_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), make_journal(tmp_path / "a" / "b").hold():
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with make_journal(tmp_path / "mine").hold():
+        pass
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(RunError, match=r"--to .*to: cannot be written: Not a directory"),
+        make_journal(tmp_path / "file" / "to").hold(),
+    ):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with (
+        pytest.raises(RunError, match="cannot be written: Permission denied"),
+        make_journal(tmp_path / "to").hold(),
+    ):
         pass
 
 

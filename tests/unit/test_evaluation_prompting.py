@@ -9,10 +9,11 @@ import pytest
 from data_tokenizer import build_byte_level
 from transformers import PreTrainedTokenizerFast
 
-from qlora_ray.config.schema import Columns, Data, Evaluate
+from qlora_ray.config.schema import Columns, Data, Evaluate, Model
 from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation.prompting import PromptSet, choose_split, make_file_set, make_prompt_sets
+from qlora_ray.modeling.loading import load_tokenizer
 
 SEED = 7
 
@@ -209,3 +210,32 @@ def test_a_prompt_file_with_a_reference_in_every_row_can_be_scored(
     assert found.has_references and found.rows.references == ["2", "4"]
     part = write_rows(tmp_path / "part.jsonl", [*rows, {"prompt": "3+3?"}])
     assert not make_file_set(part, data=Data(), tokenizer=tokenizer, max_positions=None).has_references
+
+
+# As Qwen3's: the thoughts of an answer are rendered only while it is the last one.
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_shots_of_a_template_that_thinks_in_the_last_turn_only(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(Model())
+    tokenizer.chat_template = THINKING
+    _, sets = make_sets(make_data(tmp_path), tokenizer, shots=[0, 2])
+    rows = sets["2-shot"].rows
+    text = tokenizer.decode(rows.prompt_ids[1])
+    assert text.count("train answer") == 2 and "<think>" not in text
+    assert text.endswith("user\ntest question 1?<|im_end|>\n<|im_start|>assistant\n")
+    for name in ("0-shot", "2-shot"):
+        own = sets[name].rows
+        trained = [token for token, one in zip(own.input_ids[1], own.completion_mask[1], strict=True) if one]
+        assert tokenizer.decode(trained).strip() == "<think>\n\n</think>\n\ntest answer 1<|im_end|>"
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c"))
+    several = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(several) + "\n")
+    asked = make_file_set(tmp_path / "mine.jsonl", data=Data(), tokenizer=tokenizer, max_positions=None)
+    end = "b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(asked.rows.prompt_ids[0]).endswith(end)

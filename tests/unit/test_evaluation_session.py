@@ -35,8 +35,8 @@ def make_prompts(name: str = "0-shot", **changes: Any) -> PromptSet:
 
 def make_session(folder: Path, text: io.StringIO | None = None) -> Session:
     journal = Journal(folder, {"target": {}, "models": {}, "prompts": {}})
-    journal.create()
-    journal.write_settings()
+    with journal.hold():
+        journal.write_settings()
     return Session(journal, Console(text or io.StringIO()), EVALUATE, loss_batch_size=2, is_live=False)
 
 

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.numpy import save_file
 
 from qlora_ray.config import SweepConfig
 from qlora_ray.errors import ConfigError, ModelError, RunError
-from qlora_ray.evaluation.subjects import Request, Subject, find_subject
+from qlora_ray.evaluation.subjects import MODEL_NAMES, Request, Subject, find_subject
 
 INT8 = {"method": "int8", "double_quantization": False}
 
@@ -19,7 +22,7 @@ def write_adapter(folder: Path, *, base: str = "embedded") -> Path:
     folder.mkdir(parents=True)
     facts = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": base, "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(facts))
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    save_file({"lora_A": np.ones((4, 8), dtype=np.float32)}, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -172,3 +175,87 @@ def test_what_is_nothing_of_ours_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "model" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(ModelError, match="must describe a LoRA adapter"):
         find(tmp_path / "model")
+
+
+def write_bundle(folder: Path, config: str = "{}\n") -> Path:
+    write_adapter(folder / "adapter")
+    write_record(folder, "0001")
+    write_model(folder / "merged", merge_report=True)
+    (folder / "sweep.yaml").write_text(config)
+    return folder
+
+
+def test_what_came_with_a_target_cannot_let_its_code_run(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", "model: {trust_remote_code: true}\n")
+    sweep = write_sweep(tmp_path / "x")
+    manifest = json.loads((sweep / "manifest.json").read_text())
+    manifest["config"]["model"]["trust_remote_code"] = True
+    (sweep / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "mine.yaml").write_text("model: {trust_remote_code: true}\n")
+    for target in (bundle, bundle / "adapter", sweep, sweep / "best" / "adapter"):
+        subject = find(target)
+        assert subject.base is not None
+        assert not subject.base.trust_remote_code and not subject.config.model.trust_remote_code
+        assert any("allow it with --set model.trust_remote_code=true" in note for note in subject.notes)
+        for allowed in ({"overrides": ["model.trust_remote_code=true"]}, {"config": tmp_path / "mine.yaml"}):
+            subject = find(target, **allowed)
+            assert subject.base is not None and subject.base.trust_remote_code
+            assert not any("trust" in note for note in subject.notes)
+    assert not find(bundle / "merged").config.model.trust_remote_code
+
+
+def test_a_trials_folder_is_that_trial_of_its_sweep(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "x")
+    for folder, trial, to in (
+        (sweep / "best", "0001", sweep),
+        (sweep / "trials" / "0001", "0001", sweep),
+        (sweep / "trials" / "0002", "0002", sweep / "trials" / "0002"),
+    ):
+        subject = find(folder)
+        assert (subject.kind, subject.trial, subject.to) == ("sweep", trial, to / "evaluation")
+    with pytest.raises(RunError, match="must be a complete trial, got one that is pruned"):
+        find(sweep / "trials" / "0000")
+
+
+def test_the_parts_of_a_bundle_are_evaluated_beside_it(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "mine", "data: {max_length: 55}\n")
+    adapter, merged = find(bundle / "adapter"), find(bundle / "merged")
+    assert (adapter.kind, adapter.config.data.max_length, adapter.available) == ("adapter", 55, ("base", "adapter"))
+    assert adapter.to == find(bundle).to == tmp_path / "mine-evaluation"
+    assert (merged.available, merged.to) == (("merged",), tmp_path / "mine-merged-evaluation")
+
+
+@pytest.mark.parametrize("content", ['{"short_name": "an app"}', "[1]", "no json"])
+def test_a_manifest_of_something_else_is_passed_over(tmp_path: Path, content: str) -> None:
+    adapter = write_adapter(tmp_path / "app" / "models" / "adapter")
+    for folder in (tmp_path / "app", tmp_path / "app" / "models", adapter):
+        (folder / "manifest.json").write_text(content)
+        assert (find(adapter).kind, find(adapter).manifest) == ("adapter", None)
+
+
+def test_a_storage_that_cannot_be_had_is_refused_or_said(tmp_path: Path) -> None:
+    merged = write_model(tmp_path / "merged", merge_report=True)
+    for text in ("model.quantization.method=int8", "model={quantization: {method: int8}}"):
+        with pytest.raises(ConfigError, match="is a merged model, which is evaluated as it is stored"):
+            find(merged, overrides=[text])
+    (tmp_path / "mine.yaml").write_text("model: {name: embedded, quantization: {method: nf4}}\n")
+    subject = find(write_sweep(tmp_path / "x"), config=tmp_path / "mine.yaml")
+    assert subject.quantization is not None and subject.quantization.method == "int8"
+    assert "loaded in int8, as its record says; --config has nf4" in subject.notes[0]
+    subject = find(tmp_path / "x", overrides=["model={name: embedded, quantization: {method: nf4}}"])
+    assert (subject.quantization, subject.quantization_reason) == (subject.config.model.quantization, "as --set says")
+
+
+def test_a_bundle_on_the_hub_is_found_by_its_adapter_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_bundle(tmp_path / "snapshot")
+
+    def download(repository: str, name: str) -> str:
+        if not (bundle / name).is_file():
+            raise EntryNotFoundError(f"404 {name}")
+        return str(bundle / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(bundle))
+    subject = find("me/my-bundle")
+    assert (subject.kind, subject.path, subject.trial) == ("bundle", "me/my-bundle", "0001")
+    assert (subject.available, subject.to) == (MODEL_NAMES, Path("results/evaluation-me--my-bundle"))
