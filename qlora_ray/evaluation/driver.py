@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.console import Console
-from qlora_ray.errors import ModelError
+from qlora_ray.errors import ModelError, RunError
 from qlora_ray.evaluation.comparison import Comparison
 from qlora_ray.evaluation.contenders import Contender, open_contenders
 from qlora_ray.evaluation.journal import Journal
@@ -157,14 +157,19 @@ def _conclude(journal: Journal, plan: Plan, options: Options, console: Console) 
         **findings.to_dict(),
         "notes": plan.notes,
     }
+    _print_scores(console, findings)
     answered = [one.name for one in plan.sets if one.num_answered]
     if answered:
-        evaluation["exports"] = export_answers(journal.folder, prompt_sets=answered, models=plan.names)
+        try:
+            evaluation["exports"] = export_answers(journal.folder, prompt_sets=answered, models=plan.names)
+        except RunError as error:
+            # The page is the largest file by far; a disk too full for it may still hold the scores.
+            evaluation["exports"] = {"warnings": [str(error)]}
     if options.tasks:
         evaluation["lm_eval"] = read_harness(journal, plan.names, options.tasks)
     write_text(journal.folder / "evaluation.md", render_markdown(evaluation, findings))
     write_json(journal.folder / "evaluation.json", evaluation)
-    _print_outcome(console, findings, evaluation, journal.folder)
+    _print_rest(console, evaluation, journal.folder)
     return Outcome(journal.folder, findings, evaluation)
 
 
@@ -184,15 +189,19 @@ def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
     console.line()
 
 
-def _print_outcome(console: Console, findings: Findings, evaluation: dict[str, Any], folder: Path) -> None:
+def _print_scores(console: Console, findings: Findings) -> None:
     console.end_progress()
     if findings.scores:
         console.line()
         console.line(format_scores(findings))
     for line in format_pairs(findings):
         console.line(line)
+
+
+def _print_rest(console: Console, evaluation: dict[str, Any], folder: Path) -> None:
     for task in evaluation.get("lm_eval", {}).get("lines", []):
         console.line(task)
     for warning in evaluation.get("exports", {}).get("warnings", []):
         console.line(f"note   {warning}")
-    console.line(f"files  {folder}/  (evaluation.json, evaluation.md, <model>/<prompts>.jsonl)")
+    page = ", answers.html" if "files" in evaluation.get("exports", {}) else ""
+    console.line(f"files  {folder}/  (evaluation.json, evaluation.md{page}, <model>/<prompts>.jsonl)")

@@ -79,7 +79,9 @@ def _anchor(config: dict[str, Any], folder: Path) -> None:
     """Makes relative paths ones of the folder the sweep was started in, where they are there; else they stay."""
     for section, key in PATH_KEYS:
         value = (config.get(section) or {}).get(key)
+        if not isinstance(value, str) or value == "embedded":
+            continue
         # `test` may be a split of a hub dataset, whatever is called so there.
-        may_be_path = isinstance(value, str) and (key not in ("validation", "test") or "/" in value or "." in value)
-        if may_be_path and value != "embedded" and (folder / value).exists():
+        may_be_path = key not in ("validation", "test") or "/" in value or "." in value
+        if may_be_path and (folder / value).exists():
             config[section][key] = str(folder / value)

@@ -22,6 +22,7 @@ from qlora_ray.evaluation.prompting import PromptSet, choose_split, make_file_se
 from qlora_ray.evaluation.subjects import MODEL_NAMES, ModelName, Request, Subject, find_subject
 from qlora_ray.hardware import DeviceProfile, probe_node
 from qlora_ray.hardware.probe import find_versions
+from qlora_ray.modeling.identity import check_weights
 from qlora_ray.modeling.loading import cannot_load, load_tokenizer, resolve_model_name
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def make_plan(options: Options) -> Plan:
         lineup = make_lineup(subject, names, device=_choose_device())
         main = subject.base if subject.base is not None else lineup.merged_model
         tokenizer = load_tokenizer(main)
-        _check_same_tokens(lineup, names, tokenizer)
+        _check_merged(lineup, names, tokenizer)
         positions = _read_max_positions(main)
     except ModelError as error:
         # That its code may not run can be why it cannot be loaded.
@@ -239,10 +240,14 @@ def _read_max_positions(model: Model) -> int | None:
     return max_positions(config)
 
 
-def _check_same_tokens(lineup: Lineup, names: Sequence[ModelName], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ModelError if the merged model reads tokens otherwise than the base: the rows are tokenized once."""
+def _check_merged(lineup: Lineup, names: Sequence[ModelName], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError if the merged model is broken, or reads tokens otherwise than the base: rows are tokenized
+    once."""
     if "merged" not in names or lineup.subject.base is None:
         return
+    for weights in sorted(Path(lineup.merged_model.name).glob("*.safetensors")):
+        # Found now, not after the base and the adapter have answered.
+        check_weights(weights)
     own = load_tokenizer(lineup.merged_model)
     if own.get_vocab() != tokenizer.get_vocab():
         raise ModelError(

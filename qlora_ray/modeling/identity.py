@@ -55,12 +55,12 @@ def read_adapter(folder: Path) -> AdapterFacts:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         # A .bin file is a pickle, which can run code when it is read.
         raise ModelError(f"{folder}: an adapter must have {ADAPTER_WEIGHTS}, got none. Save it as safetensors.")
-    _check_whole(folder / ADAPTER_WEIGHTS)
+    check_weights(folder / ADAPTER_WEIGHTS)
     return AdapterFacts(folder, config.get("base_model_name_or_path") or None, config)
 
 
-def _check_whole(weights: Path) -> None:
-    """Raises ModelError unless the file's header is one, and its tensors fill it; reads no weights."""
+def check_weights(weights: Path) -> None:
+    """Raises ModelError unless a safetensors file's header is one, and its tensors fill it; reads no weights."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -69,8 +69,7 @@ def _check_whole(weights: Path) -> None:
     except (SafetensorError, OSError) as error:
         size = weights.stat().st_size
         raise ModelError(
-            f"{weights}: must be a whole safetensors file, got {size:,} bytes that are none ({error}). "
-            "Restore it, or use another adapter."
+            f"{weights}: must be a whole safetensors file, got {size:,} bytes that are none ({error}). Restore it."
         ) from None
 
 
