@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qlora_ray.errors import ConfigError, QloraRayError
+from qlora_ray.doors import run_door
+from qlora_ray.errors import ConfigError
 
 BETTER = "better"
 
@@ -48,14 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, 1 for no improvement where one is required, 2 for bad input, 130 interrupted."""
     arguments = make_parser().parse_args(argv)
-    try:
-        return _run(arguments)
-    except QloraRayError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; run it again to go on\n")
-        return 130
+    return run_door(lambda: _run(arguments), stopped="stopped; run it again to go on")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlora_ray.errors import ConfigError, QloraRayError
+from qlora_ray.doors import run_door
+from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from qlora_ray.exporting.hub import PushPlan
@@ -59,35 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     arguments.source = _as_place(arguments.source)
     arguments.to = None if arguments.to is None else _as_place(arguments.to)
-    try:
-        with _terminated_as_stop():
-            return _run(arguments)
-    except QloraRayError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    except KeyboardInterrupt as stop:
-        sys.stderr.write("stopped\n")
-        return 143 if isinstance(stop, _Terminated) else 130
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as a batch system sends it: what is half written goes away as on Ctrl-C."""
-
-
-@contextmanager
-def _terminated_as_stop() -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        # Only there can handlers be set.
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return run_door(lambda: _run(arguments))
 
 
 def _as_place(path: Path) -> Path:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from qlora_ray.errors import QloraRayError
+from qlora_ray.doors import run_door
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
@@ -26,11 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for bad input and for a plan that fits nowhere."""
     arguments = make_parser().parse_args(argv)
-    try:
-        return _run(arguments)
-    except QloraRayError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+    return run_door(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qlora_ray.errors import ConfigError, QloraRayError
+from qlora_ray.doors import run_door
+from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
@@ -43,14 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0 winner, 1 none, 2 bad input, 130 interrupted."""
     arguments = make_parser().parse_args(argv)
-    try:
-        return _run(arguments)
-    except QloraRayError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
+    return run_door(lambda: _run(arguments), has_own_signals=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,24 @@ def load_config(path: Path | None, *, overrides: list[str] | None = None) -> Swe
         ConfigError: With every problem found, one line each.
     """
     document = read_document(find_shipped(path)) if path is not None else Document("defaults", {})
+    apply_overrides(document, overrides or [])
+    return validate_document(document)
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Sets each `a.b=value` in a document.
+
+    Raises:
+        ConfigError: With every text that is none, one line each.
+    """
     problems: list[str] = []
-    for text in overrides or []:
+    for text in overrides:
         try:
             document.set(*parse_override(text))
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
-    return validate_document(document)
 
 
 def find_shipped(path: Path) -> Path:

@@ -9,8 +9,7 @@ from typing import Any
 
 from qlora_ray.config import SweepConfig, load_config, parse_override
 from qlora_ray.config.documents import Document
-from qlora_ray.config.loading import validate_document
-from qlora_ray.errors import ConfigError
+from qlora_ray.config.loading import apply_overrides, validate_document
 
 # Keys whose values may be paths; in a manifest, from the folder that the sweep was started in.
 PATH_KEYS = (
@@ -34,14 +33,7 @@ def read_intent(manifest: dict[str, Any] | None, *, config: Path | None, overrid
         return load_config(config, overrides=list(overrides))
     document = Document("manifest.json", copy.deepcopy(manifest["config"]))
     _anchor(document.data, Path(manifest.get("folder") or "."))
-    problems: list[str] = []
-    for text in overrides:
-        try:
-            document.set(*parse_override(text))
-        except ConfigError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise ConfigError(problems)
+    apply_overrides(document, overrides)
     return validate_document(document)
 
 
