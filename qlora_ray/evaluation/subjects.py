@@ -148,9 +148,9 @@ def _read_adapter(folder: Path, request: Request) -> Subject:
     sweep = next((up for up in folder.parents[1:3] if read_manifest(up) is not None), None)
     origin = _Origin(read_record(folder, folder.parent), read_manifest(sweep) if sweep else None)
     subject = _with_adapter(folder, origin, request, path=str(folder))
-    is_best = sweep is not None and folder.parent == sweep / BEST
-    to = sweep if sweep is not None and is_best else folder.parent
-    return replace(subject, to=to / "evaluation")
+    if sweep is None:
+        return replace(subject, to=_beside(folder))
+    return replace(subject, to=(sweep if folder.parent == sweep / BEST else folder.parent) / "evaluation")
 
 
 def _read_bundle(folder: Path, request: Request) -> Subject:
@@ -163,9 +163,14 @@ def _read_bundle(folder: Path, request: Request) -> Subject:
         subject,
         kind="bundle",
         merged=merged if (merged / MODEL_CONFIG).is_file() else None,
-        # Beside it, not in it: a bundle lists its files with their hashes.
-        to=folder.parent / f"{folder.name}-evaluation",
+        # Not in it: a bundle lists its files with their hashes.
+        to=_beside(folder),
     )
+
+
+def _beside(folder: Path) -> Path:
+    """Where the evaluation of a folder goes that is not ours to write into; each has its own."""
+    return folder.with_name(f"{folder.name}-evaluation")
 
 
 def _with_adapter(adapter: Path, origin: _Origin, request: Request, *, path: str) -> Subject:
@@ -207,7 +212,7 @@ def _with_adapter(adapter: Path, origin: _Origin, request: Request, *, path: str
         base,
         quantization,
         reason,
-        adapter.parent / "evaluation",
+        _beside(adapter),
         adapter=adapter,
         trial=(origin.record or {}).get("trial"),
         base_hash=written.get("hash"),
@@ -233,9 +238,9 @@ def _quantization_of(config: SweepConfig, origin: _Origin, request: Request) -> 
 def _read_model(folder: Path, request: Request) -> Subject:
     config = read_intent(None, config=request.config, overrides=request.overrides)
     model = config.model.model_copy(update={"name": str(folder), "revision": None})
+    folder = folder.resolve()
     bundle = find_bundle_of(folder)
-    # Beside a bundle, not in it.
-    to = folder / "evaluation" if bundle is None else bundle.parent / f"{bundle.name}-{folder.name}-evaluation"
+    to = _beside(folder) if bundle is None else bundle.parent / f"{bundle.name}-{folder.name}-evaluation"
     subject = _plain_model(model, config, path=str(folder), to=to)
     if not (folder / MERGE_REPORT).is_file():
         return subject

@@ -208,10 +208,10 @@ def test_an_improvement_is_exit_code_0(tmp_path: Path) -> None:
     noisy.tokenizer.save_pretrained(tmp_path / "noisy")
     options = ["--merged", str(embedded.base_path()), "--set", "evaluate.metrics=[]", "--require-improvement"]
     assert main([str(tmp_path / "noisy"), *FAST, *options]) == 0
-    [one] = read_json(tmp_path / "noisy" / "evaluation" / "evaluation.json")["comparisons"]
+    [one] = read_json(tmp_path / "noisy-evaluation" / "evaluation.json")["comparisons"]
     assert (one["measure"], one["verdict"], one["tuned_model"]) == ("loss", "better", "merged")
     # Nothing was to be answered.
-    assert not list((tmp_path / "noisy" / "evaluation").glob("*/0-shot.jsonl"))
+    assert not list((tmp_path / "noisy-evaluation").glob("*/0-shot.jsonl"))
 
 
 def test_a_metric_of_ones_own_is_scored_and_compared(sweep: Path, tmp_path: Path) -> None:
