@@ -102,6 +102,8 @@ def test_an_adapter_alone_is_loaded_on_nf4_and_that_is_said(tmp_path: Path) -> N
     assert subject.base is not None and subject.base.name == str(tmp_path / "base")
     assert subject.quantization is not None and subject.quantization.method == "nf4"
     assert "no record says how it was trained" in subject.notes[0]
+    # Two adapters side by side do not share an evaluation.
+    assert subject.to == tmp_path / "adapter-evaluation"
     assert find(tmp_path / "adapter", overrides=["model.quantization.method=none"]).notes == []
 
 
