@@ -24,10 +24,10 @@ help:
 sweep: $(VENV)/.installed-test
 	$(BIN)/python -m qlora_ray.sweep $(ARGS)
 
-# pyproject.toml gives pytest its -q; a second one would hide the summary. Two files at a time: tests that start Ray
-# wait more than they compute. A file's tests share what they build, so a file is not split.
+# pyproject.toml gives pytest its -q; a second one would hide the summary. Three files at a time, on two cores: tests
+# that start Ray wait more than they compute. A file's tests share what they build, so a file is not split.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
