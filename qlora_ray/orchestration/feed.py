@@ -27,7 +27,9 @@ class EventFeed:
 
     async def after(self, seen: int, *, timeout_s: float) -> list[dict[str, Any]]:
         """The events after the first `seen`; waits up to `timeout_s` for one."""
+        # Taken now: `wait_for` runs its waiter as a task of its own, which begins after an event that comes meanwhile.
+        grown = self._grown
         if len(self._events) <= seen:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wait_growth(), timeout_s)
+                await asyncio.wait_for(grown.wait(), timeout_s)
         return self._events[seen:]
