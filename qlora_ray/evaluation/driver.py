@@ -25,7 +25,7 @@ from qlora_ray.evaluation.results import (
     render_markdown,
 )
 from qlora_ray.evaluation.session import Session
-from qlora_ray.evaluation.subjects import ModelName
+from qlora_ray.evaluation.subjects import MODEL_NAMES, ModelName
 from qlora_ray.runs import write_json, write_text
 
 
@@ -155,7 +155,7 @@ def _conclude(journal: Journal, plan: Plan, options: Options, console: Console) 
         },
         "models": {name: journal.settings["loaded"][name] for name in plan.names},
         **findings.to_dict(),
-        "notes": plan.notes,
+        "notes": [*plan.notes, *_left_out(journal, plan)],
     }
     _print_scores(console, findings)
     answered = [one.name for one in plan.sets if one.num_answered]
@@ -169,7 +169,7 @@ def _conclude(journal: Journal, plan: Plan, options: Options, console: Console) 
         evaluation["lm_eval"] = read_harness(journal, plan.names, options.tasks)
     write_text(journal.folder / "evaluation.md", render_markdown(evaluation, findings))
     write_json(journal.folder / "evaluation.json", evaluation)
-    _print_rest(console, evaluation, journal.folder)
+    _print_rest(console, plan, evaluation, journal.folder)
     return Outcome(journal.folder, findings, evaluation)
 
 
@@ -189,6 +189,12 @@ def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
     console.line()
 
 
+def _left_out(journal: Journal, plan: Plan) -> list[str]:
+    """Models that answered here before and are not asked for now: their rows stay, their scores are not repeated."""
+    there = [name for name in MODEL_NAMES if name not in plan.names and (journal.folder / name).is_dir()]
+    return [f"{name} answered here before and is left out: name it in --models to compare it" for name in there]
+
+
 def _print_scores(console: Console, findings: Findings) -> None:
     console.end_progress()
     if findings.scores:
@@ -198,9 +204,11 @@ def _print_scores(console: Console, findings: Findings) -> None:
         console.line(line)
 
 
-def _print_rest(console: Console, evaluation: dict[str, Any], folder: Path) -> None:
+def _print_rest(console: Console, plan: Plan, evaluation: dict[str, Any], folder: Path) -> None:
     for task in evaluation.get("lm_eval", {}).get("lines", []):
         console.line(task)
+    for note in evaluation["notes"][len(plan.notes) :]:
+        console.line(f"note   {note}")
     for warning in evaluation.get("exports", {}).get("warnings", []):
         console.line(f"note   {warning}")
     page = ", answers.html" if "files" in evaluation.get("exports", {}) else ""

@@ -159,8 +159,8 @@ def _read_object_by_id(name: str, content: bytes) -> list[Row]:
         return []  # read_rows says what is wrong
     if not isinstance(document, dict) or not document:
         return []
-    if not all(isinstance(value, dict) and any(key in value for key in (*TEXT_COLUMNS, *TURN_COLUMNS))
-               for value in document.values()):  # fmt: skip
+    known = {*TEXT_COLUMNS, *TURN_COLUMNS}
+    if not all(isinstance(value, dict) and known & value.keys() for value in document.values()):
         return []
     return [Row(f"{name} row {key}", {"id": key, **value}) for key, value in document.items()]
 

@@ -376,3 +376,14 @@ def test_rows_that_are_not_the_sweeps_are_said(sweep: Path, tmp_path: Path, capf
     options = ["--models", "base", "--set", "data.system_prompt=Be brief.", "--set", "evaluate.metrics=[]"]
     assert main([str(sweep), "--rows", "2", *options, "--to", str(tmp_path / "to")]) == 0
     assert "test is not what the sweep had" in capfd.readouterr().out
+
+
+def test_a_model_that_answered_before_and_is_not_asked_for_now_is_named(
+    finished: Path, sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "to"
+    shutil.copytree(finished, to)
+    assert main([str(sweep), *FAST, "--shots", "0,3", "--models", "adapter", "--to", str(to)]) == 0
+    notes = read_json(to / "evaluation.json")["notes"]
+    assert [note.split(" answered")[0] for note in notes if "left out" in note] == ["base", "merged"]
+    assert "note   base answered here before and is left out" in capfd.readouterr().out
