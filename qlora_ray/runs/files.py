@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
+
+# What the name of a folder ends in while its replacement takes its place.
+OLDER = ".old"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,15 +113,24 @@ def to_plain_json(data: Any) -> Any:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name when the block ends well, replacing an older one."""
+    """A temporary folder beside `path` that takes its name when the block ends well, replacing an older one.
+
+    What a killed process left of such folders is put right first: a new one that was not finished is taken away, and
+    an older one that was on its way out comes back if nothing has taken its place.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _tidy_up(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)
+    held = os.open(temporary, os.O_RDONLY)
     try:
+        # Says that somebody is at work here. A file system without locks says nothing, and nothing is tidied up there.
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        temporary.chmod(0o755)
         yield temporary
         older = None
         if path.exists():
-            older = path.parent / f"{temporary.name}.old"
+            older = path.parent / f"{temporary.name}{OLDER}"
             path.replace(older)
         try:
             temporary.replace(path)
@@ -129,3 +143,26 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
+
+
+def _tidy_up(path: Path) -> None:
+    """Removes or puts back the temporary folders of `path` that no living process holds."""
+    # As mkdtemp names them.
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}({re.escape(OLDER)})?")
+    for left in [one for one in path.parent.iterdir() if name.fullmatch(one.name) and one.is_dir()]:
+        try:
+            descriptor = os.open(left, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if left.name.endswith(OLDER) and not path.exists():
+                left.replace(path)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)

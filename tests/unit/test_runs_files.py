@@ -195,3 +195,44 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
         pass
     assert (path / "a").read_text() == "1"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_of_a_folder_is_taken_away_and_one_at_work_is_left_alone(tmp_path):
+    (tmp_path / ".a.0abc_xyz").mkdir()
+    other = tmp_path / ".a.b.0abc_xyz"
+    other.mkdir()
+    with whole_folder(tmp_path / "a") as living:
+        with whole_folder(tmp_path / "a") as folder:
+            (folder / "new").touch()
+            assert set(tmp_path.iterdir()) == {living, folder, other}
+        (living / "last").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["last"]
+
+
+def test_an_older_folder_comes_back_if_its_replacement_was_killed_halfway(tmp_path):
+    path = tmp_path / "a"
+    (tmp_path / ".a.0abc_xyz.old").mkdir()
+    (tmp_path / ".a.0abc_xyz.old" / "kept").touch()
+    with pytest.raises(ValueError, match="wrong"), whole_folder(path):
+        raise ValueError("wrong")
+    assert [one.name for one in path.iterdir()] == ["kept"]
+    (tmp_path / ".a.1abc_xyz.old").mkdir()
+    with whole_folder(path) as folder:
+        (folder / "new").touch()
+    assert [one.name for one in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_there_are_no_locks_nothing_is_tidied_up(tmp_path, monkeypatch):
+    left = tmp_path / ".a.0abc_xyz"
+    left.mkdir()
+
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("qlora_ray.runs.files.fcntl.flock", no_locks)
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "new").touch()
+    assert left.is_dir()
+    assert (tmp_path / "a" / "new").is_file()
