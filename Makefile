@@ -25,9 +25,10 @@ sweep: $(VENV)/.installed-test
 	$(BIN)/python -m qlora_ray.sweep $(ARGS)
 
 # pyproject.toml gives pytest its -q; a second one would hide the summary. Three files at a time, on two cores: tests
-# that start Ray wait more than they compute. A file's tests share what they build, so a file is not split.
+# that start Ray wait more than they compute. A file's tests share what they build, so a file is not split; files go out
+# in their own order, in which the long ones (contracts, e2e, ray) come first, and not by how many tests they have.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)

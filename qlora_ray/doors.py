@@ -1,4 +1,4 @@
-"""What every command does around its work: one message and an exit code, for bad input and for a stop."""
+"""What every command does around its work: the token of .env, one message and an exit code for bad input and stops."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
+from qlora_ray.env_file import load_token
 from qlora_ray.errors import QloraRayError
 
 # As shells have it: 128 and the signal's number.
@@ -29,9 +31,10 @@ def run_door(run: Callable[[], int], *, stopped: str = "stopped", has_own_signal
         has_own_signals: The work handles SIGTERM itself.
     """
     try:
+        load_token()
         if has_own_signals:
             return run()
-        with _sigterm_as_stop():
+        with sigterm_as_stop():
             return run()
     except QloraRayError as error:
         sys.stderr.write(f"{error}\n")
@@ -42,7 +45,7 @@ def run_door(run: Callable[[], int], *, stopped: str = "stopped", has_own_signal
 
 
 @contextmanager
-def _sigterm_as_stop() -> Iterator[None]:
+def sigterm_as_stop() -> Iterator[None]:
     """Raises Terminated where SIGTERM finds the work; Python takes signals in its main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,3 +59,15 @@ def _sigterm_as_stop() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def as_place(text: str) -> Path:
+    """A folder as it was typed, `~` expanded; one without a name of its own, as `.`, by its whole path."""
+    path = Path(text)
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        # Of a user that is not there: a name as any other.
+        return path
+    # Others are not resolved: a link is to be seen as one, and messages have what was typed.
+    return path if path.name not in ("", "..") else path.resolve()

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from qlora_ray.doors import run_door
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, ModelError
 
 BETTER = "better"
 
@@ -36,8 +36,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompts", action="append", default=[], metavar="FILE", help="prompts to answer, or qualitative, red_team"
     )
+    parser.add_argument("--max-prompts", type=_positive, metavar="N", help="the first N prompts of each file")
     parser.add_argument("--metric", action="append", default=[], metavar="FILE.py:CLASS", help="a metric of your own")
     parser.add_argument("--lm-eval", metavar="TASK,...", help="tasks of the lm-evaluation-harness")
+    parser.add_argument(
+        "--lm-eval-shots", type=_whole, metavar="N", help="examples in their prompts (default: as each task says)"
+    )
     parser.add_argument("--to", type=Path, metavar="DIR", help="where it is written (default: beside the target)")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run left there")
     parser.add_argument(
@@ -57,7 +61,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.shots is not None:
         overrides.append(f"evaluate.shots=[{_shots(arguments.shots)}]")
     from qlora_ray.console import noise_to
-    from qlora_ray.evaluation.driver import Options, run_evaluation
+    from qlora_ray.evaluation.driver import run_evaluation
+    from qlora_ray.evaluation.options import Options
     from qlora_ray.evaluation.subjects import Request
 
     options = Options(
@@ -67,8 +72,10 @@ def _run(arguments: argparse.Namespace) -> int:
         split=arguments.split,
         num_rows=arguments.rows,
         prompt_files=arguments.prompts,
+        max_prompts=arguments.max_prompts,
         metrics=arguments.metric,
         tasks=_names(arguments.lm_eval or ""),
+        task_shots=arguments.lm_eval_shots,
         to=arguments.to,
         fresh=arguments.fresh,
         needs_verdict=arguments.require_improvement,
@@ -76,6 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
     is_live = sys.stdout.isatty()
     with tempfile.TemporaryDirectory() as folder, noise_to(Path(folder) / "noise.log") as console:
         outcome = run_evaluation(options, console=console, is_live=is_live)
+    if outcome.lack is not None:
+        raise ModelError(outcome.lack)
     deciding = outcome.deciding
     if arguments.require_improvement and (deciding is None or deciding.verdict != BETTER):
         return 1
@@ -94,10 +103,20 @@ def _shots(text: str) -> str:
 
 
 def _positive(text: str) -> int:
-    # int() also takes what no one means: 1_000, or digits of other scripts.
-    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+    if not _is_number(text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text}")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    if not _is_number(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, got {text}")
+    return int(text)
+
+
+def _is_number(text: str) -> bool:
+    # int() also takes what no one means: 1_000, or digits of other scripts.
+    return text.isascii() and text.isdigit()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
         with ray_cluster(config.cluster):
             nodes = list(probe_cluster().values())
     plan = plan_sweep(preflight, nodes)
-    sys.stdout.write((json.dumps(plan.to_dict(), indent=2) if arguments.json else plan.render()) + "\n")
+    notes = "".join(f"note  {note}\n" for note in preflight.notes)
+    sys.stdout.write((json.dumps(plan.to_dict(), indent=2) if arguments.json else notes + plan.render()) + "\n")
     return 0
 
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qlora_ray.doors import run_door
+from qlora_ray.doors import as_place, run_door, sigterm_as_stop
 from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
+    from qlora_ray.orchestration.summary import Summary
+    from qlora_ray.runs import SweepPaths
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 # What may change between the halves of a sweep: how long it is, and where it runs. Anything else is another sweep.
@@ -38,11 +40,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--require-improvement", action="store_true", help="exit with 1 unless the winner is better than its base"
     )
+    parser.add_argument(
+        "--export", type=as_place, metavar="DIR", help="write the winner's bundle there, as qlora_ray.export does"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 winner, 1 none, 2 bad input, 130 interrupted."""
+    """Runs the command; returns 0: a winner, 1: none, 2: bad input or a failed export, 130 or 143: stopped."""
     arguments = make_parser().parse_args(argv)
     return run_door(lambda: _run(arguments), has_own_signals=True)
 
@@ -75,6 +80,11 @@ def _run(arguments: argparse.Namespace) -> int:
         name = config.results.name or f"{source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         paths = SweepPaths(Path(config.results.dir) / name)
         paths.check_unused()
+    if arguments.export is not None:
+        from qlora_ray.exporting.delivery import check_place
+
+        # What would stop the export is said before hours of training.
+        check_place(arguments.export, sweep=paths.root, option="--export")
     from qlora_ray.orchestration.preflight import check_sweep, plan_sweep
 
     preflight = check_sweep(config, space)
@@ -86,9 +96,30 @@ def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.orchestration.driver import run_sweep
 
     summary = run_sweep(preflight, paths=paths, is_resume=bool(arguments.resume))
-    if arguments.require_improvement and summary.status == "complete" and summary.verdict != "better":
-        return 1
-    return summary.exit_code
+    is_refused = arguments.require_improvement and summary.status == "complete" and summary.verdict != "better"
+    if arguments.export is not None:
+        _export(arguments.export, paths=paths, summary=summary, is_refused=is_refused)
+    return 1 if is_refused else summary.exit_code
+
+
+def _export(to: Path, *, paths: SweepPaths, summary: Summary, is_refused: bool) -> None:
+    """Exports the winner, or says why there is nothing to export."""
+    from qlora_ray.console import Console
+    from qlora_ray.exporting.delivery import deliver_winner, export_command
+
+    tell = Console().line
+    tell()
+    if summary.status != "complete":
+        again = " Resume the sweep with --export too." if summary.status == "interrupted" else ""
+        tell(f"--export {to}: nothing was exported: the sweep has no winner.{again}")
+    elif is_refused:
+        tell(
+            f"--export {to}: nothing was exported: --require-improvement asks for a winner that is better than its "
+            f"base, got {summary.verdict}. Export it all the same with: {export_command(paths, to=to)}"
+        )
+    else:
+        with sigterm_as_stop():
+            deliver_winner(paths, to=to, tell=tell)
 
 
 def _resumed_config(arguments: argparse.Namespace, written: dict[str, Any]) -> SweepConfig:

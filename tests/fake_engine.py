@@ -11,10 +11,12 @@ import torch
 from qlora_ray.evaluation.scoring import Scores
 from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Failure, Report, TrialSpec
+from qlora_ray.training.engine import UNEVALUATED, Failure, Report, TrainedListener, TrialSpec
 
 # A trial with this weight decay diverges at its second report.
 DIVERGING_DECAY = 0.5
+# One with this has no memory for the evaluation of its last report in the engine that trained it there.
+UNEVALUATED_DECAY = 0.25
 OPTIMUM_LOG10_LR = -3.0
 # How long a test waits for what must come.
 WAIT_S = 20.0
@@ -41,7 +43,11 @@ class FakeEngine:
         self._specs: dict[str, TrialSpec] = {}
         self._indices: dict[str, int] = {}
         self._runnable: set[str] = set()
+        # Those that have trained to a report and not made it.
+        self._owing: set[str] = set()
+        self._came_owing: set[str] = set()
         self._lock = threading.Condition()
+        self._on_trained: TrainedListener = lambda trial_id, is_final: None
         self.log: list[tuple[str, str]] = []
 
     @property
@@ -55,6 +61,9 @@ class FakeEngine:
             if len(self._specs) >= self._slots:
                 raise RuntimeError(f"fake engine: has {self._slots} slots")
             self._specs[spec.trial_id] = spec
+            if state is not None and state.owes_report:
+                self._owing.add(spec.trial_id)
+                self._came_owing.add(spec.trial_id)
             self._indices[spec.trial_id] = state.report_index if state else 0
             self._runnable.add(spec.trial_id)
             self.log.append(("admit", spec.trial_id))
@@ -79,18 +88,32 @@ class FakeEngine:
                 return [self._failure(newest, Failure("evicted", f"out of memory with {self._room + 1} trials"))]
             training = {trial_id: self._specs[trial_id] for trial_id in sorted(self._runnable)}
             self._runnable.clear()
-        self.train(sorted(training))
+        self.train(sorted(training.keys() - self._owing))
+        for spec in training.values():
+            self._owing.add(spec.trial_id)
+            self._on_trained(spec.trial_id, self._indices[spec.trial_id] + 1 == len(spec.budget.report_steps))
+        self.evaluate(sorted(training))
         with self._lock:
             return [self._report(spec) for spec in training.values()]
+
+    def on_trained(self, listener: TrainedListener) -> None:
+        """Told of each trial before its report is made."""
+        self._on_trained = listener
+
+    def evaluate(self, trial_ids: list[str]) -> None:
+        """What takes time and memory after training; nothing here. Called without the lock."""
 
     def train(self, trial_ids: list[str]) -> None:
         """What takes time; nothing here. Called without the lock: trials may come and go meanwhile."""
 
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The report index, in a state of the real form."""
+        """The report index, in a state of the real form; before a report is made, of the one that owes it."""
         index = self._indices[trial_id]
-        step = self._specs[trial_id].budget.report_steps[index - 1] if index else 0
-        return TrialState(trial_id, step, index, {"a": torch.ones(1)}, {}, {}, {})
+        owes = trial_id in self._owing
+        steps = (0, *self._specs[trial_id].budget.report_steps)
+        step = steps[index + owes]
+        unreported = {"step": float(step)} if owes else {}
+        return TrialState(trial_id, step, index, {"a": torch.ones(1)}, {}, {}, {}, unreported=unreported)
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
         """One file."""
@@ -100,6 +123,7 @@ class FakeEngine:
         """Forgets a trial."""
         with self._lock:
             self._specs.pop(trial_id, None)
+            self._owing.discard(trial_id)
             self._runnable.discard(trial_id)
             self.log.append(("evict", trial_id))
             self._lock.notify_all()
@@ -115,6 +139,11 @@ class FakeEngine:
         step = spec.budget.report_steps[index - 1]
         if spec.training.weight_decay == DIVERGING_DECAY and index == 2:
             return self._failure(trial_id, Failure("diverged", f"loss is nan at step {step}"))
+        is_last = index == len(spec.budget.report_steps)
+        if spec.training.weight_decay == UNEVALUATED_DECAY and is_last and trial_id not in self._came_owing:
+            self._indices[trial_id] -= 1
+            return self._failure(trial_id, Failure("unevaluated", f"{UNEVALUATED}: CUDA out of memory."))
+        self._owing.discard(trial_id)
         loss = fake_loss(spec.training.learning_rate, step)
         metrics = {"eval_loss": loss, "train_loss": loss, "step": float(step), "train_s": 1.0, "tokens_per_s": 10.0}
         facts = {"trainable_parameters": spec.lora.r * 100}

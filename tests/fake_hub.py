@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import huggingface_hub.constants
+import pytest
 
 
 @dataclass
@@ -32,7 +36,8 @@ class FakeHub:
         objects: Large files by sha256.
         requests: Every request: method, path, Authorization header.
         uploads: sha256 of each large file that was sent, one entry for each time.
-        fail: Given method and path, the status to answer with in place of the real answer, or `drop`.
+        fail: Given method and path, the status to answer with in place of the real answer, `drop`, or `hang`.
+        ends: Set when the hub ends; what hangs waits for it.
     """
 
     user: str = "ann"
@@ -45,6 +50,7 @@ class FakeHub:
     uploads: list[str] = field(default_factory=list)
     fail: Callable[[str, str], int | str | None] = lambda method, path: None
     endpoint: str = ""
+    ends: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -62,9 +68,20 @@ def running_hub(**settings: Any) -> Iterator[FakeHub]:
     try:
         yield hub
     finally:
+        hub.ends.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def go_online(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Lets the library speak to this hub, from a folder of its own: there is no .env there, and no login."""
+    # It reads its settings when it is imported.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.chdir(folder)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -89,7 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         authorization = self.headers.get("Authorization")
         self.state.requests.append((method, path, authorization))
         failure = self.state.fail(method, path)
-        if failure == "drop":
+        if failure == "hang":
+            self.state.ends.wait()
+        if failure in ("drop", "hang"):
             self.close_connection = True
             self.connection.close()
             return

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 ObjectiveName = Literal["eval_loss", "trainable_parameters"]
-MetricName = Literal["exact_match", "token_f1", "numeric", "sql_execution"]
+MetricName = Literal["exact_match", "token_f1", "numeric", "boxed_match", "sql_execution"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -155,6 +155,7 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="0 turns clipping off.")
     gradient_checkpointing: bool = False
+    logging_steps: PositiveInt = Field(10, description="Steps between two points of the training loss's curve.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="auto: bf16 at compute capability >= 8, else fp16; fp32 on a CPU."
     )
@@ -235,17 +236,31 @@ class Evaluate(Section):
     max_rows: PositiveInt | None = Field(
         100, description="Rows answered by generation, of validation or test; null: all."
     )
-    max_new_tokens: PositiveInt = 96
+    max_new_tokens: Literal["auto"] | PositiveInt = Field(
+        "auto", description="Tokens an answer may have; auto: as the longest reference, and a quarter more."
+    )
+    max_length: PositiveInt | None = Field(
+        None, description="Tokens of a prompt and its answer together; null: the model's positions."
+    )
     batch_size: PositiveInt = 16
     shots: list[Annotated[int, Field(ge=0)]] = Field(
         [0], min_length=1, description="Worked examples before each question, drawn from train; one run per number."
     )
     shot_seed: Seed = Field(7, description="Which examples are drawn.")
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0: greedy answers; above: sampled ones.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Share of probability that is sampled from.")
+    sample_seed: Seed = Field(7, description="Draws of sampled answers, the same for every model.")
 
     @model_validator(mode="after")
     def _database_for_sql(self) -> Evaluate:
         if isinstance(self.metrics, list) and "sql_execution" in self.metrics and self.database is None:
             raise ValueError("sql_execution needs database, a SQLite file the queries run against")
+        return self
+
+    @model_validator(mode="after")
+    def _top_p_for_samples(self) -> Evaluate:
+        if self.top_p < 1 and self.temperature == 0:
+            raise ValueError("top_p needs a temperature above 0: at 0 answers are greedy, and nothing is drawn")
         return self
 
 

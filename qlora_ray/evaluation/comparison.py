@@ -165,6 +165,8 @@ def compare_rows(
 def compare_scores(base: Scores, tuned: Scores, *, metrics: Sequence[Metric]) -> list[Comparison]:
     """Returns one comparison per metric and the loss, the deciding one first: the first metric, else the loss.
 
+    Rows without references have no loss to compare.
+
     The loss is compared over all rows with a trained token, in mean nats per token weighted by tokens, so that the
     means are those of `evaluate_loss`. A loss that is NaN counts as infinite: it is worse than any other.
 
@@ -189,7 +191,8 @@ def compare_scores(base: Scores, tuned: Scores, *, metrics: Sequence[Metric]) ->
     trained = [row for row, num in enumerate(base.row_tokens) if num > 0]
     losses = [[_row_loss(scores, row) for row in trained] for scores in (base, tuned)]
     weights = [base.row_tokens[row] for row in trained]
-    compared.append(compare_rows(LOSS, *losses, higher_is_better=False, weights=weights))
+    if trained or not compared:
+        compared.append(compare_rows(LOSS, *losses, higher_is_better=False, weights=weights))
     return compared
 
 

@@ -6,6 +6,7 @@ Only there: a config never names code to run. The class needs no argument to be 
     class AnswerLength:
         name = "answer_length"
         higher_is_better = False
+        needs_references = False  # also scores prompt files without references; True if left out
 
         def score(self, predictions, references):
             return [float(len(prediction)) for prediction in predictions]
@@ -77,6 +78,8 @@ def _check(metric: Any, place: str) -> None:
         lacks.append(f"name must be a word, got {name!r}")
     if not isinstance(getattr(metric, "higher_is_better", None), bool):
         lacks.append(f"higher_is_better must be True or False, got {getattr(metric, 'higher_is_better', None)!r}")
+    if not isinstance(getattr(metric, "needs_references", True), bool):
+        lacks.append(f"needs_references must be True or False, got {metric.needs_references!r}")
     if not callable(getattr(metric, "score", None)):
         lacks.append("score(predictions, references) must be a method, got none")
     if lacks:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_ray.console import Console
-from qlora_ray.errors import ModelError, RunError
+from qlora_ray.errors import RunError
+from qlora_ray.evaluation.asking import TASKS, Asking, Misfit, describe_lack
 from qlora_ray.evaluation.comparison import Comparison
-from qlora_ray.evaluation.contenders import Contender, open_contenders
 from qlora_ray.evaluation.journal import Journal
-from qlora_ray.evaluation.planning import Options, Plan, describe_settings, make_plan
+from qlora_ray.evaluation.options import Options
+from qlora_ray.evaluation.planning import Plan, describe_settings, make_plan
 from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.results import (
     Findings,
@@ -24,6 +25,7 @@ from qlora_ray.evaluation.results import (
     read_scores,
     render_markdown,
 )
+from qlora_ray.evaluation.sampling import choose_sampling
 from qlora_ray.evaluation.session import Session
 from qlora_ray.evaluation.subjects import MODEL_NAMES, ModelName
 from qlora_ray.runs import write_json, write_text
@@ -31,11 +33,17 @@ from qlora_ray.runs import write_json, write_text
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: `evaluation` is evaluation.json."""
+    """What came of it.
+
+    Attributes:
+        evaluation: evaluation.json.
+        lack: Which models the device had no room for, and what helps; None: all have results.
+    """
 
     folder: Path
     findings: Findings
     evaluation: dict[str, Any]
+    lack: str | None = None
 
     @property
     def deciding(self) -> Comparison | None:
@@ -73,51 +81,16 @@ def run_evaluation(options: Options, *, console: Console, is_live: bool) -> Outc
             journal.clear()
         # Again: another run may have been there since.
         journal.check()
-        _ask(session, plan, options)
-        return _conclude(journal, plan, options, console)
-
-
-def _ask(session: Session, plan: Plan, options: Options) -> None:
-    """Loads each model that has something left to do, and runs it; nothing is written before the first one is there."""
-    import torch
-
-    from qlora_ray.evaluation.harness import is_finished, run_harness
-
-    journal = session.journal
-    left = [
-        name
-        for name in plan.names
-        if not all(session.is_done(name, one) for one in plan.sets)
-        or not is_finished(journal, name, options.tasks, limit=options.num_rows)
-    ]
-    if not left:
-        journal.write_settings()
-        return
-    session.console.progress(f"loading {left[0]} ...")
-    try:
-        with closing(open_contenders(plan.lineup, left)) as contenders:
-            contender: Contender | None = next(contenders)
-            journal.write_settings()
-            while contender is not None:
-                journal.note_loaded(contender.name, contender.how)
-                for one in plan.sets:
-                    rate = session.run(contender, one)
-                    _tell_score(session.console, plan, journal, contender.name, one, rate)
-                if options.tasks:
-                    session.console.progress(f"{contender.name}  lm-eval ...")
-                    batch_size = session.evaluate.batch_size
-                    run_harness(journal, contender, options.tasks, limit=options.num_rows, batch_size=batch_size)
-                # Let go of it first: the next model may need its memory.
-                contender = None
-                contender = next(contenders, None)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"evaluation: {plan.lineup.device.name} must have room for a model and one row, got "
-            f"{str(error).splitlines()[0].rstrip('.')}. Free the device and run it again: it goes on; or lower "
-            "evaluate.max_new_tokens with --fresh."
-        ) from None
-    finally:
-        session.console.end_progress()
+        asking = Asking(
+            session,
+            plan.lineup,
+            plan.names,
+            plan.sets,
+            plan.tasks,
+            tell=lambda model, prompts, rate: _tell_score(console, plan, journal, model, prompts, rate),
+        )
+        misfits = asking.run()
+        return _conclude(asking, plan, misfits, console)
 
 
 def _tell_score(
@@ -130,15 +103,17 @@ def _tell_score(
     console.event("  ".join(filter(None, (model, prompts.name, words, f"({speed})"))))
 
 
-def _conclude(journal: Journal, plan: Plan, options: Options, console: Console) -> Outcome:
-    """Scores what was answered, and writes evaluation.md, then evaluation.json."""
+def _conclude(asking: Asking, plan: Plan, misfits: Sequence[Misfit], console: Console) -> Outcome:
+    """Scores the models that have answered, and writes evaluation.md, then evaluation.json."""
     from qlora_ray.evaluation.answers import export_answers
     from qlora_ray.evaluation.harness import read_harness
 
-    for name in plan.names:
+    journal = asking.session.journal
+    names = [name for name in plan.names if asking.has_answered(name)]
+    for name in names:
         for one in plan.sets:
             journal.tidy(name, one.name)
-    findings = collect_findings(journal, plan.names, plan.sets, metrics=plan.metrics, limited=plan.limited)
+    findings = collect_findings(journal, names, plan.sets, metrics=plan.metrics, limited=plan.limited)
     subject = plan.subject
     evaluation = {
         "target": {
@@ -153,24 +128,28 @@ def _conclude(journal: Journal, plan: Plan, options: Options, console: Console) 
             **{key: journal.settings[key] for key in ("evaluate", "device", "versions")},
             "prompts": {one.name: one.to_dict() for one in plan.sets},
         },
-        "models": {name: journal.settings["loaded"][name] for name in plan.names},
+        "models": {name: journal.settings["loaded"][name] for name in names},
         **findings.to_dict(),
-        "notes": [*plan.notes, *_left_out(journal, plan)],
+        "notes": [*plan.notes, *_left_out(journal, plan), *_misfit_notes(plan, misfits)],
     }
     _print_scores(console, findings)
     answered = [one.name for one in plan.sets if one.num_answered]
     if answered:
         try:
-            evaluation["exports"] = export_answers(journal.folder, prompt_sets=answered, models=plan.names)
+            evaluation["exports"] = export_answers(journal.folder, prompt_sets=answered, models=names)
         except RunError as error:
             # The page is the largest file by far; a disk too full for it may still hold the scores.
             evaluation["exports"] = {"warnings": [str(error)]}
-    if options.tasks:
-        evaluation["lm_eval"] = read_harness(journal, plan.names, options.tasks)
+    if plan.tasks.tasks:
+        ran = [name for name in plan.names if asking.has_run_tasks(name)]
+        evaluation["lm_eval"] = read_harness(journal, ran, plan.tasks)
+        evaluation["notes"] += evaluation["lm_eval"].pop("notes")
     write_text(journal.folder / "evaluation.md", render_markdown(evaluation, findings))
     write_json(journal.folder / "evaluation.json", evaluation)
     _print_rest(console, plan, evaluation, journal.folder)
-    return Outcome(journal.folder, findings, evaluation)
+    with_results = [name for name in plan.names if asking.has_results(name)]
+    lack = describe_lack(misfits, plan.lineup, with_results=with_results) if misfits else None
+    return Outcome(journal.folder, findings, evaluation, lack)
 
 
 def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
@@ -181,8 +160,11 @@ def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
     if plan.rows["split"]:
         console.line(f"rows   {plan.rows['num_rows']} of {plan.rows['reason']}")
         console.line(f"score  {plan.metrics_reason}")
-    sets = ", ".join(f"{one.name} ({one.num_answered} answers)" for one in plan.sets)
-    console.line(f"asked  {sets or 'nothing'}")
+    sets = ", ".join(
+        f"{one.name} ({one.num_answered} answers of up to {one.max_new_tokens} tokens)" for one in plan.sets
+    )
+    drawn = choose_sampling(plan.config.evaluate)
+    console.line(f"asked  {sets or 'nothing'}{f'; {drawn}' if sets and drawn is not None else ''}")
     for note in plan.notes:
         console.line(f"note   {note}")
     console.line(f"to     {folder}/")
@@ -193,6 +175,12 @@ def _left_out(journal: Journal, plan: Plan) -> list[str]:
     """Models that answered here before and are not asked for now: their rows stay, their scores are not repeated."""
     there = [name for name in MODEL_NAMES if name not in plan.names and (journal.folder / name).is_dir()]
     return [f"{name} answered here before and is left out: name it in --models to compare it" for name in there]
+
+
+def _misfit_notes(plan: Plan, misfits: Sequence[Misfit]) -> list[str]:
+    """What a page says of models that the device had no room for."""
+    missing = {one: "lm-eval tasks" if one.stage == TASKS else "answers" for one in misfits}
+    return [f"{one} did not fit {plan.lineup.device.name}: its {what} are missing" for one, what in missing.items()]
 
 
 def _print_scores(console: Console, findings: Findings) -> None:

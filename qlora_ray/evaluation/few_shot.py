@@ -45,7 +45,8 @@ class FewShot:
         rows: The split without examples; the loss counts the last answer only.
         asked: The examples that the rows are of.
         drawn: What can be put before them.
-        max_new_tokens: Tokens that an answer may have: a prompt leaves as many of `max_positions`.
+        max_new_tokens: Tokens that an answer may have: a prompt leaves as many of `limit`.
+        limit: Tokens that a prompt and its answer may have; None: any number.
     """
 
     rows: TokenizedSplit
@@ -54,7 +55,7 @@ class FewShot:
     template: Template
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
-    max_positions: int | None
+    limit: int | None
 
     def make(self, num_shots: int) -> tuple[TokenizedSplit, int]:
         """Returns the rows with as many examples as fit, at most `num_shots`, and how many were left out in all.
@@ -87,7 +88,7 @@ class FewShot:
 
     def _fits(self, num_prompt: int, num_answer: int) -> bool:
         room = max(self.max_new_tokens, num_answer)
-        return self.max_positions is None or num_prompt + room <= self.max_positions
+        return self.limit is None or num_prompt + room <= self.limit
 
     @staticmethod
     def _prepend(example: Example, shots: Sequence[Example]) -> Example:

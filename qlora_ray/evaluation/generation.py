@@ -1,4 +1,4 @@
-"""Greedy answers to prompts: batched with left padding, the same as each prompt alone."""
+"""Answers to prompts, greedy or sampled: batched with left padding, the same as each prompt alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from qlora_ray.errors import DataError
+from qlora_ray.evaluation.answer_room import find_limit, fit_prompts, measure_room, read_positions
 from qlora_ray.evaluation.inference import Precision, evaluating, input_device, longest_first, map_batches
+from qlora_ray.evaluation.sampling import GumbelNoise, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,13 +23,15 @@ class Answers:
     """One text per prompt, in the prompts' order.
 
     Attributes:
-        num_cut_prompts: Prompts that lost tokens on the left, being longer than the model's positions.
-        num_short_answers: Prompts answered with fewer than `max_new_tokens` to spend, for lack of positions.
+        num_cut_prompts: Prompts that lost tokens on the left, being longer than the limit.
+        num_short_answers: Prompts answered with fewer than `max_new_tokens` to spend, for lack of room behind them.
+        num_cut_answers: Answers that ended because their tokens were spent.
     """
 
     texts: list[str]
     num_cut_prompts: int
     num_short_answers: int
+    num_cut_answers: int
 
 
 @dataclass(frozen=True)
@@ -54,21 +58,30 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int,
     precision: Precision,
+    sampling: Sampling | None = None,
+    max_length: int | None = None,
 ) -> Answers:
-    """Returns each prompt's greedy continuation up to its end token, without special tokens and outer space.
+    """Returns each prompt's continuation up to its end token, without special tokens and outer space.
 
     Prompts share a batch only with prompts that have as many tokens to spend, so a long neighbour shortens no
     answer. The model's own sampling settings and penalties do not apply.
+
+    Args:
+        sampling: How answers are drawn, by each prompt's index; None: greedily.
+        max_length: Tokens that a prompt and its answer may have; None: the model's positions.
 
     Raises:
         DataError: a prompt is empty.
         torch.OutOfMemoryError: one prompt alone does not fit the device.
     """
     texts = [""] * len(prompt_ids)
+    num_cut_answers = 0
 
     def keep(batch: Sequence[Answer]) -> None:
+        nonlocal num_cut_answers
         for answer in batch:
             texts[answer.row] = answer.text
+            num_cut_answers += answer.finish == "length"
 
     answer_in_batches(
         model,
@@ -78,9 +91,12 @@ def generate_answers(
         batch_size=batch_size,
         precision=precision,
         on_batch=keep,
+        sampling=sampling,
+        max_length=max_length,
     )
-    limit = max_positions(model.config)
-    return Answers(texts, *count_limited(prompt_ids, limit=limit, max_new_tokens=max_new_tokens))
+    limit = find_limit(read_positions(model.config), max_length)
+    room = measure_room(prompt_ids, max_new_tokens=max_new_tokens, limit=limit)
+    return Answers(texts, room.num_cut_prompts, room.num_short_answers, num_cut_answers)
 
 
 def answer_in_batches(
@@ -93,6 +109,8 @@ def answer_in_batches(
     precision: Precision,
     on_batch: Callable[[Sequence[Answer]], None],
     done: Collection[int] = (),
+    sampling: Sampling | None = None,
+    max_length: int | None = None,
 ) -> None:
     """Answers prompts as `generate_answers` does, and hands each batch over as soon as it is finished.
 
@@ -102,6 +120,8 @@ def answer_in_batches(
     Args:
         on_batch: Called with the answers of each finished batch.
         done: Rows that need no answer any more.
+        sampling: How answers are drawn, by each prompt's index; None: greedily.
+        max_length: Tokens that a prompt and its answer may have; None: the model's positions.
 
     Raises:
         DataError: a prompt is empty.
@@ -110,8 +130,8 @@ def answer_in_batches(
     for row, ids in enumerate(prompt_ids):
         if not ids:
             raise DataError(f"evaluation: row {row} must have a prompt to answer, got no tokens. Drop the row.")
-    limit = max_positions(model.config)
-    prompts, budgets = _fit(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
+    limit = find_limit(read_positions(model.config), max_length)
+    prompts, budgets = fit_prompts(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
     end_ids = _end_token_ids(model, tokenizer)
     pad_id = next((one for one in (tokenizer.pad_token_id, *end_ids) if one is not None), 0)
 
@@ -121,7 +141,7 @@ def answer_in_batches(
             config = _greedy(max_new_tokens=budget, end_ids=end_ids, pad_id=pad_id)
 
             def run(batch: Sequence[int], config: GenerationConfig = config) -> list[list[int]]:
-                return _generate(model, [prompts[row] for row in batch], config=config, device=device)
+                return _generate(model, prompts, batch, config=config, device=device, sampling=sampling)
 
             rows = longest_first(prompts, [row for row, one in enumerate(budgets) if one == budget])
             size = batch_size
@@ -136,36 +156,6 @@ def answer_in_batches(
                 if largest < len(left):
                     # Halved for lack of memory: batches stay small.
                     size = largest
-
-
-def count_limited(prompt_ids: Sequence[Sequence[int]], *, limit: int | None, max_new_tokens: int) -> tuple[int, int]:
-    """Returns `Answers.num_cut_prompts` and `num_short_answers` of these prompts, in a model of `limit` positions."""
-    prompts, budgets = _fit(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
-    return (
-        sum(len(cut) < len(ids) for cut, ids in zip(prompts, prompt_ids, strict=True)),
-        sum(budget < max_new_tokens for budget in budgets),
-    )
-
-
-def max_positions(config: Any) -> int | None:
-    """Returns the positions a model was made for, or None if its config (transformers') names no limit."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(config, "max_position_embeddings", None)
-
-
-def _fit(
-    prompt_ids: Sequence[Sequence[int]], *, limit: int | None, max_new_tokens: int
-) -> tuple[list[list[int]], list[int]]:
-    """Returns the prompts as the model sees them, and the new tokens each may have."""
-    prompts = [_cut_left(ids, limit=limit, max_new_tokens=max_new_tokens) for ids in prompt_ids]
-    return prompts, [max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids)) for ids in prompts]
-
-
-def _cut_left(ids: Sequence[int], *, limit: int | None, max_new_tokens: int) -> list[int]:
-    """Returns the prompt's end, with room for an answer (at least half of `limit` stays prompt), if it is too long."""
-    if limit is None or len(ids) < limit:
-        return list(ids)
-    return list(ids[-max(limit - max_new_tokens, limit // 2, 1) :])
 
 
 def _end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -198,16 +188,25 @@ def _greedy(*, max_new_tokens: int, end_ids: list[int], pad_id: int) -> Generati
 
 
 def _generate(
-    model: Any, prompts: list[list[int]], *, config: GenerationConfig, device: torch.device
+    model: Any,
+    prompts: list[list[int]],
+    rows: Sequence[int],
+    *,
+    config: GenerationConfig,
+    device: torch.device,
+    sampling: Sampling | None,
 ) -> list[list[int]]:
-    """Returns the new tokens after each prompt, up to the batch's longest answer."""
-    longest = max(len(ids) for ids in prompts)
-    padded = [[config.pad_token_id] * (longest - len(ids)) + ids for ids in prompts]
-    attention = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    """Returns the new tokens after the prompt of each row, up to the batch's longest answer."""
+    batch = [prompts[row] for row in rows]
+    longest = max(len(ids) for ids in batch)
+    padded = [[config.pad_token_id] * (longest - len(ids)) + ids for ids in batch]
+    attention = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch]
+    noise = [] if sampling is None else [GumbelNoise(sampling, rows=rows, num_prompt_tokens=longest)]
     output = model.generate(
         input_ids=torch.tensor(padded, device=device),
         attention_mask=torch.tensor(attention, device=device),
         generation_config=config,
+        logits_processor=LogitsProcessorList(noise),
     )
     return output[:, longest:].tolist()
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +12,46 @@ from qlora_ray.evaluation.contenders import Contender
 from qlora_ray.evaluation.journal import Journal
 from qlora_ray.evaluation.lm_eval import SUFFIXES, TaskRequest, run_tasks
 from qlora_ray.evaluation.results import PAIRS
+from qlora_ray.evaluation.task_files import hash_task
 from qlora_ray.evaluation.task_results import TaskResult, compare_tasks
 from qlora_ray.runs import read_json, write_json
 
 
-def is_finished(journal: Journal, model: str, tasks: Sequence[str], *, limit: int | None) -> bool:
-    """Whether a model's results are there: of these tasks as their files are now, by the harness as it is now."""
+def is_finished(journal: Journal, model: str, request: TaskRequest) -> bool:
+    """Whether a model's results are there: of these tasks as their files are now, by the harness as it is now.
+
+    True if no tasks are asked for.
+    """
     path = journal.tasks_path(model)
-    if not tasks:
+    if not request.tasks:
         return True
-    return path.exists() and read_json(path)["request"] == _request(tasks, limit)
+    return path.exists() and read_json(path)["request"] == _identify(request)
 
 
-def run_harness(
-    journal: Journal, contender: Contender, tasks: Sequence[str], *, limit: int | None, batch_size: int
-) -> None:
+def run_harness(journal: Journal, contender: Contender, request: TaskRequest) -> None:
     """Runs the tasks on a model unless their results are there.
 
     Raises:
         ConfigError: If the harness is not installed, or has no such task.
         DataError: If a task cannot be run.
     """
-    if is_finished(journal, contender.name, tasks, limit=limit):
+    if is_finished(journal, contender.name, request):
         return
-    request = TaskRequest(tasks=tasks, limit=limit, batch_size=batch_size)
     found = run_tasks(contender.model, contender.tokenizer, request=request, precision=contender.precision)
     path = journal.tasks_path(contender.name)
     path.parent.mkdir(exist_ok=True)
     results = {task: result.to_dict() for task, result in found.items()}
-    write_json(path, {"request": _request(tasks, limit), "results": results})
+    write_json(path, {"request": _identify(request), "results": results})
 
 
-def read_harness(journal: Journal, models: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
-    """Returns the `lm_eval` of evaluation.json: each model's results, the comparisons, and lines to read."""
+def read_harness(journal: Journal, models: Sequence[str], request: TaskRequest) -> dict[str, Any]:
+    """Returns the `lm_eval` of evaluation.json: each model's results, the comparisons, lines to read, and notes."""
     results = {model: _read(journal.tasks_path(model)) for model in models}
     pairs = [(base, tuned) for base, tuned in PAIRS if base in models and tuned in models]
     compared = {pair: compare_tasks(results[pair[0]], results[pair[1]]) for pair in pairs}
     lines = [
-        f"{model}  {task}  " + ", ".join(f"{name} {format_score(one.value)}" for name, one in result.metrics.items())
+        f"{model}  {task}{_shots(result)}  "
+        + ", ".join(f"{name} {format_score(one.value)}" for name, one in result.metrics.items())
         for model in models
         for task, result in results[model].items()
     ]
@@ -60,7 +61,7 @@ def read_harness(journal: Journal, models: Sequence[str], tasks: Sequence[str]) 
         for one in comparisons
     ]
     return {
-        "tasks": list(tasks),
+        "tasks": list(request.tasks),
         "models": {model: {task: one.summary() for task, one in found.items()} for model, found in results.items()},
         "comparisons": [
             {"base_model": base, "tuned_model": tuned, **one.to_dict()}
@@ -68,18 +69,31 @@ def read_harness(journal: Journal, models: Sequence[str], tasks: Sequence[str]) 
             for one in comparisons
         ],
         "lines": lines,
+        "notes": _note_other_shots(results, request.num_fewshot),
     }
 
 
-def _request(tasks: Sequence[str], limit: int | None) -> dict[str, Any]:
+def _shots(result: TaskResult) -> str:
+    return "" if result.num_fewshot is None else f" ({result.num_fewshot}-shot)"
+
+
+def _note_other_shots(results: Mapping[str, Mapping[str, TaskResult]], asked: int | None) -> list[str]:
+    """The tasks that ran with another number of examples than was asked for: those that fix 0."""
+    ran = {task: one.num_fewshot for found in results.values() for task, one in found.items()}
+    return [
+        f"{task} ran with {num} examples in the prompt, as the task fixes it, and not with {asked}"
+        for task, num in ran.items()
+        if asked is not None and num is not None and num != asked
+    ]
+
+
+def _identify(request: TaskRequest) -> dict[str, Any]:
     """Returns what results are held against before they are taken for those of this run."""
-    files = {task: Path(task).expanduser() for task in tasks if task.endswith(SUFFIXES)}
     return {
-        "tasks": list(tasks),
-        "limit": limit,
-        "files": {
-            task: hashlib.sha256(path.read_bytes()).hexdigest() for task, path in files.items() if path.is_file()
-        },
+        "tasks": list(request.tasks),
+        "num_fewshot": request.num_fewshot,
+        "limit": request.limit,
+        "files": {task: hash_task(Path(task)) for task in request.tasks if task.endswith(SUFFIXES)},
         "lm_eval": _harness_version(),
     }
 

@@ -52,6 +52,20 @@ def distrust(config: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig
     return config.model_copy(update={"model": model}), [note]
 
 
+def drop_foreign_revision(config: SweepConfig, overrides: Sequence[str], *, own_name: str | None) -> SweepConfig:
+    """Returns a config whose base was named anew by --set without the revision, which is one of the old base.
+
+    Args:
+        config: The config that came with the target, with the overrides in it.
+        overrides: `a.b=value` texts.
+        own_name: The target's own base.
+    """
+    is_other = is_overridden(overrides, "model.name") and config.model.name != own_name
+    if not is_other or is_overridden(overrides, "model.revision"):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": None})})
+
+
 def is_overridden(overrides: Sequence[str], key: str) -> bool:
     """Whether one of the `a.b=value` texts sets this key, one under it, or a section that has it."""
     return any(_sets(*parse_override(text), key) for text in overrides)

@@ -24,6 +24,8 @@ TASKS = "lm_eval.json"
 FORMAT = 1
 # What a second run may add to: more models, more prompt sets.
 GROWING = ("models", "prompts")
+# Of a prompt set, what may become more: its first rows are there already.
+MORE = ("num_answered",)
 # What says where things are or how they were loaded, and not what comes of them.
 UNCOMPARED = ("path", "kind", "loaded")
 
@@ -239,7 +241,7 @@ def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str,
             old, new = old or {}, new or {}
             shared = [name for name in new if name in old]
             old, new = {name: old[name] for name in shared}, {name: new[name] for name in shared}
-        if old == new:
+        if old == new or (key in MORE and isinstance(old, int) and isinstance(new, int) and old < new):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             inner = _first_difference(old, new)

@@ -29,12 +29,14 @@ class Lineup:
     Attributes:
         precision: What is computed in.
         specs: The quantization of each model, or the dtype of its weights.
+        notes: What the user should know, in words.
     """
 
     subject: Subject
     device: DeviceProfile
     precision: Precision
     specs: dict[str, QuantizationSpec]
+    notes: Sequence[str] = ()
 
     @property
     def torch_device(self) -> str:
@@ -74,9 +76,10 @@ def make_lineup(subject: Subject, names: Sequence[ModelName], *, device: DeviceP
     """
     precision = choose_precision(device, requested=subject.config.training.precision)
     specs: dict[str, QuantizationSpec] = {}
+    unverified: str | None = None
     if subject.base is not None:
         if subject.adapter is not None and subject.base_hash is not None:
-            check_base(subject.base, expected_hash=subject.base_hash, where=str(subject.adapter))
+            unverified = check_base(subject.base, expected_hash=subject.base_hash, where=str(subject.adapter))
         if subject.quantization is not None:
             specs["base"] = specify_quantization(subject.quantization, compute_dtype=precision.name)
         else:
@@ -86,7 +89,7 @@ def make_lineup(subject: Subject, names: Sequence[ModelName], *, device: DeviceP
         _check_merged(subject, subject.merged)
         model = subject.config.model.model_copy(update={"name": str(subject.merged), "revision": None})
         specs["merged"] = _own_spec(model, device)
-    return Lineup(subject, device, precision, specs)
+    return Lineup(subject, device, precision, specs, notes=[unverified] if unverified else [])
 
 
 def _check_merged(subject: Subject, merged: Path) -> None:

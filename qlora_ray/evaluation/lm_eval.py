@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.evaluation.task_files import EXAMPLE, find_task_files
 from qlora_ray.evaluation.task_results import TaskResult, read_results
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class TaskRequest:
 
     Attributes:
         tasks: Names, tags, groups or patterns (`mmlu_*`) of the harness, or paths of the user's task YAMLs.
-        num_fewshot: Examples in the prompt; None: as each task says. A task that fixes 0 keeps it.
+        num_fewshot: Examples in the prompt; None: as each task says. A task that fixes 0 keeps it, which its result
+            tells.
         limit: Rows of each task, from the top; None: all.
         batch_size: Halved, down to 1, if it does not fit the device.
         include_path: A folder with task YAMLs to be called by their names.
@@ -92,7 +94,7 @@ def run_tasks(
 
     from qlora_ray.evaluation.inference import evaluating, input_device
 
-    manager, names = _find_tasks(request)
+    manager, names = find_tasks(request)
     dtype = MIXED_PRECISION.get(precision) if input_device(model).type == "cuda" else None
     chat_template = bool(tokenizer.chat_template) if request.chat_template is None else request.chat_template
     size = request.batch_size
@@ -120,10 +122,7 @@ def run_tasks(
             if size == 1:
                 raise
         except Exception as error:
-            raise DataError(
-                f"lm-eval: {', '.join(names)} cannot be run, got {type(error).__name__}: {_first_line(error)}. "
-                "Check the task's data (the hub needs a network) and its YAML."
-            ) from error
+            raise _cannot_run(names, error) from error
         else:
             return read_results(found, chat_template=chat_template)
         # Outside the handler: there the traceback would still hold the failed batch's tensors.
@@ -131,8 +130,30 @@ def run_tasks(
         torch.cuda.empty_cache()
 
 
-def _find_tasks(request: TaskRequest) -> tuple[Any, list[str]]:
-    """Returns the harness's index of tasks, and the names that are meant; a YAML's folder is added to the index."""
+def check_data(request: TaskRequest) -> None:
+    """Loads the tasks' data once, so that what lacks is known before a model has answered for an hour.
+
+    Raises:
+        ConfigError: As `find_tasks` does.
+        DataError: If the data of a task cannot be loaded.
+    """
+    manager, names = find_tasks(request)
+    from lm_eval.tasks import get_task_dict
+
+    try:
+        with _quiet():
+            get_task_dict(names, manager)
+    except Exception as error:
+        raise _cannot_run(names, error) from error
+
+
+def find_tasks(request: TaskRequest) -> tuple[Any, list[str]]:
+    """Returns the harness's index of tasks, and the names that are meant; a YAML's folder is added to the index.
+
+    Raises:
+        ConfigError: If the harness has no such task, or a YAML or one that it includes cannot be read.
+    """
+    check_installed()
     from lm_eval.tasks import TaskManager
 
     files = {task: Path(task).expanduser() for task in request.tasks if task.endswith(SUFFIXES)}
@@ -161,16 +182,13 @@ def _find_tasks(request: TaskRequest) -> tuple[Any, list[str]]:
 
 
 def _read_name(path: Path) -> str:
-    """Returns what a task YAML calls its task. Not parsed as YAML: it may hold the harness's `!function` tags."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"lm-eval: {path} cannot be read: {error.strerror}. Check the path.") from None
+    """Returns what a task YAML calls its task."""
+    # The harness passes over a YAML that it cannot read, and would say only that there is no such task.
+    find_task_files(path)
+    text = path.read_text(encoding="utf-8")
     named = re.search(r"^(?:task|group):[ \t]*[\"']?([^\s\"'#]+)", text, flags=re.MULTILINE)
     if named is None:
-        raise ConfigError(
-            f"lm-eval: {path} must have a line `task: name`, got none. docs/lm_eval_task.yaml is an example."
-        )
+        raise ConfigError(f"lm-eval: {path} must have a line `task: name`, got none. {EXAMPLE}.")
     return named.group(1)
 
 
@@ -184,6 +202,13 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _cannot_run(names: Sequence[str], error: Exception) -> DataError:
+    return DataError(
+        f"lm-eval: {', '.join(names)} cannot be run, got {type(error).__name__}: {_first_line(error)}. "
+        "Check the task's data (the hub needs a network) and its YAML."
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,6 +29,8 @@ class LossResult:
 
     `row_nll` is each row's summed negative log-likelihood in nats, and `row_tokens` the trained tokens it is the sum
     of: one entry per row of the split, both 0 where a row has none.
+
+    `batch_size` is how many rows at once fit the device: what was asked for, unless batches were halved.
     """
 
     loss: float
@@ -36,6 +38,7 @@ class LossResult:
     num_rows: int
     row_nll: list[float]
     row_tokens: list[int]
+    batch_size: int
 
 
 def evaluate_loss(
@@ -88,12 +91,15 @@ def evaluate_loss(
     with evaluating(model, precision=precision):
         device = input_device(causal)
         row_nll = [0.0] * len(num_tokens)
+        largest = 0
         for batch, sums in map_batches(rows, sum_nll, batch_size=batch_size):
+            largest = max(largest, len(batch))
             for row, nll in zip(batch, sums, strict=True):
                 row_nll[row] = nll
     total_tokens = sum(num_tokens)
     loss = math.fsum(row_nll) / total_tokens
-    return LossResult(loss, total_tokens, len(rows), row_nll, num_tokens)
+    fitting = largest if largest < min(batch_size, len(rows)) else batch_size
+    return LossResult(loss, total_tokens, len(rows), row_nll, num_tokens, fitting)
 
 
 def _pad_right(

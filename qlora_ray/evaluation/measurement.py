@@ -1,7 +1,8 @@
 """What a metric is, and what it says of a model's answers: a score per row, one value of them, and further figures.
 
 A metric is any class with `name`, `higher_is_better` and `score`; there is nothing to inherit from. Two more methods
-are optional, each a protocol of its own below.
+are optional, each a protocol of its own below, and so is `needs_references = False`: such a metric also scores answers
+that have none, and gets empty texts in their place.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ class Measurement:
     row_scores: list[float]
     value: float
     details: dict[str, float] = field(default_factory=dict)
+
+
+def needs_references(metric: Metric) -> bool:
+    """Whether the metric can score only answers that have a reference; true unless it says otherwise."""
+    return bool(getattr(metric, "needs_references", True))
 
 
 def measure(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Measurement:

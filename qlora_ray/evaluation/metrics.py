@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ray.config.schema import Evaluate, SweepConfig
 from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.evaluation.boxed import BoxedMatch, find_box
 from qlora_ray.evaluation.measurement import Metric, measure
 from qlora_ray.evaluation.numeric import AbsoluteError, NumericMatch, RelativeError, find_number, marks_number
 from qlora_ray.evaluation.sql import TIMEOUT_S, ExecutionOutcome, execution_match, is_database
@@ -128,8 +129,9 @@ def resolve_metrics(
 ) -> tuple[list[Metric], str]:
     """Returns the metrics to score answers with, the deciding one first, and why it is these.
 
-    `auto` is numeric where most references mark their number as GSM8K does; else sql_execution and exact_match where
-    there is a database, exact_match where there is none, and nothing for plain text, which has no answers. Some bring
+    `auto` is numeric where most references mark their number, as GSM8K does or in a box, and all have one; else
+    boxed_match where most have a box; else sql_execution and exact_match where there is a database, exact_match where
+    there is none, and nothing for plain text, which has no answers. Some bring
     others along, which stand last: sql_execution sql_valid, and token_f1 normalized_match, SQuAD's other measure.
 
     Args:
@@ -196,6 +198,12 @@ def _choose(
             f"numeric: {num_marked} of {len(references)} answers mark a number, as in '#### 72' or 'price is $9.99'"
         )
         return _build(["numeric"], None), reason
+    num_boxed = sum(find_box(reference) is not None for reference in references)
+    if 2 * num_boxed > len(references):
+        reason = (
+            rf"boxed_match: {num_boxed} of {len(references)} answers have a \boxed{{}}, not all with a number in it"
+        )
+        return _build(["boxed_match"], None), reason
     path, source = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
     if path is None:
         return _build(["exact_match"], None), "exact_match: evaluate.database names no database to run SQL on"
@@ -210,6 +218,8 @@ def _build(names: Sequence[str], database: Path | None) -> list[Metric]:
         match name:
             case "exact_match":
                 metrics.append(ExactMatch())
+            case "boxed_match":
+                metrics.append(BoxedMatch())
             case "token_f1":
                 metrics.append(TokenF1())
                 companions.append(NormalizedMatch())

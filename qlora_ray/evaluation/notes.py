@@ -1,12 +1,13 @@
-"""What weakens an evaluation's figures: rows the winner was chosen on, other rows than the sweep's, cut prompts."""
+"""What weakens an evaluation's figures: rows the winner was chosen on, rows not the sweep's, what does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data import PreparedData, TokenizedSplit
+from qlora_ray.evaluation.answer_room import LIMITS, Room
 from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.subjects import Subject
 from qlora_ray.evaluation.verdict import CHOSEN_ON_THEM
@@ -17,7 +18,7 @@ def note_weaknesses(
     prepared: PreparedData,
     split: TokenizedSplit | None,
     sets: Sequence[PromptSet],
-    limited: dict[str, tuple[int, int]],
+    limited: Mapping[str, Room],
 ) -> list[str]:
     """Returns what weakens the figures, a sentence each.
 
@@ -26,7 +27,7 @@ def note_weaknesses(
         prepared: The splits.
         split: The one that is asked; None: none.
         sets: What is asked.
-        limited: By set: how many prompts are cut, and how many answers are short of tokens.
+        limited: What each set has room for.
     """
     notes = []
     if split is not None and subject.manifest is None and subject.config.data == Data():
@@ -37,13 +38,11 @@ def note_weaknesses(
     elif split is not None and split.name == "validation" and _was_chosen_on(subject, prepared):
         notes.append(CHOSEN_ON_THEM)
     for one in sets:
-        cut, short = limited[one.name]
         if one.num_dropped_shots:
-            notes.append(f"{one.name}: {one.num_dropped_shots} examples in all were left out for lack of positions")
-        if cut:
-            notes.append(f"{one.name}: {cut} prompts were longer than the model's positions and lost their beginning")
-        if short:
-            notes.append(f"{one.name}: {short} answers had fewer tokens to spend, for lack of positions")
+            notes.append(
+                f"{one.name}: {one.num_dropped_shots} examples in all were left out for lack of room ({LIMITS})"
+            )
+        notes += limited[one.name].notes(one.name)
     return notes
 
 

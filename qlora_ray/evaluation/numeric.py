@@ -1,12 +1,14 @@
-"""Metrics of answers whose point is one number: GSM8K's `#### 72`, or `Price is $89.99`.
+r"""Metrics of answers whose point is one number: GSM8K's `#### 72`, `\boxed{72}`, or `Price is $89.99`.
 
 Which number an answer gives, by the first rule that applies:
 1. The one right after the first `####` that is followed by a number, as in GSM8K's own grading (Cobbe et al., Training
    Verifiers to Solve Math Word Problems, 2021; openai/grade-school-math: `#### (\-?[0-9\.\,]+)`), so that a heading
    (`#### Step 1`) is passed over. Where no `####` is followed by a number, there is no number at all.
-2. The one right after the first `price is`, `price:` or `price =`, unless a sum starts with it (`price is $3 + $4`):
+2. The one that the last `\boxed{}` is, be it a fraction (`\frac{3}{4}`, `3/4`; see `boxed`). Where that box holds
+   anything else or more, there is no number at all.
+3. The one right after the first `price is`, `price:` or `price =`, unless a sum starts with it (`price is $3 + $4`):
    what follows is often another listing.
-3. The last one: reasoning ends in its result.
+4. The last one: reasoning ends in its result.
 
 A number may have a sign, a currency sign, thousands separated by commas, decimals after a point and an exponent. A
 percent sign is passed over: 45% is 45. Digits that follow a letter (`x5`, `Qwen2`) are part of a name. Digits that a
@@ -22,18 +24,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from qlora_ray.errors import DataError
+from qlora_ray.evaluation.boxed import (
+    ABSOLUTE_TOLERANCE,
+    NUM_QUOTED_CHARACTERS,
+    RELATIVE_TOLERANCE,
+    find_box,
+    has_box,
+    read_number,
+)
 
-# Ours: two spellings of one number differ by rounding only, and prices and counts differ by more.
-RELATIVE_TOLERANCE = 1e-6
-# Ours, for a reference of 0, to which nothing is relative.
-ABSOLUTE_TOLERANCE = 1e-9
 # Ours: prices and counts end far below it, and up to 2^53, about 9e15, a float holds every whole number. What is larger
 # is digits in a loop; one such answer would be the mean error of a whole split.
 LARGEST_ANSWER = 1e15
 # R^2 of fewer rows says nothing: one row has no variance.
 MIN_R_SQUARED_ROWS = 2
-# Of a reference in an error message.
-NUM_QUOTED_CHARACTERS = 60
 
 _NUMBER = re.compile(
     r"""
@@ -60,6 +64,9 @@ def find_number(text: str, *, largest: float = math.inf) -> float | None:
     if markers:
         marked = (_value(_NUMBER.match(text, marker.end()), largest) for marker in markers)
         return next((number for number in marked if number is not None), None)
+    if has_box(text):
+        box = find_box(text)
+        return read_number(box, largest=largest) if box is not None else None
     price = _PRICE.search(text)
     at_price = _NUMBER.match(text, price.end()) if price else None
     if at_price and not _GOES_ON.match(text, at_price.end()) and (value := _value(at_price, largest)) is not None:
@@ -69,8 +76,11 @@ def find_number(text: str, *, largest: float = math.inf) -> float | None:
 
 
 def marks_number(text: str) -> bool:
-    """Returns whether the text says which of its numbers is the answer, by `####` or `price is`."""
-    return any(_value(_NUMBER.match(text, mark.end())) is not None for mark in _marks(text))
+    r"""Returns whether the text says which of its numbers is the answer, by `####`, `\boxed{}` or `price is`."""
+    box = find_box(text)
+    return (box is not None and read_number(box) is not None) or any(
+        _value(_NUMBER.match(text, mark.end())) is not None for mark in _marks(text)
+    )
 
 
 class NumericMatch:

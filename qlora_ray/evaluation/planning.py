@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model, SweepConfig
 from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
 from qlora_ray.errors import ConfigError, ModelError, PlacementError
+from qlora_ray.evaluation.answer_room import Room, count_reference_tokens, find_limit, measure_room, read_positions
 from qlora_ray.evaluation.custom import load_metric
-from qlora_ray.evaluation.generation import count_limited, max_positions
+from qlora_ray.evaluation.finding import find_subject
 from qlora_ray.evaluation.intent import TRUST, is_overridden
 from qlora_ray.evaluation.lineup import Lineup, hash_adapter, make_lineup
-from qlora_ray.evaluation.lm_eval import check_installed
-from qlora_ray.evaluation.measurement import Metric
+from qlora_ray.evaluation.lm_eval import TaskRequest, find_tasks
+from qlora_ray.evaluation.measurement import Metric, needs_references
 from qlora_ray.evaluation.metrics import check_references, resolve_data_metrics, resolve_metrics
 from qlora_ray.evaluation.notes import note_weaknesses
+from qlora_ray.evaluation.options import Options, check_options, choose_models
 from qlora_ray.evaluation.prompting import PromptSet, choose_split, make_file_set, make_prompt_sets
-from qlora_ray.evaluation.subjects import MODEL_NAMES, ModelName, Request, Subject, find_subject
+from qlora_ray.evaluation.sampling import choose_sampling
+from qlora_ray.evaluation.subjects import ModelName, Subject
 from qlora_ray.hardware import DeviceProfile, probe_node
 from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.identity import check_weights
@@ -33,34 +36,6 @@ VERSIONS = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line asks for.
-
-    Attributes:
-        models: Which of base, adapter and merged; None: all there are.
-        num_rows: The first so many rows of the split, all of them answered; None: all, answered as far as
-            `evaluate.max_rows`.
-        prompt_files: Prompts to be answered besides.
-        metrics: `file.py:Class` of metrics of the user's own.
-        tasks: Tasks of the lm-evaluation-harness.
-        to: The folder; None: beside the target.
-        fresh: Whether to forget what an earlier run left there.
-    """
-
-    target: str
-    request: Request = field(default_factory=Request)
-    models: Sequence[str] | None = None
-    split: str = "auto"
-    num_rows: int | None = None
-    prompt_files: Sequence[str] = ()
-    metrics: Sequence[str] = ()
-    tasks: Sequence[str] = ()
-    to: Path | None = None
-    fresh: bool = False
-    needs_verdict: bool = False
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that is decided before a model is loaded.
 
@@ -68,7 +43,7 @@ class Plan:
         names: The models, in the order they are run.
         rows: The split, as evaluation.json has it.
         metrics: By prompt set, the deciding one first.
-        limited: By prompt set: how many prompts are cut, and how many answers are short of tokens.
+        limited: What each prompt set has room for.
         notes: What the user should know, in words.
     """
 
@@ -79,8 +54,9 @@ class Plan:
     sets: list[PromptSet]
     metrics: dict[str, list[Metric]]
     metrics_reason: str
-    limited: dict[str, tuple[int, int]]
+    limited: dict[str, Room]
     notes: list[str]
+    tasks: TaskRequest
 
     @property
     def config(self) -> SweepConfig:
@@ -94,10 +70,9 @@ def make_plan(options: Options) -> Plan:
     Raises:
         QloraRayError: The first thing that is wrong, with what to do.
     """
-    if options.tasks:
-        check_installed()
+    check_options(options)
     subject = find_subject(options.target, options.request)
-    names = _choose_models(options, subject)
+    names = choose_models(options, subject)
     config = subject.config
     try:
         lineup = make_lineup(subject, names, device=_choose_device())
@@ -109,12 +84,24 @@ def make_plan(options: Options) -> Plan:
         # That its code may not run can be why it cannot be loaded.
         distrusted = [note for note in subject.notes if note.startswith(TRUST)]
         raise ModelError(" ".join([str(error), *(f"Note: {note}." for note in distrusted)])) from None
+    tasks = TaskRequest(
+        tasks=options.tasks,
+        num_fewshot=options.task_shots,
+        limit=options.num_rows,
+        batch_size=config.evaluate.batch_size,
+    )
+    if options.tasks:
+        find_tasks(tasks)
     prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
     split, reason = choose_split(prepared, options.split)
     asked = _Asked(options, config, tokenizer, positions, [load_metric(one) for one in options.metrics])
     sets, metrics, words = asked.rows(split, prepared)
+    notes = [*subject.notes, *lineup.notes]
+    if options.tasks and options.task_shots is None and is_overridden(options.request.overrides, "evaluate.shots"):
+        notes.append("--shots is of the data's rows: lm-eval tasks keep their own number, which --lm-eval-shots sets")
     for name in options.prompt_files:
-        one, scored_by = asked.file(name)
+        one, scored_by, remarks = asked.file(name)
+        notes += remarks
         if one.name in metrics:
             raise ConfigError(f"--prompts {name}: there is a set called {one.name} already. Rename the file.")
         sets.append(one)
@@ -123,7 +110,7 @@ def make_plan(options: Options) -> Plan:
         raise ConfigError("--split none: leaves nothing to evaluate. Name --prompts or --lm-eval tasks.")
     for one in sets:
         check_references(one.rows, metrics[one.name], num_rows=one.num_answered)
-    limited = {one.name: asked.count_limited(one) for one in sets}
+    limited = {one.name: asked.measure_room(one) for one in sets}
     num_rows = len(sets[0].rows) if split is not None else 0
     rows = {
         "split": split.name if split is not None else None,
@@ -131,8 +118,8 @@ def make_plan(options: Options) -> Plan:
         "num_rows": num_rows,
         "fingerprint": prepared.report.fingerprint,
     }
-    notes = [*subject.notes, *note_weaknesses(subject, prepared, split, sets, limited)]
-    return Plan(subject, names, lineup, rows, sets, metrics, words, limited, notes)
+    notes += note_weaknesses(subject, prepared, split, sets, limited)
+    return Plan(subject, names, lineup, rows, sets, metrics, words, limited, notes, tasks)
 
 
 @dataclass(frozen=True)
@@ -166,13 +153,25 @@ class _Asked:
             made = [replace(one, num_answered=0) for one in made]
         return made, {one.name: metrics for one in made}, reason
 
-    def file(self, name: str) -> tuple[PromptSet, list[Metric]]:
-        """A prompt file, and its metrics: none without references, unless this command asked for some."""
-        prompts = make_file_set(name, data=self.config.data, tokenizer=self.tokenizer, max_positions=self.max_positions)
+    def file(self, name: str) -> tuple[PromptSet, list[Metric], list[str]]:
+        """A prompt file, its metrics, and what to know of it; without references, metrics that need none."""
         overrides = self.options.request.overrides
         evaluate = self.config.evaluate
+        prompts = make_file_set(
+            name,
+            data=self.config.data,
+            tokenizer=self.tokenizer,
+            max_positions=self.max_positions,
+            max_new_tokens=evaluate.max_new_tokens,
+            max_length=evaluate.max_length,
+        )
+        # Of the whole file, so that the rest of it is scored alike.
+        references, num_prompts = prompts.rows.references, len(prompts.rows)
+        remarks = []
+        if self.options.max_prompts is not None and self.options.max_prompts < num_prompts:
+            prompts = prompts.first(self.options.max_prompts)
+            remarks.append(f"{prompts.name}: the first {len(prompts.rows)} of {num_prompts} prompts, by --max-prompts")
         if prompts.has_references:
-            references = prompts.rows.references
             is_asked = any(is_overridden(overrides, key) for key in ("evaluate.metrics", "evaluate.database"))
             if evaluate.metrics == "auto" and not is_asked:
                 # The database is of the data's questions: those of a file need not be about it.
@@ -184,40 +183,25 @@ class _Asked:
                 references=references,
                 custom=self.custom,
             )
-            return prompts, metrics
-        if self.custom or is_overridden(overrides, "evaluate.metrics"):
+            return prompts, metrics, remarks
+        if is_overridden(overrides, "evaluate.metrics") and evaluate.metrics not in ("auto", []):
             raise ConfigError(
                 f"--prompts {name}: metrics need a reference in every row, and the file lacks some. "
                 "Add a reference to each, or ask for no metric."
             )
-        return prompts, []
+        left_out = [one.name for one in self.custom if needs_references(one)]
+        remarks += [f"{prompts.name}: not scored by {one}, which needs a reference in every row" for one in left_out]
+        return prompts, [one for one in self.custom if not needs_references(one)], remarks
 
-    def count_limited(self, prompts: PromptSet) -> tuple[int, int]:
-        """How many prompts are cut, and how many answers are short of tokens."""
-        asked = prompts.rows.prompt_ids[: prompts.num_answered]
-        return count_limited(asked, limit=self.max_positions, max_new_tokens=self.config.evaluate.max_new_tokens)
-
-
-def _choose_models(options: Options, subject: Subject) -> list[ModelName]:
-    asked = list(options.models) if options.models is not None else list(subject.available)
-    for name in asked:
-        if name not in MODEL_NAMES:
-            raise ConfigError(f"--models: must be of {', '.join(MODEL_NAMES)}, got {name}. Correct the name.")
-        if name not in subject.available:
-            advice = "Name one with --merged DIR" if name == "merged" else "Give a sweep or an adapter folder"
-            raise ConfigError(
-                f"--models {name}: {subject.path} must have such a model, got {', '.join(subject.available)} only. "
-                f"{advice}, or leave {name} out."
-            )
-    if not asked:
-        raise ConfigError(f"--models: must name one of {', '.join(subject.available)}, got none. Name one.")
-    names: list[ModelName] = [name for name in MODEL_NAMES if name in asked]
-    if options.needs_verdict and ("base" not in names or len(names) == 1 or options.split == "none"):
-        raise ConfigError(
-            f"--require-improvement: needs the base and an adapter or merged model on rows, got {', '.join(names)} on "
-            f"split {options.split}. Name more --models, or leave it out."
+    def measure_room(self, prompts: PromptSet) -> Room:
+        """What the set's prompts and references have room for."""
+        num_rows = prompts.num_answered if prompts.has_references else 0
+        return measure_room(
+            prompts.rows.prompt_ids[: prompts.num_answered],
+            max_new_tokens=prompts.max_new_tokens,
+            limit=find_limit(self.max_positions, self.config.evaluate.max_length),
+            reference_tokens=count_reference_tokens(prompts.rows, tokenizer=self.tokenizer, num_rows=num_rows),
         )
-    return names
 
 
 def _choose_device() -> DeviceProfile:
@@ -237,7 +221,7 @@ def _read_max_positions(model: Model) -> int | None:
         config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except Exception as error:
         raise cannot_load("model.name", name, error) from None
-    return max_positions(config)
+    return read_positions(config)
 
 
 def _check_merged(lineup: Lineup, names: Sequence[ModelName], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -261,6 +245,7 @@ def describe_settings(plan: Plan) -> dict[str, Any]:
     evaluate, subject = plan.config.evaluate, plan.subject
     facts = plan.lineup.to_dict(plan.names)
     versions = find_versions()
+    sampling = choose_sampling(evaluate)
     return {
         "path": subject.path,
         "target": {
@@ -269,10 +254,11 @@ def describe_settings(plan: Plan) -> dict[str, Any]:
             "adapter": hash_adapter(subject.adapter) if subject.adapter is not None else None,
         },
         "evaluate": {
-            "max_new_tokens": evaluate.max_new_tokens,
+            "max_length": evaluate.max_length,
             "batch_size": evaluate.batch_size,
             "per_device_eval_batch_size": plan.config.training.per_device_eval_batch_size,
             "shot_seed": evaluate.shot_seed,
+            "sampling": sampling.to_dict() if sampling is not None else None,
         },
         "device": {"name": plan.lineup.device.name, "precision": plan.lineup.precision.name},
         "versions": {name: versions.get(name) for name in VERSIONS},

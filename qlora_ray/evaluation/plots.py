@@ -54,17 +54,8 @@ def render_answers_page(sets: Sequence[PromptSet], *, warnings: Sequence[str]) -
 
 def draw_lengths(sets: Sequence[PromptSet]) -> Figure:
     """Returns a box of answer lengths per model, a panel per prompt set, in tokens if all files count them."""
-    from plotly.subplots import make_subplots
-
     in_tokens = _counts_tokens(sets)
-    lanes = [max(1, len(one.answers)) for one in sets]
-    figure = make_subplots(
-        rows=len(sets),
-        shared_xaxes=True,
-        row_heights=lanes,
-        vertical_spacing=HEADING_PX / (HEADING_PX * len(sets) + LANE_PX * sum(lanes)),
-        subplot_titles=[figure_text(one.name) for one in sets],
-    )
+    figure = _draw_panels(sets)
     for panel, one in enumerate(sets, start=1):
         for at, (model, rows) in enumerate(one.answers.items()):
             figure.add_box(
@@ -80,37 +71,53 @@ def draw_lengths(sets: Sequence[PromptSet]) -> Figure:
                 row=panel,
                 col=1,
             )
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
-    figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(rangemode="tozero")
     figure.update_xaxes(title_text="tokens" if in_tokens else "words", row=len(sets), col=1)
-    figure.update_layout(showlegend=False, height=HEADING_PX * (len(sets) + 1) + LANE_PX * (sum(lanes) + 1))
     return figure
 
 
 def draw_refusals(sets: Sequence[PromptSet]) -> Figure:
-    """Returns a bar per prompt set and model: the share of answers that begin by declining, in percent."""
-    from plotly.graph_objects import Figure
-
-    figure = Figure()
-    for at, model in enumerate(_models(sets)):
-        of_model = [(one.name, one.stats[model]) for one in sets if model in one.stats and one.stats[model].num_answers]
-        figure.add_bar(
-            y=[figure_text(name) for name, _ in of_model],
-            x=[100 * stats.num_refusals / stats.num_answers for _, stats in of_model],
-            text=[figure_text(f"{model} {stats.num_refusals} of {stats.num_answers}") for _, stats in of_model],
-            name=figure_text(model),
-            orientation="h",
-            marker={"color": _colour(at)},
-            textposition="outside",
-            cliponaxis=False,
-            textfont={"color": "var(--ink)"},
-        )
-    num_bars = len(sets) * len(_models(sets))
-    figure.update_yaxes(autorange="reversed", showgrid=False)
+    """Returns a bar per model, a panel per prompt set: the share of answers that begin by declining, in percent."""
+    figure = _draw_panels(sets)
+    for panel, one in enumerate(sets, start=1):
+        for at, (model, stats) in enumerate(one.stats.items()):
+            if not stats.num_answers:
+                continue
+            figure.add_bar(
+                y=[figure_text(model)],
+                x=[100 * stats.num_refusals / stats.num_answers],
+                text=[f"{stats.num_refusals} of {stats.num_answers}"],
+                name=figure_text(model),
+                orientation="h",
+                marker={"color": _colour(at)},
+                textposition="outside",
+                cliponaxis=False,
+                textfont={"color": "var(--ink)"},
+                row=panel,
+                col=1,
+            )
     # The text of a full bar stands right of it.
-    figure.update_xaxes(title_text="answers that decline, %", range=[0, 140], tickvals=[0, 25, 50, 75, 100])
-    figure.update_layout(showlegend=False, bargap=0.3, height=3 * HEADING_PX + LANE_PX * num_bars)
+    figure.update_xaxes(range=[0, 140], tickvals=[0, 25, 50, 75, 100])
+    figure.update_xaxes(title_text="answers that decline, %", row=len(sets), col=1)
+    figure.update_layout(bargap=0.3)
+    return figure
+
+
+def _draw_panels(sets: Sequence[PromptSet]) -> Figure:
+    """Returns an empty panel per prompt set, with its name above it, where a narrow window has room for it."""
+    from plotly.subplots import make_subplots
+
+    lanes = [max(1, len(one.answers)) for one in sets]
+    figure = make_subplots(
+        rows=len(sets),
+        shared_xaxes=True,
+        row_heights=lanes,
+        vertical_spacing=HEADING_PX / (HEADING_PX * len(sets) + LANE_PX * sum(lanes)),
+        subplot_titles=[figure_text(one.name) for one in sets],
+    )
+    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_layout(showlegend=False, height=HEADING_PX * (len(sets) + 1) + LANE_PX * (sum(lanes) + 1))
     return figure
 
 

@@ -7,13 +7,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_ray.config.schema import Data, Evaluate
 from qlora_ray.data import Example, PreparedData, TokenizedSplit, Turn
 from qlora_ray.data.preparation import read_examples
 from qlora_ray.data.templates import choose_template
 from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.evaluation.answer_room import (
+    NEW_TOKENS_WITHOUT_REFERENCES,
+    count_reference_tokens,
+    find_limit,
+    resolve_max_new_tokens,
+)
 from qlora_ray.evaluation.few_shot import FewShot, draw_examples, find_examples, mask_last_answer, tokenize_whole
 from qlora_ray.evaluation.prompt_files import PromptRow, find_prompt_file, read_prompts
 
@@ -35,7 +41,9 @@ class PromptSet:
         num_answered: The first so many rows are answered.
         has_references: Whether answers can be scored, and rows have a loss.
         num_shots: Examples before each question.
-        num_dropped_shots: Examples left out, over all rows, for lack of positions.
+        num_dropped_shots: Examples left out, over all rows, for lack of room.
+        max_new_tokens: Tokens that an answer may have.
+        whole: The set that these are the first rows of; None: this one.
     """
 
     name: str
@@ -45,6 +53,15 @@ class PromptSet:
     has_references: bool = True
     num_shots: int = 0
     num_dropped_shots: int = 0
+    max_new_tokens: int = NEW_TOKENS_WITHOUT_REFERENCES
+    whole: PromptSet | None = None
+
+    def first(self, num_rows: int) -> PromptSet:
+        """The first rows, all of them answered; still the same set, which an evaluation may go on with."""
+        fields = ("input_ids", "completion_mask", "prompt_ids", "references")
+        rows = TokenizedSplit(self.rows.name, *(getattr(self.rows, field)[:num_rows] for field in fields))
+        ids = self.ids[:num_rows]
+        return dataclasses.replace(self, rows=rows, ids=ids, num_answered=len(ids), whole=self.whole or self)
 
     @property
     def fingerprint(self) -> str:
@@ -57,12 +74,14 @@ class PromptSet:
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the set, for settings.json."""
+        whole = self.whole or self
         return {
-            "num_rows": len(self.rows),
+            "num_rows": len(whole.rows),
             "num_answered": self.num_answered,
+            "evaluate": {"max_new_tokens": self.max_new_tokens},
             "num_shots": self.num_shots,
             "num_dropped_shots": self.num_dropped_shots,
-            "fingerprint": self.fingerprint,
+            "fingerprint": whole.fingerprint,
         }
 
 
@@ -111,7 +130,10 @@ def make_prompt_sets(
     """
     num_rows = len(split) if max_rows is None else min(max_rows, len(split))
     num_answered = num_rows if max_rows is not None else min(num_rows, evaluate.max_rows or num_rows)
-    zero = PromptSet("0-shot", _last_answers(split, num_rows), [str(row) for row in range(num_rows)], num_answered)
+    rows = _last_answers(split, num_rows)
+    reference_tokens = count_reference_tokens(rows, tokenizer=tokenizer, num_rows=num_answered)
+    max_new_tokens = resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens)
+    zero = PromptSet("0-shot", rows, [str(row) for row in range(num_rows)], num_answered, max_new_tokens=max_new_tokens)
     shots = list(dict.fromkeys(evaluate.shots))
     if shots == [0]:
         return [zero]
@@ -128,16 +150,26 @@ def make_prompt_sets(
         drawn,
         choose_template(data.template, tokenizer),
         tokenizer,
-        evaluate.max_new_tokens,
-        max_positions,
+        max_new_tokens,
+        find_limit(max_positions, evaluate.max_length),
     )
     return [zero if num == 0 else _with_shots(zero, maker, num) for num in shots]
 
 
 def make_file_set(
-    name: str | Path, *, data: Data, tokenizer: PreTrainedTokenizerBase, max_positions: int | None
+    name: str | Path,
+    *,
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    max_positions: int | None,
+    max_new_tokens: int | Literal["auto"] = "auto",
+    max_length: int | None = None,
 ) -> PromptSet:
     """Returns a prompt file's rows, rendered by the data's template; all of them are answered.
+
+    Args:
+        max_positions: What the model was made for; None if it has no limit.
+        max_new_tokens, max_length: Of the config's `evaluate`.
 
     Raises:
         DataError: If the file cannot be read, or a prompt cannot be rendered or leaves no position for an answer.
@@ -147,15 +179,24 @@ def make_file_set(
     template = choose_template(data.template, tokenizer)
     stem = find_prompt_file(name).stem
     rows = tokenize_whole(stem, examples, template=template, tokenizer=tokenizer, last_only=True)
+    limit = find_limit(max_positions, max_length)
     for prompt, prompt_ids in zip(prompts, rows.prompt_ids, strict=True):
-        if max_positions is not None and len(prompt_ids) >= max_positions:
+        if limit is not None and len(prompt_ids) >= limit:
+            what = f"the model's {limit} positions" if limit == max_positions else f"evaluate.max_length ({limit})"
             raise DataError(
-                f"{prompt.where}: a prompt must leave room in the model's {max_positions} positions, got "
-                f"{len(prompt_ids)} tokens. Shorten it."
+                f"{prompt.where}: a prompt must leave room in {what}, got {len(prompt_ids)} tokens. Shorten it."
             )
     has_references = all(prompt.reference is not None for prompt in prompts)
     ids = [prompt.id for prompt in prompts]
-    return PromptSet(stem, _last_answers(rows, len(rows)), ids, len(rows), has_references=has_references)
+    reference_tokens = count_reference_tokens(rows, tokenizer=tokenizer) if has_references else []
+    return PromptSet(
+        stem,
+        _last_answers(rows, len(rows)),
+        ids,
+        len(rows),
+        has_references=has_references,
+        max_new_tokens=resolve_max_new_tokens(max_new_tokens, reference_tokens),
+    )
 
 
 def _with_shots(zero: PromptSet, maker: FewShot, num_shots: int) -> PromptSet:

@@ -10,10 +10,12 @@ from typing import Any
 
 from qlora_ray import console
 from qlora_ray.console import format_table
+from qlora_ray.evaluation.answer_room import Room, describe_cuts
 from qlora_ray.evaluation.comparison import Comparison, compare_scores
 from qlora_ray.evaluation.journal import Journal
 from qlora_ray.evaluation.measurement import Metric, measure
 from qlora_ray.evaluation.prompting import PromptSet
+from qlora_ray.evaluation.score_details import bracket_details, count_answers, describe_details, tabulate_details
 from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
 
 PAIRS = (("base", "adapter"), ("base", "merged"), ("adapter", "merged"))
@@ -46,12 +48,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models on one prompt set, the deciding comparison first."""
+    """Two models on one prompt set, the deciding comparison first; `note` says what weakens it."""
 
     prompts: str
     base: str
     tuned: str
     comparisons: list[Comparison]
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,13 @@ class Findings:
             "verdict": None if deciding is None else deciding.verdict,
             "scores": [score.to_dict() for score in self.scores],
             "comparisons": [
-                {"prompts": pair.prompts, "base_model": pair.base, "tuned_model": pair.tuned, **one.to_dict()}
+                {
+                    "prompts": pair.prompts,
+                    "base_model": pair.base,
+                    "tuned_model": pair.tuned,
+                    "note": pair.note,
+                    **one.to_dict(),
+                }
                 for pair in self.pairs
                 for one in pair.comparisons
             ],
@@ -85,13 +94,13 @@ def collect_findings(
     sets: Sequence[PromptSet],
     *,
     metrics: Mapping[str, Sequence[Metric]],
-    limited: Mapping[str, tuple[int, int]],
+    limited: Mapping[str, Room],
 ) -> Findings:
     """Scores what is in the journal.
 
     Args:
         metrics: By prompt set.
-        limited: Cut prompts and short answers by prompt set.
+        limited: What each prompt set has room for.
 
     Raises:
         DataError: If a reference cannot be scored against.
@@ -105,20 +114,20 @@ def collect_findings(
     pairs = []
     for prompts in sets:
         for base, tuned in PAIRS:
-            if prompts.has_references and base in models and tuned in models:
+            is_scored = prompts.has_references or metrics[prompts.name]
+            if is_scored and base in models and tuned in models:
                 both = found[base, prompts.name], found[tuned, prompts.name]
                 compared = compare_scores(*both, metrics=metrics[prompts.name])
-                pairs.append(Pair(prompts.name, base, tuned, compared))
+                note = describe_cuts(*both, base_name=base, tuned_name=tuned)
+                pairs.append(Pair(prompts.name, base, tuned, compared, note))
     return Findings(scores, pairs)
 
 
-def read_scores(
-    journal: Journal, model: str, prompts: PromptSet, metrics: Sequence[Metric], limited: tuple[int, int]
-) -> Scores:
+def read_scores(journal: Journal, model: str, prompts: PromptSet, metrics: Sequence[Metric], limited: Room) -> Scores:
     """Returns a model's scores on a set, from its rows on disk.
 
     Args:
-        limited: Cut prompts and short answers.
+        limited: What the set has room for.
 
     Raises:
         ConfigError: If a metric of the user's own fails.
@@ -140,11 +149,14 @@ def read_scores(
         metrics={name: one.value for name, one in measured.items()},
         row_metrics={name: one.row_scores for name, one in measured.items()},
         answers=scored,
-        num_cut_prompts=limited[0],
-        num_short_answers=limited[1],
+        num_cut_prompts=limited.num_cut_prompts,
+        num_short_answers=limited.num_short_answers,
         row_nll=row_nll,
         row_tokens=row_tokens,
         details={name: one.details for name, one in measured.items() if one.details},
+        num_cut_answers=sum(answers[row].get("finish") == "length" for row in range(prompts.num_answered)),
+        num_long_references=limited.num_long_references,
+        max_new_tokens=limited.max_new_tokens if prompts.num_answered else None,
     )
 
 
@@ -153,13 +165,20 @@ def format_score(score: Score) -> str:
     values = score.to_dict()
     parts = [] if values["loss"] is None else [f"loss {_number(values['loss'], 4)}"]
     parts += [] if values["perplexity"] is None else [f"perplexity {_number(values['perplexity'], 3)}"]
-    return ", ".join([*parts, *(f"{name} {_number(one, 3)}" for name, one in values["metrics"].items())])
+    for name, one in values["metrics"].items():
+        parts.append(f"{name} {_number(one, 3)}{bracket_details(values['details'].get(name, {}))}")
+    return ", ".join(parts)
 
 
 def format_scores(findings: Findings) -> str:
-    """Returns a table of models and prompt sets."""
-    rows = _score_cells(findings)
-    return format_table(rows, right=tuple(range(2, len(rows[0]))))
+    """Returns a table of models and prompt sets, and one of each metric's further figures."""
+    tables = [_score_cells(findings), *_detail_cells(findings)]
+    return "\n\n".join(format_table(rows, right=tuple(range(2, len(rows[0])))) for rows in tables)
+
+
+def _detail_cells(findings: Findings) -> list[list[list[str]]]:
+    found = [((one.model, one.prompts.name), one.to_dict()["details"]) for one in findings.scores]
+    return tabulate_details(found, labels=("prompts",))
 
 
 def _score_cells(findings: Findings) -> list[list[str]]:
@@ -175,7 +194,7 @@ def _score_cells(findings: Findings) -> list[list[str]]:
                 _number(values["loss"], 4),
                 _number(values["perplexity"], 3),
                 *(_number(values["metrics"].get(name), 3) for name in names),
-                str(values["num_answers"]),
+                count_answers(values["num_answers"], values["num_cut_answers"]),
             ]
         )
     return rows
@@ -187,6 +206,7 @@ def format_pairs(findings: Findings) -> list[str]:
     for pair in findings.pairs:
         lines.append(f"{pair.base} -> {pair.tuned}, {pair.prompts}: {pair.comparisons[0].verdict}")
         lines += [f"  {one.verdict:12}  {one.sentence()}" for one in pair.comparisons]
+        lines += [f"  note: {pair.note}"] if pair.note else []
     return lines
 
 
@@ -198,9 +218,11 @@ def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
         f"Rows: {rows['split'] or 'none'}, {rows['num_rows']} ({rows['reason']}).",
         "\n".join(f"- {name}: {how}" for name, how in evaluation["models"].items()),
         "## Scores",
-        _markdown_table(findings),
+        _markdown_table(_score_cells(findings)),
         "Loss in nats per token of the last answer; perplexity is exp(loss).",
     ]
+    details = _detail_cells(findings)
+    parts += [*map(_markdown_table, details), *describe_details(details)]
     if findings.pairs:
         parts += ["## Comparisons", "\n".join(_markdown_pair(pair) for pair in findings.pairs)]
     tasks = evaluation.get("lm_eval", {}).get("lines", [])
@@ -212,8 +234,8 @@ def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(findings: Findings) -> str:
-    header, *rows = _score_cells(findings)
+def _markdown_table(table: Sequence[Sequence[str]]) -> str:
+    header, *rows = table
     lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
     return "\n".join(f"| {' | '.join(map(_markdown_cell, cells))} |" for cells in lines)
 
@@ -225,7 +247,8 @@ def _markdown_cell(text: str) -> str:
 
 def _markdown_pair(pair: Pair) -> str:
     lines = [f"- {pair.base} -> {pair.tuned}, {pair.prompts}: **{pair.comparisons[0].verdict}**"]
-    return "\n".join([*lines, *(f"  - {one.verdict}: {one.sentence()}" for one in pair.comparisons)])
+    lines += [f"  - {one.verdict}: {one.sentence()}" for one in pair.comparisons]
+    return "\n".join([*lines, *([f"  - note: {pair.note}"] if pair.note else [])])
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.answer_room import count_reference_tokens, resolve_max_new_tokens
 from qlora_ray.evaluation.generation import Answers, generate_answers
 from qlora_ray.evaluation.inference import Precision
 from qlora_ray.evaluation.loss import evaluate_loss
 from qlora_ray.evaluation.measurement import Metric, measure
+from qlora_ray.evaluation.sampling import Sampling, choose_sampling
 from qlora_ray.evaluation.split import EvaluationSplit
 
 if TYPE_CHECKING:
@@ -41,8 +43,12 @@ class Scores:
         row_nll: Summed negative log-likelihood of each row of the split, in nats; 0 where it has no trained token.
         row_tokens: The trained tokens of each row.
         details: Further figures of the metrics that have some, by metric and name.
-        num_cut_prompts: Prompts too long for the model, which saw their end only.
-        num_short_answers: Answers that had fewer than `evaluate.max_new_tokens` tokens to spend.
+        num_cut_prompts: Prompts too long for the model or `evaluate.max_length`: the model saw their end only.
+        num_short_answers: Answers that had fewer than `max_new_tokens` tokens to spend.
+        num_cut_answers: Answers that ended because their tokens were spent.
+        num_long_references: Of the answered rows, those whose reference is longer than `max_new_tokens`.
+        max_new_tokens: Tokens that an answer could have; None where nothing was asked.
+        sampling: How answers were drawn; None: greedily.
     """
 
     loss: float
@@ -56,6 +62,10 @@ class Scores:
     row_nll: list[float] = field(default_factory=list)
     row_tokens: list[int] = field(default_factory=list)
     details: dict[str, dict[str, float]] = field(default_factory=dict)
+    num_cut_answers: int = 0
+    num_long_references: int = 0
+    max_new_tokens: int | None = None
+    sampling: Sampling | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `json.dumps` takes and any JSON reader reads; a number that is not finite becomes None."""
@@ -66,6 +76,10 @@ class Scores:
             "num_answers": len(self.answers),
             "num_cut_prompts": self.num_cut_prompts,
             "num_short_answers": self.num_short_answers,
+            "num_cut_answers": self.num_cut_answers,
+            "num_long_references": self.num_long_references,
+            "max_new_tokens": self.max_new_tokens,
+            "sampling": self.sampling.to_dict() if self.sampling is not None else None,
             "metrics": {name: _finite(mean) for name, mean in self.metrics.items()},
             "details": {
                 name: {key: _finite(one) for key, one in figures.items()} for name, figures in self.details.items()
@@ -101,15 +115,20 @@ def score_model(
         )
     loss = evaluate_loss(model, split, batch_size=loss_batch_size, pad_token_id=pad_token_id, precision=precision)
     num_answers = len(split.prompt_ids[: evaluate.max_rows]) if metrics else 0
-    answers = Answers(texts=[], num_cut_prompts=0, num_short_answers=0)
+    answers = Answers(texts=[], num_cut_prompts=0, num_short_answers=0, num_cut_answers=0)
+    max_new_tokens, reference_tokens = None, []
     if num_answers:
+        reference_tokens = count_reference_tokens(split, tokenizer=tokenizer, num_rows=num_answers)
+        max_new_tokens = resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens)
         answers = generate_answers(
             model,
             tokenizer,
             split.prompt_ids[:num_answers],
-            max_new_tokens=evaluate.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             batch_size=evaluate.batch_size,
             precision=precision,
+            sampling=choose_sampling(evaluate),
+            max_length=evaluate.max_length,
         )
     references = list(split.references[:num_answers])
     measured = {metric.name: measure(metric, answers.texts, references) for metric in metrics}
@@ -128,6 +147,10 @@ def score_model(
         row_nll=loss.row_nll,
         row_tokens=loss.row_tokens,
         details={name: one.details for name, one in measured.items() if one.details},
+        num_cut_answers=answers.num_cut_answers,
+        num_long_references=sum(num > (max_new_tokens or 0) for num in reference_tokens),
+        max_new_tokens=max_new_tokens,
+        sampling=choose_sampling(evaluate),
     )
 
 

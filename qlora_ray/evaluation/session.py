@@ -16,6 +16,7 @@ from qlora_ray.evaluation.inference import longest_first
 from qlora_ray.evaluation.journal import Journal
 from qlora_ray.evaluation.loss import evaluate_loss
 from qlora_ray.evaluation.prompting import PromptSet
+from qlora_ray.evaluation.sampling import choose_sampling
 
 # Ours: batches between two writes of losses. Each call of evaluate_loss looks at the head first, which costs little
 # beside this many batches.
@@ -70,6 +71,7 @@ class Session:
         rows = prompts.rows
         num_rows = len(rows)
         per_write = self.loss_batch_size * LOSS_BATCHES_PER_WRITE
+        size = self.loss_batch_size
         order = longest_first(rows.input_ids, list(range(num_rows)))
         for start in range(0, num_rows, per_write):
             # The same chunks whatever is done, so that a row shares its batch with the same rows.
@@ -82,10 +84,12 @@ class Session:
                 found = evaluate_loss(
                     contender.model,
                     _pick(rows, trained),
-                    batch_size=self.loss_batch_size,
+                    batch_size=size,
                     pad_token_id=_pad_token_id(contender),
                     precision=contender.precision,
                 )
+                # Halved for lack of memory: batches stay small, instead of failing again in each chunk.
+                size = found.batch_size
                 lines += [
                     {"row": row, "nll": nll, "tokens": tokens}
                     for row, nll, tokens in zip(trained, found.row_nll, found.row_tokens, strict=True)
@@ -122,11 +126,13 @@ class Session:
             contender.model,
             contender.tokenizer,
             prompts.rows.prompt_ids[: prompts.num_answered],
-            max_new_tokens=self.evaluate.max_new_tokens,
+            max_new_tokens=prompts.max_new_tokens,
             batch_size=self.evaluate.batch_size,
             precision=contender.precision,
             on_batch=keep,
             done=set(range(prompts.num_answered)) - left,
+            sampling=choose_sampling(self.evaluate),
+            max_length=self.evaluate.max_length,
         )
         return len(left)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.evaluation.answer_room import describe_cuts, describe_limits
 from qlora_ray.evaluation.comparison import Comparison, compare_scores
 
 if TYPE_CHECKING:
@@ -64,4 +65,5 @@ def judge(base: Scores, tuned: Scores, *, metrics: Sequence[Metric], split: str,
         was_chosen_on: Whether the adapter was picked by its scores on these rows.
     """
     deciding, *others = compare_scores(base, tuned, metrics=metrics)
-    return Verdict(split, deciding, others, CHOSEN_ON_THEM if was_chosen_on else None)
+    notes = [CHOSEN_ON_THEM if was_chosen_on else None, describe_cuts(base, tuned), *describe_limits(tuned)]
+    return Verdict(split, deciding, others, "; ".join(note for note in notes if note) or None)

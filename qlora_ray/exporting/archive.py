@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from pathlib import Path
 
 from qlora_ray.errors import RunError
 from qlora_ray.exporting.inventory import INVENTORY, Bundle
+from qlora_ray.runs.files import whole_file
 
 # Weights do not get smaller by it, and take long.
 _STORED = (".safetensors",)
@@ -34,23 +34,14 @@ def zip_bundle(bundle: Bundle) -> Path:
     check_archive_target(bundle.folder)
     path = archive_path(bundle.folder)
     names = [*(file["path"] for file in bundle.inventory["files"]), INVENTORY]
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False) as stream:
-            temporary = Path(stream.name)
-            with zipfile.ZipFile(stream, "w", strict_timestamps=False) as archive:
-                for name in names:
-                    kind = zipfile.ZIP_STORED if name.endswith(_STORED) else zipfile.ZIP_DEFLATED
-                    archive.write(bundle.folder / name, f"{bundle.name}/{name}", compress_type=kind)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            why = error.strerror or error
-            raise RunError(f"--zip: {path} cannot be written: {why}. Free some space; the bundle is whole.") from None
-        raise
+        with whole_file(path) as stream, zipfile.ZipFile(stream, "w", strict_timestamps=False) as archive:
+            for name in names:
+                kind = zipfile.ZIP_STORED if name.endswith(_STORED) else zipfile.ZIP_DEFLATED
+                archive.write(bundle.folder / name, f"{bundle.name}/{name}", compress_type=kind)
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(f"--zip: {path} cannot be written: {why}. Free some space; the bundle is whole.") from None
     return path
 
 

@@ -16,7 +16,8 @@ from qlora_ray.errors import QloraRayError, RunError
 from qlora_ray.exporting.bundle_evaluation import take_evaluation
 from qlora_ray.exporting.card import CardFacts, make_card
 from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, list_files, take_inventory
-from qlora_ray.exporting.merge import MergeOptions, merge_adapter
+from qlora_ray.exporting.merge import merge_adapter
+from qlora_ray.exporting.merge_options import MergeOptions
 from qlora_ray.exporting.merge_report import REPORT, MergeReport
 from qlora_ray.exporting.naming import BundleName, name_bundle
 from qlora_ray.exporting.reproduction import (
@@ -28,7 +29,7 @@ from qlora_ray.exporting.reproduction import (
 )
 from qlora_ray.exporting.run_record import render_run_record
 from qlora_ray.exporting.selection import Selection
-from qlora_ray.modeling.identity import ADAPTER_CONFIG
+from qlora_ray.modeling.identity import ADAPTER_CONFIG, read_adapter_origin, write_adapter_origin
 from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs import write_json, write_text
@@ -53,18 +54,19 @@ def write_bundle(
         tell: Takes lines for the user.
 
     Raises:
-        RunError: If `to` holds anything else, cannot be written, or the disk is full.
+        RunError: If `to` holds anything else, cannot be written, another export is writing there, or the disk is full.
         ModelError: If adapter and base cannot be merged.
         DataError: If the held-out rows that a merge is measured on cannot be read.
     """
     check_target(to, sweep=selection.paths.root)
-    with _writable(to), whole_folder(to) as folder, _named(folder, to):
+    taken = f"--to {to}: another export is writing there. Wait for it, or choose another folder."
+    with _writable(to), whole_folder(to, taken=taken) as folder, _named(folder, to):
         notes = [*selection.notes, *_write_adapter(selection, folder / "adapter")]
         notes += _notes_on_paths(selection)
         report = None
         if merge is not None:
             report = _merge(selection, folder, merge, device=device, tell=tell)
-        name = bundle_name(selection, merge=report)
+        name = _name(selection, head_dtype=report.head_dtype if report else selection.quantization["compute_dtype"])
         evaluation = take_evaluation(selection, folder, to=to, notes=notes)
         _write_records(selection, folder, name=str(name))
         facts = CardFacts(str(name), selection, report, evaluation)
@@ -77,15 +79,21 @@ def write_bundle(
     return Bundle(to, inventory, report, tuple(notes))
 
 
-def bundle_name(selection: Selection, *, merge: MergeReport | None) -> BundleName:
+def expected_name(selection: Selection, *, merge: MergeOptions | None) -> BundleName | None:
+    """The name that the bundle will have, as far as it is known before the merge; None if the base's files decide."""
+    compute_dtype = selection.quantization["compute_dtype"]
+    head = merge.expected_head_dtype(compute_dtype=compute_dtype) if merge else compute_dtype
+    return _name(selection, head_dtype=head) if head else None
+
+
+def _name(selection: Selection, *, head_dtype: str) -> BundleName:
     """The bundle's name; the head's dtype is the merged model's, or, without one, what the trial computed in."""
-    quantization = selection.quantization
     return name_bundle(
         base=selection.base_name,
         dataset=str(selection.manifest["config"]["data"]["train"]),
         lora=selection.record["ran"]["lora"],
-        quantization=quantization,
-        head_dtype=merge.head_dtype if merge else quantization["compute_dtype"],
+        quantization=selection.quantization,
+        head_dtype=head_dtype,
     )
 
 
@@ -103,6 +111,10 @@ def _write_adapter(selection: Selection, folder: Path) -> list[str]:
         "revision": selection.record["base"].get("revision"),
     }
     write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if read_adapter_origin(folder) is None:
+        # Of a sweep of before adapters had it.
+        base_facts, quantization = selection.record["base"], selection.quantization
+        write_adapter_origin(folder, {"trial": selection.trial, "base": base_facts, "quantization": quantization})
     if selection.base_is_on_hub:
         return []
     what = "the embedded base" if name == EMBEDDED else "a local folder"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.evaluation.score_details import describe_details
+from qlora_ray.exporting.card_data import hub_dataset, make_card_data
 from qlora_ray.exporting.card_figures import (
     CardFacts,
     describe_rows,
-    find_source,
+    detail_tables,
     is_worse,
     rows_are_the_sweeps,
-    rows_source,
-    rows_split,
     score_rows,
     verdict_sentences,
 )
@@ -25,7 +25,7 @@ from qlora_ray.hardware.memory import format_gib
 from qlora_ray.modeling.loading import EMBEDDED
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
 
 def make_card(facts: CardFacts) -> ModelCard:
@@ -45,33 +45,6 @@ def make_card(facts: CardFacts) -> ModelCard:
     ]
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{make_card_data(facts).to_yaml()}\n---\n\n{text}\n")
-
-
-def make_card_data(facts: CardFacts) -> ModelCardData:
-    """The card's metadata. A license is not set: that of base and data is not known here."""
-    from huggingface_hub import ModelCardData
-
-    selection = facts.selection
-    quantization = selection.quantization
-    tags = ["lora", "sft", "text-generation", "qlora_ray"]
-    if quantization["method"] != "none":
-        tags += ["qlora", quantization["method"], "bitsandbytes"]
-    if selection.record["ran"]["lora"].get("use_dora"):
-        tags.append("dora")
-    # The hub takes nothing but names of its own here.
-    base = selection.base_name if selection.base_is_on_hub else None
-    dataset = _hub_dataset(selection)
-    results = _results(facts)
-    return ModelCardData(
-        library_name="peft",
-        pipeline_tag="text-generation",
-        tags=tags,
-        datasets=[dataset] if dataset else None,
-        model_name=facts.name if results else None,
-        eval_results=results or None,
-        base_model=base,
-        base_model_relation="adapter" if base else None,
-    )
 
 
 def _about(facts: CardFacts) -> str:
@@ -113,29 +86,9 @@ def _scores(facts: CardFacts) -> str:
         for row in rows
     ]
     note = "Loss: nats per answer token, over all rows. The metrics are over the rows that were answered."
-    return "\n\n".join(["## Scores", _list(describe_rows(facts)), _table([header, *body]), note])
-
-
-def _results(facts: CardFacts) -> list[EvalResult]:
-    from huggingface_hub import EvalResult
-
-    source = rows_source(facts)
-    # Without a name on record, two sets of rows must not look the same.
-    other = f"rows {((facts.evaluation or {}).get('rows') or {}).get('fingerprint', '')[:12]}".strip()
-    tuned = [row for row in score_rows(facts) if row["model"] != "base"]
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=source.dataset if source else other.replace(" ", "-"),
-            dataset_name=f"{source.name if source else other} ({row['prompts']}, {row['model']})",
-            dataset_split=rows_split(facts),
-            metric_type=name,
-            metric_value=found,
-        )
-        for row in tuned
-        for name, found in {"loss": row.get("loss"), **row["metrics"]}.items()
-        if found is not None
-    ]
+    details = detail_tables(facts)
+    tables = [_table([header, *body]), note, *map(_table, details), *describe_details(details)]
+    return "\n\n".join(["## Scores", _list(describe_rows(facts)), *tables])
 
 
 def _merge(facts: CardFacts) -> str:
@@ -231,13 +184,7 @@ def _base_label(selection: Selection) -> str:
 
 
 def _dataset_label(selection: Selection) -> str:
-    return _hub_dataset(selection) or shorten_dataset(str(selection.manifest["config"]["data"]["train"]))
-
-
-def _hub_dataset(selection: Selection) -> str | None:
-    """The hub id of train, if it is one: its rows have a fingerprint there and no file."""
-    source = find_source(selection, "train")
-    return source.dataset if source and "/" in source.dataset else None
+    return hub_dataset(selection) or shorten_dataset(str(selection.manifest["config"]["data"]["train"]))
 
 
 def _gib(num_bytes: float | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_ray.evaluation.comparison import Comparison
+from qlora_ray.evaluation.score_details import tabulate_details
 from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.exporting.merge_report import MergeReport
 from qlora_ray.exporting.naming import EMBEDDED_TASK, shorten_dataset, shorten_source
@@ -31,7 +32,7 @@ class CardFacts:
 
 def verdict_sentences(facts: CardFacts) -> list[str]:
     """The verdict in a word and its figures: the sweep's, then every pair of the trial's own evaluation."""
-    lines = []
+    lines: list[str] = []
     written = _sweep_verdict(facts.selection)
     if written:
         verdict = Verdict.from_dict(written)
@@ -42,7 +43,12 @@ def verdict_sentences(facts: CardFacts) -> list[str]:
         comparison = Comparison.from_dict(one)
         pair = f"{one['tuned_model']} against {one['base_model']}, {one['prompts']}"
         lines.append(f"{comparison.verdict} ({pair}): {comparison.sentence()}")
-    return lines
+    notes = {
+        f"Note ({one['tuned_model']}, {one['prompts']}): {one['note']}": None
+        for one in _comparisons(facts)
+        if one.get("note")
+    }
+    return [*lines, *notes]
 
 
 def score_rows(facts: CardFacts) -> list[dict[str, Any]]:
@@ -55,6 +61,12 @@ def score_rows(facts: CardFacts) -> list[dict[str, Any]]:
     split = _sweep_split(facts.selection)
     names = (("base", "base"), ("winner", "adapter"))
     return [{"prompts": f"0-shot, {split}", **scores[key], "model": name} for key, name in names if scores.get(key)]
+
+
+def detail_tables(facts: CardFacts) -> list[list[list[str]]]:
+    """A table for each metric that has further figures, such as the share of answers with a number."""
+    rows = [((str(row["model"]), str(row["prompts"])), row.get("details") or {}) for row in score_rows(facts)]
+    return tabulate_details(rows, labels=("prompts",))
 
 
 def describe_rows(facts: CardFacts) -> list[str]:

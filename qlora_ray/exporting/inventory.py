@@ -18,6 +18,19 @@ from qlora_ray.runs import read_json
 INVENTORY = "bundle.json"
 # Changed when the folder's layout does.
 BUNDLE_VERSION = 1
+# What a bundle has at its top. On the hub, a repository with only these is one of ours, or was left by an upload that
+# broke.
+BUNDLE_FOLDERS = ("adapter/", "merged/", "merged-nf4/", "evaluation/")
+BUNDLE_FILES = (
+    "README.md",
+    "RUN_RECORD.md",
+    "bundle.json",
+    "record.json",
+    "report.html",
+    "scores.json",
+    "sweep.yaml",
+    "trial.yaml",
+)
 
 
 @dataclass(frozen=True)
@@ -76,27 +89,28 @@ def is_bundle(folder: Path) -> bool:
     return isinstance(found, dict) and "bundle_version" in found and isinstance(found.get("files"), list)
 
 
-def check_target(to: Path, *, sweep: Path) -> None:
+def check_target(to: Path, *, sweep: Path, option: str = "--to") -> None:
     """Raises RunError unless the bundle's folder is new, empty, or an earlier bundle with nothing beside it."""
     target, root = to.expanduser().resolve(), sweep.resolve()
     kept = [root / part for part in ("trials", "best", "logs", "evaluation")]
     if root == target or root.is_relative_to(target) or any(target.is_relative_to(part) for part in kept):
-        raise RunError(f"--to {to}: must not be the sweep's own folder, or in its trials. Choose another folder.")
+        raise RunError(f"{option} {to}: must not be the sweep's own folder, or in its trials. Choose another folder.")
     if to.is_symlink() or (to.exists() and not to.is_dir()):
-        raise RunError(f"--to {to}: must be a folder, got a {'link' if to.is_symlink() else 'file'}. Choose another.")
+        what = "link" if to.is_symlink() else "file"
+        raise RunError(f"{option} {to}: must be a folder, got a {what}. Choose another.")
     if not to.is_dir():
         return
     # A new folder takes the place of the old one, which neither a mounted disk nor where a shell stands lets happen.
     here = Path.cwd().is_relative_to(target)
     if here or to.is_mount():
         what = "the folder this command runs in" if here else "a mounted disk"
-        raise RunError(f"--to {to}: must be a folder that can be replaced, got {what}. Choose one inside it.")
+        raise RunError(f"{option} {to}: must be a folder that can be replaced, got {what}. Choose one inside it.")
     known = {file["path"] for file in read_json(to / INVENTORY)["files"]} | {INVENTORY} if is_bundle(to) else set()
     others = sorted(path for path in list_files(to) if path not in known)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise RunError(
-            f"--to {to}: must be a new folder or an earlier bundle, got one with {', '.join(others[:3])}{more}. "
+            f"{option} {to}: must be a new folder or an earlier bundle, got one with {', '.join(others[:3])}{more}. "
             "Choose another folder, or move these away."
         )
 

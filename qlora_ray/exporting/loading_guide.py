@@ -36,7 +36,7 @@ def _merged_code(selection: Selection) -> str:
 
 def _trust_code(selection: Selection) -> str:
     """The argument without which a base with code of its own does not load."""
-    return ", trust_remote_code=True" if selection.config.model.trust_remote_code else ""
+    return ", trust_remote_code=True" if selection.needs_code else ""
 
 
 def _adapter_code(selection: Selection) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import RunError
@@ -23,6 +23,7 @@ from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.exporting.deltas import AdapterChanges, BaseNames
 from qlora_ray.exporting.merge_candidate import Candidate, Rule, write_candidate, write_side_files
 from qlora_ray.exporting.merge_choice import check_changed, choose_candidate, explain_merge, explain_nan
+from qlora_ray.exporting.merge_options import MergeOptions
 from qlora_ray.exporting.merge_plan import MergePlan, PlannedDtype, plan_merge
 from qlora_ray.exporting.merge_report import REPORT, MeasuredModel, MergeReport
 from qlora_ray.exporting.shards import Checkpoint, check_space, full_disk_as_run_error, new_folder, open_checkpoint
@@ -30,35 +31,13 @@ from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.adapters import saved_adapter
 from qlora_ray.modeling.identity import hash_adapter, read_adapter
 from qlora_ray.modeling.loading import hash_base, load_base
-from qlora_ray.modeling.quantization import Precision, QuantizationSpec
+from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs.files import write_json
 
 if TYPE_CHECKING:
     from qlora_ray.exporting.merge_measure import Reference
 
 NF4_SUFFIX = "-nf4"
-# Hugging Face's default size of a shard (huggingface_hub 2.4: MAX_SHARD_SIZE, 5GB).
-DEFAULT_SHARD_BYTES = 5 * 10**9
-
-
-@dataclass(frozen=True)
-class MergeOptions:
-    """How to merge.
-
-    Attributes:
-        rule: auto measures both and keeps the closer; w16 or dequant makes that one alone.
-        dtype: What the merged weights are in. auto: what the adapter computed in while it trained, so that storing the
-            sum rounds no more than training did; checkpoint: each tensor's own.
-        head_dtype: The same for the head; None means as the rest. A tied embedding is the head too.
-        nf4_copy: Also write the merged model quantized again, beside it, as `<name>-nf4`.
-        max_shard_bytes: Bytes of weights in one file at most.
-    """
-
-    rule: Literal["auto", "w16", "dequant"] = "auto"
-    dtype: Literal["auto", "checkpoint", "bf16", "fp16", "fp32"] = "auto"
-    head_dtype: Precision | None = None
-    nf4_copy: bool = False
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
 
 def merge_adapter(

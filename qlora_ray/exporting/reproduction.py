@@ -74,6 +74,7 @@ def _portable(selection: Selection) -> dict[str, Any]:
         may_be_path = isinstance(name, str) and (key in ("name", "train") or "/" in name or "." in name)
         if may_be_path and name != EMBEDDED and Path(name).expanduser().exists():
             config[section][key] = str(Path(name).expanduser().resolve())
+    config["model"]["trust_remote_code"] = selection.needs_code
     # Where results go, and on which cluster, is the next user's to say.
     config["results"] = {"dir": "results", "name": None}
     config["cluster"]["address"] = None

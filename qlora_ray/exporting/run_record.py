@@ -96,6 +96,7 @@ def _training(selection: Selection) -> list[str]:
     reports = make_budget(config.training, num_train_rows=num_rows, num_reports=config.search.num_reports).report_steps
     interval = _interval(reports)
     keeps = config.cluster.keep_trial_state
+    losses = training.get("logging_steps")
     lines = [
         _line(training, "per_device_train_batch_size"),
         _line(training, "gradient_accumulation_steps"),
@@ -105,7 +106,9 @@ def _training(selection: Selection) -> list[str]:
         f"max_steps={value(num_steps)}",
         f"warmup_ratio={value(config.training.warmup_ratio)}",
         _line(training, "warmup_steps"),
-        f"logging_steps={interval} ({len(reports)} reports)",
+        # Records from before the training loss had points of its own know the reports only.
+        f"logging_steps={interval} ({len(reports)} reports)" if losses is None else f"logging_steps={losses}",
+        f"eval_steps={interval} ({len(reports)} reports)",
         f"save_steps={interval} (at each report)" if keeps else "save_steps=none (no states were kept)",
         f"save_total_limit={1 if keeps else 0}",
         _line(training, "optim"),

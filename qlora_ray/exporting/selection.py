@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.config.loading import parse_override
-from qlora_ray.config.schema import SweepConfig
+from qlora_ray.config.schema import Model, SweepConfig
 from qlora_ray.errors import ConfigError, ModelError, RunError
-from qlora_ray.evaluation.intent import read_intent
+from qlora_ray.evaluation.intent import TRUST, distrust, drop_foreign_revision, read_intent
 from qlora_ray.evaluation.trials import BEST, SCORES, find_trial
 from qlora_ray.modeling.identity import AdapterFacts, check_base, read_adapter
-from qlora_ray.modeling.loading import resolve_model_name
+from qlora_ray.modeling.loading import pin_revision, resolve_model_name
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.search.space import apply_values
 
-# What may be named anew when a sweep is exported elsewhere than where it ran: where the base and the rows are.
-RELOCATABLE = ("model.name", "model.revision", "data.train", "data.validation", "data.test")
+# What may be named anew when a sweep is exported elsewhere than where it ran: where the base and the rows are. And
+# whether the base's own code may run, which only this user can say.
+RELOCATABLE = ("model.name", "model.revision", TRUST, "data.train", "data.validation", "data.test")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Selection:
     Attributes:
         paths: The sweep.
         trial: The trial's id.
-        config: The sweep's config, with paths that are found from here.
+        config: The sweep's config, with paths that are found from here, and the model's code run only by --set.
         manifest: The sweep's manifest.
         record: The trial's record.
         scores: best/scores.json, if the trial is the winner; empty if that has none.
@@ -71,6 +72,11 @@ class Selection:
         return str(self.record["base"]["hash"]).startswith("hub:")
 
     @property
+    def needs_code(self) -> bool:
+        """Whether the sweep let the base's own code run, without which others cannot load it either."""
+        return bool(self.manifest["config"]["model"].get("trust_remote_code"))
+
+    @property
     def quantization(self) -> dict[str, Any]:
         """How the base was held while the trial trained."""
         return dict(self.record["ran"]["quantization"])
@@ -93,20 +99,28 @@ def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = (
     if not paths.manifest.is_file():
         raise RunError(f"{sweep}: must be a sweep's folder, got one without manifest.json. Give results/<name>.")
     manifest = read_json(paths.manifest)
+    config, notes = _read_config(manifest, overrides)
     trial_id, is_winner = find_trial(paths, trial)
     own = paths.trial(trial_id).record
     selection = Selection(
         paths=paths,
         trial=trial_id,
-        config=_read_config(manifest, overrides),
+        config=config,
         manifest=manifest,
         record=read_json(own if own.is_file() or not is_winner else paths.best / "record.json"),
         scores=_read_scores(paths) if is_winner else None,
         # Only the winner's copy has the tokenizer beside it.
         adapter=read_adapter(paths.best / "adapter" if is_winner else paths.trial(trial_id).adapter),
     )
-    note = _check_base(selection)
-    return replace(selection, notes=(note,)) if note else selection
+    model, note = _check_base(selection)
+    # What is merged is the commit that was checked.
+    config = config.model_copy(update={"model": model})
+    return replace(selection, config=config, notes=(*notes, *([note] if note else [])))
+
+
+def own_rights(paths: SweepPaths) -> tuple[str, ...]:
+    """The overrides that an export which is a part of the user's own sweep goes by: what its config allowed."""
+    return (f"{TRUST}=true",) if read_json(paths.manifest)["config"]["model"].get("trust_remote_code") else ()
 
 
 def _read_scores(paths: SweepPaths) -> dict[str, Any]:
@@ -115,15 +129,19 @@ def _read_scores(paths: SweepPaths) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_config(manifest: dict[str, Any], overrides: Sequence[str]) -> SweepConfig:
+def _read_config(manifest: dict[str, Any], overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+    """The sweep's config, without a right to run code that only came with it, and a note if it had it."""
     for text in overrides:
         key, _ = parse_override(text)
         if key not in RELOCATABLE:
             raise ConfigError(f"--set {key}: an export can set only {', '.join(RELOCATABLE)}. Drop it.")
-    return read_intent(manifest, config=None, overrides=overrides)
+    config = read_intent(manifest, config=None, overrides=overrides)
+    config = drop_foreign_revision(config, overrides, own_name=manifest["config"]["model"]["name"])
+    return distrust(config, overrides)
 
 
-def _check_base(selection: Selection) -> str | None:
+def _check_base(selection: Selection) -> tuple[Model, str | None]:
+    """The base as it will be loaded, and a note if it could not be verified."""
     model = selection.config.model
     expected = str(selection.record["base"]["hash"])
     folder = selection.adapter.folder
@@ -133,4 +151,9 @@ def _check_base(selection: Selection) -> str | None:
             f"{folder}: must be exported beside its base, got no folder {name}. "
             "Restore that base, or name it with --set model.name=."
         )
-    return check_base(model, expected_hash=expected, where=str(folder))
+    try:
+        model = pin_revision(model)
+    except ModelError as error:
+        # An adapter alone is exported without its base; a merge says the same again.
+        return model, f"the base could not be verified: {error}"
+    return model, check_base(model, expected_hash=expected, where=str(folder))

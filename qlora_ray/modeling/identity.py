@@ -6,14 +6,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
+from qlora_ray.modeling.hub import COMMIT
 from qlora_ray.modeling.loading import hash_base
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Beside PEFT's files in an adapter's folder: how it was trained. PEFT passes it over.
+ADAPTER_ORIGIN = "qlora_ray.json"
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,49 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def write_adapter_origin(folder: Path, origin: dict[str, Any]) -> None:
+    """Writes how an adapter was trained into its own folder, which may be copied without its record."""
+    (folder / ADAPTER_ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+
+
+def read_adapter_origin(folder: Path) -> dict[str, Any] | None:
+    """How an adapter was trained, as its own folder says: trial, base, quantization; None where it does not.
+
+    Raises:
+        ModelError: If the file is there, and is not what this package writes.
+    """
+    path = folder / ADAPTER_ORIGIN
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}. Restore it, or delete it.") from None
+    parts = [written.get(key) for key in ("base", "quantization")] if isinstance(written, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise ModelError(f"{path}: must say base and quantization, got something else. Restore it, or delete it.")
+    return dict(written)
+
+
+def compare_bases(expected: str, found: str) -> Literal["same", "other", "unknown"]:
+    """Whether two fingerprints of `hash_base` are of one base; unknown where they say too little.
+
+    A fingerprint of an older release names a hub id's branch, which may have moved; one of a folder's bytes and one
+    of a hub's commit have nothing in common.
+    """
+    if expected == found and all(map(_is_exact, (expected, found))):
+        return "same"
+    kinds = {one.split(":", 1)[0] for one in (expected, found)}
+    if len(kinds) > 1:
+        return "unknown"
+    is_of_one_name = expected.rpartition("@")[0] == found.rpartition("@")[0]
+    if "hub" in kinds and is_of_one_name and not all(map(_is_exact, (expected, found))):
+        return "unknown"
+    return "other"
+
+
 def check_base(model: Model, *, expected_hash: str, where: str) -> str | None:
     """Holds a base against the fingerprint that an adapter's record has of its own.
-
-    A hub id's fingerprint is its name and revision: one against a local folder cannot be compared.
 
     Args:
         model: The base at hand.
@@ -98,22 +140,30 @@ def check_base(model: Model, *, expected_hash: str, where: str) -> str | None:
         None if it is the same base, else a note that it could not be verified.
 
     Raises:
-        ModelError: If the two differ.
+        ModelError: If the two differ, or the base is neither a folder nor on the hub.
     """
     found = hash_base(model)
-    if found == expected_hash:
+    verdict = compare_bases(expected_hash, found)
+    if verdict == "same":
         return None
-    kinds = {one.split(":", 1)[0] for one in (found, expected_hash)}
-    if len(kinds) == 1:
+    if verdict == "other":
+        name, _, commit = expected_hash.removeprefix("hub:").rpartition("@")
+        is_moved = name == model.name and COMMIT.fullmatch(commit)
+        advice = f"--set model.revision={commit}" if is_moved else "--set model.name="
         raise ModelError(
             f"{where}: must be used on the base it was trained on ({_short(expected_hash)}), got {_short(found)} from "
-            f"{model.name}. Restore that base, or name it with --set model.name=."
+            f"{model.name}. Restore that base, or name it with {advice}."
         )
-
     return (
         f"the base could not be verified: the adapter was trained on {_short(expected_hash)}, and {model.name} is "
         f"{_short(found)}, which cannot be compared"
     )
+
+
+def _is_exact(fingerprint: str) -> bool:
+    """Whether a fingerprint is of bytes, or of a commit: not of a branch."""
+    is_of_hub = fingerprint.startswith("hub:")
+    return not is_of_hub or COMMIT.fullmatch(fingerprint.rpartition("@")[2]) is not None
 
 
 def _short(fingerprint: str) -> str:

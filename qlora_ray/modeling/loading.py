@@ -12,6 +12,7 @@ from qlora_ray import embedded
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
+from qlora_ray.modeling.hub import find_commit
 from qlora_ray.modeling.quantization import Precision, QuantizationSpec, make_bitsandbytes_config, torch_dtype
 
 if TYPE_CHECKING:
@@ -42,6 +43,21 @@ def resolve_model_name(name: str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
+def pin_revision(model: Model) -> Model:
+    """The config section with the commit that the hub's revision stands for now; that of a folder as it is.
+
+    A branch moves: what is loaded, recorded and loaded again by another process must be one commit.
+
+    Raises:
+        ModelError: If there is no such folder, and no such model on the hub or in its cache.
+    """
+    name = resolve_model_name(model.name)
+    if Path(name).is_dir():
+        return model
+    _check_folder(name)
+    return model.model_copy(update={"revision": find_commit(name, revision=model.revision)})
+
+
 def read_shape(model: Model) -> ModelShape:
     """The base's shape from its config.json alone; no weights are read.
 
@@ -62,7 +78,7 @@ def read_shape(model: Model) -> ModelShape:
         if not isinstance(written, dict):
             raise ModelError(f"model.name: {name}/config.json must be a JSON object, got {type(written).__name__}.")
         return ModelShape.from_hf_config(written)
-    _check_folder(name)
+    model = pin_revision(model)
     from transformers import AutoConfig
 
     try:
@@ -78,10 +94,10 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: If it cannot be loaded.
     """
+    model = pin_revision(model)
     from transformers import AutoTokenizer
 
     name = resolve_model_name(model.name)
-    _check_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -108,6 +124,7 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
     Raises:
         ModelError: If it cannot be loaded.
     """
+    model = pin_revision(model)
     from transformers import AutoModelForCausalLM
 
     name = resolve_model_name(model.name)
@@ -137,10 +154,14 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
 
 
 def hash_base(model: Model) -> str:
-    """A fingerprint of a local base's weights and config (sha256 of their bytes); the revision of a hub id."""
+    """A fingerprint of a local base's weights and config (sha256 of their bytes); the commit of a hub id.
+
+    Raises:
+        ModelError: If there is no such folder, and no such model on the hub or in its cache.
+    """
     folder = Path(resolve_model_name(model.name))
     if not folder.is_dir():
-        return f"hub:{model.name}@{model.revision or 'main'}"
+        return f"hub:{model.name}@{pin_revision(model).revision}"
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         digest.update(path.name.encode())

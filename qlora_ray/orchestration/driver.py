@@ -129,7 +129,7 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         write_json(paths.manifest, manifest)
         print_plan(console, preflight, plan, paths)
         ledger = Ledger(config, paths=paths, console=console, common=common)
-        pool = _start_pool(preflight, plan, profiles, paths)
+        pool = _start_pool(preflight, plan, profiles, paths, base=common["base"])
         console.progress("loading the base ...")
         study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
         _wait_ready(pool)
@@ -179,7 +179,9 @@ def _open_study(
     return study
 
 
-def _start_pool(preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfile], paths: SweepPaths) -> Any:
+def _start_pool(
+    preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfile], paths: SweepPaths, *, base: dict[str, Any]
+) -> Any:
     import ray
 
     from qlora_ray.orchestration.executor import ExecutorTerms
@@ -192,7 +194,7 @@ def _start_pool(preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfil
         for device in placement.devices
         for _ in range(placement.executors_per_device)
     ]
-    terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan)
+    terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, base)
     actor: Any = ray.remote(Pool)
     pool = actor.options(num_cpus=0, max_concurrency=10_000).remote(
         terms, seats, [ray.put(preflight.data)], plan.total_slots

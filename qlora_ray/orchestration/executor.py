@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExecutorTerms:
-    """What every executor of a sweep is told."""
+    """What every executor of a sweep is told.
+
+    Attributes:
+        base: The base's name, revision and hash, as the sweep's records have them.
+    """
 
     config: SweepConfig
     root: Path
     plan: Plan | None = None
+    base: Mapping[str, Any] | None = None
 
 
 class Executor:
@@ -80,6 +86,10 @@ class Executor:
             paths=SweepPaths(terms.root),
             lease_timeout_s=config.cluster.lease_timeout_s,
             keep_state=config.cluster.keep_trial_state,
+            origin={
+                "base": dict(terms.base or {"name": config.model.name, "revision": config.model.revision}),
+                "quantization": base.quantization.to_dict(),
+            },
         )
         self._scoring = threading.Lock()
         self._data = data

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.orchestration.keeper import Keeper
+from qlora_ray.orchestration.life import Evicted, LeaseLost, Life
 from qlora_ray.orchestration.usage import DeviceUsage
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.engine import Engine, Failure, Report, TrialSpec
@@ -24,39 +25,13 @@ REAPS_PER_LEASE = 4
 EMPTY_PAUSE_S = 0.01
 
 
-class LeaseLost(RuntimeError):
-    """The trial is not on this executor any more: it was evicted, or its driver stopped asking."""
-
-
-class Evicted(LeaseLost):
-    """The executor has no room for the trial any more; it goes on from its state wherever a slot is free."""
-
-
-@dataclass(eq=False)
-class _Life:
-    """One admission of a trial: one that was evicted and comes again has another life, and other reports.
-
-    Attributes:
-        state: What it enters the engine with, while it is not there yet.
-        num_kept: Reports whose files are being written.
-        silent_s: How long nobody has asked for it, as far as this process was awake to hear it.
-    """
-
-    spec: TrialSpec
-    state: TrialState | None = None
-    in_engine: bool = False
-    is_training: bool = False
-    has_ended: bool = False
-    num_kept: int = 0
-    report: Report | None = None
-    silent_s: float = 0.0
-
-
 class ExecutorCore:
     """Runs an engine's loop on a thread, and hands each trial's reports to whoever asks for them.
 
-    All methods may be called from any thread at any time. A report that is handed out has its state or its adapter
-    on disk; states are written on a thread of their own, so that the other trials train on meanwhile.
+    All methods may be called from any thread at any time. A trial that has trained to a report has its state, and at
+    the end its adapter, on disk before it is evaluated or while it is: what kills the evaluation takes no training
+    with it. A report that is handed out has them there for certain. States are written on a thread of their own, so
+    that the other trials train on meanwhile.
 
     Args:
         engine: The engine.
@@ -64,6 +39,7 @@ class ExecutorCore:
         lease_timeout_s: A trial nobody asks for this long is evicted, and its slot is free.
         keep_state: Whether a trial's state is written at each report, so that it can go on elsewhere.
         clock: Monotonic seconds; tests give their own.
+        origin: How its adapters are trained, which goes into their folders.
     """
 
     def __init__(
@@ -74,15 +50,17 @@ class ExecutorCore:
         lease_timeout_s: float,
         keep_state: bool,
         clock: Callable[[], float] = time.monotonic,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         self._engine = engine
         self._paths = paths
         self._lease_timeout_s = lease_timeout_s
         self._keep_state = keep_state
         self._clock = clock
-        # Guards everything below. The engine has its own lock, and never calls back.
+        # Guards everything below. The engine has its own lock, and calls back holding none that is asked for under
+        # this one.
         self._changed = threading.Condition()
-        self._lives: dict[str, _Life] = {}
+        self._lives: dict[str, Life] = {}
         self._put_out: dict[str, str] = {}
         # Evictions under way, and trials that left during the `advance` under way: it may still report them.
         self._evicting: set[str] = set()
@@ -95,8 +73,9 @@ class ExecutorCore:
         self._reap_interval_s = min(REAP_INTERVAL_S, lease_timeout_s / REAPS_PER_LEASE)
         self._reaped_at = clock()
         self._usage = DeviceUsage(clock)
-        self._keeper = Keeper(paths)
+        self._keeper = Keeper(paths, origin)
         self._ended = threading.Event()
+        engine.on_trained(self._keep_trained)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for name, target in (("engine", self._loop), ("reaper", self._reap_leases))
@@ -118,7 +97,7 @@ class ExecutorCore:
         from qlora_ray.training.checkpoint import TrialState
 
         self.evict(spec.trial_id)
-        life = _Life(spec)
+        life = Life(spec)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (not self._evicting and spec.trial_id not in self._departed))
             if self._closed:
@@ -135,7 +114,15 @@ class ExecutorCore:
                 if state is not None and state.metrics:
                     # The driver may have been killed before it heard of the report that the state was written at.
                     # Until it asks on, the trial stays out of the engine, which would train it at once.
-                    life.report = Report(spec.trial_id, state.report_index, False, state.metrics, state.facts)
+                    life.report = Report(
+                        spec.trial_id,
+                        state.report_index,
+                        False,
+                        state.metrics,
+                        state.facts,
+                        # Those of a report that is owed come with it.
+                        train_losses=[] if state.owes_report else state.train_losses,
+                    )
                 else:
                     self._go_on(life)
         except Exception:
@@ -236,14 +223,14 @@ class ExecutorCore:
         reason = self._put_out.pop(trial_id, None)
         return LeaseLost(f"executor: trial {trial_id} is not here") if reason is None else Evicted(reason)
 
-    def _require(self, life: _Life) -> None:
+    def _require(self, life: Life) -> None:
         trial_id = life.spec.trial_id
         if trial_id not in self._lives:
             raise self._explain_absence(trial_id)
         if self._lives[trial_id] is not life:
             raise LeaseLost(f"executor: trial {trial_id} was admitted anew")
 
-    def _go_on(self, life: _Life) -> None:
+    def _go_on(self, life: Life) -> None:
         """Lets a trial train; called under the lock."""
         if life.in_engine:
             self._engine.proceed(life.spec.trial_id)
@@ -257,7 +244,7 @@ class ExecutorCore:
         life.is_training = True
         self._changed.notify_all()
 
-    def _remove(self, life: _Life) -> None:
+    def _remove(self, life: Life) -> None:
         """Ends one life, if it has not ended yet."""
         trial_id = life.spec.trial_id
         with self._changed:
@@ -300,6 +287,38 @@ class ExecutorCore:
                 if not reports:
                     self._changed.wait(EMPTY_PAUSE_S)
 
+    def _keep_trained(self, trial_id: str, is_final: bool) -> None:
+        """Puts what a trial has trained on disk before it is evaluated; on the thread that trains it."""
+        with self._changed:
+            life = self._lives.get(trial_id)
+            if life is None or not life.is_training:
+                return
+            life.num_kept += 1
+        try:
+            if is_final:
+                # What cannot be written is tried again, and told, at the report.
+                with contextlib.suppress(Exception):
+                    # Here, not on the writer: an adapter is only the engine's to read between two steps.
+                    self._keeper.keep_adapter(trial_id, self._engine.save_adapter)
+                    life.has_adapter = True
+            state = self._engine.snapshot(trial_id) if self._keep_state else None
+        except Exception:
+            state = None
+        if state is None:
+            self._note_kept(life)
+        else:
+            life.kept = self._keeper.keep_trained(
+                trial_id,
+                state,
+                is_wanted=lambda: self._lives.get(trial_id) is life,
+                then=lambda: self._note_kept(life),
+            )
+
+    def _note_kept(self, life: Life) -> None:
+        with self._changed:
+            life.num_kept -= 1
+            self._changed.notify_all()
+
     def _settle(self, report: Report) -> None:
         """Does what a report needs of the engine; what only the disk is needed for goes to the writer."""
         trial_id = report.trial_id
@@ -311,6 +330,7 @@ class ExecutorCore:
             life.is_training = False
             life.has_ended = report.is_final or report.failure is not None
             life.num_kept += 1
+            kept, life.kept = life.kept, None
         state: TrialState | None = None
         try:
             if is_put_out:
@@ -318,23 +338,30 @@ class ExecutorCore:
                 self._engine.evict(trial_id)
                 life.in_engine = False
             elif report.is_final and not report.failure:
-                # Here, not on the writer: an adapter is only the engine's to read between two steps.
-                self._keeper.keep_adapter(trial_id, self._engine.save_adapter)
-            elif self._keep_state and not report.failure:
+                # Its state goes on to owe this report: a driver killed before it hears of it has it made again.
+                if not life.has_adapter:
+                    self._keeper.keep_adapter(trial_id, self._engine.save_adapter)
+            elif report.failure and report.failure.cause == "unevaluated":
+                state = self._engine.snapshot(trial_id)
+            elif report.failure:
+                self._keeper.drop_adapter(trial_id)
+            elif self._keep_state:
                 state = self._engine.snapshot(trial_id)
         except Exception as error:
             report, state = self._keeper.fail(report, error), None
-        if state is None:
+        if state is None and kept is None:
             self._hand_out(life, report)
-        else:
-            self._keeper.keep_state(
-                report,
-                state,
-                is_wanted=lambda: self._lives.get(trial_id) is life,
-                then=lambda kept: self._hand_out(life, kept),
-            )
+            return
+        # Also where only the state given before is still being written: it would come after the trial's end.
+        self._keeper.keep_state(
+            report,
+            state,
+            kept=kept,
+            is_wanted=lambda: self._lives.get(trial_id) is life,
+            then=lambda told: self._hand_out(life, told),
+        )
 
-    def _hand_out(self, life: _Life, report: Report) -> None:
+    def _hand_out(self, life: Life, report: Report) -> None:
         with self._changed:
             life.num_kept -= 1
             if self._lives.get(report.trial_id) is life:

@@ -15,6 +15,11 @@ from qlora_ray.runs import EventLog, SweepPaths, append_line, read_json, write_j
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.paths import trial_id_of
 
+# What a line of metrics.jsonl holds besides a report's metrics.
+NO_METRICS = ("report_index", "time", "train_losses")
+# Failures that say nothing about the trial: it goes on from its state in a resume.
+NOT_ITS_OWN = ("lost", "unevaluated")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -112,6 +117,8 @@ class Ledger:
         if not self._enter(entry, result["report_index"], result["metrics"]):
             return
         line = {"report_index": result["report_index"], "time": round(time.time(), 3), **entry.metrics}
+        if result["train_losses"]:
+            line["train_losses"] = result["train_losses"]
         append_line(self._paths.trial(entry.id).metrics, line)
         self._events.write(
             "trial_reported", trial=entry.id, report_index=result["report_index"], executor=result["executor"]
@@ -192,7 +199,7 @@ class Ledger:
         """Enters a report's metrics; False if it was there already."""
         if report_index in entry.intermediate:
             return False
-        entry.metrics = {name: value for name, value in metrics.items() if name not in ("report_index", "time")}
+        entry.metrics = {name: value for name, value in metrics.items() if name not in NO_METRICS}
         entry.train_s += entry.metrics.get("train_s", 0.0)
         entry.tokens += entry.metrics.get("train_s", 0.0) * entry.metrics.get("tokens_per_s", 0.0)
         value = self.value_of(entry)
@@ -221,7 +228,7 @@ class Ledger:
         return format_duration(elapsed / len(here) * (total - done))
 
     def _judge(self, entry: TrialEntry, *, crashed: bool) -> tuple[State, str | None]:
-        if entry.failure and entry.failure[0] == "lost":
+        if entry.failure and entry.failure[0] in NOT_ITS_OWN:
             return "interrupted", entry.failure[1]
         if entry.failure:
             return "failed", entry.failure[0]
@@ -241,7 +248,7 @@ class Ledger:
             parts.append(f"{self.objective} {value:.4f}")
         if entry.state == "pruned":
             parts.append(f"after {max(entry.intermediate, default=0)}/{self._config.search.num_reports} reports")
-        if entry.state == "failed" and entry.failure:
+        if entry.state in ("failed", "interrupted") and entry.failure:
             parts.append(f"{entry.failure[0]}: {entry.failure[1].splitlines()[0]}")
         parts.append(describe_params(entry.params))
         best = self.ranked()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray import __version__
 from qlora_ray.config.schema import SweepConfig
@@ -15,12 +16,16 @@ from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
 from qlora_ray.hardware.probe import find_versions
-from qlora_ray.modeling.loading import hash_base, load_tokenizer, read_shape
+from qlora_ray.modeling.identity import compare_bases
+from qlora_ray.modeling.loading import hash_base, load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.targets import build_skeleton, check_targets
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import describe_unused
 from qlora_ray.training.budget import make_budget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What belongs to one run of a sweep: how it was called, and with what code.
 RUN_KEYS = ("command", "folder", "qlora_ray", "versions", "git")
@@ -34,6 +39,7 @@ class Preflight:
         extremes: Trial configs at every corner of the space that decides memory.
         metrics_reason: What answers are scored with, and why.
         unused: What the config says that nothing will use.
+        notes: What the rows of the verdict have no room for, a sentence each.
         sft_reason: Why the trials cannot share one base in the fused engine; None if they can.
     """
 
@@ -45,6 +51,7 @@ class Preflight:
     metrics_reason: str
     unused: list[str]
     sft_reason: str | None = None
+    notes: Sequence[str] = ()
 
 
 def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
@@ -55,6 +62,8 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     """
     from qlora_ray.evaluation.metrics import check_references, resolve_data_metrics
 
+    # One commit for the whole sweep, on every node, and for its resumes: a branch of the hub may move meanwhile.
+    config = config.model_copy(update={"model": pin_revision(config.model)})
     shape = read_shape(config.model)
     extremes = space.extremes(config)
     tokenizer = load_tokenizer(config.model)
@@ -70,7 +79,31 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
         if split is not None:
             check_references(split, metrics, num_rows=config.evaluate.max_rows)
     unused = describe_unused(config.search, space)
-    return Preflight(config, space, extremes, shape, data, reason, unused, sft_reason)
+    notes = _find_room(config, shape, data, tokenizer) if metrics else []
+    return Preflight(config, space, extremes, shape, data, reason, unused, sft_reason, notes)
+
+
+def _find_room(
+    config: SweepConfig, shape: ModelShape, data: PreparedData, tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """What answers to the verdict's rows have no room for: found at the start, and not when training is paid for."""
+    from qlora_ray.evaluation.answer_room import (
+        count_reference_tokens,
+        find_limit,
+        measure_room,
+        resolve_max_new_tokens,
+    )
+
+    split = data.validation if data.test is None else data.test
+    evaluate = config.evaluate
+    reference_tokens = count_reference_tokens(split, tokenizer=tokenizer, num_rows=evaluate.max_rows)
+    room = measure_room(
+        split.prompt_ids[: evaluate.max_rows],
+        max_new_tokens=resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens),
+        limit=find_limit(shape.max_position_embeddings, evaluate.max_length),
+        reference_tokens=reference_tokens,
+    )
+    return room.notes(split.name)
 
 
 def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
@@ -117,10 +150,11 @@ def check_same_inputs(preflight: Preflight, manifest: dict[str, Any], *, common:
             f"--resume: the data must be what the sweep began with (fingerprint {before[:12]}), got {now[:12]}. "
             "Restore the files, or start a new sweep."
         )
-    base = common["base"]["hash"]
-    if manifest["base"]["hash"] != base:
+    base, first = common["base"]["hash"], manifest["base"]["hash"]
+    # A sweep of an older release knows a hub's branch and no commit, which cannot be told from today's.
+    if compare_bases(first, base) == "other" or first.split(":")[0] != base.split(":")[0]:
         raise RunError(
-            f"--resume: the base must be what the sweep began with ({manifest['base']['hash'][:19]}), got {base[:19]}. "
+            f"--resume: the base must be what the sweep began with ({first[:19]}), got {base[:19]}. "
             "Restore it, or start a new sweep."
         )
 
@@ -140,6 +174,7 @@ def describe_sweep(
         "data": preflight.data.report.to_dict(),
         "metrics": preflight.metrics_reason,
         "unused": preflight.unused,
+        "notes": list(preflight.notes),
         **common,
     }
 

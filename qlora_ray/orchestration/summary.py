@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console, format_duration, format_score, format_table
+from qlora_ray.evaluation.score_details import tabulate_details
 from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry, format_value
@@ -35,6 +36,7 @@ class Summary:
     Attributes:
         status: complete, no_winner or interrupted.
         verdict: Winner against base: `better`, `no different` or `worse`; None without a winner.
+        verdict_note: What weakens the verdict; None if nothing does.
         device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
     """
 
@@ -45,6 +47,7 @@ class Summary:
     objective: str
     first_failure: str | None
     device_wait_share: float | None = None
+    verdict_note: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -68,6 +71,7 @@ def write_summary(
         counts=ledger.counts(),
         winner=winner.entry.id if winner else None,
         verdict=winner.verdict.word if winner else None,
+        verdict_note=winner.verdict.note if winner else None,
         objective=ledger.objective,
         first_failure=f"trial {failure[0]}: {failure[1]}" if failure else None,
         device_wait_share=None if device_wait_share is None else round(device_wait_share, 4),
@@ -84,7 +88,7 @@ def print_plan(console: Console, preflight: Preflight, plan: Plan, paths: SweepP
     console.line(f"base  {config.model.name}, {describe_quantization(config)}")
     console.line("data  " + "\n      ".join(preflight.data.report.summary_lines()))
     console.line(f"score {preflight.metrics_reason}")
-    for words in preflight.unused:
+    for words in (*preflight.unused, *preflight.notes):
         console.line(f"note  {words}")
     console.line()
     console.line(plan.render())
@@ -145,12 +149,15 @@ def print_outcome(
 def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:
     split = winner.verdict.split
     rows = [["", f"{split} loss", *winner.scores.metrics]]
-    for name, scores in (("base", winner.base), (f"winner {winner.entry.id}", winner.scores)):
+    models = (("base", winner.base), (f"winner {winner.entry.id}", winner.scores))
+    for name, scores in models:
         rows.append([name, f"{scores.loss:.4f}", *map(format_score, scores.metrics.values())])
-    console.line()
-    console.line(format_table(rows, right=tuple(range(1, len(rows[0])))))
+    for table in (rows, *tabulate_details([((name,), scores.to_dict()["details"]) for name, scores in models])):
+        console.line()
+        console.line(format_table(table, right=tuple(range(1, len(table[0])))))
     answered = f", {len(winner.scores.answers)} of them answered" if winner.scores.answers else ""
-    console.line(f"on the same {winner.scores.num_rows} {split} rows{answered}")
+    drawn = f" ({winner.scores.sampling})" if answered and winner.scores.sampling is not None else ""
+    console.line(f"on the same {winner.scores.num_rows} {split} rows{answered}{drawn}")
     _print_verdict(console, winner.verdict)
     for answer, before in list(zip(winner.scores.answers, winner.base.answers, strict=True))[:NUM_EXAMPLES]:
         console.line()

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, QloraRayError
-from qlora_ray.orchestration.executor_core import Evicted, LeaseLost
+from qlora_ray.orchestration.life import Evicted, LeaseLost
 from qlora_ray.orchestration.pool import Lease, describe_death
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values
@@ -63,6 +63,7 @@ class SweepTrial(tune.Trainable):
             "report_index": report.index,
             "is_final": report.is_final,
             "metrics": report.metrics,
+            "train_losses": report.train_losses,
             "facts": {**report.facts, **({"executor": self._lease.facts} if self._lease else {})},
             "failure": None if failure is None else [failure.cause, failure.message, failure.traceback],
             "waited_s": self._waited_s,

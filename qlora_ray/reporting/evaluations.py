@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_ray.evaluation.comparison import Comparison
+from qlora_ray.evaluation.score_details import count_answers
 from qlora_ray.reporting.axes import format_number, format_share, format_value
 from qlora_ray.reporting.blocks import Block, Bullets, Folded, Section, Table, Words
 from qlora_ray.reporting.facts import format_bytes, format_count, format_loss, format_score, table_of
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import as_list, as_mapping, as_number
-from qlora_ray.reporting.verdicts import show_comparisons
+from qlora_ray.reporting.verdicts import show_comparisons, show_details
 
 SCORE_COLUMNS = ("model", "prompts", "loss", "perplexity")
 MERGE_COLUMNS = (
@@ -44,6 +45,7 @@ def tell_evaluation(story: Story) -> Section | None:
     blocks: list[Block] = [
         Words(f"By python -m qlora_ray.evaluate{of}, on {rows_of or 'its'} rows.{reason}"),
         _scores_table(scores),
+        *_details(scores),
         *_comparisons(as_list(evaluation.get("comparisons")), name="evaluation"),
     ]
     tasks, exports = (as_mapping(evaluation.get(key)) for key in ("lm_eval", "exports"))
@@ -99,12 +101,17 @@ def _scores_table(scores: Sequence[Mapping[str, Any]]) -> Table:
             format_score(as_number(one.get("perplexity"))),
             *(format_score(as_number(as_mapping(one.get("metrics")).get(metric))) for metric in metrics),
             format_count(as_number(one.get("num_rows"))),
-            format_count(as_number(one.get("num_answers"))),
+            count_answers(as_number(one.get("num_answers")), as_number(one.get("num_cut_answers"))),
         )
         for one in scores
     )
     header = (*SCORE_COLUMNS, *metrics, "rows", "answered")
     return Table(header, rows, numeric=frozenset(range(2, len(header))))
+
+
+def _details(scores: Sequence[Mapping[str, Any]]) -> list[Block]:
+    rows = [((format_value(one.get("model")), format_value(one.get("prompts"))), one.get("details")) for one in scores]
+    return show_details(rows, labels=("prompts",))
 
 
 def _merge_row(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -125,6 +132,7 @@ def _merge_row(one: Mapping[str, Any]) -> tuple[str, ...]:
 def _comparisons(found: list[Any], *, name: str) -> list[Block]:
     """A figure and a table for each pair of models and prompt set; tasks of the harness have no prompt set."""
     pairs: dict[tuple[str, ...], list[Comparison]] = defaultdict(list)
+    notes: dict[tuple[str, ...], str] = {}
     for one in map(as_mapping, found):
         try:
             comparison = Comparison.from_dict(dict(one))
@@ -132,8 +140,13 @@ def _comparisons(found: list[Any], *, name: str) -> list[Block]:
             continue
         names = tuple(str(one.get(key) or "") for key in ("prompts", "base_model", "tuned_model"))
         pairs[names].append(comparison)
+        if one.get("note"):
+            notes[names] = str(one["note"])
     blocks: list[Block] = []
-    for number, ((prompts, base, tuned), comparisons) in enumerate(pairs.items()):
+    for number, (names, comparisons) in enumerate(pairs.items()):
+        prompts, base, tuned = names
         blocks.append(Words(f"{tuned} against {base}{f', {prompts}' if prompts else ''}:"))
         blocks += show_comparisons(comparisons, name=f"{name}{number}", base=base, tuned=tuned)
+        if names in notes:
+            blocks.append(Words(f"Note: {notes[names]}.", "warn"))
     return blocks

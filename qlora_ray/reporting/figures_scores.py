@@ -72,5 +72,6 @@ def _add_row(figure: Figure, row: int, one: Comparison) -> tuple[float, float]:
     )
     show = format_loss if one.measure == LOSS else format_score
     words = f"{one.measure} {show(one.base)} → {show(one.tuned)}"
-    add_label(figure, words, x=0, y=row, xanchor="left", xshift=8, yshift=16, color=INK, bgcolor=PAPER)
+    # From the edge on, so that a narrow window has room for it wherever the base's line is.
+    add_label(figure, words, x=0, xref="paper", y=row, xanchor="left", yshift=16, color=INK, bgcolor=PAPER)
     return low, high

@@ -74,6 +74,12 @@ def read_importance(journal: Path) -> Importance:
 
 
 def _read_trials(journal: Path) -> list[optuna.trial.FrozenTrial]:
+    study = open_journal(journal)
+    return [] if study is None else study.get_trials(deepcopy=False)
+
+
+def open_journal(journal: Path) -> optuna.Study | None:
+    """A journal's study, to be read; None if it has none. Raises what Optuna raises where the file is broken."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -82,7 +88,7 @@ def _read_trials(journal: Path) -> list[optuna.trial.FrozenTrial]:
     # The backend takes its lock for writing only, and nothing here writes.
     storage = JournalStorage(JournalFileBackend(str(journal.resolve())))
     names = optuna.get_all_study_names(storage)
-    return optuna.load_study(study_name=names[0], storage=storage).get_trials(deepcopy=False) if names else []
+    return optuna.load_study(study_name=names[0], storage=storage) if names else None
 
 
 def _evaluate(chosen: list[tuple[optuna.trial.FrozenTrial, float]], basis: str) -> Importance:

@@ -28,7 +28,7 @@ def write_page(document: Document) -> str:
         _facts(document.facts),
         _contents(document),
         *(_section(section, number, figures) for number, section in enumerate(document.sections)),
-        f"<script>{_SORT}</script>",
+        f"<script>{_SORT}{_UNFOLD}</script>",
     ]
     return render_page(
         f"{document.title}: {document.headline}", body_html="\n".join(parts), figures=figures, extra_css=_CSS
@@ -175,5 +175,16 @@ _SORT = """
       body.append(...[...body.rows].sort(compare));
     }));
   }
+})();
+"""
+
+# A figure behind a closed line has no width when it is drawn.
+_UNFOLD = """
+(() => {
+  "use strict";
+  for (const folded of document.querySelectorAll("details"))
+    folded.addEventListener("toggle", () => {
+      if (folded.open) for (const place of folded.querySelectorAll("[data-figure]")) Plotly.Plots.resize(place);
+    });
 })();
 """

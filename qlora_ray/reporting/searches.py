@@ -7,12 +7,17 @@ from collections import Counter
 from qlora_ray.reporting.axes import format_number, format_share, format_value
 from qlora_ray.reporting.blocks import Block, Drawing, Folded, Grid, Section, Table, Words
 from qlora_ray.reporting.facts import format_count, format_loss, plural
+from qlora_ray.reporting.figures_front import draw_front, front_of
+from qlora_ray.reporting.figures_losses import describe_losses, draw_losses, has_losses
 from qlora_ray.reporting.figures_parameters import draw_importance, draw_slice
 from qlora_ray.reporting.figures_search import draw_learning_curves, draw_parallel_coordinates, parallel_width_px
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import MARK_WORDS
 from qlora_ray.reporting.trials import rank_trials
 from qlora_ray.reporting.verdicts import best_so_far
+
+# Small figures of single trials; a page of 500 would be slow.
+MAX_SMALL = 24
 
 
 def tell_leaderboard(story: Story) -> Section:
@@ -54,6 +59,8 @@ def tell_search(story: Story) -> Section:
         blocks.append(Words("No trial has reported a loss, so there are no curves."))
     else:
         blocks.append(Drawing("curves", curves, _curves_caption(story)))
+    blocks += _tell_losses(story)
+    blocks += _tell_front(story)
     parallel = draw_parallel_coordinates(story)
     if parallel is not None:
         caption = (
@@ -62,6 +69,63 @@ def tell_search(story: Story) -> Section:
         )
         blocks.append(Drawing("parallel", parallel, caption, min_width_px=parallel_width_px(story)))
     return Section("How the search went", blocks)
+
+
+def _tell_losses(story: Story) -> list[Block]:
+    """Training beside validation loss: the winner's, or the best one's so far; the others' behind a line."""
+    trials = [trial for trial in rank_trials(story.trials) if has_losses(trial)]
+    if not trials:
+        return []
+    first = next((trial for trial in (story.winner, best_so_far(story)) if trial in trials), trials[0])
+    assert first is not None
+    blocks: list[Block] = []
+    figure = draw_losses(first)
+    if figure is not None:
+        what = "Training and validation loss. "
+        blocks.append(Drawing("losses", figure, what + describe_losses(first) + f" {_points_words(story)}"))
+    others = [trial for trial in trials if trial is not first]
+    drawings = tuple(
+        Drawing(f"losses{trial.id}", small, describe_losses(trial))
+        for trial in others[:MAX_SMALL]
+        if (small := draw_losses(trial, is_small=True)) is not None
+    )
+    if drawings:
+        hidden = len(others) - len(drawings)
+        more = f"; {hidden} more are in trials/<id>/metrics.jsonl" if hidden else ""
+        caption = f"Grey: training loss; colour: validation loss at the reports. Best trials first{more}."
+        blocks.append(
+            Folded(
+                f"Training and validation loss of {plural(len(drawings), 'other trial')}", (Grid(drawings, caption),)
+            )
+        )
+    return blocks
+
+
+def _points_words(story: Story) -> str:
+    steps = story.planned("config", "training", "logging_steps")
+    every = f"every {plural(steps, 'step')} and " if isinstance(steps, int) else ""
+    return f"The training loss has a point {every}at each report: the mean of the steps since the one before."
+
+
+def _tell_front(story: Story) -> list[Block]:
+    """The Pareto front of two objectives; nothing for one."""
+    if story.front is None:
+        return []
+    figure = draw_front(story)
+    if figure is None or story.front.reason is not None:
+        return [
+            Words(f"The front of both objectives is not shown: {story.front.reason or 'no trial has both'}.", "muted")
+        ]
+    front = sorted(front_of(story), key=lambda trial: trial.loss or 0.0)
+    ends = ", ".join(
+        f"{trial.id} (loss {format_number(trial.loss)}, {format_count(trial.trainable_parameters)} parameters)"
+        for trial in [front[0], *front[1:][-1:]]
+    )
+    caption = (
+        f"Two objectives, {' and '.join(story.front.objectives)}. On the line: {plural(len(front), 'trial')} that no "
+        f"other beats in both (Optuna's Pareto front). Its ends: {ends}. {_winner_words(story)}"
+    )
+    return [Drawing("front", figure, caption)]
 
 
 def tell_parameters(story: Story) -> Section:

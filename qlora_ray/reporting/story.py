@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.reporting.axes import Axis, read_axes
+from qlora_ray.reporting.exports import read_merges
+from qlora_ray.reporting.front import Front, read_front
 from qlora_ray.reporting.importance import Importance, read_importance
 from qlora_ray.reporting.timeline import Timeline, read_timeline
 from qlora_ray.reporting.trials import (
@@ -31,7 +33,7 @@ INTERRUPTED = "interrupted"
 # What best/answers.jsonl calls the base.
 BASE = "base"
 NUM_EXAMPLES = 8
-# Where export puts merged models: beside the sweep's other files, or in a bundle one level below.
+# Where export puts merged models in the sweep's own folder: beside its other files, or in a bundle one level below.
 MERGE_REPORTS = ("merge_report.json", "*/merge_report.json", "*/*/merge_report.json")
 
 
@@ -41,6 +43,7 @@ class Outcome:
 
     Attributes:
         status: complete, no_winner, interrupted, or unfinished: it still runs, or was killed.
+        is_held: Whether a process holds the sweep now.
         winner: The winning trial's id: of best/scores.json, if the last run chose a winner.
         earlier_winner: The winner that best/ holds from the run before, if the last one has not ended or was
             interrupted.
@@ -60,6 +63,7 @@ class Outcome:
     failure: str | None
     last_event_at: float | None
     device_wait_share: float | None
+    is_held: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,11 @@ class Story:
 
     Attributes:
         outcome: How it ended, or that it has not.
+        front: The Pareto front, where two objectives were searched for.
         manifest: Config, plan, data, versions: manifest.json as it stands.
         winner_record: best/record.json, or the winner's own.
         evaluation: evaluation/evaluation.json; empty if the winner was not evaluated.
-        merges: merge_report.json by its folder.
+        merges: merge_report.json by its folder, also of bundles elsewhere as far as exports.jsonl knows them.
         examples: The first rows that base and winner answered.
         problems: Files that are missing or cannot be read, in words.
     """
@@ -94,6 +99,7 @@ class Story:
     timeline: Timeline | None
     importance: Importance
     manifest: Mapping[str, Any]
+    front: Front | None = None
     winner_record: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     merges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -146,15 +152,16 @@ def read_story(paths: SweepPaths) -> Story:
         for pattern in MERGE_REPORTS
         for path in sorted(paths.root.glob(pattern))
         if (report := files.read(path))
-    }
+    } | read_merges(paths)
     return Story(
         name=paths.root.resolve().name,
         root=paths.root,
         outcome=outcome,
-        trials=tuple(trials),
+        trials=tuple(trials if outcome.is_held else map(_end_cut_off, trials)),
         axes=read_axes(space, [trial.params for trial in trials]),
         timeline=read_timeline(events, trials, num_slots=_planned_slots(manifest)),
         importance=read_importance(paths.study),
+        front=_read_front(paths, manifest),
         manifest=manifest,
         winner_record=winner_record if outcome.winner else {},
         evaluation=evaluation,
@@ -214,7 +221,18 @@ def _read_outcome(paths: SweepPaths, files: _Files, events: list[dict[str, Any]]
         failure=as_text(events[-1].get("reason")) if events and events[-1].get("event") == "sweep_failed" else None,
         last_event_at=max((time for event in events if (time := as_number(event.get("time")))), default=None),
         device_wait_share=as_number(summary.get("device_wait_share")),
+        is_held=paths.is_held(),
     )
+
+
+def _end_cut_off(trial: Trial) -> Trial:
+    """A trial of a sweep that no process holds: what was running was cut off, as a resume will find."""
+    return replace(trial, state="interrupted", cause="the sweep was stopped") if trial.state == "running" else trial
+
+
+def _read_front(paths: SweepPaths, manifest: Mapping[str, Any]) -> Front | None:
+    objectives = list(as_mapping(as_mapping(as_mapping(manifest.get("config")).get("search")).get("objectives")))
+    return read_front(paths.study, (str(objectives[0]), str(objectives[1]))) if len(objectives) == 2 else None
 
 
 def _planned_slots(manifest: Mapping[str, Any]) -> int:

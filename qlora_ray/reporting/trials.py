@@ -30,6 +30,7 @@ class Trial:
     """One trial, as its files tell it. What no file says is None.
 
     Attributes:
+        train_losses: (samples seen, mean training loss since the point before), in nats per trained token.
         loss: Validation loss at its last report, in nats per trained token.
         error_line: Last line of its traceback.
         opened_at: Seconds since 1970; `closed_at` likewise.
@@ -46,6 +47,7 @@ class Trial:
     error_line: str | None
     params: Mapping[str, Any]
     reports: tuple[Report, ...]
+    train_losses: tuple[tuple[int, float], ...]
     loss: float | None
     trainable_parameters: int | None
     tokens_per_s: float | None
@@ -98,7 +100,8 @@ def _read_trial(paths: TrialPaths) -> Trial:
     times, memory = as_mapping(record.get("times")), as_mapping(record.get("memory"))
     state = record.get("state")
     name = paths.root.name
-    reports = _read_reports(paths, record)
+    lines = _read_lines(paths)
+    reports = _read_reports(lines, record)
     loss = as_number(metrics.get("eval_loss"))
     return Trial(
         id=str(record.get("trial", name)),
@@ -109,6 +112,7 @@ def _read_trial(paths: TrialPaths) -> Trial:
         error_line=_last_line(paths),
         params=as_mapping(record.get("params")),
         reports=reports,
+        train_losses=_read_train_losses(lines),
         # The record of a running trial is its first; its reports know more.
         loss=loss if loss is not None or not reports else reports[-1].loss,
         trainable_parameters=as_whole(ran.get("trainable_parameters")),
@@ -129,14 +133,36 @@ def _read_trial(paths: TrialPaths) -> Trial:
     )
 
 
-def _read_reports(paths: TrialPaths, record: Mapping[str, Any]) -> tuple[Report, ...]:
-    """The reports by metrics.jsonl, or by the record where that file is not there."""
-    by_index = {
-        line["report_index"]: Report(
-            line["report_index"], as_whole(line.get("samples_seen")), as_number(line.get("eval_loss"))
-        )
+def _read_lines(paths: TrialPaths) -> dict[int, Mapping[str, Any]]:
+    """The lines of metrics.jsonl by report."""
+    lines = {
+        line["report_index"]: line
         for line in read_lines(paths.metrics)
         if isinstance(line, dict) and isinstance(line.get("report_index"), int)
+    }
+    return dict(sorted(lines.items()))
+
+
+def _read_train_losses(lines: Mapping[int, Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:
+    """The training loss by samples seen; of a sweep from before there were points, its mean up to each report."""
+    points = []
+    for line in lines.values():
+        step, samples = as_number(line.get("step")), as_whole(line.get("samples_seen"))
+        if not step or samples is None:
+            continue
+        for point in as_list(line.get("train_losses")) or [[step, line.get("train_loss")]]:
+            if len(point) == 2 and None not in (as_number(point[0]), loss := as_number(point[1])):
+                assert loss is not None
+                # A step is as many samples all along.
+                points.append((round(point[0] * samples / step), loss))
+    return tuple(points)
+
+
+def _read_reports(lines: Mapping[int, Mapping[str, Any]], record: Mapping[str, Any]) -> tuple[Report, ...]:
+    """The reports by metrics.jsonl, or by the record where that file is not there."""
+    by_index = {
+        index: Report(index, as_whole(line.get("samples_seen")), as_number(line.get("eval_loss")))
+        for index, line in lines.items()
     }
     if not by_index:
         written = as_mapping(record.get("reports"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_ray.console import format_duration
 from qlora_ray.evaluation.comparison import LOSS, Comparison
+from qlora_ray.evaluation.score_details import count_answers, describe_details, tabulate_details
 from qlora_ray.reporting.axes import format_share, format_signed, format_value
 from qlora_ray.reporting.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
 from qlora_ray.reporting.facts import format_loss, format_score, format_time, plural
@@ -16,6 +17,8 @@ from qlora_ray.reporting.story import INTERRUPTED, UNFINISHED, Story
 from qlora_ray.reporting.trials import Trial, as_mapping, as_number
 
 TONES: dict[str, Tone] = {"better": "good", "no different": "warn", "worse": "bad"}
+# What scores.json calls the two models.
+ROLES = (("base", "base"), ("winner", "winner"))
 RESUME = "python -m qlora_ray.sweep --resume {root}"
 
 
@@ -25,7 +28,9 @@ def headline_of(story: Story) -> tuple[str, Tone]:
     if outcome.failure is not None:
         return "This sweep broke before it had a winner", "bad"
     if outcome.status == UNFINISHED:
-        return "This sweep has not ended: it still runs, or was killed", "warn"
+        if outcome.is_held:
+            return "This sweep is running", ""
+        return "This sweep was killed: it has not ended, and no process holds it", "warn"
     if outcome.status == INTERRUPTED:
         if outcome.earlier_winner is not None:
             return "This sweep was interrupted; best/ holds the winner of the run before", "warn"
@@ -92,6 +97,8 @@ def tell_verdict(story: Story) -> Section:
     if outcome.verdict is not None:
         comparisons = [outcome.verdict.deciding, *outcome.verdict.others]
         blocks += show_comparisons(comparisons, name="verdict", base="base", tuned=f"winner {outcome.winner}")
+        scores = {name: as_mapping(outcome.scores.get(key)) for name, key in ROLES}
+        blocks += show_details([((name,), one.get("details")) for name, one in scores.items()])
     elif outcome.winner is not None and as_mapping(outcome.scores.get("base")):
         blocks += _older_scores(story)
     if outcome.winner is not None:
@@ -102,9 +109,8 @@ def tell_verdict(story: Story) -> Section:
         blocks.append(Folded(f"The first {plural(len(rows), 'answer')}, side by side", (table,)))
     if outcome.failure is not None:
         blocks.append(Words(outcome.failure, "bad"))
-    if outcome.status in (UNFINISHED, INTERRUPTED):
-        words = "If it was killed, go on with:" if outcome.status == UNFINISHED else "Go on with:"
-        blocks += [Words(words), Code(RESUME.format(root=story.root))]
+    if outcome.status in (UNFINISHED, INTERRUPTED) and not outcome.is_held:
+        blocks += [Words("Go on with:"), Code(RESUME.format(root=story.root))]
     if story.problems:
         blocks += [Words("Not everything could be read:", "warn"), Bullets(story.problems)]
     return Section("Winner and base", blocks)
@@ -143,6 +149,27 @@ def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str,
     header = ("measure", base, tuned, "difference", "95 % interval", "p", "verdict", "test", "rows")
     blocks.append(Table(header, rows, numeric=frozenset({1, 2, 3, 4, 5, 8})))
     return blocks
+
+
+def show_details(rows: Sequence[tuple[Sequence[str], Any]], *, labels: Sequence[str] = ()) -> list[Block]:
+    """A table for each metric that has further figures, and what these are over; see `tabulate_details`."""
+    readable = [
+        (
+            cells,
+            {
+                metric: {key: as_number(one) for key, one in as_mapping(figures).items()}
+                for metric, figures in as_mapping(details).items()
+            },
+        )
+        for cells, details in rows
+    ]
+    tables = tabulate_details(readable, labels=labels)
+    first = 1 + len(labels)
+    blocks: list[Block] = [
+        Table(tuple(header), tuple(map(tuple, body)), numeric=frozenset(range(first, len(header))))
+        for header, *body in tables
+    ]
+    return [*blocks, *(Words(note.replace("`", ""), "muted") for note in describe_details(tables))]
 
 
 def _label(one: Comparison) -> str:
@@ -188,7 +215,7 @@ def _scores_table(rows: Sequence[tuple[str, Any]], *, marked: int | None) -> Tab
             format_loss(as_number(scores.get("loss"))),
             *(format_score(as_number(as_mapping(scores.get("metrics")).get(metric))) for metric in metrics),
             format_value(scores.get("num_rows")),
-            format_value(scores.get("num_answers")),
+            count_answers(as_number(scores.get("num_answers")), as_number(scores.get("num_cut_answers"))),
         )
         for name, scores in rows
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from qlora_ray.errors import RunError
 
 # Less free space than this and a sweep does not start: logs, records and adapters of a small sweep.
 MIN_FREE_BYTES = 64 * 1024**2
+# A report that looks whether a sweep runs holds its lock for microseconds.
+LOCK_TRIES = 3
+LOCK_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class TrialPaths:
 
     @property
     def metrics(self) -> Path:
-        """One JSON line per report."""
+        """One JSON line per report, with the training losses since the one before."""
         return self.root / "metrics.jsonl"
 
     @property
@@ -95,6 +99,11 @@ class SweepPaths:
         return self.root / "best"
 
     @property
+    def exports(self) -> Path:
+        """One JSON line per bundle that was made of it: when, of which trial, where, and the merge's figures."""
+        return self.root / "exports.jsonl"
+
+    @property
     def logs(self) -> Path:
         """What Ray, Tune and transformers had to say."""
         return self.root / "logs"
@@ -146,11 +155,28 @@ class SweepPaths:
     def lock(self) -> Iterator[None]:
         """Holds the sweep for this process; raises RunError if another one has it."""
         with self._lock_file.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"{self.root}: another sweep is running there. Wait for it, or stop it.") from None
+            for tries_left in reversed(range(LOCK_TRIES)):
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if not tries_left:
+                        words = f"{self.root}: another sweep is running there. Wait for it, or stop it."
+                        raise RunError(words) from None
+                time.sleep(LOCK_PAUSE_S)
             yield
+
+    def is_held(self) -> bool:
+        """Whether a process holds the sweep, as far as this machine sees: it runs."""
+        try:
+            with self._lock_file.open() as stream:
+                # For a moment; `lock` tries again for that reason.
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def check_space(self) -> None:
         """Raises RunError if the disk has too little room for a sweep."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.runs.files import whole_folder
+from qlora_ray.runs.files import whole_folder, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,9 @@ class TrialState:
         metrics: What the trial reported there: a driver killed before it heard of it is told again.
         facts: The report's facts.
         interval_losses: Each step's loss since that report, where the state is of a later step.
+        train_losses: The report's points of the training loss; of the report that is owed, where one is.
+        unreported: What training says of the report that the state owes: it was taken before the evaluation. Whoever
+            goes on from it evaluates first. Empty where nothing is owed.
     """
 
     trial_id: str
@@ -49,6 +52,17 @@ class TrialState:
     metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     interval_losses: list[float] = field(default_factory=list)
+    train_losses: list[tuple[int, float]] = field(default_factory=list)
+    unreported: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def owes_report(self) -> bool:
+        """Whether the trial has trained to a report that it has not made."""
+        return bool(self.unreported)
+
+    def reported(self, report_index: int, *, metrics: dict[str, float]) -> TrialState:
+        """The same state after the report that it owed."""
+        return replace(self, report_index=report_index, metrics=metrics, unreported={})
 
     def save(self, folder: Path) -> None:
         """Writes the state whole, replacing an older one."""
@@ -56,6 +70,15 @@ class TrialState:
 
         tensors = {f"adapter.{name}": tensor for name, tensor in self.adapter.items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.items()}
+        with whole_folder(folder) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS_FILE)
+            (temporary / FACTS_FILE).write_text(self._dump_facts(), encoding="utf-8")
+
+    def save_facts(self, folder: Path) -> None:
+        """Brings a folder that holds this state's tensors already up to date."""
+        write_text(folder / FACTS_FILE, self._dump_facts())
+
+    def _dump_facts(self) -> str:
         facts = {
             "format_version": FORMAT_VERSION,
             "trial_id": self.trial_id,
@@ -67,10 +90,10 @@ class TrialState:
             "metrics": self.metrics,
             "facts": self.facts,
             "interval_losses": self.interval_losses,
+            "train_losses": self.train_losses,
+            "unreported": self.unreported,
         }
-        with whole_folder(folder) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS_FILE)
-            (temporary / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+        return json.dumps(facts)
 
     @classmethod
     def load(cls, folder: Path) -> TrialState:
@@ -102,6 +125,8 @@ class TrialState:
             metrics=facts["metrics"],
             facts=facts["facts"],
             interval_losses=facts["interval_losses"],
+            train_losses=[(step, loss) for step, loss in facts.get("train_losses", [])],
+            unreported=facts.get("unreported", {}),
         )
 
 

@@ -5,6 +5,7 @@ This module imports no torch: trial actors, which only pass specs and reports on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from qlora_ray.evaluation.split import EvaluationSplit
     from qlora_ray.training.checkpoint import TrialState
 
-FailureCause = Literal["diverged", "oom", "error", "lost", "evicted"]
+FailureCause = Literal["diverged", "oom", "error", "lost", "evicted", "unevaluated"]
+UNEVALUATED = "trained, not evaluated: out of memory in evaluation at one row"
+# Trial id, and whether it has trained all its samples.
+TrainedListener = Callable[[str, bool], None]
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class TrialSpec:
 class Failure:
     """Why a trial ended without a result: NaN or Inf (`diverged`), out of memory (`oom`), an error, or `lost`:
     no executor was left, which says nothing about the trial. `evicted` is no end: the engine put the trial out to make
-    room in memory; its snapshot is of now, and it goes on from there elsewhere or later."""
+    room in memory; its snapshot is of now, and it goes on from there elsewhere or later. `unevaluated`: it has trained
+    to a report, and there was no memory to evaluate one row; its snapshot owes that report."""
 
     cause: FailureCause
     message: str
@@ -52,6 +57,8 @@ class Report:
             tokens_per_s (non-padding, trained), train_s, eval_s, peak_memory_bytes.
         facts: What really ran (resolved arguments, micro-batch, precision, parameter counts).
         failure: Set when the trial ended so; it trains no further.
+        train_losses: (step, loss) every `training.logging_steps` steps and at the report itself: the mean training loss
+            of the steps since the point before, in nats per answer token.
     """
 
     trial_id: str
@@ -60,6 +67,7 @@ class Report:
     metrics: dict[str, float]
     facts: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    train_losses: list[tuple[int, float]] = field(default_factory=list)
 
 
 class Engine(Protocol):
@@ -83,11 +91,18 @@ class Engine(Protocol):
     def advance(self) -> list[Report]:
         """Trains until at least one admitted trial reports or ends; an empty list if none can train."""
 
+    def on_trained(self, listener: TrainedListener) -> None:
+        """Sets who is told that a trial has trained to a report, before it is evaluated there.
+
+        Told on the thread that trains it, which must not be held up for long. Meanwhile `snapshot` gives the state that
+        owes the report, and `save_adapter` works. The snapshot at the report differs from it in facts, not in tensors.
+        """
+
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The trial's state at its last report; None before the first."""
+        """The trial's state at its last report, which it may still owe; None before the first."""
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
-        """Writes the adapter of a waiting trial in PEFT's format."""
+        """Writes the adapter of a trial at a report in PEFT's format."""
 
     def evict(self, trial_id: str) -> None:
         """Ends a trial and frees its slot; does nothing for one that is not here."""

@@ -12,7 +12,7 @@ from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.modeling.adapters import save_adapter, saved_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Report, TrialSpec
+from qlora_ray.training.engine import Report, TrainedListener, TrialSpec
 from qlora_ray.training.rows import TrainingData
 from qlora_ray.training.sft_run import SftRun, labelled_rows
 
@@ -48,6 +48,7 @@ class SftEngine:
         self._metrics = metrics or []
         self._run: SftRun | None = None
         self._waiting = False
+        self._on_trained: TrainedListener = lambda trial_id, is_final: None
 
     @property
     def slots(self) -> int:
@@ -69,7 +70,9 @@ class SftEngine:
             max_micro_batch=self._max_micro_batch,
             max_eval_batch=self._max_eval_batch,
             state=state,
+            on_trained=self._on_trained,
         )
+        self._run.start()
 
     def proceed(self, trial_id: str) -> None:
         """Lets a trial that waits at a report train on."""
@@ -89,14 +92,18 @@ class SftEngine:
         self._waiting = True
         return [report]
 
+    def on_trained(self, listener: TrainedListener) -> None:
+        """Sets who is told of a trial, admitted from now on, that has trained to a report."""
+        self._on_trained = listener
+
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The trial's state at its last report; None before the first."""
+        """The trial's state at its last report, also one that it owes; None before the first."""
         return self._admitted(trial_id).state
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
-        """Writes the waiting trial's adapter in PEFT's format."""
+        """Writes the adapter of a trial at a report in PEFT's format."""
         run = self._admitted(trial_id)
-        if not self._waiting or run.model is None:
+        if not (self._waiting or run.is_reporting) or run.model is None:
             raise RuntimeError(f"sft engine: trial {trial_id} is training; its adapter can be saved at a report")
         save_adapter(run.model, folder)
 

@@ -77,6 +77,8 @@ def sft_arguments(
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_strategy": "no",
+        # Ours to keep to, see training/curve.py.
+        "logging_steps": training.logging_steps,
         "logging_nan_inf_filter": False,
         "report_to": [],
         "disable_tqdm": True,

@@ -23,7 +23,8 @@ from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
+from qlora_ray.training.curve import thin_losses
+from qlora_ray.training.engine import UNEVALUATED, Failure, FailureCause, Report, TrainedListener, TrialSpec
 from qlora_ray.training.peak import peak_memory_bytes
 from qlora_ray.training.sft_arguments import make_sft_config, sft_arguments
 from qlora_ray.training.sft_trainer import OrderedTrainer, load_trainable
@@ -65,9 +66,12 @@ class SftRun:
         max_micro_batch: int,
         max_eval_batch: int | None,
         state: TrialState | None,
+        on_trained: TrainedListener,
     ) -> None:
         self.spec = spec
         self.state = state
+        self.is_reporting = False
+        self._on_trained = on_trained
         self.model: PeftModel | None = None
         self._trainer: OrderedTrainer | None = None
         self._facts: dict[str, Any] = {}
@@ -84,6 +88,9 @@ class SftRun:
         self._stopping = False
         self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name=f"trial-{spec.trial_id}", daemon=True)
+
+    def start(self) -> None:
+        """Begins to train."""
         self._thread.start()
 
     def next_report(self) -> Report | None:
@@ -105,18 +112,14 @@ class SftRun:
         torch.set_num_threads(self._num_threads)
         try:
             while not self._stopping:
+                owed = self._owed_step
                 try:
                     self._train()
                     break
                 except torch.OutOfMemoryError as error:
-                    if self._micro_batch == 1:
-                        self._fail("oom", str(error).splitlines()[0])
-                        break
-                    # Nothing is lost: the trial goes on from its last report, with smaller micro-batches of the
-                    # same effective batch.
-                    self._micro_batch = largest_divisor(
-                        self.spec.training.effective_batch, at_most=self._micro_batch // 2
-                    )
+                    failure = str(error).splitlines()[0]
+                if not self._makes_room(owed, failure):
+                    break
         except TrialDiverged as error:
             self._fail("diverged", str(error))
         except QloraRayError as error:
@@ -125,6 +128,31 @@ class SftRun:
             self._fail("error", f"{type(error).__name__}: {error}", traceback.format_exc())
         finally:
             self._reports.put(None)
+
+    @property
+    def _owed_step(self) -> int | None:
+        """The step of the report that the trial owes; None if it owes none."""
+        return self.state.step if self.state is not None and self.state.owes_report else None
+
+    def _makes_room(self, owed: int | None, failure: str) -> bool:
+        """Whether the trial, out of memory, goes on in less of it. Nothing is lost: it does so from its last state.
+
+        Args:
+            owed: The step of the report that it owed when it last began.
+            failure: What torch said.
+        """
+        if self._owed_step is not None:
+            # It was not training that found no room. Trainer, optimizer and gradients are gone now, so once more.
+            if self._owed_step != owed:
+                return True
+            self._fail("unevaluated", f"{UNEVALUATED}: {failure}")
+            return False
+        if self._micro_batch == 1:
+            self._fail("oom", failure)
+            return False
+        # Smaller micro-batches of the same effective batch.
+        self._micro_batch = largest_divisor(self.spec.training.effective_batch, at_most=self._micro_batch // 2)
+        return True
 
     def _fail(self, cause: FailureCause, message: str, trace: str = "") -> None:
         index = self.state.report_index if self.state else 0
@@ -143,6 +171,10 @@ class SftRun:
         try:
             if self.state:
                 load_trainable(self.model, self.state.adapter)
+            if self._owed_step is not None:
+                self._report_and_wait()
+            if self._stopping or start_step == self.spec.budget.num_steps:
+                return
             arguments = sft_arguments(
                 self.spec,
                 micro_batch=self._micro_batch,
@@ -160,11 +192,12 @@ class SftRun:
                 self._base.model.__dict__.pop("forward", None)
             else:
                 self._base.model.forward = base_forward
-            if self.spec.training.gradient_checkpointing:
+            if self.spec.training.gradient_checkpointing and self._trainer is not None:
                 self._base.model.gradient_checkpointing_disable()
                 self._base.model.disable_input_require_grads()
             detach_adapter(self._base)
             self.model = self._trainer = None
+            self.is_reporting = False
 
     def _make_trainer(self, arguments: dict[str, Any], start_step: int) -> OrderedTrainer:
         assert self.model is not None
@@ -177,7 +210,7 @@ class SftRun:
         trainer = OrderedTrainer(
             self.spec,
             state=self.state,
-            on_report=self._report_and_wait,
+            on_report=self._keep_and_report,
             is_stopping=lambda: self._stopping,
             model=self.model,
             args=make_sft_config(arguments),
@@ -211,10 +244,28 @@ class SftRun:
             "trainable_percent": round(100 * trainable / total, 4),
         }
 
-    def _report_and_wait(self, step: int) -> None:
+    def _keep_and_report(self, step: int) -> None:
+        """Keeps the state after a step, which owes its report from then on, and makes the report."""
+        assert self._trainer is not None
+        training = self._trainer.take_metrics()
+        state = self._trainer.take_state(step, self.state.report_index if self.state else 0)
+        state.metrics = self.state.metrics if self.state else {}
+        state.facts = self._facts
+        state.train_losses = thin_losses(
+            self._trainer.take_losses(), last_step=step, every=self.spec.training.logging_steps
+        )
+        state.unreported = {**training, "step": step, "samples_seen": self.spec.budget.samples_seen(step)}
+        self.state = state
+        self._report_and_wait()
+
+    def _report_and_wait(self) -> None:
         """Evaluates, hands the report over, and sleeps until told go on or stop. Runs on the trial's thread."""
-        assert self.model is not None and self._trainer is not None
-        budget = self.spec.budget
+        assert self.model is not None and self.state is not None
+        budget, state = self.spec.budget, self.state
+        step = state.step
+        is_final = step == budget.num_steps
+        self.is_reporting = True
+        self._on_trained(self.spec.trial_id, is_final)
         started = time.perf_counter()
         result = evaluate_loss(
             self.model,
@@ -228,15 +279,13 @@ class SftRun:
         index = budget.report_steps.index(step) + 1
         metrics = {
             "eval_loss": result.loss,
-            **self._trainer.take_metrics(),
-            "step": step,
-            "samples_seen": budget.samples_seen(step),
+            **state.unreported,
             "eval_s": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(self._base.device),
         }
-        self.state = self._trainer.take_state(step, index)
-        self.state.metrics = metrics
-        self.state.facts = self._facts
-        is_final = step == budget.num_steps
-        self._reports.put(Report(self.spec.trial_id, index, is_final, metrics, facts=self._facts))
+        self.state = state.reported(index, metrics=metrics)
+        self._reports.put(
+            Report(self.spec.trial_id, index, is_final, metrics, facts=state.facts, train_losses=state.train_losses)
+        )
         self._go.acquire()
+        self.is_reporting = False

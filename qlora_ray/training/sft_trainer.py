@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,8 @@ class OrderedTrainer(SFTTrainer):
         self.on_report = on_report
         self.is_stopping = is_stopping
         self._restored_state = state
-        self._step_losses: list[torch.Tensor] = []
+        # One that was put out between two reports brings the losses since the last one.
+        self._step_losses: list[float] = list(state.interval_losses) if state else []
         self._micro_losses: list[torch.Tensor] = []
         self._train_s = 0.0
         self._tokens_before = 0
@@ -121,11 +123,11 @@ class OrderedTrainer(SFTTrainer):
 
     def end_step(self, step: int) -> None:
         """Closes an optimizer step; raises TrialDiverged if its loss is not finite."""
-        loss = torch.stack(self._micro_losses).sum()
+        loss = torch.stack(self._micro_losses).sum().item()
         self._micro_losses.clear()
         self._step_losses.append(loss)
-        if not torch.isfinite(loss):
-            raise TrialDiverged(f"training loss is {loss.item()} at step {step}")
+        if not math.isfinite(loss):
+            raise TrialDiverged(f"training loss is {loss} at step {step}")
 
     def resume_clock(self) -> None:
         """Starts the time that training metrics are counted over."""
@@ -138,14 +140,18 @@ class OrderedTrainer(SFTTrainer):
 
     def take_metrics(self) -> dict[str, float]:
         """Metrics since the last report: mean loss of its steps, learning rate, non-padding tokens per second."""
-        train_loss = torch.stack(self._step_losses).mean().item()
-        self._step_losses.clear()
         return {
-            "train_loss": train_loss,
+            # In single precision, as the losses were.
+            "train_loss": torch.tensor(self._step_losses, dtype=torch.float32).mean().item(),
             "learning_rate": self._get_learning_rate(),
             "train_s": self._train_s,
             "tokens_per_s": (self._total_train_tokens - self._tokens_before) / max(self._train_s, 1e-9),
         }
+
+    def take_losses(self) -> list[float]:
+        """Each step's loss since the last report."""
+        losses, self._step_losses = self._step_losses, []
+        return losses
 
     def take_state(self, step: int, report_index: int) -> TrialState:
         """The trial's state after a step, on the CPU."""

@@ -20,7 +20,7 @@ from qlora_ray.modeling.loading import LoadedBase, load_base, load_tokenizer
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training.budget import make_budget, sample_order, warmup_steps
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Engine, Report, TrialSpec
+from qlora_ray.training.engine import UNEVALUATED, Engine, Report, TrialSpec
 
 NUM_REPORTS = 3
 BATCH = 4
@@ -215,6 +215,81 @@ class EngineContract:
     def test_an_adapter_can_only_be_saved_at_a_report(self, engine: Engine, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="is not here"):
             engine.save_adapter("0000", tmp_path / "adapter")
+
+    @pytest.mark.parametrize("num_trained", [1, NUM_REPORTS])
+    def test_a_state_kept_before_an_evaluation_goes_on_to_the_same_report(
+        self, engine: Engine, bench: Bench, tmp_path: Path, num_trained: int
+    ) -> None:
+        whole = run_trial(engine, make_spec(logging_steps=2))
+        engine.evict("0000")
+        told: list[bool] = []
+
+        def keep(trial_id: str, is_final: bool) -> None:
+            told.append(is_final)
+            if len(told) == num_trained:
+                state = engine.snapshot(trial_id)
+                assert state is not None and state.owes_report
+                state.save(tmp_path / "state")
+                engine.save_adapter(trial_id, tmp_path / "adapter")
+
+        engine.on_trained(keep)
+        run_trial(engine, make_spec(logging_steps=2))
+        engine.evict("0000")
+        assert told == [False, False, True]
+        other = self.make_engine(load_nf4(), bench.data)
+        state = TrialState.load(tmp_path / "state")
+        rest = run_trial(other, make_spec(logging_steps=2), state=state, num_reports=NUM_REPORTS - num_trained + 1)
+        expected = whole[num_trained - 1 :]
+        assert losses(rest) == losses(expected)
+        for name in ("learning_rate", "step", "samples_seen"):
+            assert [report.metrics[name] for report in rest] == [report.metrics[name] for report in expected]
+        assert [report.train_losses for report in rest] == [report.train_losses for report in expected]
+        assert [(report.index, report.is_final) for report in rest] == [
+            (report.index, report.is_final) for report in expected
+        ]
+        other.save_adapter("0000", tmp_path / "later")
+        other.evict("0000")
+        if num_trained == NUM_REPORTS:
+            name = "adapter_model.safetensors"
+            assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
+
+    def test_a_trial_that_cannot_be_evaluated_keeps_what_it_has_trained(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+        whole = run_trial(engine, make_spec(gradient_checkpointing=True))
+        engine.evict("0000")
+        with monkeypatch.context() as patched:
+            patched.setattr("qlora_ray.evaluation.loss.map_batches", fail)
+            (report,) = run_trial(engine, make_spec(gradient_checkpointing=True))
+        assert report.failure is not None
+        assert report.failure.cause == "unevaluated"
+        assert report.failure.message == f"{UNEVALUATED}: CUDA out of memory. Tried to allocate 1 GiB."
+        state = engine.snapshot("0000")
+        engine.evict("0000")
+        assert state is not None and state.owes_report and state.step == NUM_STEPS // NUM_REPORTS
+        rest = run_trial(engine, make_spec(gradient_checkpointing=True), state=state)
+        engine.evict("0000")
+        assert losses(rest) == losses(whole)
+
+    def test_training_losses_come_at_every_logging_step_and_at_each_report(self, engine: Engine) -> None:
+        every = run_trial(engine, make_spec(logging_steps=1))
+        engine.evict("0000")
+        pairs = run_trial(engine, make_spec(logging_steps=2))
+        engine.evict("0000")
+        assert [[step for step, _ in report.train_losses] for report in every] == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+        assert [[step for step, _ in report.train_losses] for report in pairs] == [[2, 3], [4, 6], [8, 9]]
+        by_step = {step: loss for report in every for step, loss in report.train_losses}
+        for report in every:
+            mean = sum(loss for _, loss in report.train_losses) / len(report.train_losses)
+            assert report.metrics["train_loss"] == pytest.approx(mean, rel=1e-5)
+        means = {step: loss for report in pairs for step, loss in report.train_losses}
+        # A report ends a mean: 3 stands alone, and 4 after it too.
+        assert means[2] == pytest.approx((by_step[1] + by_step[2]) / 2, rel=1e-5)
+        assert means[6] == pytest.approx((by_step[5] + by_step[6]) / 2, rel=1e-5)
+        assert (means[3], means[4]) == (by_step[3], by_step[4])
 
     def test_losses_equal_those_of_a_plain_torch_loop(self, engine: Engine, bench: Bench) -> None:
         spec = make_spec(lora={"lora_dropout": 0.0}, lr_scheduler_type="cosine", weight_decay=0.01)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_contract import BATCH, Bench, bench, hash_weights, load_nf4, losses, make_spec, run_trial
+from engine_contract import BATCH, NUM_STEPS, Bench, bench, hash_weights, load_nf4, losses, make_spec, run_trial
 
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase
@@ -366,6 +366,33 @@ def test_an_optimizer_without_room_puts_its_trial_out_and_no_step_is_lost_or_tak
     assert_close(losses(packed["0000"]), losses(expected["0000"]), rel=SAME_RANKS)
     (state,) = out
     assert state is not None and state.step == 2
+    rest = run_trial(engine, specs[1], state=state)
+    engine.evict("0001")
+    assert_close(losses(rest), losses(expected["0001"]), rel=SAME_RANKS)
+
+
+def test_a_trial_without_room_for_its_evaluation_is_put_out_and_evaluated_later(
+    engine: FusedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [make_spec("0000"), make_spec("0001", seed=3)]
+    expected = run_pack(engine, specs)
+    report = Reporter.report
+
+    def fail(self: Reporter, member: Any) -> Report:
+        if member.spec.trial_id == "0001" and len(engine._seated) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return report(self, member)
+
+    monkeypatch.setattr(Reporter, "report", fail)
+    out: list[TrialState | None] = []
+    packed = run_pack(
+        engine, specs, on_report=lambda report: out.append(engine.snapshot("0001")) if report.failure else None
+    )
+    assert engine.slots == 1
+    assert packed["0001"][-1].failure is not None and packed["0001"][-1].failure.cause == "evicted"
+    assert_close(losses(packed["0000"]), losses(expected["0000"]), rel=SAME_RANKS)
+    (state,) = out
+    assert state is not None and state.owes_report and state.step == NUM_STEPS // NUM_REPORTS
     rest = run_trial(engine, specs[1], state=state)
     engine.evict("0001")
     assert_close(losses(rest), losses(expected["0001"]), rel=SAME_RANKS)

@@ -23,7 +23,8 @@ from qlora_ray.data import prepare_data
 from qlora_ray.evaluate import main
 from qlora_ray.evaluation import resolve_metrics
 from qlora_ray.evaluation.journal import Journal
-from qlora_ray.evaluation.planning import Options, make_plan
+from qlora_ray.evaluation.options import Options
+from qlora_ray.evaluation.planning import make_plan
 from qlora_ray.evaluation.scoring import score_model
 from qlora_ray.evaluation.verdict import CHOSEN_ON_THEM
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter, saved_adapter
@@ -118,7 +119,16 @@ def test_every_model_answers_every_set_on_the_same_rows(finished: Path) -> None:
         "fingerprint": "",
     }
     assert list(evaluation["models"]) == ["base", "adapter", "merged"]
-    assert evaluation["notes"] == []
+    # 40 tokens are fewer than the longest queries have.
+    references = [row["reference"] for row in read_rows(finished, "base/0-shot.jsonl")]
+    encoded = load_tokenizer(Model())(references, add_special_tokens=False)["input_ids"]
+    num_long = sum(len(ids) + 1 > 40 for ids in encoded)
+    assert evaluation["notes"] == [
+        f"{prompts}: {num_long} of {NUM_ROWS} references are longer than evaluate.max_new_tokens (40): such answers "
+        "are cut. Raise it."
+        for prompts in ("0-shot", "3-shot")
+        if num_long
+    ]
     for prompts in ("0-shot", "3-shot", "qualitative"):
         rows = [read_rows(finished, f"{model}/{prompts}.jsonl") for model in ("base", "adapter", "merged")]
         assert len({tuple((row["row"], row["id"], row["prompt"]) for row in one) for one in rows}) == 1
@@ -145,7 +155,7 @@ def test_run_again_loads_no_model_and_gives_the_same_files(
     sweep: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = read_tree(finished)
-    monkeypatch.setattr("qlora_ray.evaluation.driver.open_contenders", lambda *_: 1 / 0)
+    monkeypatch.setattr("qlora_ray.evaluation.asking.open_contenders", lambda *_: 1 / 0)
     options = [
         "--shots",
         "0,3",
@@ -229,7 +239,7 @@ def test_a_metric_of_ones_own_is_scored_and_compared(sweep: Path, tmp_path: Path
 def test_references_that_cannot_be_scored_are_found_before_a_model_is_loaded(
     sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qlora_ray.evaluation.driver.open_contenders", lambda *_: 1 / 0)
+    monkeypatch.setattr("qlora_ray.evaluation.asking.open_contenders", lambda *_: 1 / 0)
     assert main([str(sweep), *FAST, "--set", "evaluate.metrics=[numeric]", "--to", str(tmp_path / "to")]) == 2
     assert "numeric" in capfd.readouterr().err
     assert not (tmp_path / "to").exists()
@@ -243,6 +253,8 @@ def test_references_that_cannot_be_scored_are_found_before_a_model_is_loaded(
         (["--trial", "7"], "--trial 7: no such trial"),
         (["--shots", "three"], "--shots: must be numbers like 0,3, got 'three'"),
         (["--split", "none"], "--split none: leaves nothing to evaluate"),
+        (["--lm-eval-shots", "3"], "--lm-eval-shots 3: needs --lm-eval tasks, got none"),
+        (["--max-prompts", "3"], "--max-prompts 3: needs --prompts files, got none"),
         (["--metric", "gone.py:X"], r"metric gone.py:X: must name a Python file"),
         (["--set", "evaluate.shot=3"], "evaluate.shot is not a known key"),
         (["--prompts", "red_team", "--set", "evaluate.metrics=[token_f1]"], "metrics need a reference in every row"),
@@ -266,6 +278,21 @@ def test_rows_must_be_a_whole_number(text: str, capfd: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["embedded", f"--rows={text}"])
     assert f"argument --rows: must be a whole number above 0, got {text}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--max-prompts=0", "argument --max-prompts: must be a whole number above 0, got 0"),
+        ("--max-prompts=ten", "argument --max-prompts: must be a whole number above 0, got ten"),
+        ("--lm-eval-shots=-1", "argument --lm-eval-shots: must be a whole number, 0 or more, got -1"),
+        ("--lm-eval-shots=1.5", "argument --lm-eval-shots: must be a whole number, 0 or more, got 1.5"),
+    ],
+)
+def test_other_counts_must_be_whole_numbers_too(option: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["embedded", option])
+    assert words in capfd.readouterr().err
 
 
 def test_a_changed_setting_and_a_changed_base_are_refused(
@@ -370,6 +397,67 @@ def test_a_full_device_is_one_message_that_can_be_followed(
     advice = "Free the device and run it again: it goes on; or lower evaluate.max_new_tokens with --fresh."
     assert advice in capfd.readouterr().err
     assert main([*command, "--set", "evaluate.max_new_tokens=8", "--fresh"]) == 0
+
+
+def test_a_merged_model_that_does_not_fit_leaves_the_other_results(
+    finished: Path, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fill(_lineup: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    to = tmp_path / "to"
+    shutil.copytree(finished, to)
+    command = [str(sweep), *FAST, "--shots", "0,3", "--prompts", "qualitative", "--to", str(to)]
+    command += ["--merged", str(embedded.base_path())]
+    assert main(command) == 0
+    whole, files = read_json(to / "evaluation.json"), read_tree(to)
+    shutil.rmtree(to / "merged")
+    with monkeypatch.context() as patched:
+        patched.setattr("qlora_ray.evaluation.contenders._open_merged", fill)
+        assert main(command) == 2
+    captured = capfd.readouterr()
+    assert "got no room for merged (loading: CUDA out of memory. Tried to allocate 2 GiB)" in captured.err
+    assert "it goes on; or leave merged out with --models base,adapter." in captured.err
+    assert "Traceback" not in captured.err and "base -> adapter, 0-shot: " in captured.out
+    partial = read_json(to / "evaluation.json")
+    assert list(partial["models"]) == ["base", "adapter"]
+    assert partial["verdict"] == whole["verdict"]
+    assert partial["comparisons"] == [one for one in whole["comparisons"] if one["tuned_model"] == "adapter"]
+    assert any(note.startswith("merged (loading: CUDA") for note in partial["notes"])
+    assert (to / "answers.html").exists()
+    assert main(command) == 0
+    assert read_tree(to) == files
+
+
+def test_the_first_prompts_of_a_file_are_answered_and_the_others_later(sweep: Path, tmp_path: Path) -> None:
+    to = tmp_path / "to"
+    options = ["--split", "none", "--models", "base", "--prompts", "red_team", "--set", "evaluate.max_new_tokens=4"]
+    command = [str(sweep), *options, "--to", str(to)]
+    assert main([*command, "--max-prompts", "2"]) == 0
+    first = read_rows(to, "base/red_team.jsonl")
+    assert [row["row"] for row in first] == [0, 1]
+    assert read_json(to / "evaluation.json")["settings"]["prompts"]["red_team"]["num_answered"] == 2
+    assert main(command) == 0
+    every = read_rows(to, "base/red_team.jsonl")
+    assert every[:2] == first and len(every) == 8
+    assert main([*command, "--max-prompts", "2"]) == 2
+
+
+def test_a_metric_without_references_compares_answers_to_prompts(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Length:\n    name, higher_is_better, needs_references = 'length', False, False\n"
+        "    def score(self, predictions, references):\n        return [float(len(one)) for one in predictions]\n"
+    )
+    options = ["--split", "none", "--prompts", "red_team", "--max-prompts", "2", "--to", str(tmp_path / "to")]
+    options += ["--metric", f"{tmp_path / 'mine.py'}:Length", "--set", "evaluate.max_new_tokens=4"]
+    assert main([str(sweep), *options]) == 0
+    [one] = read_json(tmp_path / "to" / "evaluation.json")["comparisons"]
+    lengths = {
+        name: sum(len(row["answer"]) for row in read_rows(tmp_path / "to", f"{name}/red_team.jsonl")) / 2
+        for name in ("base", "adapter")
+    }
+    assert (one["measure"], one["num_rows"]) == ("length", 2)
+    assert (one["base"], one["tuned"]) == (lengths["base"], lengths["adapter"])
 
 
 def test_rows_that_are_not_the_sweeps_are_said(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

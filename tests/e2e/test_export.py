@@ -24,7 +24,7 @@ from qlora_ray.exporting import merge as merge_module
 from qlora_ray.modeling.adapters import attach_adapter, detach_adapter, save_adapter
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
-from tests.fake_hub import running_hub
+from tests.fake_hub import FakeRepository, running_hub
 from tests.unit.exporting_fixtures import write_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -151,12 +151,19 @@ def test_a_bundle_is_pushed_as_it_is(exported, monkeypatch, capfd):
         (["{sweep}", "--to", ""], "must be a folder that can be replaced, got the folder this command runs in"),
         (["{sweep}", "--to", "b", "--public"], "--public: says what --push makes, got no --push"),
         (["{sweep}", "--to", "b", "--merge", "none", "--dtype", "fp32"], "--dtype: is of the merged model"),
-        (["{sweep}", "--to", "b", "--push", "model"], "--push: must be USER/REPO, got 'model'"),
+        (["{sweep}", "--to", "b", "--merge", "none", "--max-shard-size", "1GB"], "--max-shard-size: is of the merged"),
+        (["{sweep}", "--to", "b", "--max-shard-size", "2GiB"], "must be a size in KB, MB, GB or TB, got '2GiB'"),
+        (["{sweep}", "--to", "{sweep}/manifest.json/b"], "must be in a folder that can be written"),
+        (["{sweep}", "--to", "b", "--push", ""], "--push: must be USER/REPO, got '/embedded-classicmodels_SFT_"),
+        (["{sweep}", "--to", "b", "--push", "a b"], "--push: must be USER/REPO, got 'a b/embedded-classicmodels_SFT_"),
+        (["{sweep}", "--to", "b", "--push", "a/b/c"], "--push: must be USER/REPO, got 'a/b/c'"),
+        (["{sweep}", "--to", "b", "--push", "a"], "--push a/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32: needs"),
         (["{sweep}", "--to", "b", "--push", "a/b"], "got HF_HUB_OFFLINE=1"),
         (["{sweep}", "--to", "b", "--set", "model.name=/nowhere"], "got no folder /nowhere. Restore that base"),
         (["nowhere", "--to", "b"], "must be a sweep's folder, got one without manifest.json"),
         (["{bundle}", "--to", "b"], "a bundle takes --zip and --push and nothing else, got --to"),
         (["{bundle}", "--zip", "--head-dtype", "fp32"], "nothing else, got --head-dtype"),
+        (["{bundle}", "--zip", "--max-shard-size", "1GB"], "nothing else, got --max-shard-size"),
         (["{bundle}", "--zip", "--set", "model.name=x"], "nothing else, got --set"),
         (["{bundle}"], "nothing else, got neither"),
     ],
@@ -205,6 +212,70 @@ def test_a_gpu_and_a_machine_without_room_are_one_message(sweep, tmp_path, monke
     assert main([str(sweep), "--to", str(tmp_path / "b")]) == 2
     assert "merging must fit the memory of this machine, got too little" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_alone_gets_a_repository_of_the_bundles_name_which_is_checked_before_the_merge(
+    sweep, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    repo_id = "ann/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
+    with running_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        command = [str(sweep), "--to", str(tmp_path / "b"), "--push", "ann"]
+        hub.repositories[repo_id] = FakeRepository(True, {"mine.txt": b"x"})
+        assert main(command) == 2
+        assert f"--push {repo_id}: the name must be new" in capfd.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+        hub.repositories.clear()
+        assert main([*command, "--merge", "none"]) == 0
+        assert f"pushed  {hub.endpoint}/{repo_id}" in capfd.readouterr().out
+        assert "bundle.json" in hub.repositories[repo_id].files
+
+
+def test_where_the_base_decides_on_the_name_the_user_is_checked_before_and_the_name_after(
+    sweep, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    with running_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        command = [str(sweep), "--to", str(tmp_path / "b"), "--merge", "w16", "--dtype", "checkpoint"]
+        assert main([*command, "--push", "bob"]) == 2
+        assert "--push bob: must be a user that your token may write to" in capfd.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+        assert main([*command, "--push", "ann"]) == 0
+        # The embedded base is stored in bf16.
+        assert list(hub.repositories) == ["ann/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headbf16"]
+
+
+def test_what_a_killed_export_left_is_gone_with_the_next(sweep, exported, tmp_path):
+    # An earlier bundle is there, and a new one is half written when the process is killed.
+    to = tmp_path / "b"
+    shutil.copytree(exported, to)
+    before = (to / "bundle.json").read_bytes()
+    reading, writing = os.pipe()
+    code = (
+        "import os, signal, sys; from qlora_ray.exporting import bundle; from qlora_ray.export import main\n"
+        f"bundle.take_evaluation = lambda *args, **settings: (os.write({writing}, b'there'), signal.pause())\n"
+        "main(sys.argv[1:])"
+    )
+    command = [str(sweep), "--to", str(to), "--merge", "none"]
+    with subprocess.Popen([sys.executable, "-c", code, *command], cwd=ROOT, pass_fds=[writing]) as process:
+        os.close(writing)
+        assert os.read(reading, 5) == b"there"
+        (half,) = [path for path in tmp_path.iterdir() if path != to]
+        assert (half / "adapter" / "adapter_config.json").is_file()
+        # As long as it lives, nobody else writes there.
+        assert main(command) == 2
+        assert half.is_dir()
+        process.kill()
+    os.close(reading)
+    assert (to / "bundle.json").read_bytes() == before
+    assert main(command) == 0
+    assert list(tmp_path.iterdir()) == [to] and not (to / "merged").exists()
 
 
 def test_help_loads_no_heavy_library():

@@ -12,6 +12,9 @@ from sweeps import read_until, run_sweep, started_sweep, write_config
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
 
+# A test may have to wait for three sweeps, one after another, on a machine that runs other tests.
+pytestmark = pytest.mark.timeout(600)
+
 OPTIONS = ("--set", "results.name=s")
 TWO_LONG_TRIALS = {"cluster": {"max_slots": 1}, "search": {"num_trials": 2, "num_reports": 12}}
 
@@ -30,19 +33,25 @@ def eval_losses(paths: SweepPaths, trial_id: str) -> list[float]:
     return [line["eval_loss"] for line in read_lines(paths.trial(trial_id).metrics)]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_sweep_says_how_to_go_on_and_going_on_gives_the_same_numbers(
-    tmp_path: Path, undisturbed: SweepPaths, signum: signal.Signals
-) -> None:
-    config = write_config(tmp_path, **TWO_LONG_TRIALS)
-    paths = SweepPaths(tmp_path / "results" / "s")
-    with started_sweep("--config", config, *OPTIONS, cwd=tmp_path) as process:
+def stop_sweep(folder: Path, signum: signal.Signals) -> SweepPaths:
+    """Stops a sweep in its second trial, and checks what it leaves."""
+    paths = SweepPaths(folder / "results" / "s")
+    with started_sweep("--config", write_config(folder, **TWO_LONG_TRIALS), *OPTIONS, cwd=folder) as process:
         read_until(process, "trial 0000  complete")
         process.send_signal(signum)
         read_until(process, "Go on with: python -m qlora_ray.sweep --resume results/s")
         assert process.wait() == 130
     assert read_json(paths.summary)["status"] == "interrupted"
     assert "running" not in {read_json(path)["state"] for path in paths.trials.glob("*/record.json")}
+    return paths
+
+
+def test_a_terminated_sweep_stops_as_an_interrupted_one(tmp_path: Path) -> None:
+    stop_sweep(tmp_path, signal.SIGTERM)
+
+
+def test_a_stopped_sweep_goes_on_to_the_same_numbers(tmp_path: Path, undisturbed: SweepPaths) -> None:
+    paths = stop_sweep(tmp_path, signal.SIGINT)
     resumed = run_sweep("--resume", paths.root, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     complete = [

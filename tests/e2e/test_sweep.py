@@ -22,6 +22,7 @@ from qlora_ray.evaluation.loss import evaluate_loss
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.runs.files import read_lines
 from qlora_ray.search.space import apply_values
 from qlora_ray.search.study import count_finished, open_study
 from qlora_ray.training.budget import make_budget
@@ -64,7 +65,8 @@ def test_its_lines_are_few_and_carry_no_terminal_codes(finished: Finished) -> No
     assert "\x1b" not in text and "\r" not in text
     assert text.count("complete  eval_loss") == 3
     assert "Traceback" not in text and "Warning" not in text
-    assert len(text.splitlines()) < 60
+    # Two of them are about answers that 24 tokens cut.
+    assert len(text.splitlines()) < 62
     assert "test loss" in text
     assert "verdict   the winner is" in text
     assert str(Path("results") / "small" / "best" / "adapter") in text
@@ -93,13 +95,28 @@ def test_the_winners_adapter_has_the_recorded_loss_in_plain_peft(finished: Finis
 
 def test_the_verdict_is_on_test_rows_and_stands_in_summary_and_scores(finished: Finished) -> None:
     verdict = read_json(finished.paths.best / "scores.json")["verdict"]
-    assert (verdict["split"], verdict["note"]) == ("test", None)
+    assert verdict["split"] == "test"
     assert verdict["deciding"]["measure"] == "sql_execution"
     assert verdict["word"] == read_json(finished.paths.summary)["verdict"] == verdict["deciding"]["verdict"]
     loss = next(one for one in verdict["others"] if one["measure"] == "loss")
     scores = read_json(finished.paths.best / "scores.json")
     assert (loss["base"], loss["tuned"]) == pytest.approx((scores["base"]["loss"], scores["winner"]["loss"]))
     assert loss["interval"][0] <= loss["difference"] <= loss["interval"][1]
+
+
+def test_answers_that_were_cut_are_told_before_training_and_with_the_verdict(finished: Finished) -> None:
+    # The test rows' queries have up to 78 tokens, and an answer may have 24 here.
+    scores = read_json(finished.paths.best / "scores.json")
+    tuned, text = scores["winner"], finished.run.stdout
+    assert (tuned["max_new_tokens"], tuned["num_answers"]) == (24, 4)
+    assert tuned["num_long_references"] > 0 and tuned["num_cut_answers"] + scores["base"]["num_cut_answers"] > 0
+    told = f"test: {tuned['num_long_references']} of 4 references are longer than evaluate.max_new_tokens (24)"
+    assert told in read_json(finished.paths.manifest)["notes"][0] and f"note  {told}" in text
+    assert text.index(told) < text.index("verdict   the winner is")
+    cut = f"{tuned['num_cut_answers']} of 4 answers of the winner were cut at 24 tokens (base: "
+    note = scores["verdict"]["note"]
+    assert note.startswith(cut) and note == read_json(finished.paths.summary)["verdict_note"]
+    assert f"note: {note}" in text
 
 
 def test_each_lease_of_a_slot_is_told_with_its_end(finished: Finished) -> None:
@@ -144,6 +161,9 @@ def test_each_record_holds_the_resolved_values(finished: Finished) -> None:
         assert record["ran"]["training"]["seed"] == record["ran"]["training"]["data_seed"] == 7
         assert (record["bf16"], record["fp16"]) == (False, False)
         assert record["ran"]["quantization"]["bits"] == 4
+        own = read_json(finished.paths.trial(f"{index:04d}").adapter / "qlora_ray.json")
+        assert (own["trial"], own["base"]) == (record["trial"], record["base"])
+        assert own["quantization"] == record["ran"]["quantization"]
         assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
         for package in ("transformers", "peft", "trl", "bitsandbytes", "ray", "optuna"):
             assert record["versions"][package][0].isdigit()
@@ -194,10 +214,17 @@ def test_the_same_name_is_refused_and_nothing_is_changed(finished: Finished) -> 
 
 def test_resuming_a_finished_sweep_trains_nothing_again(finished: Finished) -> None:
     adapters = {path: path.stat().st_mtime_ns for path in finished.paths.trials.glob("*/adapter/*.safetensors")}
-    again = run_sweep("--resume", finished.paths.root, cwd=finished.folder)
+    again = run_sweep("--resume", finished.paths.root, "--export", "winner", cwd=finished.folder)
     assert again.returncode == 0, again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in adapters} == adapters
     assert read_json(finished.paths.summary)["counts"] == {"complete": 3}
+    # What is exported is that winner, merged as the export's own door does it.
+    bundle = finished.folder / "winner"
+    weights = "adapter/adapter_model.safetensors"
+    assert (bundle / weights).read_bytes() == (finished.paths.best / weights).read_bytes()
+    (noted,) = read_lines(finished.paths.exports)
+    assert noted["to"] == str(bundle) and noted["merge"] == read_json(bundle / "merged" / "merge_report.json")
+    assert f"push it:      python -m qlora_ray.export winner --push USER/{noted['name']}" in again.stdout
 
 
 def test_a_resume_cannot_become_another_sweep(finished: Finished) -> None:

@@ -9,25 +9,29 @@ from typing import Any
 
 import pytest
 import ray
-from fake_engine import DIVERGING_DECAY, fake_loss
+from fake_engine import DIVERGING_DECAY, UNEVALUATED_DECAY, fake_loss
 from fake_executor import FakePlacement
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.orchestration.executor import ExecutorTerms
 from qlora_ray.orchestration.ledger import Ledger
-from qlora_ray.orchestration.searcher import StudySearcher
+from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.trial import TrialTerms
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.search.parsing import load_space
-from qlora_ray.search.study import enqueue_known_points, open_study
+from qlora_ray.search.study import end_interrupted, enqueue_known_points, open_study, requeue_interrupted
 
 SPACE = {
     "training.learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
     "points_to_evaluate": [{"training.learning_rate": 1e-3}],
 }
 NUM_REPORTS = 4
+# Each trial is an actor of Tune's, which takes two seconds to start: no more of them than a test needs.
+NUM_TRIALS = 4
+# Of so many ASHA stops some.
+NUM_ASHA_TRIALS = 8
 
 
 class Sweep:
@@ -42,7 +46,7 @@ class Sweep:
         self.config = SweepConfig.model_validate(
             {
                 "training": {"max_samples": 8, "gradient_accumulation_steps": 1},
-                "search": {"space": SPACE, "num_trials": 8, "num_reports": NUM_REPORTS, **search},
+                "search": {"space": SPACE, "num_trials": NUM_TRIALS, "num_reports": NUM_REPORTS, **search},
             }
         )
         self.text = io.StringIO()
@@ -91,10 +95,11 @@ class Sweep:
 def test_each_scheduler_ends_every_trial_as_what_it_was(
     tmp_path: Path, make_pool: Callable[..., Any], scheduler: str
 ) -> None:
-    sweep = Sweep(tmp_path, make_pool, scheduler=scheduler)
+    num_trials = NUM_ASHA_TRIALS if scheduler == "asha" else NUM_TRIALS
+    sweep = Sweep(tmp_path, make_pool, scheduler=scheduler, num_trials=num_trials)
     sweep.run()
     trials = sweep.study.get_trials()
-    assert len(trials) == 8
+    assert len(trials) == num_trials
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
     for trial in trials:
         rate = trial.params["training.learning_rate"]
@@ -106,7 +111,7 @@ def test_each_scheduler_ends_every_trial_as_what_it_was(
         else:
             assert len(trial.intermediate_values) < NUM_REPORTS
     if scheduler == "none":
-        assert sweep.states() == ["COMPLETE"] * 8
+        assert sweep.states() == ["COMPLETE"] * NUM_TRIALS
     if scheduler == "asha":
         assert "PRUNED" in sweep.states()
     # The known good point ran first, and is the best there can be.
@@ -127,6 +132,37 @@ def test_a_diverged_trial_is_told_as_failed_and_the_others_go_on(tmp_path: Path,
     assert "diverged: loss is nan" in sweep.text.getvalue()
 
 
+def test_a_trial_that_cannot_be_evaluated_is_interrupted_and_a_resume_evaluates_it(
+    tmp_path: Path, make_pool: Callable[..., Any]
+) -> None:
+    choices = {
+        "scheduler": "none",
+        "sampler": "grid",
+        "num_trials": 2,
+        "space": {"training.weight_decay": {"choices": [0.0, UNEVALUATED_DECAY]}},
+    }
+    sweep = Sweep(tmp_path, make_pool, **choices)
+    sweep.run()
+    settle_finished(sweep.study, sweep.ledger)
+    (number,) = end_interrupted(sweep.study)
+    trial = sweep.paths.trial(f"{number:04d}")
+    record = read_json(trial.record)
+    assert record["state"] == "interrupted"
+    assert record["cause"].startswith("trained, not evaluated: out of memory in evaluation at one row")
+    assert (trial.state / "state.safetensors").exists()
+    assert (trial.adapter / "adapter.txt").exists()
+    assert "unevaluated: trained, not evaluated" in sweep.text.getvalue()
+    assert list(record["reports"]) == ["1", "2", "3"]
+    again = Sweep(tmp_path, make_pool, **choices)
+    again.ledger.restore()
+    settle_finished(again.study, again.ledger)
+    assert requeue_interrupted(again.study) == [number]
+    again.run()
+    (resumed,) = [entry for entry in again.ledger.entries.values() if entry.resumed_from == number]
+    assert (resumed.state, sorted(resumed.intermediate)) == ("complete", [1, 2, 3, 4])
+    assert (again.paths.trial(resumed.id).adapter / "adapter.txt").read_text() == resumed.id
+
+
 def test_two_objectives_are_both_told(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
     sweep = Sweep(
         tmp_path,
@@ -138,7 +174,7 @@ def test_two_objectives_are_both_told(tmp_path: Path, make_pool: Callable[..., A
     )
     sweep.run()
     trials = sweep.study.get_trials()
-    assert sweep.states() == ["COMPLETE"] * 8
+    assert sweep.states() == ["COMPLETE"] * NUM_TRIALS
     for trial in trials:
         assert trial.values == pytest.approx(
             [fake_loss(trial.params["training.learning_rate"], 8), trial.params["lora.r"] * 100]
@@ -157,18 +193,18 @@ def test_no_more_trials_run_than_there_are_slots(tmp_path: Path, make_pool: Call
             assert len(held) <= 1
         if event["event"] == "trial_released":
             held.remove(event["trial"])
-    assert sweep.states() == ["COMPLETE"] * 8
-    assert sorted(event["trial"] for event in leased) == [f"{number:04d}" for number in range(8)]
+    assert sweep.states() == ["COMPLETE"] * NUM_TRIALS
+    assert sorted(event["trial"] for event in leased) == [f"{number:04d}" for number in range(NUM_TRIALS)]
     assert {event["executor"] for event in leased} <= {0, 1}
 
 
 def test_a_second_search_asks_only_for_what_is_missing(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
-    Sweep(tmp_path, make_pool, scheduler="none", num_trials=3).run()
-    again = Sweep(tmp_path, make_pool, scheduler="none", num_trials=5)
+    Sweep(tmp_path, make_pool, scheduler="none", num_trials=2).run()
+    again = Sweep(tmp_path, make_pool, scheduler="none", num_trials=3)
     again.ledger.restore()
     again.run()
-    assert again.states() == ["COMPLETE"] * 5
-    assert len(again.ledger.entries) == 5
+    assert again.states() == ["COMPLETE"] * 3
+    assert len(again.ledger.entries) == 3
 
 
 def test_a_pool_whose_executors_never_come_up_says_why(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
@@ -180,11 +216,11 @@ def test_a_pool_whose_executors_never_come_up_says_why(tmp_path: Path, make_pool
     assert "no-such-base cannot be loaded" in sweep.text.getvalue()
 
 
-def test_eight_trials_share_one_executor_of_four_slots(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
-    sweep = Sweep(tmp_path, make_pool, scheduler="none")
+def test_six_trials_share_one_executor_of_four_slots(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
+    sweep = Sweep(tmp_path, make_pool, scheduler="none", num_trials=6)
     sweep.num_slots = 4
     sweep.run(placement=FakePlacement(4, gathers=4))
-    assert sweep.states() == ["COMPLETE"] * 8
+    assert sweep.states() == ["COMPLETE"] * 6
     for trial in sweep.study.get_trials():
         rate = trial.params["training.learning_rate"]
         assert trial.intermediate_values == pytest.approx({i: fake_loss(rate, 2 * i) for i in range(1, 5)})
@@ -196,11 +232,11 @@ def test_eight_trials_share_one_executor_of_four_slots(tmp_path: Path, make_pool
 def test_a_trial_put_out_for_memory_goes_on_and_the_slots_become_fewer(
     tmp_path: Path, make_pool: Callable[..., Any]
 ) -> None:
-    sweep = Sweep(tmp_path, make_pool, scheduler="none", num_trials=5)
+    sweep = Sweep(tmp_path, make_pool, scheduler="none", num_trials=4)
     sweep.config.cluster.max_trial_retries = 0
     sweep.num_slots = 3
     sweep.run(placement=FakePlacement(3, room=2, gathers=3))
-    assert sweep.states() == ["COMPLETE"] * 5
+    assert sweep.states() == ["COMPLETE"] * 4
     events = read_events(sweep.paths.events)
     (put_out,) = [event for event in events if event["event"] == "trial_put_out"]
     (changed,) = [event for event in events if event["event"] == "slots_changed"]

@@ -30,7 +30,8 @@ def with_value(path: str, value: object) -> SweepConfig:
 
 def test_every_seed_is_7():
     seeds = {path: value for path, value in fields_of(SweepConfig).items() if path.endswith("seed")}
-    assert seeds == {"training.seed": 7, "training.data_seed": 7, "search.seed": 7, "evaluate.shot_seed": 7}
+    names = ("training.seed", "training.data_seed", "search.seed", "evaluate.shot_seed", "evaluate.sample_seed")
+    assert seeds == dict.fromkeys(names, 7)
 
 
 def test_the_optimizer_defaults_are_those_of_training_arguments():
@@ -74,6 +75,7 @@ AT_LEAST_ONE = [
     "lora.r",
     "training.per_device_train_batch_size",
     "training.gradient_accumulation_steps",
+    "training.logging_steps",
     "training.per_device_eval_batch_size",
     "training.max_samples",
     "search.num_trials",
@@ -86,6 +88,7 @@ AT_LEAST_ONE = [
     "evaluate.top_k",
     "evaluate.max_rows",
     "evaluate.max_new_tokens",
+    "evaluate.max_length",
     "evaluate.batch_size",
 ]
 # Path, the last value that is allowed, the first that is not.
@@ -120,6 +123,11 @@ BOUNDS = [
     ("search.seed", 2**32 - 1, 2**32),
     ("evaluate.shot_seed", 0, -1),
     ("evaluate.shot_seed", 2**32 - 1, 2**32),
+    ("evaluate.sample_seed", 0, -1),
+    ("evaluate.sample_seed", 2**32 - 1, 2**32),
+    ("evaluate.temperature", 0.0, -1e-9),
+    ("evaluate.temperature", 5.0, float("inf")),
+    ("evaluate.top_p", 1.0, 1.01),
     ("search.reduction_factor", 1.01, 1.0),
     ("cluster.memory_safety_factor", 1.0, 0.99),
     ("cluster.memory_safety_factor", 3.0, 3.01),
@@ -241,6 +249,12 @@ def test_scoring_sql_needs_a_database():
     with pytest.raises(ValidationError, match="sql_execution needs database"):
         Evaluate(metrics=["sql_execution"])
     assert Evaluate(metrics=["sql_execution"], database="embedded").database == "embedded"
+
+
+def test_top_p_needs_a_temperature():
+    with pytest.raises(ValidationError, match="top_p needs a temperature above 0: at 0 answers are greedy"):
+        Evaluate(top_p=0.9)
+    assert Evaluate(top_p=0.9, temperature=0.7).top_p == 0.9
 
 
 def test_values_are_checked_on_assignment_too():

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from qlora_ray.doors import run_door
+from qlora_ray.doors import as_place, run_door
 from qlora_ray.errors import ConfigError, SweepFailed
 
 
@@ -65,3 +65,19 @@ def test_work_with_signals_of_its_own_and_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [before, before]
+
+
+def test_a_folder_is_taken_as_it_was_typed_unless_it_has_no_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for text, place in [
+        ("a/b", "a/b"),
+        ("link", "link"),
+        ("~/b", f"{tmp_path}/home/b"),
+        ("~nobody-has-this-name/b", "~nobody-has-this-name/b"),
+        (".", f"{tmp_path}"),
+        ("", f"{tmp_path}"),
+        ("a/..", f"{tmp_path}"),
+    ]:
+        assert str(as_place(text)) == place

@@ -21,8 +21,9 @@ from qlora_ray import embedded
 from qlora_ray.config.schema import Lora, Model, Quantization
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.contenders import Contender, open_contenders
+from qlora_ray.evaluation.finding import find_subject
 from qlora_ray.evaluation.lineup import hash_adapter, make_lineup
-from qlora_ray.evaluation.subjects import Request, Subject, find_subject
+from qlora_ray.evaluation.subjects import Request, Subject
 from qlora_ray.hardware import DeviceProfile
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter
 from qlora_ray.modeling.loading import hash_base, load_base

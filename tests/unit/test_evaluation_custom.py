@@ -8,7 +8,7 @@ import pytest
 from qlora_ray.errors import ConfigError
 from qlora_ray.evaluation import custom
 from qlora_ray.evaluation.custom import load_metric
-from qlora_ray.evaluation.measurement import measure
+from qlora_ray.evaluation.measurement import measure, needs_references
 
 
 def write(folder: Path, text: str) -> Path:
@@ -24,6 +24,15 @@ def test_the_class_of_the_docstring_is_a_metric(tmp_path: Path) -> None:
     metric = load_metric(f"{path}:AnswerLength")
     assert (metric.name, metric.higher_is_better) == ("answer_length", False)
     assert measure(metric, ["a", "abc"], ["", ""]).row_scores == [1.0, 3.0]
+    assert not needs_references(metric)
+
+
+def test_a_metric_needs_references_unless_it_says_otherwise(tmp_path: Path) -> None:
+    text = "class Mine:\n    name, higher_is_better = 'mine', True\n    def score(self, *both): return []\n"
+    assert needs_references(load_metric(f"{write(tmp_path, text)}:Mine"))
+    path = write(tmp_path, text + "    needs_references = 'no'\n")
+    with pytest.raises(ConfigError, match="needs_references must be True or False, got 'no'"):
+        load_metric(f"{path}:Mine")
 
 
 def test_a_dataclass_works_and_hides_no_module_of_the_same_name(tmp_path: Path) -> None:

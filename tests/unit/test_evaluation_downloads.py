@@ -7,8 +7,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from hub_fixtures import FIRST, use_download_hub
+from huggingface_hub.errors import EntryNotFoundError
 
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation import downloads
 from qlora_ray.evaluation.downloads import download_adapter
 
 
@@ -27,6 +30,7 @@ def play_hub(monkeypatch: pytest.MonkeyPatch, names: Sequence[str], error: Excep
         fetched.extend(name for name in names if any(fnmatch(name, one) for one in allow_patterns))
         return "snapshot"
 
+    monkeypatch.setattr(downloads, "reach_repository", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     return asked, fetched
@@ -43,10 +47,29 @@ def test_an_adapter_is_found_at_the_top_or_in_a_bundle_and_no_pickle_is_fetched(
     assert set(fetched) == set(names) - {f"{home}adapter_model.bin", "conf.py"}
 
 
-def test_a_model_is_no_adapter_and_a_hub_that_is_away_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_no_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, _ = play_hub(monkeypatch, ["config.json"], EntryNotFoundError("404"))
     assert download_adapter("me/model") is None
     assert asked == ["adapter_config.json", "adapter/adapter_config.json"]
-    asked, _ = play_hub(monkeypatch, [], LocalEntryNotFoundError("offline"))
-    assert download_adapter("me/model") is None
-    assert asked == ["adapter_config.json"]
+
+
+def test_a_bundle_that_was_fetched_is_found_again_without_the_hub_and_what_was_not_is_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ("adapter/adapter_config.json", "adapter/qlora_ray.json", "record.json", "README.md")
+    for name in files:
+        path = tmp_path / "bundle" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
+        hub.publish("me/bundle", FIRST, tmp_path / "bundle")
+        folder = download_adapter("me/bundle")
+        assert folder is not None
+        assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {*files} - {"README.md"}
+        hub.is_away = True
+        hub.requests.clear()
+        with pytest.raises(ModelError, match="target: nope is neither a folder here nor in the cache, and http"):
+            download_adapter("nope")
+        assert len(hub.requests) == 1
+        assert download_adapter("me/bundle") == folder
+        assert len(hub.requests) == 2

@@ -34,7 +34,8 @@ def test_answers_are_the_argmax_continuations_in_the_order_of_the_prompts() -> N
         for prompt in PROMPTS
     ]
     assert len(set(expected)) == len(expected)
-    assert generate(model) == Answers(texts=expected, num_cut_prompts=0, num_short_answers=0)
+    num_cut = sum(2 not in greedy_by_hand(model, prompt, num_tokens=12) for prompt in PROMPTS)
+    assert generate(model) == Answers(texts=expected, num_cut_prompts=0, num_short_answers=0, num_cut_answers=num_cut)
 
 
 def test_a_batch_answers_as_each_prompt_alone() -> None:
@@ -87,6 +88,26 @@ def test_a_long_answer_leaves_a_cut_prompt_half_of_the_model() -> None:
     assert (answers.num_cut_prompts, answers.num_short_answers) == (1, 1)
 
 
+def test_a_length_of_the_users_caps_as_positions_do() -> None:
+    long = make_split([(50, 0)]).prompt_ids[0]
+    capped = generate(make_llama(), [long, PROMPTS[0]], max_length=32)
+    assert capped == generate(make_llama(max_position_embeddings=32), [long, PROMPTS[0]])
+    assert (capped.num_cut_prompts, capped.num_short_answers) == (1, 0)
+    # Beyond the model's positions it raises nothing.
+    assert generate(make_llama(), [long], max_length=9999) == generate(make_llama(), [long])
+
+
+def test_answers_that_had_no_tokens_left_are_counted() -> None:
+    model = make_llama().eval()
+    tokens = greedy_by_hand(model, PROMPTS[0], num_tokens=12)
+    model.generation_config.eos_token_id = [2, tokens[6]]
+    assert generate(model, [PROMPTS[0]]).num_cut_answers == 0
+    first = tokens.index(tokens[6])
+    assert generate(model, [PROMPTS[0]], max_new_tokens=first).num_cut_answers == 1
+    # The end token is one of the tokens it may have.
+    assert generate(model, [PROMPTS[0]], max_new_tokens=first + 1).num_cut_answers == 0
+
+
 def test_an_adapter_answers_and_every_module_keeps_its_mode() -> None:
     config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.9, init_lora_weights=False)
     model = get_peft_model(make_llama(), config).train()
@@ -117,7 +138,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_answers_stay(monkeypatch: pytes
 
 
 def test_no_prompts_give_no_answers_and_an_empty_prompt_is_an_error() -> None:
-    assert generate(make_llama(), []) == Answers(texts=[], num_cut_prompts=0, num_short_answers=0)
+    assert generate(make_llama(), []) == Answers(texts=[], num_cut_prompts=0, num_short_answers=0, num_cut_answers=0)
     with pytest.raises(DataError, match="row 1 must have a prompt to answer"):
         generate(make_llama(), [[5], []])
 

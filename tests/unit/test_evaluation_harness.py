@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import pytest
 from qlora_ray.evaluation.contenders import Contender
 from qlora_ray.evaluation.harness import is_finished, read_harness, run_harness
 from qlora_ray.evaluation.journal import Journal
+from qlora_ray.evaluation.lm_eval import TaskRequest
 from qlora_ray.evaluation.task_results import MetricResult, TaskResult
 
+EIGHT_ROWS = TaskRequest(["sums"], limit=8, batch_size=2)
 
-def make_result(scores: list[float]) -> TaskResult:
+
+def make_result(scores: list[float], *, num_fewshot: int = 0) -> TaskResult:
     value = sum(scores) / len(scores)
     rows = {"acc": {str(row): score for row, score in enumerate(scores)}}
     metrics = {"acc": MetricResult(value, 0.1, True)}
-    return TaskResult(metrics, len(scores), num_fewshot=0, version="1", chat_template=False, rows=rows)
+    return TaskResult(metrics, len(scores), num_fewshot=num_fewshot, version="1", chat_template=False, rows=rows)
 
 
 def test_each_model_runs_once_and_pairs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,24 +36,37 @@ def test_each_model_runs_once_and_pairs_are_compared(tmp_path: Path, monkeypatch
     journal = Journal(tmp_path, {})
     for name in ("base", "adapter", "base"):
         contender = Contender(name, name, None, "fp32", "")  # type: ignore[arg-type]
-        run_harness(journal, contender, ["sums"], limit=8, batch_size=2)
+        run_harness(journal, contender, EIGHT_ROWS)
     assert calls == [("base", 8), ("adapter", 8)]
-    found = read_harness(journal, ["base", "adapter"], ["sums"])
+    found = read_harness(journal, ["base", "adapter"], EIGHT_ROWS)
     assert found["models"]["adapter"]["sums"]["metrics"]["acc"]["value"] == 1.0
+    assert found["lines"][0] == "base  sums (0-shot)  acc 0.000" and found["notes"] == []
     [one] = found["comparisons"]
     assert (one["base_model"], one["tuned_model"], one["verdict"]) == ("base", "adapter", "better")
     # McNemar, exact: 8 of 8 discordant pairs one way, 2 / 2^8.
     assert one["p_value"] == pytest.approx(2 / 2**8)
 
 
-def test_other_tasks_or_rows_are_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tasks_rows_or_shots_are_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlora_ray.evaluation.harness.run_tasks", lambda *_, **__: {"sums": make_result([1.0])})
     journal = Journal(tmp_path, {})
     contender = Contender("base", None, None, "fp32", "")  # type: ignore[arg-type]
-    run_harness(journal, contender, ["sums"], limit=8, batch_size=2)
-    assert is_finished(journal, "base", ["sums"], limit=8) and is_finished(journal, "adapter", [], limit=8)
-    assert not is_finished(journal, "base", ["sums"], limit=9)
-    assert not is_finished(journal, "base", ["sums", "words"], limit=8)
+    run_harness(journal, contender, EIGHT_ROWS)
+    assert is_finished(journal, "base", replace(EIGHT_ROWS, batch_size=4))
+    assert is_finished(journal, "adapter", TaskRequest([], limit=8))
+    for changed in ({"limit": 9}, {"tasks": ["sums", "words"]}, {"num_fewshot": 3}, {"num_fewshot": 0}):
+        assert not is_finished(journal, "base", replace(EIGHT_ROWS, **changed))
+
+
+def test_a_task_that_keeps_its_own_number_of_examples_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"sums": make_result([1.0], num_fewshot=3), "chat": make_result([1.0], num_fewshot=0)}
+    monkeypatch.setattr("qlora_ray.evaluation.harness.run_tasks", lambda *_, **__: found)
+    journal, request = Journal(tmp_path, {}), TaskRequest(["sums", "chat"], num_fewshot=3)
+    run_harness(journal, Contender("base", None, None, "fp32", ""), request)  # type: ignore[arg-type]
+    told = read_harness(journal, ["base"], request)
+    assert told["notes"] == ["chat ran with 0 examples in the prompt, as the task fixes it, and not with 3"]
+    assert told["lines"] == ["base  sums (3-shot)  acc 1.000", "base  chat (0-shot)  acc 1.000"]
+    assert told["models"]["base"]["sums"]["num_fewshot"] == 3
 
 
 def test_an_edited_task_or_another_harness_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +75,11 @@ def test_an_edited_task_or_another_harness_is_run_again(tmp_path: Path, monkeypa
     task.write_text("task: sums\n", encoding="utf-8")
     journal = Journal(tmp_path, {})
     contender = Contender("base", None, None, "fp32", "")  # type: ignore[arg-type]
-    run_harness(journal, contender, [str(task)], limit=8, batch_size=2)
-    assert is_finished(journal, "base", [str(task)], limit=8)
+    request = TaskRequest([str(task)], limit=8)
+    run_harness(journal, contender, request)
+    assert is_finished(journal, "base", request)
     with monkeypatch.context() as patch:
         patch.setattr("importlib.metadata.version", lambda _: "9.9")
-        assert not is_finished(journal, "base", [str(task)], limit=8)
+        assert not is_finished(journal, "base", request)
     task.write_text("task: sums\nmax_gen_toks: 4\n", encoding="utf-8")
-    assert not is_finished(journal, "base", [str(task)], limit=8)
+    assert not is_finished(journal, "base", request)

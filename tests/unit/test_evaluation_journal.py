@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
     "target": {"trial": "0001", "adapter": "aa"},
     "evaluate": {"max_new_tokens": 96, "batch_size": 16},
     "models": {"base": {"base": "sha256:1"}},
-    "prompts": {"0-shot": {"fingerprint": "f0", "num_rows": 4}},
+    "prompts": {"0-shot": {"fingerprint": "f0", "num_rows": 4, "num_answered": 2}},
 }
 
 
@@ -86,7 +86,14 @@ def test_the_same_settings_go_on_and_more_models_and_prompts_may_join(tmp_path: 
             {"evaluate": {"max_new_tokens": 32, "batch_size": 16}},
             r"evaluate.max_new_tokens must stay .* \(96\), got 32",
         ),
-        ({"prompts": {"0-shot": {"fingerprint": "f9", "num_rows": 4}}}, r"prompts.0-shot.fingerprint must stay"),
+        (
+            {"prompts": {"0-shot": {"fingerprint": "f9", "num_rows": 4, "num_answered": 2}}},
+            r"prompts.0-shot.fingerprint must stay",
+        ),
+        (
+            {"prompts": {"0-shot": {"fingerprint": "f0", "num_rows": 4, "num_answered": 1}}},
+            r"prompts.0-shot.num_answered must stay .* \(2\), got 1",
+        ),
         ({"models": {"base": {"base": "sha256:3"}}}, r"models.base.base must stay"),
         ({"target": {"trial": "0002", "adapter": "bb"}}, r"belongs to another evaluation \(target.trial 0001\)"),
     ],
@@ -95,6 +102,12 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path, changes: di
     begin(tmp_path / "to")
     with pytest.raises(RunError, match=words):
         make_journal(tmp_path / "to", **changes).check()
+
+
+def test_more_answers_of_a_set_go_on(tmp_path: Path) -> None:
+    begin(tmp_path / "to")
+    more = {"0-shot": {"fingerprint": "f0", "num_rows": 4, "num_answered": 4}}
+    assert begin(tmp_path / "to", prompts=more).settings["prompts"] == more
 
 
 def write_tree(folder: Path, files: dict[str, str]) -> None:

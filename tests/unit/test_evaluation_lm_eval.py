@@ -12,7 +12,7 @@ import yaml
 
 from qlora_ray import embedded
 from qlora_ray.errors import ConfigError, DataError
-from qlora_ray.evaluation.lm_eval import TaskRequest, check_installed, run_tasks
+from qlora_ray.evaluation.lm_eval import TaskRequest, check_data, check_installed, find_tasks, run_tasks
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "lm_eval_task.yaml"
@@ -89,6 +89,19 @@ def test_the_harness_gets_the_answers_that_our_own_generation_gets(base: Any, ta
 
 
 @needs_harness
+@pytest.mark.parametrize(("fixed", "ran"), [("", 2), ("num_fewshot: 0\n", 0)])
+def test_examples_are_as_many_as_asked_for_unless_the_task_fixes_none(
+    base: Any, task: Path, fixed: str, ran: int
+) -> None:
+    text = task.read_text(encoding="utf-8").replace("max_gen_toks: 128", "max_gen_toks: 2")
+    task.write_text(text + fixed, encoding="utf-8")
+    request = TaskRequest(tasks=[str(task)], num_fewshot=2, limit=1)
+    check_data(request)
+    found = run_tasks(base.model, base.tokenizer, request=request, precision="fp32")["shipped_copy"]
+    assert (found.num_fewshot, found.num_samples) == (ran, 1)
+
+
+@needs_harness
 def test_a_batch_that_does_not_fit_is_halved(base: Any, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval.evaluator
     import torch
@@ -108,26 +121,32 @@ def test_a_batch_that_does_not_fit_is_halved(base: Any, task: Path, monkeypatch:
 
 
 @needs_harness
-def test_an_unknown_task_is_refused_with_near_names(base: Any) -> None:
+def test_an_unknown_task_is_refused_with_near_names() -> None:
     with pytest.raises(ConfigError, match=r"got 'hellaswagg'\. Did you mean hellaswag "):
-        run_tasks(base.model, base.tokenizer, request=TaskRequest(tasks=["hellaswagg"]), precision="fp32")
+        find_tasks(TaskRequest(tasks=["hellaswagg"]))
 
 
 @needs_harness
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "cannot be read: No such file"), ("dataset_path: json\n", "must have a line `task: name`, got none")],
+    [
+        (None, "cannot be read: No such file"),
+        ("dataset_path: json\n", "must have a line `task: name`, got none"),
+        ("task: mine\ninclude: gone.yaml\n", r"gone\.yaml, which task\.yaml includes, cannot be read"),
+    ],
 )
-def test_a_yaml_that_is_no_task_is_refused(base: Any, tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_yaml_that_is_no_task_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "task.yaml"
     if text is not None:
         path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
-        run_tasks(base.model, base.tokenizer, request=TaskRequest(tasks=[str(path)]), precision="fp32")
+        find_tasks(TaskRequest(tasks=[str(path)]))
 
 
 @needs_harness
 def test_a_task_without_its_data_is_one_message(base: Any, task: Path) -> None:
     task.write_text(task.read_text(encoding="utf-8").replace("assets/test.jsonl", "assets/nothing.jsonl"))
+    with pytest.raises(DataError, match=r"lm-eval: shipped_copy cannot be run, got FileNotFoundError: "):
+        check_data(TaskRequest(tasks=[str(task)]))
     with pytest.raises(DataError, match=r"lm-eval: shipped_copy cannot be run, got FileNotFoundError: "):
         run_tasks(base.model, base.tokenizer, request=TaskRequest(tasks=[str(task)]), precision="fp32")

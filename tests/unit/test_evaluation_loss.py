@@ -164,8 +164,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_loss_stays(monkeypatch: pyt
         return forward(input_ids=input_ids, **rest)
 
     monkeypatch.setattr(model.model, "forward", forward_with_room_for_two)
-    assert evaluate(model, split, batch_size=6).loss == pytest.approx(expected, abs=1e-6)
+    found = evaluate(model, split, batch_size=6)
+    assert found.loss == pytest.approx(expected, abs=1e-6)
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
+    assert (found.batch_size, evaluate(model, split, batch_size=2).batch_size) == (1, 2)
+
+
+def test_fewer_rows_than_a_batch_say_nothing_against_its_size() -> None:
+    assert evaluate(make_llama(), make_split([(4, 3)]), batch_size=6).batch_size == 6
 
 
 def test_a_row_that_does_not_fit_alone_is_an_out_of_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,22 @@ def test_gsm8k_answers_are_read_as_its_grader_reads_them(text: str, number: floa
 @pytest.mark.parametrize(
     ("text", "number"),
     [
+        (r"There are 3 of 4, so $\frac{3}{4}=\boxed{\frac{3}{4}}$ of 80.", 0.75),
+        (r"\boxed{12} at first, and \boxed{1{,}200\text{ g}} in all: 5 times more.", 1200),
+        (r"The price is $5, so \boxed{10}", 10),
+        (r"\boxed{5}\n#### 6", 6),
+        # The box promises to be the answer.
+        (r"with 3 of them, \boxed{x+3}", None),
+        (r"\boxed{3} and \boxed{4", None),
+    ],
+)
+def test_a_box_is_the_answer_and_a_number_only_as_a_whole(text: str, number: float | None) -> None:
+    assert find_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
         ("Price is $89.99", 89.99),
         ("How much does it cost? PRICE IS $1,234.50.", 1234.5),
         ("Price is $89.99\n\nTitle: 12 spoons, 2022 edition. Price is $12.00", 89.99),
@@ -94,10 +110,18 @@ def test_headings_and_answers_are_told_apart_as_by_gsm8ks_own_search() -> None:
 
 
 def test_an_answer_is_marked_where_it_says_which_number_it_is() -> None:
-    marked = ("4 and 5\n#### 9", "Price is $9.99", "price: 3", "#### Step 1\n#### 9", "#### Step 1. Price is $9")
+    marked = (
+        "4 and 5\n#### 9",
+        "Price is $9.99",
+        "price: 3",
+        "#### Step 1\n#### 9",
+        "#### Step 1. Price is $9",
+        r"\boxed{9}",
+    )
     assert all(marks_number(text) for text in marked)
     assert not any(
-        marks_number(text) for text in ("9", "####", "#### none", "The price is high", "SELECT price FROM t")
+        marks_number(text)
+        for text in ("9", r"\boxed{x}", "####", "#### none", "The price is high", "SELECT price FROM t")
     )
 
 

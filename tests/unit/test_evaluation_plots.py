@@ -10,6 +10,7 @@ import pytest
 from qlora_ray.evaluation.answer_files import AnswerRow
 from qlora_ray.evaluation.answers import PromptSet, summarize
 from qlora_ray.evaluation.plots import MAX_PROMPTS_SHOWN, draw_lengths, draw_refusals, render_answers_page
+from tests.browsing import CUT_LABELS
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 REFUSAL = "I can't help with that."
@@ -21,6 +22,7 @@ TITLE_COLOUR = "getComputedStyle(document.querySelector('.xtitle')).fill"
 # A change of the scheme is told to a page before its next frame. (wait_for_function evaluates in the page, which the
 # page's policy forbids.)
 NEXT_FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+UNBROKEN = "word" * 100
 
 
 def _row(key: str, answer: str, *, num_tokens: int | None = 3, reference: str | None = None) -> AnswerRow:
@@ -28,9 +30,12 @@ def _row(key: str, answer: str, *, num_tokens: int | None = 3, reference: str | 
 
 
 def _sets() -> list[PromptSet]:
-    red = {"base": [_row("a", REFUSAL), _row("b", REFUSAL)], "adapter": [_row("a", REFUSAL), _row("b", EVIL)]}
+    red = {
+        "base": [_row("a", REFUSAL), _row("b", REFUSAL)],
+        "adapter": [_row("a", REFUSAL), _row("b", EVIL + UNBROKEN)],
+    }
     split = {model: [_row(str(at), "SELECT 1", reference="SELECT 2") for at in range(80)] for model in red}
-    return [summarize("0-shot", split), summarize("red <team>", red)]
+    return [summarize("0-shot", split), summarize("red <team> of a long name", red)]
 
 
 def test_lengths_are_in_tokens_only_if_every_file_counts_them() -> None:
@@ -43,7 +48,10 @@ def test_lengths_are_in_tokens_only_if_every_file_counts_them() -> None:
 
 def test_refusals_are_shares_with_their_counts() -> None:
     bars = draw_refusals(_sets()[1:]).data
-    assert [(list(bar.x), list(bar.text)) for bar in bars] == [([100.0], ["base 2 of 2"]), ([50.0], ["adapter 1 of 2"])]
+    assert [(bar.y, bar.x, bar.text) for bar in bars] == [
+        (("base",), (100.0,), ("2 of 2",)),
+        (("adapter",), (50.0,), ("1 of 2",)),
+    ]
 
 
 def test_a_page_says_when_nothing_declines() -> None:
@@ -72,10 +80,12 @@ def test_a_page_without_any_answer_is_still_a_page() -> None:
     assert "data-figure=" not in page
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: Chromium or Google Chrome on the PATH")
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_every_figure_is_drawn_in_a_browser(tmp_path: Path, width: int, scheme: str) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+def test_the_page_is_whole_silent_and_inside_its_window_in_a_browser(tmp_path: Path, width: int, scheme: str) -> None:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs a browser: playwright, which is in the extra `test`"
+    )
     path = tmp_path / "answers.html"
     path.write_text(render_answers_page(_sets(), warnings=[]), encoding="utf-8")
     noise: list[str] = []
@@ -93,9 +103,12 @@ def test_every_figure_is_drawn_in_a_browser(tmp_path: Path, width: int, scheme: 
         page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
         page.evaluate(NEXT_FRAME)
         after = page.evaluate(TITLE_COLOUR)
+        cut = page.evaluate(CUT_LABELS)
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
         overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         browser.close()
     assert noise == []
     assert drawn == [4, 2]
     assert before != after
+    assert cut == []
     assert overflow <= 0

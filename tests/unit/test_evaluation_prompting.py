@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_tokenizer import build_byte_level
@@ -43,7 +45,7 @@ def make_data(folder: Path, *, num_train: int = 8, num_test: int = 3, **changes:
 
 
 def make_sets(
-    data: Data, tokenizer: PreTrainedTokenizerFast, *, shots: list[int], max_positions: int | None = None, **rest: int
+    data: Data, tokenizer: PreTrainedTokenizerFast, *, shots: list[int], max_positions: int | None = None, **rest: Any
 ) -> tuple[PreparedData, dict[str, PromptSet]]:
     prepared = prepare_data(data, tokenizer=tokenizer, data_seed=SEED)
     split, _ = choose_split(prepared, "auto")
@@ -239,3 +241,38 @@ def test_shots_of_a_template_that_thinks_in_the_last_turn_only(tmp_path: Path) -
     asked = make_file_set(tmp_path / "mine.jsonl", data=Data(), tokenizer=tokenizer, max_positions=None)
     end = "b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(asked.rows.prompt_ids[0]).endswith(end)
+
+
+def test_answers_of_each_set_are_as_long_as_its_own_references_ask_for(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+
+    data = make_data(tmp_path)
+    write_rows(tmp_path / "test.jsonl", [{"ask": "a?", "say": "word " * 12}, {"ask": "b?", "say": "word " * 40}])
+    expected = {rows: math.ceil(tokens(("word " * num).strip()) * 1.25 / 8) * 8 for rows, num in ((1, 12), (2, 40))}
+    for rows, max_new_tokens in expected.items():
+        _, sets = make_sets(data, tokenizer, shots=[0, 1], max_new_tokens="auto", max_rows=rows)
+        assert {one.max_new_tokens for one in sets.values()} == {max_new_tokens}
+    sums = write_rows(tmp_path / "sums.jsonl", [{"prompt": "1+1?", "reference": "2"}])
+    bare = write_rows(tmp_path / "bare.jsonl", [{"prompt": "1+1?"}])
+    found = [make_file_set(one, data=data, tokenizer=tokenizer, max_positions=None) for one in (sums, bare)]
+    assert [one.max_new_tokens for one in found] == [16, 256]
+    assert found[1].to_dict()["evaluate"] == {"max_new_tokens": 256}
+    given = make_file_set(bare, data=data, tokenizer=tokenizer, max_positions=None, max_new_tokens=5)
+    assert given.max_new_tokens == 5
+
+
+def test_a_length_of_the_users_leaves_examples_out_and_refuses_prompts_as_positions_do(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = make_data(tmp_path, num_test=1)
+    _, whole = make_sets(data, tokenizer, shots=[2])
+    room = len(whole["2-shot"].rows.prompt_ids[0]) + 40
+    for max_length, num_dropped in ((room, 1), (room - 1, 2)):
+        _, sets = make_sets(data, tokenizer, shots=[3], max_positions=9999, max_new_tokens=40, max_length=max_length)
+        assert sets["3-shot"].num_dropped_shots == num_dropped
+    path = write_rows(tmp_path / "asked.jsonl", [{"prompt": "Who?"}])
+    with pytest.raises(DataError, match=r"asked.jsonl:1: a prompt must leave room in evaluate.max_length \(9\), got"):
+        make_file_set(path, data=Data(), tokenizer=tokenizer, max_positions=64, max_length=9)

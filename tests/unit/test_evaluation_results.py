@@ -12,7 +12,7 @@ from qlora_ray.data.tokenizing import TokenizedSplit
 from qlora_ray.evaluation import results
 from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.results import Findings, Score, format_scores, render_markdown
-from qlora_ray.evaluation.scoring import Scores
+from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
 
 SCORES = Scores(
     loss=1.08663,
@@ -60,3 +60,20 @@ def test_a_metric_reads_alike_in_lines_and_tables() -> None:
 def test_a_figure_that_is_not_there_is_a_dash() -> None:
     found = findings_of("mine", replace(SCORES, loss=math.nan, metrics={"relative_error": math.nan}))
     assert format_scores(found).splitlines()[1].split() == ["base", "mine", "-", "-", "-", "0"]
+
+
+def test_cut_answers_and_further_figures_stand_in_line_table_and_page() -> None:
+    details = {"relative_error": {"answered": 0.5, "r_squared": -4.3231}}
+    answers = [ScoredAnswer(row, "so", "7") for row in range(4)]
+    found = findings_of("0-shot", replace(SCORES, details=details, answers=answers, num_cut_answers=3))
+    line = results.format_score(found.scores[0])
+    assert "relative_error 0.0004 (answered 0.500, r_squared -4.323), absolute_error 12346" in line
+    table = format_scores(found).splitlines()
+    assert table[1].endswith("  4 (3 cut)")
+    assert [one.split() for one in table[3:]] == [
+        ["relative_error", "prompts", "answered", "r_squared"],
+        ["base", "0-shot", "0.500", "-4.323"],
+    ]
+    page = render_markdown(EVALUATION, found)
+    assert "| base | 0-shot | 0.500 | -4.323 |" in page and "| 4 (3 cut) |" in page
+    assert "`answered` is the share of answers with a number" in page

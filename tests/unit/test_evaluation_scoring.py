@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluation_fixtures import make_database, make_llama, make_split, make_tokenizer
@@ -12,7 +13,7 @@ from evaluation_fixtures import make_database, make_llama, make_split, make_toke
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation import ExactMatch, Metric, resolve_metrics
-from qlora_ray.evaluation.generation import generate_answers
+from qlora_ray.evaluation.generation import Answers, generate_answers
 from qlora_ray.evaluation.loss import evaluate_loss
 from qlora_ray.evaluation.scoring import ScoredAnswer, Scores, score_model
 
@@ -92,3 +93,33 @@ def test_a_tokenizer_without_pad_and_end_token_is_an_error() -> None:
         score_model(
             make_llama(), tokenizer, SPLIT, metrics=[], evaluate=Evaluate(), precision="fp32", loss_batch_size=1
         )
+
+
+def test_scores_hold_how_long_answers_could_be_and_how_many_were_cut() -> None:
+    def ask(**evaluate: Any) -> Scores:
+        return score_model(
+            make_llama(),
+            make_tokenizer(),
+            SPLIT,
+            metrics=[ExactMatch()],
+            evaluate=Evaluate(max_rows=2, batch_size=2, **evaluate),
+            precision="fp32",
+            loss_batch_size=2,
+        )
+
+    def generated(max_new_tokens: int) -> Answers:
+        prompts = SPLIT.prompt_ids[:2]
+        options = {"max_new_tokens": max_new_tokens, "batch_size": 2, "precision": "fp32"}
+        return generate_answers(make_llama(), make_tokenizer(), prompts, **options)
+
+    # "SELECT 1" is eight tokens and an end: 11.25 of them, but never fewer than 16.
+    auto, given = ask(), ask(max_new_tokens=8)
+    for scores, max_new_tokens, num_long in ((auto, 16, 0), (given, 8, 2)):
+        expected = generated(max_new_tokens)
+        assert [one.answer for one in scores.answers] == expected.texts
+        assert (scores.max_new_tokens, scores.num_long_references) == (max_new_tokens, num_long)
+        assert scores.num_cut_answers == scores.to_dict()["num_cut_answers"] == expected.num_cut_answers
+    assert given.num_cut_answers > 0
+    # Prompts of four and of nine tokens.
+    assert ask(max_length=25).num_short_answers == 0 and ask(max_length=24).num_short_answers == 1
+    assert score(metrics=[]).max_new_tokens is None

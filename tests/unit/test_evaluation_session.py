@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.evaluation import ExactMatch
+from qlora_ray.evaluation.answer_room import Room
 from qlora_ray.evaluation.contenders import Contender
 from qlora_ray.evaluation.journal import Journal
 from qlora_ray.evaluation.prompting import PromptSet
@@ -30,7 +33,8 @@ LENGTHS = [(4, 6), (9, 3), (2, 2), (7, 0), (12, 4), (3, 9), (5, 5)]
 def make_prompts(name: str = "0-shot", **changes: Any) -> PromptSet:
     made = make_split(LENGTHS)
     rows = TokenizedSplit("test", made.input_ids, made.completion_mask, made.prompt_ids, made.references)
-    return replace(PromptSet(name, rows, [str(row) for row in range(len(rows))], len(rows)), **changes)
+    ids = [str(row) for row in range(len(rows))]
+    return replace(PromptSet(name, rows, ids, len(rows), max_new_tokens=8), **changes)
 
 
 def make_session(folder: Path, text: io.StringIO | None = None) -> Session:
@@ -57,7 +61,7 @@ def read_all(folder: Path) -> dict[str, str]:
 def finish(session: Session, prompts: PromptSet) -> Findings:
     session.run(make_contender(), prompts)
     session.journal.tidy("base", prompts.name)
-    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: (0, 0)}
+    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: Room(8)}
     return collect_findings(session.journal, ["base"], [prompts], metrics=metrics, limited=limited)
 
 
@@ -117,6 +121,25 @@ def test_what_is_done_runs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert finish(session, make_prompts()) == first
 
 
+def test_a_batch_that_was_halved_for_lack_of_memory_stays_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlora_ray.evaluation.session.LOSS_BATCHES_PER_WRITE", 1)
+    contender, sizes = make_contender(), []
+    forward = contender.model.model.forward
+
+    def forward_with_room_for_one(input_ids: torch.Tensor, **rest: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(contender.model.model, "forward", forward_with_room_for_one)
+    # Chunks of two rows, of which one has nothing to predict.
+    make_session(tmp_path).run(contender, make_prompts(num_answered=0))
+    assert sizes == [2, 1, 1, 1, 1, 1, 1]
+
+
 def test_prompts_without_references_are_answered_and_have_no_loss(tmp_path: Path) -> None:
     session = make_session(tmp_path)
     prompts = make_prompts("red_team", has_references=False)
@@ -126,9 +149,19 @@ def test_prompts_without_references_are_answered_and_have_no_loss(tmp_path: Path
     assert [answers[row]["reference"] for row in sorted(answers)] == [None] * len(LENGTHS)
     assert answers[0]["prompt"] == make_tokenizer().decode(prompts.rows.prompt_ids[0])
     metrics: dict[str, list[Any]] = {"red_team": []}
-    found = collect_findings(session.journal, ["base"], [prompts], metrics=metrics, limited={"red_team": (0, 0)})
+    found = collect_findings(session.journal, ["base"], [prompts], metrics=metrics, limited={"red_team": Room(8)})
     assert found.to_dict()["scores"][0]["loss"] is None
     assert (found.pairs, found.deciding()) == ([], None)
+    # Unless a metric scores answers without references; then that alone is compared.
+    session.run(make_contender("adapter"), prompts)
+    found = collect_findings(
+        session.journal,
+        ["base", "adapter"],
+        [prompts],
+        metrics={"red_team": [ExactMatch()]},
+        limited={"red_team": Room(8)},
+    )
+    assert [one.measure for one in found.pairs[0].comparisons] == ["exact_match"]
 
 
 def test_progress_is_a_few_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
@@ -146,7 +179,7 @@ def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) 
         session.run(make_contender("base"), prompts)
         session.run(make_contender("adapter", seed_shift=0.05), prompts)
     metrics = {one.name: [ExactMatch()] for one in sets}
-    limited = {one.name: (0, 1) for one in sets}
+    limited = {one.name: Room(8, num_short_answers=1) for one in sets}
     found = collect_findings(session.journal, ["base", "adapter"], sets, metrics=metrics, limited=limited)
     assert [(pair.prompts, pair.base, pair.tuned) for pair in found.pairs] == [
         ("0-shot", "base", "adapter"),
@@ -169,4 +202,9 @@ def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) 
     page = render_markdown(evaluation, found)
     assert "| base | 0-shot |" in page and "base -> adapter, 3-shot" in page and "- mind this" in page
     assert len(format_scores(found).splitlines()) == 5
-    assert len(format_pairs(found)) == 6
+    lines = format_pairs(found)
+    assert len(lines) == 8
+    # Random models stop by chance alone, and every reference has eight tokens and an end.
+    note = next(line for line in lines if line.startswith("  note: "))
+    assert re.fullmatch(r"  note: \d of 7 answers of adapter were cut at 8 tokens or fewer \(base: \d\).*", note)
+    assert note.strip() in page

@@ -1,12 +1,13 @@
 """The verdict on an adapter: which measure decides, and on which rows."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from qlora_ray.evaluation import ExactMatch
 from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
-from qlora_ray.evaluation.verdict import Verdict, judge
+from qlora_ray.evaluation.verdict import CHOSEN_ON_THEM, Verdict, judge
 
 NUM_ROWS = 40
 
@@ -56,3 +57,16 @@ def test_rows_that_chose_the_winner_weaken_the_verdict_in_words():
 def test_a_verdict_comes_back_from_json_as_it_was():
     verdict = judge(make_scores([], 1.0), make_scores([], 0.9), metrics=[], split="test", was_chosen_on=False)
     assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+
+
+def test_cut_answers_stand_beside_what_else_weakens_a_verdict():
+    base, tuned = make_scores([0.0] * 40, 1.0), make_scores([0.0] * 40, 0.5)
+    cut = replace(tuned, num_cut_answers=30, num_long_references=25, max_new_tokens=96)
+    verdict = judge(base, cut, metrics=[ExactMatch()], split="validation", was_chosen_on=True)
+    assert verdict.note == (
+        f"{CHOSEN_ON_THEM}; 30 of 40 answers of the winner were cut at 96 tokens (base: 0), and 25 references are "
+        "longer: raise evaluate.max_new_tokens"
+    )
+    lost = replace(tuned, num_cut_prompts=2)
+    verdict = judge(base, lost, metrics=[ExactMatch()], split="test", was_chosen_on=False)
+    assert verdict.note.startswith("2 prompts lost their beginning")

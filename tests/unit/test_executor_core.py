@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import DIVERGING_DECAY, WAIT_S, FakeEngine, fake_loss
+from fake_engine import DIVERGING_DECAY, UNEVALUATED_DECAY, WAIT_S, FakeEngine, fake_loss
 
 from qlora_ray.config.schema import Lora, Training
-from qlora_ray.orchestration.executor_core import REAP_INTERVAL_S, ExecutorCore, LeaseLost
-from qlora_ray.runs import SweepPaths
+from qlora_ray.orchestration.executor_core import REAP_INTERVAL_S, ExecutorCore
+from qlora_ray.orchestration.life import LeaseLost
+from qlora_ray.runs import SweepPaths, TrialPaths
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import TrialSpec
+from qlora_ray.training.engine import UNEVALUATED, TrialSpec
 
 
 class Clock:
@@ -51,10 +52,10 @@ def core(engine: FakeEngine, clock: Clock, tmp_path: Path) -> Iterator[ExecutorC
     core.close()
 
 
-def make_spec(trial_id: str, **training: float) -> TrialSpec:
+def make_spec(trial_id: str, *, num_reports: int = 4, **training: float) -> TrialSpec:
     """Eight steps, four reports."""
     config = Training(max_samples=8, gradient_accumulation_steps=1, **training)
-    return TrialSpec(trial_id, Lora(), config, make_budget(config, num_train_rows=8, num_reports=4))
+    return TrialSpec(trial_id, Lora(), config, make_budget(config, num_train_rows=8, num_reports=num_reports))
 
 
 def test_asking_again_means_go_on(core: ExecutorCore) -> None:
@@ -221,3 +222,82 @@ def test_a_restored_trial_tells_the_report_its_state_was_written_at_again(
     assert (again.index, again.metrics) == (told.index, told.metrics)
     assert following is not None
     assert following.index == told.index + 1
+
+
+class EvaluatingEngine(FakeEngine):
+    """A fake engine whose evaluation lasts until the state is on disk, and then looks at what else is there."""
+
+    def __init__(self, written: threading.Semaphore, trial: TrialPaths) -> None:
+        super().__init__()
+        self._written = written
+        self._trial = trial
+        self.seen: list[tuple[int, bool, bool]] = []
+
+    def evaluate(self, trial_ids: list[str]) -> None:
+        """Takes note of the state's step, whether it owes a report, and whether the adapter is there."""
+        assert self._written.acquire(timeout=WAIT_S)
+        state = TrialState.load(self._trial.state)
+        self.seen.append((state.step, state.owes_report, (self._trial.adapter / "adapter.txt").exists()))
+
+
+def test_the_state_and_at_the_end_the_adapter_are_on_disk_before_the_evaluation_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = threading.Semaphore(0)
+    save = TrialState.save
+
+    def save_and_tell(state: TrialState, folder: Path) -> None:
+        save(state, folder)
+        written.release()
+
+    monkeypatch.setattr(TrialState, "save", save_and_tell)
+    trial = SweepPaths(tmp_path).trial("0000")
+    trial.root.mkdir(parents=True)
+    engine = EvaluatingEngine(written, trial)
+    core = ExecutorCore(engine, paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True)
+    core.admit(make_spec("0000"))
+    owed = []
+    for _ in range(4):
+        core.next_report("0000", timeout_s=WAIT_S)
+        owed.append(TrialState.load(trial.state).owes_report)
+    core.close()
+    assert engine.seen == [(2, True, False), (4, True, False), (6, True, False), (8, True, True)]
+    # The last one is for a driver that is killed before it hears of the end: the report is made again.
+    assert owed == [False, False, False, True]
+    # Once a report, as large as they are.
+    assert not written.acquire(blocking=False)
+
+
+def test_a_trial_without_memory_for_its_evaluation_leaves_all_it_has_trained(
+    core: ExecutorCore, clock: Clock, tmp_path: Path
+) -> None:
+    trial = SweepPaths(tmp_path).trial("0000")
+    core.admit(make_spec("0000", weight_decay=UNEVALUATED_DECAY))
+    reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
+    assert reports[3] is not None
+    assert reports[3].failure is not None
+    assert reports[3].failure.cause == "unevaluated"
+    assert reports[3].failure.message.startswith(UNEVALUATED)
+    assert (trial.adapter / "adapter.txt").read_text() == "0000"
+    core.evict("0000")
+    # With more memory it is evaluated where it stands.
+    engine = FakeEngine()
+    other = ExecutorCore(engine, paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True, clock=clock)
+    trained: list[str] = []
+    engine.train = trained.extend  # type: ignore[method-assign]
+    assert other.admit(make_spec("0000")) is True
+    report = other.next_report("0000", timeout_s=WAIT_S)
+    other.close()
+    assert report is not None
+    assert (report.index, report.is_final, report.failure) == (4, True, None)
+    assert trained == []
+
+
+def test_a_trial_that_diverges_in_its_last_evaluation_leaves_no_adapter(core: ExecutorCore, tmp_path: Path) -> None:
+    core.admit(make_spec("0000", num_reports=2, weight_decay=DIVERGING_DECAY))
+    core.next_report("0000", timeout_s=WAIT_S)
+    report = core.next_report("0000", timeout_s=WAIT_S)
+    assert report is not None
+    assert report.failure is not None
+    assert report.failure.cause == "diverged"
+    assert not SweepPaths(tmp_path).trial("0000").adapter.exists()

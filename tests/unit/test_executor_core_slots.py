@@ -12,7 +12,8 @@ import pytest
 from fake_engine import WAIT_S, FakeEngine, GatedEngine
 
 from qlora_ray.config.schema import Lora, Training
-from qlora_ray.orchestration.executor_core import Evicted, ExecutorCore, LeaseLost
+from qlora_ray.orchestration.executor_core import ExecutorCore
+from qlora_ray.orchestration.life import Evicted, LeaseLost
 from qlora_ray.runs import SweepPaths
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
@@ -229,7 +230,7 @@ def test_an_eviction_waits_for_the_state_being_written(
     slow_states.may_end.set()
     leaving.result(WAIT_S)
     # Whoever takes the trial now finds a state that nobody replaces behind its back.
-    assert TrialState.load(SweepPaths(tmp_path).trial("0000").state).report_index == 1
+    assert TrialState.load(SweepPaths(tmp_path).trial("0000").state).step == 2
 
 
 def test_a_trial_whose_state_cannot_be_written_fails_alone(make_core: MakeCore, tmp_path: Path) -> None:

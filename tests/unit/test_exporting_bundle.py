@@ -17,7 +17,7 @@ from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.exporting import bundle as bundle_module
 from qlora_ray.exporting.bundle import write_bundle
-from qlora_ray.exporting.merge import MergeOptions
+from qlora_ray.exporting.merge_options import MergeOptions
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
 from qlora_ray.modeling.loading import hash_base
@@ -29,6 +29,7 @@ ALONE = {
     "RUN_RECORD.md",
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
+    "adapter/qlora_ray.json",
     "adapter/tokenizer_config.json",
     "bundle.json",
     "record.json",
@@ -97,17 +98,19 @@ def test_an_embedded_base_is_named_by_its_folder_and_that_is_said(sweep, tmp_pat
 
 
 def test_a_base_of_the_hub_is_named_by_its_id(sweep, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
     for name in ("manifest.json", "trials/0001/record.json"):
         data = json.loads((sweep / name).read_text())
         if name == "manifest.json":
             data["config"]["model"]["name"] = "Qwen/Qwen3-0.6B"
-            data["config"]["model"]["revision"] = "v1"
+            data["config"]["model"]["revision"] = commit
         else:
-            data["base"] = {"name": "Qwen/Qwen3-0.6B", "revision": "v1", "hash": "hub:Qwen/Qwen3-0.6B@v1"}
+            hashed = f"hub:Qwen/Qwen3-0.6B@{commit}"
+            data["base"] = {"name": "Qwen/Qwen3-0.6B", "revision": commit, "hash": hashed}
         (sweep / name).write_text(json.dumps(data))
     bundle = write(sweep, tmp_path / "b")
     config = json.loads((bundle.folder / "adapter" / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["revision"]) == ("Qwen/Qwen3-0.6B", "v1")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("Qwen/Qwen3-0.6B", commit)
     assert bundle.notes == () and bundle.name.startswith("Qwen3-0.6B-classicmodels_SFT_")
 
 

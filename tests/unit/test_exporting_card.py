@@ -243,3 +243,21 @@ def test_the_way_to_load_it_is_how_it_was_trained(sweep, tmp_path):
     card = card_of(sweep, tmp_path)
     assert "BitsAndBytesConfig" not in card.text and "dtype=torch.bfloat16" in card.text
     assert "qlora" not in card.data.tags
+
+
+def test_cut_answers_and_further_figures_stand_on_the_card(sweep, tmp_path):
+    evaluation = make_evaluation()
+    evaluation["scores"][1]["details"] = {"numeric_match": {"answered": 0.9, "r_squared": -4.3231}}
+    evaluation["comparisons"][0]["note"] = "15 of 20 answers of merged were cut at 96 tokens (base: 0)"
+    text = card_of(sweep, tmp_path, evaluation=evaluation).text
+    assert "- Note (merged, 3-shot): 15 of 20 answers of merged were cut at 96 tokens (base: 0)\n" in text
+    assert "| numeric_match | prompts | answered | r_squared |\n| --- | --- | --- | --- |\n| merged | 3-shot |" in text
+    assert "| 0.900 | -4.323 |" in text and "`answered` is the share of answers with a number" in text
+    plain = card_of(sweep, tmp_path, evaluation=make_evaluation()).text
+    assert "numeric_match" not in plain and "Note (" not in plain
+
+    def of_the_sweep(scores):
+        scores["winner"]["details"] = {"numeric_match": {"answered": 1.0}}
+
+    edit(sweep / "best" / "scores.json", of_the_sweep)
+    assert "| adapter | 0-shot, test | 1.000 |" in card_of(sweep, tmp_path).text

@@ -20,7 +20,8 @@ from qlora_ray.data import prepare_data
 from qlora_ray.errors import DataError, ModelError, RunError
 from qlora_ray.evaluation.generation import generate_answers
 from qlora_ray.exporting import merge, merge_measure, merged_models
-from qlora_ray.exporting.merge import MergeOptions, merge_adapter
+from qlora_ray.exporting.merge import merge_adapter
+from qlora_ray.exporting.merge_options import MergeOptions
 from qlora_ray.exporting.merge_report import MergeReport
 from qlora_ray.modeling import adapters
 from qlora_ray.modeling.loading import load_base, load_tokenizer

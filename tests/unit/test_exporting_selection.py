@@ -6,12 +6,15 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from qlora_ray.errors import ConfigError, ModelError, RunError
 from qlora_ray.evaluation.trials import find_trial
-from qlora_ray.exporting.selection import select_trial
+from qlora_ray.exporting.reproduction import render_sweep_config
+from qlora_ray.exporting.selection import own_rights, select_trial
 from qlora_ray.runs import SweepPaths
 from tests.unit.exporting_fixtures import PARAMS, write_alone, write_sweep
+from tests.unit.hub_fixtures import FIRST, use_download_hub
 from tests.unit.model_fixtures import copy_base
 
 
@@ -144,5 +147,52 @@ def test_a_base_that_was_named_from_the_sweeps_folder_is_found_from_another(tmp_
 
 @pytest.mark.parametrize("override", ["lora.r=8", "evaluate.max_rows=3", "model.quantization.method=int8"])
 def test_an_export_cannot_change_what_was_trained(sweep, override):
-    with pytest.raises(ConfigError, match=r"an export can set only model\.name, model\.revision, data\.train"):
+    with pytest.raises(ConfigError, match=r"only model\.name, model\.revision, model\.trust_remote_code, data\.train"):
         select_trial(sweep, overrides=[override])
+
+
+def test_a_sweep_cannot_let_its_models_code_run_in_an_export(tmp_path):
+    sweep = write_sweep(tmp_path / "s", model={"trust_remote_code": True})
+    selection = select_trial(sweep)
+    assert not selection.config.model.trust_remote_code and selection.needs_code
+    (note,) = selection.notes
+    assert "came with the target and is not followed" in note
+    assert note.endswith("allow it with --set model.trust_remote_code=true")
+    trusted = select_trial(sweep, overrides=["model.trust_remote_code=true"])
+    assert trusted.config.model.trust_remote_code and trusted.notes == ()
+    # Of the user's own sweep, at its end.
+    assert select_trial(sweep, overrides=own_rights(trusted.paths)).config.model.trust_remote_code
+    assert own_rights(select_trial(write_sweep(tmp_path / "t")).paths) == ()
+
+
+def test_who_exports_a_sweep_again_gets_its_rights_as_they_were(tmp_path):
+    sweep = write_sweep(tmp_path / "s", model={"trust_remote_code": True})
+    written = yaml.safe_load(render_sweep_config(select_trial(sweep)))
+    assert written["model"]["trust_remote_code"] is True
+
+
+def test_a_base_named_anew_has_no_revision_of_the_old_one(tmp_path):
+    sweep = write_sweep(tmp_path / "s", model={"revision": "v1"})
+    moved = copy_base(tmp_path / "moved")
+    assert select_trial(sweep, overrides=[f"model.name={moved}"]).config.model.revision is None
+    both = [f"model.name={moved}", "model.revision=v2"]
+    assert select_trial(sweep, overrides=both).config.model.revision == "v2"
+
+
+def test_a_base_on_the_hub_is_exported_at_the_commit_it_was_trained_on(tmp_path, monkeypatch):
+    with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
+        hub.publish("org/tiny", FIRST, copy_base(tmp_path / "first"))
+        pinned = select_trial(write_sweep(tmp_path / "s", model={"name": "org/tiny", "revision": FIRST}))
+        assert (pinned.config.model.revision, pinned.notes, hub.requests) == (FIRST, (), [])
+        # A sweep of before commits were recorded.
+        sweep = write_sweep(tmp_path / "t", model={"name": "org/tiny"})
+        record = json.loads((sweep / "trials" / "0001" / "record.json").read_text())
+        record["base"]["hash"] = "hub:org/tiny@main"
+        (sweep / "trials" / "0001" / "record.json").write_text(json.dumps(record))
+        older = select_trial(sweep)
+        assert older.config.model.revision == FIRST
+        assert older.notes[0].startswith("the base could not be verified: the adapter was trained on hub:org/tiny@main")
+        hub.is_away = True
+        hub.main.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    assert "the base could not be verified: model.name: org/tiny is neither" in select_trial(sweep).notes[0]

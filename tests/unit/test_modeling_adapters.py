@@ -19,6 +19,7 @@ from qlora_ray.modeling.adapters import (
     save_adapter,
     saved_adapter,
 )
+from qlora_ray.modeling.identity import write_adapter_origin
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
 
@@ -222,6 +223,8 @@ def test_plain_peft_on_a_plain_base_gives_the_same_logits(tmp_path):
     model = attach_adapter(ours, Lora(r=4), seed=7)
     train_two_steps(model)
     save_adapter(model, tmp_path)
+    # Which PEFT passes over.
+    write_adapter_origin(tmp_path, {"base": {"name": "embedded"}, "quantization": {"method": "none"}})
     files = sorted(path.name for path in tmp_path.iterdir())
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(files)
     plain = AutoModelForCausalLM.from_pretrained(embedded.base_path(), dtype=torch.float32)

@@ -196,6 +196,6 @@ def test_the_hash_is_of_weights_and_config_and_of_nothing_else(tmp_path):
     assert len({hashes[0], hash_base(Model(name=str(first))), hash_base(Model(name=str(second)))}) == 3
 
 
-@pytest.mark.parametrize(("revision", "expected"), [(None, "hub:org/model@main"), ("v2", "hub:org/model@v2")])
-def test_a_hub_model_is_known_by_its_revision(revision, expected):
-    assert hash_base(Model(name="org/model", revision=revision)) == expected
+def test_a_hub_model_is_known_by_its_commit():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert hash_base(Model(name="org/model", revision=commit)) == f"hub:org/model@{commit}"

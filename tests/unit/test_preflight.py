@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from hub_fixtures import FIRST, SECOND, use_download_hub
+from model_fixtures import copy_base
 
 from qlora_ray.config import load_config
-from qlora_ray.errors import DataError
-from qlora_ray.orchestration.preflight import add_resume, check_sweep
+from qlora_ray.errors import DataError, RunError
+from qlora_ray.orchestration.preflight import add_resume, check_same_inputs, check_sweep, common_facts
+from qlora_ray.plan import main
 from qlora_ray.search.parsing import load_space
 
 
@@ -51,3 +55,54 @@ def test_a_resumed_sweep_keeps_how_it_began_and_adds_how_it_goes_on():
     twice = add_resume(once, manifest("sweep --resume r", "ccc", "no GPU"))
     assert (twice["command"], twice["git"], twice["plan"]) == (["sweep --config a.yaml"], {"commit": "aaa"}, "no GPU")
     assert [one["git"]["commit"] for one in twice["resumes"]] == ["bbb", "ccc"]
+
+
+def test_references_longer_than_an_answer_may_be_are_told_before_training(tmp_path, capsys):
+    answers = [f"{'so ' * 30}it is {number}.\n#### {number}" for number in range(12)]
+    train = write_rows(tmp_path / "train.jsonl", answers)
+    test = write_rows(tmp_path / "test.jsonl", ["#### 7", *answers[:3]])
+    overrides = [
+        f"data.train={train}",
+        f"data.test={test}",
+        "data.columns={prompt: question, completion: answer}",
+        "data.validation=0.25",
+        "training.max_samples=64",
+    ]
+
+    def notes_of(*more):
+        config = load_config(None, overrides=[*overrides, *more])
+        return check_sweep(config, load_space(config)).notes
+
+    told = "test: 3 of 4 references are longer than evaluate.max_new_tokens (24): such answers are cut. Raise it."
+    assert notes_of("evaluate.max_new_tokens=24") == [told]
+    assert notes_of("evaluate.max_new_tokens=24", "evaluate.max_rows=1") == []
+    assert notes_of("evaluate.max_new_tokens=24", "evaluate.metrics=[]") == []
+    assert notes_of() == []
+    short = notes_of("evaluate.max_length=30")
+    assert len(short) == 1 and "fewer than" in short[0] and "evaluate.max_length" in short[0]
+    values = [part for one in (*overrides, "evaluate.max_new_tokens=24") for part in ("--set", one)]
+    assert main(["--config", "configs/quickstart.yaml", *values]) == 0
+    assert capsys.readouterr().out.startswith(f"note  {told}\n")
+
+
+def test_a_sweep_on_a_base_of_the_hub_is_one_commit_from_its_start_to_its_last_resume(tmp_path, monkeypatch):
+    config = load_config(Path("configs/quickstart.yaml"), overrides=["model.name=org/tiny"])
+    with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
+        first = copy_base(tmp_path / "first")
+        hub.publish("org/tiny", FIRST, first)
+        preflight = check_sweep(config, load_space(config))
+        common = common_facts(preflight)
+        assert common["base"] == {"name": "org/tiny", "revision": FIRST, "hash": f"hub:org/tiny@{FIRST}"}
+        # What the executors and the manifest are given; main has moved since.
+        hub.publish("org/tiny", SECOND, first)
+        assert preflight.config.model.revision == FIRST
+        assert common_facts(preflight)["base"] == common["base"]
+    manifest = {"data": {"fingerprint": preflight.data.report.fingerprint}, "base": dict(common["base"])}
+    check_same_inputs(preflight, manifest, common=common)
+    # A sweep of before commits were recorded can be resumed.
+    manifest["base"]["hash"] = "hub:org/tiny@main"
+    check_same_inputs(preflight, manifest, common=common)
+    for other in (f"hub:org/tiny@{SECOND}", "hub:org/other@main", "sha256:0"):
+        manifest["base"]["hash"] = other
+        with pytest.raises(RunError, match="--resume: the base must be what the sweep began with"):
+            check_same_inputs(preflight, manifest, common=common)

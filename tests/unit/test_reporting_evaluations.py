@@ -164,3 +164,19 @@ def test_objects_in_a_list_are_rows_of_their_own() -> None:
         ("pairs.1.base", "b"),
         ("names", "c, d"),
     )
+
+
+def test_cut_answers_and_further_figures_are_shown_with_what_they_do_to_the_verdict(tmp_path: Path) -> None:
+    found = evaluation()
+    found["scores"][1] |= {"num_cut_answers": 9, "details": {"numeric_match": {"answered": 0.9, "r_squared": None}}}
+    found["scores"][2] |= {"details": {"numeric_match": {"answered": "much"}, "odd": 3}}
+    found["comparisons"][0]["note"] = "9 of 10 answers of adapter were cut at 96 tokens (base: 0)"
+    section = tell_evaluation(story_with(tmp_path, evaluation=found))
+    scores, details = tables(section)[:2]
+    assert [row[-1] for row in scores.rows] == ["10", "10 (9 cut)", "10"]
+    assert details.header == ("numeric_match", "prompts", "answered", "r_squared")
+    assert details.rows == (("adapter", "0-shot", "0.900", "-"), ("merged", "0-shot", "-", "-"))
+    assert section is not None
+    words = [block.text for block in section.blocks if isinstance(block, Words)]
+    assert "Note: 9 of 10 answers of adapter were cut at 96 tokens (base: 0)." in words
+    assert any(text.startswith("answered is the share of answers with a number") for text in words)

@@ -130,7 +130,7 @@ def test_texts_of_users_cannot_become_markup(tmp_path: Path) -> None:
     page = Reader(write_page(document))
     assert page.text.count("onerror=alert(1)") > 5
     assert not [attrs for tag, attrs in page.elements if tag == "img" or "onerror" in attrs]
-    # Ours: the figures' data, plotly.js, drawing, and sorting.
+    # Ours: the figures' data, plotly.js, drawing, and sorting with unfolding.
     assert [tag for tag, _ in page.elements].count("script") == 4
     figures = next(attrs for tag, attrs in page.elements if tag == "script" and attrs.get("id") == "figures")
     assert figures["type"] == "application/json"

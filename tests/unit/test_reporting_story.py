@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.errors import RunError
+from qlora_ray.reporting.blocks import Code, Table
 from qlora_ray.reporting.figures_search import base_validation_loss
 from qlora_ray.reporting.story import UNFINISHED, read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
@@ -66,11 +67,25 @@ def test_a_sweep_without_a_winner_names_the_first_cause(tmp_path: Path) -> None:
     assert lead_of(story) == ("First cause: trial 0000: no room.",)
 
 
-def test_a_sweep_that_runs_or_was_killed_says_so_and_when_it_was_last_heard_of(tmp_path: Path) -> None:
+def test_a_sweep_whose_lock_is_held_runs_and_any_other_that_has_not_ended_was_killed(tmp_path: Path) -> None:
+    sketches = [Sketch([1.0, 0.5, 0.3, 0.2]), Sketch([1.0], state="running")]
+    paths = write_sweep(tmp_path / "s", sketches, status=None)
+    with paths.lock():
+        running = read_story(paths)
+    assert headline_of(running) == ("This sweep is running", "")
+    assert [trial.state for trial in running.trials] == ["complete", "running"]
+    assert not any(isinstance(block, Code) for block in tell_verdict(running).blocks)
+    killed = read_story(paths)
+    assert headline_of(killed) == ("This sweep was killed: it has not ended, and no process holds it", "warn")
+    # As a resume will find it.
+    assert [trial.state for trial in killed.trials] == ["complete", "interrupted"]
+    assert any(isinstance(block, Code) and "--resume" in block.text for block in tell_verdict(killed).blocks)
+
+
+def test_a_sweep_that_has_not_ended_says_when_it_was_last_heard_of(tmp_path: Path) -> None:
     sketches = [Sketch([1.0, 0.5, 0.3, 0.2]), Sketch([1.0], state="running")]
     story = read_story(write_sweep(tmp_path / "s", sketches, status=None))
     assert story.outcome.status == UNFINISHED
-    assert headline_of(story)[0] == "This sweep has not ended: it still runs, or was killed"
     assert lead_of(story)[0] == "Best complete trial so far: 0000, loss 0.2000."
     assert lead_of(story)[1].startswith("Last event: 2023-11-14 22:1")
     # The running trial's loss is its last report's.
@@ -204,3 +219,18 @@ def test_an_executor_without_a_trial_has_the_slots_of_the_plan(
     timeline = read_story(paths).timeline
     assert timeline is not None
     assert sum("executor 9" in lane for lane in timeline.lanes) == num_slots
+
+
+def test_further_figures_and_cut_answers_stand_with_the_verdict(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    scores = read_json(paths.best / "scores.json")
+    scores["winner"]["details"] = {"numeric_match": {"answered": 0.5, "r_squared": -4.3231}}
+    scores["rescored"]["0000"]["num_cut_answers"] = 52
+    scores["verdict"]["note"] = "52 of 60 answers of the winner were cut at 96 tokens (base: 60)"
+    write_json(paths.best / "scores.json", scores)
+    story = read_story(paths)
+    tables = [block for block in tell_verdict(story).blocks if isinstance(block, Table)]
+    details = next(table for table in tables if table.header[0] == "numeric_match")
+    assert (details.header[1:], details.rows) == (("answered", "r_squared"), (("winner", "0.500", "-4.323"),))
+    assert "60 (52 cut)" in [cell for table in tables for row in table.rows for cell in row]
+    assert "Note: 52 of 60 answers of the winner were cut at 96 tokens (base: 60)." in lead_of(story)

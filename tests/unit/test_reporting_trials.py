@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from qlora_ray.reporting.trials import rank_trials, read_trials
 from tests.unit.reporting_sweeps import Sketch, usual_sketches, write_sweep
@@ -27,6 +30,34 @@ def test_a_loss_that_is_not_finite_is_none(tmp_path: Path) -> None:
     (trial,), _ = read_trials(paths)
     assert [report.loss for report in trial.reports] == [1.0, None]
     assert trial.loss is None or trial.loss == trial.reports[-1].loss
+
+
+def test_training_losses_are_read_by_samples_seen(tmp_path: Path) -> None:
+    (trial,), _ = read_trials(write_sweep(tmp_path / "s", [Sketch([1.0, 0.5])]))
+    # 75 steps and 600 samples a report, three points each.
+    assert [samples for samples, _ in trial.train_losses] == [200, 400, 600, 800, 1000, 1200]
+    assert [loss for _, loss in trial.train_losses] == pytest.approx([1.1, 1.0, 0.9, 0.55, 0.5, 0.45])
+
+
+def test_an_older_trial_has_the_mean_training_loss_of_each_report(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", [Sketch([1.0, 0.5])])
+    metrics = paths.trial("0000").metrics
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in lines:
+        del line["train_losses"]
+        line["train_loss"] = 0.9 * line["eval_loss"]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (trial,), _ = read_trials(paths)
+    assert trial.train_losses == ((600, 0.9), (1200, 0.45))
+
+
+def test_a_training_loss_that_is_no_point_is_left_out(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", [Sketch([1.0])])
+    line = json.loads(paths.trial("0000").metrics.read_text())
+    line["train_losses"] = [[25, None], [50], ["x", 1.0], [75, 0.5]]
+    paths.trial("0000").metrics.write_text(json.dumps(line) + "\n")
+    (trial,), _ = read_trials(paths)
+    assert trial.train_losses == ((600, 0.5),)
 
 
 def test_without_metrics_the_record_tells_the_reports(tmp_path: Path) -> None:

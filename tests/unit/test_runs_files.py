@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from qlora_ray.runs.files import (
     read_json,
     read_lines,
     to_plain_json,
+    whole_file,
     whole_folder,
     write_json,
     write_text,
@@ -236,3 +239,76 @@ def test_where_there_are_no_locks_nothing_is_tidied_up(tmp_path, monkeypatch):
         (folder / "new").touch()
     assert left.is_dir()
     assert (tmp_path / "a" / "new").is_file()
+
+
+def test_of_two_that_write_one_folder_the_second_is_refused_where_it_says_so(tmp_path):
+    path = tmp_path / "a"
+    (tmp_path / ".a.0abc_xyz").mkdir()
+    with (
+        whole_folder(path, taken="a: taken") as folder,
+        pytest.raises(RunError, match=r"^a: taken$"),
+        whole_folder(path, taken="a: taken"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == [path] and not folder.exists()
+
+
+def test_of_two_that_begin_at_once_never_both_go_on(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    real_mkdtemp = tempfile.mkdtemp
+    others = contextlib.ExitStack()
+
+    def make_after_another(**settings):
+        # Between the first look and the folder of one's own, another one begins.
+        monkeypatch.setattr(tempfile, "mkdtemp", real_mkdtemp)
+        others.enter_context(whole_folder(path))
+        return real_mkdtemp(**settings)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_after_another)
+    with others, pytest.raises(RunError, match="taken"), whole_folder(path, taken="taken"):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_was_tidied_up_before_it_was_held_is_made_again(tmp_path, monkeypatch):
+    real_mkdtemp = tempfile.mkdtemp
+
+    def make_and_lose(**settings):
+        monkeypatch.setattr(tempfile, "mkdtemp", real_mkdtemp)
+        lost = real_mkdtemp(**settings)
+        Path(lost).rmdir()
+        return lost
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "b").touch()
+    assert [one.name for one in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.zip"
+    for content in (b"1", b"2"):
+        with whole_file(path) as stream:
+            stream.write(content)
+    with pytest.raises(ValueError, match="boom"), whole_file(path) as stream:
+        stream.write(b"3")
+        raise ValueError("boom")
+    assert path.read_bytes() == b"2" and path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_of_a_file_is_taken_away_and_nothing_else(tmp_path):
+    kept = [tmp_path / ".a.zip.0abcdxyz", tmp_path / ".b.defaults", tmp_path / ".a.defaults"]
+    kept[0].mkdir()
+    for path in kept[1:]:
+        path.touch()
+    (tmp_path / ".a.zip.0abc_xyz").touch()
+    with whole_file(tmp_path / "a.zip") as living:
+        with whole_file(tmp_path / "a.zip"):
+            pass
+        living.write(b"last")
+    # A user's own file with such a name beside a folder.
+    with whole_folder(tmp_path / "b"):
+        pass
+    assert set(tmp_path.iterdir()) == {*kept, tmp_path / "a.zip", tmp_path / "b"}
+    assert (tmp_path / "a.zip").read_bytes() == b"last"

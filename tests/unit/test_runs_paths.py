@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -149,3 +150,23 @@ def test_a_lock_of_another_process_is_respected_until_that_process_dies(paths):
         other.kill()
     with paths.lock():
         pass
+
+
+def test_a_sweep_is_held_while_its_lock_is(paths):
+    assert not paths.is_held()
+    paths.create()
+    assert not paths.is_held()
+    with paths.lock():
+        assert paths.is_held()
+    assert not paths.is_held()
+
+
+def test_a_look_at_the_lock_does_not_stop_a_sweep_from_starting(paths, monkeypatch):
+    paths.create()
+    with paths.lock():
+        pass
+    with (paths.root / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("qlora_ray.runs.paths.time.sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+        with paths.lock():
+            assert paths.is_held()

@@ -17,7 +17,7 @@ from qlora_ray.evaluation.scoring import Scores, score_model
 from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import FailureCause, Report, TrialSpec
+from qlora_ray.training.engine import UNEVALUATED, FailureCause, Report, TrainedListener, TrialSpec
 from qlora_ray.training.fused.adapters import answering, draw_adapter
 from qlora_ray.training.fused.bank import AdapterBank, BankKey
 from qlora_ray.training.fused.member import Member
@@ -78,6 +78,7 @@ class FusedEngine:
         # training thread, or an eviction between two advances.
         self._seated: list[Seat] = []
         self._training = threading.Lock()
+        self._on_trained: TrainedListener = lambda trial_id, is_final: None
 
     @property
     def slots(self) -> int:
@@ -108,20 +109,27 @@ class FusedEngine:
                 self._let_go()
                 reports = self._take_in()
                 running = self._running()
-                if running and not reports:
+                owing = [seat for seat in running if seat.member is not None and seat.member.owes_report]
+                if owing:
+                    reports += self._report(owing)
+                elif running and not reports:
                     reports = self._step(running)
                 if reports or not running:
                     return reports
 
+    def on_trained(self, listener: TrainedListener) -> None:
+        """Sets who is told of a trial that has trained to a report, before it is evaluated there."""
+        self._on_trained = listener
+
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The trial's state at its last report, or when it was put out; None before the first."""
+        """The trial's state at its last report, which it may owe, or when it was put out; None before the first."""
         seat = self._roster.find(trial_id)
         return seat.member.state if seat.member is not None else seat.state
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
-        """Writes the adapter of a waiting trial in PEFT's format."""
+        """Writes the adapter of a trial at a report in PEFT's format."""
         seat = self._roster.find(trial_id)
-        if seat.member is None or not seat.is_waiting:
+        if seat.member is None or not (seat.is_waiting or seat.is_reporting):
             raise RuntimeError(f"fused engine: trial {trial_id} is training; its adapter can be saved at a report")
         seat.member.save_adapter(folder)
 
@@ -237,7 +245,7 @@ class FusedEngine:
         return self._make_room(members, failure)
 
     def _take_note(self, seats: Sequence[Seat], outcome: StepOutcome, elapsed_s: float) -> list[Report]:
-        reports = []
+        reports, due = [], []
         for position, seat in enumerate(seats):
             assert seat.member is not None
             seat.member.interval.add_step(elapsed_s, num_trials=len(seats))
@@ -246,24 +254,52 @@ class FusedEngine:
             elif position in outcome.without_room:
                 reports.append((seat, self._put_out(seat, outcome.without_room[position])))
             elif seat.member.is_due and self._roster.holds(seat):
-                reports.append((seat, self._report(seat, seat.member)))
-        # One that was evicted meanwhile, and may have come again, has nothing to say.
-        return [report for seat, report in reports if self._roster.holds(seat)]
+                due.append(seat)
+        told = [report for seat, report in reports if self._roster.holds(seat)]
+        return told + self._report(due)
 
-    def _report(self, seat: Seat, member: Member) -> Report:
-        """A trial's report; it waits from now on."""
+    def _report(self, seats: Sequence[Seat]) -> list[Report]:
+        """Reports of trials that have trained to one; they wait from now on."""
+        for seat in seats:
+            seat.is_reporting = True
+        reports = [(seat, self._keep(seat)) for seat in seats]
+        reports = [(seat, report or self._report_one(seat)) for seat, report in reports if self._roster.holds(seat)]
+        for seat in seats:
+            seat.is_reporting = False
+        # One that was evicted meanwhile, and may have come again, has nothing to say.
+        return [report for seat, report in reports if report is not None and self._roster.holds(seat)]
+
+    def _keep(self, seat: Seat) -> Report | None:
+        """Keeps a trial's state, all trials' before the first evaluation begins; a report only where it cannot."""
+        member = seat.member
+        assert member is not None
         try:
-            report = self._reporter.report(member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
+            if not member.owes_report:
+                self._reporter.keep_state(member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
+            self._on_trained(seat.spec.trial_id, member.step == seat.spec.budget.num_steps)
+        except Exception as error:
+            return self._roster.fail(seat, "error", f"{type(error).__name__}: {error}", traceback.format_exc())
+        return None
+
+    def _report_one(self, seat: Seat) -> Report:
+        """The report of a trial whose state is kept."""
+        assert seat.member is not None
+        try:
+            report = self._reporter.report(seat.member)
         except TrialDiverged as error:
             return self._fail(seat, "diverged", str(error))
         except torch.OutOfMemoryError as error:
-            return self._fail(seat, "oom", f"in evaluation, at one row: {str(error).splitlines()[0]}")
+            failure = f"{UNEVALUATED}: {str(error).splitlines()[0]}"
         except Exception as error:
             # Its own: the others have taken their steps, and their reports are worth as much as ever.
             message = f"{type(error).__name__}: {error}"
             return self._roster.fail(seat, "error", message, traceback.format_exc())
-        self._roster.wait(seat, has_ended=report.is_final)
-        return report
+        else:
+            self._roster.wait(seat, has_ended=report.is_final)
+            return report
+        if len(self._seated) == 1:
+            return self._fail(seat, "unevaluated", failure)
+        return self._put_out(seat, failure)
 
     def _fail(self, seat: Seat, cause: FailureCause, message: str) -> Report:
         """The last report of a trial that has trained here: what ran is told, also where it never reported."""
@@ -302,7 +338,8 @@ class FusedEngine:
             return self._fail(seat, "oom", failure)
         self._slot_bound = self._roster.num_slots = len(self._seated) - 1
         assert seat.member is not None
-        seat.member.state = seat.member.take_state()
+        if not seat.member.owes_report:
+            seat.member.state = seat.member.take_state()
         return self._roster.fail(seat, "evicted", failure)
 
     def _refuse_for_memory(self, seat: Seat, failure: str) -> Report:

@@ -160,6 +160,11 @@ class Member:
             self.loss_scale.update(overflowed=overflowed)
         self.step += 1
 
+    @property
+    def owes_report(self) -> bool:
+        """Whether it has trained to a report that it has not made."""
+        return self.state is not None and self.state.owes_report
+
     def take_state(self) -> TrialState:
         """Its state now, on the CPU."""
         tensors, facts = take_moments(self)
@@ -175,6 +180,7 @@ class Member:
             metrics=self.state.metrics if self.state else {},
             facts=self.state.facts if self.state else {},
             interval_losses=list(self.interval.losses),
+            train_losses=self.state.train_losses if self.state else [],
         )
 
     def named_tensors(self, flat_P: Tensor, *, adapter_name: str = ".default") -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""A trial's report: its loss on the validation rows, what it did since the last one, and what really ran."""
+"""A trial's report in two parts: its state, what it did and what really ran; then its loss on the validation rows.
+
+The state is whole before the evaluation begins, which can run out of memory or be killed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from qlora_ray.errors import TrialDiverged
 from qlora_ray.evaluation.loss import evaluate_loss
 from qlora_ray.evaluation.split import EvaluationSplit
 from qlora_ray.training.budget import warmup_steps
+from qlora_ray.training.curve import thin_losses
 from qlora_ray.training.engine import Report
 from qlora_ray.training.fused.dropout import rounded_rate
 from qlora_ray.training.fused.layout import SoloLayout
@@ -34,41 +38,55 @@ class Reporter:
         self._validation = validation
         self._max_eval_batch = max_eval_batch
 
-    def report(self, member: Member, *, max_tokens: int, checkpoints: bool) -> Report:
-        """Evaluates a member after a step that its budget reports at, and keeps its state.
+    def keep_state(self, member: Member, *, max_tokens: int, checkpoints: bool) -> None:
+        """Keeps a member's state after a step that its budget reports at: from now on it owes that report.
 
         Args:
             member: The trial.
             max_tokens: The cap on its passes.
             checkpoints: Whether its last step recomputed activations.
-
-        Raises:
-            TrialDiverged: Its evaluation loss is not finite.
-            torch.OutOfMemoryError: One validation row alone does not fit.
         """
         spec, interval = member.spec, member.interval
-        started = time.perf_counter()
-        loss = self._evaluate(member)
-        if not math.isfinite(loss):
-            raise TrialDiverged(f"eval_loss is {loss} after step {member.step}")
-        member.report_index = spec.budget.report_steps.index(member.step) + 1
-        metrics = {
-            "eval_loss": loss,
+        unreported = {
             "train_loss": sum(interval.losses) / len(interval.losses),
             "learning_rate": member.learning_rate,
             "train_s": interval.train_s,
             "tokens_per_s": interval.num_tokens / max(interval.train_s, 1e-9),
             "step": member.step,
             "samples_seen": spec.budget.samples_seen(member.step),
+        }
+        facts = self.describe(member, max_tokens=max_tokens, checkpoints=checkpoints)
+        points = thin_losses(interval.losses, last_step=member.step, every=spec.training.logging_steps)
+        member.interval = Interval()
+        state = member.take_state()
+        state.unreported, state.train_losses, state.facts = unreported, points, facts
+        member.state = state
+
+    def report(self, member: Member) -> Report:
+        """Evaluates a member that owes a report, and makes it.
+
+        Raises:
+            TrialDiverged: Its evaluation loss is not finite.
+            torch.OutOfMemoryError: One validation row alone does not fit. The member still owes the report.
+        """
+        spec, state = member.spec, member.state
+        assert state is not None and state.owes_report
+        started = time.perf_counter()
+        loss = self._evaluate(member)
+        if not math.isfinite(loss):
+            raise TrialDiverged(f"eval_loss is {loss} after step {member.step}")
+        metrics = {
+            "eval_loss": loss,
+            **state.unreported,
             "eval_s": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(self._base.device),
         }
-        facts = self.describe(member, max_tokens=max_tokens, checkpoints=checkpoints)
-        member.interval = Interval()
-        member.state = member.take_state()
-        member.state.metrics, member.state.facts = metrics, facts
+        member.report_index = spec.budget.report_steps.index(member.step) + 1
+        member.state = state.reported(member.report_index, metrics=metrics)
         is_final = member.step == spec.budget.num_steps
-        return Report(spec.trial_id, member.report_index, is_final, metrics, facts=facts)
+        return Report(
+            spec.trial_id, member.report_index, is_final, metrics, facts=state.facts, train_losses=state.train_losses
+        )
 
     def _evaluate(self, member: Member) -> float:
         """Mean loss on the validation rows, through the same layers that train."""
@@ -84,7 +102,7 @@ class Reporter:
             ).loss
 
     def describe(self, member: Member, *, max_tokens: int, checkpoints: bool) -> dict[str, Any]:
-        """What really runs: every value resolved, none left as an expression. Arguments as for `report`."""
+        """What really runs: every value resolved, none left as an expression. Arguments as for `keep_state`."""
         spec, blueprint = member.spec, member.blueprint
         training, budget = spec.training, spec.budget
         return {

@@ -18,6 +18,7 @@ class Seat:
     Attributes:
         member: There once the training thread has taken the trial in.
         is_waiting: At a report.
+        is_reporting: Its report is being made: it is evaluated, and does not train meanwhile.
         has_ended: It trains no further, whatever it is told; it waits to be evicted.
     """
 
@@ -25,6 +26,7 @@ class Seat:
     state: TrialState | None
     member: Member | None = None
     is_waiting: bool = False
+    is_reporting: bool = False
     has_ended: bool = False
 
     @property

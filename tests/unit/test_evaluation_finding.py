@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hub_fixtures import FIRST, use_download_hub
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.numpy import save_file
 
 from qlora_ray.config import SweepConfig
+from qlora_ray.config.schema import Model
 from qlora_ray.errors import ConfigError, ModelError, RunError
-from qlora_ray.evaluation.subjects import MODEL_NAMES, Request, Subject, find_subject
+from qlora_ray.evaluation import downloads
+from qlora_ray.evaluation.finding import find_subject
+from qlora_ray.evaluation.subjects import MODEL_NAMES, Request, Subject
+from qlora_ray.modeling.identity import write_adapter_origin
+from qlora_ray.modeling.loading import hash_base
 
 INT8 = {"method": "int8", "double_quantization": False}
 
@@ -256,8 +263,118 @@ def test_a_bundle_on_the_hub_is_found_by_its_adapter_folder(tmp_path: Path, monk
             raise EntryNotFoundError(f"404 {name}")
         return str(bundle / name)
 
+    monkeypatch.setattr(downloads, "reach_repository", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(bundle))
     subject = find("me/my-bundle")
     assert (subject.kind, subject.path, subject.trial) == ("bundle", "me/my-bundle", "0001")
     assert (subject.available, subject.to) == (MODEL_NAMES, Path("results/evaluation-me--my-bundle"))
+
+
+def write_merged(folder: Path, base: Path, **report: Any) -> Path:
+    """A merged model, and what its report says of its base."""
+    write_model(folder)
+    written = {"name": str(base), "revision": None, "hash": hash_base(Model(name=str(base)))}
+    facts = {"base": written, "quantization": {"method": "int8", "double_quantization": False}, **report}
+    (folder / "merge_report.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_merged_model_is_held_against_the_base_that_its_report_names(tmp_path: Path) -> None:
+    merged = write_merged(tmp_path / "merged", write_model(tmp_path / "base"))
+    subject = find(merged)
+    assert (subject.kind, subject.available, subject.notes) == ("model", ("base", "merged"), [])
+    assert subject.base is not None and subject.base.name == str(tmp_path / "base")
+    assert subject.quantization is not None and subject.quantization.method == "int8"
+    assert (subject.quantization_reason, subject.to) == ("as merge_report.json says", tmp_path / "merged-evaluation")
+
+
+def test_a_merged_model_whose_base_is_gone_or_another_is_scored_alone_and_that_is_said(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    merged = write_merged(tmp_path / "merged", base)
+    (base / "config.json").write_text('{"model_type": "gpt2"}')
+    for words in ("must be used on the base it was trained on", "no such folder"):
+        subject = find(merged)
+        assert subject.available == ("merged",)
+        assert subject.notes[0].startswith("the merged model is scored alone, its base cannot be had: ")
+        assert words in subject.notes[0]
+        shutil.rmtree(base, ignore_errors=True)
+    with pytest.raises(ModelError, match="no such folder"):
+        find(merged, overrides=[f"model.name={base}"])
+    moved = write_model(tmp_path / "moved")
+    assert find(merged, overrides=[f"model.name={moved}"]).available == ("base", "merged")
+
+
+def test_a_merged_model_in_a_bundle_has_the_bundles_rows(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "mine", "data: {max_length: 55}\n")
+    shutil.rmtree(bundle / "merged")
+    write_merged(bundle / "merged", write_model(tmp_path / "base"))
+    subject = find(bundle / "merged")
+    assert (subject.config.data.max_length, subject.available) == (55, ("base", "merged"))
+    assert subject.to == tmp_path / "mine-merged-evaluation"
+    (tmp_path / "mine.yaml").write_text("data: {max_length: 44}\n")
+    assert find(bundle / "merged", config=tmp_path / "mine.yaml").config.data.max_length == 44
+
+
+def write_own_origin(adapter: Path, **origin: Any) -> None:
+    facts = {"trial": "0007", "base": {"name": "embedded", "hash": "sha256:7"}, "quantization": INT8, **origin}
+    write_adapter_origin(adapter, facts)
+
+
+def test_an_adapter_copied_without_its_record_says_itself_how_it_was_trained(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "copied", base="/gone/base")
+    write_own_origin(adapter)
+    subject = find(adapter)
+    assert subject.quantization is not None and subject.quantization.method == "int8"
+    assert (subject.quantization_reason, subject.notes) == ("as its qlora_ray.json says", [])
+    assert subject.base is not None and subject.base.name == "embedded"
+    assert (subject.trial, subject.base_hash) == ("0007", "sha256:7")
+    asked = find(adapter, overrides=["model.quantization.method=none"])
+    assert asked.quantization is not None and asked.quantization.method == "none"
+    write_record(tmp_path, "0001", ran={"quantization": {"method": "none"}})
+    recorded = find(adapter)
+    assert (recorded.quantization_reason, recorded.trial) == ("as its record says", "0001")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", r"qlora_ray\.json: cannot be read: .*Restore it, or delete it\."),
+        ("[]", r"qlora_ray\.json: must say base and quantization, got something else"),
+        ('{"base": {}, "quantization": 4}', r"must say base and quantization, got something else"),
+        ('{"base": {}, "quantization": {"method": "gguf"}}', r"must name a quantization that is known, got 'gguf'"),
+    ],
+)
+def test_an_adapters_own_word_that_is_none_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    (adapter / "qlora_ray.json").write_text(content)
+    with pytest.raises(ModelError, match=words):
+        find(adapter)
+
+
+def test_a_base_named_anew_is_not_asked_for_the_commit_of_the_old_one(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "x")
+    manifest = json.loads((sweep / "manifest.json").read_text())
+    manifest["config"]["model"] |= {"name": str(write_model(tmp_path / "base")), "revision": "v1"}
+    (sweep / "manifest.json").write_text(json.dumps(manifest))
+    moved = write_model(tmp_path / "moved")
+    for overrides, revision in (
+        ([], "v1"),
+        ([f"model.name={moved}"], None),
+        ([f"model.name={moved}", "model.revision=v2"], "v2"),
+    ):
+        subject = find(sweep, overrides=overrides)
+        assert subject.base is not None and subject.base.revision == revision
+
+
+def test_a_base_on_the_hub_is_pinned_to_the_commit_that_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter", base="org/tiny")
+    with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
+        hub.publish("org/tiny", FIRST, write_model(tmp_path / "first"))
+        for target in (adapter, "org/tiny"):
+            subject = find(target)
+            assert subject.base is not None and subject.base.revision == FIRST
+        with pytest.raises(ModelError, match="target: nope is neither a folder here nor a model on the hub"):
+            find("nope")

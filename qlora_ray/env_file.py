@@ -1,0 +1,58 @@
+"""The hub's token in a .env file of the current folder: what it may look like, and its way into the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from qlora_ray.errors import ConfigError
+
+ENV_FILE = ".env"
+TOKEN_NAME = "HF_TOKEN"
+# What an HTTP header can carry without being quoted back: printable ASCII, no spaces (RFC 9110, token68 is narrower).
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+def load_token() -> None:
+    """Takes HF_TOKEN from .env into the environment, where it is not set: the libraries' downloads read it there.
+
+    Nothing else is taken: the file may be another program's. One that cannot be read, or holds no token that can be
+    sent, is passed over here; where a token is needed, that is said. Ray's workers on this machine inherit it.
+    """
+    if os.environ.get(TOKEN_NAME, "").strip() or not Path(ENV_FILE).is_file():
+        return
+    with suppress(ConfigError):
+        token = find_in_env_file()
+        if token is not None:
+            os.environ[TOKEN_NAME] = token
+
+
+def find_in_env_file() -> str | None:
+    """The token of .env in this folder; None if there is none.
+
+    Raises:
+        ConfigError: If it cannot be a token, or the file cannot be read.
+    """
+    from dotenv import dotenv_values
+
+    try:
+        found = (dotenv_values(ENV_FILE, interpolate=False).get(TOKEN_NAME) or "").strip()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{ENV_FILE}: must be UTF-8 text, got other bytes. Save it as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{ENV_FILE}: cannot be read: {error.strerror}. Correct it, or set {TOKEN_NAME}.") from None
+    return check_token(found, where=f"{TOKEN_NAME} in {ENV_FILE}") if found else None
+
+
+def check_token(token: str, *, where: str) -> str:
+    """Returns the token, or raises ConfigError, which does not quote it, if it is more than printable ASCII.
+
+    An HTTP client quotes a header that it cannot send, and with it the token.
+    """
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(
+            f"{where}: must be one line of printable ASCII without spaces, got other characters. Copy the token again."
+        )
+    return token

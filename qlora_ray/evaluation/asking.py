@@ -1,0 +1,161 @@
+"""Runs the models of an evaluation in turn; one that the device has no room for does not cost the others' results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.contenders import Contender, free_memory, open_contenders
+from qlora_ray.evaluation.harness import is_finished, run_harness
+from qlora_ray.evaluation.lineup import Lineup
+from qlora_ray.evaluation.lm_eval import TaskRequest, check_data
+from qlora_ray.evaluation.prompting import PromptSet
+from qlora_ray.evaluation.session import Session
+from qlora_ray.evaluation.subjects import ModelName
+
+LOADING = "loading"
+TASKS = "lm-eval"
+# How torch's message begins where memory of a CPU is short (c10/core/impl/alloc_cpu.cpp).
+CPU_ALLOCATOR = "DefaultCPUAllocator: "
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A model that the device had no room for.
+
+    Attributes:
+        stage: What it was at: `loading`, a prompt set's name, or `lm-eval`.
+        cause: What the device said, in a line.
+    """
+
+    model: ModelName
+    stage: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.model} ({self.stage}: {self.cause})"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked of which models.
+
+    Attributes:
+        tell: Called with a model, a prompt set and its answers per second when the set is finished.
+    """
+
+    session: Session
+    lineup: Lineup
+    names: Sequence[ModelName]
+    sets: Sequence[PromptSet]
+    tasks: TaskRequest
+    tell: Callable[[ModelName, PromptSet, float | None], None]
+
+    def has_answered(self, name: ModelName) -> bool:
+        """Whether a model was loaded, in this run or before, and has nothing left to answer."""
+        journal = self.session.journal
+        return name in journal.settings.get("loaded", {}) and all(self.session.is_done(name, one) for one in self.sets)
+
+    def has_run_tasks(self, name: ModelName) -> bool:
+        """Whether a model's results of the harness are there; true if there are no tasks."""
+        return is_finished(self.session.journal, name, self.tasks)
+
+    def has_results(self, name: ModelName) -> bool:
+        """Whether a model is worth concluding with."""
+        return self.has_answered(name) if self.sets else self.has_run_tasks(name)
+
+    def run(self) -> list[Misfit]:
+        """Loads each model that has something left to do, and runs it; nothing is written before the first is there.
+
+        Returns:
+            The models that did not fit the device, where others have results.
+
+        Raises:
+            ModelError: If a model cannot be loaded, or the device has no room and no model has results.
+            DataError: If the data of a task cannot be loaded; then no model was.
+        """
+        journal = self.session.journal
+        left = [name for name in self.names if not (self.has_answered(name) and self.has_run_tasks(name))]
+        misfits: list[Misfit] = []
+        if not all(self.has_run_tasks(name) for name in left):
+            check_data(self.tasks)
+        while left:
+            misfit = self._run_in_turn(left)
+            self.session.console.end_progress()
+            if misfit is None:
+                return misfits
+            if not any(self.has_results(name) for name in self.names):
+                raise ModelError(describe_lack([misfit], self.lineup, with_results=[]))
+            # The failed model's tensors are let go of by now: its traceback is gone.
+            free_memory()
+            self.session.console.event(f"{misfit.model}  does not fit: {misfit.cause}")
+            misfits.append(misfit)
+            left = left[left.index(misfit.model) + 1 :]
+        journal.write_settings()
+        return misfits
+
+    def _run_in_turn(self, names: Sequence[ModelName]) -> Misfit | None:
+        """Runs models until one does not fit."""
+        session = self.session
+        at: tuple[ModelName, str] = (names[0], LOADING)
+        session.console.progress(f"loading {names[0]} ...")
+        try:
+            with closing(open_contenders(self.lineup, names)) as contenders:
+                for number, name in enumerate(names):
+                    at = (name, LOADING)
+                    contender: Contender | None = next(contenders)
+                    assert contender is not None and contender.name == name
+                    if number == 0:
+                        session.journal.write_settings()
+                    session.journal.note_loaded(name, contender.how)
+                    for one in self.sets:
+                        at = (name, one.name)
+                        self.tell(name, one, session.run(contender, one))
+                    if self.tasks.tasks:
+                        at = (name, TASKS)
+                        session.console.progress(f"{name}  lm-eval ...")
+                        run_harness(session.journal, contender, self.tasks)
+                    # Let go of it first: the next model may need its memory.
+                    contender = None
+        except (RuntimeError, MemoryError) as error:
+            if not _is_lack(error):
+                raise
+            return Misfit(*at, _read_cause(error))
+        finally:
+            session.console.end_progress()
+        return None
+
+
+def _is_lack(error: BaseException) -> bool:
+    """Whether a device had no room; torch has no class of its own for a CPU that has none."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_ALLOCATOR in str(error)
+
+
+def _read_cause(error: BaseException) -> str:
+    """What was asked of the device and what it has; torch 2.x says in the same line what its allocator holds."""
+    line = next(iter(str(error).splitlines()), "")
+    known, is_free, _ = line.partition(" is free. ")
+    known = known[max(known.find(CPU_ALLOCATOR), 0) :]
+    return (known + is_free).rstrip(". ") or type(error).__name__
+
+
+def describe_lack(misfits: Sequence[Misfit], lineup: Lineup, *, with_results: Sequence[ModelName]) -> str:
+    """Returns what did not fit, and what helps."""
+    device = lineup.device
+    advice = ["Free the device and run it again: it goes on"]
+    if with_results:
+        advice.append(f"leave {' and '.join(one.model for one in misfits)} out with --models {','.join(with_results)}")
+    if any(one.stage not in (LOADING, TASKS) for one in misfits):
+        advice.append("lower evaluate.max_new_tokens with --fresh")
+    if device.kind != "cpu":
+        # Another device's figures are not mixed with these: the folder keeps to one.
+        advice.append("run it with another --to on a larger device, or on the CPU with CUDA_VISIBLE_DEVICES=")
+    results = f" The results are of {' and '.join(with_results)}." if with_results else ""
+    return (
+        f"evaluation: {device.name} must have room for a model and one row, got no room for "
+        f"{', '.join(map(str, misfits))}.{results} {'; or '.join(advice)}."
+    )

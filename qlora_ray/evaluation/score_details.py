@@ -1,0 +1,57 @@
+"""Figures beside a metric's value (R^2, the share of answers with a number) as text, the same wherever scores are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from qlora_ray.console import format_score
+
+# `NumericMatch.details`: R^2 and the errors' means leave out answers without a number, so that the share of the others
+# has to be read with them.
+ANSWERED = "answered"
+ANSWERED_NOTE = (
+    "`answered` is the share of answers with a number. `r_squared` and the mean errors are over these answers only."
+)
+
+Details = Mapping[str, Mapping[str, float | None]]
+
+
+def tabulate_details(
+    rows: Sequence[tuple[Sequence[str], Details]], *, labels: Sequence[str] = ()
+) -> list[list[list[str]]]:
+    """Returns a table for each metric that has further figures: its header, then a row for each row that has some.
+
+    Args:
+        rows: The cells that name a row, and its figures by metric and name (`Scores.details`).
+        labels: The headers of the naming cells behind the first one, which has the metric's name.
+    """
+    tables = []
+    for metric in dict.fromkeys(name for _, details in rows for name in details):
+        found = [(cells, details[metric]) for cells, details in rows if details.get(metric)]
+        names = list(dict.fromkeys(name for _, figures in found for name in figures))
+        header = [metric, *labels, *names]
+        tables.append(
+            [header, *([*cells, *(_number(figures.get(name)) for name in names)] for cells, figures in found)]
+        )
+    return tables
+
+
+def bracket_details(figures: Mapping[str, float | None]) -> str:
+    """Returns one metric's further figures as ` (answered 0.980, r_squared -0.412)`; nothing if there are none."""
+    told = ", ".join(f"{name} {_number(value)}" for name, value in figures.items())
+    return f" ({told})" if told else ""
+
+
+def describe_details(tables: Iterable[Sequence[Sequence[str]]]) -> list[str]:
+    """Returns a sentence on what the tables' figures are over; none if their names say it all."""
+    return [ANSWERED_NOTE] if any(ANSWERED in table[0] for table in tables) else []
+
+
+def count_answers(num_answers: float | None, num_cut: float | None) -> str:
+    """Returns the answers of a model as `100`, or `100 (52 cut)` where some had no tokens left."""
+    told = "-" if num_answers is None else f"{num_answers:,.0f}"
+    return f"{told} ({num_cut:,.0f} cut)" if num_cut else told
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else format_score(value)

@@ -1,0 +1,141 @@
+"""One export from end to end: its place checked before the work, the bundle written and told of, the sweep notified."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qlora_ray.console import noise_to
+from qlora_ray.errors import ModelError, QloraRayError, RunError
+from qlora_ray.evaluation.intent import TRUST
+from qlora_ray.evaluation.trials import BEST
+from qlora_ray.exporting.archive import check_archive_target
+from qlora_ray.exporting.inventory import Bundle, check_target
+from qlora_ray.exporting.merge_options import MergeOptions
+from qlora_ray.exporting.outcome import describe_bundle, next_commands
+from qlora_ray.exporting.selection import Selection, own_rights, select_trial
+from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.files import append_line
+
+WORSE = "worse"
+
+
+def check_place(to: Path, *, sweep: Path, has_zip: bool = False, option: str = "--to") -> None:
+    """Raises RunError unless a bundle can be written there; writes nothing.
+
+    Args:
+        to: The bundle's folder.
+        sweep: The sweep's folder, which need not be there yet.
+        has_zip: Whether the bundle's zip goes beside it.
+        option: What the user gave it by.
+    """
+    check_target(to, sweep=sweep, option=option)
+    existing = next(parent for parent in to.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "no folder" if not existing.is_dir() else "a folder that this user cannot write to"
+        raise RunError(f"{option} {to}: must be in a folder that can be written, {existing} is {what}. Choose another.")
+    if has_zip:
+        check_archive_target(to)
+
+
+def pick_trial(sweep: Path, *, trial: str, overrides: Sequence[str], tell: Callable[[str], None]) -> Selection:
+    """The trial to export, which is told; raises as `select_trial`."""
+    selection = select_trial(sweep, trial=trial, overrides=overrides)
+    winner = "the winner" if selection.is_winner else "not the winner"
+    tell(f"trial {selection.trial} of {selection.paths.name}, {winner}")
+    return selection
+
+
+def deliver(
+    selection: Selection, *, to: Path, merge: MergeOptions | None, tell: Callable[[str], None], log: Path | None = None
+) -> Bundle:
+    """Writes a trial's bundle, on the first GPU if there is one, tells of it, and notes it in the sweep's folder.
+
+    Args:
+        selection: The trial.
+        to: The bundle's folder; an earlier bundle there is replaced.
+        merge: How to merge; None leaves the merged model out.
+        tell: Takes lines for the user.
+        log: Takes what libraries print; None drops it.
+
+    Raises:
+        QloraRayError: As `write_bundle`.
+    """
+    from qlora_ray.exporting.bundle import write_bundle
+
+    device = "cpu" if merge is None else _find_device()
+    # What transformers and bitsandbytes print while they load is of no use to the user.
+    try:
+        with noise_to(log or Path(os.devnull)) as console:
+            bundle = write_bundle(selection, to=to, merge=merge, device=device, tell=console.line)
+    except ModelError as error:
+        # That its code may not run can be why it cannot be loaded.
+        distrusted = [f"Note: {note}." for note in selection.notes if note.startswith(TRUST)]
+        raise ModelError(" ".join([str(error), *distrusted])) from None
+    for line in describe_bundle(bundle):
+        tell(line)
+    verdict = (selection.scores or {}).get("verdict") or {}
+    if verdict.get("word") == WORSE:
+        tell("note: this model is WORSE than its base, and its card says so: do not ship it")
+    _note_export(selection, bundle, tell=tell)
+    return bundle
+
+
+def deliver_winner(paths: SweepPaths, *, to: Path, tell: Callable[[str], None]) -> Bundle:
+    """Exports the winner of a sweep that has just ended, as `python -m qlora_ray.export` does by default.
+
+    Raises:
+        QloraRayError: As `select_trial` and `write_bundle`; the message says how to go on.
+    """
+    log = paths.logs / "driver.log"
+    again = f"The sweep is whole; go on with: {export_command(paths, to=to)}"
+    try:
+        selection = pick_trial(paths.root, trial=BEST, overrides=own_rights(paths), tell=tell)
+        bundle = deliver(selection, to=to, merge=MergeOptions(), tell=tell, log=log)
+    except QloraRayError as error:
+        raise type(error)(f"{error} {again}") from None
+    except KeyboardInterrupt:
+        tell(f"stopped while exporting. {again}")
+        raise
+    except Exception as error:
+        # Nobody's bad input: where the sweep's own tracebacks are.
+        with log.open("a", encoding="utf-8") as stream:
+            traceback.print_exc(file=stream)
+        cause = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise RunError(
+            f"--export {to}: the export broke: {type(error).__name__}: {cause}. The traceback is in {log}. {again}"
+        ) from None
+    for line in next_commands(bundle, is_pushed=False):
+        tell(line)
+    return bundle
+
+
+def export_command(paths: SweepPaths, *, to: Path) -> str:
+    """The command that exports a sweep's winner with what its own config allowed."""
+    rights = [word for one in own_rights(paths) for word in ("--set", one)]
+    return shlex.join(["python", "-m", "qlora_ray.export", str(paths.root), "--to", str(to), *rights])
+
+
+def _find_device() -> str:
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _note_export(selection: Selection, bundle: Bundle, *, tell: Callable[[str], None]) -> None:
+    """Tells the sweep's folder where a bundle of it went, and how its merge came out: its report shows that."""
+    line = {
+        "time": bundle.inventory["created"],
+        "trial": selection.trial,
+        "to": str(bundle.folder.absolute()),
+        "name": bundle.name,
+        "merge": bundle.merge.to_dict() if bundle.merge else None,
+    }
+    try:
+        append_line(selection.paths.exports, line)
+    except RunError as error:
+        # A sweep may lie where only others write: the bundle is whole without it.
+        tell(f"note: the sweep's report will not show this export: {error}")

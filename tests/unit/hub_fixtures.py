@@ -1,0 +1,144 @@
+"""A hub to download from, on this machine: models whose main branch can move, and every request it was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+@dataclass
+class DownloadHub:
+    """The models by id: what main is, and the folder of each commit; `requests` are method and path."""
+
+    main: dict[str, str] = field(default_factory=dict)
+    commits: dict[tuple[str, str], Path] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    is_away: bool = False
+
+    def publish(self, name: str, commit: str, folder: Path) -> None:
+        """Makes a folder the newest commit of a model."""
+        self.main[name] = commit
+        self.commits[name, commit] = folder
+
+
+@contextmanager
+def use_download_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DownloadHub]:
+    """A hub that the library asks for the length of the block, with a cache of its own; the library is online."""
+    import transformers.utils.hub
+    from huggingface_hub import constants
+
+    hub = DownloadHub()
+
+    class Handler(_Handler):
+        state = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    use_endpoint(f"http://127.0.0.1:{server.server_port}", cache, monkeypatch)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def use_endpoint(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points the library, which read its settings when it was imported, to a hub and an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # The code under test sets it; what it was comes back with the test's end.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: DownloadHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keeps quiet."""
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.state.requests.append(f"{self.command} {path}")
+        if self.state.is_away:
+            self.close_connection = True
+            self.connection.close()
+            return
+        parts = path.strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            self._describe("/".join(parts[2:4]), parts[4:])
+        else:
+            self._send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+
+    def _describe(self, name: str, rest: list[str]) -> None:
+        commit = self._commit(name, rest[1] if len(rest) > 1 else "main")
+        if commit is None:
+            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound" if name in self.state.main else "RepoNotFound"})
+        elif rest[:1] == ["tree"] and rest[2:]:
+            # No model here has a folder that the library looks into.
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+        elif rest[:1] == ["tree"]:
+            folder = self.state.commits[name, commit]
+            rows = [_describe_file(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+            self._send(200, json.dumps(rows).encode(), {})
+        else:
+            folder = self.state.commits[name, commit]
+            siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in folder.rglob("*.*")]
+            self._send(200, json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode(), {})
+
+    def _send_file(self, name: str, revision: str, file: str) -> None:
+        commit = self._commit(name, revision)
+        if commit is None:
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        path = self.state.commits[name, commit] / file
+        if not path.is_file():
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        content = path.read_bytes()
+        etag = hashlib.sha1(content).hexdigest()
+        return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
+
+    def _commit(self, name: str, revision: str) -> str | None:
+        if revision == "main":
+            return self.state.main.get(name)
+        return revision if (name, revision) in self.state.commits else None
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        for name, text in headers.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+def _describe_file(folder: Path, path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    oid = hashlib.sha1(content).hexdigest()
+    return {"type": "file", "path": path.relative_to(folder).as_posix(), "size": len(content), "oid": oid}

@@ -1,0 +1,116 @@
+"""Which evaluation a bundle takes: one of these very weights, or of the part that is theirs, or none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qlora_ray.config.schema import Model
+from qlora_ray.exporting.bundle_evaluation import evaluation_beside, take_evaluation
+from qlora_ray.exporting.selection import select_trial
+from qlora_ray.modeling.identity import hash_adapter
+from qlora_ray.modeling.loading import hash_base
+from tests.unit.exporting_fixtures import files_of, write_adapter, write_sweep
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return write_sweep(tmp_path / "s")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The bundle as it is being written: adapter and merged model."""
+    folder = tmp_path / ".b.12345678"
+    write_adapter(folder / "adapter", base="x")
+    (folder / "merged").mkdir()
+    (folder / "merged" / "config.json").write_text("{}")
+    (folder / "merged" / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def evaluate(place, folder, *, models=("base", "adapter"), merged=None, adapter=None, verdict="better"):
+    """An evaluation of the bundle's own adapter, unless another hash is given."""
+    place.mkdir(exist_ok=True)
+    pairs = [("base", name) for name in models[1:]]
+    found = {
+        "target": {"kind": "bundle", "adapter": adapter or hash_adapter(folder / "adapter")},
+        "scores": [{"model": name, "loss": 1.0} for name in models],
+        "comparisons": [{"base_model": a, "tuned_model": b, "verdict": f"{verdict} for {b}"} for a, b in pairs],
+        "models": dict.fromkeys(models, "as trained"),
+        "exports": {"0-shot": "answers.jsonl"},
+        "lm_eval": {"task": 1},
+        "verdict": f"{verdict} for merged",
+    }
+    (place / "evaluation.json").write_text(json.dumps(found))
+    (place / "evaluation.md").write_text("a table")
+    (place / "settings.json").write_text(json.dumps({"models": {"merged": {"hash": merged}}} if merged else {}))
+    return found
+
+
+def take(sweep, folder, tmp_path):
+    notes = []
+    return take_evaluation(select_trial(sweep), folder, to=tmp_path / "b", notes=notes), notes
+
+
+def merged_hash(folder):
+    return hash_base(Model(name=str(folder / "merged")))
+
+
+def test_without_one_there_is_none_and_nothing_is_said(sweep, folder, tmp_path):
+    assert take(sweep, folder, tmp_path) == (None, [])
+    assert not (folder / "evaluation").exists()
+
+
+def test_the_one_beside_the_bundle_goes_before_the_sweeps(sweep, folder, tmp_path):
+    beside = evaluate(
+        evaluation_beside(tmp_path / "b"), folder, models=("base", "adapter", "merged"), merged=merged_hash(folder)
+    )
+    evaluate(sweep / "evaluation", folder, verdict="worse")
+    assert take(sweep, folder, tmp_path) == (beside, [])
+    assert json.loads((folder / "evaluation" / "evaluation.json").read_text()) == beside
+    assert {name for name in files_of(folder) if name.startswith("evaluation")} == {
+        "evaluation/evaluation.json",
+        "evaluation/evaluation.md",
+    }
+
+
+def test_one_beside_it_of_other_weights_gives_way_to_the_sweeps_and_that_is_said(sweep, folder, tmp_path):
+    evaluate(evaluation_beside(tmp_path / "b"), folder, adapter="0" * 64)
+    own = evaluate(sweep / "evaluation", folder)
+    found, notes = take(sweep, folder, tmp_path)
+    assert found == own
+    assert notes == [f"{tmp_path / 'b-evaluation'} is of another adapter: it was left out"]
+
+
+@pytest.mark.parametrize("hashed", ["sha256:other", None])
+def test_figures_of_a_merged_model_that_is_not_this_one_are_taken_out_of_every_part(sweep, folder, tmp_path, hashed):
+    evaluate(sweep / "evaluation", folder, models=("base", "adapter", "merged"), merged=hashed)
+    found, notes = take(sweep, folder, tmp_path)
+    assert "merged" not in json.dumps(found) and {"exports", "lm_eval"}.isdisjoint(found)
+    assert [row["model"] for row in found["scores"]] == ["base", "adapter"]
+    # The verdict on the bundle is the adapter's now.
+    assert found["verdict"] == "better for adapter"
+    assert json.loads((folder / "evaluation" / "evaluation.json").read_text()) == found
+    assert not (folder / "evaluation" / "evaluation.md").exists()
+    assert len(notes) == 1 and "its figures of a merged model are of another one" in notes[0]
+
+
+def test_an_evaluation_of_nothing_but_another_merged_model_leaves_nothing(sweep, folder, tmp_path):
+    evaluate(sweep / "evaluation", folder, models=("merged",), merged="sha256:other")
+    found, notes = take(sweep, folder, tmp_path)
+    assert found is None and len(notes) == 1 and not (folder / "evaluation").exists()
+
+
+def test_an_evaluation_of_another_adapter_is_named_with_the_trial(sweep, folder, tmp_path):
+    evaluate(sweep / "evaluation", folder, adapter="0" * 64)
+    found, notes = take(sweep, folder, tmp_path)
+    assert found is None
+    assert notes == [f"{sweep / 'evaluation'} is of another adapter, not of trial 0001's: it was left out"]
+
+
+def test_an_evaluation_that_is_no_object_counts_as_none(sweep, folder, tmp_path):
+    (sweep / "evaluation").mkdir()
+    (sweep / "evaluation" / "evaluation.json").write_text("[]")
+    assert take(sweep, folder, tmp_path) == (None, [])

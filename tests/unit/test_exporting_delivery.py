@@ -1,0 +1,138 @@
+"""An export from end to end, without a merge: what is checked before, what is told, and what the sweep remembers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+
+import pytest
+
+from qlora_ray.errors import RunError
+from qlora_ray.exporting import delivery
+from qlora_ray.exporting.delivery import check_place, deliver, deliver_winner, pick_trial
+from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.files import read_lines, whole_folder
+from tests.unit.exporting_fixtures import files_of, write_sweep
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return write_sweep(tmp_path / "it's")
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+@pytest.fixture
+def no_merge(monkeypatch):
+    """The winner's export as it is, but for the merge: the fixture's adapter holds no weights of its base."""
+    monkeypatch.setattr(delivery, "MergeOptions", lambda: None)
+
+
+def deliver_trial(sweep, to, lines, *, trial="best"):
+    selection = pick_trial(sweep, trial=trial, overrides=(), tell=lines.append)
+    return deliver(selection, to=to, merge=None, tell=lines.append)
+
+
+def test_the_sweep_is_told_where_each_of_its_bundles_went(sweep, tmp_path, lines):
+    for trial, name in (("best", "a"), ("2", "b")):
+        deliver_trial(sweep, tmp_path / name, lines, trial=trial)
+    noted = read_lines(SweepPaths(sweep).exports)
+    assert [(one["trial"], one["to"], one["merge"]) for one in noted] == [
+        ("0001", str(tmp_path / "a"), None),
+        ("0002", str(tmp_path / "b"), None),
+    ]
+    assert noted[0]["name"] == "embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
+    assert noted[0]["time"] == json.loads((tmp_path / "a" / "bundle.json").read_text())["created"]
+    assert lines[0] == "trial 0001 of it's, the winner"
+
+
+def test_a_sweep_that_cannot_be_written_is_exported_with_a_note(sweep, tmp_path, lines):
+    # As on a disk that only others write to: whoever runs the tests may be allowed everything else.
+    SweepPaths(sweep).exports.mkdir()
+    bundle = deliver_trial(sweep, tmp_path / "b", lines)
+    assert "bundle.json" in files_of(bundle.folder)
+    assert [line for line in lines if "the sweep's report will not show this export" in line]
+
+
+@pytest.mark.parametrize(("verdict", "is_told"), [("worse", True), ("better", False), ("no different", False)])
+def test_a_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, lines, verdict, is_told):
+    sweep = write_sweep(tmp_path / "s", verdict=verdict)
+    deliver_trial(sweep, tmp_path / "b", lines)
+    assert any("WORSE than its base" in line and "do not ship it" in line for line in lines) is is_told
+
+
+def test_a_place_is_checked_without_a_trace_before_there_is_a_sweep(tmp_path):
+    check_place(tmp_path / "new" / "b", sweep=tmp_path / "results" / "s", has_zip=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [
+        ("file/b", r"--export .*file/b: must be in a folder that can be written, .*file is no folder"),
+        ("file", r"--export .*file: must be a folder, got a file"),
+        ("full", r"--export .*full: must be a new folder or an earlier bundle, got one with mine\.txt"),
+        ("results/s", r"--export .*must not be the sweep's own folder"),
+        ("results/s/trials/b", r"--export .*must not be the sweep's own folder, or in its trials"),
+        ("results", r"--export .*must not be the sweep's own folder"),
+    ],
+)
+def test_a_place_that_no_bundle_can_have_is_refused(tmp_path, to, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(RunError, match=message):
+        check_place(tmp_path / to, sweep=tmp_path / "results" / "s", option="--export")
+
+
+def test_a_folder_of_others_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match=rf"{tmp_path} is a folder that this user cannot write to"):
+        check_place(tmp_path / "deep" / "b", sweep=tmp_path / "s")
+
+
+def test_a_zip_that_is_not_ours_is_found_before_the_work(tmp_path):
+    (tmp_path / "b.zip").write_text("mine")
+    with pytest.raises(RunError, match=r"--zip: .*b\.zip must be new or an earlier bundle's"):
+        check_place(tmp_path / "b", sweep=tmp_path / "s", has_zip=True)
+
+
+def test_the_winner_is_exported_with_what_to_do_next(sweep, tmp_path, lines, no_merge):
+    (sweep / "logs").mkdir()
+    bundle = deliver_winner(SweepPaths(sweep), to=tmp_path / "b", tell=lines.append)
+    assert bundle.inventory["is_winner"] and "bundle.json" in files_of(tmp_path / "b")
+    assert lines[-1] == f"push it:      python -m qlora_ray.export {tmp_path / 'b'} --push USER/{bundle.name}"
+
+
+def test_an_export_that_fails_says_that_the_sweep_is_whole_and_how_to_go_on(sweep, tmp_path, lines, no_merge):
+    (sweep / "logs").mkdir()
+    with whole_folder(tmp_path / "b"), pytest.raises(RunError, match="another export is writing there") as caught:
+        deliver_winner(SweepPaths(sweep), to=tmp_path / "b", tell=lines.append)
+    again = str(caught.value).partition("The sweep is whole; go on with: ")[2]
+    assert shlex.split(again) == ["python", "-m", "qlora_ray.export", str(sweep), "--to", str(tmp_path / "b")]
+    assert not SweepPaths(sweep).exports.exists()
+
+
+def test_an_export_that_is_stopped_says_how_to_go_on(sweep, tmp_path, lines, monkeypatch):
+    def stop(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(delivery, "deliver", stop)
+    with pytest.raises(KeyboardInterrupt):
+        deliver_winner(SweepPaths(sweep), to=tmp_path / "b", tell=lines.append)
+    assert "stopped while exporting. The sweep is whole; go on with: python -m qlora_ray.export" in lines[-1]
+
+
+def test_an_export_that_breaks_is_one_message_and_its_traceback_is_in_the_log(sweep, tmp_path, lines, monkeypatch):
+    def fail(*args, **settings):
+        raise KeyError("boom")
+
+    (sweep / "logs").mkdir()
+    monkeypatch.setattr(delivery, "deliver", fail)
+    with pytest.raises(RunError, match=r"the export broke: KeyError: 'boom'\. .*The sweep is whole; go on with"):
+        deliver_winner(SweepPaths(sweep), to=tmp_path / "b", tell=lines.append)
+    assert "KeyError: 'boom'" in (sweep / "logs" / "driver.log").read_text()

@@ -1,0 +1,90 @@
+"""The Pareto front of a search for two objectives: Optuna's, with the winner marked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from qlora_ray.reporting.blocks import Drawing, Words
+from qlora_ray.reporting.figures_front import draw_front
+from qlora_ray.reporting.front import read_front
+from qlora_ray.reporting.searches import tell_search
+from qlora_ray.reporting.story import Story, read_story
+from qlora_ray.runs import read_json, write_json
+from tests.unit.reporting_sweeps import Sketch, write_sweep
+
+OBJECTIVES = ("eval_loss", "trainable_parameters")
+# Sketches have 1000 parameters times their number: the second is beaten by the first in both.
+LOSSES = [0.5, 0.6, 0.3, 0.1, 0.2]
+FRONT = {0, 2, 3}
+
+
+def write_study(journal: Path) -> None:
+    """A study of two objectives whose trials are those of the sketches, and one that failed."""
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(journal))), directions=["minimize", "minimize"]
+    )
+    for number, loss in enumerate(LOSSES):
+        study.add_trial(optuna.trial.create_trial(values=[loss, 1000.0 * (number + 1)]))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    sketches = [Sketch([1.0, loss]) for loss in LOSSES] + [Sketch([2.0], state="failed", cause="oom")]
+    root = tmp_path_factory.mktemp("front") / "s"
+    paths = write_sweep(root, sketches, winner=3, has_journal=False)
+    manifest = read_json(paths.manifest)
+    manifest["config"]["search"]["objectives"] = dict.fromkeys(OBJECTIVES, "min")
+    write_json(paths.manifest, manifest)
+    write_study(paths.study)
+    return read_story(paths)
+
+
+def test_the_front_is_who_no_other_beats_in_both(tmp_path: Path) -> None:
+    write_study(tmp_path / "study.journal")
+    front = read_front(tmp_path / "study.journal", OBJECTIVES)
+    points = [(loss, number) for number, loss in enumerate(LOSSES)]
+    by_hand = {
+        number
+        for loss, number in points
+        if not any(other != (loss, number) and other[0] <= loss and other[1] <= number for other in points)
+    }
+    assert front.numbers == by_hand == FRONT
+
+
+def test_the_figure_has_the_front_by_size_the_rest_and_the_winner(story: Story) -> None:
+    figure = draw_front(story)
+    assert figure is not None
+    drawn = {trace["name"]: trace for trace in json.loads(figure.to_json())["data"]}
+    assert (drawn["front"]["x"], drawn["front"]["y"]) == ([1000, 3000, 4000], [0.5, 0.3, 0.1])
+    assert drawn["other complete trials"]["y"] == [0.6, 0.2]
+    assert (drawn["winner 0003"]["x"], drawn["winner 0003"]["y"]) == ([4000], [0.1])
+
+
+def test_the_report_draws_it_and_tells_its_ends(story: Story) -> None:
+    drawing = next(block for block in tell_search(story).blocks if getattr(block, "name", "") == "front")
+    assert isinstance(drawing, Drawing)
+    assert "3 trials that no other beats in both" in drawing.caption
+    assert "0003 (loss 0.1, 4,000 parameters), 0000 (loss 0.5, 1,000 parameters)" in drawing.caption
+
+
+def test_a_search_for_one_objective_has_no_front(tmp_path: Path) -> None:
+    story = read_story(write_sweep(tmp_path / "s", [Sketch([1.0, 0.5])], winner=0))
+    assert story.front is None
+    assert not any(getattr(block, "name", "") == "front" for block in tell_search(story).blocks)
+
+
+def test_a_journal_that_is_missing_or_broken_is_said(story: Story, tmp_path: Path) -> None:
+    assert read_front(tmp_path / "study.journal", OBJECTIVES).reason == "study.journal is not there"
+    (tmp_path / "study.journal").write_text('{"op_code": 4, "study_id": 0}\n{"op_code"\n\n')
+    front = read_front(tmp_path / "study.journal", OBJECTIVES)
+    assert front.reason is not None and "study.journal cannot be read" in front.reason
+    words = [block.text for block in tell_search(replace(story, front=front)).blocks if isinstance(block, Words)]
+    assert any(text.startswith("The front of both objectives is not shown") for text in words)

@@ -1,0 +1,60 @@
+"""What a sweep says at its end."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from qlora_ray.console import Console
+from qlora_ray.evaluation.comparison import compare_rows
+from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
+from qlora_ray.evaluation.verdict import Verdict
+from qlora_ray.orchestration.summary import print_outcome, write_summary
+from qlora_ray.orchestration.winner import Winner
+from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.files import read_json
+
+BASE = Scores(
+    loss=10.2041,
+    num_tokens=80,
+    num_rows=8,
+    metrics={"numeric_match": 0.0, "absolute_error": 212.167},
+    row_metrics={},
+    answers=[ScoredAnswer(0, "no idea", "#### 7")],
+    num_cut_prompts=0,
+    num_short_answers=0,
+    details={"numeric_match": {"answered": 0.375, "r_squared": -4.3231}},
+)
+TUNED = replace(BASE, loss=3.5938, details={"numeric_match": {"answered": 1.0, "r_squared": 0.25}})
+NOTE = "52 of 100 answers of the winner were cut at 96 tokens (base: 100)"
+
+
+def test_the_end_shows_what_means_leave_out_and_what_weakens_the_verdict(tmp_path: Any) -> None:
+    paths = SweepPaths(tmp_path)
+    entry = SimpleNamespace(
+        id="0003", number=3, state="complete", intermediate={}, params={}, tokens=0, train_s=0.0, value=3.5938
+    )
+    ledger: Any = SimpleNamespace(
+        entries={"0003": entry},
+        mode="min",
+        objective="eval_loss",
+        first_failure=None,
+        value_of=lambda one: one.value,
+        counts=lambda: {"complete": 1},
+    )
+    verdict = Verdict("test", compare_rows("loss", [10.0] * 8, [3.5] * 8, higher_is_better=False), [], note=NOTE)
+    winner = Winner(ledger.entries["0003"], TUNED, BASE, {}, verdict)
+    summary = write_summary(ledger, winner, paths=paths, interrupted=False)
+    assert read_json(paths.summary)["verdict_note"] == NOTE
+    text = io.StringIO()
+    print_outcome(Console(text), summary, ledger=ledger, winner=winner, paths=paths, report=None)
+    lines = text.getvalue().splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("numeric_match"))
+    assert [line.split() for line in lines[start : start + 3]] == [
+        ["numeric_match", "answered", "r_squared"],
+        ["base", "0.375", "-4.323"],
+        ["winner", "0003", "1.000", "0.250"],
+    ]
+    assert f"          note: {NOTE}" in lines
