@@ -8,6 +8,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray's workers are nice (15): beside the other test processes they would hardly run until those have ended.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 
