@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from contextlib import suppress
@@ -11,6 +12,8 @@ from qlora_ray.errors import ConfigError
 
 ENV_FILE = ".env"
 TOKEN_NAME = "HF_TOKEN"
+# What the library reads, in its own order (huggingface_hub 2.4): its name of today, and that of before.
+_ENVIRONMENT_NAMES = (TOKEN_NAME, "HUGGING_FACE_HUB_TOKEN")
 # What an HTTP header can carry without being quoted back: printable ASCII, no spaces (RFC 9110, token68 is narrower).
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
@@ -20,8 +23,11 @@ def load_token() -> None:
 
     Nothing else is taken: the file may be another program's. One that cannot be read, or holds no token that can be
     sent, is passed over here; where a token is needed, that is said. Ray's workers on this machine inherit it.
+
+    Raises:
+        ConfigError: If the environment's own cannot be sent: every request would fail, and some quote it.
     """
-    if os.environ.get(TOKEN_NAME, "").strip() or not Path(ENV_FILE).is_file():
+    if find_in_environment() is not None or not Path(ENV_FILE).is_file():
         return
     with suppress(ConfigError):
         token = find_in_env_file()
@@ -29,16 +35,27 @@ def load_token() -> None:
             os.environ[TOKEN_NAME] = token
 
 
+def find_in_environment() -> str | None:
+    """The token that the environment has; None if there is none. Raises ConfigError if it cannot be one."""
+    for name in _ENVIRONMENT_NAMES:
+        given = os.environ.get(name, "").strip()
+        if given:
+            return check_token(given, where=f"{name} in the environment")
+    return None
+
+
 def find_in_env_file() -> str | None:
-    """The token of .env in this folder; None if there is none.
+    """The token of .env in this folder, `${NAME}` in it replaced from the environment; None if there is none.
 
     Raises:
         ConfigError: If it cannot be a token, or the file cannot be read.
     """
     from dotenv import dotenv_values
 
+    # It tells of lines that it cannot parse, which are another program's.
+    logging.getLogger("dotenv.main").setLevel(logging.ERROR)
     try:
-        found = (dotenv_values(ENV_FILE, interpolate=False).get(TOKEN_NAME) or "").strip()
+        found = (dotenv_values(ENV_FILE).get(TOKEN_NAME) or "").strip()
     except UnicodeDecodeError:
         raise ConfigError(f"{ENV_FILE}: must be UTF-8 text, got other bytes. Save it as UTF-8.") from None
     except OSError as error:

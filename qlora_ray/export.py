@@ -64,11 +64,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.console import Console
+    from qlora_ray.exporting.inventory import INVENTORY, looking_into
     from qlora_ray.exporting.outcome import format_size, next_commands
 
     _check_arguments(arguments)
     tell = Console().line
-    is_old = (arguments.source / "bundle.json").is_file()
+    with looking_into(str(arguments.source)):
+        is_old = (arguments.source / INVENTORY).is_file()
     bundle, plan = _reopen(arguments, tell) if is_old else _write(arguments, tell)
     if arguments.make_zip:
         from qlora_ray.exporting.archive import zip_bundle
@@ -144,7 +146,10 @@ def _reopen(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tuple
         )
     bundle = read_bundle(arguments.source)
     if bundle is None:
-        raise ConfigError(f"{arguments.source}: must be a sweep or a bundle, got a bundle.json of another kind.")
+        raise ConfigError(
+            f"{arguments.source}: must be a sweep or a bundle, got a bundle.json that is damaged or of another kind. "
+            "Give the sweep's folder to export again."
+        )
     return bundle, None if arguments.push is None else _plan_push(arguments, name=bundle.name, tell=tell)
 
 

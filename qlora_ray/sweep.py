@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qlora_ray.doors import as_place, run_door, sigterm_as_stop
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
     )
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted sweep")
+    parser.add_argument("--resume", type=as_place, metavar="DIR", help="go on with an interrupted sweep")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--preview", action="store_true", help="print one sample, trained tokens marked, and stop")
     parser.add_argument(
@@ -56,6 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.config import load_config
     from qlora_ray.runs import SweepPaths, read_json
 
+    _check_arguments(arguments)
     if arguments.resume:
         paths = SweepPaths(arguments.resume)
         manifest = read_json(paths.manifest)
@@ -95,11 +96,20 @@ def _run(arguments: argparse.Namespace) -> int:
         plan_sweep(preflight, [probe_node()])
     from qlora_ray.orchestration.driver import run_sweep
 
-    summary = run_sweep(preflight, paths=paths, is_resume=bool(arguments.resume))
+    is_exported = arguments.export is not None
+    summary = run_sweep(preflight, paths=paths, is_resume=bool(arguments.resume), is_exported=is_exported)
     is_refused = arguments.require_improvement and summary.status == "complete" and summary.verdict != "better"
-    if arguments.export is not None:
+    if is_exported:
         _export(arguments.export, paths=paths, summary=summary, is_refused=is_refused)
     return 1 if is_refused else summary.exit_code
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    only_shown = [option for option in ("print_config", "preview") if getattr(arguments, option)]
+    asked = [option for option in ("export", "require_improvement") if getattr(arguments, option)]
+    if only_shown and asked:
+        option, shown = (f"--{name.replace('_', '-')}" for name in (asked[0], only_shown[0]))
+        raise ConfigError(f"{option}: is of a whole sweep, got {shown}, which stops before it. Drop one of them.")
 
 
 def _export(to: Path, *, paths: SweepPaths, summary: Summary, is_refused: bool) -> None:
@@ -111,7 +121,11 @@ def _export(to: Path, *, paths: SweepPaths, summary: Summary, is_refused: bool) 
     tell()
     if summary.status != "complete":
         again = " Resume the sweep with --export too." if summary.status == "interrupted" else ""
-        tell(f"--export {to}: nothing was exported: the sweep has no winner.{again}")
+        earlier = _find_earlier_winner(paths)
+        why = "the sweep has no winner" if earlier is None else "this run chose no winner"
+        tell(f"--export {to}: nothing was exported: {why}.{again}")
+        if earlier is not None:
+            tell(f"The winner of the run before, trial {earlier}, is exported by: {export_command(paths, to=to)}")
     elif is_refused:
         tell(
             f"--export {to}: nothing was exported: --require-improvement asks for a winner that is better than its "
@@ -120,6 +134,16 @@ def _export(to: Path, *, paths: SweepPaths, summary: Summary, is_refused: bool) 
     else:
         with sigterm_as_stop():
             deliver_winner(paths, to=to, tell=tell)
+
+
+def _find_earlier_winner(paths: SweepPaths) -> str | None:
+    """The trial that an earlier run of a resumed sweep chose; None if there is none."""
+    from qlora_ray.evaluation.trials import find_trial
+
+    try:
+        return find_trial(paths, None)[0]
+    except RunError:
+        return None
 
 
 def _resumed_config(arguments: argparse.Namespace, written: dict[str, Any]) -> SweepConfig:

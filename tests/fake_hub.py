@@ -238,6 +238,7 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
     ("POST /api/validate-yaml", _Handler.validate_yaml),
     ("POST /api/repos/create", _Handler.create),
     (f"GET /api/models/{_REPO}", _Handler.describe),
+    (f"GET /api/models/{_REPO}/revision/main", _Handler.describe),
     (f"GET /api/models/{_REPO}/tree/main", _Handler.list_tree),
     (f"POST /api/models/{_REPO}/preupload/main", _Handler.preupload),
     (f"POST /{_REPO}[.]git/info/lfs/objects/batch", _Handler.lfs_batch),

@@ -239,7 +239,7 @@ class Evaluate(Section):
     max_new_tokens: Literal["auto"] | PositiveInt = Field(
         "auto", description="Tokens an answer may have; auto: as the longest reference, and a quarter more."
     )
-    max_length: PositiveInt | None = Field(
+    max_length: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Tokens of a prompt and its answer together; null: the model's positions."
     )
     batch_size: PositiveInt = 16

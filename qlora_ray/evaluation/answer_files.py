@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_ray.evaluation.answer_room import LIMITS
+
 # What a warning names; further ones are counted.
 MAX_IDS_SHOWN = 5
 CUT = "length"
@@ -81,7 +83,8 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], list[str]]:
     cut = [row.id for row in rows.values() if row.is_cut]
     if cut:
         warnings.append(
-            f"{where}: {_count(cut, 'answer')} of {len(rows)} cut at evaluate.max_new_tokens: row {_some(cut)}"
+            f"{where}: {_count(cut, 'answer')} of {len(rows)} cut at evaluate.max_new_tokens, {LIMITS}: "
+            f"row {_some(cut)}"
         )
     return list(rows.values()), warnings
 

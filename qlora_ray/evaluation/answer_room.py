@@ -76,7 +76,8 @@ def resolve_max_new_tokens(requested: int | Literal["auto"], reference_tokens: S
     Args:
         requested: `evaluate.max_new_tokens`. `auto`: the longest reference and a quarter more, in steps of 8, from 16
             to 512; 256 without references.
-        reference_tokens: As `count_reference_tokens` returns them.
+        reference_tokens: As `count_reference_tokens` returns them, for all rows that may ever be answered: with a
+            number of only some of them, answers could not be added to later.
     """
     if requested != "auto":
         return requested
@@ -143,12 +144,17 @@ def fit_prompts(
 
 
 def describe_cuts(
-    base: Scores, tuned: Scores, *, base_name: str = "base", tuned_name: str = "the winner"
+    base: Scores,
+    tuned: Scores,
+    *,
+    base_name: str = "base",
+    tuned_name: str = "the winner",
+    has_references: bool = True,
 ) -> str | None:
     """Returns what cut answers do to a comparison, in words; None if that is nothing.
 
     A base that never stops is cut always. That matters only where references are longer than an answer may be: then no
-    model could give them.
+    model could give them. Without references nothing says how long an answer should be.
     """
     if not tuned.answers:
         return None
@@ -164,6 +170,8 @@ def describe_cuts(
     if num_long:
         return f"{told}, and {num_long} references are longer: raise evaluate.max_new_tokens"
     if tuned.num_short_answers < tuned.num_cut_answers:
+        if not has_references:
+            return f"{told}: raise evaluate.max_new_tokens if they should have ended"
         return f"{told}, though no reference is longer: it did not stop by itself"
     return told
 

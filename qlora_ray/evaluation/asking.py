@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from qlora_ray.errors import ModelError
+from qlora_ray.errors import DataError, ModelError
 from qlora_ray.evaluation.contenders import Contender, free_memory, open_contenders
 from qlora_ray.evaluation.harness import is_finished, run_harness
 from qlora_ray.evaluation.lineup import Lineup
@@ -14,25 +14,26 @@ from qlora_ray.evaluation.lm_eval import TaskRequest, check_data
 from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.session import Session
 from qlora_ray.evaluation.subjects import ModelName
+from qlora_ray.modeling.shortage import CPU_ALLOCATOR, is_out_of_memory
 
 LOADING = "loading"
 TASKS = "lm-eval"
-# How torch's message begins where memory of a CPU is short (c10/core/impl/alloc_cpu.cpp).
-CPU_ALLOCATOR = "DefaultCPUAllocator: "
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A model that the device had no room for.
+    """A model that the device had no room for, or whose tasks the harness could not run.
 
     Attributes:
         stage: What it was at: `loading`, a prompt set's name, or `lm-eval`.
-        cause: What the device said, in a line.
+        cause: What the device or the harness said, in a line.
+        lacks_room: Whether it was the device; else the model is not at fault.
     """
 
     model: ModelName
     stage: str
     cause: str
+    lacks_room: bool = True
 
     def __str__(self) -> str:
         return f"{self.model} ({self.stage}: {self.cause})"
@@ -70,10 +71,10 @@ class Asking:
         """Loads each model that has something left to do, and runs it; nothing is written before the first is there.
 
         Returns:
-            The models that did not fit the device, where others have results.
+            The models that did not fit the device, or whose tasks failed, where there are results.
 
         Raises:
-            ModelError: If a model cannot be loaded, or the device has no room and no model has results.
+            ModelError: If a model cannot be loaded, or none has results.
             DataError: If the data of a task cannot be loaded; then no model was.
         """
         journal = self.session.journal
@@ -86,18 +87,19 @@ class Asking:
             self.session.console.end_progress()
             if misfit is None:
                 return misfits
-            if not any(self.has_results(name) for name in self.names):
-                raise ModelError(describe_lack([misfit], self.lineup, with_results=[]))
             # The failed model's tensors are let go of by now: its traceback is gone.
             free_memory()
-            self.session.console.event(f"{misfit.model}  does not fit: {misfit.cause}")
+            what = "does not fit" if misfit.lacks_room else TASKS
+            self.session.console.event(f"{misfit.model}  {what}: {misfit.cause}")
             misfits.append(misfit)
             left = left[left.index(misfit.model) + 1 :]
+        if misfits and not any(self.has_results(name) for name in self.names):
+            raise ModelError(describe_lack(misfits, self.lineup, with_results=[]))
         journal.write_settings()
         return misfits
 
     def _run_in_turn(self, names: Sequence[ModelName]) -> Misfit | None:
-        """Runs models until one does not fit."""
+        """Runs models until one does not fit, or its tasks fail."""
         session = self.session
         at: tuple[ModelName, str] = (names[0], LOADING)
         session.console.progress(f"loading {names[0]} ...")
@@ -116,23 +118,19 @@ class Asking:
                     if self.tasks.tasks:
                         at = (name, TASKS)
                         session.console.progress(f"{name}  lm-eval ...")
-                        run_harness(session.journal, contender, self.tasks)
+                        try:
+                            run_harness(session.journal, contender, self.tasks)
+                        except DataError as error:
+                            return Misfit(name, TASKS, str(error).removeprefix(f"{TASKS}: "), lacks_room=False)
                     # Let go of it first: the next model may need its memory.
                     contender = None
         except (RuntimeError, MemoryError) as error:
-            if not _is_lack(error):
+            if not is_out_of_memory(error):
                 raise
             return Misfit(*at, _read_cause(error))
         finally:
             session.console.end_progress()
         return None
-
-
-def _is_lack(error: BaseException) -> bool:
-    """Whether a device had no room; torch has no class of its own for a CPU that has none."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_ALLOCATOR in str(error)
 
 
 def _read_cause(error: BaseException) -> str:
@@ -144,18 +142,38 @@ def _read_cause(error: BaseException) -> str:
 
 
 def describe_lack(misfits: Sequence[Misfit], lineup: Lineup, *, with_results: Sequence[ModelName]) -> str:
-    """Returns what did not fit, and what helps."""
+    """Returns what did not fit or failed, and what helps.
+
+    Args:
+        with_results: The models whose results are written: also a misfit's, if only its tasks are missing.
+    """
     device = lineup.device
-    advice = ["Free the device and run it again: it goes on"]
+    full = [one for one in misfits if one.lacks_room]
+    parts = []
+    if full:
+        parts.append(
+            f"evaluation: {device.name} must have room for a model and one row, got no room for "
+            f"{', '.join(map(str, full))}."
+        )
+    failed: dict[str, list[ModelName]] = {}
+    for one in misfits:
+        if not one.lacks_room:
+            failed.setdefault(one.cause, []).append(one.model)
+    parts += [
+        f"{TASKS}: tasks must run on every model, got an error with {' and '.join(models)}: {cause}"
+        for cause, models in failed.items()
+    ]
     if with_results:
-        advice.append(f"leave {' and '.join(one.model for one in misfits)} out with --models {','.join(with_results)}")
+        parts.append(f"The results are of {' and '.join(with_results)}.")
+    advice = ["Free the device and run it again: it goes on" if full else "Run it again then: it goes on"]
+    fitting = [name for name in with_results if name not in {one.model for one in full}]
+    if full and fitting:
+        advice.append(f"leave {' and '.join(one.model for one in full)} out with --models {','.join(fitting)}")
+    if any(one.stage == TASKS and one.model in with_results for one in misfits):
+        advice.append("leave --lm-eval out")
     if any(one.stage not in (LOADING, TASKS) for one in misfits):
         advice.append("lower evaluate.max_new_tokens with --fresh")
-    if device.kind != "cpu":
+    if full and device.kind != "cpu":
         # Another device's figures are not mixed with these: the folder keeps to one.
         advice.append("run it with another --to on a larger device, or on the CPU with CUDA_VISIBLE_DEVICES=")
-    results = f" The results are of {' and '.join(with_results)}." if with_results else ""
-    return (
-        f"evaluation: {device.name} must have room for a model and one row, got no room for "
-        f"{', '.join(map(str, misfits))}.{results} {'; or '.join(advice)}."
-    )
+    return " ".join([*parts, f"{'; or '.join(advice)}."])

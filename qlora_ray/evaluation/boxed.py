@@ -24,7 +24,8 @@ ABSOLUTE_TOLERANCE = 1e-9
 NUM_QUOTED_CHARACTERS = 60
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*(?P<brace>\{)?")
-_BRACE = re.compile(r"(?<!\\)[{}]")
+# A brace that is printed has a backslash of its own; of two, a line break, none is left for it.
+_BRACE = re.compile(r"(?<!\\)(?:\\\\)*[{}]")
 # A box without braces, as some of MATH are: `$\boxed 5$`.
 _BARE = re.compile(r"[^$\n]+")
 
@@ -70,15 +71,23 @@ def find_box(text: str) -> str | None:
         return (bare[0].strip() or None) if bare else None
     depth = 1
     for brace in _BRACE.finditer(text, start):
-        depth += 1 if brace[0] == "{" else -1
+        depth += 1 if brace[0].endswith("{") else -1
         if depth == 0:
-            return text[start : brace.start()].strip() or None
+            return text[start : brace.end() - 1].strip() or None
     return None
 
 
 def has_box(text: str) -> bool:
     """Returns whether the text has a box, be it empty or not closed."""
     return _BOX.search(text) is not None
+
+
+def find_expected(reference: str) -> str | None:
+    """Returns what an answer's box is held against: the reference's own, or all of a reference without one.
+
+    None where that is empty or not closed.
+    """
+    return find_box(reference) if has_box(reference) else reference.strip() or None
 
 
 def read_number(box: str, *, largest: float = math.inf) -> float | None:
@@ -129,8 +138,8 @@ class BoxedMatch:
         return {"boxed": sum(boxed) / len(boxed) if boxed else math.nan}
 
     def _expected(self, reference: str, row: int) -> str:
-        expected = find_box(reference) if has_box(reference) else reference.strip()
-        if not expected:
+        expected = find_expected(reference)
+        if expected is None:
             raise DataError(
                 rf"boxed_match: the reference of row {row} must be an answer or end in \boxed{{answer}}, got "
                 f"{reference[-NUM_QUOTED_CHARACTERS:]!r}. Correct the row, or drop boxed_match from evaluate.metrics."

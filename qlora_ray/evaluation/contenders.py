@@ -21,6 +21,7 @@ from qlora_ray.modeling.identity import read_adapter
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.quantization import Precision as PrecisionName
+from qlora_ray.modeling.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,16 +173,14 @@ def _attached(loaded: LoadedBase, adapter: Path | None, fused: Any) -> Iterator[
 @contextmanager
 def _fitting_adapter(loaded: LoadedBase, adapter: Path) -> Iterator[Any]:
     """The adapter on the base; what PEFT raises or only warns of when it does not fit becomes one line."""
-    import torch
-
     with ExitStack() as stack:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 model = stack.enter_context(saved_adapter(loaded, adapter))
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             # PEFT has no class of its own for a file that it cannot use: ValueError, TypeError, ImportError and others.
             raise _misfit(adapter, loaded, str(error) or type(error).__name__) from None
         missing = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]

@@ -37,7 +37,7 @@ class Outcome:
 
     Attributes:
         evaluation: evaluation.json.
-        lack: Which models the device had no room for, and what helps; None: all have results.
+        lack: Which models have no results, or none of the harness, and what helps; None: all have.
     """
 
     folder: Path
@@ -97,7 +97,14 @@ def _tell_score(
     console: Console, plan: Plan, journal: Journal, model: ModelName, prompts: PromptSet, rate: float | None
 ) -> None:
     """The line of a finished model and prompt set."""
-    scores = read_scores(journal, model, prompts, plan.metrics[prompts.name], plan.limited[prompts.name])
+    scores = read_scores(
+        journal,
+        model,
+        prompts,
+        metrics=plan.metrics[prompts.name],
+        limited=plan.limited[prompts.name],
+        sampling=choose_sampling(plan.config.evaluate),
+    )
     words = format_score(Score(model, prompts, scores))
     speed = f"{prompts.num_answered} answers" + (f", {rate:.1f} rows/s" if rate is not None else "")
     console.event("  ".join(filter(None, (model, prompts.name, words, f"({speed})"))))
@@ -113,7 +120,10 @@ def _conclude(asking: Asking, plan: Plan, misfits: Sequence[Misfit], console: Co
     for name in names:
         for one in plan.sets:
             journal.tidy(name, one.name)
-    findings = collect_findings(journal, names, plan.sets, metrics=plan.metrics, limited=plan.limited)
+    sampling = choose_sampling(plan.config.evaluate)
+    findings = collect_findings(
+        journal, names, plan.sets, metrics=plan.metrics, limited=plan.limited, sampling=sampling
+    )
     subject = plan.subject
     evaluation = {
         "target": {
@@ -178,9 +188,15 @@ def _left_out(journal: Journal, plan: Plan) -> list[str]:
 
 
 def _misfit_notes(plan: Plan, misfits: Sequence[Misfit]) -> list[str]:
-    """What a page says of models that the device had no room for."""
-    missing = {one: "lm-eval tasks" if one.stage == TASKS else "answers" for one in misfits}
-    return [f"{one} did not fit {plan.lineup.device.name}: its {what} are missing" for one, what in missing.items()]
+    """What a page says of models that the device had no room for, or whose tasks failed."""
+    notes = []
+    for one in misfits:
+        missing = "lm-eval tasks" if one.stage == TASKS else "answers"
+        if one.lacks_room:
+            notes.append(f"{one} did not fit {plan.lineup.device.name}: its {missing} are missing")
+        else:
+            notes.append(f"{one.model}: its {missing} are missing: {one.cause.rstrip('.')}")
+    return notes
 
 
 def _print_scores(console: Console, findings: Findings) -> None:

@@ -17,11 +17,12 @@ from qlora_ray.evaluation.folders import (
     find_bundle_of,
     find_trial_of,
     read_manifest,
+    read_merge_report,
     read_record,
 )
 from qlora_ray.evaluation.intent import is_overridden, read_intent
 from qlora_ray.evaluation.provenance import Origin, subject_of_adapter, subject_of_merged
-from qlora_ray.evaluation.subjects import MERGE_REPORT, Request, Subject
+from qlora_ray.evaluation.subjects import Request, Subject
 from qlora_ray.evaluation.trials import BEST, find_trial
 from qlora_ray.modeling.identity import ADAPTER_CONFIG
 from qlora_ray.modeling.loading import EMBEDDED, pin_revision
@@ -114,7 +115,7 @@ def _read_model(folder: Path, request: Request) -> Subject:
     folder = folder.resolve()
     bundle = find_bundle_of(folder)
     to = _beside(folder) if bundle is None else bundle.parent / f"{bundle.name}-{folder.name}-evaluation"
-    if not (folder / MERGE_REPORT).is_file():
+    if read_merge_report(folder) is None:
         config = read_intent(None, config=request.config, overrides=request.overrides)
         model = config.model.model_copy(update={"name": str(folder), "revision": None})
         return _plain_model(model, config, path=str(folder), to=to)

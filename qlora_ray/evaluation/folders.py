@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import ModelError, RunError
+from qlora_ray.evaluation.subjects import MERGE_REPORT, NF4_SUFFIX
 from qlora_ray.evaluation.trials import BEST
 from qlora_ray.modeling.identity import ADAPTER_CONFIG
 from qlora_ray.runs import SweepPaths, read_json
@@ -32,6 +33,20 @@ def read_record(*folders: Path) -> dict[str, Any] | None:
     found = next((folder / RECORD for folder in folders if (folder / RECORD).is_file()), None)
     record = read_json(found) if found is not None else None
     return record if isinstance(record, dict) else None
+
+
+def read_merge_report(folder: Path) -> dict[str, Any] | None:
+    """What a merged model was made of; None where there is no report.
+
+    Bundles of before copies in NF4 had one of their own have it beside the copy, in the merged model's folder.
+    """
+    own = folder / MERGE_REPORT
+    if own.is_file():
+        return dict(read_json(own))
+    folder = folder.resolve()
+    beside = folder.parent / folder.name.removesuffix(NF4_SUFFIX) / MERGE_REPORT
+    written = dict(read_json(beside)) if folder.name.endswith(NF4_SUFFIX) and beside.is_file() else {}
+    return written if written.get("nf4_copy") == folder.name else None
 
 
 def find_trial_of(folder: Path) -> tuple[Path, str] | None:

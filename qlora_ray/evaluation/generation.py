@@ -72,7 +72,7 @@ def generate_answers(
 
     Raises:
         DataError: a prompt is empty.
-        torch.OutOfMemoryError: one prompt alone does not fit the device.
+        RuntimeError, MemoryError: If one prompt alone does not fit the device (`shortage.is_out_of_memory`).
     """
     texts = [""] * len(prompt_ids)
     num_cut_answers = 0
@@ -125,7 +125,7 @@ def answer_in_batches(
 
     Raises:
         DataError: a prompt is empty.
-        torch.OutOfMemoryError: one prompt alone does not fit the device.
+        RuntimeError, MemoryError: If one prompt alone does not fit the device (`shortage.is_out_of_memory`).
     """
     for row, ids in enumerate(prompt_ids):
         if not ids:

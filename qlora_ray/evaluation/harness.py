@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.console import format_score
+from qlora_ray.errors import DataError
+from qlora_ray.evaluation.comparison import Comparison
 from qlora_ray.evaluation.contenders import Contender
 from qlora_ray.evaluation.journal import Journal
-from qlora_ray.evaluation.lm_eval import SUFFIXES, TaskRequest, run_tasks
+from qlora_ray.evaluation.lm_eval import SUFFIX, TaskRequest, run_tasks
 from qlora_ray.evaluation.results import PAIRS
 from qlora_ray.evaluation.task_files import hash_task
 from qlora_ray.evaluation.task_results import TaskResult, compare_tasks
@@ -47,8 +49,7 @@ def run_harness(journal: Journal, contender: Contender, request: TaskRequest) ->
 def read_harness(journal: Journal, models: Sequence[str], request: TaskRequest) -> dict[str, Any]:
     """Returns the `lm_eval` of evaluation.json: each model's results, the comparisons, lines to read, and notes."""
     results = {model: _read(journal.tasks_path(model)) for model in models}
-    pairs = [(base, tuned) for base, tuned in PAIRS if base in models and tuned in models]
-    compared = {pair: compare_tasks(results[pair[0]], results[pair[1]]) for pair in pairs}
+    compared, not_compared = _compare(results)
     lines = [
         f"{model}  {task}{_shots(result)}  "
         + ", ".join(f"{name} {format_score(one.value)}" for name, one in result.metrics.items())
@@ -69,8 +70,26 @@ def read_harness(journal: Journal, models: Sequence[str], request: TaskRequest) 
             for one in comparisons
         ],
         "lines": lines,
-        "notes": _note_other_shots(results, request.num_fewshot),
+        "notes": [*_note_other_shots(results, request.num_fewshot), *not_compared],
     }
+
+
+def _compare(
+    results: Mapping[str, Mapping[str, TaskResult]],
+) -> tuple[dict[tuple[str, str], list[Comparison]], list[str]]:
+    """The comparisons of each pair of models, and a note on each task of a pair that cannot be compared."""
+    compared: dict[tuple[str, str], list[Comparison]] = {}
+    notes = []
+    for base, tuned in PAIRS:
+        if base not in results or tuned not in results:
+            continue
+        compared[base, tuned] = []
+        for task, result in results[tuned].items():
+            try:
+                compared[base, tuned] += compare_tasks(results[base], {task: result})
+            except DataError as error:
+                notes.append(f"{base} -> {tuned} is not compared: {error}")
+    return compared, notes
 
 
 def _shots(result: TaskResult) -> str:
@@ -93,7 +112,8 @@ def _identify(request: TaskRequest) -> dict[str, Any]:
         "tasks": list(request.tasks),
         "num_fewshot": request.num_fewshot,
         "limit": request.limit,
-        "files": {task: hash_task(Path(task)) for task in request.tasks if task.endswith(SUFFIXES)},
+        "seed": request.seed,
+        "files": {task: hash_task(Path(task)) for task in request.tasks if task.endswith(SUFFIX)},
         "lm_eval": _harness_version(),
     }
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from qlora_ray.modeling.shortage import is_out_of_memory
+
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,15 +51,15 @@ def map_batches(
     Once halved, batches stay small: rows should come with the longest first, so that halving happens early.
 
     Raises:
-        torch.OutOfMemoryError: one row alone does not fit.
+        RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
     """
     start, size = 0, batch_size
     while start < len(rows):
         batch = rows[start : start + size]
         try:
             result = run(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
                 raise
         else:
             start += len(batch)

@@ -18,6 +18,8 @@ from qlora_ray.runs.files import read_lines, to_plain_json
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
+# How runs.files begins the name of a settings.json that is not yet whole.
+UNFINISHED = f".{SETTINGS}."
 RESULTS = ("evaluation.json", "evaluation.md", "stats.json", "answers.html")
 TASKS = "lm_eval.json"
 # Raise it when the same settings give other rows.
@@ -52,8 +54,8 @@ class Journal:
             return None
         try:
             before = _read_settings(self.folder / SETTINGS)
-            # A lock alone is of an evaluation that never got to its first model.
-            is_other = not self.folder.is_dir() or any(one.name != LOCK for one in self.folder.iterdir())
+            # A lock, and settings that were not written whole, are of an evaluation that never got to its first model.
+            is_other = not self.folder.is_dir() or any(not _is_remnant(one) for one in self.folder.iterdir())
         except OSError as error:
             raise RunError(f"{self.folder}: cannot be read: {error.strerror}. Choose another --to.") from None
         if before is None and is_other:
@@ -151,6 +153,8 @@ class Journal:
         """Writes settings.json; the results of an earlier run, which may be of fewer models, are taken away."""
         for name in RESULTS:
             (self.folder / name).unlink(missing_ok=True)
+        for left in self.folder.glob(f"{UNFINISHED}*"):
+            left.unlink()
         write_json(self.folder / SETTINGS, self.settings)
 
     def note_loaded(self, model: str, how: str) -> None:
@@ -193,6 +197,11 @@ class Journal:
 
     def _losses(self, model: str, prompts: str) -> Path:
         return self.folder / model / f"{prompts}.losses.jsonl"
+
+
+def _is_remnant(path: Path) -> bool:
+    """Whether a killed process may leave it in a folder that has no settings yet."""
+    return path.name == LOCK or path.name.startswith(UNFINISHED)
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:

@@ -9,14 +9,13 @@ from typing import Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
-from qlora_ray.evaluation.folders import read_model_config
-from qlora_ray.evaluation.subjects import MERGE_REPORT, ModelName, Subject
+from qlora_ray.evaluation.folders import read_merge_report, read_model_config
+from qlora_ray.evaluation.subjects import ModelName, Subject
 from qlora_ray.hardware import DeviceProfile, Precision, choose_precision
 from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
 from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name
 from qlora_ray.modeling.quantization import Precision as PrecisionName
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
-from qlora_ray.runs import read_json
 
 # Names of torch's dtypes in config.json, and what this project calls them.
 DTYPES: dict[str, PrecisionName] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -94,10 +93,10 @@ def make_lineup(subject: Subject, names: Sequence[ModelName], *, device: DeviceP
 
 def _check_merged(subject: Subject, merged: Path) -> None:
     """Raises ModelError if the merged model's report says that it was made from another adapter."""
-    report = merged / MERGE_REPORT
-    if subject.adapter is None or not report.is_file():
+    report = read_merge_report(merged)
+    if subject.adapter is None or report is None:
         return
-    made_from = (read_json(report).get("adapter") or {}).get("sha256")
+    made_from = (report.get("adapter") or {}).get("sha256")
     own = hash_adapter(subject.adapter)
     if made_from not in (None, own):
         raise ModelError(

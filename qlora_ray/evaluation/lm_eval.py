@@ -20,6 +20,7 @@ from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation.task_files import EXAMPLE, find_task_files
 from qlora_ray.evaluation.task_results import TaskResult, read_results
+from qlora_ray.modeling.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 EXTRA = "lm-eval"
 MAX_NEAR_NAMES = 3
 MIXED_PRECISION = {"bf16": "bfloat16", "fp16": "float16"}
-SUFFIXES = (".yaml", ".yml")
+# The harness indexes files of this name alone (lm_eval 0.4.13, tasks/_index.py).
+SUFFIX = ".yaml"
+OTHER_SUFFIX = ".yml"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def run_tasks(
     Raises:
         ConfigError: If the harness is not installed, or has no such task.
         DataError: If a task cannot be run: its data cannot be loaded, or it runs code the harness holds to be unsafe.
-        torch.OutOfMemoryError: If one row alone does not fit.
+        RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
     """
     check_installed()
     import copy
@@ -118,11 +121,11 @@ def run_tasks(
                     torch_random_seed=request.seed,
                     fewshot_random_seed=request.seed,
                 )
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise _cannot_run(names, error) from error
             if size == 1:
                 raise
-        except Exception as error:
-            raise _cannot_run(names, error) from error
         else:
             return read_results(found, chat_template=chat_template)
         # Outside the handler: there the traceback would still hold the failed batch's tensors.
@@ -151,12 +154,16 @@ def find_tasks(request: TaskRequest) -> tuple[Any, list[str]]:
     """Returns the harness's index of tasks, and the names that are meant; a YAML's folder is added to the index.
 
     Raises:
-        ConfigError: If the harness has no such task, or a YAML or one that it includes cannot be read.
+        ConfigError: If the harness has no such task, a YAML or one that it includes cannot be read, or the harness
+            would run another file of that name.
     """
     check_installed()
     from lm_eval.tasks import TaskManager
 
-    files = {task: Path(task).expanduser() for task in request.tasks if task.endswith(SUFFIXES)}
+    for task in request.tasks:
+        if task.endswith(OTHER_SUFFIX):
+            raise ConfigError(f"lm-eval: a task file must end in {SUFFIX} for the harness, got {task}. Rename it.")
+    files = {task: Path(task).expanduser() for task in request.tasks if task.endswith(SUFFIX)}
     names = {task: _read_name(path) for task, path in files.items()}
     folders = [str(path.parent) for path in files.values()]
     if request.include_path is not None:
@@ -174,11 +181,24 @@ def find_tasks(request: TaskRequest) -> tuple[Any, list[str]]:
                 f"lm-eval: a task must be one of the harness's or a YAML file, got {task!r}. "
                 + (f"Did you mean {' or '.join(near)}?" if near else "See `lm-eval ls tasks`.")
             )
+        elif task in files:
+            _check_is_run(files[task], names[task], manager.task_index.get(names[task]))
     if unknown:
         raise ConfigError(unknown)
     if not found:
         raise ConfigError("lm-eval: at least one task must be named, got none. Name one, as hellaswag.")
     return manager, list(dict.fromkeys(found))
+
+
+def _check_is_run(path: Path, name: str, entry: Any) -> None:
+    """Raises ConfigError unless the file that the harness runs by a name is the one that is meant: it keeps one of each
+    name in a folder and those below it, the first, and the last folder's of several."""
+    indexed = entry.yaml_path if entry is not None else None
+    if indexed is None or indexed.resolve() != path.resolve():
+        raise ConfigError(
+            f"lm-eval: the task {name} of {path} must have a name of its own, got one that the harness takes from "
+            f"{indexed or 'elsewhere'}. Rename the task in one of them, or move {path.name} to a folder of its own."
+        )
 
 
 def _read_name(path: Path) -> str:

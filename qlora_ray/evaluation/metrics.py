@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ray.config.schema import Evaluate, SweepConfig
 from qlora_ray.errors import ConfigError, DataError
-from qlora_ray.evaluation.boxed import BoxedMatch, find_box
+from qlora_ray.evaluation.boxed import BoxedMatch, find_box, find_expected
 from qlora_ray.evaluation.measurement import Metric, measure
 from qlora_ray.evaluation.numeric import AbsoluteError, NumericMatch, RelativeError, find_number, marks_number
 from qlora_ray.evaluation.sql import TIMEOUT_S, ExecutionOutcome, execution_match, is_database
@@ -130,9 +130,9 @@ def resolve_metrics(
     """Returns the metrics to score answers with, the deciding one first, and why it is these.
 
     `auto` is numeric where most references mark their number, as GSM8K does or in a box, and all have one; else
-    boxed_match where most have a box; else sql_execution and exact_match where there is a database, exact_match where
-    there is none, and nothing for plain text, which has no answers. Some bring
-    others along, which stand last: sql_execution sql_valid, and token_f1 normalized_match, SQuAD's other measure.
+    boxed_match where most have a box, and none is empty or has a box that is cut; else sql_execution and exact_match
+    where there is a database, exact_match where there is none, and nothing for plain text, which has no answers. Some
+    bring others along, which stand last: sql_execution sql_valid, and token_f1 normalized_match, SQuAD's other measure.
 
     Args:
         trains_on_embedded: The data is the shipped task, whose database is known.
@@ -199,15 +199,19 @@ def _choose(
         )
         return _build(["numeric"], None), reason
     num_boxed = sum(find_box(reference) is not None for reference in references)
-    if 2 * num_boxed > len(references):
+    num_unusable = sum(find_expected(reference) is None for reference in references)
+    is_boxed = 2 * num_boxed > len(references)
+    if is_boxed and num_unusable == 0:
         reason = (
             rf"boxed_match: {num_boxed} of {len(references)} answers have a \boxed{{}}, not all with a number in it"
         )
         return _build(["boxed_match"], None), reason
     path, source = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
+    not_boxed = f"; not boxed_match: {num_unusable} of {len(references)} are empty or have a box that is cut"
+    rest = not_boxed if is_boxed else ""
     if path is None:
-        return _build(["exact_match"], None), "exact_match: evaluate.database names no database to run SQL on"
-    return _build(["sql_execution", "exact_match"], path), f"sql_execution and exact_match: {source}"
+        return _build(["exact_match"], None), f"exact_match: evaluate.database names no database to run SQL on{rest}"
+    return _build(["sql_execution", "exact_match"], path), f"sql_execution and exact_match: {source}{rest}"
 
 
 def _build(names: Sequence[str], database: Path | None) -> list[Metric]:

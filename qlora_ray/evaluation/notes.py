@@ -12,6 +12,9 @@ from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.subjects import Subject
 from qlora_ray.evaluation.verdict import CHOSEN_ON_THEM
 
+# An adapter that was copied without its record knows its trial and not that trial's rows.
+MAYBE_CHOSEN_ON_THEM = "no record says whether the adapter was chosen on these rows"
+
 
 def note_weaknesses(
     subject: Subject,
@@ -35,8 +38,8 @@ def note_weaknesses(
     written = (subject.manifest or {}).get("data")
     if written is not None and split is not None and not _is_same(written, prepared, split.name):
         notes.append(f"{split.name} is not what the sweep had: its rows, template or tokenizer differ")
-    elif split is not None and split.name == "validation" and _was_chosen_on(subject, prepared):
-        notes.append(CHOSEN_ON_THEM)
+    elif split is not None and split.name == "validation":
+        notes += _note_choice(subject, prepared)
     for one in sets:
         if one.num_dropped_shots:
             notes.append(
@@ -46,15 +49,19 @@ def note_weaknesses(
     return notes
 
 
-def _was_chosen_on(subject: Subject, prepared: PreparedData) -> bool:
-    """Whether the adapter is of a sweep with these rows: by the manifest, which was held against them, or its record.
+def _note_choice(subject: Subject, prepared: PreparedData) -> list[str]:
+    """Whether a sweep chose the adapter on these rows: by the manifest, which was held against them, or its record.
 
     A record has the fingerprint only: of rows, template and tokenizer in one.
     """
     if subject.manifest is not None:
-        return "data" in subject.manifest
-    fingerprint = ((subject.record or {}).get("dataset") or {}).get("fingerprint")
-    return subject.trial is not None and fingerprint in (None, prepared.report.fingerprint)
+        return [CHOSEN_ON_THEM] if "data" in subject.manifest else []
+    if subject.trial is None:
+        return []
+    if subject.record is None:
+        return [MAYBE_CHOSEN_ON_THEM]
+    fingerprint = (subject.record.get("dataset") or {}).get("fingerprint")
+    return [CHOSEN_ON_THEM] if fingerprint in (None, prepared.report.fingerprint) else []
 
 
 def _is_same(written: dict[str, Any], prepared: PreparedData, split: str) -> bool:

@@ -89,6 +89,7 @@ def make_plan(options: Options) -> Plan:
         num_fewshot=options.task_shots,
         limit=options.num_rows,
         batch_size=config.evaluate.batch_size,
+        seed=config.evaluate.shot_seed,
     )
     if options.tasks:
         find_tasks(tasks)

@@ -131,7 +131,8 @@ def make_prompt_sets(
     num_rows = len(split) if max_rows is None else min(max_rows, len(split))
     num_answered = num_rows if max_rows is not None else min(num_rows, evaluate.max_rows or num_rows)
     rows = _last_answers(split, num_rows)
-    reference_tokens = count_reference_tokens(rows, tokenizer=tokenizer, num_rows=num_answered)
+    # Of all rows of the set, answered or not: more answers may join those that are there.
+    reference_tokens = count_reference_tokens(rows, tokenizer=tokenizer)
     max_new_tokens = resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens)
     zero = PromptSet("0-shot", rows, [str(row) for row in range(num_rows)], num_answered, max_new_tokens=max_new_tokens)
     shots = list(dict.fromkeys(evaluate.shots))

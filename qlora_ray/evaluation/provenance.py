@@ -10,12 +10,11 @@ from pydantic import ValidationError
 
 from qlora_ray.config.schema import Model, Quantization, SweepConfig
 from qlora_ray.errors import ModelError
-from qlora_ray.evaluation.folders import MODEL_CONFIG
+from qlora_ray.evaluation.folders import MODEL_CONFIG, read_merge_report
 from qlora_ray.evaluation.intent import distrust, drop_foreign_revision, is_overridden, read_intent
 from qlora_ray.evaluation.subjects import MERGE_REPORT, Request, Subject
 from qlora_ray.modeling.identity import ADAPTER_ORIGIN, AdapterFacts, check_base, read_adapter, read_adapter_origin
 from qlora_ray.modeling.loading import pin_revision, resolve_model_name
-from qlora_ray.runs import read_json
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def subject_of_merged(folder: Path, origin: Origin, request: Request, *, to: Pat
         ConfigError: If the config is wrong.
     """
     config, notes = origin.read_config(request)
-    report = read_json(folder / MERGE_REPORT)
+    report = read_merge_report(folder) or {}
     written = report.get("base") or {}
     is_named = is_overridden(request.overrides, "model.name")
     base: Model | None = None

@@ -15,6 +15,7 @@ from qlora_ray.evaluation.comparison import Comparison, compare_scores
 from qlora_ray.evaluation.journal import Journal
 from qlora_ray.evaluation.measurement import Metric, measure
 from qlora_ray.evaluation.prompting import PromptSet
+from qlora_ray.evaluation.sampling import Sampling
 from qlora_ray.evaluation.score_details import bracket_details, count_answers, describe_details, tabulate_details
 from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
 
@@ -95,21 +96,24 @@ def collect_findings(
     *,
     metrics: Mapping[str, Sequence[Metric]],
     limited: Mapping[str, Room],
+    sampling: Sampling | None = None,
 ) -> Findings:
     """Scores what is in the journal.
 
     Args:
         metrics: By prompt set.
         limited: What each prompt set has room for.
+        sampling: How answers were drawn; None: greedily.
 
     Raises:
         DataError: If a reference cannot be scored against.
     """
-    scores = [
-        Score(model, prompts, read_scores(journal, model, prompts, metrics[prompts.name], limited[prompts.name]))
-        for prompts in sets
-        for model in models
-    ]
+
+    def read(model: str, prompts: PromptSet) -> Scores:
+        scored_by, room = metrics[prompts.name], limited[prompts.name]
+        return read_scores(journal, model, prompts, metrics=scored_by, limited=room, sampling=sampling)
+
+    scores = [Score(model, prompts, read(model, prompts)) for prompts in sets for model in models]
     found = {(one.model, one.prompts.name): one.scores for one in scores}
     pairs = []
     for prompts in sets:
@@ -118,16 +122,25 @@ def collect_findings(
             if is_scored and base in models and tuned in models:
                 both = found[base, prompts.name], found[tuned, prompts.name]
                 compared = compare_scores(*both, metrics=metrics[prompts.name])
-                note = describe_cuts(*both, base_name=base, tuned_name=tuned)
+                note = describe_cuts(*both, base_name=base, tuned_name=tuned, has_references=prompts.has_references)
                 pairs.append(Pair(prompts.name, base, tuned, compared, note))
     return Findings(scores, pairs)
 
 
-def read_scores(journal: Journal, model: str, prompts: PromptSet, metrics: Sequence[Metric], limited: Room) -> Scores:
+def read_scores(
+    journal: Journal,
+    model: str,
+    prompts: PromptSet,
+    *,
+    metrics: Sequence[Metric],
+    limited: Room,
+    sampling: Sampling | None = None,
+) -> Scores:
     """Returns a model's scores on a set, from its rows on disk.
 
     Args:
         limited: What the set has room for.
+        sampling: How answers were drawn; None: greedily.
 
     Raises:
         ConfigError: If a metric of the user's own fails.
@@ -157,6 +170,7 @@ def read_scores(journal: Journal, model: str, prompts: PromptSet, metrics: Seque
         num_cut_answers=sum(answers[row].get("finish") == "length" for row in range(prompts.num_answered)),
         num_long_references=limited.num_long_references,
         max_new_tokens=limited.max_new_tokens if prompts.num_answered else None,
+        sampling=sampling,
     )
 
 
@@ -221,6 +235,8 @@ def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
         _markdown_table(_score_cells(findings)),
         "Loss in nats per token of the last answer; perplexity is exp(loss).",
     ]
+    drawn = next((one.scores.sampling for one in findings.scores if one.scores.answers), None)
+    parts += [f"Answers: one per prompt, {drawn}."] if drawn is not None else []
     details = _detail_cells(findings)
     parts += [*map(_markdown_table, details), *describe_details(details)]
     if findings.pairs:

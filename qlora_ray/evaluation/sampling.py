@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessor, TopPLogitsWarper
 
 from qlora_ray.config.schema import Evaluate
+from qlora_ray.evaluation.score_details import describe_sampling
 
 # A float64 holds 53 bits: these, the upper ones of 64, and the half that keeps a draw off both 0 and 1.
 FRACTION_BITS = 52
@@ -43,7 +44,7 @@ class Sampling:
     seed: int
 
     def __str__(self) -> str:
-        return f"sampled at temperature {self.temperature:g}, top_p {self.top_p:g}, seed {self.seed}"
+        return describe_sampling(self.to_dict())
 
     def to_dict(self) -> dict[str, float]:
         """What decides the draws, for settings.json."""

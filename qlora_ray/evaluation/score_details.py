@@ -53,5 +53,11 @@ def count_answers(num_answers: float | None, num_cut: float | None) -> str:
     return f"{told} ({num_cut:,.0f} cut)" if num_cut else told
 
 
+def describe_sampling(sampling: Mapping[str, object]) -> str:
+    """Returns how answers were drawn, from the values that a `Sampling` is written with, in words."""
+    told = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in sampling.items())
+    return f"sampled at {', '.join(told)}"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else format_score(value)

@@ -118,7 +118,8 @@ def score_model(
     answers = Answers(texts=[], num_cut_prompts=0, num_short_answers=0, num_cut_answers=0)
     max_new_tokens, reference_tokens = None, []
     if num_answers:
-        reference_tokens = count_reference_tokens(split, tokenizer=tokenizer, num_rows=num_answers)
+        # `auto` is of all rows, as in an evaluation, where more of them may be answered later.
+        reference_tokens = count_reference_tokens(split, tokenizer=tokenizer)
         max_new_tokens = resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens)
         answers = generate_answers(
             model,
@@ -148,7 +149,7 @@ def score_model(
         row_tokens=loss.row_tokens,
         details={name: one.details for name, one in measured.items() if one.details},
         num_cut_answers=answers.num_cut_answers,
-        num_long_references=sum(num > (max_new_tokens or 0) for num in reference_tokens),
+        num_long_references=sum(num > (max_new_tokens or 0) for num in reference_tokens[:num_answers]),
         max_new_tokens=max_new_tokens,
         sampling=choose_sampling(evaluate),
     )

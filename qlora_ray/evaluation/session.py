@@ -52,7 +52,7 @@ class Session:
 
         Raises:
             DataError: If a prompt is empty.
-            torch.OutOfMemoryError: If one row alone does not fit the device.
+            RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
         """
         num_before = len(self.journal.read_answers(contender.name, prompts.name))
         if 0 < num_before < prompts.num_answered:

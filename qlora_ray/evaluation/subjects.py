@@ -12,6 +12,8 @@ from qlora_ray.config.schema import Model, Quantization, SweepConfig
 ModelName = Literal["base", "adapter", "merged"]
 MODEL_NAMES: tuple[ModelName, ...] = ("base", "adapter", "merged")
 MERGE_REPORT = "merge_report.json"
+# What the folder of a merged model that was quantized again is called, after the merged model's.
+NF4_SUFFIX = "-nf4"
 
 
 @dataclass(frozen=True)

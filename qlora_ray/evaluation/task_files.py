@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,26 @@ def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             module = path.parent / f"{one.rpartition('.')[0].replace('.', '/')}.py"
             if module.is_file():
                 yield module.resolve()
-    for one in _texts(values.get("dataset_kwargs")):
-        if Path(one).is_file():
-            yield Path(one).resolve()
+    yield from _find_data(values)
     if "group" in values:
         yield from sorted(one for one in path.parent.rglob("*") if one.suffix in (".yaml", ".py") and one.is_file())
+
+
+def _find_data(values: Mapping[str, Any]) -> Iterator[Path]:
+    """The local files behind paths and patterns, and all of a local folder but what is hidden, as `datasets` has it."""
+    named = values.get("dataset_kwargs")
+    for one in (values.get("dataset_path"), named.get("data_dir") if isinstance(named, dict) else None):
+        if isinstance(one, str) and Path(one).is_dir():
+            inside = (file for file in Path(one).rglob("*") if not _is_hidden(file.relative_to(one)))
+            yield from sorted(file.resolve() for file in inside if file.is_file())
+    for one in _texts([values.get("dataset_path"), named]):
+        # Path.glob takes no absolute pattern, and finds hidden files too.
+        found = [one] if Path(one).is_file() else sorted(glob.glob(one, recursive=True))  # noqa: PTH207
+        yield from (Path(file).resolve() for file in found if Path(file).is_file())
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qlora_ray.errors import RunError
 from qlora_ray.exporting.inventory import INVENTORY, Bundle
-from qlora_ray.runs.files import whole_file
+from qlora_ray.runs.whole import whole_file
 
 # Weights do not get smaller by it, and take long.
 _STORED = (".safetensors",)
@@ -48,5 +48,10 @@ def zip_bundle(bundle: Bundle) -> Path:
 def _holds_bundle(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.count("/") == 1 and name.endswith(f"/{INVENTORY}") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        # Damaged: whose it was cannot be seen.
+        return False
+    return any(name.count("/") == 1 and name.endswith(f"/{INVENTORY}") for name in names)

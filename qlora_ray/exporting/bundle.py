@@ -33,7 +33,7 @@ from qlora_ray.modeling.identity import ADAPTER_CONFIG, read_adapter_origin, wri
 from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs import write_json, write_text
-from qlora_ray.runs.files import whole_folder
+from qlora_ray.runs.whole import whole_folder
 
 
 def write_bundle(
@@ -151,7 +151,8 @@ def _merge(
     )
     if selection.notes:
         report = replace(report, notes=[*selection.notes, *report.notes])
-        write_json(folder / "merged" / REPORT, report.to_dict())
+        for part in filter(None, ("merged", report.nf4_copy)):
+            write_json(folder / part / REPORT, report.to_dict())
     return report
 
 

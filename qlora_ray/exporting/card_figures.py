@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_ray.evaluation.comparison import Comparison
-from qlora_ray.evaluation.score_details import tabulate_details
+from qlora_ray.evaluation.score_details import describe_sampling, tabulate_details
 from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.exporting.merge_report import MergeReport
 from qlora_ray.exporting.naming import EMBEDDED_TASK, shorten_dataset, shorten_source
@@ -70,7 +70,7 @@ def detail_tables(facts: CardFacts) -> list[list[list[str]]]:
 
 
 def describe_rows(facts: CardFacts) -> list[str]:
-    """What the scores are over, and how each scored model was loaded, a sentence each; empty without scores."""
+    """What the scores are over, how models were loaded and answers drawn, a sentence each; empty without scores."""
     scored = score_rows(facts)
     if not scored:
         return []
@@ -81,12 +81,16 @@ def describe_rows(facts: CardFacts) -> list[str]:
         return [
             f"Rows: {scored[0].get('num_rows', 'all')} of {split}{source}, scored at the end of the sweep.",
             "base and adapter: loaded as the trial trained.",
+            *_describe_answers(scored[-1].get("sampling")),
         ]
     rows = facts.evaluation.get("rows") or {}
     reason = rows.get("reason") or f"{rows.get('split')}"
     whose = "" if rows_are_the_sweeps(facts) else " These are not the rows of the sweep."
     lines = [f"Rows: {rows.get('num_rows')} of {reason}{source}.{whose}"] if rows.get("split") else []
-    return lines + [f"{name}: {how}." for name, how in (facts.evaluation.get("models") or {}).items()]
+    lines += [f"{name}: {how}." for name, how in (facts.evaluation.get("models") or {}).items()]
+    # Not of the scores: there older evaluations have none.
+    asked = (facts.evaluation.get("settings") or {}).get("evaluate") or {}
+    return [*lines, *_describe_answers(asked.get("sampling"))]
 
 
 def rows_are_the_sweeps(facts: CardFacts) -> bool:
@@ -160,6 +164,10 @@ def is_worse(facts: CardFacts) -> bool:
     told = [verdict["deciding"], *verdict["others"]] if verdict else []
     told += [one for one in _comparisons(facts) if one["base_model"] == "base"]
     return any(one["verdict"] == "worse" for one in told)
+
+
+def _describe_answers(sampling: dict[str, Any] | None) -> list[str]:
+    return [f"Answers: one per prompt, {describe_sampling(sampling)}."] if sampling else []
 
 
 def _sweep_verdict(selection: Selection) -> dict[str, Any] | None:

@@ -33,7 +33,8 @@ def check_place(to: Path, *, sweep: Path, has_zip: bool = False, option: str = "
         option: What the user gave it by.
     """
     check_target(to, sweep=sweep, option=option)
-    existing = next(parent for parent in to.absolute().parents if parent.exists())
+    # A link that leads nowhere is there too, and no folder can be made in its place.
+    existing = next(parent for parent in to.absolute().parents if os.path.lexists(parent))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         what = "no folder" if not existing.is_dir() else "a folder that this user cannot write to"
         raise RunError(f"{option} {to}: must be in a folder that can be written, {existing} is {what}. Choose another.")
@@ -130,7 +131,7 @@ def _note_export(selection: Selection, bundle: Bundle, *, tell: Callable[[str], 
     line = {
         "time": bundle.inventory["created"],
         "trial": selection.trial,
-        "to": str(bundle.folder.absolute()),
+        "to": str(bundle.folder.resolve()),
         "name": bundle.name,
         "merge": bundle.merge.to_dict() if bundle.merge else None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +47,8 @@ def _explained(plan: PushPlan, what: str, folder: Path) -> Iterator[None]:
     """Turns whatever the hub and its client raise into one message without the token."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    again = f"The bundle is whole; go on with: python -m qlora_ray.export {folder} --push {plan.repo_id}"
-    again += " --public" if plan.is_public else ""
+    command = ["python", "-m", "qlora_ray.export", str(folder), "--push", plan.repo_id]
+    again = f"The bundle is whole; go on with: {shlex.join([*command, *(['--public'] if plan.is_public else [])])}"
     try:
         yield
     except Exception as error:

@@ -12,6 +12,7 @@ from qlora_ray.exporting.hub_answers import explain_refusal, explain_silence
 from qlora_ray.exporting.hub_client import REACH_TIMEOUT_S, answers_within, make_api
 from qlora_ray.exporting.hub_token import find_token
 from qlora_ray.exporting.inventory import BUNDLE_FILES, BUNDLE_FOLDERS
+from qlora_ray.modeling.hub import gave_up
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -119,6 +120,11 @@ def _find_access(where: str, *, token: str | None, endpoint: str | None) -> tupl
     from huggingface_hub import constants
 
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+    if constants.HF_HUB_OFFLINE and gave_up():
+        raise RunError(
+            f"{where}: needs the network, got no answer from {constants.ENDPOINT} where the base was looked for. Check "
+            "the network, or export without --push now and push the bundle later."
+        )
     if constants.HF_HUB_OFFLINE:
         raise RunError(
             f"{where}: needs the network, got HF_HUB_OFFLINE=1. Unset it, or export without --push now and "

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-
-from qlora_ray.env_file import TOKEN_NAME, check_token, find_in_env_file
+from qlora_ray.env_file import check_token, find_in_env_file, find_in_environment
 from qlora_ray.errors import ConfigError
 
 
 def find_token() -> str | None:
-    """The hub's token: of HF_TOKEN, else of .env in this folder, else of `hf auth login`. It is never printed.
+    """The hub's token: of the environment, else of .env in this folder, else of `hf auth login`. It is never printed.
 
     Raises:
         ConfigError: If what is found cannot be a token, or a file cannot be read.
     """
     from huggingface_hub import get_token
 
-    given = (os.environ.get(TOKEN_NAME) or "").strip()
-    if given:
-        return check_token(given, where=f"{TOKEN_NAME} in the environment")
-    written = find_in_env_file()
-    if written is not None:
-        return written
+    given = find_in_environment() or find_in_env_file()
+    if given is not None:
+        return given
     try:
         found = (get_token() or "").strip()
     except (OSError, UnicodeDecodeError):

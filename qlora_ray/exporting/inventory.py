@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,30 +66,56 @@ def read_bundle(folder: Path) -> Bundle | None:
     """The bundle in a folder, every file held against its size and sha256; None if there is none.
 
     Raises:
-        RunError: If its files are not those that were written.
+        RunError: If its files are not those that were written, or this user may not read them.
     """
     if not is_bundle(folder):
         return None
     inventory = read_json(folder / INVENTORY)
-    there = set(list_files(folder))
-    for file in inventory["files"]:
-        # A path that leads out of the folder is not among its files.
-        path = folder / file["path"]
-        is_same = (
-            file["path"] in there and path.stat().st_size == file["bytes"] and hash_file(path) == file.get("sha256")
-        )
-        if not is_same:
-            raise RunError(f"{folder}: a bundle must be whole, got another or no {file['path']}. Export it again.")
+    with looking_into(str(folder)):
+        there = set(list_files(folder))
+        for file in inventory["files"]:
+            # A path that leads out of the folder is not among its files.
+            path = folder / file["path"]
+            is_same = (
+                file["path"] in there and path.stat().st_size == file["bytes"] and hash_file(path) == file["sha256"]
+            )
+            if not is_same:
+                raise RunError(f"{folder}: a bundle must be whole, got another or no {file['path']}. Export it again.")
     return Bundle(folder, inventory)
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder was written by `write_bundle`."""
+    """Whether a folder was written by `write_bundle`, and its bundle.json is not damaged."""
     try:
         found = json.loads((folder / INVENTORY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and "bundle_version" in found and isinstance(found.get("files"), list)
+    if not isinstance(found, dict) or "bundle_version" not in found or not isinstance(found.get("name"), str):
+        return False
+    files = found.get("files")
+    return isinstance(files, list) and all(map(_is_entry, files))
+
+
+def _is_entry(file: object) -> bool:
+    """Whether this is what `take_inventory` writes of a file."""
+    kinds = {"path": str, "bytes": int, "sha256": str}
+    return isinstance(file, dict) and all(isinstance(file.get(key), kind) for key, kind in kinds.items())
+
+
+@contextmanager
+def looking_into(where: str) -> Iterator[None]:
+    """Turns what the disk says of a name that is too long, or of another user's private folder, into one message.
+
+    Args:
+        where: What the user gave the folder by.
+    """
+    try:
+        yield
+    except OSError as error:
+        ask = ", or ask its owner for access" if isinstance(error, PermissionError) else ""
+        raise RunError(
+            f"{where}: cannot be looked into: {error.filename}: {error.strerror}. Choose another folder{ask}."
+        ) from None
 
 
 def check_target(to: Path, *, sweep: Path, option: str = "--to") -> None:
@@ -95,13 +124,18 @@ def check_target(to: Path, *, sweep: Path, option: str = "--to") -> None:
     kept = [root / part for part in ("trials", "best", "logs", "evaluation")]
     if root == target or root.is_relative_to(target) or any(target.is_relative_to(part) for part in kept):
         raise RunError(f"{option} {to}: must not be the sweep's own folder, or in its trials. Choose another folder.")
+    with looking_into(f"{option} {to}"):
+        _check_content(to, option=option)
+
+
+def _check_content(to: Path, *, option: str) -> None:
     if to.is_symlink() or (to.exists() and not to.is_dir()):
         what = "link" if to.is_symlink() else "file"
         raise RunError(f"{option} {to}: must be a folder, got a {what}. Choose another.")
     if not to.is_dir():
         return
     # A new folder takes the place of the old one, which neither a mounted disk nor where a shell stands lets happen.
-    here = Path.cwd().is_relative_to(target)
+    here = Path.cwd().is_relative_to(to.expanduser().resolve())
     if here or to.is_mount():
         what = "the folder this command runs in" if here else "a mounted disk"
         raise RunError(f"{option} {to}: must be a folder that can be replaced, got {what}. Choose one inside it.")
@@ -136,5 +170,11 @@ def take_inventory(selection: Selection, folder: Path, *, name: str, merge: Merg
 
 
 def list_files(folder: Path) -> list[str]:
-    """Paths of all files below a folder, sorted."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    """Paths of all files below a folder, sorted; raises OSError where it cannot look."""
+
+    def stop(error: OSError) -> None:
+        # What this user may not see is there all the same.
+        raise error
+
+    found = os.walk(folder, onerror=stop)
+    return sorted((Path(at) / name).relative_to(folder).as_posix() for at, _, names in found for name in names)

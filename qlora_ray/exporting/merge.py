@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.split import EvaluationSplit
+from qlora_ray.evaluation.subjects import NF4_SUFFIX
 from qlora_ray.exporting.deltas import AdapterChanges, BaseNames
 from qlora_ray.exporting.merge_candidate import Candidate, Rule, write_candidate, write_side_files
 from qlora_ray.exporting.merge_choice import check_changed, choose_candidate, explain_merge, explain_nan
@@ -32,12 +33,11 @@ from qlora_ray.modeling.adapters import saved_adapter
 from qlora_ray.modeling.identity import hash_adapter, read_adapter
 from qlora_ray.modeling.loading import hash_base, load_base
 from qlora_ray.modeling.quantization import QuantizationSpec
+from qlora_ray.modeling.shortage import is_out_of_memory
 from qlora_ray.runs.files import write_json
 
 if TYPE_CHECKING:
     from qlora_ray.exporting.merge_measure import Reference
-
-NF4_SUFFIX = "-nf4"
 
 
 def merge_adapter(
@@ -98,13 +98,13 @@ class _Merge:
 
     def run(self) -> MergeReport:
         """The merge on the device; where it does not fit, on the CPU from the start."""
-        import torch
-
         from qlora_ray.exporting.merged_models import free_memory
 
         try:
             return self._run()
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if self.device == "cpu":
                 raise RunError(
                     f"{self.adapter}: merging must fit the memory of this machine, got too little. "
@@ -139,7 +139,9 @@ class _Merge:
                 measured.append(models.quantize_again(kept, copy, max_shard_bytes=self.options.max_shard_bytes))
             notes.extend([*models.notes, *explain_nan(measured)])
             report = self._report(kept, reason, trained, measured, notes, seconds=time.monotonic() - started)
-            write_json(kept.folder / REPORT, report.to_dict())
+            # In the copy too: it may be moved, and `evaluate` asks of each what it was made of.
+            for made in filter(None, (kept.folder, copy)):
+                write_json(made / REPORT, report.to_dict())
             _keep_only(kept, trained.candidates, folder)
         return report
 

@@ -95,10 +95,8 @@ def write_side_files(
     generation = checkpoint.find_file("generation_config.json")
     if generation is not None:
         (folder / "generation_config.json").write_bytes(generation.read_bytes())
-    base = Path(checkpoint.name)
-    if config.get("auto_map") and base.is_dir():
-        # Code of the base's own, which its config names.
-        for source in base.glob("*.py"):
+    if isinstance(config.get("auto_map"), dict):
+        for source in _find_code(checkpoint, config["auto_map"]):
             (folder / source.name).write_bytes(source.read_bytes())
     tokenizer.save_pretrained(str(folder))
 
@@ -112,12 +110,39 @@ def _merged_config(checkpoint: Checkpoint, plan: MergePlan) -> dict[str, Any]:
         section.update(dict.fromkeys(keys, DTYPE_NAMES[plan.dtype]))
         if plan.tying == "untied by the merge":
             section["tie_word_embeddings"] = False
-    if isinstance(config.get("auto_map"), dict) and not Path(checkpoint.name).is_dir():
+    if isinstance(config.get("auto_map"), dict):
+        # Beside the weights lies the code of the base's own commit: its name would stand for what main has today.
+        own = f"{checkpoint.name}--"
         config["auto_map"] = {
-            key: value if not isinstance(value, str) or "--" in value else f"{checkpoint.name}--{value}"
+            key: [_without(own, one) for one in value] if isinstance(value, list) else _without(own, value)
             for key, value in config["auto_map"].items()
         }
     return dict(config)
+
+
+def _without(prefix: str, reference: Any) -> Any:
+    return reference.removeprefix(prefix) if isinstance(reference, str) else reference
+
+
+def _find_code(checkpoint: Checkpoint, auto_map: dict[str, Any]) -> list[Path]:
+    """The base's own modules: all of its folder; of the hub those that its config names, and what these import."""
+    base = Path(checkpoint.name)
+    if base.is_dir():
+        return list(base.glob("*.py"))
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    found: dict[str, Path] = {}
+    # A tokenizer's are two: the slow one's class and the fast one's.
+    references = [one for value in auto_map.values() for one in (value if isinstance(value, list) else [value])]
+    # `org/code--module.Class` is another repository's, and stays there.
+    waiting = [one.split(".")[0] for one in references if isinstance(one, str) and "--" not in one]
+    while waiting:
+        module = waiting.pop()
+        file = None if module in found else checkpoint.find_file(f"{module}.py")
+        if file is not None:
+            found[module] = file
+            waiting += get_relative_imports(file)
+    return list(found.values())
 
 
 def _cast(weight: Tensor, dtype: torch.dtype, *, name: str) -> Tensor:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.exporting.outcome import format_size
+from qlora_ray.modeling.hub import first_line, is_commit, reach_repository
 from qlora_ray.modeling.loading import resolve_model_name
-from qlora_ray.runs.files import whole_folder
+from qlora_ray.runs.whole import whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +88,9 @@ def open_checkpoint(model: Model) -> Checkpoint:
     """
     name = resolve_model_name(model.name)
     where = f"merge: {name}"
+    if model.revision is not None and is_commit(model.revision) and not Path(name).is_dir():
+        # Of a known commit nobody has asked yet, and the cache may lack files.
+        reach_repository(name, revision=model.revision, where=where)
     config_file = _find_file(name, model.revision, "config.json")
     if config_file is None:
         raise ModelError(f"{where} must have config.json, got none. Give the base's whole folder, or its hub id.")
@@ -238,10 +242,10 @@ def _find_file(name: str, revision: str | None, filename: str) -> Path | None:
             revision=revision or "main",
             _raise_exceptions_for_missing_entries=False,
         )
-    except OSError as error:
-        cause = str(error).strip().splitlines()[0].rstrip(" .:")
+    # Also what the HTTP client raises where a token cannot be sent, which is none of the library's own errors.
+    except Exception as error:
         raise ModelError(
-            f"merge: {filename} of {name} must be in the cache or on the hub, got: {cause}. "
+            f"merge: {filename} of {name} must be in the cache or on the hub, got: {first_line(error)}. "
             "Check the network, or give a local folder."
         ) from None
     return Path(found) if found else None

@@ -38,6 +38,8 @@ def attach_adapter(base: LoadedBase, lora: Lora, *, seed: int) -> PeftModel:
         use_dora=lora.use_dora,
         modules_to_save=lora.modules_to_save,
         task_type="CAUSAL_LM",
+        # The base's: what PEFT's Auto classes load the adapter on.
+        revision=base.revision,
     )
     torch.manual_seed(seed)
     try:

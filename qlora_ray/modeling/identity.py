@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
-from qlora_ray.modeling.hub import COMMIT
+from qlora_ray.modeling.hub import is_commit
 from qlora_ray.modeling.loading import hash_base
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -148,23 +148,24 @@ def check_base(model: Model, *, expected_hash: str, where: str) -> str | None:
         return None
     if verdict == "other":
         name, _, commit = expected_hash.removeprefix("hub:").rpartition("@")
-        is_moved = name == model.name and COMMIT.fullmatch(commit)
+        is_moved = name == model.name and is_commit(commit)
         advice = f"--set model.revision={commit}" if is_moved else "--set model.name="
         raise ModelError(
-            f"{where}: must be used on the base it was trained on ({_short(expected_hash)}), got {_short(found)} from "
+            f"{where}: must be used on the base it was trained on ({shorten_hash(expected_hash)}), got {shorten_hash(found)} from "
             f"{model.name}. Restore that base, or name it with {advice}."
         )
     return (
-        f"the base could not be verified: the adapter was trained on {_short(expected_hash)}, and {model.name} is "
-        f"{_short(found)}, which cannot be compared"
+        f"the base could not be verified: the adapter was trained on {shorten_hash(expected_hash)}, and {model.name} is "
+        f"{shorten_hash(found)}, which cannot be compared"
     )
 
 
 def _is_exact(fingerprint: str) -> bool:
     """Whether a fingerprint is of bytes, or of a commit: not of a branch."""
     is_of_hub = fingerprint.startswith("hub:")
-    return not is_of_hub or COMMIT.fullmatch(fingerprint.rpartition("@")[2]) is not None
+    return not is_of_hub or is_commit(fingerprint.rpartition("@")[2])
 
 
-def _short(fingerprint: str) -> str:
+def shorten_hash(fingerprint: str) -> str:
+    """A fingerprint of bytes for a message, cut; one of the hub whole, whose commit comes last."""
     return fingerprint[:19] if fingerprint.startswith("sha256:") else fingerprint

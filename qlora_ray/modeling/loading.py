@@ -12,8 +12,9 @@ from qlora_ray import embedded
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
-from qlora_ray.modeling.hub import find_commit
+from qlora_ray.modeling.hub import find_commit, first_line, reach_repository
 from qlora_ray.modeling.quantization import Precision, QuantizationSpec, make_bitsandbytes_config, torch_dtype
+from qlora_ray.modeling.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,12 +24,17 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A frozen base on one device, with what the engines need to know of it."""
+    """A frozen base on one device, with what the engines need to know of it.
+
+    Attributes:
+        revision: The hub's commit that was loaded; None for a folder.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     quantization: QuantizationSpec
     device: str
+    revision: str | None = None
 
     @property
     def precision(self) -> Precision:
@@ -58,6 +64,24 @@ def pin_revision(model: Model) -> Model:
     return model.model_copy(update={"revision": find_commit(name, revision=model.revision)})
 
 
+def find_source(model: Model) -> dict[str, Any]:
+    """from_pretrained's arguments that say which files are loaded, from where, and whether their code may run.
+
+    A hub's model is pinned and asked for, also where its commit is known: the cache may lack files of it.
+
+    Raises:
+        ModelError: If there is no such folder, and no such model on the hub or in its cache.
+    """
+    name = resolve_model_name(model.name)
+    model = pin_revision(model)
+    is_there = Path(name).is_dir() or reach_repository(name, revision=model.revision, where="model.name")
+    return {
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "local_files_only": not is_there,
+    }
+
+
 def read_shape(model: Model) -> ModelShape:
     """The base's shape from its config.json alone; no weights are read.
 
@@ -78,11 +102,11 @@ def read_shape(model: Model) -> ModelShape:
         if not isinstance(written, dict):
             raise ModelError(f"model.name: {name}/config.json must be a JSON object, got {type(written).__name__}.")
         return ModelShape.from_hf_config(written)
-    model = pin_revision(model)
+    source = find_source(model)
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        config = AutoConfig.from_pretrained(name, **source)
     except Exception as error:
         raise cannot_load("model.name", name, error) from None
     return ModelShape.from_hf_config(config.to_dict())
@@ -94,23 +118,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: If it cannot be loaded.
     """
-    model = pin_revision(model)
-    from transformers import AutoTokenizer
-
-    name = resolve_model_name(model.name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except Exception as error:
-        raise cannot_load("model.name", f"the tokenizer of {name}", error) from None
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ModelError(f"model.name: the tokenizer of {name} has neither a pad nor an eos token. Set one.")
-        # Padding is masked out of attention and loss, so that sharing the eos token costs nothing.
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
-    return tokenizer
+    return _load_tokenizer(resolve_model_name(model.name), find_source(model))
 
 
 def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> LoadedBase:
@@ -123,12 +131,13 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
 
     Raises:
         ModelError: If it cannot be loaded.
+        RuntimeError, MemoryError: If the device has no room for it (`shortage.is_out_of_memory`).
     """
-    model = pin_revision(model)
+    source = find_source(model)
     from transformers import AutoModelForCausalLM
 
     name = resolve_model_name(model.name)
-    tokenizer = load_tokenizer(model)
+    tokenizer = _load_tokenizer(name, source)
     options: dict[str, Any] = {}
     config = make_bitsandbytes_config(quantization)
     if config is not None:
@@ -136,21 +145,20 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
     try:
         base = AutoModelForCausalLM.from_pretrained(
             name,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            **source,
             attn_implementation=model.attn_implementation,
             dtype=torch_dtype(quantization.compute_dtype),
             device_map={"": device},
             **options,
         )
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             raise
         raise cannot_load("model.name", name, error) from None
     base.requires_grad_(False)
     base.config.use_cache = False
     _keep_weights_as_loaded(base)
-    return LoadedBase(base, tokenizer, quantization, device)
+    return LoadedBase(base, tokenizer, quantization, device, None if Path(name).is_dir() else source["revision"])
 
 
 def hash_base(model: Model) -> str:
@@ -169,6 +177,22 @@ def hash_base(model: Model) -> str:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _load_tokenizer(name: str, source: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+    except Exception as error:
+        raise cannot_load("model.name", f"the tokenizer of {name}", error) from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"model.name: the tokenizer of {name} has neither a pad nor an eos token. Set one.")
+        # Padding is masked out of attention and loss, so that sharing the eos token costs nothing.
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def _keep_weights_as_loaded(base: PreTrainedModel) -> None:
@@ -192,9 +216,8 @@ def _check_folder(name: str) -> None:
 
 def cannot_load(where: str, what: str, error: Exception) -> ModelError:
     """A loading library's error as one line that says what to do."""
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(what.rsplit(" of ", 1)[-1]).expanduser().is_dir():
         advice = "Give a folder that save_pretrained wrote whole: config, weights and tokenizer."
     else:
         advice = "Check the name; for a gated or private model set HF_TOKEN; without a network, give a local folder."
-    return ModelError(f"{where}: {what} cannot be loaded: {cause.rstrip(' .:')}. {advice}")
+    return ModelError(f"{where}: {what} cannot be loaded: {first_line(error)}. {advice}")

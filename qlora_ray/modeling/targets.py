@@ -83,14 +83,19 @@ def build_skeleton(model: Model) -> PreTrainedModel:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     name = resolve_model_name(model.name)
     try:
         config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+        skeleton: PreTrainedModel
         with torch.device("meta"):
-            skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=model.trust_remote_code
-            )
+            if own and model.trust_remote_code:
+                # transformers 5.23: from_config would take the code of main, and keep it for the load that follows.
+                skeleton = get_class_from_dynamic_module(own, name, revision=model.revision)(config)
+            else:
+                skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     except Exception as error:
         raise cannot_load("model.name", name, error) from None
     return skeleton

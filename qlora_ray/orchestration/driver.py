@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from qlora_ray.orchestration.preflight import (
 )
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.stopping import StopSignals, stop_signals
-from qlora_ray.orchestration.summary import Summary, print_outcome, print_plan, write_summary
+from qlora_ray.orchestration.summary import Summary, print_next_steps, print_outcome, print_plan, write_summary
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.orchestration.usage import wait_share
 from qlora_ray.orchestration.winner import choose_winner
@@ -48,13 +48,14 @@ class _Started:
     value: bool = False
 
 
-def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool) -> Summary:
+def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_exported: bool = False) -> Summary:
     """Runs a sweep to its winner.
 
     Args:
         preflight: What was checked before.
         paths: The sweep's folder; it exists when resuming, and is made otherwise.
         is_resume: Whether to go on with the study that is there.
+        is_exported: Whether the caller exports the winner next, so that nobody need be told how.
 
     Returns:
         What came of it; also in summary.json.
@@ -71,7 +72,14 @@ def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool) -> Su
     with paths.lock():
         try:
             with noise_to(paths.logs / "driver.log") as console:
-                return _run_or_explain(preflight, paths=paths, is_resume=is_resume, console=console, started=started)
+                return _run_or_explain(
+                    preflight,
+                    paths=paths,
+                    is_resume=is_resume,
+                    is_exported=is_exported,
+                    console=console,
+                    started=started,
+                )
         except (QloraRayError, KeyboardInterrupt) as error:
             if not started.value and not isinstance(error, SweepFailed):
                 shutil.rmtree(paths.root, ignore_errors=True)
@@ -82,11 +90,13 @@ def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool) -> Su
 
 
 def _run_or_explain(
-    preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: Console, started: _Started
+    preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_exported: bool, console: Console, started: _Started
 ) -> Summary:
     """Runs the sweep; what is nobody's bad input becomes a SweepFailed, with its traceback in the log."""
     try:
-        return _run(preflight, paths=paths, is_resume=is_resume, console=console, started=started)
+        return _run(
+            preflight, paths=paths, is_resume=is_resume, is_exported=is_exported, console=console, started=started
+        )
     except QloraRayError as error:
         # From an actor it comes as Ray's, whose text is the remote traceback.
         there = getattr(error, "cause", None)
@@ -109,7 +119,9 @@ def _run_or_explain(
         console.end_progress()
 
 
-def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: Console, started: _Started) -> Summary:
+def _run(
+    preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_exported: bool, console: Console, started: _Started
+) -> Summary:
     config = preflight.config
     console.progress("starting Ray ...")
     with stop_signals() as stops, ray_cluster(config.cluster):
@@ -121,10 +133,12 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         plan = plan_sweep(preflight, list(profiles.values()))
         # Once: it reads every byte of the base.
         common = common_facts(preflight)
+        first = read_json(paths.manifest) if is_resume else None
+        if first is not None:
+            notes = check_same_inputs(preflight, first, common=common)
+            preflight = replace(preflight, notes=[*preflight.notes, *notes])
         manifest = describe_sweep(preflight, plan, list(profiles.values()), common=common)
-        if is_resume:
-            first = read_json(paths.manifest)
-            check_same_inputs(preflight, first, common=common)
+        if first is not None:
             manifest = add_resume(first, manifest)
         write_json(paths.manifest, manifest)
         print_plan(console, preflight, plan, paths)
@@ -157,6 +171,7 @@ def _run(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, console: C
         report = _write_report(paths)
         console.end_progress()
         print_outcome(console, summary, ledger=ledger, winner=winner, paths=paths, report=report)
+        print_next_steps(console, summary, ledger=ledger, winner=winner, paths=paths, is_exported=is_exported)
         _close(pool)
         return summary
 

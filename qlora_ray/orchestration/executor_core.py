@@ -86,7 +86,8 @@ class ExecutorCore:
     def admit(self, spec: TrialSpec) -> bool:
         """Takes a trial in, from the state its last report left on disk, if there is one.
 
-        A trial that is here already is a dead driver's, and ends first.
+        A trial that is here already is a dead driver's, and ends first. One whose state cannot be read starts at its
+        beginning; its reports' facts say why, as `restarted`.
 
         Returns:
             Whether it went on from a state.
@@ -94,7 +95,7 @@ class ExecutorCore:
         Raises:
             Evicted: If there is no slot for it; the slots may have become fewer since it was leased one.
         """
-        from qlora_ray.training.checkpoint import TrialState
+        from qlora_ray.training.checkpoint import find_state
 
         self.evict(spec.trial_id)
         life = Life(spec)
@@ -105,9 +106,8 @@ class ExecutorCore:
             if len(self._lives) >= self._engine.slots:
                 raise Evicted(f"all {self._engine.slots} slots are held")
             self._lives[spec.trial_id] = life
-        folder = self._paths.trial(spec.trial_id).state
         try:
-            state = TrialState.load(folder) if folder.exists() else None
+            state, life.restarted = find_state(self._paths.trial(spec.trial_id).state)
             with self._changed:
                 self._require(life)
                 life.state, life.silent_s = state, 0.0
@@ -369,7 +369,7 @@ class ExecutorCore:
                     del self._lives[report.trial_id]
                     self._put_out[report.trial_id] = report.failure.message
                 else:
-                    life.report = report
+                    life.report = life.explain(report)
                 # The wait for the driver starts now.
                 life.silent_s = 0.0
             self._changed.notify_all()

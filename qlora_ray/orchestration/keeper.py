@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.modeling.identity import write_adapter_origin
-from qlora_ray.runs.files import whole_folder
 from qlora_ray.runs.paths import SweepPaths
+from qlora_ray.runs.whole import whole_folder
 from qlora_ray.training.engine import Failure, Report
 
 if TYPE_CHECKING:

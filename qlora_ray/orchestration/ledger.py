@@ -14,6 +14,7 @@ from qlora_ray.orchestration.records import State, TrialEntry, format_csv, metri
 from qlora_ray.runs import EventLog, SweepPaths, append_line, read_json, write_json, write_text
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.paths import trial_id_of
+from qlora_ray.runs.whole import restore_folder
 
 # What a line of metrics.jsonl holds besides a report's metrics.
 NO_METRICS = ("report_index", "time", "train_losses")
@@ -60,7 +61,9 @@ class Ledger:
         self._paths.trial(entry.id).root.mkdir(parents=True, exist_ok=True)
         for ancestor in ancestors:
             # A driver killed in the middle of a resume leaves the state with an earlier one.
-            if self._paths.trial(trial_id_of(ancestor)).state.exists():
+            state = self._paths.trial(trial_id_of(ancestor)).state
+            restore_folder(state)
+            if state.exists():
                 self._inherit(entry, ancestor)
                 break
         reason = f"goes on with trial {trial_id_of(resumed_from)}" if resumed_from is not None else "asked of the study"
@@ -103,7 +106,13 @@ class Ledger:
     def report(self, result: dict[str, Any]) -> None:
         """Enters one of a trial's reports, as its Tune result."""
         entry = self.entries[result["number"]]
-        entry.facts = result["facts"] or entry.facts
+        told = entry.facts.get("restarted")
+        # A failure may know no more than where it was: what ran till then stays true.
+        entry.facts = {**entry.facts, **result["facts"]} if result["failure"] else result["facts"] or entry.facts
+        why = entry.facts.get("restarted")
+        if why and why != told:
+            words = f"trial {entry.id} starts at its beginning: its state {why}"
+            self.note("trial_restarted", reason=why, line=words, trial=entry.id)
         entry.num_retries = result["num_retries"]
         entry.waited_s = result["waited_s"]
         entry.is_final = result["is_final"]
@@ -139,6 +148,9 @@ class Ledger:
             if entry.state != "interrupted":
                 # Only a trial that can go on needs its state; adapters of large bases would fill the disk.
                 shutil.rmtree(self._paths.trial(entry.id).state, ignore_errors=True)
+            if entry.state == "failed":
+                # Written before the evaluation that it did not survive; its record names none.
+                shutil.rmtree(self._paths.trial(entry.id).adapter, ignore_errors=True)
             write_text(
                 self._paths.trials_table, format_csv(self.entries.values(), objectives=self._config.search.objectives)
             )
@@ -172,6 +184,11 @@ class Ledger:
         """Complete trials, best first."""
         done = [e for e in self.entries.values() if e.state == "complete" and self.value_of(e) is not None]
         return sorted(done, key=lambda e: (self.value_of(e) or 0.0) * (1 if self.mode == "min" else -1))
+
+    def resumable(self) -> list[TrialEntry]:
+        """Interrupted trials that no later one goes on with."""
+        taken_up = {entry.resumed_from for entry in self.entries.values()}
+        return [e for e in self.entries.values() if e.state == "interrupted" and e.number not in taken_up]
 
     def value_of(self, entry: TrialEntry) -> float | None:
         """The first objective's last value."""
@@ -219,6 +236,8 @@ class Ledger:
                 self._enter(entry, line["report_index"], line)
         self._write_record(entry)
         earlier.state.replace(trial.state)
+        # Written again with the report that the state owes.
+        shutil.rmtree(earlier.adapter, ignore_errors=True)
 
     def _eta(self, done: int, total: int) -> str:
         here = [e for e in self.entries.values() if e.closed_at is not None]

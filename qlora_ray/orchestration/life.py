@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qlora_ray.orchestration.keeper import Kept
@@ -29,6 +29,7 @@ class Life:
         num_kept: Files being written: of a report, or of a trial that is evaluated meanwhile.
         kept: The state written before the evaluation under way.
         has_adapter: Whether the adapter was.
+        restarted: Why it starts at its beginning although there is a state of it.
         silent_s: How long nobody has asked for it, as far as this process was awake to hear it.
     """
 
@@ -41,4 +42,9 @@ class Life:
     kept: Kept | None = None
     has_adapter: bool = False
     report: Report | None = None
+    restarted: str | None = None
     silent_s: float = 0.0
+
+    def explain(self, report: Report) -> Report:
+        """The report with why the trial has started at its beginning again, where it has."""
+        return replace(report, facts={**report.facts, "restarted": self.restarted}) if self.restarted else report

@@ -16,7 +16,7 @@ from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
 from qlora_ray.hardware.probe import find_versions
-from qlora_ray.modeling.identity import compare_bases
+from qlora_ray.modeling.identity import compare_bases, shorten_hash
 from qlora_ray.modeling.loading import hash_base, load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.targets import build_skeleton, check_targets
@@ -96,12 +96,12 @@ def _find_room(
 
     split = data.validation if data.test is None else data.test
     evaluate = config.evaluate
-    reference_tokens = count_reference_tokens(split, tokenizer=tokenizer, num_rows=evaluate.max_rows)
+    reference_tokens = count_reference_tokens(split, tokenizer=tokenizer)
     room = measure_room(
         split.prompt_ids[: evaluate.max_rows],
         max_new_tokens=resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens),
         limit=find_limit(shape.max_position_embeddings, evaluate.max_length),
-        reference_tokens=reference_tokens,
+        reference_tokens=reference_tokens[: evaluate.max_rows],
     )
     return room.notes(split.name)
 
@@ -142,8 +142,15 @@ def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
     )
 
 
-def check_same_inputs(preflight: Preflight, manifest: dict[str, Any], *, common: dict[str, Any]) -> None:
-    """Raises RunError if rows or base are not those that the sweep began with."""
+def check_same_inputs(preflight: Preflight, manifest: dict[str, Any], *, common: dict[str, Any]) -> list[str]:
+    """Holds rows and base against those that the sweep began with.
+
+    Returns:
+        A note if the base could not be verified, else nothing.
+
+    Raises:
+        RunError: If they are others.
+    """
     before, now = manifest["data"]["fingerprint"], preflight.data.report.fingerprint
     if before != now:
         raise RunError(
@@ -151,12 +158,18 @@ def check_same_inputs(preflight: Preflight, manifest: dict[str, Any], *, common:
             "Restore the files, or start a new sweep."
         )
     base, first = common["base"]["hash"], manifest["base"]["hash"]
-    # A sweep of an older release knows a hub's branch and no commit, which cannot be told from today's.
-    if compare_bases(first, base) == "other" or first.split(":")[0] != base.split(":")[0]:
+    verdict = compare_bases(first, base)
+    if verdict == "other" or first.split(":")[0] != base.split(":")[0]:
         raise RunError(
-            f"--resume: the base must be what the sweep began with ({first[:19]}), got {base[:19]}. "
+            f"--resume: the base must be what the sweep began with ({shorten_hash(first)}), got {shorten_hash(base)}. "
             "Restore it, or start a new sweep."
         )
+    if verdict == "same":
+        return []
+    # A sweep of an older release knows a hub's branch and no commit, which cannot be told from today's.
+    return [
+        f"the base could not be verified: the sweep began with {first}, whatever that was then, and goes on with {base}"
+    ]
 
 
 def describe_sweep(
@@ -180,14 +193,16 @@ def describe_sweep(
 
 
 def add_resume(first: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a sweep that goes on: how it began stays, and what runs now is what it plans.
+    """The manifest of a sweep that goes on: how it began stays, its base too, and what runs now is what it plans.
 
     Args:
         first: The manifest as it is.
         now: `describe_sweep` of this run.
     """
-    began = {key: first[key] for key in RUN_KEYS if key in first}
-    resumes = [*first.get("resumes", []), {key: now[key] for key in RUN_KEYS}]
+    began = {key: first[key] for key in (*RUN_KEYS, "base") if key in first}
+    # Of a base of the hub that was not pinned, today's commit may be another.
+    base = {} if now.get("base") == first.get("base") else {"base": now["base"]}
+    resumes = [*first.get("resumes", []), {key: now[key] for key in RUN_KEYS} | base]
     return {**now, **began, "resumes": resumes}
 
 

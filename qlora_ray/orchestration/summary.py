@@ -120,7 +120,7 @@ def print_outcome(
     paths: SweepPaths,
     report: Path | None,
 ) -> None:
-    """The table of trials, the winner beside its base, where everything lies, and what to do next."""
+    """The table of trials, the winner beside its base, and where everything lies."""
     console.line()
     console.line(_trials_table(ledger, winner))
     console.line()
@@ -137,13 +137,38 @@ def print_outcome(
         console.line(f"report    {report}")
     else:
         console.line(f"report    could not be made; why is in {paths.logs / 'driver.log'}")
+
+
+def print_next_steps(
+    console: Console,
+    summary: Summary,
+    *,
+    ledger: Ledger,
+    winner: Winner | None,
+    paths: SweepPaths,
+    is_exported: bool = False,
+) -> None:
+    """The commands that go on from here.
+
+    Args:
+        is_exported: Whether the winner is exported next in any case, so that nobody need be told how.
+    """
+    root = shlex.quote(str(paths.root))
     if winner is not None:
         shots = " --shots 0,3" if winner.scores.answers else ""
-        root = shlex.quote(str(paths.root))
         console.line(f"evaluate  python -m qlora_ray.evaluate {root}{shots}")
-        console.line(f"export    python -m qlora_ray.export {root} --to {paths.name}-winner")
+        if not is_exported:
+            console.line(f"export    python -m qlora_ray.export {root} --to {paths.name}-winner")
     if summary.status == "interrupted":
-        console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {paths.root}")
+        console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {root}")
+    elif entries := ledger.resumable():
+        trials = "trial" if len(entries) == 1 else "trials"
+        console.line(f"{len(entries)} {trials} can go on: python -m qlora_ray.sweep --resume {root}")
+        by_cause: dict[str, list[str]] = {}
+        for entry in entries:
+            by_cause.setdefault(entry.cause or entry.state, []).append(entry.id)
+        for cause, ids in by_cause.items():
+            console.line(f"          {', '.join(ids)}: {_one_line(cause)}")
 
 
 def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:

@@ -22,7 +22,8 @@ from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry
 from qlora_ray.orchestration.pool import describe_death
 from qlora_ray.runs import SweepPaths, write_json
-from qlora_ray.runs.files import append_line, whole_folder
+from qlora_ray.runs.files import append_line
+from qlora_ray.runs.whole import whole_folder
 
 BASE = "base"
 

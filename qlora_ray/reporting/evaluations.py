@@ -13,7 +13,7 @@ from qlora_ray.reporting.blocks import Block, Bullets, Folded, Section, Table, W
 from qlora_ray.reporting.facts import format_bytes, format_count, format_loss, format_score, table_of
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import as_list, as_mapping, as_number
-from qlora_ray.reporting.verdicts import show_comparisons, show_details
+from qlora_ray.reporting.verdicts import show_comparisons, show_details, show_sampling
 
 SCORE_COLUMNS = ("model", "prompts", "loss", "perplexity")
 MERGE_COLUMNS = (
@@ -46,6 +46,8 @@ def tell_evaluation(story: Story) -> Section | None:
         Words(f"By python -m qlora_ray.evaluate{of}, on {rows_of or 'its'} rows.{reason}"),
         _scores_table(scores),
         *_details(scores),
+        # Not of the scores: there older evaluations have none.
+        *show_sampling(as_mapping(as_mapping(evaluation.get("settings")).get("evaluate")).get("sampling")),
         *_comparisons(as_list(evaluation.get("comparisons")), name="evaluation"),
     ]
     tasks, exports = (as_mapping(evaluation.get(key)) for key in ("lm_eval", "exports"))

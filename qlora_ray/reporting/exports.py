@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_ray.errors import RunError
 from qlora_ray.reporting.trials import as_mapping, as_text
-from qlora_ray.runs import SweepPaths
+from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.files import read_lines
 
 MERGED = "merged"
+MERGE_REPORT = "merge_report.json"
 
 
 def read_merges(paths: SweepPaths) -> dict[str, Mapping[str, Any]]:
-    """The merge reports of all bundles outside the sweep's folder, the last one of each folder, by what to call them.
+    """The merge reports of bundles that are not right in the sweep's folder, of each the last, by what to call them.
 
     They are as they were when the bundle was made: it may have been moved since. Its path stays out, because reports
     are given to others.
@@ -30,9 +32,17 @@ def read_merges(paths: SweepPaths) -> dict[str, Mapping[str, Any]]:
     root = paths.root.resolve()
     for to, line in latest.items():
         report = as_mapping(line.get("merge"))
-        # One inside the sweep's folder is found by its own files.
-        if not report or Path(to).resolve().is_relative_to(root):
+        # One right in the sweep's folder is found by its own files.
+        if not report or Path(to).resolve().parent == root or _has_moved_along(Path(to), root, report):
             continue
         name = f"{Path(to).name}/{MERGED}, of trial {as_text(line.get('trial')) or 'unknown'}"
         merges[name if name not in merges else f"{name}, {as_text(line.get('time')) or to}"] = report
     return merges
+
+
+def _has_moved_along(to: Path, root: Path, report: Mapping[str, Any]) -> bool:
+    """Whether the bundle is right in the sweep's folder after all, which was moved or copied with it."""
+    try:
+        return bool(read_json(root / to.name / MERGED / MERGE_REPORT) == report)
+    except RunError:
+        return False

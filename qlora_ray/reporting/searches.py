@@ -13,7 +13,7 @@ from qlora_ray.reporting.figures_parameters import draw_importance, draw_slice
 from qlora_ray.reporting.figures_search import draw_learning_curves, draw_parallel_coordinates, parallel_width_px
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import MARK_WORDS
-from qlora_ray.reporting.trials import rank_trials
+from qlora_ray.reporting.trials import Trial, rank_trials
 from qlora_ray.reporting.verdicts import best_so_far
 
 # Small figures of single trials; a page of 500 would be slow.
@@ -158,10 +158,15 @@ def tell_parameters(story: Story) -> Section:
 
 
 def tell_failures(story: Story) -> Section | None:
-    """Failed trials with their causes; None without any."""
+    """Failed trials and interrupted ones that can go on, with their causes; None without any."""
     failed = [trial for trial in story.trials if trial.state == "failed"]
+    blocks = [*_tell_failed(story, failed), *_tell_resumable(story)]
+    return Section("Failures", blocks) if blocks else None
+
+
+def _tell_failed(story: Story, failed: list[Trial]) -> list[Block]:
     if not failed:
-        return None
+        return []
     causes = Counter(trial.cause or "unknown" for trial in failed)
     words = f"{plural(len(failed), 'trial')} of {len(story.trials)} failed: " + ", ".join(
         f"{count} {cause}" for cause, count in causes.most_common()
@@ -183,7 +188,19 @@ def tell_failures(story: Story) -> Section | None:
         for trial in failed
         if trial.message and len(trial.message.strip().splitlines()) > 1
     )
-    return Section("Failures", [Words(f"{words}."), Table(header, rows, numeric=frozenset({4, 5})), *whole])
+    return [Words(f"{words}."), Table(header, rows, numeric=frozenset({4, 5})), *whole]
+
+
+def _tell_resumable(story: Story) -> list[Block]:
+    """Why trials were interrupted; those that were only stopped with the sweep are left out."""
+    trials = [trial for trial in story.resumable if trial.message is not None]
+    if not trials:
+        return []
+    words = f"{plural(len(trials), 'trial')} of {len(story.trials)} interrupted: a resume goes on where it stood."
+    rows = tuple(
+        (trial.id, _first_line(trial.message), str(len(trial.reports)), str(trial.num_retries)) for trial in trials
+    )
+    return [Words(words), Table(("trial", "message", "reports", "retries"), rows, numeric=frozenset({2, 3}))]
 
 
 def _curves_caption(story: Story) -> str:

@@ -117,6 +117,12 @@ class Story:
         states = [trial.state for trial in self.trials]
         return {state: states.count(state) for state in STATES if state in states}
 
+    @property
+    def resumable(self) -> tuple[Trial, ...]:
+        """Interrupted trials that no later one goes on with."""
+        taken_up = {trial.record.get("resumed_from") for trial in self.trials}
+        return tuple(trial for trial in self.trials if trial.state == "interrupted" and trial.id not in taken_up)
+
     def planned(self, *keys: str) -> Any:
         """A value of the manifest by its keys, e.g. `planned("config", "search", "num_reports")`; None without it."""
         value: Any = self.manifest
@@ -151,7 +157,11 @@ def read_story(paths: SweepPaths) -> Story:
         str(path.parent.relative_to(paths.root)): report
         for pattern in MERGE_REPORTS
         for path in sorted(paths.root.glob(pattern))
-        if (report := files.read(path))
+        # A bundle that is being written, or was left by a killed export, is hidden.
+        if not any(part.startswith(".") for part in path.relative_to(paths.root).parts)
+        # A copy in NF4 has its merged model's report.
+        and (report := files.read(path))
+        and path.parent.name != report.get("nf4_copy")
     } | read_merges(paths)
     return Story(
         name=paths.root.resolve().name,

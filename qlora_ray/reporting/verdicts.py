@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from qlora_ray.console import format_duration
 from qlora_ray.evaluation.comparison import LOSS, Comparison
-from qlora_ray.evaluation.score_details import count_answers, describe_details, tabulate_details
+from qlora_ray.evaluation.score_details import count_answers, describe_details, describe_sampling, tabulate_details
 from qlora_ray.reporting.axes import format_share, format_signed, format_value
 from qlora_ray.reporting.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
 from qlora_ray.reporting.facts import format_loss, format_score, format_time, plural
@@ -99,6 +100,7 @@ def tell_verdict(story: Story) -> Section:
         blocks += show_comparisons(comparisons, name="verdict", base="base", tuned=f"winner {outcome.winner}")
         scores = {name: as_mapping(outcome.scores.get(key)) for name, key in ROLES}
         blocks += show_details([((name,), one.get("details")) for name, one in scores.items()])
+        blocks += show_sampling(as_mapping(outcome.scores.get("winner")).get("sampling"))
     elif outcome.winner is not None and as_mapping(outcome.scores.get("base")):
         blocks += _older_scores(story)
     if outcome.winner is not None:
@@ -109,11 +111,23 @@ def tell_verdict(story: Story) -> Section:
         blocks.append(Folded(f"The first {plural(len(rows), 'answer')}, side by side", (table,)))
     if outcome.failure is not None:
         blocks.append(Words(outcome.failure, "bad"))
-    if outcome.status in (UNFINISHED, INTERRUPTED) and not outcome.is_held:
-        blocks += [Words("Go on with:"), Code(RESUME.format(root=story.root))]
+    blocks += _how_to_go_on(story)
     if story.problems:
         blocks += [Words("Not everything could be read:", "warn"), Bullets(story.problems)]
     return Section("Winner and base", blocks)
+
+
+def _how_to_go_on(story: Story) -> list[Block]:
+    """The command that goes on with what has not ended; nothing where there is no such thing, or a sweep runs."""
+    outcome = story.outcome
+    # The sweep itself writes its page, holding its lock: that it is held says nothing once it was interrupted.
+    if outcome.status == INTERRUPTED or (outcome.status == UNFINISHED and not outcome.is_held):
+        words = "Go on with:"
+    elif outcome.status != UNFINISHED and story.resumable:
+        words = f"{plural(len(story.resumable), 'trial')} can go on:"
+    else:
+        return []
+    return [Words(words), Code(RESUME.format(root=shlex.quote(str(story.root))))]
 
 
 def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str, tuned: str) -> list[Block]:
@@ -170,6 +184,12 @@ def show_details(rows: Sequence[tuple[Sequence[str], Any]], *, labels: Sequence[
         for header, *body in tables
     ]
     return [*blocks, *(Words(note.replace("`", ""), "muted") for note in describe_details(tables))]
+
+
+def show_sampling(sampling: Any) -> list[Block]:
+    """How answers were drawn; nothing where they are greedy."""
+    values = as_mapping(sampling)
+    return [Words(f"Answers: one per prompt, {describe_sampling(values)}.", "muted")] if values else []
 
 
 def _label(one: Comparison) -> str:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
-import re
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from qlora_ray.errors import RunError
-
-# What the name of a folder ends in while its replacement takes its place.
-OLDER = ".old"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,142 +101,3 @@ def to_plain_json(data: Any) -> Any:
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return data
-
-
-@contextmanager
-def whole_folder(path: Path, *, taken: str | None = None) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name when the block ends well, replacing an older one.
-
-    What a killed process left of such folders is put right first: a new one that was not finished is taken away, and
-    an older one that was on its way out comes back if nothing has taken its place.
-
-    Args:
-        path: The folder's name.
-        taken: What is said where somebody else is at work on the same name; None lets both work, and the last one
-            wins.
-
-    Raises:
-        RunError: If `taken` is given, and another one is at work there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _tidy_up(path, taken=taken)
-    temporary, held = _make_held(path)
-    try:
-        if taken is not None:
-            # Again, now that others see this one: of two that begin at once, never both go on.
-            _tidy_up(path, taken=taken, own=temporary)
-        temporary.chmod(0o755)
-        yield temporary
-        older = None
-        if path.exists():
-            older = path.parent / f"{temporary.name}{OLDER}"
-            path.replace(older)
-        try:
-            temporary.replace(path)
-        except OSError:
-            if older is not None:
-                older.replace(path)
-            raise
-        if older is not None:
-            shutil.rmtree(older)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        os.close(held)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path` that takes its name when the block ends well, replacing an older one.
-
-    What a killed process left of such files is taken away first.
-    """
-    for left in _find_temporary(path):
-        # A folder of such a name is somebody's own, as a file is beside a folder: `.env.defaults`, beside `env`.
-        if left.is_file():
-            with _held_if_free(left) as is_free:
-                if is_free:
-                    left.unlink()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            _hold(handle)
-            yield stream
-            stream.flush()
-            os.fsync(handle)
-            temporary.chmod(0o644)
-            temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _make_held(path: Path) -> tuple[Path, int]:
-    """A new temporary folder of `path`, and the descriptor that holds it."""
-    while True:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            held = os.open(temporary, os.O_RDONLY)
-        except FileNotFoundError:
-            # Another process tidied it up before it was held.
-            continue
-        _hold(held)
-        if temporary.is_dir():
-            return temporary, held
-        os.close(held)
-
-
-def _hold(descriptor: int) -> None:
-    """Says that somebody is at work here; a file system without locks says nothing, and nothing is tidied up there."""
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _tidy_up(path: Path, *, taken: str | None = None, own: Path | None = None) -> None:
-    """Removes or puts back the temporary folders of `path` that no living process holds.
-
-    Args:
-        path: The name that they were to take.
-        taken: What is said as RunError if a living process holds one.
-        own: One that is this process's.
-    """
-    for left in _find_temporary(path):
-        if not left.is_dir() or left == own:
-            continue
-        with _held_if_free(left) as is_free:
-            if is_free and left.name.endswith(OLDER) and not path.exists():
-                left.replace(path)
-            elif is_free:
-                shutil.rmtree(left, ignore_errors=True)
-            elif is_free is False and taken is not None:
-                raise RunError(taken)
-
-
-def _find_temporary(path: Path) -> list[Path]:
-    """What has a name as mkdtemp and mkstemp make them of `path`."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}({re.escape(OLDER)})?")
-    return [one for one in path.parent.iterdir() if name.fullmatch(one.name) and not one.is_symlink()]
-
-
-@contextmanager
-def _held_if_free(path: Path) -> Iterator[bool | None]:
-    """Holds a temporary file or folder: True if it is this process's now, False if another's, None if none can say."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        yield None
-        return
-    try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            except OSError:
-                yield None
-            else:
-                yield True
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.runs.files import whole_folder, write_text
+from qlora_ray.runs.files import write_text
+from qlora_ray.runs.whole import restore_folder, whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +114,13 @@ class TrialState:
         version = facts.get("format_version") if isinstance(facts, dict) else None
         if version != FORMAT_VERSION:
             raise RunError(f"{folder}: the state must have format version {FORMAT_VERSION}, got {version!r}.")
+        try:
+            return cls._of(facts, tensors)
+        except (LookupError, TypeError, ValueError) as error:
+            raise RunError(f"{folder}: holds no readable trial state: {error!r}.") from None
+
+    @classmethod
+    def _of(cls, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> TrialState:
         return cls(
             trial_id=facts["trial_id"],
             step=facts["step"],
@@ -128,6 +136,20 @@ class TrialState:
             train_losses=[(step, loss) for step, loss in facts.get("train_losses", [])],
             unreported=facts.get("unreported", {}),
         )
+
+
+def find_state(folder: Path) -> tuple[TrialState | None, str | None]:
+    """The state in a folder, if there is one, also where its writer was killed; and why one cannot be read.
+
+    What is said holds no paths: it goes into the trial's record, which is given to others.
+    """
+    restore_folder(folder)
+    if not folder.exists():
+        return None, None
+    try:
+        return TrialState.load(folder), None
+    except RunError as error:
+        return None, str(error).removeprefix(f"{folder}: ").replace(f"{folder}/", "")
 
 
 def flatten_optimizer(

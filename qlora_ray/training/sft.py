@@ -47,7 +47,6 @@ class SftEngine:
         self._evaluate = evaluate or Evaluate()
         self._metrics = metrics or []
         self._run: SftRun | None = None
-        self._waiting = False
         self._on_trained: TrainedListener = lambda trial_id, is_final: None
 
     @property
@@ -61,7 +60,6 @@ class SftEngine:
             raise RuntimeError(
                 f"sft engine: has one slot, held by trial {self._run.spec.trial_id}, got {spec.trial_id}"
             )
-        self._waiting = False
         self._run = SftRun(
             spec,
             base=self._base,
@@ -77,20 +75,21 @@ class SftEngine:
     def proceed(self, trial_id: str) -> None:
         """Lets a trial that waits at a report train on."""
         run = self._run
-        if run is not None and run.spec.trial_id == trial_id and self._waiting:
-            self._waiting = False
+        if run is not None and run.spec.trial_id == trial_id and run.is_waiting:
+            run.is_waiting = False
             run.proceed()
 
     def advance(self) -> list[Report]:
         """Trains until the trial reports or ends; an empty list if none can train."""
         run = self._run
-        if run is None or self._waiting:
+        if run is None or run.is_waiting:
             return []
         report = run.next_report()
         if report is None:
             return []
-        self._waiting = True
-        return [report]
+        # Of the run that reported: meanwhile it may have been evicted, and another trial admitted.
+        run.is_waiting = True
+        return [report] if self._run is run else []
 
     def on_trained(self, listener: TrainedListener) -> None:
         """Sets who is told of a trial, admitted from now on, that has trained to a report."""
@@ -103,7 +102,7 @@ class SftEngine:
     def save_adapter(self, trial_id: str, folder: Path) -> None:
         """Writes the adapter of a trial at a report in PEFT's format."""
         run = self._admitted(trial_id)
-        if not (self._waiting or run.is_reporting) or run.model is None:
+        if not (run.is_waiting or run.is_reporting) or run.model is None:
             raise RuntimeError(f"sft engine: trial {trial_id} is training; its adapter can be saved at a report")
         save_adapter(run.model, folder)
 
@@ -113,7 +112,6 @@ class SftEngine:
         if run is not None and run.spec.trial_id == trial_id:
             run.stop()
             self._run = None
-            self._waiting = False
 
     def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
         """Scores a saved adapter, or the bare base, on these rows."""

@@ -25,7 +25,7 @@ from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.curve import thin_losses
 from qlora_ray.training.engine import UNEVALUATED, Failure, FailureCause, Report, TrainedListener, TrialSpec
-from qlora_ray.training.peak import peak_memory_bytes
+from qlora_ray.training.peak import PEAK_METRIC, peak_memory_bytes, reported_peak_bytes
 from qlora_ray.training.sft_arguments import make_sft_config, sft_arguments
 from qlora_ray.training.sft_trainer import OrderedTrainer, load_trainable
 
@@ -71,6 +71,8 @@ class SftRun:
         self.spec = spec
         self.state = state
         self.is_reporting = False
+        # Its report was taken, and nobody has told it to go on: the engine's to set.
+        self.is_waiting = False
         self._on_trained = on_trained
         self.model: PeftModel | None = None
         self._trainer: OrderedTrainer | None = None
@@ -254,7 +256,12 @@ class SftRun:
         state.train_losses = thin_losses(
             self._trainer.take_losses(), last_step=step, every=self.spec.training.logging_steps
         )
-        state.unreported = {**training, "step": step, "samples_seen": self.spec.budget.samples_seen(step)}
+        state.unreported = {
+            **training,
+            "step": step,
+            "samples_seen": self.spec.budget.samples_seen(step),
+            PEAK_METRIC: peak_memory_bytes(self._base.device),
+        }
         self.state = state
         self._report_and_wait()
 
@@ -281,7 +288,7 @@ class SftRun:
             "eval_loss": result.loss,
             **state.unreported,
             "eval_s": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory_bytes(self._base.device),
+            PEAK_METRIC: reported_peak_bytes(state, device=self._base.device),
         }
         self.state = state.reported(index, metrics=metrics)
         self._reports.put(

@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -273,6 +274,31 @@ class EngineContract:
         rest = run_trial(engine, make_spec(gradient_checkpointing=True), state=state)
         engine.evict("0000")
         assert losses(rest) == losses(whole)
+
+    def test_a_report_that_was_owed_has_the_peak_of_the_training_to_it(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+        def use(peak_kib: int) -> None:
+            monkeypatch.setattr(
+                "qlora_ray.training.peak.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=peak_kib)
+            )
+
+        use(10_000)
+        with monkeypatch.context() as patched:
+            patched.setattr("qlora_ray.evaluation.loss.map_batches", fail)
+            run_trial(engine, make_spec())
+        state = engine.snapshot("0000")
+        engine.evict("0000")
+        assert state is not None and state.owes_report
+        state.save(tmp_path / "state")
+        # As in another process, which has trained nothing yet.
+        use(100)
+        rest = run_trial(engine, make_spec(), state=TrialState.load(tmp_path / "state"))
+        engine.evict("0000")
+        assert [report.metrics["peak_memory_bytes"] for report in rest] == [10_000 * 1024, 100 * 1024, 100 * 1024]
 
     def test_training_losses_come_at_every_logging_step_and_at_each_report(self, engine: Engine) -> None:
         every = run_trial(engine, make_spec(logging_steps=1))

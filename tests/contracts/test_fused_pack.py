@@ -398,6 +398,29 @@ def test_a_trial_without_room_for_its_evaluation_is_put_out_and_evaluated_later(
     assert_close(losses(rest), losses(expected["0001"]), rel=SAME_RANKS)
 
 
+def test_a_trial_that_cannot_be_evaluated_tells_what_ran_also_where_it_only_went_on(
+    engine: FusedEngine, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    spec = make_spec(gradient_checkpointing=True)
+    expected = run_trial(engine, spec)[0].facts
+    engine.evict("0000")
+    monkeypatch.setattr("qlora_ray.evaluation.loss.map_batches", fail)
+    (first,) = run_trial(engine, spec)
+    state = engine.snapshot("0000")
+    engine.evict("0000")
+    # Nothing trains in this one, and its passes would be others.
+    other = make_engine(bench.base, bench.data, max_tokens_per_pass=64)
+    (again,) = run_trial(other, spec, state=state)
+    other.evict("0000")
+    for report in (first, again):
+        assert report.failure is not None and report.failure.cause == "unevaluated"
+        assert report.facts == expected
+    assert expected["pack"]["mean_trials"] == 1.0 and expected["training"]["gradient_checkpointing"] is True
+
+
 def test_a_trial_that_waits_holds_no_memory_of_an_earlier_pack(engine: FusedEngine) -> None:
     engine.admit(make_spec("0000"))
     assert [report.trial_id for report in engine.advance()] == ["0000"]

@@ -11,6 +11,7 @@ from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training import sft_run
+from qlora_ray.training.engine import Report
 from qlora_ray.training.rows import TrainingData
 from qlora_ray.training.sft import SftEngine
 
@@ -81,6 +82,26 @@ class TestSftEngine(EngineContract):
         engine.evict("0000")
         assert reports[-1].failure is not None
         assert reports[-1].failure.cause == "oom"
+
+    def test_a_report_that_comes_after_its_trial_has_left_holds_up_nobody(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = self.make_engine(bench.base, bench.data)
+        next_report = sft_run.SftRun.next_report
+
+        def report_late(run: sft_run.SftRun) -> Report | None:
+            report = next_report(run)
+            if run.spec.trial_id == "0000":
+                engine.evict("0000")
+                engine.admit(make_spec("0001"))
+            return report
+
+        monkeypatch.setattr(sft_run.SftRun, "next_report", report_late)
+        engine.admit(make_spec("0000"))
+        assert engine.advance() == []
+        (report,) = engine.advance()
+        engine.evict("0001")
+        assert (report.trial_id, report.index) == ("0001", 1)
 
     @pytest.mark.parametrize("method", ["fp4", "int8", "none"])
     def test_other_quantizations_train_too(self, bench: Bench, method: str) -> None:

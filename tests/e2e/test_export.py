@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -55,6 +56,14 @@ def exported(sweep, tmp_path_factory):
     to = tmp_path_factory.mktemp("out") / "bundle"
     assert main([str(sweep), "--to", str(to), "--zip"]) == 0
     return to
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """A folder whose bundle.json is not whole."""
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "bundle.json").write_text('{"bundle_version": 1, "name": "b", "files": [{"path": "a"}]}')
+    return folder
 
 
 def snippets(folder: Path) -> list[str]:
@@ -166,12 +175,16 @@ def test_a_bundle_is_pushed_as_it_is(exported, monkeypatch, capfd):
         (["{bundle}", "--zip", "--max-shard-size", "1GB"], "nothing else, got --max-shard-size"),
         (["{bundle}", "--zip", "--set", "model.name=x"], "nothing else, got --set"),
         (["{bundle}"], "nothing else, got neither"),
+        (["{damaged}", "--zip"], "got a bundle.json that is damaged or of another kind. Give the sweep's folder"),
+        (["{sweep}", "--to", "{damaged}"], "must be a new folder or an earlier bundle, got one with bundle.json"),
     ],
 )
-def test_bad_input_is_one_message_and_leaves_nothing(sweep, exported, tmp_path, monkeypatch, capfd, arguments, message):
+def test_bad_input_is_one_message_and_leaves_nothing(
+    sweep, exported, damaged, tmp_path, monkeypatch, capfd, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     before = sorted(sweep.rglob("*"))
-    assert main([text.format(sweep=sweep, bundle=exported) for text in arguments]) == 2
+    assert main([text.format(sweep=sweep, bundle=exported, damaged=damaged) for text in arguments]) == 2
     _, err = capfd.readouterr()
     assert message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [] and sorted(sweep.rglob("*")) == before
@@ -191,6 +204,24 @@ def test_a_sweep_is_exported_from_inside_it_to_the_home_folder(sweep, tmp_path, 
     assert main([".", "--to", "~/b", "--merge", "none"]) == 0
     assert json.loads((tmp_path / "b" / "bundle.json").read_text())["sweep"] == sweep.name
     assert not (sweep / "~").exists()
+
+
+def test_a_sweep_in_another_users_private_folder_is_one_message(tmp_path, monkeypatch, capfd):
+    stat = Path.stat
+
+    def refuse(path, **settings):
+        if tmp_path in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **settings)
+
+    # Whoever runs the tests may be allowed everything.
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert main([str(tmp_path / "s"), "--to", "b"]) == 2
+    err = capfd.readouterr().err
+    # Python before 3.14 says so when it is asked what is there; later ones say that nothing is.
+    assert (
+        re.match(rf"{tmp_path / 's'}: (cannot be looked into: |must be a sweep's folder)", err) and err.count("\n") == 1
+    )
 
 
 def test_a_terminated_export_leaves_nothing_and_says_so(sweep, tmp_path, monkeypatch, capfd):

@@ -42,6 +42,8 @@ def stop_sweep(folder: Path, signum: signal.Signals) -> SweepPaths:
         read_until(process, "Go on with: python -m qlora_ray.sweep --resume results/s")
         assert process.wait() == 130
     assert read_json(paths.summary)["status"] == "interrupted"
+    for name in ("report.html", "report.md"):
+        assert "python -m qlora_ray.sweep --resume results/s" in (paths.root / name).read_text()
     assert "running" not in {read_json(path)["state"] for path in paths.trials.glob("*/record.json")}
     return paths
 

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+import qlora_ray.modeling.hub
+from qlora_ray.modeling.hub import GAVE_UP
 
 FIRST, SECOND = "1" * 40, "2" * 40
 
 
 @dataclass
 class DownloadHub:
-    """The models by id: what main is, and the folder of each commit; `requests` are method and path."""
+    """The models by id: what main is, and the folder of each commit; `requests` are method and path.
+
+    Attributes:
+        refusal: Status and headers of the answer to whatever is asked; None: as the models are.
+    """
 
     main: dict[str, str] = field(default_factory=dict)
     commits: dict[tuple[str, str], Path] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     is_away: bool = False
+    refusal: tuple[int, dict[str, str]] | None = None
 
     def publish(self, name: str, commit: str, folder: Path) -> None:
         """Makes a folder the newest commit of a model."""
@@ -66,8 +76,29 @@ def use_endpoint(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # The code under test sets it; what it was comes back with the test's end.
+    # The code under test sets them; what they were comes back with the test's end.
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv(GAVE_UP, "")
+    monkeypatch.setattr(qlora_ray.modeling.hub, "RETRY_WAITS_S", (0.0, 0.0))
+
+
+@contextmanager
+def use_modules_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets transformers keep the code of models in a folder of the test's own, and import it from there alone."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = _take_modules(dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME)
+    try:
+        yield
+    finally:
+        _take_modules(dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME)
+        sys.modules.update(before)
+
+
+def _take_modules(package: str) -> dict[str, ModuleType]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == package}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -90,11 +121,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
+        if self.state.refusal is not None:
+            status, headers = self.state.refusal
+            return self._send(status, b"{}", headers)
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[4:])
         else:
             self._send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+        return None
 
     def _describe(self, name: str, rest: list[str]) -> None:
         commit = self._commit(name, rest[1] if len(rest) > 1 else "main")

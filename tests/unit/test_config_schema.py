@@ -88,13 +88,15 @@ AT_LEAST_ONE = [
     "evaluate.top_k",
     "evaluate.max_rows",
     "evaluate.max_new_tokens",
-    "evaluate.max_length",
     "evaluate.batch_size",
 ]
 # Path, the last value that is allowed, the first that is not.
 BOUNDS = [
     *[(path, 1, 0) for path in AT_LEAST_ONE],
     *[(path, 1, 1.5) for path in AT_LEAST_ONE],
+    # A prompt and its answer have a token each.
+    ("evaluate.max_length", 2, 1),
+    ("evaluate.max_length", 2, 2.5),
     ("data.validation", 0.999, 1.0),
     ("data.validation", 0.001, 0.0),
     ("lora.lora_alpha", 1e-9, 0.0),

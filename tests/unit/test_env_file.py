@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.doors import run_door
-from qlora_ray.env_file import find_in_env_file, load_token
+from qlora_ray.env_file import find_in_env_file, find_in_environment, load_token
 from qlora_ray.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A folder without .env, and an environment without a token, which is put back after the test."""
-    monkeypatch.setenv("HF_TOKEN", "")
-    monkeypatch.delenv("HF_TOKEN")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 
@@ -53,3 +54,36 @@ def test_a_token_that_cannot_be_sent_is_said_and_not_quoted() -> None:
     with pytest.raises(ConfigError, match=r"^HF_TOKEN in \.env: must be one line of printable ASCII") as caught:
         find_in_env_file()
     assert "hf_caf" not in str(caught.value)
+
+
+def test_the_token_of_the_environment_may_have_the_librarys_older_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import get_token
+
+    Path(".env").write_text("HF_TOKEN=hf_file\n")
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_environment")
+    load_token()
+    assert get_token() == "hf_environment" == find_in_environment()
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_a_token_of_the_environment_that_cannot_be_sent_ends_a_command_and_is_not_quoted(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "hf_se\x0bcret")
+    assert run_door(lambda: 0) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"{name} in the environment: must be one line of printable ASCII") and "cret" not in said
+
+
+def test_lines_that_are_no_settings_are_another_programs_and_not_told(capfd: pytest.CaptureFixture[str]) -> None:
+    Path(".env").write_text("[section]\nsome words of mine\nHF_TOKEN=hf_file\n")
+    assert run_door(lambda: 0) == 0
+    assert os.environ["HF_TOKEN"] == "hf_file"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_token_may_be_named_by_another_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("HF_TOKEN=${MY_TOKEN_OF_THE_HUB}\n")
+    assert find_in_env_file() is None
+    monkeypatch.setenv("MY_TOKEN_OF_THE_HUB", "hf_mine")
+    assert find_in_env_file() == "hf_mine"

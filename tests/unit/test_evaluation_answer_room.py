@@ -120,3 +120,11 @@ def test_a_lack_of_room_is_told_and_no_advice_given_that_would_not_help() -> Non
     assert prompts.startswith("2 prompts lost their beginning, for lack of room")
     assert answers.startswith("9 answers had fewer tokens to spend, for lack of room")
     assert describe_limits(scores(9)) == []
+
+
+def test_without_references_nothing_is_said_of_them() -> None:
+    told = describe_cuts(scores(100), scores(100), tuned_name="adapter", has_references=False)
+    assert told == (
+        "100 of 100 answers of adapter were cut at 96 tokens (base: 100): raise evaluate.max_new_tokens if they should "
+        "have ended"
+    )

@@ -69,7 +69,9 @@ def test_refusals_cuts_empties_and_loops_are_counted(tmp_path: Path) -> None:
     assert figures["refusals"] == [{"id": "a", "phrase": "i can't help"}]
     assert stats["warnings"] == [
         "base/red_team.jsonl: 1 empty answer of 4: c",
-        "base/red_team.jsonl: 1 answer of 4 cut at evaluate.max_new_tokens: row b",
+        # Which of them it was, the file does not say.
+        "base/red_team.jsonl: 1 answer of 4 cut at evaluate.max_new_tokens, the model's positions or "
+        "evaluate.max_length: row b",
     ]
 
 

@@ -17,7 +17,7 @@ from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import DataError, ModelError
-from qlora_ray.evaluation.asking import Asking, describe_lack
+from qlora_ray.evaluation.asking import Asking, Misfit, describe_lack
 from qlora_ray.evaluation.contenders import Contender
 from qlora_ray.evaluation.journal import Journal
 from qlora_ray.evaluation.lm_eval import TaskRequest
@@ -82,6 +82,8 @@ def ask(asking: Asking) -> list[tuple[str, str]]:
         ("merged 0-shot", ("merged", "0-shot"), NAMES),
         ("adapter 0-shot", ("adapter", "0-shot"), NAMES),
         ("adapter", ("adapter", "loading"), ["base", "merged"]),
+        ("base", ("base", "loading"), ["adapter", "merged"]),
+        ("base 0-shot", ("base", "0-shot"), NAMES),
     ],
 )
 def test_a_model_that_does_not_fit_costs_only_its_own_results(
@@ -95,13 +97,17 @@ def test_a_model_that_does_not_fit_costs_only_its_own_results(
     device.full = ()
     assert ask(asking) == []
     assert device.loaded == [*loaded, misfit[0]]
+    assert (tmp_path / "to" / "settings.json").exists()
     assert all(asking.has_answered(name) for name in NAMES)
 
 
 def test_nothing_is_written_where_no_model_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asking = make_asking(tmp_path / "to", Device("base"), monkeypatch)
-    with pytest.raises(ModelError, match=r"got no room for base \(loading: CUDA out .* 2\.12 MiB is free\)\. Free"):
+    device = Device(*NAMES)
+    asking = make_asking(tmp_path / "to", device, monkeypatch)
+    every = r"got no room for base \(loading: CUDA out .*\), adapter \(.*\), merged \(.* 2\.12 MiB is free\)\. Free"
+    with pytest.raises(ModelError, match=every):
         ask(asking)
+    assert device.loaded == []
     assert not (tmp_path / "to").exists()
 
 
@@ -117,6 +123,38 @@ def test_tasks_that_do_not_fit_leave_the_answers(tmp_path: Path, monkeypatch: py
     assert all(asking.has_answered(name) and not asking.has_run_tasks(name) for name in NAMES)
     with pytest.raises(ModelError, match=r"got no room for base \(lm-eval: CUDA"):
         ask(replace(asking, sets=[]))
+
+
+def test_tasks_that_fail_while_they_run_leave_the_answers_and_the_other_models_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = "sums cannot be run, got KeyError: 'acc_norm'. Check the task's data."
+
+    def run(model: Any, *_: Any, **__: Any) -> Any:
+        asked.append(model)
+        if len(asked) < 3:
+            raise DataError(f"lm-eval: {broken}")
+        return {}
+
+    asked: list[Any] = []
+    monkeypatch.setattr("qlora_ray.evaluation.harness.run_tasks", run)
+    monkeypatch.setattr("qlora_ray.evaluation.asking.check_data", lambda _: None)
+    asking = replace(make_asking(tmp_path / "to", Device(), monkeypatch), tasks=TaskRequest(["sums"]))
+    with asking.session.journal.hold():
+        misfits = asking.run()
+    assert [(one.model, one.stage, one.cause, one.lacks_room) for one in misfits] == [
+        ("base", "lm-eval", broken, False),
+        ("adapter", "lm-eval", broken, False),
+    ]
+    assert all(asking.has_answered(name) for name in NAMES)
+    assert [name for name in NAMES if asking.has_run_tasks(name)] == ["merged"]
+    assert describe_lack(misfits, asking.lineup, with_results=NAMES) == (
+        f"lm-eval: tasks must run on every model, got an error with base and adapter: {broken} "
+        "The results are of base and adapter and merged. Run it again then: it goes on; or leave --lm-eval out."
+    )
+    asked.clear()
+    with pytest.raises(ModelError, match=r"got an error with base and adapter: sums cannot be run.* it goes on\.$"):
+        ask(replace(asking, sets=[], names=["base", "adapter"]))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +211,17 @@ def test_advice_is_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "The results are of base and adapter. Free the device and run it again: it goes on; or leave merged" in text
     assert "--models base,adapter; or run it with another --to on a larger device, or on the CPU" in text
     assert "max_new_tokens" not in text
-    device = Device("base 0-shot")
+    device = Device(*(f"{name} 0-shot" for name in NAMES))
     with pytest.raises(ModelError, match=r"; or lower evaluate\.max_new_tokens with --fresh; or run"):
         ask(make_asking(tmp_path / "other", device, monkeypatch))
+
+
+def test_a_model_that_only_lacks_its_tasks_is_not_advised_to_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = make_asking(tmp_path / "to", Device(), monkeypatch)
+    text = describe_lack([Misfit("merged", "lm-eval", "CUDA out of memory")], asking.lineup, with_results=NAMES)
+    assert "; or leave merged out with --models base,adapter; or leave --lm-eval out; or run it with another" in text
+    every = [Misfit(name, "lm-eval", "CUDA out of memory") for name in NAMES]
+    text = describe_lack(every, asking.lineup, with_results=NAMES)
+    assert "it goes on; or leave --lm-eval out; or run it with another" in text

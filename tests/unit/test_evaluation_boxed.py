@@ -21,6 +21,9 @@ from qlora_ray.evaluation.metrics import resolve_metrics
         (r"so $\boxed{\frac{\sqrt{3}}{2}}$ is {it}", r"\frac{\sqrt{3}}{2}"),
         # Braces that are printed need no partner.
         (r"$\boxed{\left\{ x \right.}$", r"\left\{ x \right."),
+        # A line break has two backslashes, and leaves none for the brace behind it.
+        (r"\boxed{\begin{pmatrix}1\\{2}\\3\end{pmatrix}} so", r"\begin{pmatrix}1\\{2}\\3\end{pmatrix}"),
+        (r"\boxed{1\\\{2\\}", r"1\\\{2\\"),
         (r"\boxed{ 7 }", "7"),
         (r"\fbox{7}", "7"),
         (r"$\boxed 5$ apples", "5"),
@@ -99,7 +102,15 @@ def test_spellings_of_one_answer_match(one: str, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("2x+2", "2(x+1)"), ("0.33", r"\frac{1}{3}"), ("(1,2)", "(2,1)"), ("12", "1,2"), ("A", "a"), (r"\pi", "3.14159")],
+    [
+        ("2x+2", "2(x+1)"),
+        ("0.33", r"\frac{1}{3}"),
+        ("(1,2)", "(2,1)"),
+        ("12", "1,2"),
+        ("A", "a"),
+        (r"\pi", "3.14159"),
+        (r"\begin{pmatrix}1\\{2}\\3\end{pmatrix}", r"\begin{pmatrix}1\\{2}\\4\end{pmatrix}"),
+    ],
 )
 def test_what_must_be_computed_or_differs_does_not_match(one: str, other: str) -> None:
     assert BoxedMatch().score([rf"\boxed{{{one}}}"], [rf"\boxed{{{other}}}"]) == [0]
@@ -131,3 +142,13 @@ def test_auto_reads_numbers_in_boxes_and_compares_other_boxes() -> None:
         r"boxed_match: 3 of 4 answers have a \boxed{}, not all with a number in it",
     )
     assert names(["a", "b", r"\boxed{x+1}"])[0] == ["exact_match"]
+
+
+@pytest.mark.parametrize("unusable", [r"and so \boxed{\frac{1", r"\boxed{ }", "  "])
+def test_auto_chooses_no_metric_that_one_of_the_references_is_refused_by(unusable: str) -> None:
+    references = [*[r"so \boxed{x+1}"] * 99, unusable]
+    metrics, reason = resolve_metrics(Evaluate(), trains_on_embedded=False, has_references=True, references=references)
+    assert [one.name for one in metrics] == ["exact_match"]
+    assert reason.endswith("; not boxed_match: 1 of 100 are empty or have a box that is cut")
+    for metric in metrics:
+        measure(metric, references, references)

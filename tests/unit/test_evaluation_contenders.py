@@ -159,6 +159,13 @@ def test_a_merge_of_another_adapter_is_refused(adapter: Path, tmp_path: Path) ->
     (merged / "merge_report.json").write_text(json.dumps({"adapter": {"sha256": "ab" * 32}}))
     with pytest.raises(ModelError, match=r"got a merge of another adapter \(abababababab\)"):
         make_lineup(subject, subject.available, device=CPU)
+    # A copy of an older bundle has its report beside it.
+    copy = find(adapter, merged=copy_base(tmp_path / "merged-nf4"))
+    make_lineup(copy, copy.available, device=CPU)
+    written = {"adapter": {"sha256": "ab" * 32}, "nf4_copy": "merged-nf4"}
+    (merged / "merge_report.json").write_text(json.dumps(written))
+    with pytest.raises(ModelError, match=r"merged-nf4: must be merged from .*got a merge of another adapter"):
+        make_lineup(copy, copy.available, device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -191,3 +198,14 @@ def test_what_peft_cannot_load_at_all_is_one_line(adapter: Path, tmp_path: Path)
     (copy / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
     with pytest.raises(ModelError, match=r"must be an adapter of this base .* PiSSA"):
         open_logits(find(copy))
+
+
+def test_a_device_without_room_for_the_adapter_is_no_misfit_of_it(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("qlora_ray.evaluation.contenders.saved_adapter", fill)
+    with pytest.raises(MemoryError):
+        open_logits(find(adapter))

@@ -378,3 +378,25 @@ def test_a_base_on_the_hub_is_pinned_to_the_commit_that_is_loaded(
             assert subject.base is not None and subject.base.revision == FIRST
         with pytest.raises(ModelError, match="target: nope is neither a folder here nor a model on the hub"):
             find("nope")
+
+
+@pytest.mark.parametrize("has_own_report", [True, False])
+def test_a_copy_in_nf4_is_a_merged_model_too(tmp_path: Path, has_own_report: bool) -> None:
+    bundle = write_bundle(tmp_path / "mine", "data: {max_length: 55}\n")
+    shutil.rmtree(bundle / "merged")
+    base = write_model(tmp_path / "base")
+    for name in ("merged", "merged-nf4"):
+        write_merged(bundle / name, base, nf4_copy="merged-nf4")
+    if not has_own_report:
+        # As older bundles have it.
+        (bundle / "merged-nf4" / "merge_report.json").unlink()
+    subject, merged = find(bundle / "merged-nf4"), find(bundle / "merged")
+    assert (subject.config.data.max_length, subject.available) == (55, ("base", "merged"))
+    assert (subject.base, subject.quantization) == (merged.base, merged.quantization)
+    assert subject.to == tmp_path / "mine-merged-nf4-evaluation"
+
+
+def test_a_model_that_is_only_called_like_a_copy_is_a_model(tmp_path: Path) -> None:
+    write_merged(tmp_path / "merged", write_model(tmp_path / "base"), nf4_copy=None)
+    assert find(write_model(tmp_path / "merged-nf4")).available == ("base",)
+    assert find(write_model(tmp_path / "other-nf4")).available == ("base",)

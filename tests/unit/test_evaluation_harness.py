@@ -54,8 +54,34 @@ def test_other_tasks_rows_or_shots_are_run_again(tmp_path: Path, monkeypatch: py
     run_harness(journal, contender, EIGHT_ROWS)
     assert is_finished(journal, "base", replace(EIGHT_ROWS, batch_size=4))
     assert is_finished(journal, "adapter", TaskRequest([], limit=8))
-    for changed in ({"limit": 9}, {"tasks": ["sums", "words"]}, {"num_fewshot": 3}, {"num_fewshot": 0}):
+    for changed in ({"limit": 9}, {"tasks": ["sums", "words"]}, {"num_fewshot": 3}, {"num_fewshot": 0}, {"seed": 3}):
         assert not is_finished(journal, "base", replace(EIGHT_ROWS, **changed))
+
+
+def test_a_task_of_other_prompts_is_a_note_and_the_others_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(model: str, *_: Any, **__: Any) -> dict[str, TaskResult]:
+        sums = replace(make_result([1.0, 0.0]), chat_template=model != "merged")
+        return {"sums": sums, "words": make_result([0.0, 1.0])}
+
+    monkeypatch.setattr("qlora_ray.evaluation.harness.run_tasks", run)
+    journal, request = Journal(tmp_path, {}), TaskRequest(["sums", "words"])
+    names = ["base", "adapter", "merged"]
+    for name in names:
+        run_harness(journal, Contender(name, name, None, "fp32", ""), request)  # type: ignore[arg-type]
+    found = read_harness(journal, names, request)
+    assert [(one["base_model"], one["tuned_model"], one["measure"]) for one in found["comparisons"]] == [
+        ("base", "adapter", "sums: acc"),
+        ("base", "adapter", "words: acc"),
+        ("base", "merged", "words: acc"),
+        ("adapter", "merged", "words: acc"),
+    ]
+    told = "is not compared: lm-eval: both models must be scored in sums with one chat_template, got True and False."
+    assert [note[: note.index(" Run")] for note in found["notes"]] == [
+        f"base -> merged {told}",
+        f"adapter -> merged {told}",
+    ]
 
 
 def test_a_task_that_keeps_its_own_number_of_examples_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,3 +218,12 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunError, match=r"0-shot.jsonl: cannot be written: No space left on device"):
         journal.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
+
+
+def test_what_a_kill_in_the_first_write_leaves_is_no_other_file(tmp_path: Path) -> None:
+    left = {".lock": "", ".settings.json.ab12cd_9": '{"for', ".settings.json.qlora_ray-ab12cd_9": ""}
+    write_tree(tmp_path, left)
+    assert make_journal(tmp_path).check_folder() is None
+    make_journal(tmp_path).clear()
+    begin(tmp_path)
+    assert read_tree(tmp_path).keys() == {".lock", "settings.json"}

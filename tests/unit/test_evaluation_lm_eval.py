@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from qlora_ray import embedded
@@ -102,22 +103,64 @@ def test_examples_are_as_many_as_asked_for_unless_the_task_fixes_none(
 
 
 @needs_harness
-def test_a_batch_that_does_not_fit_is_halved(base: Any, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_batch_that_does_not_fit_is_halved(
+    base: Any, task: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     import lm_eval.evaluator
-    import torch
 
     sizes: list[int] = []
 
     def run(*, model: Any, **_others: Any) -> dict[str, Any]:
         sizes.append(model.batch_size)
         if model.batch_size > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return {"results": {"t": {"acc,none": 0.5}}}
 
     monkeypatch.setattr(lm_eval.evaluator, "simple_evaluate", run)
     request = TaskRequest(tasks=[str(task)], batch_size=5)
     assert run_tasks(base.model, base.tokenizer, request=request, precision="fp32")["t"].metrics["acc"].value == 0.5
     assert sizes == [5, 2, 1]
+
+
+@needs_harness
+def test_one_row_that_does_not_fit_is_no_fault_of_the_task(
+    base: Any, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.evaluator
+
+    def run(**_others: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(lm_eval.evaluator, "simple_evaluate", run)
+    with pytest.raises(MemoryError):
+        run_tasks(base.model, base.tokenizer, request=TaskRequest(tasks=[str(task)]), precision="fp32")
+
+
+@needs_harness
+@pytest.mark.parametrize("other", ["a.yaml", "below/a.yaml", "../other/a.yaml"])
+def test_a_file_that_the_harness_would_not_run_is_refused(task: Path, other: str) -> None:
+    mine = task.parent / "mine" / "sums.yaml"
+    another = mine.parent / other
+    for path in (mine, another):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(task.read_text(encoding="utf-8"), encoding="utf-8")
+    tasks = [str(mine), str(another)] if ".." in other else [str(mine)]
+    with pytest.raises(
+        ConfigError, match=r"the task shipped_copy of .*mine/sums\.yaml must have a name of its own"
+    ) as caught:
+        find_tasks(TaskRequest(tasks=tasks))
+    assert str(another) in str(caught.value)
+    another.write_text(task.read_text(encoding="utf-8").replace("shipped_copy", "another"), encoding="utf-8")
+    _, names = find_tasks(TaskRequest(tasks=[str(mine), str(another)]))
+    assert names == ["shipped_copy", "another"]
+
+
+@needs_harness
+def test_a_file_that_the_harness_does_not_read_is_refused(task: Path) -> None:
+    path = task.rename(task.with_suffix(".yml"))
+    with pytest.raises(ConfigError, match=r"must end in \.yaml for the harness, got .*copy\.yml\. Rename it"):
+        find_tasks(TaskRequest(tasks=[str(path)]))
 
 
 @needs_harness

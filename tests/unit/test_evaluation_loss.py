@@ -151,7 +151,17 @@ def test_modes_come_back_even_if_evaluation_fails(monkeypatch: pytest.MonkeyPatc
     assert all(module.training for module in model.modules())
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_the_loss_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved_and_the_loss_stays(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     model, split = make_llama(), make_split(LENGTHS)
     expected = evaluate(model, split, batch_size=1).loss
     sizes: list[int] = []
@@ -160,7 +170,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_loss_stays(monkeypatch: pyt
     def forward_with_room_for_two(input_ids: torch.Tensor, **rest: object) -> object:
         sizes.append(len(input_ids))
         if len(input_ids) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(input_ids=input_ids, **rest)
 
     monkeypatch.setattr(model.model, "forward", forward_with_room_for_two)
@@ -183,6 +193,20 @@ def test_a_row_that_does_not_fit_alone_is_an_out_of_memory_error(monkeypatch: py
     monkeypatch.setattr(model.model, "forward", forward)
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         evaluate(model, make_split(LENGTHS))
+
+
+def test_an_error_that_is_not_of_memory_halves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_llama()
+    sizes: list[int] = []
+
+    def forward(input_ids: torch.Tensor, **_: object) -> None:
+        sizes.append(len(input_ids))
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        evaluate(model, make_split(LENGTHS), batch_size=4)
+    assert sizes == [4]
 
 
 def test_a_split_without_trained_tokens_is_an_error() -> None:

@@ -104,14 +104,21 @@ def test_validation_rows_of_the_sweep_chose_its_winner(prepared: PreparedData) -
         # No sweep chose an adapter that is of no trial.
         ({"dataset": {"fingerprint": "these"}}, None, False),
         (None, None, False),
+        # Copied without its record: its trial is known, and that trial's rows are not.
+        (None, "0001", None),
     ],
 )
 def test_without_a_manifest_the_record_says_whether_rows_chose_the_adapter(
-    prepared: PreparedData, record: dict[str, Any] | None, trial: str | None, is_told: bool
+    prepared: PreparedData, record: dict[str, Any] | None, trial: str | None, is_told: bool | None
 ) -> None:
     these = replace(prepared, report=replace(prepared.report, fingerprint="these"))
     subject = subject_of(manifest=None, record=record, trial=trial)
-    assert notes_of(subject, these, these.validation) == ([CHOSEN_ON_THEM] if is_told else [])
+    expected = {
+        True: [CHOSEN_ON_THEM],
+        False: [],
+        None: ["no record says whether the adapter was chosen on these rows"],
+    }
+    assert notes_of(subject, these, these.validation) == expected[is_told]
     assert notes_of(subject, these, these.test) == []
 
 

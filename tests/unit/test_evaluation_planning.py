@@ -87,11 +87,11 @@ def test_tasks_are_looked_up_before_a_model_is_loaded(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("qlora_ray.evaluation.options.check_installed", lambda: None)
     monkeypatch.setattr("qlora_ray.evaluation.planning.find_tasks", find)
-    overrides = ["evaluate.batch_size=4"]
+    overrides = ["evaluate.batch_size=4", "evaluate.shot_seed=3"]
     options = Options("embedded", Request(overrides=overrides), num_rows=5, tasks=["sums"], task_shots=0)
     with pytest.raises(ConfigError, match="no such task"):
         make_plan(options)
-    assert asked == [TaskRequest(["sums"], num_fewshot=0, limit=5, batch_size=4)]
+    assert asked == [TaskRequest(["sums"], num_fewshot=0, limit=5, batch_size=4, seed=3)]
 
 
 @pytest.mark.parametrize(("task_shots", "is_said"), [(None, True), (2, False)])
@@ -119,3 +119,16 @@ def test_a_base_that_cannot_be_verified_is_said(tmp_path: Path) -> None:
     written["hash"] = hash_base(Model(name="embedded"))
     (adapter / "record.json").write_text(json.dumps(record), encoding="utf-8")
     assert not any("verified" in one for one in make_plan(Options(str(adapter), num_rows=2)).notes)
+
+
+def test_more_rows_may_be_answered_later_beside_a_prompt_file(tmp_path: Path) -> None:
+    def settings_of(*overrides: str) -> dict[str, Any]:
+        files = [write_prompts(tmp_path, reference="one two")]
+        return describe_settings(make_plan(Options("embedded", Request(overrides=overrides), prompt_files=files)))
+
+    few, more = settings_of("evaluate.max_rows=3"), settings_of("evaluate.max_rows=100")
+    assert [one["prompts"]["0-shot"]["num_answered"] for one in (few, more)] == [3, 100]
+    journal = Journal(tmp_path / "to", few)
+    with journal.hold():
+        journal.write_settings()
+    Journal(tmp_path / "to", more).check()

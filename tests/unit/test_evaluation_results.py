@@ -12,6 +12,7 @@ from qlora_ray.data.tokenizing import TokenizedSplit
 from qlora_ray.evaluation import results
 from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.results import Findings, Score, format_scores, render_markdown
+from qlora_ray.evaluation.sampling import Sampling
 from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
 
 SCORES = Scores(
@@ -77,3 +78,11 @@ def test_cut_answers_and_further_figures_stand_in_line_table_and_page() -> None:
     page = render_markdown(EVALUATION, found)
     assert "| base | 0-shot | 0.500 | -4.323 |" in page and "| 4 (3 cut) |" in page
     assert "`answered` is the share of answers with a number" in page
+
+
+def test_a_page_says_how_answers_were_drawn() -> None:
+    answered = replace(SCORES, answers=[ScoredAnswer(0, "a", "b")])
+    assert "Answers" not in render_markdown(EVALUATION, findings_of("0-shot", answered))
+    drawn = replace(answered, sampling=Sampling(0.7, 0.9, 3))
+    page = render_markdown(EVALUATION, findings_of("0-shot", drawn))
+    assert "\nAnswers: one per prompt, sampled at temperature 0.7, top_p 0.9, seed 3.\n" in page

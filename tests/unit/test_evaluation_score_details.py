@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from qlora_ray.evaluation.numeric import NumericMatch
+from qlora_ray.evaluation.sampling import Sampling
 from qlora_ray.evaluation.score_details import (
     ANSWERED,
     bracket_details,
     count_answers,
     describe_details,
+    describe_sampling,
     tabulate_details,
 )
 
@@ -60,3 +63,9 @@ def test_r_squared_and_answered_are_sklearns_and_a_count() -> None:
     found = NumericMatch().details(["2.5", "0.0", "2", "8", "no idea"], ["3", "-0.5", "2", "7", "100"])
     assert math.isclose(found["r_squared"], 0.948608137, rel_tol=1e-8)
     assert found["answered"] == 0.8
+
+
+def test_draws_read_alike_from_an_evaluation_and_from_its_file() -> None:
+    drawn = Sampling(temperature=0.7, top_p=1.0, seed=4_000_000_000)
+    expected = "sampled at temperature 0.7, top_p 1, seed 4000000000"
+    assert describe_sampling(json.loads(json.dumps(drawn.to_dict()))) == str(drawn) == expected

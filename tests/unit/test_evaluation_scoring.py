@@ -123,3 +123,23 @@ def test_scores_hold_how_long_answers_could_be_and_how_many_were_cut() -> None:
     # Prompts of four and of nine tokens.
     assert ask(max_length=25).num_short_answers == 0 and ask(max_length=24).num_short_answers == 1
     assert score(metrics=[]).max_new_tokens is None
+
+
+def test_answers_may_be_as_long_as_the_references_of_all_rows_ask_for() -> None:
+    # A token per byte and an end: 30 of them and a quarter more is 37.5, and in eights 40.
+    split = replace(SPLIT, references=["1", "2", "3", "4" * 29])
+    scores = [
+        score_model(
+            make_llama(),
+            make_tokenizer(),
+            split,
+            metrics=[ExactMatch()],
+            evaluate=Evaluate(max_rows=num, batch_size=4, max_new_tokens=max_new_tokens),
+            precision="fp32",
+            loss_batch_size=4,
+        )
+        for num, max_new_tokens in ((1, "auto"), (None, "auto"), (3, 8), (None, 8))
+    ]
+    assert [one.max_new_tokens for one in scores] == [40, 40, 8, 8]
+    # Nobody waits for an answer to the others.
+    assert [one.num_long_references for one in scores] == [0, 0, 0, 1]

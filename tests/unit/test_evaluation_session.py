@@ -23,6 +23,7 @@ from qlora_ray.evaluation.contenders import Contender
 from qlora_ray.evaluation.journal import Journal
 from qlora_ray.evaluation.prompting import PromptSet
 from qlora_ray.evaluation.results import Findings, collect_findings, format_pairs, format_scores, render_markdown
+from qlora_ray.evaluation.sampling import choose_sampling
 from qlora_ray.evaluation.scoring import score_model
 from qlora_ray.evaluation.session import Session
 
@@ -208,3 +209,24 @@ def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) 
     note = next(line for line in lines if line.startswith("  note: "))
     assert re.fullmatch(r"  note: \d of 7 answers of adapter were cut at 8 tokens or fewer \(base: \d\).*", note)
     assert note.strip() in page
+
+
+def test_sampled_answers_are_recorded_as_such(tmp_path: Path) -> None:
+    session, prompts = make_session(tmp_path), make_prompts()
+    sampled = replace(session, evaluate=EVALUATE.model_copy(update={"temperature": 0.7}))
+    sampled.run(make_contender(), prompts)
+    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: Room(8)}
+    options = {"metrics": metrics, "limited": limited, "sampling": choose_sampling(sampled.evaluate)}
+    found = collect_findings(session.journal, ["base"], [prompts], **options)
+    assert found.to_dict()["scores"][0]["sampling"] == {"temperature": 0.7, "top_p": 1.0, "seed": 7}
+
+
+def test_answers_cut_without_references_are_told_without_them(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    prompts = make_prompts("red_team", has_references=False, max_new_tokens=1)
+    for name in ("base", "adapter"):
+        session.run(make_contender(name), prompts)
+    metrics, limited = {"red_team": [ExactMatch()]}, {"red_team": Room(1)}
+    found = collect_findings(session.journal, ["base", "adapter"], [prompts], metrics=metrics, limited=limited)
+    note = found.pairs[0].note
+    assert note is not None and "raise evaluate.max_new_tokens" in note and "reference" not in note

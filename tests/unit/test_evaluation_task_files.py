@@ -58,6 +58,30 @@ def test_a_change_of_any_of_its_files_is_another_task(task: Path, name: str) -> 
     assert hash_task(task) != before
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        "dataset_path: json\ndataset_kwargs: {data_files: {test: [%s/sets/*.jsonl]}}",
+        "dataset_path: json\ndataset_kwargs: {data_files: %s/**/*.jsonl}",
+        "dataset_path: json\ndataset_kwargs: {data_dir: %s/sets}",
+        "dataset_path: %s/sets",
+    ],
+)
+def test_rows_found_by_a_pattern_or_a_folder_are_the_tasks(tmp_path: Path, data: str) -> None:
+    task, rows = tmp_path / "task.yaml", tmp_path / "sets" / "rows.jsonl"
+    (tmp_path / "sets" / ".cache").mkdir(parents=True)
+    task.write_text(f"task: sums\n{data % tmp_path}\n", encoding="utf-8")
+    rows.write_text('{"q": "1+1"}\n', encoding="utf-8")
+    assert find_task_files(task) == [task, rows]
+    before = hash_task(task)
+    (tmp_path / "sets" / ".cache" / "lock").write_text("held", encoding="utf-8")
+    assert hash_task(task) == before
+    (tmp_path / "sets" / "more.jsonl").write_text('{"q": "1+2"}\n', encoding="utf-8")
+    more = hash_task(task)
+    rows.write_text('{"q": "2+2"}\n', encoding="utf-8")
+    assert len({before, more, hash_task(task)}) == 3
+
+
 def test_a_group_is_all_tasks_and_code_of_its_folder(task: Path) -> None:
     group = task.parent / "group.yaml"
     group.write_text("group: all\ntask: [sums, other]\n", encoding="utf-8")

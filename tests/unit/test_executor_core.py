@@ -107,6 +107,43 @@ def test_a_trial_goes_on_from_the_state_on_disk_in_another_executor(
     assert report.index == 3
 
 
+def test_a_trial_goes_on_from_a_state_that_a_killed_writer_had_moved_out_of_the_way(
+    core: ExecutorCore, tmp_path: Path
+) -> None:
+    core.admit(make_spec("0000"))
+    core.next_report("0000", timeout_s=WAIT_S)
+    core.evict("0000")
+    state = SweepPaths(tmp_path).trial("0000").state
+    # As it is between the two renames: the older one has left, and the newer one has not come.
+    state.rename(state.parent / ".state.qlora_ray-0abc_xyz.old")
+    (state.parent / ".state.qlora_ray-0abc_xyz").mkdir()
+    assert core.admit(make_spec("0000")) is True
+    report = core.next_report("0000", timeout_s=WAIT_S)
+    assert report is not None
+    assert (report.index, "restarted" in report.facts) == (2, False)
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+def test_a_trial_whose_state_cannot_be_read_starts_at_its_beginning_and_says_why(
+    core: ExecutorCore, tmp_path: Path, file: str
+) -> None:
+    core.admit(make_spec("0000"))
+    core.next_report("0000", timeout_s=WAIT_S)
+    core.next_report("0000", timeout_s=WAIT_S)
+    core.evict("0000")
+    (SweepPaths(tmp_path).trial("0000").state / file).write_bytes(b"")
+    assert core.admit(make_spec("0000")) is False
+    reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
+    assert [report.index for report in reports if report] == [1, 2, 3, 4]
+    for report in filter(None, reports):
+        assert report.facts["restarted"].startswith("holds no readable trial state: ")
+        # It goes into the record, which is given to others.
+        assert str(tmp_path) not in report.facts["restarted"]
+    # The next life goes on from what this one has written.
+    core.evict("0000")
+    assert core.admit(make_spec("0000")) is True
+
+
 def test_a_trial_without_a_state_starts_afresh(core: ExecutorCore) -> None:
     assert core.admit(make_spec("0000")) is False
 

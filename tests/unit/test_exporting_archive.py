@@ -55,3 +55,19 @@ def test_a_bundle_does_not_need_the_sweep_any_more(sweep, tmp_path):
     written = write_alone(sweep, tmp_path / "b")
     shutil.rmtree(sweep)
     assert zip_bundle(read_bundle(written.folder)).is_file()
+
+
+def test_a_damaged_zip_is_anothers_file_wherever_it_is_damaged(sweep, tmp_path):
+    bundle = write_alone(sweep, tmp_path / "b")
+    whole = zip_bundle(bundle).read_bytes()
+    # From the last byte of the last file on: the list of what is in it, and its end record.
+    start = whole.index(b"PK\x01\x02")
+    places = [start - 1, *range(start, start + 46), *range(len(whole) - 22, len(whole))]
+    damaged = [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in places]
+    for content in (*damaged, whole[start:], whole[: start // 2] + whole[start:]):
+        (tmp_path / "b.zip").write_bytes(content)
+        try:
+            zip_bundle(bundle)
+        except RunError as error:
+            assert "b.zip must be new or an earlier bundle's, got another file. Move it away" in str(error)
+            assert (tmp_path / "b.zip").read_bytes() == content

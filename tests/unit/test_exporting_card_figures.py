@@ -170,3 +170,15 @@ def test_rows_of_the_hub_are_named_by_id_and_split_and_files_without_their_folde
     assert train == RowsSource("rows.jsonl", "rows", "rows")
     assert find_source(of_files, "validation") == replace(train, label="rows.jsonl, held out")
     assert find_source(of_files, "test") is None
+
+
+def test_how_answers_were_drawn_stands_with_the_scores(tmp_path: Path) -> None:
+    drawn = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
+    sentence = "Answers: one per prompt, sampled at temperature 0.7, top_p 0.9, seed 3."
+    own = facts_of(tmp_path, evaluation=evaluation_of(settings={"evaluate": {"sampling": drawn}}))
+    assert describe_rows(own)[-1] == sentence
+    scores = own.selection.scores
+    assert scores is not None
+    for key in ("base", "winner"):
+        scores[key]["sampling"] = drawn
+    assert describe_rows(replace(own, evaluation=None))[-1] == sentence

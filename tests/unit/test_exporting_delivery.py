@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 
 from qlora_ray.errors import RunError
+from qlora_ray.export import make_parser
 from qlora_ray.exporting import delivery
-from qlora_ray.exporting.delivery import check_place, deliver, deliver_winner, pick_trial
+from qlora_ray.exporting.delivery import check_place, deliver, deliver_winner, export_command, pick_trial
 from qlora_ray.runs import SweepPaths
-from qlora_ray.runs.files import read_lines, whole_folder
+from qlora_ray.runs.files import read_lines
+from qlora_ray.runs.whole import whole_folder
 from tests.unit.exporting_fixtures import files_of, write_sweep
 
 
@@ -38,7 +42,7 @@ def deliver_trial(sweep, to, lines, *, trial="best"):
 
 
 def test_the_sweep_is_told_where_each_of_its_bundles_went(sweep, tmp_path, lines):
-    for trial, name in (("best", "a"), ("2", "b")):
+    for trial, name in (("best", "a"), ("2", "a/../b")):
         deliver_trial(sweep, tmp_path / name, lines, trial=trial)
     noted = read_lines(SweepPaths(sweep).exports)
     assert [(one["trial"], one["to"], one["merge"]) for one in noted] == [
@@ -75,6 +79,8 @@ def test_a_place_is_checked_without_a_trace_before_there_is_a_sweep(tmp_path):
     [
         ("file/b", r"--export .*file/b: must be in a folder that can be written, .*file is no folder"),
         ("file", r"--export .*file: must be a folder, got a file"),
+        ("link/b", r"--export .*link/b: must be in a folder that can be written, .*link is no folder"),
+        ("n" * 300, r"--export .*n: cannot be looked into: .*: File name too long\. Choose another folder\.$"),
         ("full", r"--export .*full: must be a new folder or an earlier bundle, got one with mine\.txt"),
         ("results/s", r"--export .*must not be the sweep's own folder"),
         ("results/s/trials/b", r"--export .*must not be the sweep's own folder, or in its trials"),
@@ -83,6 +89,7 @@ def test_a_place_is_checked_without_a_trace_before_there_is_a_sweep(tmp_path):
 )
 def test_a_place_that_no_bundle_can_have_is_refused(tmp_path, to, message):
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     with pytest.raises(RunError, match=message):
@@ -93,6 +100,31 @@ def test_a_folder_of_others_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(RunError, match=rf"{tmp_path} is a folder that this user cannot write to"):
         check_place(tmp_path / "deep" / "b", sweep=tmp_path / "s")
+
+
+@pytest.mark.parametrize("to", ["private/b", "private/x/b"])
+def test_another_users_private_folder_is_one_message(tmp_path, monkeypatch, to):
+    private = tmp_path / "private"
+    private.mkdir()
+    for name in ("stat", "lstat"):
+        # Whoever runs the tests may be allowed everything. Both, as the one may call the other.
+        monkeypatch.setattr(Path, name, refusing_below(private, getattr(Path, name)))
+    monkeypatch.setattr(os, "access", lambda path, mode: private not in (Path(path), *Path(path).parents))
+    # Python before 3.13 says so when it is asked what is there; later ones say that nothing is.
+    words = rf"--export \S+/{to}: (cannot be looked into: .* Permission denied|must be in a folder that can be written)"
+    with pytest.raises(RunError, match=words):
+        check_place(tmp_path / to, sweep=tmp_path / "s", option="--export")
+
+
+def refusing_below(folder, ask):
+    """A question to the disk that it does not answer for what lies in a folder."""
+
+    def refuse(path, **settings):
+        if folder in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return ask(path, **settings)
+
+    return refuse
 
 
 def test_a_zip_that_is_not_ours_is_found_before_the_work(tmp_path):
@@ -136,3 +168,17 @@ def test_an_export_that_breaks_is_one_message_and_its_traceback_is_in_the_log(sw
     with pytest.raises(RunError, match=r"the export broke: KeyError: 'boom'\. .*The sweep is whole; go on with"):
         deliver_winner(SweepPaths(sweep), to=tmp_path / "b", tell=lines.append)
     assert "KeyError: 'boom'" in (sweep / "logs" / "driver.log").read_text()
+
+
+def test_the_command_to_go_on_with_has_the_rights_that_the_sweeps_config_gave(tmp_path):
+    sweep = write_sweep(tmp_path / "it's", model={"trust_remote_code": True})
+    words = shlex.split(export_command(SweepPaths(sweep), to=tmp_path / "a b"))
+    assert words[:3] == ["python", "-m", "qlora_ray.export"]
+    arguments = make_parser().parse_args(words[3:])
+    assert (arguments.source, arguments.to) == (sweep, tmp_path / "a b")
+    assert arguments.overrides == ["model.trust_remote_code=true"]
+    # The door takes it, and it is what lets the base's own code run.
+    selection = pick_trial(arguments.source, trial=arguments.trial, overrides=arguments.overrides, tell=print)
+    assert selection.config.model.trust_remote_code
+    plain = write_sweep(tmp_path / "plain")
+    assert "--set" not in export_command(SweepPaths(plain), to=tmp_path / "b")

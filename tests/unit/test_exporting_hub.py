@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
 from qlora_ray.errors import RunError
+from qlora_ray.export import make_parser
 from qlora_ray.exporting import hub as hub_module
 from qlora_ray.exporting.hub import push_bundle
 from qlora_ray.exporting.hub_plan import plan_push
@@ -149,10 +151,30 @@ def test_a_connection_that_is_cut_at_the_end_costs_only_the_end(hub: FakeHub, bu
     assert hub.repositories[REPO].files == files_of(bundle)
 
 
+def test_the_command_to_go_on_with_can_be_typed_whatever_the_folder_is_called(hub: FakeHub, bundle, tmp_path):
+    odd = bundle.rename(tmp_path / "my bundle; x")
+    hub.fail = lambda method, path: 400 if path.endswith("/commit/main") else None
+    with pytest.raises(RunError, match="go on with: python") as caught:
+        push(hub, odd, is_public=True)
+    words = shlex.split(str(caught.value).partition("go on with: ")[2])
+    assert words[:3] == ["python", "-m", "qlora_ray.export"]
+    arguments = make_parser().parse_args(words[3:])
+    assert (arguments.source, arguments.push, arguments.public) == (odd, REPO, True)
+
+
 def test_a_hub_that_stumbles_once_is_asked_again(hub: FakeHub, bundle):
     stumbles = iter([500])
     hub.fail = lambda method, path: next(stumbles, None) if method == "PUT" else None
     push(hub, bundle)
+    assert hub.repositories[REPO].files == files_of(bundle)
+
+
+def test_a_bundle_that_is_there_as_it_is_is_not_sent_again(hub: FakeHub, bundle):
+    push(hub, bundle)
+    asked = len(hub.requests)
+    assert push(hub, bundle) == f"{hub.endpoint}/{REPO}"
+    again = [(method, path) for method, path, _ in hub.requests[asked:]]
+    assert again and not [one for one in again if one[0] == "PUT" or one[1].endswith("/commit/main")]
     assert hub.repositories[REPO].files == files_of(bundle)
 
 

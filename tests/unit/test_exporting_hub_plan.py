@@ -10,6 +10,7 @@ import pytest
 from qlora_ray.errors import ConfigError, QloraRayError, RunError
 from qlora_ray.exporting import hub_plan as plan_module
 from qlora_ray.exporting.hub_plan import check_repo_id, check_user, name_repository, plan_push
+from qlora_ray.modeling.hub import GAVE_UP
 from tests.fake_hub import FakeHub, FakeRepository, go_online, running_hub
 
 REPO = "ann/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headbf16"
@@ -80,6 +81,14 @@ def test_offline_is_said_at_once(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RunError, match=r"needs the network, got HF_HUB_OFFLINE=1"):
         plan_push(REPO, is_public=False, tell=print, token="hf_x")
+
+
+def test_a_hub_that_did_not_answer_when_the_base_was_looked_for_is_not_the_users_setting(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv(GAVE_UP, "1")
+    with pytest.raises(RunError, match=r"needs the network, got no answer from http\S+ where the base was") as caught:
+        plan_push("ann/model", is_public=False, tell=print, token="hf_token")
+    assert "HF_HUB_OFFLINE" not in str(caught.value)
 
 
 def test_a_hub_that_is_not_there_is_asked_once():

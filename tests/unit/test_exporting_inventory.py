@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from qlora_ray.errors import RunError
+from qlora_ray.exporting import inventory
 from qlora_ray.exporting.inventory import check_target, is_bundle, read_bundle
 from tests.unit.exporting_fixtures import write_alone, write_sweep
 
@@ -62,9 +65,9 @@ def test_a_bundle_is_read_again_and_held_against_its_inventory(sweep, tmp_path):
 def test_an_inventory_that_points_out_of_its_folder_is_not_followed(sweep, tmp_path):
     folder = write_alone(sweep, tmp_path / "b").folder
     (tmp_path / "secret").write_text("x")
-    inventory = json.loads((folder / "bundle.json").read_text())
-    inventory["files"].append({"path": "../secret", "bytes": 1, "sha256": ""})
-    (folder / "bundle.json").write_text(json.dumps(inventory))
+    written = json.loads((folder / "bundle.json").read_text())
+    written["files"].append({"path": "../secret", "bytes": 1, "sha256": ""})
+    (folder / "bundle.json").write_text(json.dumps(written))
     with pytest.raises(RunError, match=r"must be whole, got another or no \.\./secret"):
         read_bundle(folder)
 
@@ -77,3 +80,49 @@ def test_another_bundle_json_is_not_ours(sweep, tmp_path, content):
     assert not is_bundle(to)
     with pytest.raises(RunError, match=r"got one with bundle\.json"):
         check_target(to, sweep=sweep)
+
+
+FILE = {"path": "a", "bytes": 1, "sha256": "x"}
+
+
+@pytest.mark.parametrize(
+    "file", ["a", None, {}, {"path": "a"}, FILE | {"bytes": "1"}, FILE | {"sha256": None}, FILE | {"path": 1}]
+)
+def test_a_damaged_bundle_json_is_not_ours(sweep, tmp_path, file):
+    to = tmp_path / "bad"
+    to.mkdir()
+    found = {"bundle_version": 1, "name": "n", "files": [FILE, FILE]}
+    (to / "bundle.json").write_text(json.dumps(found))
+    assert is_bundle(to)
+    (to / "bundle.json").write_text(json.dumps(found | {"files": [FILE, file]}))
+    assert read_bundle(to) is None
+    with pytest.raises(RunError, match=r"--to \S+bad: must be a new folder or an earlier bundle, got one with bundle"):
+        check_target(to, sweep=sweep)
+
+
+def test_a_file_of_a_bundle_that_may_not_be_read_is_one_message(sweep, tmp_path, monkeypatch):
+    folder = write_alone(sweep, tmp_path / "b").folder
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(inventory, "hash_file", refuse)
+    with pytest.raises(
+        RunError, match=r"\S+b: cannot be looked into: \S+README\.md: Permission denied\. Choose another"
+    ):
+        read_bundle(folder)
+
+
+def test_a_folder_that_may_not_be_listed_is_not_an_empty_one(sweep, tmp_path, monkeypatch):
+    (tmp_path / "b" / "private").mkdir(parents=True)
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "private":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    # Whoever runs the tests may be allowed everything.
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(RunError, match=r"--to \S+b: cannot be looked into: \S+private: Permission denied"):
+        check_target(tmp_path / "b", sweep=sweep)

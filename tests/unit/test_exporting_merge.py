@@ -25,6 +25,7 @@ from qlora_ray.exporting.merge_options import MergeOptions
 from qlora_ray.exporting.merge_report import MergeReport
 from qlora_ray.modeling import adapters
 from qlora_ray.modeling.loading import load_base, load_tokenizer
+from qlora_ray.runs import read_json
 
 NUM_STEPS = 12
 BATCH_SIZE = 8
@@ -184,9 +185,13 @@ def test_a_base_that_does_not_fit_the_device_is_merged_on_the_cpu(llama, tmp_pat
     assert lines[0] == "merge: it does not fit cuda:0: merging on the CPU"
 
 
-def test_a_base_that_fits_nowhere_is_one_error_and_leaves_nothing(llama, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate"), MemoryError()],
+)
+def test_a_base_that_fits_nowhere_is_one_error_and_leaves_nothing(llama, tmp_path, monkeypatch, error):
     def run_out(*args, **kwargs):
-        raise torch.OutOfMemoryError("out of memory")
+        raise error
 
     monkeypatch.setattr(merge, "load_base", run_out)
     for device in ("cuda:0", "cpu"):
@@ -229,6 +234,9 @@ def test_a_quantized_copy_lies_beside_the_merged_model(llama, tmp_path):
     assert report.models[-1].name == "nf4 copy"
     assert {path.name for path in tmp_path.iterdir()} == {"merged", "merged-nf4"}
     assert (tmp_path / "merged-nf4" / "tokenizer.json").is_file()
+    # Alone it still says what it was made of.
+    reports = [read_json(tmp_path / name / "merge_report.json") for name in ("merged", "merged-nf4")]
+    assert reports[0] == reports[1] and reports[0]["nf4_copy"] == "merged-nf4"
 
 
 def test_an_adapter_that_was_never_trained_fails_and_leaves_nothing(llama, tmp_path):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hub_fixtures import FIRST, SECOND, use_download_hub, use_modules_cache
 from merge_fixtures import load_merged, loaded, merge_only, merged_by_peft, save_adapter, save_base
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
 
+from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
+from qlora_ray.exporting.merge_candidate import write_side_files
+from qlora_ray.exporting.shards import open_checkpoint
 
 TOKENS = torch.arange(3, 43)[None]
 # fp32 sums of some hundred products, in another order: a few of the last bits.
@@ -193,3 +199,53 @@ def test_older_configs_keep_their_name_for_the_dtype_and_custom_code_comes_along
         base / "generation_config.json"
     ).read_bytes()
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+def test_the_own_code_of_a_hub_base_is_that_of_the_pinned_commit(tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(save_base(tmp_path / "plain", "llama"))
+
+    def write_base(folder, origin):
+        save_base(folder, "llama")
+        config = json.loads((folder / "config.json").read_text())
+        config |= {
+            "model_type": "own",
+            "auto_map": {
+                "AutoConfig": "configuration_own.OwnConfig",
+                "AutoModel": "org/code--modeling_own.OwnModel",
+                "AutoTokenizer": ["org/other--tokenization_theirs.Tokenizer", None],
+            },
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "configuration_own.py").write_text(
+            "from transformers import LlamaConfig\nfrom .origin_own import ORIGIN\n"
+            "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n    origin = ORIGIN\n"
+        )
+        (folder / "origin_own.py").write_text(f"ORIGIN = {origin!r}\n")
+        (folder / "modeling_own.py").write_text("class OwnModel: ...\n")
+        (folder / "setup.py").write_text("# not what the config names\n")
+        return folder
+
+    modules = use_modules_cache(tmp_path / "modules", monkeypatch)
+    with modules, use_download_hub(tmp_path / "cache", monkeypatch) as hub:
+        hub.publish("org/code", FIRST, write_base(tmp_path / "first", "reviewed"))
+        checkpoint = open_checkpoint(Model(name="org/code", revision=FIRST))
+        hub.publish("org/code", SECOND, write_base(tmp_path / "second", "moved since"))
+        merged = tmp_path / "merged"
+        merged.mkdir()
+        write_side_files(
+            merged,
+            checkpoint=checkpoint,
+            plan=SimpleNamespace(dtype="fp32", tying="not tied"),
+            tokenizer=tokenizer,
+        )
+        assert AutoConfig.from_pretrained(merged, trust_remote_code=True).origin == "reviewed"
+    assert sorted(path.name for path in merged.glob("*.py")) == [
+        "configuration_own.py",
+        "modeling_own.py",
+        "origin_own.py",
+    ]
+    assert json.loads((merged / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModel": "modeling_own.OwnModel",
+        "AutoTokenizer": ["org/other--tokenization_theirs.Tokenizer", None],
+    }

@@ -7,7 +7,9 @@ import math
 
 import pytest
 import torch
-from model_fixtures import assert_same_state, clone_state
+from hub_fixtures import FIRST, SECOND, use_download_hub
+from model_fixtures import assert_same_state, clone_state, copy_base
+from safetensors.torch import load_file, save_file
 
 from qlora_ray import embedded
 from qlora_ray.config.schema import Lora, Model, Quantization
@@ -249,3 +251,34 @@ def test_a_target_that_is_missing_leaves_the_base_bare(base):
     with pytest.raises(ModelError, match="no linear module 'c_attn'"):
         attach_adapter(base, Lora(target_modules=["c_attn"]), seed=7)
     assert_same_state(base.model, before)
+
+
+@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+def test_an_adapter_names_the_commit_of_a_base_of_the_hub(tmp_path, monkeypatch, revision):
+    from peft import AutoPeftModelForCausalLM
+
+    spec = specify_quantization(Quantization(method="none"), compute_dtype="fp32")
+    with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
+        hub.publish("org/tiny", FIRST, copy_base(tmp_path / "first"))
+        base = load_base(Model(name="org/tiny", revision=revision), quantization=spec, device="cpu")
+        model = attach_adapter(base, Lora(r=4), seed=7)
+        train_two_steps(model)
+        save_adapter(model, tmp_path / "adapter")
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", FIRST)
+        # What main is since has other weights, and PEFT by itself does not take it.
+        second = copy_base(tmp_path / "second")
+        tensors = {name: tensor * 2 for name, tensor in load_file(second / "model.safetensors").items()}
+        save_file(tensors, second / "model.safetensors", metadata={"format": "pt"})
+        hub.publish("org/tiny", SECOND, second)
+        loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_an_adapter_on_a_folder_names_no_commit(tmp_path):
+    spec = specify_quantization(Quantization(method="none"), compute_dtype="fp32")
+    folder = str(copy_base(tmp_path / "base"))
+    for model in (Model(name=folder, revision="v1"), Model()):
+        adapter = attach_adapter(load_base(model, quantization=spec, device="cpu"), Lora(r=4), seed=7)
+        save_adapter(adapter, tmp_path / "adapter")
+        assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["revision"] is None

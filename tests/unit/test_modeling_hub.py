@@ -14,7 +14,10 @@ from model_fixtures import copy_base
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
-from qlora_ray.modeling.hub import find_cached, find_commit
+from qlora_ray.exporting import shards
+from qlora_ray.exporting.shards import open_checkpoint
+from qlora_ray.modeling import loading
+from qlora_ray.modeling.hub import find_cached, find_commit, gave_up, reach_repository
 from qlora_ray.modeling.identity import check_base
 from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.quantization import QuantizationSpec
@@ -64,8 +67,12 @@ def test_what_is_pinned_is_what_is_loaded_after_main_has_moved(hub: DownloadHub,
     assert load_base(Model(name=NAME), quantization=PLAIN, device="cpu").model.config.rms_norm_eps == 1e-3
 
 
-def test_a_base_that_was_loaded_is_loaded_again_without_the_hub_and_after_one_request(hub: DownloadHub) -> None:
-    model = Model(name=NAME)
+# As a sweep begins, and as everything after it goes on: resumes, executors, evaluate, export.
+@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+def test_a_base_that_was_loaded_is_loaded_again_without_the_hub_and_after_one_request(
+    hub: DownloadHub, revision: str | None
+) -> None:
+    model = Model(name=NAME, revision=revision)
     load_base(model, quantization=PLAIN, device="cpu")
     hub.is_away = True
     hub.requests.clear()
@@ -77,8 +84,9 @@ def test_a_base_that_was_loaded_is_loaded_again_without_the_hub_and_after_one_re
     assert len(hub.requests) == 1
 
 
+@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
 def test_a_cache_that_lacks_what_the_base_never_had_is_asked_for_nothing_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
 ) -> None:
     # As `hf download` leaves it: no marks for the files that are not in the repository.
     home = tmp_path / "cache" / "models--org--tiny"
@@ -88,20 +96,23 @@ def test_a_cache_that_lacks_what_the_base_never_had_is_asked_for_nothing_more(
     (home / "refs" / "main").write_text(FIRST)
     with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
         hub.is_away = True
-        assert find_cached(NAME, revision=None) == FIRST
-        load_base(Model(name=NAME), quantization=PLAIN, device="cpu")
+        assert find_cached(NAME, revision=revision) == FIRST
+        load_base(Model(name=NAME, revision=revision), quantization=PLAIN, device="cpu")
         assert len(hub.requests) == 1
-        assert constants.HF_HUB_OFFLINE
+        assert constants.HF_HUB_OFFLINE and gave_up()
 
 
-def test_a_hub_that_is_away_and_no_cache_are_one_request_and_one_message(hub: DownloadHub) -> None:
+@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+def test_a_hub_that_is_away_and_no_cache_are_one_request_and_one_message(
+    hub: DownloadHub, revision: str | None
+) -> None:
     hub.is_away = True
     for name in ("org/unknown", "nope"):
         hub.requests.clear()
         with pytest.raises(
             ModelError, match=rf"^model\.name: {name} is neither a folder here nor in the cache, and http"
         ):
-            load_base(Model(name=name), quantization=PLAIN, device="cpu")
+            load_base(Model(name=name, revision=revision), quantization=PLAIN, device="cpu")
         assert len(hub.requests) == 1
     assert not constants.HF_HUB_OFFLINE
 
@@ -133,9 +144,109 @@ def test_a_name_that_the_hub_does_not_know_is_said(
     assert len(hub.requests) <= 1
 
 
-def test_a_commit_is_not_asked_for(hub: DownloadHub) -> None:
+def test_a_commit_stands_for_itself_and_is_asked_for_once_where_it_is_loaded(hub: DownloadHub) -> None:
     assert find_commit(NAME, revision=SECOND) == SECOND
     assert hub.requests == []
+    pinned = Model(name=NAME, revision=FIRST)
+    for load in (lambda: load_base(pinned, quantization=PLAIN, device="cpu"), lambda: load_tokenizer(pinned)):
+        hub.requests.clear()
+        load()
+        assert hub.requests.count(f"GET /api/models/{NAME}/revision/{FIRST}") == 1
+    with pytest.raises(ModelError, match=rf"^model\.name: {NAME} has no revision {SECOND}\. Correct model\.revision"):
+        load_tokenizer(Model(name=NAME, revision=SECOND))
+
+
+def test_a_hub_that_goes_away_while_a_sweep_runs_is_asked_once_more(hub: DownloadHub) -> None:
+    pinned = Model(name=NAME, revision=FIRST)
+    load_base(pinned, quantization=PLAIN, device="cpu")
+    hub.requests.clear()
+    hub.is_away = True
+    for _ in range(2):
+        load_tokenizer(pinned)
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+@pytest.mark.parametrize("how", ["link", "dots", "relative"])
+def test_the_cache_may_be_a_link_or_a_path_that_is_not_the_shortest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, revision: str | None
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    cache = {"link": tmp_path / "link", "dots": tmp_path / "real/../real", "relative": Path("real")}[how]
+    with use_download_hub(cache, monkeypatch) as hub:
+        hub.publish(NAME, FIRST, copy_base(tmp_path / "first"))
+        model = Model(name=NAME, revision=revision)
+        assert pin_revision(model).revision == FIRST
+        assert len(load_tokenizer(model)) == 1024
+        hub.is_away = True
+        assert find_cached(NAME, revision=revision) == FIRST
+        assert pin_revision(model).revision == FIRST
+
+
+BAD_TOKEN = (401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        (BAD_TOKEN, r"the hub does not know the token .* for org/tiny \(401\)\. Renew HF_TOKEN .* a public model"),
+        ((403, {}), r"the hub does not let the token read org/tiny \(403\)\. Ask for access, or set another HF_TOKEN"),
+        ((403, {"X-Error-Code": "GatedRepo"}), r"org/tiny is gated\. Ask for access on its page, and set HF_TOKEN"),
+        ((418, {}), r"org/tiny cannot be had, the hub answers 418: "),
+    ],
+)
+@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+def test_a_hub_that_refuses_is_no_hub_that_is_away(
+    hub: DownloadHub, refusal: tuple[int, dict[str, str]], words: str, revision: str | None
+) -> None:
+    model = Model(name=NAME, revision=revision)
+    hub.refusal = refusal
+    with pytest.raises(ModelError, match=rf"^model\.name: {words}") as caught:
+        load_tokenizer(model)
+    assert "HF_HUB_OFFLINE" not in str(caught.value)
+    hub.refusal = None
+    load_tokenizer(model)
+    hub.refusal = refusal
+    with pytest.raises(ModelError, match=rf"^model\.name: {words}.*; HF_HUB_OFFLINE=1 uses the cached one;"):
+        load_tokenizer(model)
+    assert not constants.HF_HUB_OFFLINE and not gave_up()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+def test_a_hub_that_is_busy_is_asked_again_and_then_the_cache_has_to_do(
+    hub: DownloadHub, status: int, revision: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.refusal = (status, {})
+    with pytest.raises(ModelError, match=rf"nor in the cache, and http\S+ answers {status}\. Try again later"):
+        reach_repository(NAME, revision=revision, where="model.name")
+    assert len(hub.requests) == 3
+    hub.refusal = None
+    load_tokenizer(Model(name=NAME, revision=revision))
+    hub.refusal = (status, {})
+    caplog.clear()
+    hub.requests.clear()
+    # The library would ask six times for each file that the cache lacks.
+    model = Model(name=NAME, revision=revision)
+    assert len(load_tokenizer(model)) == 1024 and read_shape(model).num_layers == 4
+    assert {one.split("/revision/")[0] for one in hub.requests} == {f"GET /api/models/{NAME}"}
+    assert [one for one in caplog.messages if f"answers {status}: {NAME} is read from the cache" in one]
+    # Datasets, and a push, may be answered yet.
+    assert not constants.HF_HUB_OFFLINE and not gave_up()
+
+
+def test_who_went_offline_is_told(hub: DownloadHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"nor in the cache, and HF_HUB_OFFLINE is set\. Check the name, or unset it"):
+        find_commit(NAME, revision=None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    load_tokenizer(Model(name=NAME))
+    hub.is_away = True
+    find_commit(NAME, revision=None)
+    with pytest.raises(ModelError, match=r"nor in the cache, and http\S+ could not be reached\. Check the name and"):
+        find_commit("org/other", revision=None)
 
 
 def test_a_token_that_cannot_be_sent_is_not_quoted(hub: DownloadHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +254,22 @@ def test_a_token_that_cannot_be_sent_is_not_quoted(hub: DownloadHub, monkeypatch
     with pytest.raises(ModelError) as caught:
         find_commit(NAME, revision=None)
     assert "cret" not in str(caught.value)
+
+
+def test_a_token_that_cannot_be_sent_is_not_quoted_where_the_rest_of_a_commit_is_fetched(
+    hub: DownloadHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = Model(name=NAME, revision=FIRST)
+    read_shape(pinned)
+    monkeypatch.setenv("HF_TOKEN", "hf_se\x0bcret")
+    for load in (load_tokenizer, open_checkpoint):
+        with pytest.raises(ModelError, match=r"cannot be asked for org/tiny: the token has characters that cannot be"):
+            load(pinned)
+    # As a login that was damaged since the process asked.
+    for module in (loading, shards):
+        monkeypatch.setattr(module, "reach_repository", lambda *_, **__: True)
+    for load in (load_tokenizer, open_checkpoint):
+        with pytest.raises(ModelError, match="the token has characters that cannot be sent") as caught:
+            load(pinned)
+        assert "cret" not in str(caught.value)
+    assert not constants.HF_HUB_OFFLINE

@@ -144,6 +144,19 @@ def test_weights_that_are_corrupt_are_refused(tmp_path, content):
     assert message.endswith("Give a folder that save_pretrained wrote whole: config, weights and tokenizer.")
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate")]
+)
+def test_a_machine_without_room_is_not_a_broken_folder(monkeypatch, error):
+    def fill(*_, **__):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fill)
+    with pytest.raises(type(error)) as caught:
+        load()
+    assert caught.value is error
+
+
 def test_weights_that_are_missing_are_named(tmp_path):
     folder = copy_base(tmp_path / "base", without=("model.safetensors",))
     assert "no file named model.safetensors" in refused(folder)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from hub_fixtures import FIRST, SECOND, use_download_hub, use_modules_cache
 from model_fixtures import CONFIGS, build_model, copy_base
 
 from qlora_ray.config.schema import Lora, Model
@@ -131,3 +134,25 @@ def test_a_base_that_cannot_be_built_is_a_model_error(tmp_path):
     words = r"model\.name: .* cannot be loaded: Unrecognized model.*Give a folder that save_pretrained wrote whole"
     with pytest.raises(ModelError, match=words):
         build_skeleton(Model(name=str(tmp_path)))
+
+
+def test_own_code_of_a_hub_base_is_the_pinned_commits_and_main_is_not_run(tmp_path, monkeypatch):
+
+    def write_base(folder, origin):
+        copy_base(folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnModel"}
+        (folder / "config.json").write_text(json.dumps(config))
+        code = f"import transformers\nclass OwnModel(transformers.LlamaForCausalLM):\n    origin = {origin!r}\n"
+        (folder / "modeling_own.py").write_text(code)
+        return folder
+
+    modules = use_modules_cache(tmp_path / "modules", monkeypatch)
+    with modules, use_download_hub(tmp_path / "cache", monkeypatch) as hub:
+        hub.publish("org/code", FIRST, write_base(tmp_path / "first", "reviewed"))
+        hub.publish("org/code", SECOND, write_base(tmp_path / "second", "moved since"))
+        pinned = Model(name="org/code", revision=FIRST, trust_remote_code=True)
+        skeleton = build_skeleton(pinned)
+        assert (skeleton.origin, skeleton.device.type) == ("reviewed", "meta")
+        assert not any("/main/" in one for one in hub.requests)
+        assert not hasattr(build_skeleton(pinned.model_copy(update={"trust_remote_code": False})), "origin")

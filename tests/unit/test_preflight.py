@@ -57,6 +57,16 @@ def test_a_resumed_sweep_keeps_how_it_began_and_adds_how_it_goes_on():
     assert [one["git"]["commit"] for one in twice["resumes"]] == ["bbb", "ccc"]
 
 
+def test_a_resumed_sweep_keeps_the_base_it_began_with_and_tells_of_the_commit_it_goes_on_with():
+    began = {"name": "org/tiny", "revision": None, "hash": "hub:org/tiny@main"}
+    pinned = {"name": "org/tiny", "revision": FIRST, "hash": f"hub:org/tiny@{FIRST}"}
+    run = {"command": ["sweep"], "folder": "/home/ann", "qlora_ray": "0.1.0", "versions": {}, "git": {}}
+    manifest = add_resume({**run, "base": began}, {**run, "base": pinned})
+    assert manifest["base"] == began
+    assert [one["base"] for one in manifest["resumes"]] == [pinned]
+    assert "base" not in add_resume({**run, "base": pinned}, {**run, "base": pinned})["resumes"][0]
+
+
 def test_references_longer_than_an_answer_may_be_are_told_before_training(tmp_path, capsys):
     answers = [f"{'so ' * 30}it is {number}.\n#### {number}" for number in range(12)]
     train = write_rows(tmp_path / "train.jsonl", answers)
@@ -80,6 +90,9 @@ def test_references_longer_than_an_answer_may_be_are_told_before_training(tmp_pa
     assert notes_of() == []
     short = notes_of("evaluate.max_length=30")
     assert len(short) == 1 and "fewer than" in short[0] and "evaluate.max_length" in short[0]
+    # The first row's reference is the shortest, and all of them say how long answers may be.
+    first = notes_of("evaluate.max_length=30", "evaluate.max_rows=1")
+    assert len(first) == 1 and first[0].split(" tokens")[0] == short[0].split(" tokens")[0].replace("4 ans", "1 ans")
     values = [part for one in (*overrides, "evaluate.max_new_tokens=24") for part in ("--set", one)]
     assert main(["--config", "configs/quickstart.yaml", *values]) == 0
     assert capsys.readouterr().out.startswith(f"note  {told}\n")
@@ -98,10 +111,11 @@ def test_a_sweep_on_a_base_of_the_hub_is_one_commit_from_its_start_to_its_last_r
         assert preflight.config.model.revision == FIRST
         assert common_facts(preflight)["base"] == common["base"]
     manifest = {"data": {"fingerprint": preflight.data.report.fingerprint}, "base": dict(common["base"])}
-    check_same_inputs(preflight, manifest, common=common)
+    assert check_same_inputs(preflight, manifest, common=common) == []
     # A sweep of before commits were recorded can be resumed.
     manifest["base"]["hash"] = "hub:org/tiny@main"
-    check_same_inputs(preflight, manifest, common=common)
+    [note] = check_same_inputs(preflight, manifest, common=common)
+    assert "could not be verified" in note and "@main" in note and note.endswith(f"goes on with hub:org/tiny@{FIRST}")
     for other in (f"hub:org/tiny@{SECOND}", "hub:org/other@main", "sha256:0"):
         manifest["base"]["hash"] = other
         with pytest.raises(RunError, match="--resume: the base must be what the sweep began with"):

@@ -13,6 +13,7 @@ from qlora_ray.reporting.blocks import Bullets, Drawing, Folded, Section, Table,
 from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
 from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story, read_story
+from qlora_ray.reporting.verdicts import tell_verdict
 from tests.unit.reporting_sweeps import usual_sketches, write_sweep
 
 ROWS = {"base": [0.0] * 8 + [1.0] * 2, "adapter": [1.0] * 9 + [0.0], "merged": [1.0] * 9 + [0.0]}
@@ -180,3 +181,16 @@ def test_cut_answers_and_further_figures_are_shown_with_what_they_do_to_the_verd
     words = [block.text for block in section.blocks if isinstance(block, Words)]
     assert "Note: 9 of 10 answers of adapter were cut at 96 tokens (base: 0)." in words
     assert any(text.startswith("answered is the share of answers with a number") for text in words)
+
+
+def test_how_answers_were_drawn_is_told_by_evaluation_and_sweep(tmp_path: Path) -> None:
+    drawn = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
+    words = Words("Answers: one per prompt, sampled at temperature 0.7, top_p 0.9, seed 3.", "muted")
+    found = {**evaluation(), "settings": {"evaluate": {"sampling": drawn}}}
+    story = story_with(tmp_path, evaluation=found)
+    section = tell_evaluation(story)
+    assert section is not None and words in section.blocks
+    assert words not in tell_verdict(story).blocks
+    scores = {**story.outcome.scores, "winner": {**story.outcome.scores["winner"], "sampling": drawn}}
+    sampled = replace(story, outcome=replace(story.outcome, scores=scores))
+    assert words in tell_verdict(sampled).blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from qlora_ray.reporting.evaluations import tell_merges
@@ -57,6 +58,28 @@ def test_a_bundle_in_the_sweeps_own_folder_is_shown_once(tmp_path: Path) -> None
     write_json(paths.root / "bundle" / "merged" / "merge_report.json", {"rule": "dequant"})
     note(paths, paths.root / "bundle", rule="dequant")
     assert list(read_story(paths).merges) == ["bundle/merged"]
+
+
+def test_a_bundle_in_a_sweep_that_was_moved_or_copied_is_shown_once(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    (paths.root / "bundle" / "merged").mkdir(parents=True)
+    note(paths, paths.root / "bundle", rule="dequant")
+    report = {"rule": "dequant", "reason": "closer", "models": []}
+    write_json(paths.root / "bundle" / "merged" / "merge_report.json", report)
+    shutil.copytree(paths.root, tmp_path / "copied")
+    paths.root.rename(tmp_path / "moved")
+    for name in ("copied", "moved"):
+        assert list(read_story(SweepPaths(tmp_path / name)).merges) == ["bundle/merged"]
+    # One elsewhere that is called the same is another.
+    note(SweepPaths(tmp_path / "moved"), tmp_path / "bundle", rule="w16")
+    merges = read_story(SweepPaths(tmp_path / "moved")).merges
+    assert list(merges) == ["bundle/merged", "bundle/merged, of trial 0003"]
+
+
+def test_a_bundle_deep_in_the_sweeps_own_folder_is_shown_too(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    note(paths, paths.root / "exports" / "one", rule="dequant")
+    assert list(read_story(paths).merges) == ["one/merged, of trial 0003"]
 
 
 def test_lines_of_another_kind_are_passed_over(tmp_path: Path) -> None:

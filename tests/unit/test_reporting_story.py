@@ -10,9 +10,12 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.reporting.blocks import Code, Table
 from qlora_ray.reporting.figures_search import base_validation_loss
+from qlora_ray.reporting.searches import tell_failures
 from qlora_ray.reporting.story import UNFINISHED, read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
+from qlora_ray.reporting.writing import write_reports
 from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
+from qlora_ray.training.engine import UNEVALUATED
 from tests.unit.reporting_sweeps import START, Sketch, usual_sketches, write_sweep
 
 
@@ -80,6 +83,56 @@ def test_a_sweep_whose_lock_is_held_runs_and_any_other_that_has_not_ended_was_ki
     # As a resume will find it.
     assert [trial.state for trial in killed.trials] == ["complete", "interrupted"]
     assert any(isinstance(block, Code) and "--resume" in block.text for block in tell_verdict(killed).blocks)
+
+
+def test_the_page_that_an_interrupted_sweep_writes_itself_says_how_to_go_on(tmp_path: Path) -> None:
+    sketches = [Sketch([1.0, 0.5, 0.3, 0.2]), Sketch([1.0], state="interrupted", cause="the sweep was stopped")]
+    paths = write_sweep(tmp_path / "s", sketches, status="interrupted")
+    with paths.lock():
+        written = write_reports(paths)
+    for path in (written.page, written.markdown):
+        assert f"python -m qlora_ray.sweep --resume {paths.root}" in path.read_text()
+    # Those that were stopped with the sweep have not failed.
+    assert tell_failures(read_story(paths)) is None
+
+
+@pytest.mark.parametrize("winner", [None, 0])
+def test_a_sweep_that_has_ended_says_which_trials_can_go_on_and_why_they_do_not(
+    tmp_path: Path, winner: int | None
+) -> None:
+    cause = f"{UNEVALUATED}: CUDA out of memory."
+    first = Sketch([1.0, 0.5, 0.3, 0.2]) if winner == 0 else Sketch([1.0], state="pruned", cause="stopped by asha")
+    sketches = [first, Sketch([1.0, 0.5, 0.3], state="interrupted", cause=cause, message=cause)]
+    status = "complete" if winner == 0 else "no_winner"
+    paths = write_sweep(tmp_path / "s", sketches, status=status, winner=winner)
+    with paths.lock():
+        written = write_reports(paths)
+    for path in (written.page, written.markdown):
+        text = path.read_text()
+        assert "1 trial can go on:" in text and f"python -m qlora_ray.sweep --resume {paths.root}" in text
+    failures = tell_failures(read_story(paths))
+    assert failures is not None
+    (table,) = [block for block in failures.blocks if isinstance(block, Table)]
+    assert table.rows == (("0001", cause, "3", "0"),)
+
+
+def test_a_trial_that_another_has_gone_on_with_is_no_open_end(tmp_path: Path) -> None:
+    sketches = [Sketch([1.0], state="interrupted", cause="no room", message="no room"), Sketch([1.0, 0.5, 0.3, 0.2])]
+    paths = write_sweep(tmp_path / "s", sketches, winner=1)
+    record = paths.trial("0001").record
+    write_json(record, {**read_json(record), "resumed_from": "0000"})
+    story = read_story(paths)
+    assert story.counts == {"complete": 1, "interrupted": 1}
+    assert not any(isinstance(block, Code) for block in tell_verdict(story).blocks)
+    assert tell_failures(story) is None
+
+
+def test_a_bundle_that_is_being_written_or_was_left_by_a_killed_export_is_no_merge(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / ".hidden" / "s", usual_sketches(), winner=0)
+    for folder in (".bundle.qlora_ray-0abc_xyz/merged", ".merged", "bundle/.merged", "bundle/merged"):
+        (paths.root / folder).mkdir(parents=True)
+        write_json(paths.root / folder / "merge_report.json", {"rule": "w16"})
+    assert list(read_story(paths).merges) == ["bundle/merged"]
 
 
 def test_a_sweep_that_has_not_ended_says_when_it_was_last_heard_of(tmp_path: Path) -> None:
@@ -234,3 +287,11 @@ def test_further_figures_and_cut_answers_stand_with_the_verdict(tmp_path: Path) 
     assert (details.header[1:], details.rows) == (("answered", "r_squared"), (("winner", "0.500", "-4.323"),))
     assert "60 (52 cut)" in [cell for table in tables for row in table.rows for cell in row]
     assert "Note: 52 of 60 answers of the winner were cut at 96 tokens (base: 60)." in lead_of(story)
+
+
+def test_a_merge_and_its_copy_in_nf4_are_told_once(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    for name in ("merged", "merged-nf4"):
+        (paths.root / "bundle" / name).mkdir(parents=True)
+        write_json(paths.root / "bundle" / name / "merge_report.json", {"rule": "w16", "nf4_copy": "merged-nf4"})
+    assert list(read_story(paths).merges) == ["bundle/merged"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 
 import pytest
@@ -21,7 +23,9 @@ def ended(tmp_path, monkeypatch):
     root = write_sweep(tmp_path / "s")
     exported, ran = [], []
 
-    def end(status="complete", verdict="better"):
+    def end(status="complete", verdict="better", *, is_earlier=False):
+        if status != "complete" and not is_earlier:
+            shutil.rmtree(root / "best")
         winner = "0001" if status == "complete" else None
         summary = Summary(status, {}, winner, verdict if winner else None, "eval_loss", None)
         monkeypatch.setattr(preflight, "check_sweep", lambda config, space: None)
@@ -59,6 +63,35 @@ def test_what_is_exported_is_what_the_sweep_ended_with(
     assert ended.exported == ([(root, tmp_path / "out")] if is_exported else [])
     out = capfd.readouterr().out
     assert words in out and ("nothing was exported" in out) is not is_exported
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "advice"), [("interrupted", 130, " Resume the sweep with --export too."), ("no_winner", 1, "")]
+)
+def test_a_resumed_sweep_that_chose_no_winner_still_has_the_one_of_before(ended, tmp_path, capfd, status, code, advice):
+    root = ended(status, None, is_earlier=True)
+    assert run(root, "--export", tmp_path / "out") == code
+    out = capfd.readouterr().out
+    assert f"nothing was exported: this run chose no winner.{advice}\n" in out
+    words = out.partition("The winner of the run before, trial 0001, is exported by: ")[2]
+    assert shlex.split(words) == ["python", "-m", "qlora_ray.export", str(root), "--to", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize("shown", ["--print-config", "--preview"])
+@pytest.mark.parametrize("asked", ["--export=out", "--require-improvement"])
+def test_what_is_of_a_whole_sweep_is_refused_where_none_is_run(ended, capfd, shown, asked):
+    root = ended()
+    assert run(root, shown, asked) == 2
+    option = asked.partition("=")[0]
+    out, err = capfd.readouterr()
+    assert err == f"{option}: is of a whole sweep, got {shown}, which stops before it. Drop one of them.\n"
+    assert out == "" and ended.ran == []
+
+
+def test_a_sweep_is_resumed_from_inside_it_by_its_own_name(ended, monkeypatch):
+    monkeypatch.chdir(ended())
+    assert door.main(["--resume", "."]) == 0
+    assert [settings["paths"].name for settings in ended.ran] == ["s"]
 
 
 def test_without_export_nothing_is_said_of_it(ended, capfd):

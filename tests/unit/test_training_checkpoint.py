@@ -13,6 +13,7 @@ from qlora_ray.training.checkpoint import (
     FACTS_FILE,
     TENSORS_FILE,
     TrialState,
+    find_state,
     flatten_optimizer,
     restore_optimizer,
 )
@@ -112,6 +113,17 @@ def test_a_state_of_another_version_is_a_run_error(tmp_path, facts, got):
         TrialState.load(tmp_path / "state")
 
 
+@pytest.mark.parametrize(("name", "value"), [("step", None), ("train_losses", 3)])
+def test_a_state_whose_facts_are_not_those_of_a_state_is_a_run_error(tmp_path, name, value):
+    STATE.save(tmp_path / "state")
+    path = tmp_path / "state" / FACTS_FILE
+    facts = json.loads(path.read_text())
+    del facts[name]
+    path.write_text(json.dumps(facts if value is None else {**facts, name: value}))
+    with pytest.raises(RunError, match=r"state: holds no readable trial state: (KeyError|TypeError)"):
+        TrialState.load(tmp_path / "state")
+
+
 # In the order of make_parameters.
 NAMES = ["large", "small"]
 
@@ -188,3 +200,17 @@ def test_an_optimizer_that_has_not_stepped_has_nothing_to_keep():
     assert flatten_optimizer(optimizer, NAMES) == ({}, {})
     restore_optimizer(optimizer, {}, {}, NAMES)
     assert optimizer.state_dict()["state"] == {}
+
+
+@pytest.mark.parametrize("file", [FACTS_FILE, TENSORS_FILE])
+def test_a_state_that_is_found_but_cannot_be_read_is_none_and_says_why_without_paths(tmp_path, file):
+    folder = tmp_path / "state"
+    assert find_state(folder) == (None, None)
+    STATE.save(folder)
+    found, why = find_state(folder)
+    assert_same(found, STATE)
+    assert why is None
+    (folder / file).unlink()
+    found, why = find_state(folder)
+    assert found is None
+    assert why.startswith("holds no readable trial state: ") and str(tmp_path) not in why and file in why

@@ -303,8 +303,13 @@ class FusedEngine:
 
     def _fail(self, seat: Seat, cause: FailureCause, message: str) -> Report:
         """The last report of a trial that has trained here: what ran is told, also where it never reported."""
-        assert seat.member is not None
-        facts = self._reporter.describe(seat.member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
+        member = seat.member
+        assert member is not None
+        if member.state is not None and member.owes_report:
+            # It has not trained since: what ran is what was kept with its state, also in another process.
+            facts = member.state.facts
+        else:
+            facts = self._reporter.describe(member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
         return self._roster.fail(seat, cause, message, facts=facts)
 
     def _correct(self, members: Sequence[Member]) -> None:

@@ -20,7 +20,7 @@ from qlora_ray.training.fused.layout import SoloLayout
 from qlora_ray.training.fused.member import Interval, Member
 from qlora_ray.training.fused.optimizer import running_optim
 from qlora_ray.training.fused.wrapping import FusedBase
-from qlora_ray.training.peak import peak_memory_bytes
+from qlora_ray.training.peak import PEAK_METRIC, peak_memory_bytes, reported_peak_bytes
 
 
 class Reporter:
@@ -54,6 +54,7 @@ class Reporter:
             "tokens_per_s": interval.num_tokens / max(interval.train_s, 1e-9),
             "step": member.step,
             "samples_seen": spec.budget.samples_seen(member.step),
+            PEAK_METRIC: peak_memory_bytes(self._base.device),
         }
         facts = self.describe(member, max_tokens=max_tokens, checkpoints=checkpoints)
         points = thin_losses(interval.losses, last_step=member.step, every=spec.training.logging_steps)
@@ -79,7 +80,7 @@ class Reporter:
             "eval_loss": loss,
             **state.unreported,
             "eval_s": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory_bytes(self._base.device),
+            PEAK_METRIC: reported_peak_bytes(state, device=self._base.device),
         }
         member.report_index = spec.budget.report_steps.index(member.step) + 1
         member.state = state.reported(member.report_index, metrics=metrics)

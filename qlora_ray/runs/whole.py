@@ -1,0 +1,265 @@
+"""Whole folders and large files: made under a name of our own, then put in place. Several processes may do so at once.
+
+A process that is killed at any point leaves the older one or the new one, whole, and what else it left is taken away by
+the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from qlora_ray.errors import RunError
+
+# What the name of a folder ends in while its replacement takes its place, and then until it is taken away.
+OLDER = ".old"
+GONE = ".gone"
+
+
+@contextmanager
+def whole_folder(path: Path, *, taken: str | None = None) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name when the block ends well, replacing an older one.
+
+    Killed at any point, also by a power cut, it leaves the older folder or the new one, whole; between two renames
+    the older one has another name, until `restore_folder` or the next writer puts it back.
+
+    Args:
+        path: The folder's name.
+        taken: What is said where somebody else is at work on the same name; None lets both work, and the last one
+            wins.
+
+    Raises:
+        RunError: If `taken` is given, and another one is at work there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _tidy_up(path, taken=taken)
+    temporary, held = _make_held(path, is_folder=True)
+    try:
+        if taken is not None:
+            # Again, now that others see this one: of two that begin at once, never both go on.
+            _tidy_up(path, taken=taken, own=temporary)
+        temporary.chmod(0o755)
+        yield temporary
+        _sync_tree(temporary)
+        _take_place(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(held)
+
+
+def restore_folder(path: Path) -> None:
+    """Puts right what a killed `whole_folder` left, as the next one would; for who reads a folder before that.
+
+    An older one that was on its way out comes back if nothing has taken its place, and the rest is taken away. Waits
+    where a living one is just then giving its folder the name.
+    """
+    if path.parent.is_dir():
+        _tidy_up(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that takes its name when the block ends well, replacing an older one.
+
+    What a killed process left of such files is taken away first.
+    """
+    for left in _find_left(path):
+        # What is left of a folder of the same name is not this one's.
+        if left.is_file():
+            with _held_if_free(left) as is_free:
+                if is_free:
+                    left.unlink(missing_ok=True)
+    temporary, handle = _make_held(path, is_folder=False)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(handle)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _prefix(path: Path) -> str:
+    """What the names of temporary files and folders of `path` begin with, and nobody's own: `.env.defaults` is."""
+    return f".{path.name}.qlora_ray-"
+
+
+def _make_held(path: Path, *, is_folder: bool) -> tuple[Path, int]:
+    """A new temporary file or folder of `path`, and the descriptor that holds it."""
+    while True:
+        # Before it is held, another process may tidy it up: then it is made again.
+        if is_folder:
+            temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+            try:
+                descriptor = os.open(temporary, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+        else:
+            descriptor, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
+            temporary = Path(name)
+        _hold(descriptor)
+        if temporary.exists():
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _hold(descriptor: int) -> None:
+    """Says that somebody is at work here; a file system without locks says nothing, and nothing is tidied up there."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Brings all files of a folder to the disk, so that a power cut after the rename does not leave empty ones."""
+    for root, _, names in os.walk(folder):
+        for file in (Path(root, name) for name in names):
+            if not file.is_symlink():
+                _sync(file)
+        _sync_folder(Path(root))
+
+
+def _sync_folder(folder: Path) -> None:
+    # Some file systems have no fsync of folders; those that need it do.
+    with suppress(OSError):
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Gives a folder its name, and takes the older one of that name away."""
+    older = Path(f"{temporary}{OLDER}")
+    with _turn(path):
+        try:
+            if os.path.lexists(path):
+                path.replace(older)
+            temporary.replace(path)
+        finally:
+            _settle(older, path)
+    _sync_folder(path.parent)
+    _remove(Path(f"{older}{GONE}"))
+
+
+def _settle(older: Path, path: Path) -> None:
+    """Puts an older folder back if nothing has taken its place; else marks it as one to take away.
+
+    What is taken away has another name first: cut off halfway, it must never come back.
+    """
+    if os.path.lexists(older):
+        older.replace(Path(f"{older}{GONE}") if os.path.lexists(path) else path)
+
+
+def _remove(path: Path) -> None:
+    """Takes away what a new folder has replaced; what cannot be is left to the next one."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _turn_file(path: Path) -> Path:
+    return path.parent / f"{_prefix(path)}turn"
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[bool]:
+    """Lets one process at a time move folders into the place of `path`; False where a file system has no locks.
+
+    Its file is there for these moments only. Whoever dies in them leaves it, and no lock.
+    """
+    file = _turn_file(path)
+    while True:
+        with file.open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            except OSError:
+                has_turn = False
+            else:
+                has_turn = True
+                if not _is_same(stream.fileno(), file):
+                    # Whose turn it was has taken the file away.
+                    continue
+            try:
+                yield has_turn
+            finally:
+                file.unlink(missing_ok=True)
+            return
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _tidy_up(path: Path, *, taken: str | None = None, own: Path | None = None) -> None:
+    """Removes or puts back what killed processes left of folders that were to be `path`.
+
+    Args:
+        path: The name that they were to take.
+        taken: What is said as RunError if a living process is at work on one.
+        own: One that is this process's.
+    """
+    if _turn_file(path).exists() or any(left.name.endswith(OLDER) for left in _find_left(path)):
+        with _turn(path) as has_turn:
+            # Looked for again: a living process has settled its own meanwhile.
+            for left in _find_left(path):
+                if has_turn and left.name.endswith(OLDER):
+                    _settle(left, path)
+    for left in _find_left(path):
+        if left.name.endswith(GONE):
+            _remove(left)
+        elif left.is_dir() and left != own and not left.name.endswith(OLDER):
+            with _held_if_free(left) as is_free:
+                if is_free:
+                    shutil.rmtree(left, ignore_errors=True)
+                elif is_free is False and taken is not None:
+                    raise RunError(taken)
+
+
+def _find_left(path: Path) -> list[Path]:
+    """The temporary files and folders of `path`, of living processes and of killed ones."""
+    endings = rf"({re.escape(OLDER)}({re.escape(GONE)})?)?"
+    name = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}{endings}")
+    return [one for one in path.parent.iterdir() if name.fullmatch(one.name)]
+
+
+@contextmanager
+def _held_if_free(path: Path) -> Iterator[bool | None]:
+    """Holds a temporary file or folder: True if it is this process's now, False if another's, None if none can say."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield None
+        return
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            except OSError:
+                yield None
+            else:
+                yield True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""The driver's books: what a trial's end leaves on disk, and who goes on with whom."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.console import Console
+from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.runs import SweepPaths, TrialPaths, read_events, read_json
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import UNEVALUATED
+
+UNEVALUATED_FAILURE = ["unevaluated", f"{UNEVALUATED}: CUDA out of memory.", "traceback"]
+
+
+@pytest.fixture
+def make_ledger(tmp_path: Path) -> Callable[[], Ledger]:
+    """Books of one sweep; each call is another driver's."""
+    paths = SweepPaths(tmp_path / "s")
+    paths.create()
+    return lambda: Ledger(SweepConfig(), paths=paths, console=Console(io.StringIO()), common={})
+
+
+def enter(
+    ledger: Ledger,
+    number: int,
+    *,
+    is_final: bool = True,
+    failure: list[str] | None = None,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """A trial's report, or its failure."""
+    metrics = {} if failure else {"eval_loss": 0.5}
+    result: dict[str, Any] = {"number": number, "report_index": 1, "is_final": is_final, "metrics": metrics}
+    rest = {"train_losses": [], "facts": facts or {}, "waited_s": 0.0, "executor": 0, "num_retries": 0}
+    ledger.report({**result, **rest, "failure": failure})
+
+
+def open_trained(ledger: Ledger, trial: TrialPaths, number: int) -> None:
+    """A trial that has left its state and, before its last evaluation, its adapter."""
+    ledger.open(number, {})
+    TrialState(trial.root.name, 6, 3, {"a": torch.ones(1)}, {}, {}, {}).save(trial.state)
+    trial.adapter.mkdir()
+    (trial.adapter / "adapter.txt").touch()
+
+
+@pytest.mark.parametrize(
+    ("failure", "crashed", "state", "left"),
+    [
+        (None, False, "complete", {"adapter"}),
+        (["error", "no such metric", ""], False, "failed", set()),
+        (None, True, "failed", set()),
+        (UNEVALUATED_FAILURE, False, "interrupted", {"state", "adapter"}),
+    ],
+)
+def test_what_a_trial_leaves_is_what_its_end_has_use_for(
+    make_ledger: Callable[[], Ledger],
+    tmp_path: Path,
+    failure: list[str] | None,
+    crashed: bool,
+    state: str,
+    left: set[str],
+) -> None:
+    ledger, trial = make_ledger(), SweepPaths(tmp_path / "s").trial("0000")
+    open_trained(ledger, trial, 0)
+    if not crashed:
+        enter(ledger, 0, failure=failure)
+    ledger.close(0, crashed=crashed)
+    record = read_json(trial.record)
+    assert record["state"] == state
+    assert {path.name for path in trial.root.iterdir() if path.is_dir()} == left
+    assert (record["adapter"] is not None) is (state == "complete")
+
+
+def test_a_trial_that_another_goes_on_with_keeps_neither_state_nor_adapter(
+    make_ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    paths = SweepPaths(tmp_path / "s")
+    first = make_ledger()
+    open_trained(first, paths.trial("0000"), 0)
+    enter(first, 0, failure=UNEVALUATED_FAILURE)
+    first.close(0, crashed=False)
+    again = make_ledger()
+    again.restore()
+    assert [entry.number for entry in again.resumable()] == [0]
+    again.open(1, {}, ancestors=[0])
+    assert TrialState.load(paths.trial("0001").state).report_index == 3
+    assert not paths.trial("0000").state.exists() and not paths.trial("0000").adapter.exists()
+    assert again.resumable() == []
+    enter(again, 1)
+    again.close(1, crashed=False)
+    assert (again.counts(), again.resumable()) == ({"complete": 1, "interrupted": 1}, [])
+
+
+def test_a_trial_goes_on_with_a_state_that_a_killed_writer_had_moved_out_of_the_way(
+    make_ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    paths = SweepPaths(tmp_path / "s")
+    first = make_ledger()
+    open_trained(first, paths.trial("0000"), 0)
+    first.interrupt()
+    state = paths.trial("0000").state
+    state.rename(state.parent / ".state.qlora_ray-0abc_xyz.old")
+    again = make_ledger()
+    again.restore()
+    again.open(1, {}, ancestors=[0])
+    assert TrialState.load(paths.trial("0001").state).report_index == 3
+
+
+def test_a_trial_that_starts_at_its_beginning_again_is_told_once(
+    make_ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    ledger, paths = make_ledger(), SweepPaths(tmp_path / "s")
+    ledger.open(0, {})
+    result: dict[str, Any] = {"number": 0, "metrics": {"eval_loss": 0.5}, "train_losses": [], "failure": None}
+    rest = {"waited_s": 0.0, "executor": 0, "num_retries": 0, "facts": {"restarted": "holds no readable trial state"}}
+    for index in (1, 2):
+        ledger.report({**result, **rest, "report_index": index, "is_final": index == 2})
+    ledger.close(0, crashed=False)
+    told = [event for event in read_events(paths.events) if event["event"] == "trial_restarted"]
+    assert [(event["trial"], event["reason"]) for event in told] == [("0000", "holds no readable trial state")]
+    assert read_json(paths.trial("0000").record)["ran"]["restarted"] == "holds no readable trial state"
+
+
+def test_a_failure_that_knows_nothing_of_what_ran_leaves_what_was_known(
+    make_ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    ledger = make_ledger()
+    ledger.open(0, {})
+    enter(ledger, 0, is_final=False, facts={"precision": "fp32", "executor": {"index": 0}})
+    enter(ledger, 0, is_final=False, failure=["error", "boom", ""], facts={"executor": {"index": 1}})
+    ledger.close(0, crashed=False)
+    record = read_json(SweepPaths(tmp_path / "s").trial("0000").record)
+    assert (record["ran"], record["executor"]) == ({"precision": "fp32"}, {"index": 1})

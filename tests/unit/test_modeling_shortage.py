@@ -1,0 +1,33 @@
+"""A device without room, told from other errors by what torch and Python really raise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qlora_ray.modeling.shortage import is_out_of_memory
+
+# As torch 2.13 words it where the address space is limited (RLIMIT_AS).
+NOT_MAPPED = "unable to mmap 247769200 bytes from file </models/model.safetensors>: Cannot allocate memory (12)"
+
+
+def test_what_torch_raises_on_a_cpu_without_room_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.int8)
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError(NOT_MAPPED), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("DefaultCPUAllocator: a file of that name"), False),
+    ],
+)
+def test_lack_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected

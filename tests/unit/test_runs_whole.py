@@ -1,0 +1,452 @@
+"""A folder or large file that is there is whole, whoever is killed and whoever else writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from qlora_ray.errors import RunError
+from qlora_ray.runs.whole import restore_folder, whole_file, whole_folder
+
+
+def fill_disk(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_folder_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "adapter"
+    with whole_folder(path) as folder:
+        (folder / "a").write_text("1")
+        assert not path.exists() and folder.parent == path.parent
+    assert (path / "a").read_text() == "1"
+    assert path.stat().st_mode & 0o777 == 0o755
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_folder_replaces_the_old_one_entirely(tmp_path):
+    path = tmp_path / "adapter"
+    for name in ("a", "b"):
+        with whole_folder(path) as folder:
+            (folder / name).write_text(name)
+    assert [file.name for file in path.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt("boom")])
+def test_an_exception_leaves_the_old_folder_and_no_temporary_one(tmp_path, error):
+    path = tmp_path / "adapter"
+    with whole_folder(path) as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(type(error), match="boom"), whole_folder(path) as folder:
+        (folder / "a").write_text("2")
+        raise error
+    assert (path / "a").read_text() == "1"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_exception_in_a_first_folder_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="boom"), whole_folder(tmp_path / "adapter"):
+        raise ValueError("boom")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    path = tmp_path / "adapter"
+    with whole_folder(path) as folder:
+        (folder / "a").write_text("1")
+    real_replace = Path.replace
+
+    def replace(self, target):
+        if Path(target) == path and not self.name.endswith(".old"):
+            fill_disk()
+        return real_replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match="No space left on device"), whole_folder(path):
+        pass
+    assert (path / "a").read_text() == "1"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_of_a_folder_is_taken_away_and_one_at_work_is_left_alone(tmp_path):
+    (tmp_path / ".a.qlora_ray-0abc_xyz").mkdir()
+    other = tmp_path / ".a.b.qlora_ray-0abc_xyz"
+    other.mkdir()
+    with whole_folder(tmp_path / "a") as living:
+        with whole_folder(tmp_path / "a") as folder:
+            (folder / "new").touch()
+            assert set(tmp_path.iterdir()) == {living, folder, other}
+        (living / "last").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["last"]
+
+
+def test_an_older_folder_comes_back_if_its_replacement_was_killed_halfway(tmp_path):
+    path = tmp_path / "a"
+    (tmp_path / ".a.qlora_ray-0abc_xyz.old").mkdir()
+    (tmp_path / ".a.qlora_ray-0abc_xyz.old" / "kept").touch()
+    with pytest.raises(ValueError, match="wrong"), whole_folder(path):
+        raise ValueError("wrong")
+    assert [one.name for one in path.iterdir()] == ["kept"]
+    (tmp_path / ".a.qlora_ray-1abc_xyz.old").mkdir()
+    with whole_folder(path) as folder:
+        (folder / "new").touch()
+    assert [one.name for one in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_there_are_no_locks_nothing_is_tidied_up(tmp_path, monkeypatch):
+    left = tmp_path / ".a.qlora_ray-0abc_xyz"
+    left.mkdir()
+
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("qlora_ray.runs.whole.fcntl.flock", no_locks)
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "new").touch()
+    assert left.is_dir()
+    assert (tmp_path / "a" / "new").is_file()
+
+
+def test_of_two_that_write_one_folder_the_second_is_refused_where_it_says_so(tmp_path):
+    path = tmp_path / "a"
+    (tmp_path / ".a.qlora_ray-0abc_xyz").mkdir()
+    with (
+        whole_folder(path, taken="a: taken") as folder,
+        pytest.raises(RunError, match=r"^a: taken$"),
+        whole_folder(path, taken="a: taken"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == [path] and not folder.exists()
+
+
+def test_of_two_that_begin_at_once_never_both_go_on(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    real_mkdtemp = tempfile.mkdtemp
+    others = contextlib.ExitStack()
+
+    def make_after_another(**settings):
+        # Between the first look and the folder of one's own, another one begins.
+        monkeypatch.setattr(tempfile, "mkdtemp", real_mkdtemp)
+        others.enter_context(whole_folder(path))
+        return real_mkdtemp(**settings)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_after_another)
+    with others, pytest.raises(RunError, match="taken"), whole_folder(path, taken="taken"):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_was_tidied_up_before_it_was_held_is_made_again(tmp_path, monkeypatch):
+    real_mkdtemp = tempfile.mkdtemp
+
+    def make_and_lose(**settings):
+        monkeypatch.setattr(tempfile, "mkdtemp", real_mkdtemp)
+        lost = real_mkdtemp(**settings)
+        Path(lost).rmdir()
+        return lost
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "b").touch()
+    assert [one.name for one in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.zip"
+    for content in (b"1", b"2"):
+        with whole_file(path) as stream:
+            stream.write(content)
+    with pytest.raises(ValueError, match="boom"), whole_file(path) as stream:
+        stream.write(b"3")
+        raise ValueError("boom")
+    assert path.read_bytes() == b"2" and path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_of_a_file_is_taken_away_and_nothing_else(tmp_path):
+    kept = [tmp_path / ".a.zip.qlora_ray-0abcdxyz", tmp_path / ".b.defaults", tmp_path / ".a.defaults"]
+    kept[0].mkdir()
+    for path in kept[1:]:
+        path.touch()
+    (tmp_path / ".a.zip.qlora_ray-0abc_xyz").touch()
+    with whole_file(tmp_path / "a.zip") as living:
+        with whole_file(tmp_path / "a.zip"):
+            pass
+        living.write(b"last")
+    # A user's own file with such a name beside a folder.
+    with whole_folder(tmp_path / "b"):
+        pass
+    assert set(tmp_path.iterdir()) == {*kept, tmp_path / "a.zip", tmp_path / "b"}
+    assert (tmp_path / "a.zip").read_bytes() == b"last"
+
+
+def test_a_users_own_hidden_folders_and_files_beside_ours_are_left_alone(tmp_path):
+    mine = [tmp_path / ".model.original" / "weights", tmp_path / ".a.zip.previous", tmp_path / ".model.original.old"]
+    mine[0].parent.mkdir()
+    for path in mine:
+        path.touch()
+    with whole_folder(tmp_path / "model"):
+        pass
+    with whole_file(tmp_path / "a.zip"):
+        pass
+    restore_folder(tmp_path / "model")
+    assert all(path.is_file() for path in mine)
+
+
+# Replaces `a` by a folder of NUM_FILES files "new", and dies before the n-th thing that it does to the disk.
+DYING_WRITER = """
+import os, sys
+from pathlib import Path
+from qlora_ray.runs.whole import whole_folder
+
+num_left = int(sys.argv[2])
+
+def dying(real):
+    def call(*args, **settings):
+        global num_left
+        num_left -= 1
+        if num_left < 0:
+            os._exit(9)
+        return real(*args, **settings)
+    return call
+
+with whole_folder(Path(sys.argv[1])) as folder:
+    for name in "123":
+        (folder / name).write_text("new")
+    for name in ("replace", "rename", "unlink", "rmdir", "fsync", "open"):
+        setattr(os, name, dying(getattr(os, name)))
+"""
+FILES = "123"
+
+
+def read_whole(path):
+    """What the files of a whole folder all hold; fails for one that is not whole."""
+    contents = {file.name: file.read_text() for file in path.iterdir()}
+    assert set(contents) == set(FILES) and len(set(contents.values())) == 1
+    return contents["1"]
+
+
+@pytest.mark.parametrize("heir", ["reader", "writer", "failing writer"])
+def test_a_writer_killed_at_any_point_leaves_the_old_folder_or_the_new_one_whole(tmp_path, heir):
+    seen = []
+    for num_calls in range(100):
+        path = tmp_path / str(num_calls) / "a"
+        with whole_folder(path) as folder:
+            for name in FILES:
+                (folder / name).write_text("old")
+        ended = subprocess.run([sys.executable, "-c", DYING_WRITER, str(path), str(num_calls)], check=False)
+        if heir == "reader":
+            restore_folder(path)
+        else:
+            with contextlib.suppress(ValueError), whole_folder(path) as folder:
+                for name in FILES:
+                    (folder / name).write_text("heir's")
+                if heir == "failing writer":
+                    raise ValueError
+        seen.append(read_whole(path))
+        assert list(path.parent.iterdir()) == [path]
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == 9
+    # First it is killed before its folder has taken the place, then after.
+    num_old = seen.count("old")
+    expected = ["heir's"] * len(seen) if heir == "writer" else ["old"] * num_old + ["new"] * (len(seen) - num_old)
+    assert seen == expected
+    assert len(seen) > 2 * len(FILES) and (heir == "writer" or 0 < num_old < len(seen) - 1)
+
+
+class Meeting:
+    """Lets a second writer work at the n-th thing that a first one does to the disk.
+
+    The first goes on when the second has ended, or waits for it.
+    """
+
+    def __init__(self, monkeypatch, second, *, at):
+        self._num_left = at
+        self._rests = threading.Event()
+        self._first = threading.current_thread()
+        self._second = threading.Thread(target=self._run, args=(second,))
+        self.has_met = False
+        real_flock = fcntl.flock
+
+        def flock(descriptor, operation):
+            if threading.current_thread() is self._second and not operation & fcntl.LOCK_NB:
+                with contextlib.suppress(BlockingIOError):
+                    return real_flock(descriptor, operation | fcntl.LOCK_NB)
+                self._rests.set()
+            return real_flock(descriptor, operation)
+
+        for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync", "open", "scandir", "listdir"):
+            monkeypatch.setattr(os, name, self._noting(getattr(os, name)))
+        monkeypatch.setattr(fcntl, "flock", self._noting(flock))
+
+    def _noting(self, real):
+        def call(*args, **settings):
+            if threading.current_thread() is self._first and not self.has_met:
+                self._num_left -= 1
+                if self._num_left < 0:
+                    self.has_met = True
+                    self._second.start()
+                    assert self._rests.wait(20)
+            return real(*args, **settings)
+
+        return call
+
+    def _run(self, second):
+        try:
+            second()
+        finally:
+            self._rests.set()
+
+    def end(self):
+        if self.has_met:
+            self._second.join()
+
+
+@pytest.mark.parametrize("taken", [None, "taken"])
+@pytest.mark.parametrize("is_left", [False, True])
+def test_of_two_writers_that_meet_anywhere_each_succeeds_or_is_refused_and_one_is_whole(tmp_path, taken, is_left):
+    outcomes = set()
+    for at in range(200):
+        path = tmp_path / str(at) / "a"
+        with whole_folder(path) as folder:
+            for name in FILES:
+                (folder / name).write_text("old")
+        if is_left:
+            # Of one that was killed between the two renames.
+            path.rename(path.parent / ".a.qlora_ray-0abc_xyz.old")
+        ends = {}
+
+        def write(who, path=path, ends=ends):
+            try:
+                with whole_folder(path, taken=taken) as folder:
+                    for name in FILES:
+                        (folder / name).write_text(who)
+                ends[who] = "done"
+            except BaseException as error:
+                ends[who] = repr(error)
+
+        with pytest.MonkeyPatch.context() as patch:
+            meeting = Meeting(patch, lambda write=write: write("second"), at=at)
+            write("first")
+            meeting.end()
+        refused = repr(RunError("taken"))
+        done = [who for who, end in ends.items() if end == "done"]
+        assert done and set(ends.values()) <= {"done", refused}, f"met at {at}: {ends}"
+        assert taken or refused not in ends.values()
+        assert read_whole(path) in done
+        assert list(path.parent.iterdir()) == [path]
+        outcomes.add(tuple(done))
+        if not meeting.has_met:
+            break
+    assert not meeting.has_met
+    # The first alone; both; and where that is asked for, one of them alone.
+    assert len(outcomes) >= (3 if taken else 2)
+
+
+def test_an_older_folder_that_was_being_taken_away_never_comes_back(tmp_path):
+    half = tmp_path / ".a.qlora_ray-0abc_xyz.old.gone"
+    half.mkdir()
+    (half / "half").touch()
+    restore_folder(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_folder_that_cannot_be_taken_away_is_left_to_the_next_one(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "old").touch()
+
+    def refuse(*args, **settings):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        with whole_folder(path) as folder:
+            (folder / "new").touch()
+    assert [one.name for one in path.iterdir()] == ["new"] and len(list(tmp_path.iterdir())) == 2
+    restore_folder(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    synced = set()
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        real_fsync(descriptor)
+
+    def replace(self, target):
+        if Path(target) == path:
+            assert {one.stat().st_ino for one in (self, *self.rglob("*"))} <= synced
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    with whole_folder(path) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "file").write_text("1")
+        (folder / "file").write_text("2")
+    assert path.parent.stat().st_ino in synced
+
+
+def test_a_folder_whose_files_do_not_reach_the_disk_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    with whole_folder(path) as folder:
+        (folder / "old").touch()
+    monkeypatch.setattr(os, "fsync", fill_disk)
+    with pytest.raises(OSError, match="No space left on device"), whole_folder(path) as folder:
+        (folder / "new").touch()
+    assert [one.name for one in path.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").touch()
+    (tmp_path / "a").symlink_to("elsewhere")
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "elsewhere" / "mine").is_file() and not (tmp_path / "a").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "elsewhere"]
+
+
+def test_nothing_is_restored_where_there_is_no_folder_at_all(tmp_path):
+    restore_folder(tmp_path / "missing" / "a")
+    restore_folder(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_tidied_up_before_it_was_held_is_made_again(tmp_path, monkeypatch):
+    path = tmp_path / "a.zip"
+    real_mkstemp = tempfile.mkstemp
+
+    def make_and_lose(**settings):
+        monkeypatch.setattr(tempfile, "mkstemp", real_mkstemp)
+        handle, lost = real_mkstemp(**settings)
+        with whole_file(path) as stream:
+            stream.write(b"other's")
+        assert not Path(lost).exists()
+        return handle, lost
+
+    monkeypatch.setattr(tempfile, "mkstemp", make_and_lose)
+    with whole_file(path) as stream:
+        stream.write(b"own")
+    assert path.read_bytes() == b"own" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_a_missing_place_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"), whole_file(tmp_path / "gone" / "a.zip"):
+        pass
