@@ -151,12 +151,12 @@ def check_base(model: Model, *, expected_hash: str, where: str) -> str | None:
         is_moved = name == model.name and is_commit(commit)
         advice = f"--set model.revision={commit}" if is_moved else "--set model.name="
         raise ModelError(
-            f"{where}: must be used on the base it was trained on ({shorten_hash(expected_hash)}), got {shorten_hash(found)} from "
-            f"{model.name}. Restore that base, or name it with {advice}."
+            f"{where}: must be used on the base it was trained on ({shorten_hash(expected_hash)}), got "
+            f"{shorten_hash(found)} from {model.name}. Restore that base, or name it with {advice}."
         )
     return (
-        f"the base could not be verified: the adapter was trained on {shorten_hash(expected_hash)}, and {model.name} is "
-        f"{shorten_hash(found)}, which cannot be compared"
+        f"the base could not be verified: the adapter was trained on {shorten_hash(expected_hash)}, and "
+        f"{model.name} is {shorten_hash(found)}, which cannot be compared"
     )
 
 
