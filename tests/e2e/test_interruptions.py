@@ -48,6 +48,7 @@ def stop_sweep(folder: Path, signum: signal.Signals) -> SweepPaths:
     return paths
 
 
+@pytest.mark.slow
 def test_a_terminated_sweep_stops_as_an_interrupted_one(tmp_path: Path) -> None:
     stop_sweep(tmp_path, signal.SIGTERM)
 

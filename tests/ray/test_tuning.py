@@ -18,7 +18,7 @@ from qlora_ray.search.study import end_interrupted, requeue_interrupted
 NUM_ASHA_TRIALS = 8
 
 
-@pytest.mark.parametrize("scheduler", ["none", "asha", "hyperband", "median"])
+@pytest.mark.parametrize("scheduler", ["none", "asha", "hyperband", pytest.param("median", marks=pytest.mark.slow)])
 def test_each_scheduler_ends_every_trial_as_what_it_was(
     tmp_path: Path, make_pool: Callable[..., Any], scheduler: str
 ) -> None:
@@ -109,6 +109,7 @@ def test_two_objectives_are_both_told(tmp_path: Path, make_pool: Callable[..., A
     assert sweep.study.best_trials
 
 
+@pytest.mark.slow
 def test_a_second_search_asks_only_for_what_is_missing(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
     Sweep(tmp_path, make_pool, scheduler="none", num_trials=2).run()
     again = Sweep(tmp_path, make_pool, scheduler="none", num_trials=3)

@@ -57,6 +57,7 @@ def placement(workload: Workload, choice: BaseChoice) -> Placement:
     return place_case(workload, choice, NODE)
 
 
+@pytest.mark.slow
 def test_all_arms_train_every_trial_to_the_same_loss(
     base: LoadedBase, workload: Workload, placement: Placement
 ) -> None:
@@ -67,6 +68,7 @@ def test_all_arms_train_every_trial_to_the_same_loss(
         assert losses[arm] == pytest.approx(losses["in_turn"], rel=1e-4), arm
 
 
+@pytest.mark.slow
 def test_an_arm_leaves_the_base_as_it_found_it(base: LoadedBase, workload: Workload, placement: Placement) -> None:
     before = [(name, type(module)) for name, module in base.model.named_modules()]
     for arm in ARMS:
@@ -80,6 +82,7 @@ def test_the_planner_places_all_trials_of_a_case_at_once(placement: Placement) -
     assert placement.max_tokens_per_pass is not None
 
 
+@pytest.mark.slow
 def test_a_measured_case_has_what_the_table_needs(base: LoadedBase, workload: Workload, placement: Placement) -> None:
     said: list[str] = []
     entry = measure_case(base, workload, placement, repetitions=2, sft_repetitions=1, say=said.append)

@@ -40,16 +40,19 @@ def open_shipped_database() -> sqlite3.Connection:
     return sqlite3.connect(f"{embedded.database_path().as_uri()}?mode=ro", uri=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPLIT_PATHS)
 def test_the_pairs_come_out_the_same_byte_for_byte(name: str, rebuilt: tuple[Path, dict]) -> None:
     assert (rebuilt[0] / f"{name}.jsonl").read_bytes() == SPLIT_PATHS[name].read_bytes()
 
 
+@pytest.mark.slow
 def test_the_database_comes_out_with_the_same_rows(rebuilt: tuple[Path, dict], manifest: dict) -> None:
     with closing(open_shipped_database()) as shipped:
         assert rebuilt[1]["rows_sha256"] == build.hash_rows(shipped) == manifest["data"]["rows_sha256"]
 
 
+@pytest.mark.slow
 def test_the_manifest_describes_what_is_shipped(rebuilt: tuple[Path, dict], manifest: dict) -> None:
     assert manifest["data"] == rebuilt[1]
     for relative, sha256 in manifest["sha256"].items():
@@ -103,6 +106,7 @@ def test_the_build_refuses_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--steps: must be at least 1, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_building_the_data_leaves_the_base_and_its_record(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import signal
@@ -132,14 +131,17 @@ def test_an_export_that_fails_after_a_sweep_has_the_exit_code_of_its_error(ended
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_export_can_be_stopped(ended, tmp_path, monkeypatch, signum, code):
-    def wait(paths, *, to, tell):
-        os.kill(os.getpid(), signum)
-        # The handler runs between two instructions of this thread.
-        while True:
-            pass
+    def stop(paths, *, to, tell):
+        signal.raise_signal(signum)
+        raise AssertionError("the signal has stopped nothing")
 
     root = ended()
-    monkeypatch.setattr(delivery, "deliver_winner", wait)
-    before = signal.getsignal(signum)
-    assert run(root, "--export", tmp_path / "out") == code
-    assert signal.getsignal(signum) is before
+    monkeypatch.setattr(delivery, "deliver_winner", stop)
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    first = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        before = signal.getsignal(signum)
+        assert run(root, "--export", tmp_path / "out") == code
+        assert signal.getsignal(signum) is before
+    finally:
+        signal.signal(signal.SIGINT, first)
