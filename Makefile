@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 help:
 	@echo "make sweep      find the best adapter for the embedded base and task (configs/quickstart.yaml)"
 	@echo "make test       quick tests"
-	@echo "make test-slow  tests that take minutes"
+	@echo "make test-slow  the longest tests, a few minutes in all"
 	@echo "make check      ruff, mypy, lint-imports"
 	@echo "make clean      remove the environment, caches and build files; results/ stays"
 
