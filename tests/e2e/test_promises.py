@@ -34,6 +34,7 @@ def test_a_driver_killed_at_any_moment_loses_no_finished_trial(tmp_path: Path) -
     assert len(opened) == len(set(opened))
 
 
+@pytest.mark.slow
 def test_one_diverging_trial_leaves_the_sweep_running(tmp_path: Path) -> None:
     space = {"training.learning_rate": {"choices": [2e-3, 1e30]}}
     search = {"space": space, "sampler": "grid", "num_trials": 2}
@@ -68,6 +69,7 @@ def test_all_trials_failing_is_exit_code_1_with_the_first_cause(tmp_path: Path) 
     assert "loss is nan" in run.stdout or "loss is inf" in run.stdout
 
 
+@pytest.mark.slow
 def test_a_base_whose_weights_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(embedded.base_path(), base)

@@ -233,6 +233,7 @@ def test_a_resume_cannot_become_another_sweep(finished: Finished) -> None:
     assert "cannot change when a sweep is resumed" in changed.stderr
 
 
+@pytest.mark.slow
 def test_trials_that_cannot_be_packed_run_as_processes_and_the_plan_says_why(tmp_path: Path) -> None:
     config = write_config(tmp_path, lora={"use_dora": True, "target_modules": "attention-qv"})
     run = run_sweep("--config", config, *OPTIONS, "--set", "search.num_trials=2", cwd=tmp_path)
