@@ -52,6 +52,12 @@ def distrust(config: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig
     return config.model_copy(update={"model": model}), [note]
 
 
+def explain_distrust(error: Exception, notes: Sequence[str]) -> str:
+    """Returns an error's message with the note of `distrust`, if there is one: that its code may not run can be why a
+    model cannot be loaded."""
+    return " ".join([str(error), *(f"Note: {note}." for note in notes if note.startswith(TRUST))])
+
+
 def drop_foreign_revision(config: SweepConfig, overrides: Sequence[str], *, own_name: str | None) -> SweepConfig:
     """Returns a config whose base was named anew by --set without the revision, which is one of the old base.
 

@@ -13,7 +13,7 @@ from qlora_ray.errors import ConfigError, ModelError, PlacementError
 from qlora_ray.evaluation.answer_room import Room, count_reference_tokens, find_limit, measure_room, read_positions
 from qlora_ray.evaluation.custom import load_metric
 from qlora_ray.evaluation.finding import find_subject
-from qlora_ray.evaluation.intent import TRUST, is_overridden
+from qlora_ray.evaluation.intent import explain_distrust, is_overridden
 from qlora_ray.evaluation.lineup import Lineup, hash_adapter, make_lineup
 from qlora_ray.evaluation.lm_eval import TaskRequest, find_tasks
 from qlora_ray.evaluation.measurement import Metric, needs_references
@@ -81,9 +81,7 @@ def make_plan(options: Options) -> Plan:
         _check_merged(lineup, names, tokenizer)
         positions = _read_max_positions(main)
     except ModelError as error:
-        # That its code may not run can be why it cannot be loaded.
-        distrusted = [note for note in subject.notes if note.startswith(TRUST)]
-        raise ModelError(" ".join([str(error), *(f"Note: {note}." for note in distrusted)])) from None
+        raise ModelError(explain_distrust(error, subject.notes)) from None
     tasks = TaskRequest(
         tasks=options.tasks,
         num_fewshot=options.task_shots,

@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from qlora_ray.errors import QloraRayError, RunError
+from qlora_ray.evaluation.subjects import MERGE_REPORT
 from qlora_ray.exporting.bundle_evaluation import take_evaluation
 from qlora_ray.exporting.card import CardFacts, make_card
 from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, list_files, take_inventory
 from qlora_ray.exporting.merge import merge_adapter
 from qlora_ray.exporting.merge_options import MergeOptions
-from qlora_ray.exporting.merge_report import REPORT, MergeReport
+from qlora_ray.exporting.merge_report import MergeReport
 from qlora_ray.exporting.naming import BundleName, name_bundle
 from qlora_ray.exporting.reproduction import (
     SWEEP_FILE,
@@ -152,7 +153,7 @@ def _merge(
     if selection.notes:
         report = replace(report, notes=[*selection.notes, *report.notes])
         for part in filter(None, ("merged", report.nf4_copy)):
-            write_json(folder / part / REPORT, report.to_dict())
+            write_json(folder / part / MERGE_REPORT, report.to_dict())
     return report
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qlora_ray.console import noise_to
 from qlora_ray.errors import ModelError, QloraRayError, RunError
-from qlora_ray.evaluation.intent import TRUST
+from qlora_ray.evaluation.intent import explain_distrust
 from qlora_ray.evaluation.trials import BEST
 from qlora_ray.exporting.archive import check_archive_target
 from qlora_ray.exporting.inventory import Bundle, check_target
@@ -73,9 +73,7 @@ def deliver(
         with noise_to(log or Path(os.devnull)) as console:
             bundle = write_bundle(selection, to=to, merge=merge, device=device, tell=console.line)
     except ModelError as error:
-        # That its code may not run can be why it cannot be loaded.
-        distrusted = [f"Note: {note}." for note in selection.notes if note.startswith(TRUST)]
-        raise ModelError(" ".join([str(error), *distrusted])) from None
+        raise ModelError(explain_distrust(error, selection.notes)) from None
     for line in describe_bundle(bundle):
         tell(line)
     verdict = (selection.scores or {}).get("verdict") or {}

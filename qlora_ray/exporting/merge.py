@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.split import EvaluationSplit
-from qlora_ray.evaluation.subjects import NF4_SUFFIX
+from qlora_ray.evaluation.subjects import MERGE_REPORT, NF4_SUFFIX
 from qlora_ray.exporting.deltas import AdapterChanges, BaseNames
 from qlora_ray.exporting.merge_candidate import Candidate, Rule, write_candidate, write_side_files
 from qlora_ray.exporting.merge_choice import check_changed, choose_candidate, explain_merge, explain_nan
 from qlora_ray.exporting.merge_options import MergeOptions
 from qlora_ray.exporting.merge_plan import MergePlan, PlannedDtype, plan_merge
-from qlora_ray.exporting.merge_report import REPORT, MeasuredModel, MergeReport
+from qlora_ray.exporting.merge_report import MeasuredModel, MergeReport
 from qlora_ray.exporting.shards import Checkpoint, check_space, full_disk_as_run_error, new_folder, open_checkpoint
 from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.adapters import saved_adapter
@@ -141,7 +141,7 @@ class _Merge:
             report = self._report(kept, reason, trained, measured, notes, seconds=time.monotonic() - started)
             # In the copy too: it may be moved, and `evaluate` asks of each what it was made of.
             for made in filter(None, (kept.folder, copy)):
-                write_json(made / REPORT, report.to_dict())
+                write_json(made / MERGE_REPORT, report.to_dict())
             _keep_only(kept, trained.candidates, folder)
         return report
 

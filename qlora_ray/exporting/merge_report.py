@@ -9,7 +9,6 @@ from typing import Any, Literal
 from qlora_ray.console import format_table
 
 Verdict = Literal["w16", "dequant"]
-REPORT = "merge_report.json"
 _NEVER_NONE = ("loss", "loss_difference", "kl", "token_agreement")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
+from qlora_ray.evaluation.subjects import MERGE_REPORT
 from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.reporting.axes import Axis, read_axes
 from qlora_ray.reporting.exports import read_merges
@@ -34,7 +35,7 @@ INTERRUPTED = "interrupted"
 BASE = "base"
 NUM_EXAMPLES = 8
 # Where export puts merged models in the sweep's own folder: beside its other files, or in a bundle one level below.
-MERGE_REPORTS = ("merge_report.json", "*/merge_report.json", "*/*/merge_report.json")
+MERGE_REPORTS = (MERGE_REPORT, f"*/{MERGE_REPORT}", f"*/*/{MERGE_REPORT}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,3 +275,9 @@ def _write_end(paths: SweepPaths, entries: Sequence[TrialEntry], *, status: str,
         write_verdict(paths, winner=winner)
         record = record_of(entries[winner], adapter=paths.best / "adapter", common={"git": {"commit": "abc123"}})
         write_json(paths.best / "record.json", record)
+
+
+def traces(figure: object) -> dict[str, dict]:
+    """A figure's traces by name."""
+    found = json.loads(figure.to_json())["data"]  # type: ignore[attr-defined]
+    return {trace["name"]: trace for trace in found}

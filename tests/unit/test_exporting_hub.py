@@ -15,21 +15,11 @@ from qlora_ray.exporting import hub as hub_module
 from qlora_ray.exporting.hub import push_bundle
 from qlora_ray.exporting.hub_plan import plan_push
 from qlora_ray.exporting.inventory import Bundle, list_files
-from tests.fake_hub import FakeHub, FakeRepository, go_online, running_hub
+from tests.fake_hub import FakeHub, FakeRepository
 
 REPO = "ann/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headbf16"
 CARD = "---\nlibrary_name: peft\n---\n\n# A card\n"
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch, tmp_path):
-    go_online(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def hub():
-    with running_hub() as hub:
-        yield hub
+pytestmark = pytest.mark.usefixtures("online")
 
 
 @pytest.fixture

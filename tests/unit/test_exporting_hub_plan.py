@@ -11,20 +11,10 @@ from qlora_ray.errors import ConfigError, QloraRayError, RunError
 from qlora_ray.exporting import hub_plan as plan_module
 from qlora_ray.exporting.hub_plan import check_repo_id, check_user, name_repository, plan_push
 from qlora_ray.modeling.hub import GAVE_UP
-from tests.fake_hub import FakeHub, FakeRepository, go_online, running_hub
+from tests.fake_hub import FakeHub, FakeRepository
 
 REPO = "ann/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headbf16"
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch, tmp_path):
-    go_online(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def hub():
-    with running_hub() as hub:
-        yield hub
+pytestmark = pytest.mark.usefixtures("online")
 
 
 @pytest.mark.parametrize("token", ["hf_lineone\nhf_linetwo", "hf_top\u20acsecret", "hf_top\x00secret", "hf_top secret"])

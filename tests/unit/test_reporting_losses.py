@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +11,12 @@ from qlora_ray.reporting.blocks import Drawing, Folded, Grid
 from qlora_ray.reporting.figures_losses import describe_losses, draw_losses
 from qlora_ray.reporting.searches import MAX_SMALL, tell_search
 from qlora_ray.reporting.story import Story, read_story
-from tests.unit.reporting_sweeps import Sketch, usual_sketches, write_sweep
+from tests.unit.reporting_sweeps import Sketch, traces, usual_sketches, write_sweep
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Story:
     return read_story(write_sweep(tmp_path_factory.mktemp("usual") / "s", usual_sketches(), winner=3))
-
-
-def traces(figure: object) -> dict[str, dict]:
-    """A figure's traces by name."""
-    found = json.loads(figure.to_json())["data"]  # type: ignore[attr-defined]
-    return {trace["name"]: trace for trace in found}
 
 
 def test_the_winners_training_loss_has_all_its_points_and_its_validation_loss_each_report(usual: Story) -> None:
