@@ -18,9 +18,9 @@ from qlora_ray.errors import RunError
 from qlora_ray.hardware import Placement
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.engine import Engine, Report
-from qlora_ray.training.fused.engine import FusedEngine
+from qlora_ray.training.packed.engine import FusedEngine
 from qlora_ray.training.rows import TrainingData
-from qlora_ray.training.sft import SftEngine
+from qlora_ray.training.single.engine import SftEngine
 
 ArmName = Literal["fused", "sft", "in_turn"]
 ARMS: tuple[ArmName, ...] = ("fused", "in_turn", "sft")

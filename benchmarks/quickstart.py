@@ -18,9 +18,9 @@ from qlora_ray.data import prepare_data
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training.engine import Engine
-from qlora_ray.training.fused.engine import FusedEngine
+from qlora_ray.training.packed.engine import FusedEngine
 from qlora_ray.training.rows import TrainingData
-from qlora_ray.training.sft import SftEngine
+from qlora_ray.training.single.engine import SftEngine
 
 # A sweep short enough for --quick. It is mostly start-up, so its ratio is not the whole quickstart's.
 QUICK_SETTINGS = ["search.num_trials=4", "training.max_samples=320", "evaluate.max_rows=20"]

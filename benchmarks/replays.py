@@ -15,8 +15,8 @@ from benchmarks.sweeps import OurSweep, Trial
 from qlora_ray.config.schema import Lora, SweepConfig
 from qlora_ray.data import PreparedData
 from qlora_ray.errors import RunError
-from qlora_ray.evaluation.loss import evaluate_loss
 from qlora_ray.modeling.loading import LoadedBase
+from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import Engine, TrialSpec
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qlora_ray.doors import run_door
+from qlora_ray.commands import run_door
 from qlora_ray.errors import ConfigError, ModelError
 
 BETTER = "better"
@@ -61,9 +61,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.shots is not None:
         overrides.append(f"evaluate.shots=[{_shots(arguments.shots)}]")
     from qlora_ray.console import noise_to
-    from qlora_ray.evaluation.driver import run_evaluation
-    from qlora_ray.evaluation.options import Options
-    from qlora_ray.evaluation.subjects import Request
+    from qlora_ray.evaluation.run.driver import run_evaluation
+    from qlora_ray.evaluation.run.options import Options
+    from qlora_ray.evaluation.target.target import Request
 
     options = Options(
         arguments.target,

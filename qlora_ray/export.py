@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qlora_ray.doors import as_place, run_door
+from qlora_ray.commands import as_place, run_door
 from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from qlora_ray.exporting.hub_plan import PushPlan
     from qlora_ray.exporting.inventory import Bundle
-    from qlora_ray.exporting.merge_options import MergeOptions
+    from qlora_ray.exporting.merge.options import MergeOptions
     from qlora_ray.exporting.naming import BundleName
 
 MERGE_ONLY = ("dtype", "head_dtype", "nf4_copy", "max_shard_size")
@@ -119,7 +119,7 @@ def _write(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tuple[
 def _merge_options(arguments: argparse.Namespace) -> MergeOptions | None:
     if arguments.merge == "none":
         return None
-    from qlora_ray.exporting.merge_options import DEFAULT_SHARD_BYTES, MergeOptions, parse_shard_size
+    from qlora_ray.exporting.merge.options import DEFAULT_SHARD_BYTES, MergeOptions, parse_shard_size
 
     size = arguments.max_shard_size
     return MergeOptions(

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from qlora_ray.doors import run_door
+from qlora_ray.commands import run_door
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
@@ -35,7 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, overrides=arguments.overrides)
     space = load_space(config)
-    from qlora_ray.orchestration.preflight import check_sweep, plan_sweep
+    from qlora_ray.preflight.checks import check_sweep, plan_sweep
 
     preflight = check_sweep(config, space)
     if config.cluster.address is None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from qlora_ray.doors import run_door
+from qlora_ray.commands import run_door
 
 
 def make_parser() -> argparse.ArgumentParser:

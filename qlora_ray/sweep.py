@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qlora_ray.doors import as_place, run_door, sigterm_as_stop
+from qlora_ray.commands import as_place, run_door, sigterm_as_stop
 from qlora_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         # What would stop the export is said before hours of training.
         check_place(arguments.export, sweep=paths.root, option="--export")
-    from qlora_ray.orchestration.preflight import check_sweep, plan_sweep
+    from qlora_ray.preflight.checks import check_sweep, plan_sweep
 
     preflight = check_sweep(config, space)
     if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
@@ -138,7 +138,7 @@ def _export(to: Path, *, paths: SweepPaths, summary: Summary, is_refused: bool) 
 
 def _find_earlier_winner(paths: SweepPaths) -> str | None:
     """The trial that an earlier run of a resumed sweep chose; None if there is none."""
-    from qlora_ray.evaluation.trials import find_trial
+    from qlora_ray.runs.winner import find_trial
 
     try:
         return find_trial(paths, None)[0]

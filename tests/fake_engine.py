@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from qlora_ray.evaluation.scoring import Scores
-from qlora_ray.evaluation.split import EvaluationSplit
+from qlora_ray.scoring.scores import Scores
+from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import UNEVALUATED, Failure, Report, TrainedListener, TrialSpec
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from fake_engine import FakeEngine
 
-from qlora_ray.orchestration.executor import Executor, ExecutorTerms
-from qlora_ray.orchestration.executor_core import ExecutorCore
+from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
+from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs import SweepPaths
 
 

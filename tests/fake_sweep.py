@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
-from qlora_ray.orchestration.executor import ExecutorTerms
+from qlora_ray.orchestration.executor.actor import ExecutorTerms
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.searcher import StudySearcher
 from qlora_ray.orchestration.trial import TrialTerms

@@ -2,7 +2,7 @@
 
 The base is a Llama of about 2 M parameters, pretrained on generated questions over thousands of made-up
 schemas. The task is one that it has not seen: questions about the public classicmodels schema, with a
-generated SQLite database to run the answers on. `python -m qlora_ray.embedded.build` makes all of it again.
+generated SQLite database to run the answers on. `python -m tools.embedded_task.build` makes all of it again.
 Importing this package costs nothing: it only knows where the files are.
 """
 

@@ -1,11 +1,4 @@
-"""What a model is worth on held-out rows: its loss, and its answers scored by metrics.
+"""The `evaluate` command: targets, prompt sets, models, answers and their statistics.
 
-`scoring.score_model` does all of it. Importing this package loads no torch: `loss`, `generation`, `inference`
-and `scoring` do, and are imported by their own names.
+`run.driver` does all of it, and `qlora_ray.evaluate` is the only importer. Importing this package loads no torch.
 """
-
-from qlora_ray.evaluation.measurement import Metric, measure
-from qlora_ray.evaluation.metrics import ExactMatch, SqlExecution, SqlValid, resolve_metrics
-from qlora_ray.evaluation.split import EvaluationSplit
-
-__all__ = ["EvaluationSplit", "ExactMatch", "Metric", "SqlExecution", "SqlValid", "measure", "resolve_metrics"]

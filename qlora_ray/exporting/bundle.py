@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from qlora_ray.errors import QloraRayError, RunError
-from qlora_ray.evaluation.subjects import MERGE_REPORT
+from qlora_ray.evaluation.target.target import MERGE_REPORT
 from qlora_ray.exporting.bundle_evaluation import take_evaluation
-from qlora_ray.exporting.card import CardFacts, make_card
+from qlora_ray.exporting.card.card import CardFacts, make_card
 from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, list_files, take_inventory
-from qlora_ray.exporting.merge import merge_adapter
-from qlora_ray.exporting.merge_options import MergeOptions
-from qlora_ray.exporting.merge_report import MergeReport
+from qlora_ray.exporting.merge.options import MergeOptions
+from qlora_ray.exporting.merge.report import MergeReport
+from qlora_ray.exporting.merge.run import merge_adapter
 from qlora_ray.exporting.naming import BundleName, name_bundle
 from qlora_ray.exporting.reproduction import (
     SWEEP_FILE,

@@ -8,17 +8,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qlora_ray.config.reuse import explain_distrust
 from qlora_ray.console import noise_to
 from qlora_ray.errors import ModelError, QloraRayError, RunError
-from qlora_ray.evaluation.intent import explain_distrust
-from qlora_ray.evaluation.trials import BEST
 from qlora_ray.exporting.archive import check_archive_target
 from qlora_ray.exporting.inventory import Bundle, check_target
-from qlora_ray.exporting.merge_options import MergeOptions
+from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.outcome import describe_bundle, next_commands
 from qlora_ray.exporting.selection import Selection, own_rights, select_trial
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import append_line
+from qlora_ray.runs.winner import BEST
 
 WORSE = "worse"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora_ray import __version__
 from qlora_ray.errors import RunError
-from qlora_ray.exporting.merge_report import MergeReport
+from qlora_ray.exporting.merge.report import MergeReport
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.identity import hash_file
 from qlora_ray.runs import read_json

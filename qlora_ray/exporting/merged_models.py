@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from qlora_ray.config.schema import Model, Quantization
-from qlora_ray.exporting.merge_candidate import Candidate
-from qlora_ray.exporting.merge_measure import Reference, Runner, measure_model
-from qlora_ray.exporting.merge_plan import MergePlan
-from qlora_ray.exporting.merge_report import MeasuredModel
+from qlora_ray.exporting.merge.candidate import Candidate
+from qlora_ray.exporting.merge.measure import Reference, Runner, measure_model
+from qlora_ray.exporting.merge.plan import MergePlan
+from qlora_ray.exporting.merge.report import MeasuredModel
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from qlora_ray.evaluation.intent import PATH_KEYS
+from qlora_ray.config.reuse import PATH_KEYS
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.search.space import POINTS_KEY

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.config.loading import parse_override
+from qlora_ray.config.reuse import TRUST, distrust, drop_foreign_revision, read_intent
 from qlora_ray.config.schema import Model, SweepConfig
 from qlora_ray.errors import ConfigError, ModelError, RunError
-from qlora_ray.evaluation.intent import TRUST, distrust, drop_foreign_revision, read_intent
-from qlora_ray.evaluation.trials import BEST, SCORES, find_trial
 from qlora_ray.modeling.identity import AdapterFacts, check_base, read_adapter
 from qlora_ray.modeling.loading import pin_revision, resolve_model_name
 from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.winner import BEST, SCORES, find_trial
 from qlora_ray.search.space import apply_values
 
 # What may be named anew when a sweep is exported elsewhere than where it ran: where the base and the rows are. And

@@ -43,8 +43,8 @@ MLP_GRADIENT_TENSORS = 2
 # With PEFT each adapted module keeps its own input, cast for lora_A, and its dropout mask: four bytes an element on a
 # CPU (torch 2.13; own count), a bool on CUDA (native_dropout).
 DROPOUT_MASK_BYTES = {"cuda": 1, "cpu": 4}
-# The fused engine (training/fused/layers.py) keeps each input once, whoever reads it, and each module's mask, a byte an
-# element. Modules by the input they share; the output of attention is counted among ATTENTION_TENSORS.
+# The fused engine (modeling/multi_lora/layers.py) keeps each input once, whoever reads it, and each module's
+# mask, a byte an element. Modules by the input they share; the output of attention is counted among ATTENTION_TENSORS.
 FUSED_READERS = (
     ("hidden", ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn")),
     ("hidden", ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h")),
@@ -75,7 +75,7 @@ LOSS_CHUNKS = 8  # torchtune's CEWithChunkedOutputLoss, num_output_chunks
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 TILE_CPU_COPY_BYTES = 16
-# The fused engine makes logits at label positions only, in chunks of this many fp32 bytes (training/fused/loss.py).
+# The fused engine makes logits at label positions only, in chunks of this many fp32 bytes (training/packed/loss.py).
 # A chunk has four copies in all: logits, log-softmax and a gradient of each.
 LABEL_CHUNK_BYTES = 128 * 2**20
 LABEL_CHUNK_COPIES = 4

@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.console import Console, noise_to
 from qlora_ray.errors import ModelError, NoExecutors, QloraRayError, SweepFailed
 from qlora_ray.hardware import NodeProfile, Plan
+from qlora_ray.orchestration.executor.usage import wait_share
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.nodes import check_shared_storage, probe_cluster, ray_cluster
-from qlora_ray.orchestration.preflight import (
+from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
+from qlora_ray.orchestration.stopping import StopSignals, stop_signals
+from qlora_ray.orchestration.summary import Summary, print_next_steps, print_outcome, print_plan, write_summary
+from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
+from qlora_ray.orchestration.winner import choose_winner
+from qlora_ray.preflight.checks import (
     Preflight,
     add_resume,
     check_same_inputs,
@@ -22,12 +28,6 @@ from qlora_ray.orchestration.preflight import (
     describe_sweep,
     plan_sweep,
 )
-from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
-from qlora_ray.orchestration.stopping import StopSignals, stop_signals
-from qlora_ray.orchestration.summary import Summary, print_next_steps, print_outcome, print_plan, write_summary
-from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
-from qlora_ray.orchestration.usage import wait_share
-from qlora_ray.orchestration.winner import choose_winner
 from qlora_ray.runs import EventLog, SweepPaths, read_json, write_json
 from qlora_ray.search.study import (
     end_interrupted,
@@ -199,7 +199,7 @@ def _start_pool(
 ) -> Any:
     import ray
 
-    from qlora_ray.orchestration.executor import ExecutorTerms
+    from qlora_ray.orchestration.executor.actor import ExecutorTerms
     from qlora_ray.orchestration.pool import Pool, Seat
 
     nodes = {profile.hostname: node_id for node_id, profile in profiles.items()}

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qlora_ray.errors import NoExecutors, QloraRayError
 from qlora_ray.hardware import Placement
-from qlora_ray.orchestration.executor import Executor, ExecutorTerms
+from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
 from qlora_ray.orchestration.feed import EventFeed
 
 # A place whose executor died this often is given up: the cause is on the node, not in a trial.

@@ -9,13 +9,13 @@ from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console, format_duration, format_score, format_table
-from qlora_ray.evaluation.score_details import tabulate_details
-from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry, format_value
-from qlora_ray.orchestration.preflight import Preflight
 from qlora_ray.orchestration.winner import Winner
+from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths, write_json
+from qlora_ray.scoring.details import tabulate_details
+from qlora_ray.scoring.verdict import Verdict
 
 # Rows of the final table; all trials are in trials.csv.
 MAX_TABLE_ROWS = 20

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, QloraRayError
-from qlora_ray.orchestration.life import Evicted, LeaseLost
+from qlora_ray.orchestration.executor.admission import Evicted, LeaseLost
 from qlora_ray.orchestration.pool import Lease, describe_death
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values

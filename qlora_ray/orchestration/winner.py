@@ -15,15 +15,15 @@ from ray.exceptions import RayError, RayTaskError
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData
 from qlora_ray.errors import SweepFailed
-from qlora_ray.evaluation.metrics import resolve_data_metrics
-from qlora_ray.evaluation.scoring import Scores
-from qlora_ray.evaluation.verdict import Verdict, judge
 from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.ledger import Ledger, TrialEntry
 from qlora_ray.orchestration.pool import describe_death
 from qlora_ray.runs import SweepPaths, write_json
 from qlora_ray.runs.files import append_line
 from qlora_ray.runs.whole import whole_folder
+from qlora_ray.scoring.metrics.choice import resolve_data_metrics
+from qlora_ray.scoring.scores import Scores
+from qlora_ray.scoring.verdict import Verdict, judge
 
 BASE = "base"
 

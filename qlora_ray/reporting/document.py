@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_ray.reporting.blocks import Document, Section
+from qlora_ray.pages.blocks import Document, Section
 from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
 from qlora_ray.reporting.machines import tell_memory, tell_plan, tell_slots
 from qlora_ray.reporting.origins import tell_data, tell_origin, tell_record

@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_ray.evaluation.comparison import Comparison
-from qlora_ray.evaluation.score_details import count_answers
+from qlora_ray.pages.blocks import Block, Bullets, Folded, Section, Table, Words
 from qlora_ray.reporting.axes import format_number, format_share, format_value
-from qlora_ray.reporting.blocks import Block, Bullets, Folded, Section, Table, Words
 from qlora_ray.reporting.facts import format_bytes, format_count, format_loss, format_score, table_of
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import as_list, as_mapping, as_number
 from qlora_ray.reporting.verdicts import show_comparisons, show_details, show_sampling
+from qlora_ray.scoring.comparison import Comparison
+from qlora_ray.scoring.details import count_answers
 
 SCORE_COLUMNS = ("model", "prompts", "loss", "perplexity")
 MERGE_COLUMNS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.evaluation.subjects import MERGE_REPORT
+from qlora_ray.evaluation.target.target import MERGE_REPORT
 from qlora_ray.reporting.trials import as_mapping, as_text
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.files import read_lines

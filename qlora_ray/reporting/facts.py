@@ -9,8 +9,8 @@ from typing import Any
 
 from qlora_ray import console
 from qlora_ray.console import format_duration
+from qlora_ray.pages.blocks import Table
 from qlora_ray.reporting.axes import format_number, format_value
-from qlora_ray.reporting.blocks import Table
 from qlora_ray.reporting.trials import as_number
 
 UNITS = (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_ray.pages import figure_text
+from qlora_ray.pages.html import figure_text
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import ACCENT, BAD, INK, MUTED, PAPER, REST, RULE, add_label, new_figure
 from qlora_ray.reporting.timeline import Span, Timeline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_ray.pages import figure_text
+from qlora_ray.pages.html import figure_text
 from qlora_ray.reporting.axes import Axis, format_share, format_value
 from qlora_ray.reporting.figures_search import DRAW_ORDER
 from qlora_ray.reporting.story import Story

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.pages import figure_text
+from qlora_ray.pages.html import figure_text
 from qlora_ray.reporting.axes import Axis, axis_of_values, format_number, format_value, shorten
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import (

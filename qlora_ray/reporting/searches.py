@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from qlora_ray.pages.blocks import Block, Drawing, Folded, Grid, Section, Table, Words
 from qlora_ray.reporting.axes import format_number, format_share, format_value
-from qlora_ray.reporting.blocks import Block, Drawing, Folded, Grid, Section, Table, Words
 from qlora_ray.reporting.facts import format_count, format_loss, plural
 from qlora_ray.reporting.figures_front import draw_front, front_of
 from qlora_ray.reporting.figures_losses import describe_losses, draw_losses, has_losses

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.evaluation.subjects import MERGE_REPORT
-from qlora_ray.evaluation.verdict import Verdict
+from qlora_ray.evaluation.target.target import MERGE_REPORT
 from qlora_ray.reporting.axes import Axis, read_axes
 from qlora_ray.reporting.exports import read_merges
 from qlora_ray.reporting.front import Front, read_front
@@ -27,6 +26,7 @@ from qlora_ray.reporting.trials import (
 )
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
+from qlora_ray.scoring.verdict import Verdict
 
 POINTS_KEY = "points_to_evaluate"
 UNFINISHED = "unfinished"

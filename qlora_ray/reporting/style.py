@@ -1,6 +1,6 @@
 """How every figure looks: grey for the many, one accent for the winner, titles at the top left, no zoom to get lost in.
 
-Colours are the page's own names (qlora_ray.pages), which a page turns into those of the reader's scheme.
+Colours are the page's own names (qlora_ray.pages.html), which a page turns into those of the reader's scheme.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.pages import figure_text
+from qlora_ray.pages.html import figure_text
 from qlora_ray.reporting.axes import format_number, format_value, log_values
 from qlora_ray.reporting.trials import Trial
 

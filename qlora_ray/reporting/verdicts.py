@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from qlora_ray.console import format_duration
-from qlora_ray.evaluation.comparison import LOSS, Comparison
-from qlora_ray.evaluation.score_details import count_answers, describe_details, describe_sampling, tabulate_details
+from qlora_ray.pages.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
 from qlora_ray.reporting.axes import format_share, format_signed, format_value
-from qlora_ray.reporting.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
 from qlora_ray.reporting.facts import format_loss, format_score, format_time, plural
 from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import base_validation_loss
 from qlora_ray.reporting.story import INTERRUPTED, UNFINISHED, Story
 from qlora_ray.reporting.trials import Trial, as_mapping, as_number
+from qlora_ray.scoring.comparison import LOSS, Comparison
+from qlora_ray.scoring.details import count_answers, describe_details, describe_sampling, tabulate_details
 
 TONES: dict[str, Tone] = {"better": "good", "no different": "warn", "worse": "bad"}
 # What scores.json calls the two models.

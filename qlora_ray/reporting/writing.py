@@ -36,9 +36,9 @@ def write_reports(paths: SweepPaths) -> Written:
     Raises:
         RunError: If the folder is no sweep's, or cannot be written.
     """
+    from qlora_ray.pages.markdown import write_markdown
+    from qlora_ray.pages.page import write_page
     from qlora_ray.reporting.document import compose
-    from qlora_ray.reporting.markdown import write_markdown
-    from qlora_ray.reporting.page import write_page
     from qlora_ray.reporting.story import read_story
     from qlora_ray.reporting.verdicts import summary_line
 

@@ -14,8 +14,8 @@ from qlora_ray.config.schema import Lora, Training
 from qlora_ray.training.budget import Budget
 
 if TYPE_CHECKING:
-    from qlora_ray.evaluation.scoring import Scores
-    from qlora_ray.evaluation.split import EvaluationSplit
+    from qlora_ray.scoring.scores import Scores
+    from qlora_ray.scoring.split import EvaluationSplit
     from qlora_ray.training.checkpoint import TrialState
 
 FailureCause = Literal["diverged", "oom", "error", "lost", "evicted", "unevaluated"]

@@ -263,7 +263,7 @@ class EngineContract:
         whole = run_trial(engine, make_spec(gradient_checkpointing=True))
         engine.evict("0000")
         with monkeypatch.context() as patched:
-            patched.setattr("qlora_ray.evaluation.loss.map_batches", fail)
+            patched.setattr("qlora_ray.scoring.loss.map_batches", fail)
             (report,) = run_trial(engine, make_spec(gradient_checkpointing=True))
         assert report.failure is not None
         assert report.failure.cause == "unevaluated"
@@ -288,7 +288,7 @@ class EngineContract:
 
         use(10_000)
         with monkeypatch.context() as patched:
-            patched.setattr("qlora_ray.evaluation.loss.map_batches", fail)
+            patched.setattr("qlora_ray.scoring.loss.map_batches", fail)
             run_trial(engine, make_spec())
         state = engine.snapshot("0000")
         engine.evict("0000")

@@ -21,16 +21,16 @@ from qlora_ray.config import SweepConfig
 from qlora_ray.config.schema import Evaluate, Lora, Model
 from qlora_ray.data import prepare_data
 from qlora_ray.evaluate import main
-from qlora_ray.evaluation import resolve_metrics
-from qlora_ray.evaluation.journal import Journal
-from qlora_ray.evaluation.options import Options
-from qlora_ray.evaluation.planning import make_plan
-from qlora_ray.evaluation.scoring import score_model
-from qlora_ray.evaluation.verdict import CHOSEN_ON_THEM
+from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.run.options import Options
+from qlora_ray.evaluation.run.plan import make_plan
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter, saved_adapter
 from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
 from qlora_ray.runs import read_json
+from qlora_ray.scoring import resolve_metrics
+from qlora_ray.scoring.scores import score_model
+from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
 
 NUM_ROWS = 8
 FAST = ("--rows", str(NUM_ROWS), "--set", "evaluate.max_new_tokens=40", "--set", "evaluate.batch_size=4")
@@ -155,7 +155,7 @@ def test_run_again_loads_no_model_and_gives_the_same_files(
     sweep: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = read_tree(finished)
-    monkeypatch.setattr("qlora_ray.evaluation.asking.open_contenders", lambda *_: 1 / 0)
+    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_contenders", lambda *_: 1 / 0)
     options = [
         "--shots",
         "0,3",
@@ -239,7 +239,7 @@ def test_a_metric_of_ones_own_is_scored_and_compared(sweep: Path, tmp_path: Path
 def test_references_that_cannot_be_scored_are_found_before_a_model_is_loaded(
     sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qlora_ray.evaluation.asking.open_contenders", lambda *_: 1 / 0)
+    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_contenders", lambda *_: 1 / 0)
     assert main([str(sweep), *FAST, "--set", "evaluate.metrics=[numeric]", "--to", str(tmp_path / "to")]) == 2
     assert "numeric" in capfd.readouterr().err
     assert not (tmp_path / "to").exists()
@@ -392,7 +392,7 @@ def test_a_full_device_is_one_message_that_can_be_followed(
 
     command = [str(sweep), "--models", "base", "--rows", "2", "--to", str(tmp_path / "to")]
     with monkeypatch.context() as patched:
-        patched.setattr("qlora_ray.evaluation.session.answer_in_batches", fill)
+        patched.setattr("qlora_ray.evaluation.run.prompts.answer_in_batches", fill)
         assert main([*command, "--set", "evaluate.max_new_tokens=16"]) == 2
     advice = "Free the device and run it again: it goes on; or lower evaluate.max_new_tokens with --fresh."
     assert advice in capfd.readouterr().err
@@ -413,7 +413,7 @@ def test_a_merged_model_that_does_not_fit_leaves_the_other_results(
     whole, files = read_json(to / "evaluation.json"), read_tree(to)
     shutil.rmtree(to / "merged")
     with monkeypatch.context() as patched:
-        patched.setattr("qlora_ray.evaluation.contenders._open_merged", fill)
+        patched.setattr("qlora_ray.evaluation.models.loading._open_merged", fill)
         assert main(command) == 2
     captured = capfd.readouterr()
     assert "got no room for merged (loading: CUDA out of memory. Tried to allocate 2 GiB)" in captured.err

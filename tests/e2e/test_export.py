@@ -21,7 +21,7 @@ from qlora_ray.config import load_config
 from qlora_ray.config.schema import Lora, Model, Quantization
 from qlora_ray.export import main, make_parser
 from qlora_ray.exporting import bundle as bundle_module
-from qlora_ray.exporting import merge as merge_module
+from qlora_ray.exporting.merge import run as merge_module
 from qlora_ray.modeling.adapters import attach_adapter, detach_adapter, save_adapter
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qlora_ray.evaluation.comparison import compare_rows
 from qlora_ray.reporting import write_report
 from qlora_ray.runs import write_json
+from qlora_ray.scoring.comparison import compare_rows
 from tests.browsing import CUT_LABELS
 from tests.unit.reporting_sweeps import Sketch, usual_sketches, write_sweep
 

@@ -18,16 +18,16 @@ from transformers import AutoTokenizer
 from qlora_ray import embedded
 from qlora_ray.config import load_config
 from qlora_ray.data import prepare_data
-from qlora_ray.evaluation.loss import evaluate_loss
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
+from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.search.space import apply_values
 from qlora_ray.search.study import count_finished, open_study
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import TrialSpec
-from qlora_ray.training.fused.engine import FusedEngine
+from qlora_ray.training.packed.engine import FusedEngine
 from qlora_ray.training.rows import TrainingData
 
 OPTIONS = ("--set", "results.name=small")

@@ -7,8 +7,8 @@ import torch
 
 from qlora_ray.config.schema import Data, Lora, Model
 from qlora_ray.data import prepare_data
-from qlora_ray.exporting.merge import merge_adapter
-from qlora_ray.exporting.merge_options import MergeOptions
+from qlora_ray.exporting.merge.options import MergeOptions
+from qlora_ray.exporting.merge.run import merge_adapter
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter
 from qlora_ray.modeling.loading import load_base, load_tokenizer
 from qlora_ray.modeling.quantization import specify_quantization

@@ -12,7 +12,7 @@ from fake_engine import fake_loss
 from fake_executor import FakePlacement
 from fake_sweep import NUM_TRIALS, Sweep
 
-from qlora_ray.orchestration.executor import ExecutorTerms
+from qlora_ray.orchestration.executor.actor import ExecutorTerms
 from qlora_ray.runs import read_events, read_json
 
 

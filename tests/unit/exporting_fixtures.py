@@ -11,12 +11,12 @@ from safetensors.numpy import save_file
 
 from qlora_ray import embedded
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.evaluation.comparison import compare_rows
-from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.exporting.bundle import write_bundle
 from qlora_ray.exporting.inventory import Bundle
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.loading import hash_base
+from qlora_ray.scoring.comparison import compare_rows
+from qlora_ray.scoring.verdict import Verdict
 from qlora_ray.search.space import apply_values
 
 PARAMS = {"lora.r": 4, "lora.alpha_ratio": 2.0, "training.learning_rate": 0.0098}

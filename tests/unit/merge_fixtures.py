@@ -12,10 +12,10 @@ import transformers
 from evaluation_fixtures import make_split, make_tokenizer, tiny_sizes
 
 from qlora_ray.config.schema import Model, Quantization
-from qlora_ray.exporting.deltas import AdapterChanges, BaseNames
-from qlora_ray.exporting.merge_candidate import Candidate, write_candidate, write_side_files
-from qlora_ray.exporting.merge_plan import plan_merge
-from qlora_ray.exporting.shards import open_checkpoint
+from qlora_ray.exporting.merge.candidate import Candidate, write_candidate, write_side_files
+from qlora_ray.exporting.merge.checkpoint import open_checkpoint
+from qlora_ray.exporting.merge.deltas import AdapterChanges, BaseNames
+from qlora_ray.exporting.merge.plan import plan_merge
 from qlora_ray.modeling.adapters import saved_adapter
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization

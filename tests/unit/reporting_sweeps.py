@@ -10,11 +10,11 @@ from typing import Any
 
 from qlora_ray.config.documents import Document
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.evaluation.comparison import compare_rows
-from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.orchestration.records import State, TrialEntry, record_of
 from qlora_ray.runs import SweepPaths, append_line, write_json, write_text
 from qlora_ray.runs.files import to_plain_json
+from qlora_ray.scoring.comparison import compare_rows
+from qlora_ray.scoring.verdict import Verdict
 from qlora_ray.search.parsing import parse_space
 from qlora_ray.search.study import open_study
 

@@ -17,7 +17,7 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import prepare_data
 from qlora_ray.errors import RunError
 from qlora_ray.training.engine import Failure, Report, TrialSpec
-from qlora_ray.training.fused.engine import FusedEngine
+from qlora_ray.training.packed.engine import FusedEngine
 from qlora_ray.training.rows import TrainingData
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qlora_ray import embedded
-from qlora_ray.embedded import splits
+from tools.embedded_task import splits
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

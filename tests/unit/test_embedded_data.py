@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qlora_ray import embedded
-from qlora_ray.embedded import build, splits
-from qlora_ray.embedded.grammar import KINDS
+from tools.embedded_task import build, splits
+from tools.embedded_task.grammar import KINDS
 
 SPLIT_PATHS = {
     "train": embedded.train_path(),

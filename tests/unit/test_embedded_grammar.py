@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from qlora_ray.embedded.grammar import KINDS, write_pair, write_pairs
-from qlora_ray.embedded.schemas import Schema, make_random_schema, pluralize, spell
+from tools.embedded_task.grammar import KINDS, write_pair, write_pairs
+from tools.embedded_task.schemas import Schema, make_random_schema, pluralize, spell
 
 NUM_SCHEMAS = 60
 

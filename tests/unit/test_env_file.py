@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_ray.doors import run_door
+from qlora_ray.commands import run_door
 from qlora_ray.env_file import find_in_env_file, find_in_environment, load_token
 from qlora_ray.errors import ConfigError
 

@@ -10,8 +10,8 @@ import pytest
 from fake_engine import DIVERGING_DECAY, UNEVALUATED_DECAY, WAIT_S, FakeEngine, fake_loss
 
 from qlora_ray.config.schema import Lora, Training
-from qlora_ray.orchestration.executor_core import REAP_INTERVAL_S, ExecutorCore
-from qlora_ray.orchestration.life import LeaseLost
+from qlora_ray.orchestration.executor.admission import LeaseLost
+from qlora_ray.orchestration.executor.core import REAP_INTERVAL_S, ExecutorCore
 from qlora_ray.runs import SweepPaths, TrialPaths
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState

@@ -17,12 +17,12 @@ from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.exporting import bundle as bundle_module
 from qlora_ray.exporting.bundle import write_bundle
-from qlora_ray.exporting.merge_options import MergeOptions
+from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
 from qlora_ray.modeling.loading import hash_base
 from tests.unit.exporting_fixtures import files_of, snapshot, write_sweep
-from tests.unit.test_exporting_card import make_evaluation
+from tests.unit.test_card_card import make_evaluation
 
 ALONE = {
     "README.md",

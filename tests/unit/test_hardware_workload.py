@@ -22,8 +22,8 @@ from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import TrialSpec
-from qlora_ray.training.fused import loss
-from qlora_ray.training.fused.engine import FusedEngine
+from qlora_ray.training.packed import loss
+from qlora_ray.training.packed.engine import FusedEngine
 from qlora_ray.training.rows import TrainingData
 
 NUM_TRIALS, BATCH, TOKENS, VOCABULARY = 3, 4, 96, 512

@@ -14,8 +14,8 @@ from model_fixtures import copy_base
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
-from qlora_ray.exporting import shards
-from qlora_ray.exporting.shards import open_checkpoint
+from qlora_ray.exporting.merge import checkpoint as shards
+from qlora_ray.exporting.merge.checkpoint import open_checkpoint
 from qlora_ray.modeling import loading
 from qlora_ray.modeling.hub import find_cached, find_commit, gave_up, reach_repository
 from qlora_ray.modeling.identity import check_base

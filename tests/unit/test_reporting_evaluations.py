@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qlora_ray.evaluation.comparison import compare_rows
-from qlora_ray.exporting.merge_report import MeasuredModel, MergeReport
-from qlora_ray.reporting.blocks import Bullets, Drawing, Folded, Section, Table, Words
+from qlora_ray.exporting.merge.report import MeasuredModel, MergeReport
+from qlora_ray.pages.blocks import Bullets, Drawing, Folded, Section, Table, Words
 from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
 from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story, read_story
 from qlora_ray.reporting.verdicts import tell_verdict
+from qlora_ray.scoring.comparison import compare_rows
 from tests.unit.reporting_sweeps import usual_sketches, write_sweep
 
 ROWS = {"base": [0.0] * 8 + [1.0] * 2, "adapter": [1.0] * 9 + [0.0], "merged": [1.0] * 9 + [0.0]}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from qlora_ray.evaluation.comparison import Comparison, compare_rows
 from qlora_ray.reporting.figures_machine import draw_memory, draw_timeline
 from qlora_ray.reporting.figures_parameters import draw_importance, draw_slice
 from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import draw_learning_curves, draw_parallel_coordinates, parallel_width_px
 from qlora_ray.reporting.story import Story, read_story
+from qlora_ray.scoring.comparison import Comparison, compare_rows
 from tests.unit.reporting_sweeps import GIB, Sketch, traces, usual_sketches, write_sweep
 
 # Needs WebGL, which not every browser has; headless ones among them.

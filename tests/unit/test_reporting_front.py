@@ -11,7 +11,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from qlora_ray.reporting.blocks import Drawing, Words
+from qlora_ray.pages.blocks import Drawing, Words
 from qlora_ray.reporting.figures_front import draw_front
 from qlora_ray.reporting.front import read_front
 from qlora_ray.reporting.searches import tell_search

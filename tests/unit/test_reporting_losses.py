@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_ray.reporting.blocks import Drawing, Folded, Grid
+from qlora_ray.pages.blocks import Drawing, Folded, Grid
 from qlora_ray.reporting.figures_losses import describe_losses, draw_losses
 from qlora_ray.reporting.searches import MAX_SMALL, tell_search
 from qlora_ray.reporting.story import Story, read_story

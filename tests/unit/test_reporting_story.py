@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.errors import RunError
-from qlora_ray.reporting.blocks import Code, Table
+from qlora_ray.pages.blocks import Code, Table
 from qlora_ray.reporting.figures_search import base_validation_loss
 from qlora_ray.reporting.searches import tell_failures
 from qlora_ray.reporting.story import UNFINISHED, read_story

@@ -11,14 +11,14 @@ import pytest
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
-from qlora_ray.evaluation.comparison import compare_rows
-from qlora_ray.evaluation.scoring import ScoredAnswer, Scores
-from qlora_ray.evaluation.verdict import Verdict
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.summary import print_next_steps, print_outcome, write_summary
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import read_json
+from qlora_ray.scoring.comparison import compare_rows
+from qlora_ray.scoring.scores import ScoredAnswer, Scores
+from qlora_ray.scoring.verdict import Verdict
 from qlora_ray.training.engine import UNEVALUATED
 
 BASE = Scores(

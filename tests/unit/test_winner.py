@@ -11,10 +11,10 @@ import pytest
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import SweepFailed
-from qlora_ray.evaluation.scoring import Scores
 from qlora_ray.orchestration import winner as winner_module
 from qlora_ray.orchestration.winner import score_best
 from qlora_ray.runs import SweepPaths
+from qlora_ray.scoring.scores import Scores
 
 CONFIG = SweepConfig.model_validate({"evaluate": {"metrics": [], "top_k": 3}})
 

@@ -1,0 +1,1 @@
+"""What models answered: files, statistics, and the page that shows both."""

@@ -1,0 +1,151 @@
+"""Reads the answers an evaluation wrote, a file per model and prompt set, and says in words what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_ray.scoring.token_budget import LIMITS
+
+# What a warning names; further ones are counted.
+MAX_IDS_SHOWN = 5
+CUT = "length"
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One answer of one model.
+
+    Attributes:
+        id: The prompt's id, which pairs models.
+        num_tokens: Of the answer, as the model's tokenizer counts; None if the file does not say.
+        is_cut: Whether the answer ended because it had as many tokens as it may have.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    reference: str | None
+    num_tokens: int | None
+    is_cut: bool
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no text at all."""
+        return not self.answer.strip()
+
+
+def answer_path(folder: Path, *, model: str, prompt_set: str) -> Path:
+    """Returns where an evaluation keeps the answers of a model to a prompt set."""
+    return folder / model / f"{prompt_set}.jsonl"
+
+
+def read_answers(path: Path) -> tuple[list[AnswerRow], list[str]]:
+    """Reads a file of answers.
+
+    Returns:
+        The rows in the file's order, and one warning per kind of problem: the file is missing or empty, lines are not
+        JSON or lack a field, ids come twice (the first row counts), answers are empty or cut. Only lines that cannot be
+        read and ids that come twice are left out of the rows.
+    """
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return [], [f"{where}: cannot be read ({error.strerror}), so nothing is known of these answers"]
+    rows: dict[str, AnswerRow] = {}
+    broken: list[str] = []
+    repeated: list[str] = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        row, problem = _parse_line(line)
+        if row is None:
+            broken.append(f"line {number} {problem}")
+        elif row.id in rows:
+            repeated.append(row.id)
+        else:
+            rows[row.id] = row
+    warnings = []
+    if broken:
+        warnings.append(f"{where}: {_count(broken, 'line')} left out that cannot be read: {_some(broken)}")
+    if repeated:
+        warnings.append(
+            f"{where}: {_count(repeated, 'row')} left out whose id came before: {_some(dict.fromkeys(repeated))}"
+        )
+    if not rows:
+        warnings.append(f"{where}: there is no answer in it")
+    empty = [row.id for row in rows.values() if row.is_empty]
+    if empty:
+        warnings.append(f"{where}: {_count(empty, 'empty answer')} of {len(rows)}: {_some(empty)}")
+    cut = [row.id for row in rows.values() if row.is_cut]
+    if cut:
+        warnings.append(
+            f"{where}: {_count(cut, 'answer')} of {len(rows)} cut at evaluate.max_new_tokens, {LIMITS}: "
+            f"row {_some(cut)}"
+        )
+    return list(rows.values()), warnings
+
+
+def find_pairing_problems(prompt_set: str, answers: Mapping[str, Sequence[AnswerRow]]) -> list[str]:
+    """Returns what keeps answers from being paired: ids that one model lacks, prompts that differ under one id."""
+    by_id = {model: {row.id: row for row in rows} for model, rows in answers.items() if rows}
+    every_id = dict.fromkeys(one for rows in by_id.values() for one in rows)
+    problems = []
+    for model, rows in by_id.items():
+        lacking = [one for one in every_id if one not in rows]
+        if lacking:
+            others = " and ".join(other for other in by_id if other != model)
+            problems.append(
+                f"{model}/{prompt_set}.jsonl: lacks {_count(lacking, 'id')} that {others} answered: {_some(lacking)}"
+            )
+    differing = [one for one in every_id if len({rows[one].prompt for rows in by_id.values() if one in rows}) > 1]
+    if differing:
+        problems.append(
+            f"{prompt_set}: models were asked different prompts under {_count(differing, 'id')}: {_some(differing)}"
+        )
+    return problems
+
+
+def _parse_line(line: bytes) -> tuple[AnswerRow | None, str]:
+    """Returns the row, or None and what is wrong with the line."""
+    try:
+        values = json.loads(line)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return None, "(not JSON)"
+    if not isinstance(values, dict):
+        return None, "(not an object)"
+    wrong = [key for key, kinds in _FIELDS.items() if not isinstance(values.get(key), kinds)]
+    if wrong:
+        return None, f"(no valid {', '.join(wrong)})"
+    return AnswerRow(
+        id=str(values["id"]),
+        prompt=values["prompt"],
+        answer=values["answer"],
+        reference=values.get("reference"),
+        num_tokens=values.get("num_tokens"),
+        is_cut=values.get("finish") == CUT,
+    ), ""
+
+
+def _count(things: Iterable[object], noun: str) -> str:
+    num = len(list(things))
+    return f"1 {noun}" if num == 1 else f"{num} {noun}s"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    rest = len(listed) - MAX_IDS_SHOWN
+    return ", ".join(listed[:MAX_IDS_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "id": (str, int),
+    "prompt": (str,),
+    "answer": (str,),
+    "reference": (str, type(None)),
+    "num_tokens": (int, type(None)),
+    "finish": (str, type(None)),
+}

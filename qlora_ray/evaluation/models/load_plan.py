@@ -1,0 +1,129 @@
+"""How each model of an evaluation is loaded: in which quantization, dtype and precision, on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.config.schema import Model
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.target.folders import read_merge_report, read_model_config
+from qlora_ray.evaluation.target.target import ModelName, Subject
+from qlora_ray.hardware import DeviceProfile, Precision, choose_precision
+from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
+from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name
+from qlora_ray.modeling.quantization import Precision as PrecisionName
+from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
+
+# Names of torch's dtypes in config.json, and what this project calls them.
+DTYPES: dict[str, PrecisionName] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """What will be loaded, and how; nothing is loaded yet.
+
+    Attributes:
+        precision: What is computed in.
+        specs: The quantization of each model, or the dtype of its weights.
+        notes: What the user should know, in words.
+    """
+
+    subject: Subject
+    device: DeviceProfile
+    precision: Precision
+    specs: dict[str, QuantizationSpec]
+    notes: Sequence[str] = ()
+
+    @property
+    def torch_device(self) -> str:
+        """`cpu` or `cuda:0`."""
+        return "cpu" if self.device.kind == "cpu" else f"cuda:{self.device.index}"
+
+    def to_dict(self, names: Sequence[ModelName]) -> dict[str, Any]:
+        """What decides the models' numbers, for settings.json."""
+        return {name: self._facts(name) for name in names}
+
+    def _facts(self, name: ModelName) -> dict[str, Any]:
+        facts: dict[str, Any] = {"quantization": self.specs[name].to_dict()}
+        if name == "merged":
+            model = self.merged_model
+            return {**facts, "path": model.name, "hash": hash_base(model)}
+        assert self.subject.base is not None
+        facts["base"] = hash_base(self.subject.base)
+        if name == "adapter":
+            assert self.subject.adapter is not None
+            facts["sha256"] = hash_adapter(self.subject.adapter)
+            # Alpha is there: the same weights may be another adapter.
+            facts["config"] = read_adapter(self.subject.adapter).config
+        return facts
+
+    @property
+    def merged_model(self) -> Model:
+        """The merged model's folder as a config section."""
+        return self.subject.config.model.model_copy(update={"name": str(self.subject.merged), "revision": None})
+
+
+def make_lineup(subject: Subject, names: Sequence[ModelName], *, device: DeviceProfile) -> Lineup:
+    """Decides how each model is loaded, and checks that the adapter's base is the one it was trained on.
+
+    Raises:
+        ModelError: If the base is another one.
+        PlacementError: If `training.precision` asks for what the device lacks.
+    """
+    precision = choose_precision(device, requested=subject.config.training.precision)
+    specs: dict[str, QuantizationSpec] = {}
+    unverified: str | None = None
+    if subject.base is not None:
+        if subject.adapter is not None and subject.base_hash is not None:
+            unverified = check_base(subject.base, expected_hash=subject.base_hash, where=str(subject.adapter))
+        if subject.quantization is not None:
+            specs["base"] = specify_quantization(subject.quantization, compute_dtype=precision.name)
+        else:
+            specs["base"] = _own_spec(subject.base, device)
+        specs["adapter"] = specs["base"]
+    if "merged" in names and subject.merged is not None:
+        _check_merged(subject, subject.merged)
+        model = subject.config.model.model_copy(update={"name": str(subject.merged), "revision": None})
+        specs["merged"] = _own_spec(model, device)
+    return Lineup(subject, device, precision, specs, notes=[unverified] if unverified else [])
+
+
+def _check_merged(subject: Subject, merged: Path) -> None:
+    """Raises ModelError if the merged model's report says that it was made from another adapter."""
+    report = read_merge_report(merged)
+    if subject.adapter is None or report is None:
+        return
+    made_from = (report.get("adapter") or {}).get("sha256")
+    own = hash_adapter(subject.adapter)
+    if made_from not in (None, own):
+        raise ModelError(
+            f"{merged}: must be merged from {subject.adapter} ({own[:12]}), got a merge of another adapter "
+            f"({str(made_from)[:12]}). Merge this one, or leave --merged out."
+        )
+
+
+def _own_spec(model: Model, device: DeviceProfile) -> QuantizationSpec:
+    """A model in the dtype of its own config.json; a quantization that is written there applies as it stands.
+
+    A CPU computes in the dtype that weights have, so there they are loaded in fp32, which changes none of them.
+    """
+    folder = Path(resolve_model_name(model.name))
+    written = read_model_config(folder) if folder.is_dir() else _hub_config(model)
+    own = DTYPES.get(str(written.get("dtype") or written.get("torch_dtype")), "fp32")
+    dtype: PrecisionName = "fp32" if device.kind == "cpu" else own
+    return QuantizationSpec("none", 32 if dtype == "fp32" else 16, "torch", None, False, dtype)
+
+
+def _hub_config(model: Model) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:
+        raise cannot_load("target", model.name, error) from None
+    return dict(config.to_dict())

@@ -1,0 +1,1 @@
+"""The rows and prompts that models answer: from splits, files and few-shot examples."""

@@ -1,0 +1,1 @@
+"""One run of the `evaluate` command: options, plan, answers as they come, results."""

@@ -1,0 +1,219 @@
+"""An evaluation from its target to its results: find, check, load, ask, score, compare, write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.console import Console
+from qlora_ray.errors import RunError
+from qlora_ray.evaluation.prompt_sets.sets import PromptSet
+from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.run.models import TASKS, Asking, Misfit, describe_lack
+from qlora_ray.evaluation.run.options import Options
+from qlora_ray.evaluation.run.plan import Plan, describe_settings, make_plan
+from qlora_ray.evaluation.run.prompts import Session
+from qlora_ray.evaluation.run.results import (
+    Findings,
+    Score,
+    collect_findings,
+    format_pairs,
+    format_score,
+    format_scores,
+    read_scores,
+    render_markdown,
+)
+from qlora_ray.evaluation.target.target import MODEL_NAMES, ModelName
+from qlora_ray.runs import write_json, write_text
+from qlora_ray.scoring.comparison import Comparison
+from qlora_ray.scoring.sampling import choose_sampling
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        evaluation: evaluation.json.
+        lack: Which models have no results, or none of the harness, and what helps; None: all have.
+    """
+
+    folder: Path
+    findings: Findings
+    evaluation: dict[str, Any]
+    lack: str | None = None
+
+    @property
+    def deciding(self) -> Comparison | None:
+        """The comparison that says whether tuning helped, if there is one."""
+        return self.findings.deciding()
+
+
+def run_evaluation(options: Options, *, console: Console, is_live: bool) -> Outcome:
+    """Evaluates a target; goes on where an earlier run of the same evaluation was stopped.
+
+    Args:
+        is_live: Whether the console is a terminal.
+
+    Raises:
+        QloraRayError: If the target, the config, the data or a model is not usable; then nothing is written.
+    """
+    console.progress("reading ...")
+    plan = make_plan(options)
+    folder = options.to or plan.subject.to
+    journal = Journal(folder, describe_settings(plan))
+    if options.fresh:
+        journal.check_folder()
+    else:
+        journal.check()
+    _print_plan(console, plan, folder)
+    session = Session(
+        journal,
+        console,
+        plan.config.evaluate,
+        loss_batch_size=plan.config.training.per_device_eval_batch_size,
+        is_live=is_live,
+    )
+    with journal.hold():
+        if options.fresh:
+            journal.clear()
+        # Again: another run may have been there since.
+        journal.check()
+        asking = Asking(
+            session,
+            plan.lineup,
+            plan.names,
+            plan.sets,
+            plan.tasks,
+            tell=lambda model, prompts, rate: _tell_score(console, plan, journal, model, prompts, rate),
+        )
+        misfits = asking.run()
+        return _conclude(asking, plan, misfits, console)
+
+
+def _tell_score(
+    console: Console, plan: Plan, journal: Journal, model: ModelName, prompts: PromptSet, rate: float | None
+) -> None:
+    """The line of a finished model and prompt set."""
+    scores = read_scores(
+        journal,
+        model,
+        prompts,
+        metrics=plan.metrics[prompts.name],
+        limited=plan.limited[prompts.name],
+        sampling=choose_sampling(plan.config.evaluate),
+    )
+    words = format_score(Score(model, prompts, scores))
+    speed = f"{prompts.num_answered} answers" + (f", {rate:.1f} rows/s" if rate is not None else "")
+    console.event("  ".join(filter(None, (model, prompts.name, words, f"({speed})"))))
+
+
+def _conclude(asking: Asking, plan: Plan, misfits: Sequence[Misfit], console: Console) -> Outcome:
+    """Scores the models that have answered, and writes evaluation.md, then evaluation.json."""
+    from qlora_ray.evaluation.answers.statistics import export_answers
+    from qlora_ray.evaluation.run.lm_eval_stage import read_harness
+
+    journal = asking.session.journal
+    names = [name for name in plan.names if asking.has_answered(name)]
+    for name in names:
+        for one in plan.sets:
+            journal.tidy(name, one.name)
+    sampling = choose_sampling(plan.config.evaluate)
+    findings = collect_findings(
+        journal, names, plan.sets, metrics=plan.metrics, limited=plan.limited, sampling=sampling
+    )
+    subject = plan.subject
+    evaluation = {
+        "target": {
+            "name": Path(subject.path).name,
+            "path": subject.path,
+            "base": subject.base.name if subject.base is not None else None,
+            **journal.settings["target"],
+        },
+        "rows": plan.rows,
+        "metrics": plan.metrics_reason,
+        "settings": {
+            **{key: journal.settings[key] for key in ("evaluate", "device", "versions")},
+            "prompts": {one.name: one.to_dict() for one in plan.sets},
+        },
+        "models": {name: journal.settings["loaded"][name] for name in names},
+        **findings.to_dict(),
+        "notes": [*plan.notes, *_left_out(journal, plan), *_misfit_notes(plan, misfits)],
+    }
+    _print_scores(console, findings)
+    answered = [one.name for one in plan.sets if one.num_answered]
+    if answered:
+        try:
+            evaluation["exports"] = export_answers(journal.folder, prompt_sets=answered, models=names)
+        except RunError as error:
+            # The page is the largest file by far; a disk too full for it may still hold the scores.
+            evaluation["exports"] = {"warnings": [str(error)]}
+    if plan.tasks.tasks:
+        ran = [name for name in plan.names if asking.has_run_tasks(name)]
+        evaluation["lm_eval"] = read_harness(journal, ran, plan.tasks)
+        evaluation["notes"] += evaluation["lm_eval"].pop("notes")
+    write_text(journal.folder / "evaluation.md", render_markdown(evaluation, findings))
+    write_json(journal.folder / "evaluation.json", evaluation)
+    _print_rest(console, plan, evaluation, journal.folder)
+    with_results = [name for name in plan.names if asking.has_results(name)]
+    lack = describe_lack(misfits, plan.lineup, with_results=with_results) if misfits else None
+    return Outcome(journal.folder, findings, evaluation, lack)
+
+
+def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
+    subject = plan.subject
+    console.end_progress()
+    trial = f", trial {subject.trial}" if subject.trial else ""
+    console.line(f"target {subject.path} ({subject.kind}{trial}): {', '.join(plan.names)}")
+    if plan.rows["split"]:
+        console.line(f"rows   {plan.rows['num_rows']} of {plan.rows['reason']}")
+        console.line(f"score  {plan.metrics_reason}")
+    sets = ", ".join(
+        f"{one.name} ({one.num_answered} answers of up to {one.max_new_tokens} tokens)" for one in plan.sets
+    )
+    drawn = choose_sampling(plan.config.evaluate)
+    console.line(f"asked  {sets or 'nothing'}{f'; {drawn}' if sets and drawn is not None else ''}")
+    for note in plan.notes:
+        console.line(f"note   {note}")
+    console.line(f"to     {folder}/")
+    console.line()
+
+
+def _left_out(journal: Journal, plan: Plan) -> list[str]:
+    """Models that answered here before and are not asked for now: their rows stay, their scores are not repeated."""
+    there = [name for name in MODEL_NAMES if name not in plan.names and (journal.folder / name).is_dir()]
+    return [f"{name} answered here before and is left out: name it in --models to compare it" for name in there]
+
+
+def _misfit_notes(plan: Plan, misfits: Sequence[Misfit]) -> list[str]:
+    """What a page says of models that the device had no room for, or whose tasks failed."""
+    notes = []
+    for one in misfits:
+        missing = "lm-eval tasks" if one.stage == TASKS else "answers"
+        if one.lacks_room:
+            notes.append(f"{one} did not fit {plan.lineup.device.name}: its {missing} are missing")
+        else:
+            notes.append(f"{one.model}: its {missing} are missing: {one.cause.rstrip('.')}")
+    return notes
+
+
+def _print_scores(console: Console, findings: Findings) -> None:
+    console.end_progress()
+    if findings.scores:
+        console.line()
+        console.line(format_scores(findings))
+    for line in format_pairs(findings):
+        console.line(line)
+
+
+def _print_rest(console: Console, plan: Plan, evaluation: dict[str, Any], folder: Path) -> None:
+    for task in evaluation.get("lm_eval", {}).get("lines", []):
+        console.line(task)
+    for note in evaluation["notes"][len(plan.notes) :]:
+        console.line(f"note   {note}")
+    for warning in evaluation.get("exports", {}).get("warnings", []):
+        console.line(f"note   {warning}")
+    page = ", answers.html" if "files" in evaluation.get("exports", {}) else ""
+    console.line(f"files  {folder}/  (evaluation.json, evaluation.md{page}, <model>/<prompts>.jsonl)")

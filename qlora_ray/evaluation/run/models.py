@@ -1,0 +1,179 @@
+"""Runs the models of an evaluation in turn; one that the device has no room for does not cost the others' results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from qlora_ray.errors import DataError, ModelError
+from qlora_ray.evaluation.lm_eval.tasks import TaskRequest, check_data
+from qlora_ray.evaluation.models.load_plan import Lineup
+from qlora_ray.evaluation.models.loading import Contender, free_memory, open_contenders
+from qlora_ray.evaluation.prompt_sets.sets import PromptSet
+from qlora_ray.evaluation.run.lm_eval_stage import is_finished, run_harness
+from qlora_ray.evaluation.run.prompts import Session
+from qlora_ray.evaluation.target.target import ModelName
+from qlora_ray.modeling.shortage import CPU_ALLOCATOR, is_out_of_memory
+
+LOADING = "loading"
+TASKS = "lm-eval"
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A model that the device had no room for, or whose tasks the harness could not run.
+
+    Attributes:
+        stage: What it was at: `loading`, a prompt set's name, or `lm-eval`.
+        cause: What the device or the harness said, in a line.
+        lacks_room: Whether it was the device; else the model is not at fault.
+    """
+
+    model: ModelName
+    stage: str
+    cause: str
+    lacks_room: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.model} ({self.stage}: {self.cause})"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked of which models.
+
+    Attributes:
+        tell: Called with a model, a prompt set and its answers per second when the set is finished.
+    """
+
+    session: Session
+    lineup: Lineup
+    names: Sequence[ModelName]
+    sets: Sequence[PromptSet]
+    tasks: TaskRequest
+    tell: Callable[[ModelName, PromptSet, float | None], None]
+
+    def has_answered(self, name: ModelName) -> bool:
+        """Whether a model was loaded, in this run or before, and has nothing left to answer."""
+        journal = self.session.journal
+        return name in journal.settings.get("loaded", {}) and all(self.session.is_done(name, one) for one in self.sets)
+
+    def has_run_tasks(self, name: ModelName) -> bool:
+        """Whether a model's results of the harness are there; true if there are no tasks."""
+        return is_finished(self.session.journal, name, self.tasks)
+
+    def has_results(self, name: ModelName) -> bool:
+        """Whether a model is worth concluding with."""
+        return self.has_answered(name) if self.sets else self.has_run_tasks(name)
+
+    def run(self) -> list[Misfit]:
+        """Loads each model that has something left to do, and runs it; nothing is written before the first is there.
+
+        Returns:
+            The models that did not fit the device, or whose tasks failed, where there are results.
+
+        Raises:
+            ModelError: If a model cannot be loaded, or none has results.
+            DataError: If the data of a task cannot be loaded; then no model was.
+        """
+        journal = self.session.journal
+        left = [name for name in self.names if not (self.has_answered(name) and self.has_run_tasks(name))]
+        misfits: list[Misfit] = []
+        if not all(self.has_run_tasks(name) for name in left):
+            check_data(self.tasks)
+        while left:
+            misfit = self._run_in_turn(left)
+            self.session.console.end_progress()
+            if misfit is None:
+                return misfits
+            # The failed model's tensors are let go of by now: its traceback is gone.
+            free_memory()
+            what = "does not fit" if misfit.lacks_room else TASKS
+            self.session.console.event(f"{misfit.model}  {what}: {misfit.cause}")
+            misfits.append(misfit)
+            left = left[left.index(misfit.model) + 1 :]
+        if misfits and not any(self.has_results(name) for name in self.names):
+            raise ModelError(describe_lack(misfits, self.lineup, with_results=[]))
+        journal.write_settings()
+        return misfits
+
+    def _run_in_turn(self, names: Sequence[ModelName]) -> Misfit | None:
+        """Runs models until one does not fit, or its tasks fail."""
+        session = self.session
+        at: tuple[ModelName, str] = (names[0], LOADING)
+        session.console.progress(f"loading {names[0]} ...")
+        try:
+            with closing(open_contenders(self.lineup, names)) as contenders:
+                for number, name in enumerate(names):
+                    at = (name, LOADING)
+                    contender: Contender | None = next(contenders)
+                    assert contender is not None and contender.name == name
+                    if number == 0:
+                        session.journal.write_settings()
+                    session.journal.note_loaded(name, contender.how)
+                    for one in self.sets:
+                        at = (name, one.name)
+                        self.tell(name, one, session.run(contender, one))
+                    if self.tasks.tasks:
+                        at = (name, TASKS)
+                        session.console.progress(f"{name}  lm-eval ...")
+                        try:
+                            run_harness(session.journal, contender, self.tasks)
+                        except DataError as error:
+                            return Misfit(name, TASKS, str(error).removeprefix(f"{TASKS}: "), lacks_room=False)
+                    # Let go of it first: the next model may need its memory.
+                    contender = None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return Misfit(*at, _read_cause(error))
+        finally:
+            session.console.end_progress()
+        return None
+
+
+def _read_cause(error: BaseException) -> str:
+    """What was asked of the device and what it has; torch 2.x says in the same line what its allocator holds."""
+    line = next(iter(str(error).splitlines()), "")
+    known, is_free, _ = line.partition(" is free. ")
+    known = known[max(known.find(CPU_ALLOCATOR), 0) :]
+    return (known + is_free).rstrip(". ") or type(error).__name__
+
+
+def describe_lack(misfits: Sequence[Misfit], lineup: Lineup, *, with_results: Sequence[ModelName]) -> str:
+    """Returns what did not fit or failed, and what helps.
+
+    Args:
+        with_results: The models whose results are written: also a misfit's, if only its tasks are missing.
+    """
+    device = lineup.device
+    full = [one for one in misfits if one.lacks_room]
+    parts = []
+    if full:
+        parts.append(
+            f"evaluation: {device.name} must have room for a model and one row, got no room for "
+            f"{', '.join(map(str, full))}."
+        )
+    failed: dict[str, list[ModelName]] = {}
+    for one in misfits:
+        if not one.lacks_room:
+            failed.setdefault(one.cause, []).append(one.model)
+    parts += [
+        f"{TASKS}: tasks must run on every model, got an error with {' and '.join(models)}: {cause}"
+        for cause, models in failed.items()
+    ]
+    if with_results:
+        parts.append(f"The results are of {' and '.join(with_results)}.")
+    advice = ["Free the device and run it again: it goes on" if full else "Run it again then: it goes on"]
+    fitting = [name for name in with_results if name not in {one.model for one in full}]
+    if full and fitting:
+        advice.append(f"leave {' and '.join(one.model for one in full)} out with --models {','.join(fitting)}")
+    if any(one.stage == TASKS and one.model in with_results for one in misfits):
+        advice.append("leave --lm-eval out")
+    if any(one.stage not in (LOADING, TASKS) for one in misfits):
+        advice.append("lower evaluate.max_new_tokens with --fresh")
+    if full and device.kind != "cpu":
+        # Another device's figures are not mixed with these: the folder keeps to one.
+        advice.append("run it with another --to on a larger device, or on the CPU with CUDA_VISIBLE_DEVICES=")
+    return " ".join([*parts, f"{'; or '.join(advice)}."])

@@ -1,0 +1,188 @@
+"""One model on one prompt set: losses and answers, written to the journal as they come, and scored from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qlora_ray.config.schema import Evaluate
+from qlora_ray.console import Console, format_duration
+from qlora_ray.data import TokenizedSplit
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.models.loading import Contender
+from qlora_ray.evaluation.prompt_sets.sets import PromptSet
+from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.scoring.generation import Answer, answer_in_batches
+from qlora_ray.scoring.inference import longest_first
+from qlora_ray.scoring.loss import evaluate_loss
+from qlora_ray.scoring.sampling import choose_sampling
+
+# Ours: batches between two writes of losses. Each call of evaluate_loss looks at the head first, which costs little
+# beside this many batches.
+LOSS_BATCHES_PER_WRITE = 8
+# Off a terminal, where a progress line cannot live, a line is printed at each of this many parts of the answers.
+NUM_PROGRESS_LINES = 4
+
+
+@dataclass(frozen=True)
+class Session:
+    """Runs models on prompt sets.
+
+    Args:
+        loss_batch_size: Rows per forward where only losses are asked for.
+        is_live: Whether the console is a terminal.
+    """
+
+    journal: Journal
+    console: Console
+    evaluate: Evaluate
+    loss_batch_size: int
+    is_live: bool
+
+    def is_done(self, model: str, prompts: PromptSet) -> bool:
+        """Whether nothing is left to ask."""
+        return not self._rows_without_loss(model, prompts) and not self._rows_without_answer(model, prompts)
+
+    def run(self, contender: Contender, prompts: PromptSet) -> float | None:
+        """Asks what is left of the set, losses first.
+
+        Returns:
+            Answers per second; None if nothing was left to answer.
+
+        Raises:
+            DataError: If a prompt is empty.
+            RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
+        """
+        num_before = len(self.journal.read_answers(contender.name, prompts.name))
+        if 0 < num_before < prompts.num_answered:
+            self.console.event(f"{contender.name}  {prompts.name}  goes on after {num_before} answers")
+        self._measure_losses(contender, prompts)
+        started = time.monotonic()
+        num_new = self._answer(contender, prompts)
+        seconds = time.monotonic() - started
+        self.console.end_progress()
+        return num_new / seconds if num_new else None
+
+    def _measure_losses(self, contender: Contender, prompts: PromptSet) -> None:
+        left = self._rows_without_loss(contender.name, prompts)
+        if not left:
+            return
+        rows = prompts.rows
+        num_rows = len(rows)
+        per_write = self.loss_batch_size * LOSS_BATCHES_PER_WRITE
+        size = self.loss_batch_size
+        order = longest_first(rows.input_ids, list(range(num_rows)))
+        for start in range(0, num_rows, per_write):
+            # The same chunks whatever is done, so that a row shares its batch with the same rows.
+            chunk = [row for row in order[start : start + per_write] if row in left]
+            if not chunk:
+                continue
+            lines = [{"row": row, "nll": 0.0, "tokens": 0} for row in chunk if not any(rows.completion_mask[row][1:])]
+            trained = [row for row in chunk if any(rows.completion_mask[row][1:])]
+            if trained:
+                found = evaluate_loss(
+                    contender.model,
+                    _pick(rows, trained),
+                    batch_size=size,
+                    pad_token_id=_pad_token_id(contender),
+                    precision=contender.precision,
+                )
+                # Halved for lack of memory: batches stay small, instead of failing again in each chunk.
+                size = found.batch_size
+                lines += [
+                    {"row": row, "nll": nll, "tokens": tokens}
+                    for row, nll, tokens in zip(trained, found.row_nll, found.row_tokens, strict=True)
+                ]
+            self.journal.add_losses(contender.name, prompts.name, lines)
+            num_done = min(start + per_write, num_rows)
+            self._show(f"{contender.name}  {prompts.name}  loss of {num_done} of {num_rows} rows", num_done == num_rows)
+
+    def _answer(self, contender: Contender, prompts: PromptSet) -> int:
+        """Answers what has no answer yet; returns how many that were."""
+        left = self._rows_without_answer(contender.name, prompts)
+        if not left:
+            return 0
+        tell = self._make_teller(contender.name, prompts, num_left=len(left))
+        decode = contender.tokenizer.decode
+
+        def keep(batch: Sequence[Answer]) -> None:
+            lines = [
+                {
+                    "row": answer.row,
+                    "id": prompts.ids[answer.row],
+                    "prompt": str(decode(prompts.rows.prompt_ids[answer.row])),
+                    "answer": answer.text,
+                    "reference": prompts.rows.references[answer.row] if prompts.has_references else None,
+                    "num_tokens": answer.num_tokens,
+                    "finish": answer.finish,
+                }
+                for answer in batch
+            ]
+            self.journal.add_answers(contender.name, prompts.name, lines)
+            tell(len(batch))
+
+        answer_in_batches(
+            contender.model,
+            contender.tokenizer,
+            prompts.rows.prompt_ids[: prompts.num_answered],
+            max_new_tokens=prompts.max_new_tokens,
+            batch_size=self.evaluate.batch_size,
+            precision=contender.precision,
+            on_batch=keep,
+            done=set(range(prompts.num_answered)) - left,
+            sampling=choose_sampling(self.evaluate),
+            max_length=self.evaluate.max_length,
+        )
+        return len(left)
+
+    def _make_teller(self, model: str, prompts: PromptSet, *, num_left: int) -> Callable[[int], None]:
+        """Returns what is called with the size of each finished batch, and shows how far the answers are."""
+        started, total = time.monotonic(), prompts.num_answered
+        done = total - num_left
+
+        def tell(num_new: int) -> None:
+            nonlocal done
+            before, done = done, done + num_new
+            rate = (done - total + num_left) / max(time.monotonic() - started, 1e-9)
+            remaining = format_duration((total - done) / rate)
+            text = f"{model}  {prompts.name}  {done} of {total} answered, {rate:.1f} rows/s, {remaining} left"
+            parts = [count * NUM_PROGRESS_LINES // total for count in (before, done)]
+            self._show(text, parts[0] != parts[1] and done < total)
+
+        return tell
+
+    def _show(self, text: str, is_notable: bool) -> None:
+        """Puts the text in the progress line; off a terminal, prints it if it is worth a line."""
+        if self.is_live:
+            self.console.progress(text)
+        elif is_notable:
+            self.console.event(text)
+
+    def _rows_without_loss(self, model: str, prompts: PromptSet) -> set[int]:
+        if not prompts.has_references:
+            return set()
+        return set(range(len(prompts.rows))) - set(self.journal.read_losses(model, prompts.name))
+
+    def _rows_without_answer(self, model: str, prompts: PromptSet) -> set[int]:
+        return set(range(prompts.num_answered)) - set(self.journal.read_answers(model, prompts.name))
+
+
+def _pick(split: TokenizedSplit, rows: Sequence[int]) -> TokenizedSplit:
+    return TokenizedSplit(
+        split.name,
+        [split.input_ids[row] for row in rows],
+        [split.completion_mask[row] for row in rows],
+        [split.prompt_ids[row] for row in rows],
+        [split.references[row] for row in rows],
+    )
+
+
+def _pad_token_id(contender: Contender) -> int:
+    tokenizer = contender.tokenizer
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if not isinstance(found, int):
+        raise ModelError(
+            f"evaluation: the tokenizer of {contender.name} must have a pad or an end token, got neither. Set one."
+        )
+    return found

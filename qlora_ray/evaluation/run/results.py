@@ -1,0 +1,273 @@
+"""What an evaluation found: every figure as JSON, and as tables to read."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_ray import console
+from qlora_ray.console import format_table
+from qlora_ray.evaluation.prompt_sets.sets import PromptSet
+from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.scoring.comparison import Comparison, compare_scores
+from qlora_ray.scoring.details import bracket_details, count_answers, describe_details, tabulate_details
+from qlora_ray.scoring.metrics.metric import Metric, measure
+from qlora_ray.scoring.sampling import Sampling
+from qlora_ray.scoring.scores import ScoredAnswer, Scores
+from qlora_ray.scoring.token_budget import Room, describe_cuts
+
+PAIRS = (("base", "adapter"), ("base", "merged"), ("adapter", "merged"))
+# Losses from here on have a perplexity that is no float.
+MAX_EXPONENT = math.log(sys.float_info.max)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one prompt set."""
+
+    model: str
+    prompts: PromptSet
+    scores: Scores
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the figures without rows and answers, which lie in the journal."""
+        values = self.scores.to_dict()
+        for key in ("answers", "row_metrics"):
+            values.pop(key)
+        loss = self.scores.loss
+        return {
+            "model": self.model,
+            "prompts": self.prompts.name,
+            "perplexity": math.exp(loss) if loss < MAX_EXPONENT else None,
+            "num_dropped_shots": self.prompts.num_dropped_shots,
+            **values,
+        }
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on one prompt set, the deciding comparison first; `note` says what weakens it."""
+
+    prompts: str
+    base: str
+    tuned: str
+    comparisons: list[Comparison]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All scores and comparisons of an evaluation."""
+
+    scores: list[Score]
+    pairs: list[Pair] = field(default_factory=list)
+
+    def deciding(self) -> Comparison | None:
+        """The comparison that says whether tuning helped: base and adapter (else merged) on the first prompt set."""
+        return next((pair.comparisons[0] for pair in self.pairs if pair.base == "base"), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `verdict`, `scores` and `comparisons` of evaluation.json."""
+        deciding = self.deciding()
+        return {
+            "verdict": None if deciding is None else deciding.verdict,
+            "scores": [score.to_dict() for score in self.scores],
+            "comparisons": [
+                {
+                    "prompts": pair.prompts,
+                    "base_model": pair.base,
+                    "tuned_model": pair.tuned,
+                    "note": pair.note,
+                    **one.to_dict(),
+                }
+                for pair in self.pairs
+                for one in pair.comparisons
+            ],
+        }
+
+
+def collect_findings(
+    journal: Journal,
+    models: Sequence[str],
+    sets: Sequence[PromptSet],
+    *,
+    metrics: Mapping[str, Sequence[Metric]],
+    limited: Mapping[str, Room],
+    sampling: Sampling | None = None,
+) -> Findings:
+    """Scores what is in the journal.
+
+    Args:
+        metrics: By prompt set.
+        limited: What each prompt set has room for.
+        sampling: How answers were drawn; None: greedily.
+
+    Raises:
+        DataError: If a reference cannot be scored against.
+    """
+
+    def read(model: str, prompts: PromptSet) -> Scores:
+        scored_by, room = metrics[prompts.name], limited[prompts.name]
+        return read_scores(journal, model, prompts, metrics=scored_by, limited=room, sampling=sampling)
+
+    scores = [Score(model, prompts, read(model, prompts)) for prompts in sets for model in models]
+    found = {(one.model, one.prompts.name): one.scores for one in scores}
+    pairs = []
+    for prompts in sets:
+        for base, tuned in PAIRS:
+            is_scored = prompts.has_references or metrics[prompts.name]
+            if is_scored and base in models and tuned in models:
+                both = found[base, prompts.name], found[tuned, prompts.name]
+                compared = compare_scores(*both, metrics=metrics[prompts.name])
+                note = describe_cuts(*both, base_name=base, tuned_name=tuned, has_references=prompts.has_references)
+                pairs.append(Pair(prompts.name, base, tuned, compared, note))
+    return Findings(scores, pairs)
+
+
+def read_scores(
+    journal: Journal,
+    model: str,
+    prompts: PromptSet,
+    *,
+    metrics: Sequence[Metric],
+    limited: Room,
+    sampling: Sampling | None = None,
+) -> Scores:
+    """Returns a model's scores on a set, from its rows on disk.
+
+    Args:
+        limited: What the set has room for.
+        sampling: How answers were drawn; None: greedily.
+
+    Raises:
+        ConfigError: If a metric of the user's own fails.
+        DataError: If a reference cannot be scored against.
+    """
+    losses = journal.read_losses(model, prompts.name)
+    answers = journal.read_answers(model, prompts.name)
+    num_rows = len(prompts.rows) if prompts.has_references else 0
+    row_nll = [losses[row][0] for row in range(num_rows)]
+    row_tokens = [losses[row][1] for row in range(num_rows)]
+    references = prompts.rows.references if prompts.has_references else [""] * len(prompts.rows)
+    scored = [ScoredAnswer(row, answers[row]["answer"], references[row]) for row in range(prompts.num_answered)]
+    texts, expected = [one.answer for one in scored], [one.reference for one in scored]
+    measured = {metric.name: measure(metric, texts, expected) for metric in metrics}
+    return Scores(
+        loss=math.fsum(row_nll) / sum(row_tokens) if sum(row_tokens) else math.nan,
+        num_tokens=sum(row_tokens),
+        num_rows=sum(tokens > 0 for tokens in row_tokens),
+        metrics={name: one.value for name, one in measured.items()},
+        row_metrics={name: one.row_scores for name, one in measured.items()},
+        answers=scored,
+        num_cut_prompts=limited.num_cut_prompts,
+        num_short_answers=limited.num_short_answers,
+        row_nll=row_nll,
+        row_tokens=row_tokens,
+        details={name: one.details for name, one in measured.items() if one.details},
+        num_cut_answers=sum(answers[row].get("finish") == "length" for row in range(prompts.num_answered)),
+        num_long_references=limited.num_long_references,
+        max_new_tokens=limited.max_new_tokens if prompts.num_answered else None,
+        sampling=sampling,
+    )
+
+
+def format_score(score: Score) -> str:
+    """Returns a score in a line: `loss 1.0866, perplexity 2.964, exact_match 0.048`."""
+    values = score.to_dict()
+    parts = [] if values["loss"] is None else [f"loss {_number(values['loss'], 4)}"]
+    parts += [] if values["perplexity"] is None else [f"perplexity {_number(values['perplexity'], 3)}"]
+    for name, one in values["metrics"].items():
+        parts.append(f"{name} {_number(one, 3)}{bracket_details(values['details'].get(name, {}))}")
+    return ", ".join(parts)
+
+
+def format_scores(findings: Findings) -> str:
+    """Returns a table of models and prompt sets, and one of each metric's further figures."""
+    tables = [_score_cells(findings), *_detail_cells(findings)]
+    return "\n\n".join(format_table(rows, right=tuple(range(2, len(rows[0])))) for rows in tables)
+
+
+def _detail_cells(findings: Findings) -> list[list[list[str]]]:
+    found = [((one.model, one.prompts.name), one.to_dict()["details"]) for one in findings.scores]
+    return tabulate_details(found, labels=("prompts",))
+
+
+def _score_cells(findings: Findings) -> list[list[str]]:
+    """Returns the table of models and prompt sets, its header first."""
+    names = list(dict.fromkeys(name for one in findings.scores for name in one.scores.metrics))
+    rows = [["model", "prompts", "loss", "perplexity", *names, "answers"]]
+    for one in findings.scores:
+        values = one.to_dict()
+        rows.append(
+            [
+                one.model,
+                one.prompts.name,
+                _number(values["loss"], 4),
+                _number(values["perplexity"], 3),
+                *(_number(values["metrics"].get(name), 3) for name in names),
+                count_answers(values["num_answers"], values["num_cut_answers"]),
+            ]
+        )
+    return rows
+
+
+def format_pairs(findings: Findings) -> list[str]:
+    """Returns a heading per pair of models and prompt set, and a line per comparison below it."""
+    lines = []
+    for pair in findings.pairs:
+        lines.append(f"{pair.base} -> {pair.tuned}, {pair.prompts}: {pair.comparisons[0].verdict}")
+        lines += [f"  {one.verdict:12}  {one.sentence()}" for one in pair.comparisons]
+        lines += [f"  note: {pair.note}"] if pair.note else []
+    return lines
+
+
+def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
+    """Returns evaluation.md: the same as the console shows, with how each model was loaded and what to know."""
+    rows = evaluation["rows"]
+    parts = [
+        f"# Evaluation of {evaluation['target']['name']}",
+        f"Rows: {rows['split'] or 'none'}, {rows['num_rows']} ({rows['reason']}).",
+        "\n".join(f"- {name}: {how}" for name, how in evaluation["models"].items()),
+        "## Scores",
+        _markdown_table(_score_cells(findings)),
+        "Loss in nats per token of the last answer; perplexity is exp(loss).",
+    ]
+    drawn = next((one.scores.sampling for one in findings.scores if one.scores.answers), None)
+    parts += [f"Answers: one per prompt, {drawn}."] if drawn is not None else []
+    details = _detail_cells(findings)
+    parts += [*map(_markdown_table, details), *describe_details(details)]
+    if findings.pairs:
+        parts += ["## Comparisons", "\n".join(_markdown_pair(pair) for pair in findings.pairs)]
+    tasks = evaluation.get("lm_eval", {}).get("lines", [])
+    if tasks:
+        parts += ["## lm-evaluation-harness", "\n".join(f"- {line}" for line in tasks)]
+    notes = evaluation["notes"]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Sequence[Sequence[str]]) -> str:
+    header, *rows = table
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
+    return "\n".join(f"| {' | '.join(map(_markdown_cell, cells))} |" for cells in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    """Returns the text for a cell of a Markdown table, whose ends are bars and line breaks."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _markdown_pair(pair: Pair) -> str:
+    lines = [f"- {pair.base} -> {pair.tuned}, {pair.prompts}: **{pair.comparisons[0].verdict}**"]
+    lines += [f"  - {one.verdict}: {one.sentence()}" for one in pair.comparisons]
+    return "\n".join([*lines, *([f"  - note: {pair.note}"] if pair.note else [])])
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return console.format_score(value, digits=digits)

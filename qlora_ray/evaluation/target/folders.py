@@ -1,0 +1,92 @@
+"""What kind of folder one is, by its files: of a sweep, a trial, a bundle, a model or an adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.errors import ModelError, RunError
+from qlora_ray.evaluation.target.target import MERGE_REPORT, NF4_SUFFIX
+from qlora_ray.modeling.identity import ADAPTER_CONFIG
+from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.winner import BEST
+
+MANIFEST = "manifest.json"
+MODEL_CONFIG = "config.json"
+RECORD = "record.json"
+BUNDLE_CONFIG = "sweep.yaml"
+BUNDLE_FILES = ("bundle.json", BUNDLE_CONFIG)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """A sweep's manifest; None where there is none, or a file of that name is something else's."""
+    try:
+        written = read_json(folder / MANIFEST)
+    except RunError:
+        return None
+    return written if isinstance(written, dict) and isinstance(written.get("config"), dict) else None
+
+
+def read_record(*folders: Path) -> dict[str, Any] | None:
+    """The trial's record that is in the first of the folders which has one."""
+    found = next((folder / RECORD for folder in folders if (folder / RECORD).is_file()), None)
+    record = read_json(found) if found is not None else None
+    return record if isinstance(record, dict) else None
+
+
+def read_merge_report(folder: Path) -> dict[str, Any] | None:
+    """What a merged model was made of; None where there is no report.
+
+    Bundles of before copies in NF4 had one of their own have it beside the copy, in the merged model's folder.
+    """
+    own = folder / MERGE_REPORT
+    if own.is_file():
+        return dict(read_json(own))
+    folder = folder.resolve()
+    beside = folder.parent / folder.name.removesuffix(NF4_SUFFIX) / MERGE_REPORT
+    written = dict(read_json(beside)) if folder.name.endswith(NF4_SUFFIX) and beside.is_file() else {}
+    return written if written.get("nf4_copy") == folder.name else None
+
+
+def find_trial_of(folder: Path) -> tuple[Path, str] | None:
+    """The sweep and the trial that a folder is of: results/X/best and results/X/trials/0005."""
+    folder = folder.resolve()
+    if folder.name == BEST:
+        sweep, trial = folder.parent, BEST
+    elif folder.parent == SweepPaths(folder.parent.parent).trials:
+        sweep, trial = folder.parent.parent, folder.name
+    else:
+        return None
+    return (sweep, trial) if read_manifest(sweep) is not None else None
+
+
+def find_bundle_of(folder: Path) -> Path | None:
+    """The bundle that a folder is a part of: its adapter/, merged/ and the like."""
+    parent = folder.resolve().parent
+    has_adapter = (parent / "adapter" / ADAPTER_CONFIG).is_file()
+    return parent if has_adapter and any((parent / one).is_file() for one in BUNDLE_FILES) else None
+
+
+def describe_folder(path: Path) -> str:
+    """What is there instead of what was asked for, in words."""
+    if not path.exists():
+        return "no such folder"
+    if not path.is_dir():
+        return "a file"
+    names = sorted(one.name for one in path.iterdir())
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"a folder with {', '.join(names[:5])}{more}" if names else "an empty folder"
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Returns a model folder's config.json.
+
+    Raises:
+        ModelError: If it cannot be read.
+    """
+    try:
+        written = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / MODEL_CONFIG}: cannot be read: {error}. Save the model again.") from None
+    return dict(written)

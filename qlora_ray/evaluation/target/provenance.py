@@ -1,0 +1,186 @@
+"""What an adapter or a merged model was made on: its base, and how that was stored, by what came with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qlora_ray.config.reuse import distrust, drop_foreign_revision, is_overridden, read_intent
+from qlora_ray.config.schema import Model, Quantization, SweepConfig
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.target.folders import MODEL_CONFIG, read_merge_report
+from qlora_ray.evaluation.target.target import MERGE_REPORT, Request, Subject
+from qlora_ray.modeling.identity import ADAPTER_ORIGIN, AdapterFacts, check_base, read_adapter, read_adapter_origin
+from qlora_ray.modeling.loading import pin_revision, resolve_model_name
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What came with an adapter: its trial's record, and its sweep's config as a manifest or a YAML."""
+
+    record: dict[str, Any] | None = None
+    manifest: dict[str, Any] | None = None
+    config: Path | None = None
+
+    def read_config(self, request: Request) -> tuple[SweepConfig, list[str]]:
+        """The config to go by, without a right to run code that only came with the target, and a note if it had it."""
+        config = read_intent(self.manifest, config=request.config or self.config, overrides=request.overrides)
+        return (config, []) if request.config is not None else distrust(config, request.overrides)
+
+
+def subject_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: str, to: Path) -> Subject:
+    """A subject of kind adapter: its base by name, stored as it was in training.
+
+    Raises:
+        ModelError: If the adapter is not whole, or names no base, or one that is missing.
+        ConfigError: If the config is wrong.
+    """
+    facts = read_adapter(adapter)
+    own = read_adapter_origin(adapter) or {}
+    record = origin.record or {}
+    written = record.get("base") or own.get("base") or {}
+    config, notes = origin.read_config(request)
+    base = _name_base(config, origin, request, facts=facts, written=written)
+    check_there(base, where=str(adapter))
+    quantization, reason = _quantization_of(config, origin, request, own=own)
+    if not reason:
+        reason = "nf4 with double quantization, QLoRA's own: no record says how it was trained"
+        notes.append(f"{adapter}: loaded on {reason}; --set model.quantization.method= says otherwise")
+    is_asked = request.config is not None and "quantization" in config.model.model_fields_set
+    if is_asked and config.model.quantization.method != quantization.method:
+        notes.append(
+            f"the base is loaded in {quantization.method}, {reason}; --config has {config.model.quantization.method}, "
+            "which only --set model.quantization.method= can ask for"
+        )
+    return Subject(
+        "adapter",
+        path,
+        config,
+        base,
+        quantization,
+        reason,
+        to,
+        adapter=adapter,
+        trial=record.get("trial") or own.get("trial"),
+        base_hash=written.get("hash"),
+        manifest=origin.manifest,
+        record=origin.record,
+        notes=notes,
+    )
+
+
+def subject_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path) -> Subject:
+    """A merged model beside the base that its report names, which is left out, with a note, where it is not to be had.
+
+    Raises:
+        ModelError: If the base that the command line names is missing or another one.
+        ConfigError: If the config is wrong.
+    """
+    config, notes = origin.read_config(request)
+    report = read_merge_report(folder) or {}
+    written = report.get("base") or {}
+    is_named = is_overridden(request.overrides, "model.name")
+    base: Model | None = None
+    if is_named or written.get("name"):
+        config = drop_foreign_revision(config, request.overrides, own_name=written.get("name"))
+        revision = config.model.revision if is_named else written.get("revision")
+        name = config.model.name if is_named else str(written["name"])
+        try:
+            base = _find_base_of_merged(config.model, name, revision, written=written, where=str(folder), notes=notes)
+        except ModelError as error:
+            if is_named:
+                raise
+            notes.append(f"the merged model is scored alone, its base cannot be had: {error}")
+    quantization, reason = None, "as its own config.json says"
+    if base is not None and report.get("quantization"):
+        quantization = _read_quantization(report["quantization"], where=str(folder / MERGE_REPORT))
+        reason = f"as {MERGE_REPORT} says"
+    return Subject(
+        "model",
+        str(folder),
+        config,
+        base,
+        quantization,
+        reason,
+        to,
+        merged=folder,
+        manifest=origin.manifest,
+        record=origin.record,
+        notes=notes,
+    )
+
+
+def check_there(base: Model, *, where: str) -> None:
+    """Raises ModelError if the base is named by a path, and there is no model."""
+    name = resolve_model_name(base.name)
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not (Path(name) / MODEL_CONFIG).is_file():
+        found = "a folder without config.json" if Path(name).is_dir() else "no such folder"
+        raise ModelError(f"{where}: its base must be there, got {name} ({found}). Name it with --set model.name=.")
+
+
+def _name_base(
+    config: SweepConfig, origin: Origin, request: Request, *, facts: AdapterFacts, written: dict[str, Any]
+) -> Model:
+    """The base by the command line or config, by the adapter's record, or by PEFT's own file."""
+    own_name = written.get("name") or facts.base
+    if request.config is None:
+        config = drop_foreign_revision(config, request.overrides, own_name=own_name)
+    has_config = origin.manifest is not None or (request.config or origin.config) is not None
+    is_chosen = is_overridden(request.overrides, "model.name") or (
+        "name" in config.model.model_fields_set and has_config
+    )
+    if is_chosen:
+        name, revision = config.model.name, config.model.revision
+    elif written.get("name"):
+        name, revision = str(written["name"]), written.get("revision")
+    elif facts.base is not None:
+        name, revision = facts.base, facts.config.get("revision")
+    else:
+        raise ModelError(f"{facts.folder}: must name its base, got none. Name it with --set model.name=.")
+    if is_overridden(request.overrides, "model.revision"):
+        revision = config.model.revision
+    return config.model.model_copy(update={"name": name, "revision": revision})
+
+
+def _quantization_of(
+    config: SweepConfig, origin: Origin, request: Request, *, own: dict[str, Any]
+) -> tuple[Quantization, str]:
+    """The base's storage in training: by the command line, the record, the adapter's folder, the sweep, or nothing."""
+    if is_overridden(request.overrides, "model.quantization"):
+        return config.model.quantization, "as --set says"
+    ran = ((origin.record or {}).get("ran") or {}).get("quantization")
+    if ran:
+        return _read_quantization(ran, where="record.json"), "as its record says"
+    if own.get("quantization"):
+        return _read_quantization(own["quantization"], where=ADAPTER_ORIGIN), f"as its {ADAPTER_ORIGIN} says"
+    if origin.manifest is not None or "quantization" in config.model.model_fields_set:
+        return config.model.quantization, "as the config says"
+    return Quantization(), ""
+
+
+def _read_quantization(written: dict[str, Any], *, where: str) -> Quantization:
+    double = bool(written.get("double_quantization", True))
+    try:
+        return Quantization(method=written["method"], double_quantization=double)
+    except (KeyError, ValidationError):
+        raise ModelError(
+            f"{where}: must name a quantization that is known, got {written.get('method')!r}. "
+            "Say it with --set model.quantization.method=."
+        ) from None
+
+
+def _find_base_of_merged(
+    model: Model, name: str, revision: str | None, *, written: dict[str, Any], where: str, notes: list[str]
+) -> Model:
+    base = model.model_copy(update={"name": name, "revision": revision})
+    check_there(base, where=where)
+    base = pin_revision(base)
+    expected = written.get("hash")
+    note = check_base(base, expected_hash=expected, where=where) if expected else None
+    if note:
+        notes.append(note)
+    return base

@@ -1,0 +1,204 @@
+"""The model card: what the model is, whether it is better than its base, how it was made, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.exporting.card.figures import (
+    CardFacts,
+    describe_rows,
+    detail_tables,
+    is_worse,
+    rows_are_the_sweeps,
+    score_rows,
+    verdict_sentences,
+)
+from qlora_ray.exporting.card.loading import guide_loading
+from qlora_ray.exporting.card.metadata import hub_dataset, make_card_data
+from qlora_ray.exporting.naming import shorten_dataset, shorten_source
+from qlora_ray.exporting.reproduction import SWEEP_FILE, local_paths, sweep_command, trial_command
+from qlora_ray.exporting.run_record import value
+from qlora_ray.exporting.selection import Selection
+from qlora_ray.hardware.memory import format_gib
+from qlora_ray.modeling.loading import EMBEDDED
+from qlora_ray.scoring.details import describe_details
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+
+def make_card(facts: CardFacts) -> ModelCard:
+    """The bundle's README.md, with the metadata that the hub reads."""
+    from huggingface_hub import ModelCard
+
+    sections = [
+        f"# {facts.name}",
+        _about(facts),
+        "## Against its base\n\n" + _verdict(facts),
+        _scores(facts),
+        _merge(facts),
+        "## How to load it\n\n" + guide_loading(facts.selection, has_merged=facts.merge is not None),
+        "## How it was made\n\n" + _settings(facts),
+        "## Make it again\n\n" + _reproduction(facts),
+        "## Limits\n\n" + _limits(facts),
+    ]
+    text = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{make_card_data(facts).to_yaml()}\n---\n\n{text}\n")
+
+
+def _about(facts: CardFacts) -> str:
+    selection = facts.selection
+    lora, quantization = selection.record["ran"]["lora"], selection.quantization
+    kind = "DoRA" if lora.get("use_dora") else "LoRA"
+    data = selection.record["dataset"]
+    held = "not quantized" if quantization["method"] == "none" else f"held in {quantization['method'].upper()}"
+    merged = ", and the two merged into one model" if facts.merge else ""
+    rank = "the winner" if selection.is_winner else f"trial {selection.trial}, which is not the winner,"
+    return (
+        f"A {kind} adapter of rank {lora['r']} on {_base_label(selection)} ({held} while it trained){merged}. "
+        f"Trained on {data['num_rows']['train']} rows of `{_dataset_label(selection)}`. "
+        f"It is {rank} of a sweep of {selection.manifest['config']['search']['num_trials']} trials."
+    )
+
+
+def _verdict(facts: CardFacts) -> str:
+    sentences = verdict_sentences(facts)
+    if sentences:
+        return _list(sentences)
+    return "It was not compared with its base row by row. `python -m qlora_ray.evaluate` does so."
+
+
+def _scores(facts: CardFacts) -> str:
+    rows = score_rows(facts)
+    if not rows:
+        return ""
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    header = ["model", "prompts", "loss", "rows", *metrics]
+    body = [
+        [
+            row["model"],
+            row["prompts"],
+            _number(row.get("loss")),
+            value(row.get("num_rows")),
+            *(_number(row["metrics"].get(name)) for name in metrics),
+        ]
+        for row in rows
+    ]
+    note = "Loss: nats per answer token, over all rows. The metrics are over the rows that were answered."
+    details = detail_tables(facts)
+    tables = [_table([header, *body]), note, *map(_table, details), *describe_details(details)]
+    return "\n\n".join(["## Scores", _list(describe_rows(facts)), *tables])
+
+
+def _merge(facts: CardFacts) -> str:
+    if facts.merge is None:
+        return ""
+    return "## The merged model\n\n```text\n" + "\n".join(facts.merge.lines()) + "\n```"
+
+
+def _settings(facts: CardFacts) -> str:
+    selection = facts.selection
+    record, ran = selection.record, selection.record["ran"]
+    training, lora, executor = ran["training"], ran["lora"], record["executor"]
+    memory = record["memory"]
+    rows = [
+        ["setting", "value"],
+        ["rank, alpha, dropout", f"{lora['r']}, {value(lora['lora_alpha'])}, {lora['lora_dropout']:.4g}"],
+        ["target modules", ", ".join(lora["target_modules"])],
+        ["learning rate", f"{training['learning_rate']:.4g}, {training['lr_scheduler_type']}"],
+        ["effective batch", f"{value(ran.get('effective_batch'))} samples"],
+        ["steps", f"{value(ran.get('num_steps'))} ({value(ran.get('num_samples'))} samples)"],
+        ["optimizer", training["optim"]],
+        ["precision", value(ran.get("precision")).strip('"')],
+        ["quantization", _quantization(selection.quantization)],
+        ["prompts", f"{selection.manifest['data']['template']} template"],
+        ["device", executor.get("device") or "not recorded"],
+        ["trainable parameters", f"{value(ran.get('trainable_parameters'))}"],
+        ["training", f"{record['times']['train_s']:.0f} s"],
+        ["peak memory", _gib(memory.get("peak_bytes")) + f", estimated {_gib(memory.get('estimated_bytes'))}"],
+    ]
+    return _table(rows) + "\n\nEvery value: [RUN_RECORD.md](RUN_RECORD.md) and [record.json](record.json)."
+
+
+def _reproduction(facts: CardFacts) -> str:
+    lines = [
+        "With qlora_ray installed, in this folder:",
+        "",
+        "```bash",
+        f"{trial_command()}  # this adapter alone, with its values",
+        f"{sweep_command()}  # the search that found it",
+        "```",
+        "",
+        "Rows, order, seeds and values are the same. Beside other trials or on another device sums are taken in "
+        "another order, so the figures come close and need not be equal, the less so the higher the learning rate.",
+    ]
+    local = local_paths(facts.selection)
+    if local:
+        names = ", ".join(f"`{shorten_source(path)}`" for path in local)
+        lines += ["", f"They need {names}, which are not in this folder: say where in `{SWEEP_FILE}`."]
+    return "\n".join(lines)
+
+
+def _limits(facts: CardFacts) -> str:
+    selection = facts.selection
+    data = selection.record["dataset"]
+    lines = [
+        f"Trained with one seed ({selection.record['seeds']['seed']}) on {data['num_rows']['train']} rows; another "
+        "seed gives other figures.",
+        _limit_of_rows(facts),
+        "The licenses of base and data were not recorded; they hold for this model too.",
+    ]
+    if not verdict_sentences(facts):
+        lines.insert(0, "Whether it is better than its base is not known.")
+    elif is_worse(facts):
+        lines.insert(0, "**It is worse than its base on at least one measure above.**")
+    if selection.is_winner:
+        num_rows = data["num_rows"].get("validation")
+        lines.append(f"It was chosen by its loss on {num_rows} validation rows, which flatters figures on these.")
+    if data.get("overlap_check") == "fail":
+        lines.append("Some evaluation rows have prompts that are in train too: scores on them measure memory.")
+    return _list(line for line in lines if line)
+
+
+def _limit_of_rows(facts: CardFacts) -> str:
+    if not score_rows(facts):
+        return "What it does on rows other than the sweep's was not measured."
+    if rows_are_the_sweeps(facts):
+        return "Scored on rows like those it was trained on. What it does on others was not measured."
+    return "Scored on rows that are not the sweep's: whether they are like those it was trained on is not known here."
+
+
+def _quantization(quantization: dict[str, Any]) -> str:
+    if quantization["method"] == "none":
+        return f"none, {quantization['compute_dtype']}"
+    double = ", double quantization" if quantization["double_quantization"] else ""
+    return f"{quantization['method']}{double}, computed in {quantization['compute_dtype']}"
+
+
+def _base_label(selection: Selection) -> str:
+    name = selection.base_name
+    if name == EMBEDDED:
+        return "the embedded base of qlora_ray"
+    return f"`{name if selection.base_is_on_hub else shorten_source(name)}`"
+
+
+def _dataset_label(selection: Selection) -> str:
+    return hub_dataset(selection) or shorten_dataset(str(selection.manifest["config"]["data"]["train"]))
+
+
+def _gib(num_bytes: float | None) -> str:
+    return format_gib(num_bytes) if num_bytes else "not recorded"
+
+
+def _number(found: float | None) -> str:
+    return "" if found is None else f"{found:.4g}"
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])

@@ -1,0 +1,107 @@
+"""Which merged model is kept, and what a reader of the report should know of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from qlora_ray.errors import ModelError
+from qlora_ray.exporting.merge.candidate import Candidate
+from qlora_ray.exporting.merge.plan import MergePlan
+from qlora_ray.exporting.merge.report import MeasuredModel
+
+# Ours: below it, most of what was trained is lost to rounding, and the report says so.
+SMALL_CHANGED_SHARE = 0.01
+
+
+def check_changed(candidates: list[Candidate], *, adapter: Path, dtype: str) -> None:
+    """Fails on a merge that changes nothing.
+
+    Raises:
+        ModelError: If every delta is 0, or no weight differs once it is cast.
+    """
+    if any(one.changed_share > 0 for one in candidates):
+        return
+    largest = max(one.largest_change for one in candidates)
+    if largest == 0:
+        raise ModelError(
+            f"{adapter}: the adapter must change its base, got changes of 0 everywhere. "
+            "It was not trained: choose another trial."
+        )
+    raise ModelError(
+        f"{adapter}: the merge must change a weight in {dtype}, got none: the largest change, {largest:.2g}, is lost "
+        "to rounding. Choose the dtype fp32, or export without merging."
+    )
+
+
+def choose_candidate(
+    candidates: list[Candidate], measured: list[MeasuredModel], *, is_quantized: bool
+) -> tuple[Candidate, str]:
+    """The candidate closest to the trained model (the first of equals), and why.
+
+    One that changes nothing is not chosen where another does, and one whose outputs are no numbers never is.
+
+    Raises:
+        ModelError: If none can be chosen.
+    """
+    changing = [(one, model) for one, model in zip(candidates, measured, strict=True) if one.changed_share > 0]
+    pairs = [(one, model) for one, model in changing if not is_nan(model)]
+    if not pairs:
+        dtype, rules = changing[0][1].dtype, " and ".join(one.rule for one, _ in changing)
+        wider = "fp32" if dtype == "bf16" else "bf16 or fp32"
+        raise ModelError(
+            f"merge: a merged model must give numbers, got NaN from {rules} in {dtype}: values overflow in it. "
+            f"Choose --dtype {wider}, or export without merging."
+        )
+    best, closest = min(pairs, key=lambda pair: pair[1].kl)
+    if not is_quantized:
+        return best, "The base was trained unquantized: w16 and dequant are the same weights."
+    if len(candidates) == 1:
+        return best, "It was asked for."
+    if len(pairs) < len(changing):
+        return best, "The other rule's outputs are no numbers (NaN)."
+    if len(pairs) == 1:
+        return best, "The other rule's weights lose the whole adapter to rounding."
+    other = next(model for one, model in pairs if one is not best)
+    words = "is lower" if closest.kl < other.kl else "is the same"
+    return best, (
+        f"Its KL from the trained model {words}: {closest.kl:.3g} against {other.kl:.3g} nats per token for "
+        f"{other.name}."
+    )
+
+
+def is_nan(model: MeasuredModel) -> bool:
+    """Whether a model's outputs are no numbers."""
+    return math.isnan(model.kl) or math.isnan(model.loss)
+
+
+def explain_nan(measured: list[MeasuredModel]) -> list[str]:
+    """A sentence for each measured model whose outputs are no numbers."""
+    return [
+        f"{model.name}: its outputs in {model.dtype} are no numbers (NaN): values overflow in it. It is of no use."
+        for model in measured
+        if is_nan(model)
+    ]
+
+
+def explain_merge(candidates: list[Candidate], plan: MergePlan, *, asked_head: str | None) -> list[str]:
+    """What the figures do not say by themselves, a sentence each."""
+    notes = [
+        f"{one.rule}: only {100 * one.changed_share:.2g} % of the merged layers' weights changed in {plan.dtype}; "
+        "the rest of the adapter is lost to rounding. The dtype fp32 keeps it."
+        for one in candidates
+        if one.changed_share < SMALL_CHANGED_SHARE
+    ]
+    if plan.tying == "untied by the merge":
+        notes.append(
+            "Embedding and head are one tensor in the base and two in the merged model (tie_word_embeddings is false): "
+            "the adapter changes one of them."
+        )
+    if asked_head and plan.tying == "tied":
+        notes.append(f"Embedding and head are one tensor: both are in {plan.head_dtype}.")
+    if plan.head_dtype != plan.dtype:
+        notes.append(
+            f"The head is {plan.head_dtype} in the file and config.json says {plan.dtype}: from_pretrained casts it "
+            f"to {plan.dtype} unless it is given another dtype, and so it was measured."
+        )
+    return notes

@@ -1,0 +1,120 @@
+"""Which rows of a pass belong to which adapters.
+
+Shapes: B rows of the pass, G groups, S slots of a bank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank
+from qlora_ray.modeling.multi_lora.dropout import DropoutMasks
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows of a pass whose adapters are in one bank, as groups of equally many rows.
+
+    Attributes:
+        rows: Where they are in the pass.
+        num_groups: G; each group's rows belong to one trial.
+        slots_G: The bank's slot of each group, or None where group g is slot g: then nothing need be gathered.
+        scales_G11: What each group's update is multiplied with: alpha / r, and what dropout's mean demands.
+        has_dropout: Whether any of the rows drops anything.
+    """
+
+    bank: AdapterBank
+    rows: slice
+    num_groups: int
+    slots_G: Tensor | None
+    scales_G11: Tensor
+    has_dropout: bool
+
+
+@dataclass(frozen=True)
+class RowOwner:
+    """Whose row it is: a slot of a bank, its scale, and its dropout rate."""
+
+    bank: AdapterBank
+    slot: int
+    scale: float
+    dropout: float = 0.0
+
+
+class Layout(Protocol):
+    """Whose rows are passing, and what they drop."""
+
+    @property
+    def masks(self) -> DropoutMasks | None:
+        """Dropout masks; None in evaluation."""
+
+    def segments(self, num_rows: int) -> tuple[Segment, ...]:
+        """The segments of so many rows."""
+
+
+@dataclass(frozen=True)
+class TrainingLayout:
+    """The rows of one training pass."""
+
+    fixed: tuple[Segment, ...]
+    masks: DropoutMasks | None
+
+    def segments(self, num_rows: int) -> tuple[Segment, ...]:
+        """What was laid out, for as many rows as that was."""
+        assert num_rows == self.fixed[-1].rows.stop, (num_rows, self.fixed[-1].rows)
+        return self.fixed
+
+
+class SoloLayout:
+    """All rows are one trial's, however many come: evaluation."""
+
+    masks = None
+
+    def __init__(self, owner: RowOwner, *, device: torch.device | str) -> None:
+        self._owner = owner
+        self._device = device
+        self._known: dict[int, tuple[Segment, ...]] = {}
+
+    def segments(self, num_rows: int) -> tuple[Segment, ...]:
+        """One segment of one group."""
+        if num_rows not in self._known:
+            self._known[num_rows] = make_segments([self._owner] * num_rows, device=self._device)
+        return self._known[num_rows]
+
+
+def make_segments(owners: Sequence[RowOwner], *, device: torch.device | str) -> tuple[Segment, ...]:
+    """Cuts rows, which must come sorted by bank and slot, into segments of as few groups as they allow."""
+    segments: list[Segment] = []
+    start = 0
+    while start < len(owners):
+        bank = owners[start].bank
+        end = start
+        while end < len(owners) and owners[end].bank is bank:
+            end += 1
+        segments.append(_make_segment(owners[start:end], start, device))
+        start = end
+    return tuple(segments)
+
+
+def _make_segment(owners: Sequence[RowOwner], start: int, device: torch.device | str) -> Segment:
+    counts: dict[int, int] = {}
+    for owner in owners:
+        counts[owner.slot] = counts.get(owner.slot, 0) + 1
+    group_rows = math.gcd(*counts.values())
+    firsts = owners[::group_rows]
+    slots = [owner.slot for owner in firsts]
+    bank = owners[0].bank
+    return Segment(
+        bank=bank,
+        rows=slice(start, start + len(owners)),
+        num_groups=len(firsts),
+        slots_G=None if slots == list(range(len(bank))) else torch.tensor(slots, device=device),
+        scales_G11=torch.tensor([owner.scale for owner in firsts], device=device)[:, None, None],
+        has_dropout=any(owner.dropout > 0 for owner in owners),
+    )

@@ -1,0 +1,226 @@
+"""An executor: the Ray actor around one engine on one device, whose slots trials lease.
+
+It finds out what device it really got, loads the base once, and speaks ExecutorCore's methods.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.config.schema import Evaluate, SweepConfig
+from qlora_ray.errors import PlacementError
+from qlora_ray.hardware import Placement, Plan
+from qlora_ray.orchestration.executor.core import ExecutorCore
+from qlora_ray.runs.paths import SweepPaths
+from qlora_ray.training.engine import Engine, Report, TrialSpec
+
+if TYPE_CHECKING:
+    from qlora_ray.data import PreparedData
+    from qlora_ray.modeling.loading import LoadedBase
+    from qlora_ray.scoring.metrics.choice import Metric
+    from qlora_ray.training.rows import TrainingData
+
+
+@dataclass(frozen=True)
+class ExecutorTerms:
+    """What every executor of a sweep is told.
+
+    Attributes:
+        base: The base's name, revision and hash, as the sweep's records have them.
+    """
+
+    config: SweepConfig
+    root: Path
+    plan: Plan | None = None
+    base: Mapping[str, Any] | None = None
+
+
+class Executor:
+    """The actor: finds its device and precision, loads the base once, and serves one engine.
+
+    It is created with as many concurrent calls as its trials need for their long polls.
+    """
+
+    def __init__(self, terms: ExecutorTerms, placement: Placement, data: PreparedData) -> None:
+        # Before torch is imported: OpenMP reads this once. Ray sets it to the CPUs requested, which are shares.
+        os.environ["OMP_NUM_THREADS"] = str(placement.num_threads)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import torch
+
+        torch.set_num_threads(placement.num_threads)
+        from qlora_ray.hardware import choose_precision, probe_node
+        from qlora_ray.modeling.loading import load_base
+        from qlora_ray.modeling.quantization import specify_quantization
+        from qlora_ray.scoring.metrics.choice import resolve_data_metrics
+        from qlora_ray.training.rows import TrainingData
+
+        config = terms.config
+        node = probe_node()
+        self._device = node.devices[0]
+        placement = self._find_placement(terms, placement, node.hostname)
+        if self._device.kind == "cuda" and placement.memory_cap_fraction is not None:
+            torch.cuda.set_per_process_memory_fraction(placement.memory_cap_fraction)
+        self._precision = choose_precision(self._device, requested=config.training.precision)
+        base = load_base(
+            config.model,
+            quantization=specify_quantization(config.model.quantization, compute_dtype=self._precision.name),
+            device="cuda:0" if self._device.kind == "cuda" else "cpu",
+        )
+        metrics, _ = resolve_data_metrics(config, data)
+        self._engine = _make_engine(
+            placement,
+            base,
+            TrainingData(data.train, data.validation),
+            memory_limit_bytes=self._memory_limit_bytes(placement),
+            evaluate=config.evaluate,
+            metrics=metrics,
+        )
+        self._core = ExecutorCore(
+            self._engine,
+            paths=SweepPaths(terms.root),
+            lease_timeout_s=config.cluster.lease_timeout_s,
+            keep_state=config.cluster.keep_trial_state,
+            origin={
+                "base": dict(terms.base or {"name": config.model.name, "revision": config.model.revision}),
+                "quantization": base.quantization.to_dict(),
+            },
+        )
+        self._scoring = threading.Lock()
+        self._data = data
+        self._placement = placement
+        self._node = node
+
+    def _find_placement(self, terms: ExecutorTerms, planned: Placement, hostname: str) -> Placement:
+        """The plan for the device this process really got: on a node of mixed GPUs, Ray chooses which."""
+        if self._device.kind != planned.device_kind:
+            raise PlacementError(
+                f"executor: must be on a {planned.device_kind} device as planned, got {self._device.name} on "
+                f"{hostname}. Check CUDA_VISIBLE_DEVICES and the driver there."
+            )
+        if self._device.kind == "cpu" or self._device.class_key == planned.device_class or terms.plan is None:
+            return planned
+        found = terms.plan.placement_for(self._device.class_key)
+        if found is None:
+            raise PlacementError(
+                f"executor: got {self._device.name} on {hostname}, which the plan leaves out. "
+                "Hide it with CUDA_VISIBLE_DEVICES where Ray is started."
+            )
+        if found.engine != planned.engine:
+            # A fused executor needs a whole device, and an sft one leaves the rest of its device to others.
+            raise PlacementError(
+                f"executor: got {self._device.name} on {hostname}, which the plan has for the {found.engine} engine, "
+                f"not for {planned.engine}. Set cluster.packing: process, or start a Ray node per kind of GPU."
+            )
+        return found
+
+    def _memory_limit_bytes(self, placement: Placement) -> int | None:
+        """What this process may reserve of its GPU."""
+        if self._device.kind != "cuda" or placement.memory_cap_fraction is None:
+            return None
+        return int(self._device.total_memory_bytes * placement.memory_cap_fraction)
+
+    def describe(self) -> dict[str, Any]:
+        """What this executor is and runs on, and its slots now; goes into the record of each of its trials."""
+        return {
+            **self._core.describe_slots(),
+            "engine": self._placement.engine,
+            "hostname": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": self._device.name,
+            "device_class": self._device.class_key,
+            "compute_capability": self._device.capability_text if self._device.kind == "cuda" else None,
+            "precision": self._precision.name,
+            "precision_reason": self._precision.reason,
+            "bf16": self._precision.bf16,
+            "fp16": self._precision.fp16,
+            "cuda_available": self._device.kind == "cuda",
+            "cuda": self._node.cuda_version,
+            "driver": self._node.driver_version,
+            "cpu": self._node.cpu_name,
+            "num_threads": self._placement.num_threads,
+            "versions": {**self._node.packages, "python": self._node.python_version},
+            "estimated_memory_bytes": self._placement.estimate.total_bytes,
+        }
+
+    def admit(self, spec: TrialSpec) -> bool:
+        """See ExecutorCore.admit."""
+        return self._core.admit(spec)
+
+    def next_report(self, trial_id: str, *, timeout_s: float) -> Report | None:
+        """See ExecutorCore.next_report."""
+        return self._core.next_report(trial_id, timeout_s=timeout_s)
+
+    def evict(self, trial_id: str) -> None:
+        """See ExecutorCore.evict."""
+        self._core.evict(trial_id)
+
+    def trials(self) -> list[str]:
+        """See ExecutorCore.trials."""
+        return self._core.trials()
+
+    def score(self, adapter: Path | None, split: str) -> Any:
+        """Scores a saved adapter, or the bare base, on the rows of a split; one at a time.
+
+        Called when the search is over: a trial still here has lost its driver, and is evicted.
+        """
+        with self._scoring:
+            self._core.clear()
+            return self._engine.score(adapter, self._data.splits[split])
+
+    def usage(self) -> dict[str, float | None]:
+        """See ExecutorCore.usage."""
+        return self._core.usage()
+
+    def wait_change(self, seen_version: int) -> dict[str, Any] | None:
+        """The facts once the slots are others than in that version; None when the executor closes.
+
+        Its caller hears of a crash at once.
+        """
+        return self.describe() if self._core.wait_change(seen_version) else None
+
+    def close(self) -> None:
+        """Evicts all trials and lets `wait_change` return."""
+        self._core.close()
+
+
+def _make_engine(
+    placement: Placement,
+    base: LoadedBase,
+    data: TrainingData,
+    *,
+    memory_limit_bytes: int | None,
+    evaluate: Evaluate,
+    metrics: list[Metric],
+) -> Engine:
+    """The engine that the placement asks for."""
+    if placement.engine == "sft":
+        from qlora_ray.training.single.engine import SftEngine
+
+        return SftEngine(
+            base,
+            data,
+            max_micro_batch=placement.max_micro_batch,
+            max_eval_batch=placement.eval_batch,
+            evaluate=evaluate,
+            metrics=metrics,
+        )
+    from qlora_ray.training.packed.engine import FusedEngine
+
+    assert placement.max_tokens_per_pass is not None
+    return FusedEngine(
+        base,
+        data,
+        slots=placement.slots_per_executor,
+        max_tokens_per_pass=placement.max_tokens_per_pass,
+        hold_dequantized=placement.hold_dequantized,
+        max_eval_batch=placement.eval_batch,
+        memory_limit_bytes=memory_limit_bytes,
+        evaluate=evaluate,
+        metrics=metrics,
+    )

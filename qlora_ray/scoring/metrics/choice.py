@@ -1,0 +1,255 @@
+"""Which metrics score the answers, and the ones of SQL. Each gives a score per row, so that models can be paired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qlora_ray.config.schema import Evaluate, SweepConfig
+from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.modeling.loading import EMBEDDED
+from qlora_ray.scoring.metrics.boxed import BoxedMatch, find_box, find_expected
+from qlora_ray.scoring.metrics.metric import Metric, measure
+from qlora_ray.scoring.metrics.numeric import AbsoluteError, NumericMatch, RelativeError, find_number, marks_number
+from qlora_ray.scoring.metrics.sql import TIMEOUT_S, ExecutionOutcome, execution_match, is_database
+from qlora_ray.scoring.metrics.text import NormalizedMatch, TokenF1
+
+if TYPE_CHECKING:
+    from qlora_ray.data import PreparedData
+    from qlora_ray.scoring.split import EvaluationSplit
+
+# What is measured besides metrics.
+RESERVED_NAMES = frozenset(("loss", "perplexity"))
+
+
+class ExactMatch:
+    """1 where the answer is the reference but for runs of white space and final semicolons, else 0.
+
+    Case counts: it is part of literals ('USA'), and an adapter should learn the case of its data. White space inside
+    literals is collapsed like any other.
+    """
+
+    name = "exact_match"
+    higher_is_better = True
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """Returns 1.0 or 0.0 per row."""
+        return [
+            float(_normalize(prediction) == _normalize(reference))
+            for prediction, reference in zip(predictions, references, strict=True)
+        ]
+
+
+class SqlExecution:
+    """1 where the answer, run as SQL, returns the rows of the reference (`sql.execution_match` says when), else 0."""
+
+    name = "sql_execution"
+    higher_is_better = True
+
+    def __init__(self, database: Path, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.database = database
+        self.timeout_s = timeout_s
+        self._outcomes: dict[tuple[str, str], ExecutionOutcome] = {}
+
+    def outcomes(self, predictions: Sequence[str], references: Sequence[str]) -> list[ExecutionOutcome]:
+        """Returns what came of each answer, with the reason where one did not run. A pair runs only once.
+
+        Raises:
+            DataError: a reference does not run.
+        """
+        pairs = list(zip(predictions, references, strict=True))
+        for pair in pairs:
+            if pair not in self._outcomes:
+                self._outcomes[pair] = execution_match(self.database, *pair, timeout_s=self.timeout_s)
+        return [self._outcomes[pair] for pair in pairs]
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """Returns 1.0 or 0.0 per row."""
+        return [float(outcome.correct) for outcome in self.outcomes(predictions, references)]
+
+
+class SqlValid:
+    """1 where the answer runs at all, else 0: tells wrong SQL from no SQL. Shares its runs with `execution`."""
+
+    name = "sql_valid"
+    higher_is_better = True
+
+    def __init__(self, execution: SqlExecution) -> None:
+        self.execution = execution
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """Returns 1.0 or 0.0 per row."""
+        return [float(outcome.valid) for outcome in self.execution.outcomes(predictions, references)]
+
+
+def resolve_data_metrics(
+    config: SweepConfig, data: PreparedData, *, custom: Sequence[Metric] = ()
+) -> tuple[list[Metric], str]:
+    """Returns the metrics of a config's own rows, the deciding one first, and why it is these.
+
+    The same for every split of the data: `auto` looks at the answers of validation and test together.
+
+    Raises:
+        ConfigError: the config names metrics that these rows cannot be scored with.
+    """
+    splits = [data.validation, *([data.test] if data.test is not None else [])]
+    references = [reference for split in splits for reference in split.references]
+    return resolve_metrics(
+        config.evaluate,
+        trains_on_embedded=config.data.train == EMBEDDED,
+        has_references=any(references),
+        references=references,
+        custom=custom,
+    )
+
+
+def check_references(split: EvaluationSplit, metrics: Sequence[Metric], *, num_rows: int | None) -> None:
+    """Scores the references of the first rows by themselves: what cannot be scored is known before it is answered.
+
+    Raises:
+        DataError: a reference cannot be scored: it has no number, or is a query that does not run.
+    """
+    references = list(split.references[:num_rows])
+    for metric in metrics:
+        try:
+            measure(metric, references, references)
+        except DataError as error:
+            raise DataError(f"{split.name}: {error}") from None
+
+
+def resolve_metrics(
+    evaluate: Evaluate,
+    *,
+    trains_on_embedded: bool,
+    has_references: bool,
+    database: Path | None = None,
+    references: Sequence[str] = (),
+    custom: Sequence[Metric] = (),
+) -> tuple[list[Metric], str]:
+    """Returns the metrics to score answers with, the deciding one first, and why it is these.
+
+    `auto` is numeric where most references mark their number, as GSM8K does or in a box, and all have one; else
+    boxed_match where most have a box, and none is empty or has a box that is cut; else sql_execution and exact_match
+    where there is a database, exact_match where there is none, and nothing for plain text, which has no answers. Some
+    bring others along, which stand last: sql_execution sql_valid, and token_f1 normalized_match, SQuAD's other measure.
+
+    Args:
+        trains_on_embedded: The data is the shipped task, whose database is known.
+        has_references: Rows have an answer to compare with; text format has none.
+        database: An SQLite file that goes before `evaluate.database`.
+        references: The answers to compare with, for `auto` to look at.
+        custom: Metrics of the user's own, after the others: they decide only where `evaluate.metrics` is empty.
+
+    Raises:
+        ConfigError: the database is missing or is not SQLite, metrics are named for data without answers, or two
+            metrics have one name.
+    """
+    if not has_references:
+        named = [*([] if evaluate.metrics == "auto" else evaluate.metrics), *(one.name for one in custom)]
+        if named:
+            raise ConfigError(
+                f"evaluate.metrics must be auto for data without answers, got {named}. "
+                "Use data with prompts and answers, or leave evaluate.metrics out."
+            )
+        return [], "no metrics: the data is text without answers, so only its loss is measured"
+    if evaluate.metrics == "auto":
+        metrics, reason = _choose(evaluate, trains_on_embedded, database, references)
+    else:
+        names = list(dict.fromkeys(evaluate.metrics))
+        path = None
+        if "sql_execution" in names:
+            path, _ = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
+        metrics, reason = _build(names, path), f"{' and '.join(names) or 'no metrics'}: as evaluate.metrics says"
+    if not custom:
+        return metrics, reason
+    _check_names([*metrics, *custom])
+    return [*metrics, *custom], f"{reason}; {' and '.join(one.name for one in custom)}: your own"
+
+
+def _find_database(evaluate: Evaluate, *, trains_on_embedded: bool, database: Path | None) -> tuple[Path | None, str]:
+    """Returns the checked path of the database, or None, and what to say of it."""
+    if database is not None:
+        path, source = database, f"SQL runs on {database.name}"
+    elif evaluate.database == "embedded" or (evaluate.database is None and trains_on_embedded):
+        from qlora_ray import embedded
+
+        path, source = embedded.database_path(), "SQL runs on the embedded database"
+    elif evaluate.database is not None:
+        path, source = Path(evaluate.database).expanduser(), f"SQL runs on {evaluate.database}"
+    else:
+        return None, ""
+    if not is_database(path):
+        found = "not one" if path.exists() else "no such file"
+        raise ConfigError(
+            f"evaluate.database must be an SQLite file, got {path} ({found}). "
+            "Correct the path, write embedded, or set evaluate.metrics to [exact_match]."
+        )
+    return path, source
+
+
+def _choose(
+    evaluate: Evaluate, trains_on_embedded: bool, database: Path | None, references: Sequence[str]
+) -> tuple[list[Metric], str]:
+    """Returns what `auto` is for this data, and why."""
+    num_marked = sum(marks_number(reference) for reference in references)
+    if 2 * num_marked > len(references) and all(find_number(reference) is not None for reference in references):
+        reason = (
+            f"numeric: {num_marked} of {len(references)} answers mark a number, as in '#### 72' or 'price is $9.99'"
+        )
+        return _build(["numeric"], None), reason
+    num_boxed = sum(find_box(reference) is not None for reference in references)
+    num_unusable = sum(find_expected(reference) is None for reference in references)
+    is_boxed = 2 * num_boxed > len(references)
+    if is_boxed and num_unusable == 0:
+        reason = (
+            rf"boxed_match: {num_boxed} of {len(references)} answers have a \boxed{{}}, not all with a number in it"
+        )
+        return _build(["boxed_match"], None), reason
+    path, source = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
+    not_boxed = f"; not boxed_match: {num_unusable} of {len(references)} are empty or have a box that is cut"
+    rest = not_boxed if is_boxed else ""
+    if path is None:
+        return _build(["exact_match"], None), f"exact_match: evaluate.database names no database to run SQL on{rest}"
+    return _build(["sql_execution", "exact_match"], path), f"sql_execution and exact_match: {source}{rest}"
+
+
+def _build(names: Sequence[str], database: Path | None) -> list[Metric]:
+    """Returns the metrics of these names in their order, then those that they bring along."""
+    metrics: list[Metric] = []
+    companions: list[Metric] = []
+    for name in names:
+        match name:
+            case "exact_match":
+                metrics.append(ExactMatch())
+            case "boxed_match":
+                metrics.append(BoxedMatch())
+            case "token_f1":
+                metrics.append(TokenF1())
+                companions.append(NormalizedMatch())
+            case "numeric":
+                metrics.append(NumericMatch())
+                companions += [AbsoluteError(), RelativeError()]
+            case "sql_execution":
+                assert database is not None, "the config's own check: sql_execution needs a database"
+                execution = SqlExecution(database)
+                metrics.append(execution)
+                companions.append(SqlValid(execution))
+            case _:
+                raise AssertionError(f"the config's own check: no metric is called {name}")
+    return [*metrics, *companions]
+
+
+def _check_names(metrics: Sequence[Metric]) -> None:
+    """Raises ConfigError for a name that records and comparisons could not tell from another's."""
+    names = [metric.name for metric in metrics]
+    taken = sorted({name for name in names if names.count(name) > 1 or name in RESERVED_NAMES})
+    if taken:
+        raise ConfigError(
+            f"metrics: each must have a name of its own, got {', '.join(taken)}, which is taken. "
+            "Rename the class's `name`, or leave the other out of evaluate.metrics."
+        )
+
+
+def _normalize(text: str) -> str:
+    return " ".join(text.split()).rstrip("; ")

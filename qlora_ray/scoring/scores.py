@@ -1,0 +1,159 @@
+"""One model on one split: its loss, its answers, and every metric of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.config.schema import Evaluate
+from qlora_ray.errors import ModelError
+from qlora_ray.scoring.generation import Answers, generate_answers
+from qlora_ray.scoring.inference import Precision
+from qlora_ray.scoring.loss import evaluate_loss
+from qlora_ray.scoring.metrics.metric import Metric, measure
+from qlora_ray.scoring.sampling import Sampling, choose_sampling
+from qlora_ray.scoring.split import EvaluationSplit
+from qlora_ray.scoring.token_budget import count_reference_tokens, resolve_max_new_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """An answer beside what was expected; `row` is its index in the split."""
+
+    row: int
+    answer: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model is worth on a split.
+
+    Attributes:
+        loss: Mean over `num_tokens` trained tokens of `num_rows` rows: the whole split.
+        metrics: Value by metric: the mean over the answered rows that have a score, unless the metric says otherwise.
+        row_metrics: Score of each answered row by metric, NaN where it has none, in the order of `answers`: two
+            models that answered the same split can be compared in pairs.
+        answers: The split's first rows, as many as `evaluate.max_rows` allows.
+        row_nll: Summed negative log-likelihood of each row of the split, in nats; 0 where it has no trained token.
+        row_tokens: The trained tokens of each row.
+        details: Further figures of the metrics that have some, by metric and name.
+        num_cut_prompts: Prompts too long for the model or `evaluate.max_length`: the model saw their end only.
+        num_short_answers: Answers that had fewer than `max_new_tokens` tokens to spend.
+        num_cut_answers: Answers that ended because their tokens were spent.
+        num_long_references: Of the answered rows, those whose reference is longer than `max_new_tokens`.
+        max_new_tokens: Tokens that an answer could have; None where nothing was asked.
+        sampling: How answers were drawn; None: greedily.
+    """
+
+    loss: float
+    num_tokens: int
+    num_rows: int
+    metrics: dict[str, float]
+    row_metrics: dict[str, list[float]]
+    answers: list[ScoredAnswer]
+    num_cut_prompts: int
+    num_short_answers: int
+    row_nll: list[float] = field(default_factory=list)
+    row_tokens: list[int] = field(default_factory=list)
+    details: dict[str, dict[str, float]] = field(default_factory=dict)
+    num_cut_answers: int = 0
+    num_long_references: int = 0
+    max_new_tokens: int | None = None
+    sampling: Sampling | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `json.dumps` takes and any JSON reader reads; a number that is not finite becomes None."""
+        return {
+            "loss": _finite(self.loss),
+            "num_tokens": self.num_tokens,
+            "num_rows": self.num_rows,
+            "num_answers": len(self.answers),
+            "num_cut_prompts": self.num_cut_prompts,
+            "num_short_answers": self.num_short_answers,
+            "num_cut_answers": self.num_cut_answers,
+            "num_long_references": self.num_long_references,
+            "max_new_tokens": self.max_new_tokens,
+            "sampling": self.sampling.to_dict() if self.sampling is not None else None,
+            "metrics": {name: _finite(mean) for name, mean in self.metrics.items()},
+            "details": {
+                name: {key: _finite(one) for key, one in figures.items()} for name, figures in self.details.items()
+            },
+            "row_metrics": {name: [_finite(one) for one in row] for name, row in self.row_metrics.items()},
+            "answers": [{"row": one.row, "answer": one.answer, "reference": one.reference} for one in self.answers],
+        }
+
+
+def score_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    split: EvaluationSplit,
+    *,
+    metrics: Sequence[Metric],
+    evaluate: Evaluate,
+    precision: Precision,
+    loss_batch_size: int,
+) -> Scores:
+    """Returns the loss over the whole split and the metrics over its first `evaluate.max_rows` rows.
+
+    Without metrics nothing is generated.
+
+    Raises:
+        DataError: no token counts in the loss, a prompt is empty, or a reference query does not run.
+        ModelError: the tokenizer has neither a pad nor an end token.
+    """
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if not isinstance(pad_token_id, int):
+        raise ModelError(
+            f"evaluation: the tokenizer must have a pad or an end token, got {type(tokenizer).__name__} with neither. "
+            "Set tokenizer.pad_token."
+        )
+    loss = evaluate_loss(model, split, batch_size=loss_batch_size, pad_token_id=pad_token_id, precision=precision)
+    num_answers = len(split.prompt_ids[: evaluate.max_rows]) if metrics else 0
+    answers = Answers(texts=[], num_cut_prompts=0, num_short_answers=0, num_cut_answers=0)
+    max_new_tokens, reference_tokens = None, []
+    if num_answers:
+        # `auto` is of all rows, as in an evaluation, where more of them may be answered later.
+        reference_tokens = count_reference_tokens(split, tokenizer=tokenizer)
+        max_new_tokens = resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens)
+        answers = generate_answers(
+            model,
+            tokenizer,
+            split.prompt_ids[:num_answers],
+            max_new_tokens=max_new_tokens,
+            batch_size=evaluate.batch_size,
+            precision=precision,
+            sampling=choose_sampling(evaluate),
+            max_length=evaluate.max_length,
+        )
+    references = list(split.references[:num_answers])
+    measured = {metric.name: measure(metric, answers.texts, references) for metric in metrics}
+    return Scores(
+        loss=loss.loss,
+        num_tokens=loss.num_tokens,
+        num_rows=loss.num_rows,
+        metrics={name: one.value for name, one in measured.items()},
+        row_metrics={name: one.row_scores for name, one in measured.items()},
+        answers=[
+            ScoredAnswer(row=row, answer=answer, reference=reference)
+            for row, (answer, reference) in enumerate(zip(answers.texts, references, strict=True))
+        ],
+        num_cut_prompts=answers.num_cut_prompts,
+        num_short_answers=answers.num_short_answers,
+        row_nll=loss.row_nll,
+        row_tokens=loss.row_tokens,
+        details={name: one.details for name, one in measured.items() if one.details},
+        num_cut_answers=answers.num_cut_answers,
+        num_long_references=sum(num > (max_new_tokens or 0) for num in reference_tokens[:num_answers]),
+        max_new_tokens=max_new_tokens,
+        sampling=choose_sampling(evaluate),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

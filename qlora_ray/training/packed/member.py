@@ -1,0 +1,227 @@
+"""One trial in the pack: its adapter's row in a bank, its optimizer, its place in budget and data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank
+from qlora_ray.modeling.multi_lora.adapters import Blueprint, LayerTensors, parameter_names
+from qlora_ray.modeling.multi_lora.dropout import rounded_rate
+from qlora_ray.modeling.multi_lora.layout import RowOwner
+from qlora_ray.training.budget import sample_order
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import TrialSpec
+from qlora_ray.training.moments import Piece
+from qlora_ray.training.packed.optimizer import give_moments, make_optimizer, take_moments
+from qlora_ray.training.packed.schedule import LossScale, rate_factor
+
+
+@dataclass
+class Interval:
+    """What happened to a trial since its last report."""
+
+    losses: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    num_padding: int = 0
+    train_s: float = 0.0
+    num_trials: int = 0
+    num_steps: int = 0
+
+    def add_step(self, elapsed_s: float, *, num_trials: int) -> None:
+        """Takes note of a step that so many trials shared."""
+        self.train_s += elapsed_s
+        self.num_trials += num_trials
+        self.num_steps += 1
+
+    def describe(self) -> dict[str, float]:
+        """How well packing went: trials per step, and the share of padding in this trial's rows."""
+        return {
+            "mean_trials": round(self.num_trials / max(1, self.num_steps), 2),
+            "padding_share": round(self.num_padding / max(1, self.num_tokens + self.num_padding), 4),
+        }
+
+
+class Member:
+    """A trial in the pack.
+
+    Args:
+        spec: The trial.
+        blueprint: Its adapter.
+        tensors: Its initial values; not used where it goes on from a state.
+        bank: Where its adapter is put.
+        num_rows: Training rows there are.
+        state: Where it goes on from.
+        scales_loss: Whether it computes in fp16.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        blueprint: Blueprint,
+        tensors: LayerTensors,
+        *,
+        bank: AdapterBank,
+        num_rows: int,
+        state: TrialState | None,
+        scales_loss: bool,
+    ) -> None:
+        self.spec = spec
+        self.blueprint = blueprint
+        self.bank = bank
+        self.state = state
+        self.step = state.step if state else 0
+        self.schedule_step = state.schedule_step if state else 0
+        self.report_index = state.report_index if state else 0
+        self.interval = Interval(losses=list(state.interval_losses) if state else [])
+        self.loss_scale = LossScale() if scales_loss else None
+        if state and state.loss_scale and self.loss_scale:
+            self.loss_scale = LossScale.from_dict(state.loss_scale)
+        budget = spec.budget
+        self.order = sample_order(
+            num_rows=num_rows,
+            num_samples=budget.samples_seen(budget.num_steps),
+            data_seed=spec.training.data_seed,
+        )
+        tensors = self._read_adapter(state.adapter) if state else tensors
+        bank.add(spec.trial_id, bank.flatten(tensors))
+        self.parameter = nn.Parameter(bank.weights_SP[self.slot])
+        self.optimizer = make_optimizer(self.parameter, spec.training)
+        if state:
+            give_moments(self, state)
+
+    @property
+    def slot(self) -> int:
+        """Its row in the bank."""
+        return self.bank.trial_ids.index(self.spec.trial_id)
+
+    @property
+    def num_bytes(self) -> int:
+        """What one more trial of its bank takes: fp32 weights and gradients, and the moments."""
+        per_parameter = ADAPTER_WEIGHT_BYTES + ADAPTER_GRADIENT_BYTES + MOMENT_BYTES[self.spec.training.optim]
+        return int(self.bank.num_parameters * per_parameter)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of its next optimizer step."""
+        factor = rate_factor(self.spec.training, position=self.schedule_step, num_steps=self.spec.budget.num_steps)
+        return self.spec.training.learning_rate * factor
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it reports after the step it has just done."""
+        return self.step in self.spec.budget.report_steps
+
+    def next_rows(self) -> list[int]:
+        """The data rows of its next step."""
+        batch = self.spec.budget.effective_batch
+        return self.order[self.step * batch : (self.step + 1) * batch]
+
+    def owner(self, *, training: bool) -> RowOwner:
+        """Whose rows its rows are: with dropout in training, and without in evaluation."""
+        rate = rounded_rate(self.spec.lora.lora_dropout) if training else 0.0
+        return RowOwner(self.bank, self.slot, self.blueprint.scaling / (1 - rate), rate)
+
+    def bind(self) -> None:
+        """Points its parameter at its row, which moves when others come or go; called whenever they do."""
+        slot = self.slot
+        self.parameter.data = self.bank.weights_SP[slot]
+        self.parameter.grad = self.bank.gradients_SP[slot]
+
+    def finish_step(self, gradient_norm: float) -> None:
+        """Clips, and takes the optimizer step, unless its loss scale was too large for it.
+
+        Args:
+            gradient_norm: Of its summed gradient, loss scale included.
+
+        Raises:
+            torch.OutOfMemoryError: No room for its moments, which the first step makes; it has not stepped.
+        """
+        training = self.spec.training
+        assert self.parameter.grad is not None
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        overflowed = self.loss_scale is not None and not math.isfinite(gradient_norm)
+        if not overflowed:
+            factor = 1 / scale
+            if training.max_grad_norm > 0:
+                # torch.nn.utils.clip_grad_norm_: the same guard against a norm of zero.
+                factor *= min(1.0, training.max_grad_norm / (gradient_norm * factor + 1e-6))
+            if factor != 1.0:
+                self.parameter.grad.mul_(factor)
+            self.optimizer.param_groups[0]["lr"] = self.learning_rate
+            self.optimizer.step()
+            self.schedule_step += 1
+        # Only now: an optimizer that finds no room for its moments has not stepped.
+        if self.loss_scale is not None:
+            self.loss_scale.update(overflowed=overflowed)
+        self.step += 1
+
+    @property
+    def owes_report(self) -> bool:
+        """Whether it has trained to a report that it has not made."""
+        return self.state is not None and self.state.owes_report
+
+    def take_state(self) -> TrialState:
+        """Its state now, on the CPU."""
+        tensors, facts = take_moments(self)
+        return TrialState(
+            trial_id=self.spec.trial_id,
+            step=self.step,
+            report_index=self.report_index,
+            adapter=self.named_tensors(self.parameter.detach()),
+            optimizer=tensors,
+            optimizer_facts=facts,
+            loss_scale=self.loss_scale.to_dict() if self.loss_scale else {},
+            schedule_step=self.schedule_step,
+            metrics=self.state.metrics if self.state else {},
+            facts=self.state.facts if self.state else {},
+            interval_losses=list(self.interval.losses),
+            train_losses=self.state.train_losses if self.state else [],
+        )
+
+    def named_tensors(self, flat_P: Tensor, *, adapter_name: str = ".default") -> dict[str, Tensor]:
+        """Copies on the CPU of A and B of every layer in a flat row, without padding, by PEFT's names."""
+        named: dict[str, Tensor] = {}
+        for layer in self.blueprint.layers:
+            a_rD, b_Or = self.bank.cut(flat_P, layer.number, r=self.spec.lora.r)
+            name_a, name_b = parameter_names(layer.path, adapter_name)
+            named[name_a] = a_rD.to("cpu", copy=True).contiguous()
+            named[name_b] = b_Or.to("cpu", copy=True).contiguous()
+        return named
+
+    def pieces(self) -> list[Piece]:
+        """Where each parameter lies in the flat row, by PEFT's names."""
+        pieces = []
+        r, bucket = self.spec.lora.r, self.bank.key.bucket
+        for layer in self.blueprint.layers:
+            start_a, start_b = self.bank.starts(layer.number)
+            name_a, name_b = parameter_names(layer.path)
+            pieces.append(Piece(name_a, start_a, bucket, layer.width_in, r, layer.width_in))
+            pieces.append(Piece(name_b, start_b, layer.width_out, bucket, layer.width_out, r))
+        return pieces
+
+    def flatten_named(self, named: dict[str, Tensor]) -> Tensor:
+        """The flat row of tensors by PEFT's names: adapter weights, or their moments."""
+        return self.bank.flatten(self._read_adapter(named))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes its adapter in PEFT's format."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.blueprint.config
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        tensors = self.named_tensors(self.parameter.detach(), adapter_name="")
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def _read_adapter(self, named: dict[str, Tensor]) -> LayerTensors:
+        tensors = {}
+        for layer in self.blueprint.layers:
+            name_a, name_b = parameter_names(layer.path)
+            tensors[layer.number] = (named[name_a], named[name_b])
+        return tensors

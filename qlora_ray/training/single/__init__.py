@@ -1,0 +1,1 @@
+"""The `single` engine: one trial at a time, through TRL's SFTTrainer."""

@@ -1,0 +1,139 @@
+"""The `sft` engine: one trial at a time through TRL's SFTTrainer and PEFT, on a base loaded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.config.schema import Evaluate
+from qlora_ray.modeling.adapters import save_adapter, saved_adapter
+from qlora_ray.modeling.loading import LoadedBase
+from qlora_ray.scoring.metrics.choice import Metric
+from qlora_ray.scoring.scores import Scores, score_model
+from qlora_ray.scoring.split import EvaluationSplit
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import Report, TrainedListener, TrialSpec
+from qlora_ray.training.rows import TrainingData
+from qlora_ray.training.single.run import SftRun, labelled_rows
+
+
+class SftEngine:
+    """Trains one trial at a time; the next one finds the base as the last one found it.
+
+    Args:
+        base: The frozen base.
+        data: Training and validation rows.
+        max_micro_batch: Rows per forward that fit the device in training.
+        max_eval_batch: Rows per forward that fit it in evaluation; None for no bound.
+        evaluate: How `score` generates answers.
+        metrics: What `score` measures besides the loss.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        data: TrainingData,
+        *,
+        max_micro_batch: int,
+        max_eval_batch: int | None = None,
+        evaluate: Evaluate | None = None,
+        metrics: list[Metric] | None = None,
+    ) -> None:
+        self._base = base
+        self._rows = labelled_rows(data.train)
+        self._validation = data.validation
+        self._max_micro_batch = max_micro_batch
+        self._max_eval_batch = max_eval_batch
+        self._evaluate = evaluate or Evaluate()
+        self._metrics = metrics or []
+        self._run: SftRun | None = None
+        self._on_trained: TrainedListener = lambda trial_id, is_final: None
+
+    @property
+    def slots(self) -> int:
+        """One: SFTTrainer trains one model."""
+        return 1
+
+    def admit(self, spec: TrialSpec, state: TrialState | None = None) -> None:
+        """Takes a trial in and starts training it; raises RuntimeError if another one is here."""
+        if self._run is not None:
+            raise RuntimeError(
+                f"sft engine: has one slot, held by trial {self._run.spec.trial_id}, got {spec.trial_id}"
+            )
+        self._run = SftRun(
+            spec,
+            base=self._base,
+            rows=self._rows,
+            validation=self._validation,
+            max_micro_batch=self._max_micro_batch,
+            max_eval_batch=self._max_eval_batch,
+            state=state,
+            on_trained=self._on_trained,
+        )
+        self._run.start()
+
+    def proceed(self, trial_id: str) -> None:
+        """Lets a trial that waits at a report train on."""
+        run = self._run
+        if run is not None and run.spec.trial_id == trial_id and run.is_waiting:
+            run.is_waiting = False
+            run.proceed()
+
+    def advance(self) -> list[Report]:
+        """Trains until the trial reports or ends; an empty list if none can train."""
+        run = self._run
+        if run is None or run.is_waiting:
+            return []
+        report = run.next_report()
+        if report is None:
+            return []
+        # Of the run that reported: meanwhile it may have been evicted, and another trial admitted.
+        run.is_waiting = True
+        return [report] if self._run is run else []
+
+    def on_trained(self, listener: TrainedListener) -> None:
+        """Sets who is told of a trial, admitted from now on, that has trained to a report."""
+        self._on_trained = listener
+
+    def snapshot(self, trial_id: str) -> TrialState | None:
+        """The trial's state at its last report, also one that it owes; None before the first."""
+        return self._admitted(trial_id).state
+
+    def save_adapter(self, trial_id: str, folder: Path) -> None:
+        """Writes the adapter of a trial at a report in PEFT's format."""
+        run = self._admitted(trial_id)
+        if not (run.is_waiting or run.is_reporting) or run.model is None:
+            raise RuntimeError(f"sft engine: trial {trial_id} is training; its adapter can be saved at a report")
+        save_adapter(run.model, folder)
+
+    def evict(self, trial_id: str) -> None:
+        """Ends a trial and frees the slot."""
+        run = self._run
+        if run is not None and run.spec.trial_id == trial_id:
+            run.stop()
+            self._run = None
+
+    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
+        """Scores a saved adapter, or the bare base, on these rows."""
+        if self._run is not None:
+            raise RuntimeError(f"sft engine: cannot score while trial {self._run.spec.trial_id} is here")
+        if adapter is None:
+            return self._score(self._base.model, split)
+        with saved_adapter(self._base, adapter) as model:
+            return self._score(model, split)
+
+    def _score(self, model: Any, split: EvaluationSplit) -> Scores:
+        return score_model(
+            model,
+            self._base.tokenizer,
+            split,
+            metrics=self._metrics,
+            evaluate=self._evaluate,
+            precision=self._base.precision,
+            loss_batch_size=self._evaluate.batch_size,
+        )
+
+    def _admitted(self, trial_id: str) -> SftRun:
+        if self._run is None or self._run.spec.trial_id != trial_id:
+            raise RuntimeError(f"sft engine: trial {trial_id} is not here")
+        return self._run

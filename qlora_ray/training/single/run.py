@@ -1,0 +1,298 @@
+"""One trial in TRL's SFTTrainer, on a thread of its own that stops at every report and waits."""
+
+from __future__ import annotations
+
+import math
+import queue
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback
+
+from qlora_ray.errors import QloraRayError, TrialDiverged
+from qlora_ray.hardware.plan import largest_divisor
+from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
+from qlora_ray.modeling.loading import LoadedBase
+from qlora_ray.scoring.loss import evaluate_loss
+from qlora_ray.training.budget import sample_order
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.curve import thin_losses
+from qlora_ray.training.engine import UNEVALUATED, Failure, FailureCause, Report, TrainedListener, TrialSpec
+from qlora_ray.training.peak import PEAK_METRIC, peak_memory_bytes, reported_peak_bytes
+from qlora_ray.training.single.sft_arguments import make_sft_config, sft_arguments
+from qlora_ray.training.single.trainer import OrderedTrainer, load_trainable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from qlora_ray.data import TokenizedSplit
+
+# Trainers insist on a folder, and nothing is ever saved there: one for all, so that a killed process leaves none.
+SCRATCH = Path(tempfile.gettempdir()) / "qlora_ray_trainer"
+# Arguments that say nothing about the result.
+UNRECORDED_ARGUMENTS = ("output_dir", "dataset_kwargs", "report_to")
+
+
+def labelled_rows(split: TokenizedSplit) -> Dataset:
+    """Rows as SFTTrainer takes them: labels are the ids where the answer is, and -100 (ignored) elsewhere."""
+    labels = [
+        [token if trained else -100 for token, trained in zip(ids, mask, strict=True)]
+        for ids, mask in zip(split.input_ids, split.completion_mask, strict=True)
+    ]
+    return Dataset.from_dict({"input_ids": split.input_ids, "labels": labels})
+
+
+class SftRun:
+    """A trial that trains on its own thread and hands over one report at a time.
+
+    SFTTrainer.train() returns only at the end, so the trial stops inside a callback: it puts its report in a
+    queue and sleeps on a semaphore until `proceed` or `stop`.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        *,
+        base: LoadedBase,
+        rows: Dataset,
+        validation: TokenizedSplit,
+        max_micro_batch: int,
+        max_eval_batch: int | None,
+        state: TrialState | None,
+        on_trained: TrainedListener,
+    ) -> None:
+        self.spec = spec
+        self.state = state
+        self.is_reporting = False
+        # Its report was taken, and nobody has told it to go on: the engine's to set.
+        self.is_waiting = False
+        self._on_trained = on_trained
+        self.model: PeftModel | None = None
+        self._trainer: OrderedTrainer | None = None
+        self._facts: dict[str, Any] = {}
+        self._base = base
+        self._rows = rows
+        self._validation = validation
+        self._micro_batch = largest_divisor(
+            spec.training.effective_batch, at_most=min(max_micro_batch, spec.training.per_device_train_batch_size)
+        )
+        eval_batch = spec.training.per_device_eval_batch_size
+        self._eval_batch = min(eval_batch, max_eval_batch or eval_batch)
+        self._reports: queue.Queue[Report | None] = queue.Queue()
+        self._go = threading.Semaphore(0)
+        self._stopping = False
+        self._num_threads = torch.get_num_threads()
+        self._thread = threading.Thread(target=self._run, name=f"trial-{spec.trial_id}", daemon=True)
+
+    def start(self) -> None:
+        """Begins to train."""
+        self._thread.start()
+
+    def next_report(self) -> Report | None:
+        """Waits for the next report; None once the trial was stopped without another."""
+        return self._reports.get()
+
+    def proceed(self) -> None:
+        """Lets the trial train on."""
+        self._go.release()
+
+    def stop(self) -> None:
+        """Ends the trial at its next step and gives the base back as it was."""
+        self._stopping = True
+        self._go.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # OpenMP's thread count belongs to a thread, not to the process.
+        torch.set_num_threads(self._num_threads)
+        try:
+            while not self._stopping:
+                owed = self._owed_step
+                try:
+                    self._train()
+                    break
+                except torch.OutOfMemoryError as error:
+                    failure = str(error).splitlines()[0]
+                if not self._makes_room(owed, failure):
+                    break
+        except TrialDiverged as error:
+            self._fail("diverged", str(error))
+        except QloraRayError as error:
+            self._fail("error", str(error))
+        except Exception as error:
+            self._fail("error", f"{type(error).__name__}: {error}", traceback.format_exc())
+        finally:
+            self._reports.put(None)
+
+    @property
+    def _owed_step(self) -> int | None:
+        """The step of the report that the trial owes; None if it owes none."""
+        return self.state.step if self.state is not None and self.state.owes_report else None
+
+    def _makes_room(self, owed: int | None, failure: str) -> bool:
+        """Whether the trial, out of memory, goes on in less of it. Nothing is lost: it does so from its last state.
+
+        Args:
+            owed: The step of the report that it owed when it last began.
+            failure: What torch said.
+        """
+        if self._owed_step is not None:
+            # It was not training that found no room. Trainer, optimizer and gradients are gone now, so once more.
+            if self._owed_step != owed:
+                return True
+            self._fail("unevaluated", f"{UNEVALUATED}: {failure}")
+            return False
+        if self._micro_batch == 1:
+            self._fail("oom", failure)
+            return False
+        # Smaller micro-batches of the same effective batch.
+        self._micro_batch = largest_divisor(self.spec.training.effective_batch, at_most=self._micro_batch // 2)
+        return True
+
+    def _fail(self, cause: FailureCause, message: str, trace: str = "") -> None:
+        index = self.state.report_index if self.state else 0
+        self._reports.put(
+            Report(self.spec.trial_id, index, True, {}, failure=Failure(cause, message, trace or message))
+        )
+
+    def _train(self) -> None:
+        start_step = self.state.step if self.state else 0
+        base_forward = self._base.model.__dict__.get("forward")
+        if self._base.device != "cpu":
+            # What an earlier trial left cached is not this one's peak.
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self.model = attach_adapter(self._base, self.spec.lora, seed=self.spec.training.seed)
+        try:
+            if self.state:
+                load_trainable(self.model, self.state.adapter)
+            if self._owed_step is not None:
+                self._report_and_wait()
+            if self._stopping or start_step == self.spec.budget.num_steps:
+                return
+            arguments = sft_arguments(
+                self.spec,
+                micro_batch=self._micro_batch,
+                precision=self._base.precision,
+                device=self._base.device,
+                output_dir=SCRATCH,
+                num_steps=self.spec.budget.num_steps - start_step,
+            )
+            self._facts = self._describe(arguments)
+            self._trainer = self._make_trainer(arguments, start_step)
+            self._trainer.train()
+        finally:
+            # SFTTrainer patches the base's forward for its chunked loss; the next trial gets a clean one.
+            if base_forward is None:
+                self._base.model.__dict__.pop("forward", None)
+            else:
+                self._base.model.forward = base_forward
+            if self.spec.training.gradient_checkpointing and self._trainer is not None:
+                self._base.model.gradient_checkpointing_disable()
+                self._base.model.disable_input_require_grads()
+            detach_adapter(self._base)
+            self.model = self._trainer = None
+            self.is_reporting = False
+
+    def _make_trainer(self, arguments: dict[str, Any], start_step: int) -> OrderedTrainer:
+        assert self.model is not None
+        budget = self.spec.budget
+        order = sample_order(
+            num_rows=len(self._rows),
+            num_samples=budget.samples_seen(budget.num_steps),
+            data_seed=self.spec.training.data_seed,
+        )
+        trainer = OrderedTrainer(
+            self.spec,
+            state=self.state,
+            on_report=self._keep_and_report,
+            is_stopping=lambda: self._stopping,
+            model=self.model,
+            args=make_sft_config(arguments),
+            train_dataset=self._rows.select(order[budget.samples_seen(start_step) :]),
+            processing_class=self._base.tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _describe(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What really runs: every value resolved, none left as an expression."""
+        assert self.model is not None
+        trainable, total = count_parameters(self.model)
+        return {
+            "engine": "sft",
+            "training": {key: value for key, value in arguments.items() if key not in UNRECORDED_ARGUMENTS},
+            "lora": {
+                **self.spec.lora.model_dump(exclude={"alpha_ratio"}),
+                "lora_alpha": self.spec.lora.resolved_alpha,
+                "target_modules": sorted(cast(LoraConfig, self.model.peft_config["default"]).target_modules or ()),
+            },
+            "micro_batch": self._micro_batch,
+            "gradient_accumulation_steps": arguments["gradient_accumulation_steps"],
+            "effective_batch": self.spec.training.effective_batch,
+            "num_samples": self.spec.budget.num_samples,
+            "num_steps": self.spec.budget.num_steps,
+            "precision": self._base.precision,
+            "quantization": self._base.quantization.to_dict(),
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "trainable_percent": round(100 * trainable / total, 4),
+        }
+
+    def _keep_and_report(self, step: int) -> None:
+        """Keeps the state after a step, which owes its report from then on, and makes the report."""
+        assert self._trainer is not None
+        training = self._trainer.take_metrics()
+        state = self._trainer.take_state(step, self.state.report_index if self.state else 0)
+        state.metrics = self.state.metrics if self.state else {}
+        state.facts = self._facts
+        state.train_losses = thin_losses(
+            self._trainer.take_losses(), last_step=step, every=self.spec.training.logging_steps
+        )
+        state.unreported = {
+            **training,
+            "step": step,
+            "samples_seen": self.spec.budget.samples_seen(step),
+            PEAK_METRIC: peak_memory_bytes(self._base.device),
+        }
+        self.state = state
+        self._report_and_wait()
+
+    def _report_and_wait(self) -> None:
+        """Evaluates, hands the report over, and sleeps until told go on or stop. Runs on the trial's thread."""
+        assert self.model is not None and self.state is not None
+        budget, state = self.spec.budget, self.state
+        step = state.step
+        is_final = step == budget.num_steps
+        self.is_reporting = True
+        self._on_trained(self.spec.trial_id, is_final)
+        started = time.perf_counter()
+        result = evaluate_loss(
+            self.model,
+            self._validation,
+            batch_size=self._eval_batch,
+            pad_token_id=self._base.tokenizer.pad_token_id,
+            precision=self._base.precision,
+        )
+        if not math.isfinite(result.loss):
+            raise TrialDiverged(f"eval_loss is {result.loss} after step {step}")
+        index = budget.report_steps.index(step) + 1
+        metrics = {
+            "eval_loss": result.loss,
+            **state.unreported,
+            "eval_s": time.perf_counter() - started,
+            PEAK_METRIC: reported_peak_bytes(state, device=self._base.device),
+        }
+        self.state = state.reported(index, metrics=metrics)
+        self._reports.put(
+            Report(self.spec.trial_id, index, is_final, metrics, facts=state.facts, train_losses=state.train_losses)
+        )
+        self._go.acquire()
+        self.is_reporting = False

@@ -1,0 +1,184 @@
+"""Which figures stand for a bundle: the sweep's verdict or the trial's own evaluation, on which rows, from where."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ray.exporting.card.figures import (
+    CardFacts,
+    RowsSource,
+    describe_rows,
+    detail_tables,
+    find_source,
+    is_worse,
+    rows_are_the_sweeps,
+    rows_source,
+    rows_split,
+    score_rows,
+    verdict_sentences,
+)
+from qlora_ray.exporting.selection import Selection, select_trial
+from qlora_ray.scoring.comparison import Comparison, compare_rows
+from tests.unit.exporting_fixtures import DATA_FINGERPRINT, make_verdict, write_sweep
+
+RIGHT, WRONG = [1.0] * 20, [0.0] * 20
+
+
+def facts_of(tmp_path: Path, *, trial: str = "best", evaluation: Any = None, verdict: str = "better") -> CardFacts:
+    sweep = write_sweep(tmp_path / "s", verdict=verdict)
+    return CardFacts("a name", select_trial(sweep, trial=trial), None, evaluation)
+
+
+def pair(base: str, tuned: str, *, is_better: bool, note: str | None = None) -> dict[str, Any]:
+    """A comparison as evaluation.json has it, on twenty rows that one model answers and the other does not."""
+    scores = (WRONG, RIGHT) if is_better else (RIGHT, WRONG)
+    figures = compare_rows("exact_match", *scores, higher_is_better=True).to_dict()
+    return {"prompts": "0-shot", "base_model": base, "tuned_model": tuned, "note": note, **figures}
+
+
+def evaluation_of(*comparisons: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "target": {"kind": "bundle"},
+        "rows": {"split": "test", "reason": "test: as --split says", "num_rows": 20, "fingerprint": DATA_FINGERPRINT},
+        "models": {"base": "nf4", "adapter": "nf4 too"},
+        "scores": [{"model": "base", "prompts": "0-shot", "loss": 1.0}],
+        "comparisons": list(comparisons),
+        "notes": [],
+        **changes,
+    }
+
+
+def with_sources(selection: Selection, sources: dict[str, str], **data: Any) -> Selection:
+    """The selection of a sweep whose data is from elsewhere."""
+    config = selection.config.model_copy(update={"data": selection.config.data.model_copy(update=data)})
+    manifest = {
+        **selection.manifest,
+        "data": {**selection.manifest["data"], "sources": sources},
+        "config": {**selection.manifest["config"], "data": {**selection.manifest["config"]["data"], **data}},
+    }
+    record = {**selection.record, "dataset": {**selection.record["dataset"], "sources": {"train": sources["train"]}}}
+    return replace(selection, config=config, manifest=manifest, record=record)
+
+
+def test_the_sweeps_verdict_comes_first_then_each_pair_then_each_note_once(tmp_path: Path) -> None:
+    first = pair("base", "adapter", is_better=True, note="3 of 20 answers were cut")
+    second = {**pair("base", "merged", is_better=False), "prompts": "3-shot"}
+    # A pair has a line for each measure, and the same note on each.
+    facts = facts_of(tmp_path, evaluation=evaluation_of(first, first, second))
+    deciding, loss = (Comparison.from_dict(one) for one in _measures("better"))
+    told = Comparison.from_dict(first).sentence()
+    assert verdict_sentences(facts) == [
+        f"**better** on the test rows: {deciding.sentence()}",
+        f"{loss.verdict}: {loss.sentence()}",
+        f"better (adapter against base, 0-shot): {told}",
+        f"better (adapter against base, 0-shot): {told}",
+        f"worse (merged against base, 3-shot): {Comparison.from_dict(second).sentence()}",
+        "Note (adapter, 0-shot): 3 of 20 answers were cut",
+    ]
+
+
+def _measures(word: str) -> list[dict[str, Any]]:
+    verdict = make_verdict(word)
+    return [verdict["deciding"], *verdict["others"]]
+
+
+def test_a_trial_that_did_not_win_has_no_verdict_and_no_scores(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path, trial="0002")
+    assert (verdict_sentences(facts), score_rows(facts), describe_rows(facts)) == ([], [], [])
+    assert not rows_are_the_sweeps(facts) and not is_worse(facts)
+
+
+def test_the_sweeps_scores_are_of_base_and_adapter_on_its_rows(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path)
+    base, adapter = score_rows(facts)
+    assert (base["model"], base["prompts"], base["loss"]) == ("base", "0-shot, test", 1.09)
+    assert (adapter["model"], adapter["loss"]) == ("adapter", 0.07)
+    assert describe_rows(facts) == [
+        "Rows: 104 of test, from `embedded/test.jsonl`, scored at the end of the sweep.",
+        "base and adapter: loaded as the trial trained.",
+    ]
+    assert detail_tables(facts) == []
+
+
+def test_an_evaluation_of_its_own_goes_before_the_sweeps_scores(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path, evaluation=evaluation_of())
+    # A row of plain text has no metrics.
+    assert score_rows(facts) == [{"model": "base", "prompts": "0-shot", "loss": 1.0, "metrics": {}}]
+    assert describe_rows(facts) == [
+        "Rows: 20 of test: as --split says, from `embedded/test.jsonl`.",
+        "base: nf4.",
+        "adapter: nf4 too.",
+    ]
+    only_prompts = replace(facts, evaluation=evaluation_of(rows={"split": None}))
+    assert describe_rows(only_prompts) == ["base: nf4.", "adapter: nf4 too."]
+    assert rows_split(only_prompts) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"fingerprint": "other"}, False),
+        # The files may have moved, which the fingerprint tells, and `evaluate` has compared what they hold.
+        ({"fingerprint": "other", "kind": "sweep"}, True),
+        ({"fingerprint": "other", "kind": "sweep", "notes": ["test is not what the sweep had: so"]}, False),
+        ({"fingerprint": "other", "kind": "sweep", "notes": ["validation is not what the sweep had: so"]}, True),
+        ({"fingerprint": "other", "kind": "sweep", "split": None}, False),
+    ],
+)
+def test_rows_are_the_sweeps_by_fingerprint_or_by_what_evaluate_found(
+    tmp_path: Path, changes: dict[str, Any], expected: bool
+) -> None:
+    changes = dict(changes)
+    kind, notes = changes.pop("kind", "bundle"), changes.pop("notes", [])
+    evaluation = evaluation_of(target={"kind": kind}, notes=notes)
+    evaluation["rows"] |= changes
+    facts = facts_of(tmp_path, evaluation=evaluation)
+    assert rows_are_the_sweeps(facts) is expected
+    assert (rows_source(facts) is not None) is expected
+
+
+@pytest.mark.parametrize(
+    ("is_better", "other_base", "verdict", "expected"),
+    [
+        (True, "base", "better", False),
+        (False, "base", "better", True),
+        (True, "base", "worse", True),
+        # The merged model may fall behind its adapter and still be better than the base.
+        (False, "adapter", "better", False),
+    ],
+)
+def test_worse_is_worse_than_the_base_by_any_measure(
+    tmp_path: Path, is_better: bool, other_base: str, verdict: str, expected: bool
+) -> None:
+    evaluation = evaluation_of(pair(other_base, "merged", is_better=is_better))
+    assert is_worse(facts_of(tmp_path, evaluation=evaluation, verdict=verdict)) is expected
+
+
+def test_rows_of_the_hub_are_named_by_id_and_split_and_files_without_their_folder(tmp_path: Path) -> None:
+    selection = facts_of(tmp_path).selection
+    hub = {"train": "openai/gsm8k:main train", "test": "openai/gsm8k:main test"}
+    of_hub = with_sources(selection, hub, train="openai/gsm8k:main", test="test")
+    assert find_source(of_hub, "test") == RowsSource("openai/gsm8k:main test", "openai/gsm8k", "gsm8k")
+    files = {"train": "/home/me/rows.jsonl", "validation": "0.1 of /home/me/rows.jsonl, by data_seed 7 (ours)"}
+    of_files = with_sources(selection, files, train="/home/me/rows.jsonl")
+    train = find_source(of_files, "train")
+    assert train == RowsSource("rows.jsonl", "rows", "rows")
+    assert find_source(of_files, "validation") == replace(train, label="rows.jsonl, held out")
+    assert find_source(of_files, "test") is None
+
+
+def test_how_answers_were_drawn_stands_with_the_scores(tmp_path: Path) -> None:
+    drawn = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
+    sentence = "Answers: one per prompt, sampled at temperature 0.7, top_p 0.9, seed 3."
+    own = facts_of(tmp_path, evaluation=evaluation_of(settings={"evaluate": {"sampling": drawn}}))
+    assert describe_rows(own)[-1] == sentence
+    scores = own.selection.scores
+    assert scores is not None
+    for key in ("base", "winner"):
+        scores[key]["sampling"] = drawn
+    assert describe_rows(replace(own, evaluation=None))[-1] == sentence

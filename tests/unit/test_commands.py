@@ -1,0 +1,83 @@
+"""What every command does around its work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from qlora_ray.commands import as_place, run_door
+from qlora_ray.errors import ConfigError, SweepFailed
+
+
+def raising(error):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "words"),
+    [
+        (lambda: 0, 0, ""),
+        (lambda: 1, 1, ""),
+        (raising(ConfigError("a.yaml:1: wrong")), 2, "a.yaml:1: wrong\n"),
+        (raising(SweepFailed("no executor")), 1, "no executor\n"),
+        (raising(KeyboardInterrupt()), 130, "stopped; go on\n"),
+    ],
+)
+def test_each_end_has_its_exit_code_and_one_message(run, code, words, capsys):
+    assert run_door(run, stopped="stopped; go on") == code
+    assert capsys.readouterr().err == words
+
+
+def test_sigterm_lets_the_work_clean_up_and_the_old_handler_comes_back(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned = []
+
+    def run():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            # The handler runs between two instructions of this thread.
+            while True:
+                pass
+        finally:
+            cleaned.append(True)
+
+    assert run_door(run) == 143
+    assert (cleaned, capsys.readouterr().err) == ([True], "stopped\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_work_with_signals_of_its_own_and_other_threads_are_left_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run():
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return 0
+
+    assert run_door(run, has_own_signals=True) == 0
+    thread = threading.Thread(target=run_door, args=(run,))
+    thread.start()
+    thread.join()
+    assert seen == [before, before]
+
+
+def test_a_folder_is_taken_as_it_was_typed_unless_it_has_no_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for text, place in [
+        ("a/b", "a/b"),
+        ("link", "link"),
+        ("~/b", f"{tmp_path}/home/b"),
+        ("~nobody-has-this-name/b", "~nobody-has-this-name/b"),
+        (".", f"{tmp_path}"),
+        ("", f"{tmp_path}"),
+        ("a/..", f"{tmp_path}"),
+    ]:
+        assert str(as_place(text)) == place

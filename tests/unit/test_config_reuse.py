@@ -1,0 +1,65 @@
+"""Which config an evaluation goes by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qlora_ray.config import SweepConfig
+from qlora_ray.config.reuse import is_overridden, read_intent
+from qlora_ray.errors import ConfigError
+
+
+def make_manifest(folder: Path, **data: object) -> dict[str, object]:
+    config = SweepConfig().model_dump()
+    config["data"] |= data
+    return {"config": config, "folder": str(folder)}
+
+
+def test_the_sweeps_config_counts_and_a_file_goes_before_it(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, max_length=77)
+    (tmp_path / "other.yaml").write_text("data: {max_length: 33}\n")
+    assert read_intent(manifest, config=None, overrides=[]).data.max_length == 77
+    assert read_intent(manifest, config=None, overrides=["data.max_length=5"]).data.max_length == 5
+    assert read_intent(manifest, config=tmp_path / "other.yaml", overrides=[]).data.max_length == 33
+    assert read_intent(None, config=None, overrides=[]) == SweepConfig()
+
+
+def test_paths_of_the_sweep_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "embedded").mkdir()
+    monkeypatch.chdir("/")
+    config = read_intent(make_manifest(tmp_path, train="rows.jsonl", test="gone.jsonl"), config=None, overrides=[])
+    assert config.data.train == str(tmp_path / "rows.jsonl")
+    assert (config.data.test, config.model.name) == ("gone.jsonl", "embedded")
+
+
+def test_a_path_of_the_sweep_is_not_a_namesake_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / "sweep", tmp_path / "here"):
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "here" / "other.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    manifest = make_manifest(tmp_path / "sweep", train="rows.jsonl", test="other.jsonl")
+    config = read_intent(manifest, config=None, overrides=[])
+    assert (config.data.train, config.data.test) == (str(tmp_path / "sweep" / "rows.jsonl"), "other.jsonl")
+    chosen = read_intent(manifest, config=None, overrides=["data.train=rows.jsonl"])
+    assert chosen.data.train == "rows.jsonl"
+
+
+def test_all_wrong_overrides_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.shot is not a known key"):
+        read_intent(make_manifest(tmp_path), config=None, overrides=["evaluate.shot=[3]"])
+    with pytest.raises(ConfigError, match=r"(?s)--set nokey.*--set alsonot"):
+        read_intent(make_manifest(tmp_path), config=None, overrides=["nokey", "alsonot"])
+
+
+def test_an_override_of_a_key_or_under_it_is_seen() -> None:
+    assert is_overridden(["model.quantization.method=none"], "model.quantization")
+    assert not is_overridden(["data.train=model.name"], "model.name")
+    assert is_overridden(["model={quantization: {method: int8}}"], "model.quantization")
+    assert not is_overridden(["model={name: x}"], "model.quantization")
+    assert not is_overridden(["model.names=x", "evaluate=null"], "model.name")

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.scoring.metrics.metric import checked_scores, measure
+
+ROWS = ["one", "two"]
+
+
+class Own:
+    """A metric whose every part a test can set."""
+
+    name = "own"
+    higher_is_better = True
+
+    def __init__(self, scores: Any) -> None:
+        self.scores = scores
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        return self.scores() if callable(self.scores) else self.scores
+
+
+class OwnWithMore(Own):
+    """The optional methods."""
+
+    def summarize(self, row_scores: Sequence[float]) -> Any:
+        return max(row_scores)
+
+    def details(self, predictions: Sequence[str], references: Sequence[str]) -> Any:
+        return {"num_rows": len(predictions), "nothing": math.nan}
+
+
+@pytest.mark.parametrize(
+    ("scores", "value"),
+    [([1.0, 0.0], 0.5), ([math.nan, 0.25], 0.25), ([math.inf, 1], math.inf), ((True, False), 0.5)],
+)
+def test_the_value_is_the_mean_of_the_rows_that_have_a_score(scores: Any, value: float) -> None:
+    found = measure(Own(scores), ROWS, ROWS)
+    assert (found.value, found.details) == (value, {})
+    assert [type(one) for one in found.row_scores] == [float, float]
+
+
+def test_a_mean_of_scores_near_the_largest_float_is_no_error() -> None:
+    assert measure(Own([1.5e308, 1.7e308]), ROWS, ROWS).value == pytest.approx(1.6e308)
+    assert math.isnan(measure(Own([math.inf, -math.inf]), ROWS, ROWS).value)
+
+
+def test_no_scores_have_no_value() -> None:
+    assert math.isnan(measure(Own([math.nan] * 2), ROWS, ROWS).value)
+    assert math.isnan(measure(Own([]), [], []).value)
+
+
+def test_a_metric_may_sum_up_its_own_way_and_say_more() -> None:
+    found = measure(OwnWithMore([0.25, 0.75]), ROWS, ROWS)
+    assert found.value == 0.75
+    assert found.details == pytest.approx({"num_rows": 2.0, "nothing": math.nan}, nan_ok=True)
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    assert checked_scores(Own(np.array([0.5, 1.0], dtype=np.float32)), ROWS, ROWS) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([1.0], r"metric own: score must return one float per row, got 1 for 2 rows\. Correct the class Own\."),
+        (0.5, "score must return a list of floats, got float"),
+        (None, "score must return a list of floats, got NoneType"),
+        ([1.0, None], "score must return floats, NaN where there is no score, got None of row 1"),
+        (["1", "0"], "got '1' of row 0"),
+        (lambda: 1 / 0, r"got ZeroDivisionError: division by zero \(test_evaluation_measurement\.py:\d+\)"),
+    ],
+)
+def test_a_broken_metric_is_one_message_that_says_where(scores: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        measure(Own(scores), ROWS, ROWS)
+
+
+def test_a_method_of_other_parameters_is_said_without_a_line_of_ours() -> None:
+    class Odd(Own):
+        def score(self, rows: Sequence[str]) -> list[float]:  # type: ignore[override]
+            return []
+
+    with pytest.raises(ConfigError, match=r"score must run on any answers, got TypeError: .*were given\. Correct"):
+        measure(Odd(None), ROWS, ROWS)
+
+
+def test_broken_optional_methods_are_named_too() -> None:
+    class BadSummary(OwnWithMore):
+        def summarize(self, row_scores: Sequence[float]) -> Any:
+            return "high"
+
+    class BadDetails(OwnWithMore):
+        def details(self, predictions: Sequence[str], references: Sequence[str]) -> Any:
+            return 3
+
+    class BadFigure(OwnWithMore):
+        def details(self, predictions: Sequence[str], references: Sequence[str]) -> Any:
+            return {"spread": "wide"}
+
+    with pytest.raises(ConfigError, match=r"summarize must return floats.*got 'high'\. Correct the class BadSummary"):
+        measure(BadSummary([1, 2]), ROWS, ROWS)
+    with pytest.raises(ConfigError, match="details must return a dict of floats, got int"):
+        measure(BadDetails([1, 2]), ROWS, ROWS)
+    with pytest.raises(ConfigError, match="got 'wide' for spread"):
+        measure(BadFigure([1, 2]), ROWS, ROWS)
+
+
+def test_errors_of_ours_keep_their_kind() -> None:
+    def fail() -> None:
+        raise DataError("data: no. Correct it.")
+
+    with pytest.raises(DataError, match=r"^data: no\. Correct it\.$"):
+        measure(Own(fail), ROWS, ROWS)

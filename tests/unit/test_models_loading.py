@@ -1,0 +1,211 @@
+"""Models loaded as they were trained, on the embedded base: the same numbers as PEFT, and misfits named."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_fixtures import copy_base
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from qlora_ray import embedded
+from qlora_ray.config.schema import Lora, Model, Quantization
+from qlora_ray.errors import ModelError
+from qlora_ray.evaluation.models.load_plan import hash_adapter, make_lineup
+from qlora_ray.evaluation.models.loading import Contender, open_contenders
+from qlora_ray.evaluation.target.finding import find_subject
+from qlora_ray.evaluation.target.target import Request, Subject
+from qlora_ray.hardware import DeviceProfile
+from qlora_ray.modeling.adapters import attach_adapter, save_adapter
+from qlora_ray.modeling.loading import hash_base, load_base
+from qlora_ray.modeling.quantization import specify_quantization
+
+CPU = DeviceProfile(0, "cpu", "a CPU", None, 8 * 2**30, 8 * 2**30)
+IDS = torch.arange(6, 26)[None]
+
+
+def make_adapter(folder: Path, **lora: Any) -> Path:
+    """An adapter on the embedded base whose update is large enough to change its answers."""
+    spec = specify_quantization(Quantization(), compute_dtype="fp32")
+    base = load_base(Model(), quantization=spec, device="cpu")
+    model = attach_adapter(base, Lora(r=4, **lora), seed=3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_adapter(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapters") / "plain")
+
+
+def find(target: Path | str, **request: Any) -> Subject:
+    return find_subject(str(target), Request(**request))
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+def open_logits(subject: Subject) -> dict[str, tuple[torch.Tensor, str]]:
+    lineup = make_lineup(subject, subject.available, device=CPU)
+    return {one.name: (logits_of(one.model), one.how) for one in open_contenders(lineup, subject.available)}
+
+
+def peft_logits(adapter: Path, *, method: str = "nf4") -> tuple[torch.Tensor, torch.Tensor]:
+    spec = specify_quantization(Quantization(method=method), compute_dtype="fp32")
+    base = load_base(Model(), quantization=spec, device="cpu").model.eval()
+    alone = logits_of(base)
+    return alone, logits_of(PeftModel.from_pretrained(base, str(adapter)).eval())
+
+
+def test_base_and_adapter_give_the_numbers_of_bitsandbytes_and_peft(adapter: Path) -> None:
+    found = open_logits(find(adapter))
+    base, tuned = peft_logits(adapter)
+    assert "its 4-bit weights held dequantized" in found["base"][1]
+    torch.testing.assert_close(found["base"][0], base, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["adapter"][0], tuned, atol=1e-4, rtol=1e-4)
+    assert (base - tuned).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("lora", "method"), [({"use_dora": True}, "nf4"), ({}, "none"), ({}, "int8")])
+def test_what_packed_layers_cannot_hold_is_left_to_peft(tmp_path: Path, lora: dict[str, Any], method: str) -> None:
+    folder = make_adapter(tmp_path / "adapter", target_modules="attention-qv", **lora)
+    found = open_logits(find(folder, overrides=[f"model.quantization.method={method}"]))
+    assert "as transformers and PEFT load it" in found["adapter"][1]
+    base, tuned = peft_logits(folder, method=method)
+    torch.testing.assert_close(found["base"][0], base, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["adapter"][0], tuned, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_folder_is_computed_in_fp32_on_a_cpu_from_the_weights_it_has() -> None:
+    found = open_logits(find("embedded"))
+    plain = AutoModelForCausalLM.from_pretrained(embedded.base_path(), dtype=torch.float32).eval()
+    torch.testing.assert_close(found["base"][0], logits_of(plain))
+    assert found["base"][1].startswith("fp32 weights, computed in fp32, as its own config.json says, on a CPU")
+
+
+def test_a_quantization_written_in_the_folder_applies(tmp_path: Path) -> None:
+    spec = specify_quantization(Quantization(), compute_dtype="fp32")
+    base = load_base(Model(), quantization=spec, device="cpu")
+    base.model.save_pretrained(tmp_path / "nf4")
+    base.tokenizer.save_pretrained(tmp_path / "nf4")
+    found = open_logits(find(tmp_path / "nf4"))
+    assert found["base"][1].startswith("nf4, computed in fp32")
+    torch.testing.assert_close(found["base"][0], logits_of(base.model.eval()), atol=1e-4, rtol=1e-4)
+
+
+def test_one_model_is_gone_before_the_next_is_loaded(adapter: Path) -> None:
+    subject = replace(find(adapter), merged=embedded.base_path())
+    contenders = open_contenders(make_lineup(subject, subject.available, device=CPU), subject.available)
+    first: Contender | None = next(contenders)
+    second: Contender | None = next(contenders)
+    assert first is not None and second is not None
+    assert first.model is second.model
+    watched = weakref.ref(first.model)
+    first = second = None
+    merged = next(contenders)
+    gc.collect()
+    assert (merged.name, watched()) == ("merged", None)
+
+
+def test_another_base_is_refused_by_its_hash(adapter: Path, tmp_path: Path) -> None:
+    subject = find(adapter)
+    same = replace(subject, base_hash=hash_base(Model()))
+    assert make_lineup(same, subject.available, device=CPU).specs["base"].method == "nf4"
+    with pytest.raises(ModelError, match=r"must be used on the base it was trained on \(sha256:abcd\)"):
+        make_lineup(replace(subject, base_hash="sha256:abcd"), subject.available, device=CPU)
+
+
+def test_an_adapter_of_another_shape_is_one_line(adapter: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    tensors = load_file(copy / "adapter_model.safetensors")
+    wider = {name: torch.cat([one, one], dim=-1) if "lora_A" in name else one for name, one in tensors.items()}
+    save_file(wider, copy / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"must be an adapter of this base .* size mismatch for .*--set model.name="):
+        open_logits(find(copy))
+
+
+def test_an_adapter_that_lacks_layers_of_the_base_is_refused(adapter: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    tensors = load_file(copy / "adapter_model.safetensors")
+    save_file(
+        {name: one for name, one in tensors.items() if "layers.3." not in name}, copy / "adapter_model.safetensors"
+    )
+    with pytest.raises(ModelError, match=r"must be an adapter of this base .* missing adapter keys"):
+        open_logits(find(copy))
+
+
+def test_a_merge_of_another_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
+    merged = copy_base(tmp_path / "merged")
+    subject = find(adapter, merged=merged)
+    for sha256 in (None, hash_adapter(adapter)):
+        (merged / "merge_report.json").write_text(json.dumps({"adapter": {"sha256": sha256}}))
+        assert make_lineup(subject, subject.available, device=CPU).specs["merged"].compute_dtype == "fp32"
+    (merged / "merge_report.json").write_text(json.dumps({"adapter": {"sha256": "ab" * 32}}))
+    with pytest.raises(ModelError, match=r"got a merge of another adapter \(abababababab\)"):
+        make_lineup(subject, subject.available, device=CPU)
+    # A copy of an older bundle has its report beside it.
+    copy = find(adapter, merged=copy_base(tmp_path / "merged-nf4"))
+    make_lineup(copy, copy.available, device=CPU)
+    written = {"adapter": {"sha256": "ab" * 32}, "nf4_copy": "merged-nf4"}
+    (merged / "merge_report.json").write_text(json.dumps(written))
+    with pytest.raises(ModelError, match=r"merged-nf4: must be merged from .*got a merge of another adapter"):
+        make_lineup(copy, copy.available, device=CPU)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{"init_lora_weights": "olora"}, {"init_lora_weights": "pissa"}, {"trainable_token_indices": list(range(6, 26))}],
+)
+def test_an_adapter_that_changes_its_base_leaves_the_bases_own_numbers(tmp_path: Path, lora: dict[str, Any]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(embedded.base_path(), dtype=torch.float32)
+    foreign = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **lora))
+    torch.manual_seed(3)
+    for parameter in foreign.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    foreign.save_pretrained(str(tmp_path / "adapter"))
+    subject = find(tmp_path / "adapter", overrides=["model.name=embedded", "model.quantization.method=none"])
+    lineup = make_lineup(subject, subject.available, device=CPU)
+    found = {one.name: logits_of(one.model) for one in open_contenders(lineup, subject.available)}
+    [alone] = [logits_of(one.model) for one in open_contenders(lineup, ["base"])]
+    _, tuned = peft_logits(tmp_path / "adapter", method="none")
+    torch.testing.assert_close(found["base"], alone)
+    torch.testing.assert_close(found["adapter"], tuned, atol=1e-5, rtol=1e-5)
+    assert (found["base"] - found["adapter"]).abs().max() > 0.01
+
+
+def test_what_peft_cannot_load_at_all_is_one_line(adapter: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    config = json.loads((copy / "adapter_config.json").read_text())
+    # PiSSA takes a part out of weights, which 4-bit weights do not allow: PEFT raises a TypeError.
+    (copy / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
+    with pytest.raises(ModelError, match=r"must be an adapter of this base .* PiSSA"):
+        open_logits(find(copy))
+
+
+def test_a_device_without_room_for_the_adapter_is_no_misfit_of_it(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("qlora_ray.evaluation.models.loading.saved_adapter", fill)
+    with pytest.raises(MemoryError):
+        open_logits(find(adapter))

@@ -1,0 +1,122 @@
+"""What is found wrong before anything starts, and what a resumed sweep's manifest keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hub_fixtures import FIRST, SECOND, use_download_hub
+from model_fixtures import copy_base
+
+from qlora_ray.config import load_config
+from qlora_ray.errors import DataError, RunError
+from qlora_ray.plan import main
+from qlora_ray.preflight.checks import add_resume, check_same_inputs, check_sweep, common_facts
+from qlora_ray.search.parsing import load_space
+
+
+def write_rows(path, answers):
+    rows = [{"question": f"What is {number} and {number}?", "answer": one} for number, one in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_test_row_that_could_not_be_scored_at_the_end_is_found_at_the_start(tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", [f"It is {number}.\n#### {number}" for number in range(12)])
+    test = write_rows(tmp_path / "test.jsonl", ["#### 7", "There is no way to tell."])
+    config = load_config(
+        None,
+        overrides=[
+            f"data.train={train}",
+            f"data.test={test}",
+            "data.validation=0.25",
+            "evaluate.metrics=[numeric]",
+            "training.max_samples=64",
+        ],
+    )
+    with pytest.raises(DataError, match=r"^test: numeric: the reference of row 1 must hold a number"):
+        check_sweep(config, load_space(config))
+
+
+def test_a_resumed_sweep_keeps_how_it_began_and_adds_how_it_goes_on():
+    def manifest(command, commit, plan):
+        return {
+            "command": [command],
+            "folder": "/home/ann",
+            "qlora_ray": "0.1.0",
+            "versions": {"torch": "2.13.0"},
+            "git": {"commit": commit},
+            "plan": plan,
+        }
+
+    first = manifest("sweep --config a.yaml", "aaa", "one GPU")
+    once = add_resume(first, manifest("sweep --resume r", "bbb", "two GPUs"))
+    twice = add_resume(once, manifest("sweep --resume r", "ccc", "no GPU"))
+    assert (twice["command"], twice["git"], twice["plan"]) == (["sweep --config a.yaml"], {"commit": "aaa"}, "no GPU")
+    assert [one["git"]["commit"] for one in twice["resumes"]] == ["bbb", "ccc"]
+
+
+def test_a_resumed_sweep_keeps_the_base_it_began_with_and_tells_of_the_commit_it_goes_on_with():
+    began = {"name": "org/tiny", "revision": None, "hash": "hub:org/tiny@main"}
+    pinned = {"name": "org/tiny", "revision": FIRST, "hash": f"hub:org/tiny@{FIRST}"}
+    run = {"command": ["sweep"], "folder": "/home/ann", "qlora_ray": "0.1.0", "versions": {}, "git": {}}
+    manifest = add_resume({**run, "base": began}, {**run, "base": pinned})
+    assert manifest["base"] == began
+    assert [one["base"] for one in manifest["resumes"]] == [pinned]
+    assert "base" not in add_resume({**run, "base": pinned}, {**run, "base": pinned})["resumes"][0]
+
+
+def test_references_longer_than_an_answer_may_be_are_told_before_training(tmp_path, capsys):
+    answers = [f"{'so ' * 30}it is {number}.\n#### {number}" for number in range(12)]
+    train = write_rows(tmp_path / "train.jsonl", answers)
+    test = write_rows(tmp_path / "test.jsonl", ["#### 7", *answers[:3]])
+    overrides = [
+        f"data.train={train}",
+        f"data.test={test}",
+        "data.columns={prompt: question, completion: answer}",
+        "data.validation=0.25",
+        "training.max_samples=64",
+    ]
+
+    def notes_of(*more):
+        config = load_config(None, overrides=[*overrides, *more])
+        return check_sweep(config, load_space(config)).notes
+
+    told = "test: 3 of 4 references are longer than evaluate.max_new_tokens (24): such answers are cut. Raise it."
+    assert notes_of("evaluate.max_new_tokens=24") == [told]
+    assert notes_of("evaluate.max_new_tokens=24", "evaluate.max_rows=1") == []
+    assert notes_of("evaluate.max_new_tokens=24", "evaluate.metrics=[]") == []
+    assert notes_of() == []
+    short = notes_of("evaluate.max_length=30")
+    assert len(short) == 1 and "fewer than" in short[0] and "evaluate.max_length" in short[0]
+    # The first row's reference is the shortest, and all of them say how long answers may be.
+    first = notes_of("evaluate.max_length=30", "evaluate.max_rows=1")
+    assert len(first) == 1 and first[0].split(" tokens")[0] == short[0].split(" tokens")[0].replace("4 ans", "1 ans")
+    values = [part for one in (*overrides, "evaluate.max_new_tokens=24") for part in ("--set", one)]
+    assert main(["--config", "configs/quickstart.yaml", *values]) == 0
+    assert capsys.readouterr().out.startswith(f"note  {told}\n")
+
+
+def test_a_sweep_on_a_base_of_the_hub_is_one_commit_from_its_start_to_its_last_resume(tmp_path, monkeypatch):
+    config = load_config(Path("configs/quickstart.yaml"), overrides=["model.name=org/tiny"])
+    with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
+        first = copy_base(tmp_path / "first")
+        hub.publish("org/tiny", FIRST, first)
+        preflight = check_sweep(config, load_space(config))
+        common = common_facts(preflight)
+        assert common["base"] == {"name": "org/tiny", "revision": FIRST, "hash": f"hub:org/tiny@{FIRST}"}
+        # What the executors and the manifest are given; main has moved since.
+        hub.publish("org/tiny", SECOND, first)
+        assert preflight.config.model.revision == FIRST
+        assert common_facts(preflight)["base"] == common["base"]
+    manifest = {"data": {"fingerprint": preflight.data.report.fingerprint}, "base": dict(common["base"])}
+    assert check_same_inputs(preflight, manifest, common=common) == []
+    # A sweep of before commits were recorded can be resumed.
+    manifest["base"]["hash"] = "hub:org/tiny@main"
+    [note] = check_same_inputs(preflight, manifest, common=common)
+    assert "could not be verified" in note and "@main" in note and note.endswith(f"goes on with hub:org/tiny@{FIRST}")
+    for other in (f"hub:org/tiny@{SECOND}", "hub:org/other@main", "sha256:0"):
+        manifest["base"]["hash"] = other
+        with pytest.raises(RunError, match="--resume: the base must be what the sweep began with"):
+            check_same_inputs(preflight, manifest, common=common)

@@ -1,0 +1,141 @@
+"""What is said of an evaluation's rows: whose they are, whether they chose the winner, and what did not fit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_fixtures import make_split, make_tokenizer
+
+from qlora_ray.config.schema import Data, SweepConfig
+from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
+from qlora_ray.evaluation.prompt_sets.sets import PromptSet
+from qlora_ray.evaluation.run.notes import note_weaknesses
+from qlora_ray.evaluation.target.target import Subject
+from qlora_ray.scoring.token_budget import Room
+from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
+
+OTHER_ROWS = "test is not what the sweep had: its rows, template or tokenizer differ"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Three splits of a few rows each, in files."""
+    folder = tmp_path_factory.mktemp("rows")
+    config = Data(format="prompt-completion", template="raw", max_length=64, **_write_rows(folder))
+    return prepare_data(config, tokenizer=make_tokenizer(), data_seed=7)
+
+
+def _write_rows(folder: Path) -> dict[str, str]:
+    paths = {}
+    for name, count in (("train", 6), ("validation", 3), ("test", 4)):
+        path = folder / f"{name}.jsonl"
+        lines = (f'{{"prompt": "{name} {number}?", "completion": "yes"}}' for number in range(count))
+        path.write_text("\n".join(lines))
+        paths[name] = str(path)
+    return paths
+
+
+def subject_of(**facts: Any) -> Subject:
+    """A sweep's winner, whose data is named."""
+    config = SweepConfig(data=Data(train="rows.jsonl"))
+    one = Subject("sweep", "results/s", config, None, None, "as it trained", Path("to"))
+    return replace(one, **{"manifest": {}, "trial": "0001", **facts})
+
+
+def notes_of(
+    subject: Subject,
+    prepared: PreparedData,
+    split: TokenizedSplit | None,
+    *sets: PromptSet,
+    **room: Room,
+) -> list[str]:
+    limited = {one.name: room.get(one.name, Room(96)) for one in sets}
+    return note_weaknesses(subject, prepared, split, sets, limited)
+
+
+def manifest_of(prepared: PreparedData, **changes: Any) -> dict[str, Any]:
+    """A sweep's manifest, that had these rows but for the changes."""
+    return {"data": copy.deepcopy(prepared.report.to_dict()) | changes}
+
+
+def test_the_sweeps_own_test_rows_need_no_note(prepared: PreparedData) -> None:
+    assert notes_of(subject_of(manifest=manifest_of(prepared)), prepared, prepared.test) == []
+
+
+def test_rows_that_were_only_moved_are_the_sweeps(prepared: PreparedData) -> None:
+    # The fingerprint is of paths too; what the files hold decides.
+    manifest = manifest_of(prepared, fingerprint="of another folder")
+    assert notes_of(subject_of(manifest=manifest), prepared, prepared.test) == []
+
+
+@pytest.mark.parametrize("key", ["digests", "num_rows", "num_tokens", "num_completion_tokens"])
+def test_rows_that_differ_from_the_sweeps_are_told(prepared: PreparedData, key: str) -> None:
+    written = prepared.report.to_dict()[key]
+    manifest = manifest_of(prepared, fingerprint="other", **{key: written | {"test": 0}})
+    assert notes_of(subject_of(manifest=manifest), prepared, prepared.test) == [OTHER_ROWS]
+    # Those that are not asked may differ.
+    manifest = manifest_of(prepared, fingerprint="other", **{key: written | {"train": 0}})
+    assert notes_of(subject_of(manifest=manifest), prepared, prepared.test) == []
+
+
+def test_another_template_makes_other_rows(prepared: PreparedData) -> None:
+    manifest = manifest_of(prepared, fingerprint="other", template="chat")
+    assert notes_of(subject_of(manifest=manifest), prepared, prepared.test) == [OTHER_ROWS]
+
+
+def test_validation_rows_of_the_sweep_chose_its_winner(prepared: PreparedData) -> None:
+    subject = subject_of(manifest=manifest_of(prepared))
+    assert notes_of(subject, prepared, prepared.validation) == [CHOSEN_ON_THEM]
+    changed = subject_of(manifest=manifest_of(prepared, fingerprint="other", template="chat"))
+    assert notes_of(changed, prepared, prepared.validation) == [OTHER_ROWS.replace("test", "validation")]
+
+
+@pytest.mark.parametrize(
+    ("record", "trial", "is_told"),
+    [
+        ({"dataset": {"fingerprint": "these"}}, "0001", True),
+        # A record of before there were fingerprints: it may well be these.
+        ({}, "0001", True),
+        ({"dataset": {"fingerprint": "others"}}, "0001", False),
+        # No sweep chose an adapter that is of no trial.
+        ({"dataset": {"fingerprint": "these"}}, None, False),
+        (None, None, False),
+        # Copied without its record: its trial is known, and that trial's rows are not.
+        (None, "0001", None),
+    ],
+)
+def test_without_a_manifest_the_record_says_whether_rows_chose_the_adapter(
+    prepared: PreparedData, record: dict[str, Any] | None, trial: str | None, is_told: bool | None
+) -> None:
+    these = replace(prepared, report=replace(prepared.report, fingerprint="these"))
+    subject = subject_of(manifest=None, record=record, trial=trial)
+    expected = {
+        True: [CHOSEN_ON_THEM],
+        False: [],
+        None: ["no record says whether the adapter was chosen on these rows"],
+    }
+    assert notes_of(subject, these, these.validation) == expected[is_told]
+    assert notes_of(subject, these, these.test) == []
+
+
+def test_rows_that_nobody_named_are_told(prepared: PreparedData) -> None:
+    subject = subject_of(manifest=None, trial=None, config=SweepConfig())
+    (note,) = notes_of(subject, prepared, prepared.test)
+    assert note == "the rows are the embedded task's: no sweep or --config names others"
+    assert notes_of(subject, prepared, None) == []
+
+
+def test_each_set_says_what_did_not_fit(prepared: PreparedData) -> None:
+    rows = make_split([(3, 1)] * 4)
+    split = TokenizedSplit("test", rows.input_ids, rows.completion_mask, rows.prompt_ids, rows.references)
+    zero = PromptSet("0-shot", split, list("abcd"), 4)
+    few = PromptSet("few", split, list("abcd"), 4, num_dropped_shots=5)
+    subject = subject_of(manifest=manifest_of(prepared))
+    notes = notes_of(subject, prepared, prepared.test, zero, few, few=Room(96, num_cut_prompts=2))
+    assert [note.partition(":")[0] for note in notes] == ["few", "few"]
+    assert "5 examples in all were left out" in notes[0]
+    assert "2 prompts" in notes[1] and "lost their beginning" in notes[1]

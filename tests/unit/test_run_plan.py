@@ -1,0 +1,134 @@
+"""What an evaluation decides before a model is loaded: files cut short, tasks, metrics, notes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ray.config.schema import Lora, Model, Quantization
+from qlora_ray.errors import ConfigError
+from qlora_ray.evaluation.lm_eval.tasks import TaskRequest
+from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.run.options import Options
+from qlora_ray.evaluation.run.plan import describe_settings, make_plan
+from qlora_ray.evaluation.target.target import Request
+from qlora_ray.modeling.adapters import attach_adapter, save_adapter
+from qlora_ray.modeling.loading import hash_base, load_base
+from qlora_ray.modeling.quantization import specify_quantization
+
+METRICS = """
+class Brevity:
+    name = "brevity"
+    higher_is_better = True
+    needs_references = False
+    def score(self, predictions, references):
+        return [1.0 / (1 + len(one.split())) for one in predictions]
+
+class Same:
+    name = "same"
+    higher_is_better = True
+    def score(self, predictions, references):
+        return [float(one == other) for one, other in zip(predictions, references)]
+"""
+
+
+def write_prompts(folder: Path, **columns: Any) -> str:
+    rows = [{"id": row, "prompt": f"Count to {row}.", **columns} for row in range(5)]
+    (folder / "counts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(folder / "counts.jsonl")
+
+
+@pytest.mark.parametrize("columns", [{}, {"reference": "one two"}])
+def test_the_first_prompts_of_a_file_are_a_beginning_of_all(tmp_path: Path, columns: dict[str, Any]) -> None:
+    options = Options("embedded", split="none", prompt_files=[write_prompts(tmp_path, **columns)])
+    some = make_plan(Options(**{**vars(options), "max_prompts": 2}))
+    every = make_plan(options)
+    [one], [whole] = some.sets, every.sets
+    assert (one.ids, one.num_answered, len(one.rows)) == (["0", "1"], 2, 2)
+    assert one.rows.prompt_ids == whole.rows.prompt_ids[:2]
+    assert some.metrics["counts"] == [] or columns
+    assert "counts: the first 2 of 5 prompts, by --max-prompts" in some.notes
+    assert not any("--max-prompts" in note for note in every.notes)
+
+    settings = [describe_settings(plan) for plan in (some, every)]
+    assert settings[0]["prompts"]["counts"] == {**settings[1]["prompts"]["counts"], "num_answered": 2}
+    journal = Journal(tmp_path / "to", settings[0])
+    with journal.hold():
+        journal.write_settings()
+    Journal(tmp_path / "to", settings[1]).check()
+    # More than there are is all of them.
+    assert describe_settings(make_plan(Options(**{**vars(options), "max_prompts": 9}))) == settings[1]
+
+
+def test_a_metric_that_needs_no_reference_scores_prompts_without(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(METRICS, encoding="utf-8")
+    metrics = [f"{tmp_path / 'mine.py'}:{name}" for name in ("Brevity", "Same")]
+    plan = make_plan(Options("embedded", num_rows=2, prompt_files=[write_prompts(tmp_path)], metrics=metrics))
+    assert [one.name for one in plan.metrics["counts"]] == ["brevity"]
+    assert [one.name for one in plan.metrics["0-shot"]][-2:] == ["brevity", "same"]
+    assert "counts: not scored by same, which needs a reference in every row" in plan.notes
+    asked = Request(overrides=["evaluate.metrics=[exact_match]"])
+    with pytest.raises(ConfigError, match="metrics need a reference in every row, and the file lacks some"):
+        make_plan(Options("embedded", asked, prompt_files=[write_prompts(tmp_path)], metrics=metrics[:1]))
+    alone = Request(overrides=["evaluate.metrics=[]"])
+    options = Options("embedded", alone, prompt_files=[write_prompts(tmp_path)], metrics=metrics[:1], num_rows=2)
+    assert [one.name for one in make_plan(options).metrics["counts"]] == ["brevity"]
+
+
+def test_tasks_are_looked_up_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TaskRequest] = []
+
+    def find(request: TaskRequest) -> None:
+        asked.append(request)
+        raise ConfigError("lm-eval: no such task")
+
+    monkeypatch.setattr("qlora_ray.evaluation.run.options.check_installed", lambda: None)
+    monkeypatch.setattr("qlora_ray.evaluation.run.plan.find_tasks", find)
+    overrides = ["evaluate.batch_size=4", "evaluate.shot_seed=3"]
+    options = Options("embedded", Request(overrides=overrides), num_rows=5, tasks=["sums"], task_shots=0)
+    with pytest.raises(ConfigError, match="no such task"):
+        make_plan(options)
+    assert asked == [TaskRequest(["sums"], num_fewshot=0, limit=5, batch_size=4, seed=3)]
+
+
+@pytest.mark.parametrize(("task_shots", "is_said"), [(None, True), (2, False)])
+def test_shots_that_tasks_do_not_take_are_said(
+    monkeypatch: pytest.MonkeyPatch, task_shots: int | None, is_said: bool
+) -> None:
+    monkeypatch.setattr("qlora_ray.evaluation.run.options.check_installed", lambda: None)
+    monkeypatch.setattr("qlora_ray.evaluation.run.plan.find_tasks", lambda _: None)
+    shots = Request(overrides=["evaluate.shots=[3]"])
+    plan = make_plan(Options("embedded", shots, split="none", tasks=["sums"], task_shots=task_shots))
+    assert any("which --lm-eval-shots sets" in note for note in plan.notes) == is_said
+
+
+def test_a_base_that_cannot_be_verified_is_said(tmp_path: Path) -> None:
+    nf4 = specify_quantization(Quantization(), compute_dtype="fp32")
+    base = load_base(Model(name="embedded"), quantization=nf4, device="cpu")
+    adapter = tmp_path / "adapter"
+    save_adapter(attach_adapter(base, Lora(r=2), seed=0), adapter)
+    written = {"name": "embedded", "revision": None, "hash": "hub:someone/base@main"}
+    record = {"trial": "0000", "base": written, "ran": {"quantization": nf4.to_dict()}}
+    (adapter / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    notes = make_plan(Options(str(adapter), num_rows=2)).notes
+    [note] = [one for one in notes if "could not be verified" in one]
+    assert note.startswith("the base could not be verified: the adapter was trained on hub:someone/base@main, and ")
+    written["hash"] = hash_base(Model(name="embedded"))
+    (adapter / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    assert not any("verified" in one for one in make_plan(Options(str(adapter), num_rows=2)).notes)
+
+
+def test_more_rows_may_be_answered_later_beside_a_prompt_file(tmp_path: Path) -> None:
+    def settings_of(*overrides: str) -> dict[str, Any]:
+        files = [write_prompts(tmp_path, reference="one two")]
+        return describe_settings(make_plan(Options("embedded", Request(overrides=overrides), prompt_files=files)))
+
+    few, more = settings_of("evaluate.max_rows=3"), settings_of("evaluate.max_rows=100")
+    assert [one["prompts"]["0-shot"]["num_answered"] for one in (few, more)] == [3, 100]
+    journal = Journal(tmp_path / "to", few)
+    with journal.hold():
+        journal.write_settings()
+    Journal(tmp_path / "to", more).check()
