@@ -1,4 +1,4 @@
-"""The arms that run in this process: our fused engine, our sft engine, and a bare PEFT loop in turn.
+"""The arms that run in this process: our packed engine, our single engine, and a bare PEFT loop in turn.
 
 All train the same TrialSpecs on the same rows. The clock runs from after the first step to the last; what an engine
 says it spent on evaluating its one validation row is taken off, because the bare loop evaluates nothing.
@@ -17,13 +17,12 @@ from benchmarks.stopwatch import Run, Stopwatch
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import Placement
 from qlora_ray.modeling.loading import LoadedBase
-from qlora_ray.training.engine import Engine, Report
-from qlora_ray.training.packed.engine import FusedEngine
-from qlora_ray.training.rows import TrainingData
-from qlora_ray.training.single.engine import SftEngine
+from qlora_ray.training.engine import Engine, Report, TrainingData
+from qlora_ray.training.packed.engine import PackedEngine
+from qlora_ray.training.single.engine import SingleEngine
 
-ArmName = Literal["fused", "sft", "in_turn"]
-ARMS: tuple[ArmName, ...] = ("fused", "in_turn", "sft")
+ArmName = Literal["packed", "single", "in_turn"]
+ARMS: tuple[ArmName, ...] = ("packed", "in_turn", "single")
 
 
 def run_arm(arm: ArmName, base: LoadedBase, workload: Workload, placement: Placement) -> Run:
@@ -47,17 +46,17 @@ def run_arm(arm: ArmName, base: LoadedBase, workload: Workload, placement: Place
 def make_engine_maker(arm: ArmName, base: LoadedBase, workload: Workload, placement: Placement) -> Callable[[], Engine]:
     """What makes the engine: making it is part of its set-up."""
     data = TrainingData(workload.rows, workload.validation)
-    if arm == "fused":
-        assert placement.max_tokens_per_pass is not None
-        max_tokens = placement.max_tokens_per_pass
-        return lambda: FusedEngine(
+    if arm == "packed":
+        assert placement.max_tokens_per_micro_batch is not None
+        max_tokens = placement.max_tokens_per_micro_batch
+        return lambda: PackedEngine(
             base,
             data,
             slots=len(workload.specs),
-            max_tokens_per_pass=max_tokens,
+            max_tokens_per_micro_batch=max_tokens,
             hold_dequantized=placement.hold_dequantized,
         )
-    return lambda: SftEngine(base, data, max_micro_batch=workload.specs[0].budget.effective_batch)
+    return lambda: SingleEngine(base, data, max_micro_batch=workload.specs[0].budget.effective_batch)
 
 
 def run_engine(make_engine: Callable[[], Engine], workload: Workload, watch: Stopwatch) -> Run:

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 
 def place_case(workload: Workload, choice: BaseChoice, node: NodeProfile) -> Placement:
-    """Slots, tokens per pass and dequantized base as the planner sets them for these trials on this node.
+    """Slots, tokens per micro-batch and dequantized base as the planner sets them for these trials on this node.
 
     Raises:
         PlacementError: They do not fit at once.
@@ -43,7 +43,7 @@ def place_case(workload: Workload, choice: BaseChoice, node: NodeProfile) -> Pla
         [node],
         shape=choice.shape(),
         demand=demand,
-        cluster=Cluster(packing="fused", slots_per_device=case.trials),
+        cluster=Cluster(packing="packed", slots_per_device=case.trials),
         quantization=Model().quantization,
     )
     placement = plan.placements[0]
@@ -61,17 +61,17 @@ def measure_case(
     placement: Placement,
     *,
     repetitions: int,
-    sft_repetitions: int,
+    single_repetitions: int,
     say: Say,
 ) -> dict[str, Any]:
     """Runs every arm of a case and returns its entry of the JSON."""
     short = make_workload(replace(workload.case, steps=1), workload.rows)
     runs: dict[ArmName, list[Run]] = {arm: [] for arm in ARMS}
     skipped: dict[str, str] = {}
-    for arm in ("fused", "in_turn"):
+    for arm in ("packed", "in_turn"):
         _try_arm(arm, base, short, placement, skipped)
     for repetition in range(repetitions):
-        for arm in order_arms(repetition, with_sft=repetition < sft_repetitions):
+        for arm in order_arms(repetition, with_single=repetition < single_repetitions):
             if arm not in skipped:
                 run = _try_arm(arm, base, workload, placement, skipped)
                 runs[arm].extend([run] if run else [])
@@ -80,10 +80,10 @@ def measure_case(
     return describe_case(workload, placement, runs, skipped)
 
 
-def order_arms(repetition: int, *, with_sft: bool) -> tuple[ArmName, ...]:
+def order_arms(repetition: int, *, with_single: bool) -> tuple[ArmName, ...]:
     """Which arm comes when: the two that are compared are neighbours, and take turns at being first."""
-    pair: tuple[ArmName, ...] = ("fused", "in_turn") if repetition % 2 == 0 else ("in_turn", "fused")
-    return (*pair, "sft") if with_sft else pair
+    pair: tuple[ArmName, ...] = ("packed", "in_turn") if repetition % 2 == 0 else ("in_turn", "packed")
+    return (*pair, "single") if with_single else pair
 
 
 def describe_case(
@@ -99,26 +99,27 @@ def describe_case(
         "effective_batch": workload.specs[0].budget.effective_batch,
         "equal_trials": case.equal,
         "steps": case.steps,
-        "repetitions": len(runs["fused"]),
-        "max_tokens_per_pass": placement.max_tokens_per_pass,
+        "repetitions": len(runs["packed"]),
+        "max_tokens_per_pass": placement.max_tokens_per_micro_batch,
         "hold_dequantized": placement.hold_dequantized,
         "padding_share": None,
-        "fused_over_in_turn": None,
+        "packed_over_in_turn": None,
         "skipped": skipped,
         "arms": {arm: describe_arm(of_arm, workload.num_tokens) for arm, of_arm in runs.items() if of_arm},
     }
-    fused, in_turn = runs["fused"], runs["in_turn"]
-    if fused:
-        entry["padding_share"] = round(fused[0].padding_share, 4)
-    if fused and len(fused) == len(in_turn):
-        seconds = [run.seconds for run in in_turn], [run.seconds for run in fused]
+    packed, in_turn = runs["packed"], runs["in_turn"]
+    if packed:
+        entry["padding_share"] = round(packed[0].padding_share, 4)
+    if packed and len(packed) == len(in_turn):
+        seconds = [run.seconds for run in in_turn], [run.seconds for run in packed]
         ratios = [above / below for above, below in zip(*seconds, strict=True)]
-        entry["fused_over_in_turn"] = round(median_ratio(*seconds), 3)
-        entry["fused_over_in_turn_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
-        entry["loss_gap"] = find_loss_gap(workload, fused[0], in_turn[0])
-    if fused and runs["sft"]:
-        entry["fused_over_sft"] = round(
-            statistics.median(run.seconds for run in runs["sft"]) / statistics.median(run.seconds for run in fused), 3
+        entry["packed_over_in_turn"] = round(median_ratio(*seconds), 3)
+        entry["packed_over_in_turn_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        entry["loss_gap"] = find_loss_gap(workload, packed[0], in_turn[0])
+    if packed and runs["single"]:
+        entry["packed_over_single"] = round(
+            statistics.median(run.seconds for run in runs["single"]) / statistics.median(run.seconds for run in packed),
+            3,
         )
     return entry
 

@@ -1,4 +1,5 @@
-"""Measures packing side by side: our fused engine, our sft engine, plain PEFT in turn, and Ray Tune around SFTTrainer.
+"""Measures packing side by side: our packed engine, our single engine, plain PEFT in turn, and Ray Tune around
+SFTTrainer.
 
     python -m benchmarks.packing --quick --json packing.json
     python -m benchmarks.packing --device cuda --shape qwen2-0.5b --trials 1,4,8,16 --tokens 256,512,1024 --no-sweep
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # The issue's table: K = 8 and K = 1 at three sizes of step.
 DEFAULT_TRIALS, DEFAULT_TOKENS = (8, 1), (32, 128, 512)
 EQUAL_CASE = (8, 128)
-REPETITIONS, QUICK_SFT_REPETITIONS = 5, 1
+REPETITIONS, QUICK_SINGLE_REPETITIONS = 5, 1
 # A load average of an idle machine is below this.
 IDLE_LOAD = 0.7
 
@@ -51,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of every arm (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--cases", action="append", metavar="NAME", help="only these, e.g. k8-t32; may be repeated")
-    parser.add_argument("--no-sft", action="store_true", help="leave the sft engine out of the cases")
+    parser.add_argument("--no-single", action="store_true", help="leave the single engine out of the cases")
     parser.add_argument("--no-cases", action="store_true", help="only the sweep")
     parser.add_argument("--no-sweep", action="store_true", help="only the cases")
     parser.add_argument("--no-replays", action="store_true", help="leave the sweep's trials in one process out")
@@ -169,7 +170,7 @@ def _measure_cases(
             placements.append(None)
             console.line(f"{workload.case.name}: skipped: {error}")
     base = load_choice(choice, precision=precision, device="cuda:0" if node.has_gpu else "cpu")
-    sft_repetitions = QUICK_SFT_REPETITIONS if arguments.quick else arguments.repetitions
+    single_repetitions = QUICK_SINGLE_REPETITIONS if arguments.quick else arguments.repetitions
     entries = []
     for workload, placement in zip(workloads, placements, strict=True):
         if placement is None:
@@ -179,11 +180,11 @@ def _measure_cases(
             workload,
             placement,
             repetitions=arguments.repetitions,
-            sft_repetitions=0 if arguments.no_sft else sft_repetitions,
+            single_repetitions=0 if arguments.no_single else single_repetitions,
             say=console.line,
         )
         entries.append(entry)
-        console.event(f"{entry['name']}: fused is {entry['fused_over_in_turn']}x as fast as in turn")
+        console.event(f"{entry['name']}: packed is {entry['packed_over_in_turn']}x as fast as in turn")
     console.line()
     console.line(format_cases(entries))
     return entries

@@ -17,10 +17,9 @@ from qlora_ray.console import Console
 from qlora_ray.data import prepare_data
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
-from qlora_ray.training.engine import Engine
-from qlora_ray.training.packed.engine import FusedEngine
-from qlora_ray.training.rows import TrainingData
-from qlora_ray.training.single.engine import SftEngine
+from qlora_ray.training.engine import Engine, TrainingData
+from qlora_ray.training.packed.engine import PackedEngine
+from qlora_ray.training.single.engine import SingleEngine
 
 # A sweep short enough for --quick. It is mostly start-up, so its ratio is not the whole quickstart's.
 QUICK_SETTINGS = ["search.num_trials=4", "training.max_samples=320", "evaluate.max_rows=20"]
@@ -69,19 +68,19 @@ def replay_in_process(ours: OurSweep) -> dict[str, Any]:
     data = prepare_data(config.data, tokenizer=base.tokenizer, data_seed=config.training.data_seed)
     rows = TrainingData(data.train, data.validation)
     engines: dict[ArmName, Callable[[], Engine]] = {
-        "sft": lambda: SftEngine(base, rows, max_micro_batch=placement["max_micro_batch"])
+        "single": lambda: SingleEngine(base, rows, max_micro_batch=placement["max_micro_batch"])
     }
-    if placement["engine"] == "fused":
-        engines["fused"] = lambda: FusedEngine(
+    if placement["engine"] == "packed":
+        engines["packed"] = lambda: PackedEngine(
             base,
             rows,
             slots=placement["slots_per_device"],
-            max_tokens_per_pass=placement["max_tokens_per_pass"],
+            max_tokens_per_micro_batch=placement["max_tokens_per_pass"],
             hold_dequantized=placement["hold_dequantized"],
         )
     return replay(ours, base, data, engines=engines)
 
 
 def format_seconds(seconds: dict[str, float]) -> str:
-    """`fused 61.2 s, sft 210.0 s, in turn 190.3 s`."""
+    """`packed 61.2 s, single 210.0 s, in turn 190.3 s`."""
     return ", ".join(f"{arm.replace('_', ' ')} {seconds[arm]:.1f} s" for arm in sorted(seconds))

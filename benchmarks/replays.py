@@ -1,4 +1,5 @@
-"""A sweep's trials again in this process, each stopped where the sweep stopped it: fused, sft, and bare PEFT in turn.
+"""A sweep's trials again in this process, each stopped where the sweep stopped it: packed, single, and bare PEFT in
+turn.
 
 No Ray, no processes, no scheduler that has to be waited for: what is left is training and evaluating.
 """

@@ -10,7 +10,7 @@ from qlora_ray.console import format_table
 from qlora_ray.hardware import NodeProfile
 
 GIB = 1024**3
-ARM_WORDS = {"fused": "fused", "sft": "sft", "in_turn": "in turn"}
+ARM_WORDS = {"packed": "packed", "single": "single", "in_turn": "in turn"}
 
 
 def describe_machine(node: NodeProfile, *, device: str, precision: str, num_threads: int) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def describe_machine(node: NodeProfile, *, device: str, precision: str, num_thre
 
 def format_cases(cases: list[dict[str, Any]]) -> str:
     """One line per case and arm, and what the arms are to each other."""
-    header = ["case", "tokens/step", "arm", "makespan", "tokens/s", "padding", "peak", "set-up", "fused is"]
+    header = ["case", "tokens/step", "arm", "makespan", "tokens/s", "padding", "peak", "set-up", "packed is"]
     rows = [header]
     for case in cases:
         for number, (arm, facts) in enumerate(case["arms"].items()):
@@ -131,9 +131,9 @@ def format_sweep(sweep: dict[str, Any]) -> str:
 
 
 def _relation(case: dict[str, Any], arm: str) -> str:
-    if arm == "in_turn" and case["fused_over_in_turn"] is not None:
-        low, high = case["fused_over_in_turn_range"]
-        return f"{case['fused_over_in_turn']:.2f}x as fast ({low:.2f}-{high:.2f})"
-    if arm == "sft" and "fused_over_sft" in case:
-        return f"{case['fused_over_sft']:.2f}x as fast"
+    if arm == "in_turn" and case["packed_over_in_turn"] is not None:
+        low, high = case["packed_over_in_turn_range"]
+        return f"{case['packed_over_in_turn']:.2f}x as fast ({low:.2f}-{high:.2f})"
+    if arm == "single" and "packed_over_single" in case:
+        return f"{case['packed_over_single']:.2f}x as fast"
     return ""

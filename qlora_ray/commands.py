@@ -22,7 +22,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it: what is half written goes away as on Ctrl-C."""
 
 
-def run_door(run: Callable[[], int], *, stopped: str = "stopped", has_own_signals: bool = False) -> int:
+def run_command(run: Callable[[], int], *, stopped: str = "stopped", has_own_signals: bool = False) -> int:
     """Runs a command's work; returns its exit code, or that of the error that ended it.
 
     Args:

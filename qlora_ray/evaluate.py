@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qlora_ray.commands import run_door
+from qlora_ray.commands import run_command
 from qlora_ray.errors import ConfigError, ModelError
 
 BETTER = "better"
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, 1 for no improvement where one is required, 2 for bad input, 130 interrupted."""
     arguments = make_parser().parse_args(argv)
-    return run_door(lambda: _run(arguments), stopped="stopped; run it again to go on")
+    return run_command(lambda: _run(arguments), stopped="stopped; run it again to go on")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qlora_ray.commands import as_place, run_door
+from qlora_ray.commands import as_place, run_command
 from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,13 +59,14 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for bad input, 130 or 143 if it is stopped."""
     arguments = make_parser().parse_args(argv)
-    return run_door(lambda: _run(arguments))
+    return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.console import Console
+    from qlora_ray.exporting.delivery import next_commands
     from qlora_ray.exporting.inventory import INVENTORY, looking_into
-    from qlora_ray.exporting.outcome import format_size, next_commands
+    from qlora_ray.formats import format_size
 
     _check_arguments(arguments)
     tell = Console().line

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from qlora_ray.commands import run_door
+from qlora_ray.commands import run_command
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for bad input and for a plan that fits nowhere."""
     arguments = make_parser().parse_args(argv)
-    return run_door(lambda: _run(arguments))
+    return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from qlora_ray.commands import run_door
+from qlora_ray.commands import run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -20,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for a folder that is no sweep's."""
     arguments = make_parser().parse_args(argv)
-    return run_door(lambda: _run(arguments))
+    return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qlora_ray.commands import as_place, run_door, sigterm_as_stop
+from qlora_ray.commands import as_place, run_command, sigterm_as_stop
 from qlora_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0: a winner, 1: none, 2: bad input or a failed export, 130 or 143: stopped."""
     arguments = make_parser().parse_args(argv)
-    return run_door(lambda: _run(arguments), has_own_signals=True)
+    return run_command(lambda: _run(arguments), has_own_signals=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ class FakeEngine:
             if len(self._specs) >= self._slots:
                 raise RuntimeError(f"fake engine: has {self._slots} slots")
             self._specs[spec.trial_id] = spec
-            if state is not None and state.owes_report:
+            if state is not None and state.has_pending_report:
                 self._owing.add(spec.trial_id)
                 self._came_owing.add(spec.trial_id)
             self._indices[spec.trial_id] = state.report_index if state else 0
@@ -112,8 +112,8 @@ class FakeEngine:
         owes = trial_id in self._owing
         steps = (0, *self._specs[trial_id].budget.report_steps)
         step = steps[index + owes]
-        unreported = {"step": float(step)} if owes else {}
-        return TrialState(trial_id, step, index, {"a": torch.ones(1)}, {}, {}, {}, unreported=unreported)
+        pending_metrics = {"step": float(step)} if owes else {}
+        return TrialState(trial_id, step, index, {"a": torch.ones(1)}, {}, {}, {}, pending_metrics=pending_metrics)
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
         """One file."""

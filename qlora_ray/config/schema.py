@@ -205,10 +205,11 @@ class Cluster(Section):
     """Where trials run, and how many share a device."""
 
     address: str | None = Field(None, description="A running Ray cluster (auto, host:port); null starts one here.")
-    packing: Literal["auto", "fused", "process", "off"] = Field(
+    packing: Literal["auto", "packed", "single", "off"] = Field(
         "auto",
-        description="fused: many trials on one base, in one process per device; process: several processes per device "
-        "as memory allows; off: one trial per device; auto: fused where the trials are fit for it, else process.",
+        description="packed: many trials on one base, in one process per device; single: several processes per device, "
+        "with one trial each, as memory allows; off: one trial per device; auto: packed where the trials allow "
+        "it, else single.",
     )
     slots_per_device: PositiveInt | None = Field(None, description="Overrides the planner's number.")
     max_slots: PositiveInt | None = Field(None, description="Trials at once over the whole cluster.")

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from qlora_ray.errors import QloraRayError, RunError
-from qlora_ray.evaluation.target.target import MERGE_REPORT
 from qlora_ray.exporting.bundle_evaluation import take_evaluation
 from qlora_ray.exporting.card.card import CardFacts, make_card
 from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, list_files, take_inventory
@@ -30,10 +29,11 @@ from qlora_ray.exporting.reproduction import (
 )
 from qlora_ray.exporting.run_record import render_run_record
 from qlora_ray.exporting.selection import Selection
-from qlora_ray.modeling.identity import ADAPTER_CONFIG, read_adapter_origin, write_adapter_origin
+from qlora_ray.modeling.identity import read_adapter_origin, write_adapter_origin
 from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs import write_json, write_text
+from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT
 from qlora_ray.runs.whole import whole_folder
 
 

@@ -14,8 +14,8 @@ from qlora_ray.errors import ModelError, QloraRayError, RunError
 from qlora_ray.exporting.archive import check_archive_target
 from qlora_ray.exporting.inventory import Bundle, check_target
 from qlora_ray.exporting.merge.options import MergeOptions
-from qlora_ray.exporting.outcome import describe_bundle, next_commands
 from qlora_ray.exporting.selection import Selection, own_rights, select_trial
+from qlora_ray.formats import format_size
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import append_line
 from qlora_ray.runs.winner import BEST
@@ -138,3 +138,30 @@ def _note_export(selection: Selection, bundle: Bundle, *, tell: Callable[[str], 
     except RunError as error:
         # A sweep may lie where only others write: the bundle is whole without it.
         tell(f"note: the sweep's report will not show this export: {error}")
+
+
+def describe_bundle(bundle: Bundle) -> list[str]:
+    """The bundle's folders and files with their sizes, the merge's figures, and the notes, a line each."""
+    sizes: dict[str, int] = {}
+    for file in bundle.inventory["files"]:
+        top, slash, _ = file["path"].partition("/")
+        sizes[top + slash] = sizes.get(top + slash, 0) + file["bytes"]
+    lines = [f"bundle  {bundle.folder} ({format_size(bundle.num_bytes)}): {bundle.name}"]
+    lines += [f"  {name:<16} {format_size(size):>12}" for name, size in sizes.items()]
+    if bundle.merge is not None:
+        lines += ["", *bundle.merge.lines(), ""]
+    return lines + [f"note: {note}" for note in bundle.notes]
+
+
+def next_commands(bundle: Bundle, *, is_pushed: bool) -> list[str]:
+    """Commands that make sense now, a line each."""
+    folder = shlex.quote(str(bundle.folder))
+    lines = []
+    if not any(file["path"].startswith("evaluation/") for file in bundle.inventory["files"]):
+        lines += [
+            f"evaluate it:  python -m qlora_ray.evaluate {folder}",
+            "              then export again: its figures go on the card",
+        ]
+    if not is_pushed:
+        lines.append(f"push it:      python -m qlora_ray.export {folder} --push USER/{bundle.name}")
+    return lines

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_ray.errors import RunError
-from qlora_ray.exporting.hub_answers import explain_refusal, first_line
-from qlora_ray.exporting.hub_client import STALL_TIMEOUT_S, answers_within, make_api
+from qlora_ray.exporting.hub_client import STALL_TIMEOUT_S, answers_within, explain_refusal, first_line, make_api
 from qlora_ray.exporting.hub_plan import PushPlan
 from qlora_ray.exporting.inventory import BUNDLE_FILES, BUNDLE_FOLDERS, INVENTORY, Bundle
 

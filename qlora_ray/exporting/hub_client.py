@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.env_file import TOKEN_NAME, check_token, find_in_env_file, find_in_environment
+from qlora_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
 
 # Ours: a network that has not answered by then is not there.
 REACH_TIMEOUT_S = 10.0
@@ -39,3 +43,55 @@ def answers_within(seconds: float) -> Iterator[None]:
         yield
     finally:
         client.timeout = before
+
+
+def explain_silence(error: Exception, api: HfApi, *, where: str, token: str) -> RunError:
+    """The hub cannot be reached, or does not answer."""
+    return RunError(
+        f"{where}: {api.endpoint} cannot be reached: {first_line(error, token)}. Check the network, or export without "
+        "--push now and push the bundle later."
+    )
+
+
+def explain_refusal(error: Any, *, where: str, token: str) -> RunError:
+    """What the hub does not allow, by its status."""
+    messages = {
+        401: f"the hub does not know the token. Check {TOKEN_NAME}.",
+        403: "the token may not write there: the name is another's, or the token may only read. Choose another name.",
+        409: "the name is taken by a repository that this token may not see. Choose another name.",
+    }
+    status = error.response.status_code
+    return RunError(f"{where}: {messages.get(status) or f'the hub answered {status}: {first_line(error, token)}.'}")
+
+
+def first_line(error: BaseException, token: str) -> str:
+    """An error's first line, without the token."""
+    # Hidden first: a token of two lines would be cut in two.
+    lines = [line.strip() for line in hide_token(str(error), token).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(" .:")
+
+
+def find_token() -> str | None:
+    """The hub's token: of the environment, else of .env in this folder, else of `hf auth login`. It is never printed.
+
+    Raises:
+        ConfigError: If what is found cannot be a token, or a file cannot be read.
+    """
+    from huggingface_hub import get_token
+
+    given = find_in_environment() or find_in_env_file()
+    if given is not None:
+        return given
+    try:
+        found = (get_token() or "").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError("hf auth login: its token file cannot be read. Log in again.") from None
+    return check_token(found, where="the token of hf auth login") if found else None
+
+
+def hide_token(text: str, token: str) -> str:
+    """A text without the token: as it is, as Python quotes it, or any line of it."""
+    forms = {token, repr(token)[1:-1], *token.splitlines()}
+    for form in sorted(filter(str.strip, forms), key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.env_file import TOKEN_NAME, check_token
 from qlora_ray.errors import ConfigError, RunError
-from qlora_ray.exporting.hub_answers import explain_refusal, explain_silence
-from qlora_ray.exporting.hub_client import REACH_TIMEOUT_S, answers_within, make_api
-from qlora_ray.exporting.hub_token import find_token
+from qlora_ray.exporting.hub_client import (
+    REACH_TIMEOUT_S,
+    answers_within,
+    explain_refusal,
+    explain_silence,
+    find_token,
+    make_api,
+)
 from qlora_ray.exporting.inventory import BUNDLE_FILES, BUNDLE_FOLDERS
 from qlora_ray.modeling.hub import gave_up
 

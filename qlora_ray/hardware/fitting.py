@@ -109,7 +109,7 @@ def describe_workload(
         context_bytes = CONTEXT_BYTES_BEFORE_AMPERE
     else:
         context_bytes = CONTEXT_BYTES
-    loss: Loss = demand.loss if demand.loss != "auto" else "labels" if engine == "fused" else _choose_loss(seats)
+    loss: Loss = demand.loss if demand.loss != "auto" else "labels" if engine == "packed" else _choose_loss(seats)
     return Workload(
         engine=engine,
         method=question.quantization.method,
@@ -188,7 +188,7 @@ def refuse_slots(seat: Seat, question: Question, *, at_most: int, room_bytes: in
 def find_eval_batch(workload: Workload, question: Question, share_bytes: int) -> int:
     """Most validation rows at once in one process's share; at least 1."""
     for eval_batch in range(question.demand.eval_batch, 1, -1):
-        rows = replace(workload, micro_batch=eval_batch, pass_tokens=None)
+        rows = replace(workload, micro_batch=eval_batch, micro_batch_tokens=None)
         needed = estimate_evaluation_bytes(question.shape, rows)
         if needed * question.safety_factor <= share_bytes:
             return eval_batch

@@ -43,21 +43,21 @@ MLP_GRADIENT_TENSORS = 2
 # With PEFT each adapted module keeps its own input, cast for lora_A, and its dropout mask: four bytes an element on a
 # CPU (torch 2.13; own count), a bool on CUDA (native_dropout).
 DROPOUT_MASK_BYTES = {"cuda": 1, "cpu": 4}
-# The fused engine (modeling/multi_lora/layers.py) keeps each input once, whoever reads it, and each module's
+# The packed engine (modeling/multi_lora/layers.py) keeps each input once, whoever reads it, and each module's
 # mask, a byte an element. Modules by the input they share; the output of attention is counted among ATTENTION_TENSORS.
-FUSED_READERS = (
+PACKED_READERS = (
     ("hidden", ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn")),
     ("hidden", ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h")),
     ("intermediate", ("down_proj", "mlp.c_proj", "c_proj", "fc2", "dense_4h_to_h")),
 )
 # Beside the last hidden states: those at label positions, their gradient, and the one that goes from layer to layer.
-FUSED_HEAD_TENSORS = 3
+PACKED_HEAD_TENSORS = 3
 # Going back through one module it holds the gradient of its input, the trials' share of that and the dropped input, and
 # going back through a gate three gradients too.
-FUSED_BACKWARD_TENSORS = 3
-FUSED_MASK_BYTES = 1
+PACKED_BACKWARD_TENSORS = 3
+PACKED_MASK_BYTES = 1
 # The hash that masks start from, two bytes an element of one row of each width, and room for rows twice as long.
-FUSED_COUNTER_BYTES = 2 * 2
+PACKED_COUNTER_BYTES = 2 * 2
 # Ranks in a pack are padded to the next power of two, at least 8, so that trials of like rank share one product.
 SMALLEST_RANK_BUCKET = 8
 # Bytes per attention score (query x key) that are kept. SDPA's fused kernels keep none. Its math kernel keeps the fp32
@@ -75,7 +75,7 @@ LOSS_CHUNKS = 8  # torchtune's CEWithChunkedOutputLoss, num_output_chunks
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 TILE_CPU_COPY_BYTES = 16
-# The fused engine makes logits at label positions only, in chunks of this many fp32 bytes (training/packed/loss.py).
+# The packed engine makes logits at label positions only, in chunks of this many fp32 bytes (training/packed/loss.py).
 # A chunk has four copies in all: logits, log-softmax and a gradient of each.
 LABEL_CHUNK_BYTES = 128 * 2**20
 LABEL_CHUNK_COPIES = 4
@@ -163,14 +163,14 @@ def estimate_memory(shape: ModelShape, workload: Workload) -> MemoryEstimate:
     logits_bytes = _count_logits_bytes(shape, workload, LOGIT_BYTES)
     residual_bytes = tokens * shape.hidden_size * workload.residual_bytes
     activations_bytes = residual_bytes  # the last hidden state, which the head reads
-    is_fused = workload.engine == "fused"
-    if is_fused:
-        activations_bytes += FUSED_HEAD_TENSORS * residual_bytes
-    backward_bytes = _count_fused_backward_bytes(shape, workload) if is_fused else 0
+    is_packed = workload.engine == "packed"
+    if is_packed:
+        activations_bytes += PACKED_HEAD_TENSORS * residual_bytes
+    backward_bytes = _count_packed_backward_bytes(shape, workload) if is_packed else 0
     if workload.gradient_checkpointing:
         activations_bytes += shape.num_layers * residual_bytes
         gradients_bytes = tokens * MLP_GRADIENT_TENSORS * shape.intermediate_size * workload.residual_bytes
-        layer_bytes += backward_bytes if is_fused else gradients_bytes
+        layer_bytes += backward_bytes if is_packed else gradients_bytes
         if layer_bytes > logits_bytes:
             activations_bytes, logits_bytes = activations_bytes + layer_bytes, 0
     else:
@@ -178,7 +178,7 @@ def estimate_memory(shape: ModelShape, workload: Workload) -> MemoryEstimate:
         # The head's logits are gone when the layers' backward begins.
         if backward_bytes > logits_bytes:
             activations_bytes, logits_bytes = activations_bytes + backward_bytes, 0
-    if is_fused:
+    if is_packed:
         # A trial that joins, between two steps, has the weights and gradients of all copied to make room for its own.
         copied_bytes = ADAPTER_WEIGHT_BYTES + ADAPTER_GRADIENT_BYTES
         joining_bytes = workload.num_trials * copied_bytes * _count_adapter_parameters(shape, workload)
@@ -261,7 +261,7 @@ def _count_adapter_bytes(shape: ModelShape, workload: Workload) -> int:
 
 def _count_adapter_parameters(shape: ModelShape, workload: Workload) -> int:
     """Of one trial: its factors, and its copies of embeddings or head."""
-    r = pad_rank(workload.r) if workload.engine == "fused" else workload.r
+    r = pad_rank(workload.r) if workload.engine == "packed" else workload.r
     copies = len(workload.modules_to_save) * shape.vocab_size * shape.hidden_size
     return shape.num_adapter_parameters(workload.targets, r) + copies
 
@@ -278,10 +278,10 @@ def _count_layer_bytes_per_token(shape: ModelShape, workload: Workload) -> int:
 def _count_lora_input_bytes(shape: ModelShape, workload: Workload) -> int:
     """Bytes that one layer's adapters keep of their inputs, per token."""
     targets = shape.target_linears(workload.targets)
-    if workload.engine == "fused":
+    if workload.engine == "packed":
         widths = {"hidden": shape.hidden_size, "intermediate": shape.intermediate_size}
-        inputs = sum(widths[width] for width, readers in FUSED_READERS if any(name in targets for name in readers))
-        mask_bytes = FUSED_MASK_BYTES * sum(d_in for d_in, _ in targets.values()) if workload.lora_dropout else 0
+        inputs = sum(widths[width] for width, readers in PACKED_READERS if any(name in targets for name in readers))
+        mask_bytes = PACKED_MASK_BYTES * sum(d_in for d_in, _ in targets.values()) if workload.lora_dropout else 0
         return (inputs + len(targets) * pad_rank(workload.r)) * workload.compute_bytes + mask_bytes
     if workload.fp32_parameters == "all" and not workload.lora_dropout:
         # No cast and no mask: modules that read the same tensor share it, and attention's output is counted already.
@@ -291,12 +291,12 @@ def _count_lora_input_bytes(shape: ModelShape, workload: Workload) -> int:
     return sum(d_in for d_in, _ in targets.values()) * (workload.compute_bytes + mask_bytes)
 
 
-def _count_fused_backward_bytes(shape: ModelShape, workload: Workload) -> int:
-    """What the fused engine holds while it goes back through its widest module, and the hash of its masks."""
+def _count_packed_backward_bytes(shape: ModelShape, workload: Workload) -> int:
+    """What the packed engine holds while it goes back through its widest module, and the hash of its masks."""
     widths = {d_in for d_in, _ in shape.target_linears(workload.targets).values()}
     widest = max(shape.intermediate_size, *widths)
-    counter_bytes = FUSED_COUNTER_BYTES * workload.seq_length * sum(widths) if workload.lora_dropout else 0
-    return workload.num_tokens * FUSED_BACKWARD_TENSORS * widest * workload.compute_bytes + counter_bytes
+    counter_bytes = PACKED_COUNTER_BYTES * workload.seq_length * sum(widths) if workload.lora_dropout else 0
+    return workload.num_tokens * PACKED_BACKWARD_TENSORS * widest * workload.compute_bytes + counter_bytes
 
 
 def _count_logits_bytes(shape: ModelShape, workload: Workload, bytes_per_logit: int) -> int:

@@ -1,4 +1,4 @@
-"""Placing trials as a pack: one executor per device with the fused engine, one base, and a slot for each trial."""
+"""Placing trials as a pack: one executor per device with the packed engine, one base, and a slot for each trial."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from qlora_ray.hardware.plan import Placement, largest_divisor
 from qlora_ray.hardware.precision import Precision
 from qlora_ray.hardware.workload import Workload
 
-# Tokens of one step of a whole pack from which more trials gain little. A pass of T tokens takes max(T_host, T_dq + T)
-# and T_dq is 250-335 tokens (design notes, FUSED_TRAINING.md): beyond 8 T_dq at most an eighth can be gained. On a GPU
-# launching the kernels of a small model takes as long as up to about 16k tokens. Both are choices until measured.
+# Tokens of one step of a whole pack from which more trials gain little. A micro-batch of T tokens takes max(T_host,
+# T_dq + T) and T_dq is 250-335 tokens (design notes, FUSED_TRAINING.md): beyond 8 T_dq at most an eighth can be gained.
+# On a GPU launching the kernels of a small model takes as long as up to about 16k tokens. Both are choices until
+# measured.
 SATURATION_TOKENS = {"cpu": 2048, "cuda": 16384}
-# A pass may hold twice that, so that trials of a step need not be cut where they nearly fit. A choice.
+# A micro-batch may hold twice that, so that trials of a step need not be cut where they nearly fit. A choice.
 PASS_TOKENS_PER_SATURATION = 2
 # Even where one trial fills the device, so many share it: stopping the weak early needs others to compare them with.
 # More than the most would raise what is lost with an executor. Choices.
-MIN_FUSED_SLOTS = 4
-MAX_FUSED_SLOTS = 16
+MIN_PACKED_SLOTS = 4
+MAX_PACKED_SLOTS = 16
 # The base is held dequantized if that takes at most this part of the room that nothing else needs. A choice: the memory
 # model is a prior, and the rest is for what it does not know.
 HOLD_SHARE = 1 / 3
@@ -48,7 +49,7 @@ MAX_PACKS = 8
 
 @dataclass(frozen=True)
 class _Pack:
-    """What one executor does: its workload with all slots and the longest passes, and why so many slots."""
+    """What one executor does: its workload with all slots and the longest micro-batches, and why so many slots."""
 
     workload: Workload
     words: str
@@ -58,15 +59,15 @@ class _Pack:
 def place_pack(seats: list[Seat], question: Question, precision: Precision) -> tuple[Placement, list[str]] | Refusal:
     """Place a pack of the largest trial on the devices of one class; also notes on devices that are too full."""
     demand = question.demand
-    workload = describe_workload(seats, question, precision, engine="fused")
-    workload = replace(workload, pass_tokens=demand.max_seq_length)
+    workload = describe_workload(seats, question, precision, engine="packed")
+    workload = replace(workload, micro_batch_tokens=demand.max_seq_length)
     found = find_fitting(seats, question, workload)
     if isinstance(found, Refusal):
         return found
     fitting, notes = found
     room_bytes = min(seat.free_bytes for seat in fitting)
     override = question.cluster.slots_per_device
-    by_memory = _find_max_slots(workload, question, room_bytes, at_most=override or MAX_FUSED_SLOTS)
+    by_memory = _find_max_slots(workload, question, room_bytes, at_most=override or MAX_PACKED_SLOTS)
     if override is not None and by_memory < override:
         return refuse_slots(
             seats[0],
@@ -83,7 +84,7 @@ def place_pack(seats: list[Seat], question: Question, precision: Precision) -> t
         limit = "fill the device"
     words = _say_slots(packs * workload.num_trials, limit, question, packs=packs)
     share_bytes = room_bytes // packs
-    workload = replace(workload, pass_tokens=_find_max_tokens(workload, question, share_bytes))
+    workload = replace(workload, micro_batch_tokens=_find_max_tokens(workload, question, share_bytes))
     workload = replace(workload, hold_dequantized=_has_room_to_hold(workload, question, share_bytes))
     return _build_placement(fitting, question, precision, _Pack(workload, words, packs), room_bytes), notes
 
@@ -107,7 +108,7 @@ def _is_narrow(seats: list[Seat], question: Question) -> bool:
 
 
 def _find_max_slots(workload: Workload, question: Question, room_bytes: int, *, at_most: int) -> int:
-    """Most slots beside passes of one row; at least 1, for one is known to fit."""
+    """Most slots beside micro-batches of one row; at least 1, for one is known to fit."""
     for slots in range(at_most, 1, -1):
         if question.count_needed_bytes(replace(workload, num_trials=slots)) <= room_bytes:
             return slots
@@ -122,10 +123,10 @@ def _count_slots(seats: list[Seat], question: Question, by_memory: int) -> tuple
     saturation = SATURATION_TOKENS[seats[0].device.kind]
     if _is_narrow(seats, question):
         saturation = max(saturation, SATURATION_TOKENS_PER_CORE * min(seat.node.num_cpus for seat in seats))
-    filling = max(MIN_FUSED_SLOTS, math.ceil(saturation / demand.step_tokens))
+    filling = max(MIN_PACKED_SLOTS, math.ceil(saturation / demand.step_tokens))
     limits = [
         (filling, "fill the device"),
-        (MAX_FUSED_SLOTS, "are the most that share one"),
+        (MAX_PACKED_SLOTS, "are the most that share one"),
         (demand.num_trials or filling, "are all of the sweep's"),
         (by_memory, "are all that memory allows"),
     ]
@@ -136,22 +137,24 @@ def _say_slots(slots: int, limit: str, question: Question, *, packs: int) -> str
     """The plan's words for the number of slots."""
     if slots == 1:
         limit = limit.replace("fill ", "fills ").replace("are ", "is ")
-    words = f"fused: {say_count(slots, 'trial')} on one base {limit}"
+    words = f"packed: {say_count(slots, 'trial')} on one base {limit}"
     if packs > 1:
-        words = f"fused: {say_count(slots, 'trial')} {limit}, in {packs} packs with a base each, for layers this narrow"
+        words = (
+            f"packed: {say_count(slots, 'trial')} {limit}, in {packs} packs with a base each, for layers this narrow"
+        )
         words += " gain little from more threads"
     return f"{words} (about {slots * question.demand.step_tokens} tokens a step)"
 
 
 def _find_max_tokens(workload: Workload, question: Question, room_bytes: int) -> int:
-    """Most padded tokens of a pass that fit beside the slots, up to what a step can have and a device can use."""
+    """Padded tokens of a micro-batch that fit beside the slots, at most what a step has and a device can use."""
     demand = question.demand
     step_tokens = workload.num_trials * demand.effective_batch * demand.max_seq_length
     useful = PASS_TOKENS_PER_SATURATION * SATURATION_TOKENS[workload.device_kind]
     fits, above = demand.max_seq_length, max(demand.max_seq_length, min(useful, step_tokens)) + 1
     while above - fits > 1:
         middle = (fits + above) // 2
-        if question.count_needed_bytes(replace(workload, pass_tokens=middle)) <= room_bytes:
+        if question.count_needed_bytes(replace(workload, micro_batch_tokens=middle)) <= room_bytes:
             fits = middle
         else:
             above = middle
@@ -189,7 +192,7 @@ def _build_placement(
         device_kind=device.kind,
         device_name=device.name,
         devices=tuple(seat.label for seat in seats),
-        engine="fused",
+        engine="packed",
         slots_per_device=slots,
         num_gpus=1.0 if device.kind == "cuda" else 0.0,
         num_cpus=share_cpus(seats, processes=pack.per_device, num_threads=num_threads),
@@ -205,7 +208,7 @@ def _build_placement(
         available_bytes=room_bytes,
         reason="; ".join(words),
         slot_bytes=int((1 + FRAGMENTATION) * estimate.adapter_bytes / workload.num_trials),
-        max_tokens_per_pass=workload.num_tokens,
+        max_tokens_per_micro_batch=workload.num_tokens,
         hold_dequantized=workload.hold_dequantized,
         packs_per_device=pack.per_device,
     )

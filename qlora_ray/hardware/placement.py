@@ -45,9 +45,9 @@ def plan_placements(
         raise PlacementError(
             f"cluster.slots_per_device must be 1 with packing: off, got {cluster.slots_per_device}. Drop one of them."
         )
-    if cluster.packing == "fused" and demand.sft_reason:
+    if cluster.packing == "packed" and demand.single_reason:
         raise PlacementError(
-            f"cluster.packing must be auto, process or off for these trials, got fused: {demand.sft_reason}. "
+            f"cluster.packing must be auto, single or off for these trials, got packed: {demand.single_reason}. "
             "Change that, or set cluster.packing: auto."
         )
     # A head node that Ray was given no CPUs of runs nothing.
@@ -94,10 +94,10 @@ def _place_class(seats: list[Seat], question: Question) -> tuple[Placement, list
         precision = choose_precision(first.device, requested=question.precision_requested)
     except PlacementError as error:
         return Refusal(str(error), first)
-    if packing in ("process", "off"):
+    if packing in ("single", "off"):
         return place_processes(seats, question, precision)
-    if question.demand.sft_reason:
-        return place_processes(seats, question, precision, why=question.demand.sft_reason)
+    if question.demand.single_reason:
+        return place_processes(seats, question, precision, why=question.demand.single_reason)
     answer = place_pack(seats, question, precision)
     if packing == "auto" and isinstance(answer, Refusal) and answer.estimate is not None:
         return place_processes(seats, question, precision, why="memory is too short for a pack")
@@ -126,7 +126,7 @@ def _lower_slots(placement: Placement, bound: int, *, safety_factor: float) -> P
         return placement
     words = f"{placement.reason}; {say_count(bound, 'slot')} by cluster.max_slots"
     lowered = replace(placement, slots_per_device=bound, reason=words)
-    if placement.engine == "fused":
+    if placement.engine == "packed":
         before = placement.estimate
         adapter_bytes = before.adapter_bytes // placement.slots_per_device * bound
         freed_bytes = before.adapter_bytes - adapter_bytes

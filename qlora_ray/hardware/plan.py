@@ -31,7 +31,7 @@ class TrialDemand:
         attn_implementation: The config's model.attn_implementation.
         mean_seq_length: Tokens of a training row on average; None: as many as the longest.
         num_trials: Trials of the sweep in all; None: no bound.
-        sft_reason: Why these trials cannot share one base and need the sft engine; None if they can.
+        single_reason: Why these trials cannot share one base and need the single engine; None if they can.
     """
 
     max_r: int = 16
@@ -49,7 +49,7 @@ class TrialDemand:
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     mean_seq_length: float | None = None
     num_trials: int | None = None
-    sft_reason: str | None = None
+    single_reason: str | None = None
 
     @property
     def step_tokens(self) -> int:
@@ -64,8 +64,8 @@ class TrialDemand:
 class Placement:
     """What runs on every device of one class, and why.
 
-    An `sft` executor has one slot, and a device has as many executors as slots. A `fused` one has all of its device's
-    slots; only a CPU node has several, where the base is so narrow that more threads would bring little.
+    A `single` executor has one slot, and a device has as many executors as slots. A `packed` one has all of its
+    device's slots; only a CPU node has several, where the base is so narrow that more threads would bring little.
 
     Args:
         devices: `host:index` of each device.
@@ -80,11 +80,12 @@ class Placement:
         eval_batch: Validation rows at once, within the memory that training takes.
         estimate: Of one executor with all of its slots, at the most rows or tokens at once.
         needed_bytes: The estimate with the config's safety factor: what an executor is given.
-        slot_bytes: What one more trial in the same executor adds to the estimate; an sft executor takes none.
+        slot_bytes: What one more trial in the same executor adds to the estimate; a single executor takes none.
         available_bytes: Free memory of the class's fullest device.
-        max_tokens_per_pass: Padded tokens (rows x longest) of one forward and backward of a pack; None for sft.
+        max_tokens_per_micro_batch: Padded tokens (rows x longest) of one forward and backward of a pack; None for
+            single.
         hold_dequantized: Whether the base's linears are also kept in the compute dtype.
-        packs_per_device: Fused executors on one device, each with a base of its own: one on a GPU.
+        packs_per_device: Packed executors on one device, each with a base of its own: one on a GPU.
     """
 
     device_class: str
@@ -107,14 +108,14 @@ class Placement:
     available_bytes: int
     reason: str
     slot_bytes: int = 0
-    max_tokens_per_pass: int | None = None
+    max_tokens_per_micro_batch: int | None = None
     hold_dequantized: bool = False
     packs_per_device: int = 1
 
     @property
     def executors_per_device(self) -> int:
         """Processes on one device."""
-        return self.packs_per_device if self.engine == "fused" else self.slots_per_device
+        return self.packs_per_device if self.engine == "packed" else self.slots_per_device
 
     @property
     def slots_per_executor(self) -> int:

@@ -1,4 +1,4 @@
-"""Placing trials as processes: each slot is an executor of its own with the sft engine and a copy of the base."""
+"""Placing trials as processes: each slot is an executor of its own with the single engine and a copy of the base."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def place_processes(
         precision: What they compute in.
         why: Why the trials are no pack, where the config leaves that open.
     """
-    workload = describe_workload(seats, question, precision, engine="sft")
+    workload = describe_workload(seats, question, precision, engine="single")
     found = find_fitting(seats, question, workload)
     if isinstance(found, Refusal):
         return found
@@ -66,7 +66,7 @@ def place_processes(
         )
     workload = replace(workload, micro_batch=max_micro_batch)
     placement = _build_placement(fitting, question, precision, workload, room_bytes)
-    return (replace(placement, reason=f"sft processes: {why}; {placement.reason}") if why else placement), notes
+    return (replace(placement, reason=f"single: {why}; {placement.reason}") if why else placement), notes
 
 
 def _find_max_micro_batch(workload: Workload, question: Question, room_bytes: int, *, num_slots: int) -> int:
@@ -100,7 +100,7 @@ def _build_placement(
         device_kind=device.kind,
         device_name=device.name,
         devices=tuple(seat.label for seat in seats),
-        engine="sft",
+        engine="single",
         slots_per_device=count.slots,
         num_gpus=round_down(1 / count.slots) if device.kind == "cuda" else 0.0,
         num_cpus=share_cpus(seats, processes=count.slots, num_threads=num_threads),

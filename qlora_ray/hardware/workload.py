@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-EngineName = Literal["sft", "fused"]
+EngineName = Literal["single", "packed"]
 Loss = Literal["stock", "chunked", "tiled", "labels"]
 
 
@@ -20,15 +20,15 @@ class Workload:
         precision: bf16, fp16 or fp32, the compute dtype.
         micro_batch: Rows through the device at once.
         loss: `stock` makes all logits at once, `chunked` an eighth of them (torchtune), `tiled` one tile (TRL 1.16),
-            `labels` a chunk of those at label positions (the fused engine).
+            `labels` a chunk of those at label positions (the packed engine).
         fp32_parameters: Which unquantized parameters are kept in fp32: `none` here, `norms`, or `all` as PEFT's
             prepare_model_for_kbit_training does. With any of them the residual stream is fp32 too, for bitsandbytes
             returns its input's dtype. `all` is counted without autocast, as in the rows it is tested on.
         attention: Which kernel attention gets, see memory.SCORE_BYTES.
         context_bytes: What a process holds besides tensors; None for the usual of the device kind.
-        engine: `sft` is TRL and PEFT; `fused` keeps inputs once and small dropout masks, and pads ranks.
+        engine: `single` is TRL and PEFT; `packed` keeps inputs once and small dropout masks, and pads ranks.
         num_trials: Adapters in the process.
-        pass_tokens: Padded tokens through the device at once, where they are not micro_batch rows of seq_length.
+        micro_batch_tokens: Padded tokens through the device at once, where they are not micro_batch rows of seq_length.
         hold_dequantized: Whether all linears are also kept in the compute dtype.
     """
 
@@ -48,15 +48,15 @@ class Workload:
     lora_dropout: float = 0.0
     attention: Literal["fused", "math", "eager"] = "fused"
     context_bytes: int | None = None
-    engine: EngineName = "sft"
+    engine: EngineName = "single"
     num_trials: int = 1
-    pass_tokens: int | None = None
+    micro_batch_tokens: int | None = None
     hold_dequantized: bool = False
 
     @property
     def num_tokens(self) -> int:
         """Padded tokens through the device at once."""
-        return self.micro_batch * self.seq_length if self.pass_tokens is None else self.pass_tokens
+        return self.micro_batch * self.seq_length if self.micro_batch_tokens is None else self.micro_batch_tokens
 
     @property
     def compute_bytes(self) -> int:

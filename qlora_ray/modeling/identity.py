@@ -12,9 +12,8 @@ from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.modeling.hub import is_commit
 from qlora_ray.modeling.loading import hash_base
+from qlora_ray.runs.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Beside PEFT's files in an adapter's folder: how it was trained. PEFT passes it over.
 ADAPTER_ORIGIN = "qlora_ray.json"
 

@@ -1,4 +1,4 @@
-"""Whether a sweep's trials can share one base in the fused engine, and if not, why."""
+"""Whether a sweep's trials can share one base in the packed engine, and if not, why."""
 
 from __future__ import annotations
 

@@ -20,14 +20,8 @@ from qlora_ray.orchestration.stopping import StopSignals, stop_signals
 from qlora_ray.orchestration.summary import Summary, print_next_steps, print_outcome, print_plan, write_summary
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.orchestration.winner import choose_winner
-from qlora_ray.preflight.checks import (
-    Preflight,
-    add_resume,
-    check_same_inputs,
-    common_facts,
-    describe_sweep,
-    plan_sweep,
-)
+from qlora_ray.preflight.checks import Preflight, plan_sweep
+from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
 from qlora_ray.runs import EventLog, SweepPaths, read_json, write_json
 from qlora_ray.search.study import (
     end_interrupted,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.evaluation.target.target import MERGE_REPORT
 from qlora_ray.reporting.trials import as_mapping, as_text
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.files import read_lines
+from qlora_ray.runs.paths import MERGE_REPORT
 
 MERGED = "merged"
 

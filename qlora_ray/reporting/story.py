@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.evaluation.target.target import MERGE_REPORT
 from qlora_ray.reporting.axes import Axis, read_axes
 from qlora_ray.reporting.exports import read_merges
-from qlora_ray.reporting.front import Front, read_front
-from qlora_ray.reporting.importance import Importance, read_importance
+from qlora_ray.reporting.importance import Front, Importance, read_front, read_importance
 from qlora_ray.reporting.timeline import Timeline, read_timeline
 from qlora_ray.reporting.trials import (
     STATES,
@@ -26,6 +24,7 @@ from qlora_ray.reporting.trials import (
 )
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
+from qlora_ray.runs.paths import MERGE_REPORT
 from qlora_ray.scoring.verdict import Verdict
 
 POINTS_KEY = "points_to_evaluate"
@@ -254,7 +253,7 @@ def _planned_slots(manifest: Mapping[str, Any]) -> int:
 
 def _executor_slots(placement: Mapping[str, Any]) -> int:
     """As `hardware.plan.Placement` counts them: slots are shared out among packs, or are one to a process."""
-    if placement.get("engine") != "fused":
+    if placement.get("engine") != "packed":
         return 1
     num_slots, num_packs = (as_whole(placement.get(key)) or 1 for key in ("slots_per_device", "packs_per_device"))
     return max(1, num_slots // num_packs)

@@ -13,6 +13,13 @@ from pathlib import Path
 
 from qlora_ray.errors import RunError
 
+# Names that peft 0.21 gives the two files of an adapter.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MERGE_REPORT = "merge_report.json"
+# What the folder of a merged model that was quantized again is called, after the merged model's.
+NF4_SUFFIX = "-nf4"
+
 # Less free space than this and a sweep does not start: logs, records and adapters of a small sweep.
 MIN_FREE_BYTES = 64 * 1024**2
 # A report that looks whether a sweep runs holds its lock for microseconds.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.modeling.identity import ADAPTER_CONFIG
 from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.paths import ADAPTER_CONFIG
 
 BEST = "best"
 SCORES = "scores.json"

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from qlora_ray.errors import DataError
 from qlora_ray.scoring.inference import Precision, evaluating, input_device, longest_first, map_batches
 from qlora_ray.scoring.sampling import GumbelNoise, Sampling
-from qlora_ray.scoring.token_budget import find_limit, fit_prompts, measure_room, read_positions
+from qlora_ray.scoring.token_budget import find_limit, fit_prompts, measure_token_budget, read_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +95,7 @@ def generate_answers(
         max_length=max_length,
     )
     limit = find_limit(read_positions(model.config), max_length)
-    room = measure_room(prompt_ids, max_new_tokens=max_new_tokens, limit=limit)
+    room = measure_token_budget(prompt_ids, max_new_tokens=max_new_tokens, limit=limit)
     return Answers(texts, room.num_cut_prompts, room.num_short_answers, num_cut_answers)
 
 

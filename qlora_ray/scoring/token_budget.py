@@ -12,7 +12,6 @@ from qlora_ray.scoring.split import EvaluationSplit
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from qlora_ray.scoring.scores import Scores
 
 # Ours: of the longest reference. A right answer need not have the reference's words.
 MARGIN = 0.25
@@ -25,14 +24,12 @@ MIN_NEW_TOKENS = 16
 MAX_NEW_TOKENS = 512
 # Ours, where nothing says how long an answer is: about 200 words.
 NEW_TOKENS_WITHOUT_REFERENCES = 256
-# Ours: fewer cut answers than one in twenty move no verdict that is not a matter of chance anyway.
-NOTABLE_CUT_SHARE = 0.05
 # What a prompt and its answer have to fit in.
 LIMITS = "the model's positions or evaluate.max_length"
 
 
 @dataclass(frozen=True)
-class Room:
+class TokenBudget:
     """What rows have room for.
 
     Attributes:
@@ -106,16 +103,16 @@ def count_reference_tokens(
     return [max(len(ids) + 1, own) for ids, own in zip(encoded["input_ids"], in_rows, strict=True)]
 
 
-def measure_room(
+def measure_token_budget(
     prompt_ids: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     limit: int | None,
     reference_tokens: Sequence[int] = (),
-) -> Room:
+) -> TokenBudget:
     """Returns what prompts that are answered have room for, in a model of `limit` tokens."""
     prompts, budgets = fit_prompts(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
-    return Room(
+    return TokenBudget(
         max_new_tokens=max_new_tokens,
         num_cut_prompts=sum(len(cut) < len(ids) for cut, ids in zip(prompts, prompt_ids, strict=True)),
         num_short_answers=sum(budget < max_new_tokens for budget in budgets),
@@ -141,49 +138,6 @@ def fit_prompts(
     """Returns the prompts as the model sees them, and the new tokens each may have."""
     prompts = [_cut_left(ids, limit=limit, max_new_tokens=max_new_tokens) for ids in prompt_ids]
     return prompts, [max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids)) for ids in prompts]
-
-
-def describe_cuts(
-    base: Scores,
-    tuned: Scores,
-    *,
-    base_name: str = "base",
-    tuned_name: str = "the winner",
-    has_references: bool = True,
-) -> str | None:
-    """Returns what cut answers do to a comparison, in words; None if that is nothing.
-
-    A base that never stops is cut always. That matters only where references are longer than an answer may be: then no
-    model could give them. Without references nothing says how long an answer should be.
-    """
-    if not tuned.answers:
-        return None
-    num_long = tuned.num_long_references
-    shares = [one.num_cut_answers / max(len(one.answers), 1) for one in (base, tuned)]
-    if shares[1] < NOTABLE_CUT_SHARE and not (num_long and shares[0] >= NOTABLE_CUT_SHARE):
-        return None
-    told = (
-        f"{tuned.num_cut_answers} of {len(tuned.answers)} answers of {tuned_name} were cut at "
-        f"{tuned.max_new_tokens} tokens{' or fewer' if tuned.num_short_answers else ''} "
-        f"({base_name}: {base.num_cut_answers})"
-    )
-    if num_long:
-        return f"{told}, and {num_long} references are longer: raise evaluate.max_new_tokens"
-    if tuned.num_short_answers < tuned.num_cut_answers:
-        if not has_references:
-            return f"{told}: raise evaluate.max_new_tokens if they should have ended"
-        return f"{told}, though no reference is longer: it did not stop by itself"
-    return told
-
-
-def describe_limits(scores: Scores) -> list[str]:
-    """Returns what a model's prompts and answers lost for lack of room, in words."""
-    notes = []
-    if scores.num_cut_prompts:
-        notes.append(f"{scores.num_cut_prompts} prompts lost their beginning, for lack of room ({LIMITS})")
-    if scores.num_short_answers:
-        notes.append(f"{scores.num_short_answers} answers had fewer tokens to spend, for lack of room ({LIMITS})")
-    return notes
 
 
 def _cut_left(ids: Sequence[int], *, limit: int | None, max_new_tokens: int) -> list[int]:

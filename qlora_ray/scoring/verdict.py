@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.scoring.comparison import Comparison, compare_scores
-from qlora_ray.scoring.token_budget import describe_cuts, describe_limits
+from qlora_ray.scoring.token_budget import LIMITS
 
 if TYPE_CHECKING:
     from qlora_ray.scoring.metrics.choice import Metric
     from qlora_ray.scoring.scores import Scores
+
+
+# Ours: fewer cut answers than one in twenty move no verdict that is not a matter of chance anyway.
+NOTABLE_CUT_SHARE = 0.05
 
 CHOSEN_ON_THEM = "the winner was chosen on these rows, which flatters it; name rows of their own with data.test"
 
@@ -67,3 +71,46 @@ def judge(base: Scores, tuned: Scores, *, metrics: Sequence[Metric], split: str,
     deciding, *others = compare_scores(base, tuned, metrics=metrics)
     notes = [CHOSEN_ON_THEM if was_chosen_on else None, describe_cuts(base, tuned), *describe_limits(tuned)]
     return Verdict(split, deciding, others, "; ".join(note for note in notes if note) or None)
+
+
+def describe_cuts(
+    base: Scores,
+    tuned: Scores,
+    *,
+    base_name: str = "base",
+    tuned_name: str = "the winner",
+    has_references: bool = True,
+) -> str | None:
+    """Returns what cut answers do to a comparison, in words; None if that is nothing.
+
+    A base that never stops is cut always. That matters only where references are longer than an answer may be: then no
+    model could give them. Without references nothing says how long an answer should be.
+    """
+    if not tuned.answers:
+        return None
+    num_long = tuned.num_long_references
+    shares = [one.num_cut_answers / max(len(one.answers), 1) for one in (base, tuned)]
+    if shares[1] < NOTABLE_CUT_SHARE and not (num_long and shares[0] >= NOTABLE_CUT_SHARE):
+        return None
+    told = (
+        f"{tuned.num_cut_answers} of {len(tuned.answers)} answers of {tuned_name} were cut at "
+        f"{tuned.max_new_tokens} tokens{' or fewer' if tuned.num_short_answers else ''} "
+        f"({base_name}: {base.num_cut_answers})"
+    )
+    if num_long:
+        return f"{told}, and {num_long} references are longer: raise evaluate.max_new_tokens"
+    if tuned.num_short_answers < tuned.num_cut_answers:
+        if not has_references:
+            return f"{told}: raise evaluate.max_new_tokens if they should have ended"
+        return f"{told}, though no reference is longer: it did not stop by itself"
+    return told
+
+
+def describe_limits(scores: Scores) -> list[str]:
+    """Returns what a model's prompts and answers lost for lack of room, in words."""
+    notes = []
+    if scores.num_cut_prompts:
+        notes.append(f"{scores.num_cut_prompts} prompts lost their beginning, for lack of room ({LIMITS})")
+    if scores.num_short_answers:
+        notes.append(f"{scores.num_short_answers} answers had fewer tokens to spend, for lack of room ({LIMITS})")
+    return notes

@@ -38,8 +38,8 @@ class TrialState:
         facts: The report's facts.
         interval_losses: Each step's loss since that report, where the state is of a later step.
         train_losses: The report's points of the training loss; of the report that is owed, where one is.
-        unreported: What training says of the report that the state owes: it was taken before the evaluation. Whoever
-            goes on from it evaluates first. Empty where nothing is owed.
+        pending_metrics: What training says of the report that the state owes: it was taken before the evaluation.
+            Whoever goes on from it evaluates first. Empty where nothing is owed.
     """
 
     trial_id: str
@@ -54,16 +54,16 @@ class TrialState:
     facts: dict[str, Any] = field(default_factory=dict)
     interval_losses: list[float] = field(default_factory=list)
     train_losses: list[tuple[int, float]] = field(default_factory=list)
-    unreported: dict[str, float] = field(default_factory=dict)
+    pending_metrics: dict[str, float] = field(default_factory=dict)
 
     @property
-    def owes_report(self) -> bool:
+    def has_pending_report(self) -> bool:
         """Whether the trial has trained to a report that it has not made."""
-        return bool(self.unreported)
+        return bool(self.pending_metrics)
 
     def reported(self, report_index: int, *, metrics: dict[str, float]) -> TrialState:
         """The same state after the report that it owed."""
-        return replace(self, report_index=report_index, metrics=metrics, unreported={})
+        return replace(self, report_index=report_index, metrics=metrics, pending_metrics={})
 
     def save(self, folder: Path) -> None:
         """Writes the state whole, replacing an older one."""
@@ -92,7 +92,7 @@ class TrialState:
             "facts": self.facts,
             "interval_losses": self.interval_losses,
             "train_losses": self.train_losses,
-            "unreported": self.unreported,
+            "pending_metrics": self.pending_metrics,
         }
         return json.dumps(facts)
 
@@ -134,7 +134,8 @@ class TrialState:
             facts=facts["facts"],
             interval_losses=facts["interval_losses"],
             train_losses=[(step, loss) for step, loss in facts.get("train_losses", [])],
-            unreported=facts.get("unreported", {}),
+            # `unreported` in states of version 0.1.
+            pending_metrics=facts.get("pending_metrics", facts.get("unreported", {})),
         )
 
 

@@ -1,4 +1,4 @@
-"""What an engine is: the contract that `sft` meets, and `fused` will.
+"""What an engine is: the contract that `single` meets, and `packed` will.
 
 This module imports no torch: trial actors, which only pass specs and reports on, stay light.
 """
@@ -14,9 +14,11 @@ from qlora_ray.config.schema import Lora, Training
 from qlora_ray.training.budget import Budget
 
 if TYPE_CHECKING:
+    from qlora_ray.data import TokenizedSplit
     from qlora_ray.scoring.scores import Scores
     from qlora_ray.scoring.split import EvaluationSplit
     from qlora_ray.training.checkpoint import TrialState
+
 
 FailureCause = Literal["diverged", "oom", "error", "lost", "evicted", "unevaluated"]
 UNEVALUATED = "trained, not evaluated: out of memory in evaluation at one row"
@@ -109,3 +111,11 @@ class Engine(Protocol):
 
     def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
         """Scores a saved adapter, or the bare base, on these rows; no trial may be admitted."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tokens and trained-token masks of the training and validation rows: the same for every engine."""
+
+    train: TokenizedSplit
+    validation: TokenizedSplit

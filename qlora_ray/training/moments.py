@@ -1,8 +1,8 @@
 """AdamW's moments in a form that both engines read: per parameter, in fp32.
 
 32-bit moments are stored by parameter name by either engine. 8-bit ones are stored as they are, so that the same engine
-goes on bit for bit: by name by sft, whose optimizer has one tensor per parameter, and as one flat row by fused, with
-the row's layout beside it. Between the engines they are dequantized and quantized again, in other blocks.
+goes on bit for bit: by name by single, whose optimizer has one tensor per parameter, and as one flat row by packed,
+with the row's layout beside it. Between the engines they are dequantized and quantized again, in other blocks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from qlora_ray.modeling.multi_lora.flat_adapter import Piece
 
 # Where bitsandbytes 0.50 nests the tensors of an 8-bit optimizer, its block size, and the size below which it keeps
 # a parameter's moments in 32 bits (optim/optimizer.py).
@@ -31,23 +33,6 @@ class Moments:
     first: Tensor
     second: Tensor
     step: int
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Where a parameter lies in a flat row: a [rows, columns] matrix, of which the first so many are its own."""
-
-    name: str
-    start: int
-    rows: int
-    columns: int
-    own_rows: int
-    own_columns: int
-
-    def cut(self, flat: Tensor) -> Tensor:
-        """The parameter's values."""
-        matrix = flat[self.start : self.start + self.rows * self.columns].view(self.rows, self.columns)
-        return matrix[: self.own_rows, : self.own_columns].contiguous()
 
 
 def is_flat(tensors: Mapping[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""The suite every engine passes. Subclass EngineContract and give it `make_engine`."""
+"""The suite every engine micro-batches. Subclass EngineContract and give it `make_engine`."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ class EngineContract:
             told.append(is_final)
             if len(told) == num_trained:
                 state = engine.snapshot(trial_id)
-                assert state is not None and state.owes_report
+                assert state is not None and state.has_pending_report
                 state.save(tmp_path / "state")
                 engine.save_adapter(trial_id, tmp_path / "adapter")
 
@@ -270,7 +270,7 @@ class EngineContract:
         assert report.failure.message == f"{UNEVALUATED}: CUDA out of memory. Tried to allocate 1 GiB."
         state = engine.snapshot("0000")
         engine.evict("0000")
-        assert state is not None and state.owes_report and state.step == NUM_STEPS // NUM_REPORTS
+        assert state is not None and state.has_pending_report and state.step == NUM_STEPS // NUM_REPORTS
         rest = run_trial(engine, make_spec(gradient_checkpointing=True), state=state)
         engine.evict("0000")
         assert losses(rest) == losses(whole)
@@ -283,7 +283,7 @@ class EngineContract:
 
         def use(peak_kib: int) -> None:
             monkeypatch.setattr(
-                "qlora_ray.training.peak.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=peak_kib)
+                "qlora_ray.modeling.device_memory.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=peak_kib)
             )
 
         use(10_000)
@@ -292,7 +292,7 @@ class EngineContract:
             run_trial(engine, make_spec())
         state = engine.snapshot("0000")
         engine.evict("0000")
-        assert state is not None and state.owes_report
+        assert state is not None and state.has_pending_report
         state.save(tmp_path / "state")
         # As in another process, which has trained nothing yet.
         use(100)

@@ -1,4 +1,4 @@
-"""Tiny random bases of the architectures that the fused engine packs, saved and loaded as any base is."""
+"""Tiny random bases of the architectures that the packed engine packs, saved and loaded as any base is."""
 
 from __future__ import annotations
 

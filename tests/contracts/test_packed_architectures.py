@@ -1,4 +1,4 @@
-"""The `fused` engine on every architecture it is meant for: two trials in a pack are what `sft` makes of each."""
+"""The `packed` engine on every architecture it is meant for: two trials in a pack are what `single` makes of each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from engine_contract import make_spec, plain_validation_loss, run_trial
-from fused_models import ARCHITECTURES, GPT2, load_saved_base, save_random_base
+from packed_models import ARCHITECTURES, GPT2, load_saved_base, save_random_base
 
 from qlora_ray.config.schema import Data, Model
 from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.modeling.adapters import saved_adapter
 from qlora_ray.modeling.loading import LoadedBase, load_tokenizer
-from qlora_ray.training.engine import Report, TrialSpec
-from qlora_ray.training.packed.engine import FusedEngine
-from qlora_ray.training.rows import TrainingData
-from qlora_ray.training.single.engine import SftEngine
+from qlora_ray.training.engine import Report, TrainingData, TrialSpec
+from qlora_ray.training.packed.engine import PackedEngine
+from qlora_ray.training.single.engine import SingleEngine
 
 NUM_STEPS = 4
 
@@ -58,25 +57,25 @@ def data() -> PreparedData:
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def run(request: pytest.FixtureRequest, data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Both trials trained in a pack on one base, and by `sft` one after the other."""
+    """Both trials trained in a pack on one base, and by `single` one after the other."""
     folder = tmp_path_factory.mktemp(request.param)
     save_random_base(*ARCHITECTURES[request.param], folder / "base")
     base = load_saved_base(folder / "base")
     packed = run_pack(make_fused(base, data), SPECS, folder / "packed")
-    sft = SftEngine(base, TrainingData(data.train, data.validation), max_micro_batch=8)
+    single = SingleEngine(base, TrainingData(data.train, data.validation), max_micro_batch=8)
     alone = {}
     for spec in SPECS:
-        alone[spec.trial_id] = run_trial(sft, spec, num_reports=NUM_STEPS)
-        sft.save_adapter(spec.trial_id, folder / "alone" / spec.trial_id)
-        sft.evict(spec.trial_id)
+        alone[spec.trial_id] = run_trial(single, spec, num_reports=NUM_STEPS)
+        single.save_adapter(spec.trial_id, folder / "alone" / spec.trial_id)
+        single.evict(spec.trial_id)
     return Run(folder / "base", packed, alone, folder / "packed", folder / "alone")
 
 
-def make_fused(base: LoadedBase, data: PreparedData) -> FusedEngine:
-    return FusedEngine(base, TrainingData(data.train, data.validation), slots=2, max_tokens_per_pass=2048)
+def make_fused(base: LoadedBase, data: PreparedData) -> PackedEngine:
+    return PackedEngine(base, TrainingData(data.train, data.validation), slots=2, max_tokens_per_micro_batch=2048)
 
 
-def run_pack(engine: FusedEngine, specs: list[TrialSpec], adapters: Path) -> dict[str, list[Report]]:
+def run_pack(engine: PackedEngine, specs: list[TrialSpec], adapters: Path) -> dict[str, list[Report]]:
     """Trains trials together to their ends, and saves those adapters that have one."""
     for spec in specs:
         engine.admit(spec)
@@ -135,5 +134,5 @@ def test_transposed_layers_that_no_quantization_has_made_linear_are_refused_by_n
         assert report.failure is not None
         assert report.failure.cause == "error"
         assert "lora.target_modules: transformer.h.0.attn.c_attn" in report.failure.message
-        assert "cluster.packing: process" in report.failure.message
+        assert "cluster.packing: single" in report.failure.message
     assert torch.equal(logits_of(base, data), before)

@@ -13,12 +13,11 @@ from engine_contract import BATCH, NUM_STEPS, Bench, bench, hash_weights, load_n
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Report, TrialSpec
-from qlora_ray.training.packed.engine import FusedEngine
+from qlora_ray.training.engine import Report, TrainingData, TrialSpec
+from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.packed.reporting import Reporter
 from qlora_ray.training.packed.step import StepRunner
-from qlora_ray.training.rows import TrainingData
-from qlora_ray.training.single.engine import SftEngine
+from qlora_ray.training.single.engine import SingleEngine
 
 __all__ = ["bench"]
 
@@ -31,23 +30,23 @@ OTHER_ENGINE = 1e-4
 OTHER_BLOCKS = 3e-3
 
 
-def make_engine(base: LoadedBase, data: PreparedData, **options: Any) -> FusedEngine:
+def make_engine(base: LoadedBase, data: PreparedData, **options: Any) -> PackedEngine:
     """An engine of four slots on a base."""
-    return FusedEngine(
+    return PackedEngine(
         base,
         TrainingData(data.train, data.validation),
-        **{"slots": 4, "max_tokens_per_pass": 2048, **options},
+        **{"slots": 4, "max_tokens_per_micro_batch": 2048, **options},
     )
 
 
 @pytest.fixture
-def engine(bench: Bench) -> FusedEngine:
+def engine(bench: Bench) -> PackedEngine:
     """An engine on the shared base."""
     return make_engine(bench.base, bench.data)
 
 
 def run_pack(
-    engine: FusedEngine, specs: list[TrialSpec], *, on_report: Callable[[Report], None] = lambda report: None
+    engine: PackedEngine, specs: list[TrialSpec], *, on_report: Callable[[Report], None] = lambda report: None
 ) -> dict[str, list[Report]]:
     """Trains trials together to their ends; they are gone afterwards."""
     for spec in specs:
@@ -64,7 +63,7 @@ def run_pack(
     return seen
 
 
-def alone(engine: FusedEngine, spec: TrialSpec) -> list[tuple[float, float]]:
+def alone(engine: PackedEngine, spec: TrialSpec) -> list[tuple[float, float]]:
     """A trial's losses without neighbours."""
     reports = run_trial(engine, spec)
     engine.evict(spec.trial_id)
@@ -93,33 +92,33 @@ MIXED_SPECS = [
 ]
 
 
-def test_equal_ranks_train_as_if_alone_whatever_their_rates_dropouts_and_batch_sizes(engine: FusedEngine) -> None:
+def test_equal_ranks_train_as_if_alone_whatever_their_rates_dropouts_and_batch_sizes(engine: PackedEngine) -> None:
     packed = run_pack(engine, SAME_RANK_SPECS)
     for spec in SAME_RANK_SPECS:
         assert_close(losses(packed[spec.trial_id]), alone(engine, spec), rel=SAME_RANKS)
 
 
-def test_mixed_ranks_and_target_modules_train_as_if_alone(engine: FusedEngine) -> None:
+def test_mixed_ranks_and_target_modules_train_as_if_alone(engine: PackedEngine) -> None:
     packed = run_pack(engine, MIXED_SPECS)
     for spec in MIXED_SPECS:
         assert_close(losses(packed[spec.trial_id]), alone(engine, spec), rel=MIXED_RANKS)
 
 
-def test_padding_stays_exactly_zero(engine: FusedEngine) -> None:
+def test_padding_stays_exactly_zero(engine: PackedEngine) -> None:
     for spec in MIXED_SPECS:
         engine.admit(spec)
     engine.advance()
     for spec in MIXED_SPECS:
-        member = engine._roster.find(spec.trial_id).member
-        for layer in member.blueprint.layers:
-            a_RD, b_OR = member.bank.cut(member.parameter.detach(), layer.number)
+        trial = engine._roster.find(spec.trial_id).trial
+        for layer in trial.blueprint.layers:
+            a_RD, b_OR = trial.stack.cut(trial.parameter.detach(), layer.number)
             assert torch.count_nonzero(a_RD[spec.lora.r :]) == 0
             assert torch.count_nonzero(b_OR[:, spec.lora.r :]) == 0
             assert torch.count_nonzero(b_OR[:, : spec.lora.r]) > 0
         engine.evict(spec.trial_id)
 
 
-def test_a_pack_trains_as_sfttrainer_does(engine: FusedEngine, bench: Bench) -> None:
+def test_a_pack_trains_as_sfttrainer_does(engine: PackedEngine, bench: Bench) -> None:
     every_step = {"max_samples": 20 * BATCH, "warmup_ratio": 0.2}
     specs = [
         make_spec(
@@ -133,10 +132,10 @@ def test_a_pack_trains_as_sfttrainer_does(engine: FusedEngine, bench: Bench) -> 
         for number, (r, rate, schedule) in enumerate([(8, 2e-3, "cosine"), (16, 5e-4, "constant")])
     ]
     packed = run_pack(engine, specs)
-    sft = SftEngine(bench.base, TrainingData(bench.data.train, bench.data.validation), max_micro_batch=8)
+    single = SingleEngine(bench.base, TrainingData(bench.data.train, bench.data.validation), max_micro_batch=8)
     for spec in specs:
-        expected = run_trial(sft, spec, num_reports=20)
-        sft.evict(spec.trial_id)
+        expected = run_trial(single, spec, num_reports=20)
+        single.evict(spec.trial_id)
         got = packed[spec.trial_id]
         assert len(got) == len(expected) == 20
         for one, other in zip(losses(got), losses(expected), strict=True):
@@ -145,7 +144,7 @@ def test_a_pack_trains_as_sfttrainer_does(engine: FusedEngine, bench: Bench) -> 
         assert got[7].metrics["learning_rate"] == pytest.approx(expected[7].metrics["learning_rate"])
 
 
-def test_a_neighbour_that_diverges_changes_nothing(engine: FusedEngine) -> None:
+def test_a_neighbour_that_diverges_changes_nothing(engine: PackedEngine) -> None:
     healthy = make_spec("0001")
     diverging = make_spec("0000", learning_rate=1e30, warmup_ratio=0.0, max_grad_norm=0.0)
     packed = run_pack(engine, [diverging, healthy])
@@ -156,15 +155,15 @@ def test_a_neighbour_that_diverges_changes_nothing(engine: FusedEngine) -> None:
     assert losses(packed["0001"]) == losses(run_pack(engine, [healthy])["0001"])
 
 
-def test_a_neighbours_nan_weights_change_nothing(engine: FusedEngine) -> None:
+def test_a_neighbours_nan_weights_change_nothing(engine: PackedEngine) -> None:
     specs = [make_spec("0000"), make_spec("0001", seed=3)]
     clean = run_pack(engine, specs)
 
     def poison(report: Report) -> None:
         if report.trial_id == "0001" and report.index == 1:
-            member = engine._roster.find("0001").member
-            member.bind()
-            member.parameter.data.fill_(float("nan"))
+            trial = engine._roster.find("0001").trial
+            trial.bind()
+            trial.parameter.data.fill_(float("nan"))
 
     poisoned = run_pack(engine, specs, on_report=poison)
     failure = poisoned["0001"][-1].failure
@@ -172,7 +171,7 @@ def test_a_neighbours_nan_weights_change_nothing(engine: FusedEngine) -> None:
     assert_close(losses(poisoned["0000"]), losses(clean["0000"]), rel=SAME_RANKS)
 
 
-def test_neighbours_that_come_and_go_change_nothing(engine: FusedEngine) -> None:
+def test_neighbours_that_come_and_go_change_nothing(engine: PackedEngine) -> None:
     spec = make_spec("0000")
     expected = alone(engine, spec)
 
@@ -198,7 +197,7 @@ def test_neighbours_that_come_and_go_change_nothing(engine: FusedEngine) -> None
     assert_close(losses(mine), expected, rel=SAME_RANKS)
 
 
-def test_a_trial_goes_on_in_another_slot_of_another_pack(engine: FusedEngine, bench: Bench, tmp_path: Path) -> None:
+def test_a_trial_goes_on_in_another_slot_of_another_pack(engine: PackedEngine, bench: Bench, tmp_path: Path) -> None:
     spec = make_spec("0000")
     whole = alone(engine, spec)
     engine.admit(make_spec("0001", seed=2))
@@ -227,12 +226,12 @@ def test_a_trial_goes_on_in_another_slot_of_another_pack(engine: FusedEngine, be
 
 @pytest.mark.parametrize(("optim", "rel"), [("adamw_torch", OTHER_ENGINE), ("adamw_8bit", OTHER_BLOCKS)])
 def test_a_trial_moves_between_the_engines(
-    engine: FusedEngine, bench: Bench, tmp_path: Path, optim: str, rel: float
+    engine: PackedEngine, bench: Bench, tmp_path: Path, optim: str, rel: float
 ) -> None:
     # Rank 12: the pack pads it to 16, which must not show in a state.
     spec = make_spec(lora={"r": 12, "lora_dropout": 0.0}, optim=optim)
-    sft = SftEngine(bench.base, TrainingData(bench.data.train, bench.data.validation), max_micro_batch=8)
-    for start, goal in ((sft, engine), (engine, sft)):
+    single = SingleEngine(bench.base, TrainingData(bench.data.train, bench.data.validation), max_micro_batch=8)
+    for start, goal in ((single, engine), (engine, single)):
         whole = run_trial(goal, spec)
         goal.evict("0000")
         run_trial(start, spec, num_reports=1)
@@ -247,13 +246,13 @@ def test_a_trial_moves_between_the_engines(
 
 
 @pytest.mark.parametrize("max_tokens", [64, 300])
-def test_how_the_step_is_cut_changes_no_result(bench: Bench, engine: FusedEngine, max_tokens: int) -> None:
+def test_how_the_step_is_cut_changes_no_result(bench: Bench, engine: PackedEngine, max_tokens: int) -> None:
     spec = make_spec("0000")
-    cut = make_engine(bench.base, bench.data, max_tokens_per_pass=max_tokens)
+    cut = make_engine(bench.base, bench.data, max_tokens_per_micro_batch=max_tokens)
     assert_close(alone(cut, spec), alone(engine, spec), rel=MIXED_RANKS)
 
 
-def test_a_base_held_dequantized_gives_the_same_numbers(bench: Bench, engine: FusedEngine) -> None:
+def test_a_base_held_dequantized_gives_the_same_numbers(bench: Bench, engine: PackedEngine) -> None:
     before = hash_weights(bench.base)
     held = make_engine(bench.base, bench.data, hold_dequantized=True)
     packed = run_pack(held, SAME_RANK_SPECS)
@@ -262,7 +261,7 @@ def test_a_base_held_dequantized_gives_the_same_numbers(bench: Bench, engine: Fu
     assert hash_weights(bench.base) == before
 
 
-def test_checkpointing_changes_no_gradient_of_a_pack_with_dropout(engine: FusedEngine) -> None:
+def test_checkpointing_changes_no_gradient_of_a_pack_with_dropout(engine: PackedEngine) -> None:
     plain = run_pack(engine, SAME_RANK_SPECS)
     specs = [
         TrialSpec(
@@ -275,49 +274,49 @@ def test_checkpointing_changes_no_gradient_of_a_pack_with_dropout(engine: FusedE
         assert_close(losses(checkpointed[spec.trial_id]), losses(plain[spec.trial_id]), rel=SAME_RANKS)
 
 
-def fail_passes(
+def fail_micro_batches(
     monkeypatch: pytest.MonkeyPatch, does_fail: Callable[[int, int], bool], *, once: bool = False
 ) -> list[int]:
-    """Lets passes run out of memory by their padded tokens and trials; returns the tokens of those that did."""
+    """Lets micro-batches run out of memory by their padded tokens and trials; returns the tokens of those that did."""
     failed: list[int] = []
-    run_pass = StepRunner._run_pass
+    run_micro_batch = StepRunner._run_micro_batch
 
-    def run(self: StepRunner, rows: Any, members: Any, answer_tokens: Any) -> torch.Tensor:
+    def run(self: StepRunner, rows: Any, trials: Any, answer_tokens: Any) -> torch.Tensor:
         tokens = len(rows) * max(row.num_tokens for row in rows)
-        if does_fail(tokens, len(members)) and not (once and failed):
+        if does_fail(tokens, len(trials)) and not (once and failed):
             failed.append(tokens)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
-        return run_pass(self, rows, members, answer_tokens)
+        return run_micro_batch(self, rows, trials, answer_tokens)
 
     monkeypatch.setattr(StepRunner, "_run_pass", run)
     return failed
 
 
 def test_out_of_memory_halves_the_passes_and_loses_nothing(
-    engine: FusedEngine, monkeypatch: pytest.MonkeyPatch
+    engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = run_pack(engine, SAME_RANK_SPECS)
-    failed = fail_passes(monkeypatch, lambda tokens, trials: tokens > 256)
+    failed = fail_micro_batches(monkeypatch, lambda tokens, trials: tokens > 256)
     packed = run_pack(engine, SAME_RANK_SPECS)
     assert failed
     assert engine.slots == 4
     for spec in SAME_RANK_SPECS:
-        assert packed[spec.trial_id][-1].facts["max_tokens_per_pass"] <= 256
+        assert packed[spec.trial_id][-1].facts["max_tokens_per_micro_batch"] <= 256
         assert_close(losses(packed[spec.trial_id]), losses(expected[spec.trial_id]), rel=MIXED_RANKS)
 
 
 def test_the_newest_trial_is_put_out_with_its_state_and_goes_on_later(
-    engine: FusedEngine, monkeypatch: pytest.MonkeyPatch
+    engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [make_spec("0000"), make_spec("0001", seed=3), make_spec("0002", seed=4)]
     expected = run_pack(engine, specs)
-    fail_passes(monkeypatch, lambda tokens, trials: trials == 3 and len(steps) > 4)
+    fail_micro_batches(monkeypatch, lambda tokens, trials: trials == 3 and len(steps) > 4)
     steps: list[int] = []
     run = StepRunner.run
 
-    def count(self: StepRunner, members: Any, *, max_tokens: int) -> Any:
-        steps.append(len(members))
-        return run(self, members, max_tokens=max_tokens)
+    def count(self: StepRunner, trials: Any, *, max_tokens: int) -> Any:
+        steps.append(len(trials))
+        return run(self, trials, max_tokens=max_tokens)
 
     monkeypatch.setattr(StepRunner, "run", count)
     out: list[TrialState | None] = []
@@ -343,17 +342,17 @@ def test_the_newest_trial_is_put_out_with_its_state_and_goes_on_later(
 
 
 def test_an_optimizer_without_room_puts_its_trial_out_and_no_step_is_lost_or_taken_twice(
-    engine: FusedEngine, monkeypatch: pytest.MonkeyPatch
+    engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [make_spec("0000"), make_spec("0001", seed=3)]
     expected = run_pack(engine, specs)
     step, failed = torch.optim.AdamW.step, []
 
     def fail_once(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
-        member = engine._roster.find("0001").member if not failed else None
+        trial = engine._roster.find("0001").trial if not failed else None
         # At the step before a report, when the neighbour's step, already taken, makes it due.
-        if member is not None and self is member.optimizer and member.step == 2:
-            failed.append(member.step)
+        if trial is not None and self is trial.optimizer and trial.step == 2:
+            failed.append(trial.step)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
         return step(self, *args, **kwargs)
 
@@ -372,16 +371,16 @@ def test_an_optimizer_without_room_puts_its_trial_out_and_no_step_is_lost_or_tak
 
 
 def test_a_trial_without_room_for_its_evaluation_is_put_out_and_evaluated_later(
-    engine: FusedEngine, monkeypatch: pytest.MonkeyPatch
+    engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [make_spec("0000"), make_spec("0001", seed=3)]
     expected = run_pack(engine, specs)
     report = Reporter.report
 
-    def fail(self: Reporter, member: Any) -> Report:
-        if member.spec.trial_id == "0001" and len(engine._seated) == 2:
+    def fail(self: Reporter, trial: Any) -> Report:
+        if trial.spec.trial_id == "0001" and len(engine._seated) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
-        return report(self, member)
+        return report(self, trial)
 
     monkeypatch.setattr(Reporter, "report", fail)
     out: list[TrialState | None] = []
@@ -392,14 +391,14 @@ def test_a_trial_without_room_for_its_evaluation_is_put_out_and_evaluated_later(
     assert packed["0001"][-1].failure is not None and packed["0001"][-1].failure.cause == "evicted"
     assert_close(losses(packed["0000"]), losses(expected["0000"]), rel=SAME_RANKS)
     (state,) = out
-    assert state is not None and state.owes_report and state.step == NUM_STEPS // NUM_REPORTS
+    assert state is not None and state.has_pending_report and state.step == NUM_STEPS // NUM_REPORTS
     rest = run_trial(engine, specs[1], state=state)
     engine.evict("0001")
     assert_close(losses(rest), losses(expected["0001"]), rel=SAME_RANKS)
 
 
 def test_a_trial_that_cannot_be_evaluated_tells_what_ran_also_where_it_only_went_on(
-    engine: FusedEngine, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    engine: PackedEngine, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
@@ -411,8 +410,8 @@ def test_a_trial_that_cannot_be_evaluated_tells_what_ran_also_where_it_only_went
     (first,) = run_trial(engine, spec)
     state = engine.snapshot("0000")
     engine.evict("0000")
-    # Nothing trains in this one, and its passes would be others.
-    other = make_engine(bench.base, bench.data, max_tokens_per_pass=64)
+    # Nothing trains in this one, and its micro-batches would be others.
+    other = make_engine(bench.base, bench.data, max_tokens_per_micro_batch=64)
     (again,) = run_trial(other, spec, state=state)
     other.evict("0000")
     for report in (first, again):
@@ -421,29 +420,29 @@ def test_a_trial_that_cannot_be_evaluated_tells_what_ran_also_where_it_only_went
     assert expected["pack"]["mean_trials"] == 1.0 and expected["training"]["gradient_checkpointing"] is True
 
 
-def test_a_trial_that_waits_holds_no_memory_of_an_earlier_pack(engine: FusedEngine) -> None:
+def test_a_trial_that_waits_holds_no_memory_of_an_earlier_pack(engine: PackedEngine) -> None:
     engine.admit(make_spec("0000"))
     assert [report.trial_id for report in engine.advance()] == ["0000"]
     engine.admit(make_spec("0001", seed=3))
     assert [report.trial_id for report in engine.advance()] == ["0001"]
-    waiting = engine._roster.find("0000").member
+    waiting = engine._roster.find("0000").trial
     assert waiting is not None and waiting.parameter.grad is not None
-    for mine, bank in (
-        (waiting.parameter.data, waiting.bank.weights_SP),
-        (waiting.parameter.grad, waiting.bank.gradients_SP),
+    for mine, stack in (
+        (waiting.parameter.data, waiting.stack.weights_SP),
+        (waiting.parameter.grad, waiting.stack.gradients_SP),
     ):
-        assert mine.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr()
+        assert mine.untyped_storage().data_ptr() == stack.untyped_storage().data_ptr()
     for trial_id in ("0000", "0001"):
         engine.evict(trial_id)
 
 
-def test_one_trials_error_in_its_report_is_its_own(engine: FusedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_trials_error_in_its_report_is_its_own(engine: PackedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     report = Reporter.report
 
-    def fail(self: Reporter, member: Any, **kwargs: Any) -> Report:
-        if member.spec.trial_id == "0001":
+    def fail(self: Reporter, trial: Any, **kwargs: Any) -> Report:
+        if trial.spec.trial_id == "0001":
             raise ValueError("no such metric")
-        return report(self, member, **kwargs)
+        return report(self, trial, **kwargs)
 
     monkeypatch.setattr(Reporter, "report", fail)
     packed = run_pack(engine, [make_spec("0000"), make_spec("0001", seed=3)])
@@ -452,8 +451,8 @@ def test_one_trials_error_in_its_report_is_its_own(engine: FusedEngine, monkeypa
     assert [one.failure for one in packed["0000"]] == [None] * NUM_REPORTS
 
 
-def test_a_trial_alone_that_does_not_fit_has_failed(engine: FusedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_passes(monkeypatch, lambda tokens, trials: True)
+def test_a_trial_alone_that_does_not_fit_has_failed(engine: PackedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_micro_batches(monkeypatch, lambda tokens, trials: True)
     report = run_pack(engine, [make_spec()])["0000"][-1]
     assert report.failure is not None
     assert report.failure.cause == "oom"
@@ -462,7 +461,7 @@ def test_a_trial_alone_that_does_not_fit_has_failed(engine: FusedEngine, monkeyp
 @pytest.mark.parametrize(
     "lora", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head"]}]
 )
-def test_what_cannot_be_packed_is_refused_by_name(engine: FusedEngine, lora: dict[str, Any]) -> None:
+def test_what_cannot_be_packed_is_refused_by_name(engine: PackedEngine, lora: dict[str, Any]) -> None:
     packed = run_pack(engine, [make_spec("0000", lora=lora), make_spec("0001")])
     failure = packed["0000"][-1].failure
     assert failure is not None and failure.cause == "error"

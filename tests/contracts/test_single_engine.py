@@ -1,4 +1,4 @@
-"""The `sft` engine against the engine contract, and what is its alone."""
+"""The `single` engine against the engine contract, and what is its alone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from qlora_ray.config.schema import Model, Quantization
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.quantization import specify_quantization
-from qlora_ray.training.engine import Report
-from qlora_ray.training.rows import TrainingData
+from qlora_ray.training.engine import Report, TrainingData
 from qlora_ray.training.single import run as sft_run
-from qlora_ray.training.single.engine import SftEngine
+from qlora_ray.training.single.engine import SingleEngine
 
 __all__ = ["bench"]
 
 
-class TestSftEngine(EngineContract):
-    """The contract suite on SftEngine."""
+class TestSingleEngine(EngineContract):
+    """The contract suite on SingleEngine."""
 
-    def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> SftEngine:
+    def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> SingleEngine:
         """An engine with its one slot free."""
-        return SftEngine(base, TrainingData(data.train, data.validation), max_micro_batch=max_micro_batch)
+        return SingleEngine(base, TrainingData(data.train, data.validation), max_micro_batch=max_micro_batch)
 
     @pytest.mark.parametrize("max_micro_batch", [1, 2])
     def test_the_micro_batch_is_the_placements_and_changes_no_result(self, bench: Bench, max_micro_batch: int) -> None:
@@ -87,16 +86,16 @@ class TestSftEngine(EngineContract):
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         engine = self.make_engine(bench.base, bench.data)
-        next_report = sft_run.SftRun.next_report
+        next_report = sft_run.SingleRun.next_report
 
-        def report_late(run: sft_run.SftRun) -> Report | None:
+        def report_late(run: sft_run.SingleRun) -> Report | None:
             report = next_report(run)
             if run.spec.trial_id == "0000":
                 engine.evict("0000")
                 engine.admit(make_spec("0001"))
             return report
 
-        monkeypatch.setattr(sft_run.SftRun, "next_report", report_late)
+        monkeypatch.setattr(sft_run.SingleRun, "next_report", report_late)
         engine.admit(make_spec("0000"))
         assert engine.advance() == []
         (report,) = engine.advance()

@@ -21,7 +21,7 @@ from qlora_ray.config import SweepConfig
 from qlora_ray.config.schema import Evaluate, Lora, Model
 from qlora_ray.data import prepare_data
 from qlora_ray.evaluate import main
-from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.options import Options
 from qlora_ray.evaluation.run.plan import make_plan
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter, saved_adapter
@@ -155,7 +155,7 @@ def test_run_again_loads_no_model_and_gives_the_same_files(
     sweep: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = read_tree(finished)
-    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_contenders", lambda *_: 1 / 0)
+    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_models", lambda *_: 1 / 0)
     options = [
         "--shots",
         "0,3",
@@ -239,7 +239,7 @@ def test_a_metric_of_ones_own_is_scored_and_compared(sweep: Path, tmp_path: Path
 def test_references_that_cannot_be_scored_are_found_before_a_model_is_loaded(
     sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_contenders", lambda *_: 1 / 0)
+    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_models", lambda *_: 1 / 0)
     assert main([str(sweep), *FAST, "--set", "evaluate.metrics=[numeric]", "--to", str(tmp_path / "to")]) == 2
     assert "numeric" in capfd.readouterr().err
     assert not (tmp_path / "to").exists()
@@ -371,14 +371,14 @@ def test_an_evaluation_that_ran_meanwhile_is_not_mixed_with(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(sweep), "--models", "base", "--rows", "2", "--to", str(tmp_path / "to"), "--set"]
-    check = Journal.check
+    check = AnswerLog.check
 
-    def check_and_run_another(journal: Journal) -> None:
-        check(journal)
-        monkeypatch.setattr(Journal, "check", check)
+    def check_and_run_another(answer_log: AnswerLog) -> None:
+        check(answer_log)
+        monkeypatch.setattr(AnswerLog, "check", check)
         assert main([*command, "evaluate.max_new_tokens=8"]) == 0
 
-    monkeypatch.setattr(Journal, "check", check_and_run_another)
+    monkeypatch.setattr(AnswerLog, "check", check_and_run_another)
     assert main([*command, "evaluate.max_new_tokens=4"]) == 2
     assert "evaluate.max_new_tokens must stay what the rows there were made with (8), got 4" in capfd.readouterr().err
     assert {row["num_tokens"] <= 4 for row in read_rows(tmp_path / "to", "base/0-shot.jsonl")} == {False}
@@ -402,7 +402,7 @@ def test_a_full_device_is_one_message_that_can_be_followed(
 def test_a_merged_model_that_does_not_fit_leaves_the_other_results(
     finished: Path, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fill(_lineup: Any) -> Any:
+    def fill(_load_plan: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     to = tmp_path / "to"

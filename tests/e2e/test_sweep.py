@@ -26,9 +26,8 @@ from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.search.space import apply_values
 from qlora_ray.search.study import count_finished, open_study
 from qlora_ray.training.budget import make_budget
-from qlora_ray.training.engine import TrialSpec
-from qlora_ray.training.packed.engine import FusedEngine
-from qlora_ray.training.rows import TrainingData
+from qlora_ray.training.engine import TrainingData, TrialSpec
+from qlora_ray.training.packed.engine import PackedEngine
 
 OPTIONS = ("--set", "results.name=small")
 
@@ -133,11 +132,11 @@ def test_a_trial_alone_reports_the_same_numbers_as_in_the_sweep(finished: Finish
         config.model, quantization=specify_quantization(config.model.quantization, compute_dtype="fp32"), device="cpu"
     )
     data = prepare_data(config.data, tokenizer=base.tokenizer, data_seed=7)
-    engine = FusedEngine(
+    engine = PackedEngine(
         base,
         TrainingData(data.train, data.validation),
         slots=1,
-        max_tokens_per_pass=record["ran"]["max_tokens_per_pass"],
+        max_tokens_per_micro_batch=record["ran"]["max_tokens_per_micro_batch"],
         hold_dequantized=record["ran"]["hold_dequantized"],
     )
     budget = make_budget(config.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
@@ -197,7 +196,7 @@ def test_the_manifest_says_what_was_planned_before_training(finished: Finished) 
     manifest = read_json(finished.paths.manifest)
     assert manifest["config"]["training"]["max_samples"] == 48
     assert manifest["plan"]["placements"][0]["precision"]["name"] == "fp32"
-    assert manifest["plan"]["placements"][0]["engine"] == "fused"
+    assert manifest["plan"]["placements"][0]["engine"] == "packed"
     assert manifest["data"]["num_rows"]["train"] == 64
     first_trial = next(e for e in read_events(finished.paths.events) if e["event"] == "trial_opened")
     assert finished.paths.manifest.stat().st_mtime <= first_trial["time"]
@@ -238,9 +237,9 @@ def test_trials_that_cannot_be_packed_run_as_processes_and_the_plan_says_why(tmp
     config = write_config(tmp_path, lora={"use_dora": True, "target_modules": "attention-qv"})
     run = run_sweep("--config", config, *OPTIONS, "--set", "search.num_trials=2", cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "sft processes: lora.use_dora" in " ".join(run.stdout.split())
+    assert "single: lora.use_dora" in " ".join(run.stdout.split())
     record = read_json(SweepPaths(tmp_path / "results" / "small").trial("0001").record)
-    assert (record["state"], record["ran"]["engine"], record["ran"]["lora"]["use_dora"]) == ("complete", "sft", True)
+    assert (record["state"], record["ran"]["engine"], record["ran"]["lora"]["use_dora"]) == ("complete", "single", True)
 
 
 def test_nothing_is_written_into_the_package(finished: Finished) -> None:

@@ -54,7 +54,7 @@ OF_DATA = {
     "overlap_check": "pass",
 }
 ON_CPU = {
-    "engine": "fused",
+    "engine": "packed",
     "device": "A CPU",
     "compute_capability": None,
     "precision_reason": "fp32: A CPU is a CPU",
@@ -108,7 +108,7 @@ def make_record(config: SweepConfig, trial: str, *, state: str = "complete") -> 
         "params": PARAMS,
         "objective": {"eval_loss": 0.0682},
         "ran": {
-            "engine": "fused",
+            "engine": "packed",
             "training": ran_training,
             "lora": lora,
             "effective_batch": 8,

@@ -31,7 +31,7 @@ SPACE = {
     "training.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
 }
 EXECUTOR = {
-    "engine": "fused",
+    "engine": "packed",
     "slots": 2,
     "hostname": "node",
     "device": "CPU of a test",
@@ -136,13 +136,13 @@ def _manifest(space: dict[str, Any], num_trials: int) -> dict[str, Any]:
         "device_name": "CPU of a test",
         "num_devices": 2,
         "slots_per_device": 2,
-        "engine": "fused",
+        "engine": "packed",
         "precision": {"name": "fp32", "reason": "a CPU"},
         "micro_batch": 8,
         "gradient_accumulation_steps": 1,
         "needed_bytes": 2 * GIB,
         "available_bytes": 16 * GIB,
-        "reason": "fused: two trials fill the device",
+        "reason": "packed: two trials fill the device",
     }
     return {
         "qlora_ray": "0.1.0",

@@ -9,7 +9,7 @@ import pytest
 
 from qlora_ray.evaluation.answers.files import AnswerRow
 from qlora_ray.evaluation.answers.page import MAX_PROMPTS_SHOWN, draw_lengths, draw_refusals, render_answers_page
-from qlora_ray.evaluation.answers.statistics import PromptSet, summarize
+from qlora_ray.evaluation.answers.statistics import AnsweredSet, summarize
 from tests.browsing import CUT_LABELS
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -29,7 +29,7 @@ def _row(key: str, answer: str, *, num_tokens: int | None = 3, reference: str | 
     return AnswerRow(key, f"ask {key}", answer, reference, num_tokens, is_cut=False)
 
 
-def _sets() -> list[PromptSet]:
+def _sets() -> list[AnsweredSet]:
     red = {
         "base": [_row("a", REFUSAL), _row("b", REFUSAL)],
         "adapter": [_row("a", REFUSAL), _row("b", EVIL + UNBROKEN)],

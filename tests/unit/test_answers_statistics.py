@@ -11,7 +11,8 @@ import pytest
 
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.answers.files import read_answers
-from qlora_ray.evaluation.answers.statistics import export_answers, is_loop
+from qlora_ray.evaluation.answers.page import export_answers
+from qlora_ray.evaluation.answers.statistics import is_loop
 
 
 def _line(key: str, answer: str, **others: Any) -> str:

@@ -77,21 +77,21 @@ def test_an_arm_leaves_the_base_as_it_found_it(base: LoadedBase, workload: Workl
 
 
 def test_the_planner_places_all_trials_of_a_case_at_once(placement: Placement) -> None:
-    assert placement.engine == "fused"
+    assert placement.engine == "packed"
     assert placement.slots_per_device == 3
-    assert placement.max_tokens_per_pass is not None
+    assert placement.max_tokens_per_micro_batch is not None
 
 
 @pytest.mark.slow
 def test_a_measured_case_has_what_the_table_needs(base: LoadedBase, workload: Workload, placement: Placement) -> None:
     said: list[str] = []
-    entry = measure_case(base, workload, placement, repetitions=2, sft_repetitions=1, say=said.append)
+    entry = measure_case(base, workload, placement, repetitions=2, single_repetitions=1, say=said.append)
     assert entry["name"] == "k3-t128"
     assert entry["trials"] == 3
     assert entry["tokens_per_trial"] == 128
-    assert entry["fused_over_in_turn"] > 0
-    assert len(entry["arms"]["fused"]["seconds"]) == 2
-    assert len(entry["arms"]["sft"]["seconds"]) == 1
+    assert entry["packed_over_in_turn"] > 0
+    assert len(entry["arms"]["packed"]["seconds"]) == 2
+    assert len(entry["arms"]["single"]["seconds"]) == 1
     assert 0 <= entry["padding_share"] <= entry["arms"]["in_turn"]["padding_share"]
     assert entry["loss_gap"] < 1e-4
     assert said == []
@@ -103,16 +103,16 @@ def test_a_measured_case_has_what_the_table_needs(base: LoadedBase, workload: Wo
 def test_a_case_in_which_an_arm_did_not_fit_says_so_and_compares_nothing(
     workload: Workload, placement: Placement
 ) -> None:
-    skipped = {"fused": "out of memory: tried to allocate"}
-    entry = describe_case(workload, placement, {"fused": [], "in_turn": [], "sft": []}, skipped)
-    assert entry["fused_over_in_turn"] is None
+    skipped = {"packed": "out of memory: tried to allocate"}
+    entry = describe_case(workload, placement, {"packed": [], "in_turn": [], "single": []}, skipped)
+    assert entry["packed_over_in_turn"] is None
     assert entry["skipped"] == skipped
     assert "skipped" in format_cases([entry])
 
 
 def test_arms_take_turns_at_being_first() -> None:
-    assert order_arms(0, with_sft=False) == ("fused", "in_turn")
-    assert order_arms(1, with_sft=True) == ("in_turn", "fused", "sft")
+    assert order_arms(0, with_single=False) == ("packed", "in_turn")
+    assert order_arms(1, with_single=True) == ("in_turn", "packed", "single")
 
 
 def test_a_batch_is_padded_on_the_right_and_only_answers_have_labels() -> None:

@@ -16,9 +16,8 @@ from qlora_ray.config.loading import load_config
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import prepare_data
 from qlora_ray.errors import RunError
-from qlora_ray.training.engine import Failure, Report, TrialSpec
-from qlora_ray.training.packed.engine import FusedEngine
-from qlora_ray.training.rows import TrainingData
+from qlora_ray.training.engine import Failure, Report, TrainingData, TrialSpec
+from qlora_ray.training.packed.engine import PackedEngine
 
 
 def make_trial(trial_id: str, *, num_reports: int, learning_rate: float = 2e-3) -> Trial:
@@ -111,13 +110,13 @@ def test_all_ways_end_at_the_same_validation_losses(config: SweepConfig) -> None
     )
     rows = TrainingData(data.train, data.validation)
     result = replay(
-        ours, base, data, engines={"fused": lambda: FusedEngine(base, rows, slots=2, max_tokens_per_pass=1024)}
+        ours, base, data, engines={"packed": lambda: PackedEngine(base, rows, slots=2, max_tokens_per_micro_batch=1024)}
     )
     losses = result["eval_losses"]
-    assert losses["fused"] == pytest.approx(losses["in_turn"], rel=1e-4)
+    assert losses["packed"] == pytest.approx(losses["in_turn"], rel=1e-4)
     assert losses["in_turn"]["0000"] != losses["in_turn"]["0001"]
-    assert set(result["seconds"]) == {"fused", "in_turn"}
+    assert set(result["seconds"]) == {"packed", "in_turn"}
 
 
 def test_seconds_are_said_in_a_line() -> None:
-    assert format_seconds({"in_turn": 2.0, "fused": 1.25}) == "fused 1.2 s, in turn 2.0 s"
+    assert format_seconds({"in_turn": 2.0, "packed": 1.25}) == "packed 1.2 s, in turn 2.0 s"

@@ -62,7 +62,7 @@ def make_folder(folder: Path) -> SweepPaths:
     for record in records:
         paths.trial(record["trial"]).root.mkdir(parents=True)
         write_json(paths.trial(record["trial"]).record, record)
-    plan = {"placements": [{"engine": "fused", "slots_per_device": 4}]}
+    plan = {"placements": [{"engine": "packed", "slots_per_device": 4}]}
     write_json(paths.manifest, {"config": SweepConfig().model_dump(), "plan": plan})
     write_json(paths.summary, {"winner": "0000", "device_wait_share": 0.25})
     append_line(paths.trial("0000").metrics, {"train_s": 3.0, "eval_s": 1.0})

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from qlora_ray.commands import as_place, run_door
+from qlora_ray.commands import as_place, run_command
 from qlora_ray.errors import ConfigError, SweepFailed
 
 
@@ -30,7 +30,7 @@ def raising(error):
     ],
 )
 def test_each_end_has_its_exit_code_and_one_message(run, code, words, capsys):
-    assert run_door(run, stopped="stopped; go on") == code
+    assert run_command(run, stopped="stopped; go on") == code
     assert capsys.readouterr().err == words
 
 
@@ -47,7 +47,7 @@ def test_sigterm_lets_the_work_clean_up_and_the_old_handler_comes_back(capsys):
         finally:
             cleaned.append(True)
 
-    assert run_door(run) == 143
+    assert run_command(run) == 143
     assert (cleaned, capsys.readouterr().err) == ([True], "stopped\n")
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -60,8 +60,8 @@ def test_work_with_signals_of_its_own_and_other_threads_are_left_alone():
         seen.append(signal.getsignal(signal.SIGTERM))
         return 0
 
-    assert run_door(run, has_own_signals=True) == 0
-    thread = threading.Thread(target=run_door, args=(run,))
+    assert run_command(run, has_own_signals=True) == 0
+    thread = threading.Thread(target=run_command, args=(run,))
     thread.start()
     thread.join()
     assert seen == [before, before]

@@ -150,7 +150,7 @@ BOUNDS = [
     ("search.objectives", {"eval_loss": "min"}, {"eval_loss": "max"}),
     ("search.objectives", {"eval_loss": "min"}, {"accuracy": "max"}),
     ("search.objectives", {"eval_loss": "min"}, {}),
-    ("cluster.packing", "fused", "packed"),
+    ("cluster.packing", "packed", "fused"),
     ("evaluate.metrics", ["exact_match"], ["bleu"]),
     ("results.name", "a-1.b_c", "../a"),
     ("results.name", "a", ""),

@@ -11,8 +11,8 @@ from hub_fixtures import FIRST, use_download_hub
 from huggingface_hub.errors import EntryNotFoundError
 
 from qlora_ray.errors import ModelError
-from qlora_ray.evaluation import downloads
-from qlora_ray.evaluation.downloads import download_adapter
+from qlora_ray.evaluation.target import finding
+from qlora_ray.evaluation.target.finding import download_adapter
 
 
 def play_hub(monkeypatch: pytest.MonkeyPatch, names: Sequence[str], error: Exception) -> tuple[list[str], list[str]]:
@@ -30,7 +30,7 @@ def play_hub(monkeypatch: pytest.MonkeyPatch, names: Sequence[str], error: Excep
         fetched.extend(name for name in names if any(fnmatch(name, one) for one in allow_patterns))
         return "snapshot"
 
-    monkeypatch.setattr(downloads, "reach_repository", lambda *_, **__: None)
+    monkeypatch.setattr(finding, "reach_repository", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     return asked, fetched

@@ -274,7 +274,7 @@ class EvaluatingEngine(FakeEngine):
         """Takes note of the state's step, whether it owes a report, and whether the adapter is there."""
         assert self._written.acquire(timeout=WAIT_S)
         state = TrialState.load(self._trial.state)
-        self.seen.append((state.step, state.owes_report, (self._trial.adapter / "adapter.txt").exists()))
+        self.seen.append((state.step, state.has_pending_report, (self._trial.adapter / "adapter.txt").exists()))
 
 
 def test_the_state_and_at_the_end_the_adapter_are_on_disk_before_the_evaluation_is_over(
@@ -296,7 +296,7 @@ def test_the_state_and_at_the_end_the_adapter_are_on_disk_before_the_evaluation_
     owed = []
     for _ in range(4):
         core.next_report("0000", timeout_s=WAIT_S)
-        owed.append(TrialState.load(trial.state).owes_report)
+        owed.append(TrialState.load(trial.state).has_pending_report)
     core.close()
     assert engine.seen == [(2, True, False), (4, True, False), (6, True, False), (8, True, True)]
     # The last one is for a driver that is killed before it hears of the end: the report is made again.

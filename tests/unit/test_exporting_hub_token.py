@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 
 from qlora_ray.errors import ConfigError
-from qlora_ray.exporting.hub_token import find_token, hide_token
+from qlora_ray.exporting.hub_client import find_token, hide_token
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,8 @@ from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import DeviceProfile, Placement, Plan
 from qlora_ray.hardware.packing import (
     HOLD_SHARE,
-    MAX_FUSED_SLOTS,
-    MIN_FUSED_SLOTS,
+    MAX_PACKED_SLOTS,
+    MIN_PACKED_SLOTS,
     PASS_TOKENS_PER_SATURATION,
     SATURATION_TOKENS,
 )
@@ -56,7 +56,7 @@ def test_a_pack_fits_its_device_and_ray(name, model, checkpointing):
     except PlacementError:
         assert (name, model, checkpointing) in ((LAPTOP, "8b", True), (LAPTOP, "8b", False), (LAPTOP, "3b", False))
         return
-    assert placement.engine == "fused"
+    assert placement.engine == "packed"
     assert placement.num_gpus == 1.0
     assert (placement.executors_per_device, placement.slots_per_executor) == (1, placement.slots_per_device)
     assert placement.num_threads == 4  # half of the node's: it has two devices
@@ -64,8 +64,8 @@ def test_a_pack_fits_its_device_and_ray(name, model, checkpointing):
     assert 1.1 * placement.estimate.total_bytes <= placement.needed_bytes <= placement.available_bytes
     parts = placement.estimate.to_dict()
     assert sum(parts.values()) == placement.estimate.total_bytes
-    assert placement.max_tokens_per_pass >= DEMAND.max_seq_length
-    assert placement.max_micro_batch == placement.max_tokens_per_pass // DEMAND.max_seq_length
+    assert placement.max_tokens_per_micro_batch >= DEMAND.max_seq_length
+    assert placement.max_micro_batch == placement.max_tokens_per_micro_batch // DEMAND.max_seq_length
     assert placement.micro_batch * placement.gradient_accumulation_steps == DEMAND.effective_batch
     assert placement.micro_batch <= placement.max_micro_batch
     assert placement.precision.name == EXPECTED_PRECISION[name]
@@ -81,18 +81,18 @@ def test_a_bigger_gpu_never_has_fewer_slots_or_smaller_passes_for_as_many(model,
     for total_gib in [*range(4, 80, 3), 140]:
         device = DeviceProfile(0, "cuda", "some GPU", capability, total_gib * GIB, total_gib * GIB)
         try:
-            placement = only(plan(node("a", device), model=SHAPES[model], packing="fused"))
+            placement = only(plan(node("a", device), model=SHAPES[model], packing="packed"))
         except PlacementError:
             assert before == (0, 0)  # once a size fits, larger ones do too
             continue
-        assert (placement.slots_per_device, placement.max_tokens_per_pass) >= before
-        before = (placement.slots_per_device, placement.max_tokens_per_pass)
-    assert before[0] == MIN_FUSED_SLOTS
+        assert (placement.slots_per_device, placement.max_tokens_per_micro_batch) >= before
+        before = (placement.slots_per_device, placement.max_tokens_per_micro_batch)
+    assert before[0] == MIN_PACKED_SLOTS
 
 
 def test_a_cpu_node_is_one_pack_with_all_its_processors():
     placement = only(plan(cpu_node(num_cpus=8, ram_gib=16), model=WIDE))
-    assert (placement.engine, placement.num_gpus, placement.memory_cap_fraction) == ("fused", 0.0, None)
+    assert (placement.engine, placement.num_gpus, placement.memory_cap_fraction) == ("packed", 0.0, None)
     assert placement.num_threads == 8
     assert 7.8 < placement.num_cpus < 8
     assert placement.precision.name == "fp32"
@@ -134,13 +134,13 @@ def test_packs_need_a_base_and_a_process_each():
 @pytest.mark.parametrize(
     ("mean_tokens", "num_trials", "slots", "words"),
     [
-        (40.0, None, 7, "fused: 7 trials on one base fill the device (about 2240 tokens a step)"),
-        (64.0, None, 4, "fused: 4 trials on one base fill the device (about 2048 tokens a step)"),
-        (300.0, None, MIN_FUSED_SLOTS, "fused: 4 trials on one base fill the device (about 9600 tokens a step)"),
-        (2.0, None, MAX_FUSED_SLOTS, "fused: 16 trials on one base are the most that share one (about 256 tokens"),
-        (40.0, 3, 3, "fused: 3 trials on one base are all of the sweep's (about 960 tokens a step)"),
-        (40.0, 1, 1, "fused: 1 trial on one base is all of the sweep's (about 320 tokens a step)"),
-        (None, None, MIN_FUSED_SLOTS, "fill the device (about 16384 tokens a step)"),
+        (40.0, None, 7, "packed: 7 trials on one base fill the device (about 2240 tokens a step)"),
+        (64.0, None, 4, "packed: 4 trials on one base fill the device (about 2048 tokens a step)"),
+        (300.0, None, MIN_PACKED_SLOTS, "packed: 4 trials on one base fill the device (about 9600 tokens a step)"),
+        (2.0, None, MAX_PACKED_SLOTS, "packed: 16 trials on one base are the most that share one (about 256 tokens"),
+        (40.0, 3, 3, "packed: 3 trials on one base are all of the sweep's (about 960 tokens a step)"),
+        (40.0, 1, 1, "packed: 1 trial on one base is all of the sweep's (about 320 tokens a step)"),
+        (None, None, MIN_PACKED_SLOTS, "fill the device (about 16384 tokens a step)"),
     ],
 )
 def test_slots_are_those_that_fill_the_device(mean_tokens, num_trials, slots, words):
@@ -153,36 +153,36 @@ def test_slots_are_those_that_fill_the_device(mean_tokens, num_trials, slots, wo
 def test_a_gpu_takes_more_tokens_to_fill_than_a_cpu():
     demand = replace(DEMAND, effective_batch=8, mean_seq_length=200.0)
     on_cpu, on_gpu = (only(plan(item, demand=demand, model=WIDE)) for item in (cpu_node(), node("a", gpu("Tesla T4"))))
-    assert (on_cpu.slots_per_device, on_gpu.slots_per_device) == (MIN_FUSED_SLOTS, 11)
+    assert (on_cpu.slots_per_device, on_gpu.slots_per_device) == (MIN_PACKED_SLOTS, 11)
 
 
 def test_memory_limits_the_slots_first_and_then_the_passes():
     demand = replace(DEMAND, gradient_checkpointing=False)
     placement = only(plan(node("10.0.0.4", gpu("Tesla T4")), model=LLAMA_8B, demand=replace(demand, max_r=32)))
-    assert placement.slots_per_device < MIN_FUSED_SLOTS
+    assert placement.slots_per_device < MIN_PACKED_SLOTS
     assert "that memory allows" in placement.reason
-    assert placement.max_tokens_per_pass < 2 * DEMAND.max_seq_length
+    assert placement.max_tokens_per_micro_batch < 2 * DEMAND.max_seq_length
     assert placement.needed_bytes + 1.1 * placement.slot_bytes > placement.available_bytes
     smaller = only(plan(node("a", gpu("NVIDIA GeForce RTX 3090")), model=LLAMA_8B, demand=demand))
-    assert smaller.slots_per_device == MIN_FUSED_SLOTS
-    assert DEMAND.max_seq_length < smaller.max_tokens_per_pass < SATURATION_TOKENS["cuda"]
+    assert smaller.slots_per_device == MIN_PACKED_SLOTS
+    assert DEMAND.max_seq_length < smaller.max_tokens_per_micro_batch < SATURATION_TOKENS["cuda"]
 
 
 def test_a_pass_is_never_longer_than_a_step_or_than_a_device_can_use():
     roomy = node("a", gpu("NVIDIA H200"))
     short = replace(DEMAND, max_seq_length=32, effective_batch=4)
     placement = only(plan(roomy, demand=short))
-    assert placement.max_tokens_per_pass == placement.slots_per_device * 4 * 32
+    assert placement.max_tokens_per_micro_batch == placement.slots_per_device * 4 * 32
     most = PASS_TOKENS_PER_SATURATION * SATURATION_TOKENS["cuda"]
-    assert only(plan(roomy, demand=replace(DEMAND, effective_batch=256))).max_tokens_per_pass == most
+    assert only(plan(roomy, demand=replace(DEMAND, effective_batch=256))).max_tokens_per_micro_batch == most
     longest = replace(DEMAND, max_seq_length=2 * most, effective_batch=2)
-    assert only(plan(roomy, model=TINY, demand=longest)).max_tokens_per_pass == 2 * most
+    assert only(plan(roomy, model=TINY, demand=longest)).max_tokens_per_micro_batch == 2 * most
 
 
 def test_one_more_trial_costs_what_the_placement_says():
     ours = node("a", gpu("NVIDIA H200"))
     three, four = (only(plan(ours, model=QWEN_3B, slots_per_device=slots)) for slots in (3, 4))
-    assert three.max_tokens_per_pass < four.max_tokens_per_pass  # a step of fewer trials has fewer tokens
+    assert three.max_tokens_per_micro_batch < four.max_tokens_per_micro_batch  # a step of fewer trials has fewer tokens
     adapters = [item.estimate.adapter_bytes for item in (three, four)]
     assert adapters[1] - adapters[0] == adapters[0] // 3 == adapters[1] // 4
     assert three.slot_bytes == pytest.approx(1.1 * adapters[0] / 3, abs=1)
@@ -215,43 +215,43 @@ def test_only_four_bit_weights_are_held_dequantized(method):
 
 def test_trials_that_cannot_share_a_base_run_as_processes_with_the_reason():
     for reason in (DORA, "lora.modules_to_save: trials would each train lm_head, of which packed trials share one"):
-        for placement in plan(*MIXED, demand=replace(DEMAND, sft_reason=reason)).placements:
-            assert placement.engine == "sft"
-            assert placement.reason.startswith(f"sft processes: {reason}; one trial takes ")
-            assert placement.max_tokens_per_pass is None
+        for placement in plan(*MIXED, demand=replace(DEMAND, single_reason=reason)).placements:
+            assert placement.engine == "single"
+            assert placement.reason.startswith(f"single: {reason}; one trial takes ")
+            assert placement.max_tokens_per_micro_batch is None
             assert placement.executors_per_device == placement.slots_per_device
 
 
 def test_a_forced_pack_of_trials_that_cannot_share_a_base_is_refused_with_the_reason():
     message = (
-        r"cluster\.packing must be auto, process or off for these trials, got fused: lora\.use_dora: DoRA trains "
+        r"cluster\.packing must be auto, single or off for these trials, got packed: lora\.use_dora: DoRA trains "
         r"magnitudes that packed layers do not have\. Change that, or set cluster\.packing: auto\."
     )
     with pytest.raises(PlacementError, match=message):
-        plan(*MIXED, packing="fused", demand=replace(DEMAND, sft_reason=DORA))
+        plan(*MIXED, packing="packed", demand=replace(DEMAND, single_reason=DORA))
 
 
-@pytest.mark.parametrize("packing", ["process", "off"])
+@pytest.mark.parametrize("packing", ["single", "off"])
 def test_a_pack_can_be_declined(packing):
     for placement in plan(*MIXED, packing=packing).placements:
-        assert placement.engine == "sft"
-        assert not placement.reason.startswith("sft processes: ")
+        assert placement.engine == "single"
+        assert not placement.reason.startswith("single: ")
 
 
 def test_where_memory_is_too_short_for_a_pack_the_trials_are_processes_unless_a_pack_was_asked_for():
     device = gpu(LAPTOP, free_gib=1.2)
     placement = only(plan(node("pc", device)))
-    assert placement.engine == "sft"
-    assert placement.reason.startswith("sft processes: memory is too short for a pack; ")
+    assert placement.engine == "single"
+    assert placement.reason.startswith("single: memory is too short for a pack; ")
     with pytest.raises(PlacementError, match=r"one trial needs 1\.4 GiB .*; the largest free GPU has 1\.2 GiB"):
-        plan(node("pc", device), packing="fused")
+        plan(node("pc", device), packing="packed")
 
 
 def test_slots_can_be_given_up_to_what_fits():
     t4 = node("10.0.0.4", gpu("Tesla T4"))
     placement = only(plan(t4, slots_per_device=20))
     assert placement.slots_per_device == 20
-    assert "fused: 20 trials on one base as the config asks" in placement.reason
+    assert "packed: 20 trials on one base as the config asks" in placement.reason
     message = r"must be at most \d+ here, got 40: 14\.4 GiB are free and 40 trials on one base need \d+\.\d GiB\."
     with pytest.raises(PlacementError, match=message):
         plan(t4, model=LLAMA_8B, slots_per_device=40)
@@ -277,7 +277,7 @@ def test_a_plan_of_packs_survives_json_and_tells_the_engine():
     result = plan(*MIXED, model=LLAMA_8B)
     assert Plan.from_dict(json.loads(json.dumps(result.to_dict()))) == result
     header, _, *rows = result.render().splitlines()[: 2 + len(result.placements)]
-    assert [row[header.index("engine") :].split()[0] for row in rows] == ["fused"] * 3
+    assert [row[header.index("engine") :].split()[0] for row in rows] == ["packed"] * 3
 
 
 @pytest.mark.parametrize(("change", "device"), [("sdpa", "Tesla T4"), ("eager", "NVIDIA A100-SXM4-80GB")])
@@ -287,4 +287,4 @@ def test_attention_that_keeps_its_scores_shrinks_the_passes_of_long_rows(change,
     few = replace(QWEN_HALF_B, num_kv_heads=14)
     with_scores = only(plan(node("a", gpu(device)), demand=replace(long, attn_implementation=change)))
     without = only(plan(node("a", gpu(device)), demand=long, model=few))
-    assert 1024 <= with_scores.max_tokens_per_pass < 0.8 * without.max_tokens_per_pass
+    assert 1024 <= with_scores.max_tokens_per_micro_batch < 0.8 * without.max_tokens_per_micro_batch

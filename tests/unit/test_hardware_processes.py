@@ -27,7 +27,7 @@ from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import DeviceProfile, TrialDemand
 from qlora_ray.hardware.plan import largest_divisor
 
-plan = partial(plan_any, packing="process")
+plan = partial(plan_any, packing="single")
 
 
 @pytest.mark.parametrize("model", SHAPES)

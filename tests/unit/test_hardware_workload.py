@@ -21,10 +21,9 @@ from qlora_ray.hardware.memory import LABEL_CHUNK_BYTES, pad_rank
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.training.budget import make_budget
-from qlora_ray.training.engine import TrialSpec
+from qlora_ray.training.engine import TrainingData, TrialSpec
 from qlora_ray.training.packed import loss
-from qlora_ray.training.packed.engine import FusedEngine
-from qlora_ray.training.rows import TrainingData
+from qlora_ray.training.packed.engine import PackedEngine
 
 NUM_TRIALS, BATCH, TOKENS, VOCABULARY = 3, 4, 96, 512
 # Design notes, MEMORY.md: tensors within a tenth, and never more than a twentieth under.
@@ -88,7 +87,7 @@ def test_a_pack_takes_the_memory_that_is_counted(targets, dropout, checkpointing
     base, shape = build_base()
     data = TrainingData(make_split("train", 2 * BATCH), make_split("validation", 1))
     tokens = NUM_TRIALS * BATCH * TOKENS
-    engine = FusedEngine(base, data, slots=NUM_TRIALS, max_tokens_per_pass=tokens)
+    engine = PackedEngine(base, data, slots=NUM_TRIALS, max_tokens_per_micro_batch=tokens)
     training = Training(
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=1,
@@ -106,7 +105,7 @@ def test_a_pack_takes_the_memory_that_is_counted(targets, dropout, checkpointing
     estimate = estimate_memory(
         shape,
         Workload(
-            engine="fused",
+            engine="packed",
             loss="labels",
             method="none",
             targets=targets,
@@ -114,7 +113,7 @@ def test_a_pack_takes_the_memory_that_is_counted(targets, dropout, checkpointing
             optim="adamw_torch",
             precision="fp32",
             seq_length=TOKENS,
-            pass_tokens=tokens,
+            micro_batch_tokens=tokens,
             gradient_checkpointing=checkpointing,
             device_kind="cpu",
             lora_dropout=dropout,
@@ -126,7 +125,7 @@ def test_a_pack_takes_the_memory_that_is_counted(targets, dropout, checkpointing
 
 
 def test_a_pack_has_what_is_shared_once_and_an_adapter_per_trial():
-    one = Workload(engine="fused", loss="labels", pass_tokens=2048)
+    one = Workload(engine="packed", loss="labels", micro_batch_tokens=2048)
     alone, pack = (estimate_memory(LLAMA_8B, replace(one, num_trials=count)) for count in (1, 8))
     assert pack.adapter_bytes == 8 * alone.adapter_bytes
     assert (pack.base_bytes, pack.logits_bytes, pack.context_bytes) == (
@@ -138,7 +137,7 @@ def test_a_pack_has_what_is_shared_once_and_an_adapter_per_trial():
 
 
 def test_a_joining_trial_has_room_for_the_copy_of_the_bank():
-    short = Workload(engine="fused", loss="labels", pass_tokens=16, seq_length=16, num_trials=16, r=64)
+    short = Workload(engine="packed", loss="labels", micro_batch_tokens=16, seq_length=16, num_trials=16, r=64)
     estimate = estimate_memory(LLAMA_8B, short)
     copied_bytes = 16 * 8 * LLAMA_8B.num_adapter_parameters("all-linear", 64)
     assert estimate.activations_bytes + estimate.logits_bytes == copied_bytes

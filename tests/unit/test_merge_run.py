@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from qlora_ray.config.schema import Data, Lora, Model
 from qlora_ray.data import prepare_data
 from qlora_ray.errors import DataError, ModelError, RunError
-from qlora_ray.exporting import merged_models
 from qlora_ray.exporting.merge import measure as merge_measure
+from qlora_ray.exporting.merge import merged_models
 from qlora_ray.exporting.merge import run as merge
 from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.merge.report import MergeReport

@@ -1,4 +1,4 @@
-"""Trials share one base where the fused engine can give each what it would have alone; else there is a reason."""
+"""Trials share one base where the packed engine can give each what it would have alone; else there is a reason."""
 
 from __future__ import annotations
 

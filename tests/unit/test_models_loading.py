@@ -1,4 +1,4 @@
-"""Models loaded as they were trained, on the embedded base: the same numbers as PEFT, and misfits named."""
+"""Models loaded as they were trained, on the embedded base: the same numbers as PEFT, and failed_models named."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM
 from qlora_ray import embedded
 from qlora_ray.config.schema import Lora, Model, Quantization
 from qlora_ray.errors import ModelError
-from qlora_ray.evaluation.models.load_plan import hash_adapter, make_lineup
-from qlora_ray.evaluation.models.loading import Contender, open_contenders
-from qlora_ray.evaluation.target.finding import find_subject
-from qlora_ray.evaluation.target.target import Request, Subject
+from qlora_ray.evaluation.models.load_plan import hash_adapter, make_load_plan
+from qlora_ray.evaluation.models.loading import LoadedModel, open_models
+from qlora_ray.evaluation.target.finding import find_target
+from qlora_ray.evaluation.target.target import Request, Target
 from qlora_ray.hardware import DeviceProfile
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter
 from qlora_ray.modeling.loading import hash_base, load_base
@@ -50,8 +50,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_adapter(tmp_path_factory.mktemp("adapters") / "plain")
 
 
-def find(target: Path | str, **request: Any) -> Subject:
-    return find_subject(str(target), Request(**request))
+def find(target: Path | str, **request: Any) -> Target:
+    return find_target(str(target), Request(**request))
 
 
 def logits_of(model: Any) -> torch.Tensor:
@@ -59,9 +59,9 @@ def logits_of(model: Any) -> torch.Tensor:
         return model(input_ids=IDS, use_cache=False).logits
 
 
-def open_logits(subject: Subject) -> dict[str, tuple[torch.Tensor, str]]:
-    lineup = make_lineup(subject, subject.available, device=CPU)
-    return {one.name: (logits_of(one.model), one.how) for one in open_contenders(lineup, subject.available)}
+def open_logits(target: Target) -> dict[str, tuple[torch.Tensor, str]]:
+    load_plan = make_load_plan(target, target.available, device=CPU)
+    return {one.name: (logits_of(one.model), one.how) for one in open_models(load_plan, target.available)}
 
 
 def peft_logits(adapter: Path, *, method: str = "nf4") -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,25 +108,25 @@ def test_a_quantization_written_in_the_folder_applies(tmp_path: Path) -> None:
 
 
 def test_one_model_is_gone_before_the_next_is_loaded(adapter: Path) -> None:
-    subject = replace(find(adapter), merged=embedded.base_path())
-    contenders = open_contenders(make_lineup(subject, subject.available, device=CPU), subject.available)
-    first: Contender | None = next(contenders)
-    second: Contender | None = next(contenders)
+    target = replace(find(adapter), merged=embedded.base_path())
+    loaded_models = open_models(make_load_plan(target, target.available, device=CPU), target.available)
+    first: LoadedModel | None = next(loaded_models)
+    second: LoadedModel | None = next(loaded_models)
     assert first is not None and second is not None
     assert first.model is second.model
     watched = weakref.ref(first.model)
     first = second = None
-    merged = next(contenders)
+    merged = next(loaded_models)
     gc.collect()
     assert (merged.name, watched()) == ("merged", None)
 
 
 def test_another_base_is_refused_by_its_hash(adapter: Path, tmp_path: Path) -> None:
-    subject = find(adapter)
-    same = replace(subject, base_hash=hash_base(Model()))
-    assert make_lineup(same, subject.available, device=CPU).specs["base"].method == "nf4"
+    target = find(adapter)
+    same = replace(target, base_hash=hash_base(Model()))
+    assert make_load_plan(same, target.available, device=CPU).specs["base"].method == "nf4"
     with pytest.raises(ModelError, match=r"must be used on the base it was trained on \(sha256:abcd\)"):
-        make_lineup(replace(subject, base_hash="sha256:abcd"), subject.available, device=CPU)
+        make_load_plan(replace(target, base_hash="sha256:abcd"), target.available, device=CPU)
 
 
 def test_an_adapter_of_another_shape_is_one_line(adapter: Path, tmp_path: Path) -> None:
@@ -152,20 +152,20 @@ def test_an_adapter_that_lacks_layers_of_the_base_is_refused(adapter: Path, tmp_
 
 def test_a_merge_of_another_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
     merged = copy_base(tmp_path / "merged")
-    subject = find(adapter, merged=merged)
+    target = find(adapter, merged=merged)
     for sha256 in (None, hash_adapter(adapter)):
         (merged / "merge_report.json").write_text(json.dumps({"adapter": {"sha256": sha256}}))
-        assert make_lineup(subject, subject.available, device=CPU).specs["merged"].compute_dtype == "fp32"
+        assert make_load_plan(target, target.available, device=CPU).specs["merged"].compute_dtype == "fp32"
     (merged / "merge_report.json").write_text(json.dumps({"adapter": {"sha256": "ab" * 32}}))
     with pytest.raises(ModelError, match=r"got a merge of another adapter \(abababababab\)"):
-        make_lineup(subject, subject.available, device=CPU)
+        make_load_plan(target, target.available, device=CPU)
     # A copy of an older bundle has its report beside it.
     copy = find(adapter, merged=copy_base(tmp_path / "merged-nf4"))
-    make_lineup(copy, copy.available, device=CPU)
+    make_load_plan(copy, copy.available, device=CPU)
     written = {"adapter": {"sha256": "ab" * 32}, "nf4_copy": "merged-nf4"}
     (merged / "merge_report.json").write_text(json.dumps(written))
     with pytest.raises(ModelError, match=r"merged-nf4: must be merged from .*got a merge of another adapter"):
-        make_lineup(copy, copy.available, device=CPU)
+        make_load_plan(copy, copy.available, device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_an_adapter_that_changes_its_base_leaves_the_bases_own_numbers(tmp_path:
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
     foreign.save_pretrained(str(tmp_path / "adapter"))
-    subject = find(tmp_path / "adapter", overrides=["model.name=embedded", "model.quantization.method=none"])
-    lineup = make_lineup(subject, subject.available, device=CPU)
-    found = {one.name: logits_of(one.model) for one in open_contenders(lineup, subject.available)}
-    [alone] = [logits_of(one.model) for one in open_contenders(lineup, ["base"])]
+    target = find(tmp_path / "adapter", overrides=["model.name=embedded", "model.quantization.method=none"])
+    load_plan = make_load_plan(target, target.available, device=CPU)
+    found = {one.name: logits_of(one.model) for one in open_models(load_plan, target.available)}
+    [alone] = [logits_of(one.model) for one in open_models(load_plan, ["base"])]
     _, tuned = peft_logits(tmp_path / "adapter", method="none")
     torch.testing.assert_close(found["base"], alone)
     torch.testing.assert_close(found["adapter"], tuned, atol=1e-5, rtol=1e-5)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from qlora_ray.config.schema import Training
 from qlora_ray.hardware.memory import pad_rank
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank, BankKey
-from qlora_ray.modeling.multi_lora.layers import FusedLinear, Switch
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
+from qlora_ray.modeling.multi_lora.layers import MultiLoraLinear, Switch
 from qlora_ray.modeling.multi_lora.layout import RowOwner, TrainingLayout, make_segments
 from qlora_ray.training.packed.optimizer import make_optimizer
 
@@ -17,8 +17,8 @@ from qlora_ray.training.packed.optimizer import make_optimizer
 WIDTHS = {0: (6, 10), 3: (10, 4), 7: (4, 6)}
 
 
-def make_bank(bucket: int = 8, *, layers: tuple[int, ...] = (0, 3)) -> AdapterBank:
-    return AdapterBank(BankKey(bucket, layers), WIDTHS, device="cpu")
+def make_stack(bucket: int = 8, *, layers: tuple[int, ...] = (0, 3)) -> AdapterStack:
+    return AdapterStack(StackKey(bucket, layers), WIDTHS, device="cpu")
 
 
 def draw_adapter(r: int, *, seed: int, layers: tuple[int, ...] = (0, 3)) -> dict[int, tuple[Tensor, Tensor]]:
@@ -42,111 +42,111 @@ def test_a_rank_is_padded_to_the_next_power_of_two_from_eight_on(r: int, bucket:
 
 @pytest.mark.parametrize("r", [1, 4, 8])
 def test_an_adapter_comes_out_of_its_flat_row_as_it_went_in(r: int) -> None:
-    bank, adapter = make_bank(), draw_adapter(r, seed=0)
-    flat_P = bank.flatten(adapter)
-    assert flat_P.shape == (bank.num_parameters,)
+    stack, adapter = make_stack(), draw_adapter(r, seed=0)
+    flat_P = stack.flatten(adapter)
+    assert flat_P.shape == (stack.num_parameters,)
     for layer, (a_rD, b_Or) in adapter.items():
-        a_cut, b_cut = bank.cut(flat_P, layer, r=r)
+        a_cut, b_cut = stack.cut(flat_P, layer, r=r)
         assert torch.equal(a_cut, a_rD)
         assert torch.equal(b_cut, b_Or)
-        a_RD, b_OR = bank.cut(flat_P, layer)
+        a_RD, b_OR = stack.cut(flat_P, layer)
         assert not a_RD[r:].any()
         assert not b_OR[:, r:].any()
 
 
 def test_a_flat_row_has_no_element_that_is_in_no_layer_or_in_two() -> None:
-    bank = make_bank()
-    flat_P = torch.zeros(bank.num_parameters)
-    for layer in bank.key.layers:
-        for view in bank.cut(flat_P, layer):
+    stack = make_stack()
+    flat_P = torch.zeros(stack.num_parameters)
+    for layer in stack.key.layers:
+        for view in stack.cut(flat_P, layer):
             view += 1
-    assert torch.equal(flat_P, torch.ones(bank.num_parameters))
-    assert bank.num_parameters == 8 * (6 + 10 + 10 + 4)
+    assert torch.equal(flat_P, torch.ones(stack.num_parameters))
+    assert stack.num_parameters == 8 * (6 + 10 + 10 + 4)
 
 
 def test_a_bank_contains_the_layers_of_its_key_alone() -> None:
-    bank = make_bank()
-    assert 0 in bank and 3 in bank
-    assert 7 not in bank
+    stack = make_stack()
+    assert 0 in stack and 3 in stack
+    assert 7 not in stack
 
 
 def test_trials_that_come_and_go_leave_the_others_their_weights() -> None:
-    bank = make_bank()
+    stack = make_stack()
     adapters = {f"{seed:04d}": draw_adapter(8, seed=seed) for seed in range(4)}
 
-    def assert_holds(*trial_ids: str) -> None:
-        assert bank.trial_ids == list(trial_ids)
-        assert len(bank) == len(trial_ids)
-        for slot, trial_id in enumerate(trial_ids):
-            for layer, (a_RD, b_OR) in adapters[trial_id].items():
-                assert torch.equal(bank.a(layer)[slot], a_RD)
-                assert torch.equal(bank.b(layer)[slot], b_OR)
+    def assert_holds(*names: str) -> None:
+        assert stack.names == list(names)
+        assert len(stack) == len(names)
+        for slot, name in enumerate(names):
+            for layer, (a_RD, b_OR) in adapters[name].items():
+                assert torch.equal(stack.a(layer)[slot], a_RD)
+                assert torch.equal(stack.b(layer)[slot], b_OR)
 
     for trial_id in ("0000", "0001", "0002"):
-        bank.add(trial_id, bank.flatten(adapters[trial_id]))
+        stack.add(trial_id, stack.flatten(adapters[trial_id]))
     assert_holds("0000", "0001", "0002")
-    bank.remove("0001")
+    stack.remove("0001")
     assert_holds("0000", "0002")
-    bank.add("0003", bank.flatten(adapters["0003"]))
+    stack.add("0003", stack.flatten(adapters["0003"]))
     assert_holds("0000", "0002", "0003")
-    bank.remove("0000")
-    bank.remove("0003")
+    stack.remove("0000")
+    stack.remove("0003")
     assert_holds("0002")
-    bank.remove("0002")
+    stack.remove("0002")
     assert_holds()
-    bank.add("0001", bank.flatten(adapters["0001"]))
+    stack.add("0001", stack.flatten(adapters["0001"]))
     assert_holds("0001")
 
 
 def test_removing_a_stranger_is_refused() -> None:
     with pytest.raises(ValueError, match="4711"):
-        make_bank().remove("4711")
+        make_stack().remove("4711")
 
 
 def test_the_views_of_a_layer_are_the_rows_themselves() -> None:
-    bank = make_bank()
+    stack = make_stack()
     for seed in range(3):
-        bank.add(f"{seed:04d}", bank.flatten(draw_adapter(8, seed=seed)))
-    for weights, gradients in ((bank.a, bank.a_gradient), (bank.b, bank.b_gradient)):
+        stack.add(f"{seed:04d}", stack.flatten(draw_adapter(8, seed=seed)))
+    for weights, gradients in ((stack.a, stack.a_gradient), (stack.b, stack.b_gradient)):
         weights(3)[1] = 7.0
         gradients(3)[2] += 2.0
-        assert torch.equal(bank.weights_SP[1].eq(7.0).sum(), torch.tensor(weights(3)[1].numel()))
-        assert bank.gradients_SP[2].sum() == 2.0 * gradients(3)[2].numel()
-        bank.weights_SP[1] = 0.0
-        bank.gradients_SP.zero_()
+        assert torch.equal(stack.weights_SP[1].eq(7.0).sum(), torch.tensor(weights(3)[1].numel()))
+        assert stack.gradients_SP[2].sum() == 2.0 * gradients(3)[2].numel()
+        stack.weights_SP[1] = 0.0
+        stack.gradients_SP.zero_()
         assert not weights(3)[1].any()
         assert not gradients(3).any()
-    a_RD, b_OR = bank.cut(bank.weights_SP[1], 0)
+    a_RD, b_OR = stack.cut(stack.weights_SP[1], 0)
     a_RD.fill_(1.0)
     b_OR.fill_(2.0)
-    assert bank.a(0)[1].eq(1.0).all()
-    assert bank.b(0)[1].eq(2.0).all()
+    assert stack.a(0)[1].eq(1.0).all()
+    assert stack.b(0)[1].eq(2.0).all()
 
 
 @pytest.mark.parametrize("r", [4, 12, 24])
 def test_padding_stays_exactly_zero_through_steps_with_weight_decay(r: int) -> None:
-    bank = make_bank(pad_rank(r), layers=(0,))
+    stack = make_stack(pad_rank(r), layers=(0,))
     adapter = draw_adapter(r, seed=r, layers=(0,))
     # As PEFT begins: B is zero.
-    bank.add("0000", bank.flatten({0: (adapter[0][0], torch.zeros_like(adapter[0][1]))}))
-    bank.add("0001", bank.flatten(adapter))
+    stack.add("0000", stack.flatten({0: (adapter[0][0], torch.zeros_like(adapter[0][1]))}))
+    stack.add("0001", stack.flatten(adapter))
     switch = Switch()
     frozen = nn.Linear(*WIDTHS[0]).requires_grad_(False)
-    layer = FusedLinear(frozen, number=0, switch=switch, dense_OD=None)
-    owners = [RowOwner(bank, slot, scale=2.0) for slot in (0, 0, 1)]
+    layer = MultiLoraLinear(frozen, number=0, switch=switch, dense_OD=None)
+    owners = [RowOwner(stack, slot, scale=2.0) for slot in (0, 0, 1)]
     layout = TrainingLayout(make_segments(owners, device="cpu"), None)
     training = Training(learning_rate=1e-2, weight_decay=0.1, optim="adamw_torch")
-    parameters = [nn.Parameter(bank.weights_SP[slot]) for slot in range(2)]
+    parameters = [nn.Parameter(stack.weights_SP[slot]) for slot in range(2)]
     optimizers = [make_optimizer(parameter, training) for parameter in parameters]
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        bank.gradients_SP.zero_()
+        stack.gradients_SP.zero_()
         with switch.routing(layout):
             layer(torch.randn(3, 5, WIDTHS[0][0], generator=generator)).square().sum().backward()
         for slot, (parameter, optimizer) in enumerate(zip(parameters, optimizers, strict=True)):
-            parameter.grad = bank.gradients_SP[slot]
+            parameter.grad = stack.gradients_SP[slot]
             optimizer.step()
-    assert bank.b(0)[..., :r].abs().min() > 0
-    assert not torch.equal(bank.a(0)[0, :r], adapter[0][0])
-    assert not bank.a(0)[:, r:].any()
-    assert not bank.b(0)[..., r:].any()
+    assert stack.b(0)[..., :r].abs().min() > 0
+    assert not torch.equal(stack.a(0)[0, :r], adapter[0][0])
+    assert not stack.a(0)[:, r:].any()
+    assert not stack.b(0)[..., r:].any()

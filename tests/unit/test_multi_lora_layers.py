@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qlora_ray.hardware.memory import pad_rank
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank, BankKey
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
 from qlora_ray.modeling.multi_lora.dropout import Counters, DropoutMasks, rounded_rate, row_key
-from qlora_ray.modeling.multi_lora.layers import FusedLinear, Switch
+from qlora_ray.modeling.multi_lora.layers import MultiLoraLinear, Switch
 from qlora_ray.modeling.multi_lora.layout import RowOwner, TrainingLayout, make_segments
 
 LAYER, OTHER_LAYER = 3, 5
@@ -24,7 +24,7 @@ TOKENS, WIDTH_IN, WIDTH_OUT = 7, 64, 128
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of a pass: its rank, its rows in the pass, its dropout rate, and whether it adapts the layer."""
+    """A trial of a micro-batch: its rank, rows and dropout rate, and whether it adapts the layer."""
 
     r: int
     num_rows: int
@@ -32,7 +32,7 @@ class Trial:
     adapts: bool = True
 
 
-# Rows that share no divisor, in two banks; rows that are equal, in order: the slots need not be gathered.
+# Rows that share no divisor, in two stacks; rows that are equal, in order: the slots need not be gathered.
 UNEVEN = (Trial(8, 3, 0.1), Trial(4, 2, 0.5), Trial(12, 2), Trial(16, 4, 0.3))
 EVEN = (Trial(8, 2), Trial(4, 2), Trial(8, 2))
 ONE_BANK_ELSEWHERE = (Trial(8, 2, 0.1), Trial(24, 3, 0.1, adapts=False), Trial(4, 1))
@@ -52,12 +52,12 @@ class Results:
 
 
 class Scene:
-    """A layer, trials on it, and rows: what the fused layer and plain autograd are both run on."""
+    """A layer, trials on it, and rows: what the wrapped layer and plain autograd are both run on."""
 
     def __init__(self, frozen: nn.Module, trials: Sequence[Trial], *, dense_OD: Tensor | None = None) -> None:
         self.frozen, self.trials = frozen, trials
         self.switch = Switch()
-        self.layer = FusedLinear(frozen, number=LAYER, switch=self.switch, dense_OD=dense_OD)
+        self.layer = MultiLoraLinear(frozen, number=LAYER, switch=self.switch, dense_OD=dense_OD)
         generator = torch.Generator().manual_seed(0)
         self.adapters = [
             (
@@ -67,16 +67,16 @@ class Scene:
             for trial in trials
         ]
         self.scales = [2.0 / (1 + at) / (1 - rounded_rate(trial.dropout)) for at, trial in enumerate(trials)]
-        banks: dict[BankKey, AdapterBank] = {}
-        self.places: list[tuple[AdapterBank, int]] = []
+        stacks: dict[StackKey, AdapterStack] = {}
+        self.places: list[tuple[AdapterStack, int]] = []
         widths = {LAYER: (WIDTH_IN, WIDTH_OUT), OTHER_LAYER: (WIDTH_IN, WIDTH_OUT)}
         for at, trial in enumerate(trials):
-            key = BankKey(pad_rank(trial.r), (LAYER,) if trial.adapts else (OTHER_LAYER,))
-            bank = banks.setdefault(key, AdapterBank(key, widths, device="cpu"))
-            self.places.append((bank, len(bank)))
-            bank.add(str(at), bank.flatten({key.layers[0]: self.adapters[at]}))
-        # Rows come by bank and slot, as the engine sorts them.
-        order = {id(bank): at for at, bank in enumerate(banks.values())}
+            key = StackKey(pad_rank(trial.r), (LAYER,) if trial.adapts else (OTHER_LAYER,))
+            stack = stacks.setdefault(key, AdapterStack(key, widths, device="cpu"))
+            self.places.append((stack, len(stack)))
+            stack.add(str(at), stack.flatten({key.layers[0]: self.adapters[at]}))
+        # Rows come by stack and slot, as the engine sorts them.
+        order = {id(stack): at for at, stack in enumerate(stacks.values())}
         placed = sorted(range(len(trials)), key=lambda at: (order[id(self.places[at][0])], self.places[at][1]))
         self.owners = [at for at in placed for _ in range(trials[at].num_rows)]
         num_rows = len(self.owners)
@@ -90,17 +90,17 @@ class Scene:
     def rows_of(self, at: int) -> list[int]:
         return [row for row, owner in enumerate(self.owners) if owner == at]
 
-    def run_fused(self, *, input_gradient: bool = True) -> Results:
-        """What the fused layer makes of it."""
+    def run_wrapped(self, *, input_gradient: bool = True) -> Results:
+        """What the wrapped layer makes of it."""
         x_BTD = self.x_BTD.clone().requires_grad_(input_gradient)
-        for bank, _ in self.places:
-            bank.gradients_SP.zero_()
+        for stack, _ in self.places:
+            stack.gradients_SP.zero_()
         with self.switch.routing(self.layout):
             y_BTO = self.layer(x_BTD)
             y_BTO.backward(self.gy_BTO.to(y_BTO.dtype))
         adapters = [
-            (bank.a_gradient(LAYER)[slot, : trial.r].clone(), bank.b_gradient(LAYER)[slot, :, : trial.r].clone())
-            for trial, (bank, slot) in zip(self.trials, self.places, strict=True)
+            (stack.a_gradient(LAYER)[slot, : trial.r].clone(), stack.b_gradient(LAYER)[slot, :, : trial.r].clone())
+            for trial, (stack, slot) in zip(self.trials, self.places, strict=True)
             if trial.adapts
         ]
         return Results(y_BTO.detach(), x_BTD.grad, adapters)
@@ -154,8 +154,8 @@ def dequantize(layer: bitsandbytes.nn.Linear4bit) -> Tensor:
     return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
-def assert_equal_to_autograd(fused: Results, plain: Results, *, rtol: float = 1e-5) -> None:
-    for one, other in zip(fused.tensors(), plain.tensors(), strict=True):
+def assert_equal_to_autograd(wrapped: Results, plain: Results, *, rtol: float = 1e-5) -> None:
+    for one, other in zip(wrapped.tensors(), plain.tensors(), strict=True):
         torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * other.abs().max().item())
 
 
@@ -165,7 +165,7 @@ def assert_equal_to_autograd(fused: Results, plain: Results, *, rtol: float = 1e
 def test_a_stocklayer_is_autograds(trials: Sequence[Trial], bias: bool, held: bool) -> None:
     frozen = make_plain(bias=bias)
     scene = Scene(frozen, trials, dense_OD=frozen.weight if held else None)
-    assert_equal_to_autograd(scene.run_fused(), scene.run_plain(weight_OD=frozen.weight))
+    assert_equal_to_autograd(scene.run_wrapped(), scene.run_plain(weight_OD=frozen.weight))
 
 
 @pytest.mark.parametrize("trials", [UNEVEN, EVEN, ONE_BANK_ELSEWHERE], ids=["uneven", "even", "one bank elsewhere"])
@@ -174,22 +174,22 @@ def test_an_nf4_layer_is_autograd_on_its_dequantized_weight(trials: Sequence[Tri
     frozen = make_nf4()
     assert frozen.weight.quant_state.nested
     scene = Scene(frozen, trials, dense_OD=dequantize(frozen) if held else None)
-    assert_equal_to_autograd(scene.run_fused(), scene.run_plain(weight_OD=dequantize(frozen)))
+    assert_equal_to_autograd(scene.run_wrapped(), scene.run_plain(weight_OD=dequantize(frozen)))
 
 
 @pytest.mark.parametrize("trials", [UNEVEN, EVEN], ids=["uneven", "even"])
 def test_an_int8_layer_is_its_own_product_and_autograds_updates(trials: Sequence[Trial]) -> None:
     scene = Scene(make_int8(), trials)
-    assert_equal_to_autograd(scene.run_fused(), scene.run_plain())
+    assert_equal_to_autograd(scene.run_wrapped(), scene.run_plain())
     # LLM.int8() rounds its inputs to 8 bits: far from the product of the weights that were rounded to 8 bits.
-    assert_equal_to_autograd(scene.run_fused(), scene.run_plain(weight_OD=make_plain().weight), rtol=3e-2)
+    assert_equal_to_autograd(scene.run_wrapped(), scene.run_plain(weight_OD=make_plain().weight), rtol=3e-2)
 
 
 @pytest.mark.parametrize("held", [True, False])
 def test_adapters_have_the_same_gradients_where_the_input_needs_none(held: bool) -> None:
     frozen = make_nf4()
     scene = Scene(frozen, UNEVEN, dense_OD=dequantize(frozen) if held else None)
-    whole, first = scene.run_fused(), scene.run_fused(input_gradient=False)
+    whole, first = scene.run_wrapped(), scene.run_wrapped(input_gradient=False)
     assert first.gx_BTD is None
     assert torch.equal(first.y_BTO, whole.y_BTO)
     for one, other in zip(first.adapters, whole.adapters, strict=True):
@@ -201,12 +201,12 @@ def test_adapters_have_the_same_gradients_where_the_input_needs_none(held: bool)
 def test_a_trial_of_nans_leaves_the_others_as_they_were_to_the_bit(held: bool) -> None:
     frozen = make_nf4()
     scene = Scene(frozen, UNEVEN, dense_OD=dequantize(frozen) if held else None)
-    before = scene.run_fused()
+    before = scene.run_wrapped()
     sick = 1
     rows = scene.rows_of(sick)
     scene.x_BTD[rows] = float("nan")
     scene.gy_BTO[rows] = float("nan")
-    after = scene.run_fused()
+    after = scene.run_wrapped()
     others = [row for row in range(len(scene.owners)) if row not in rows]
     assert after.y_BTO[rows].isnan().all()
     assert after.adapters[sick][0].isnan().any()
@@ -221,24 +221,24 @@ def test_a_trial_of_nans_leaves_the_others_as_they_were_to_the_bit(held: bool) -
 def test_bf16_is_no_farther_from_fp32_than_plain_bf16_autograd(held: bool) -> None:
     frozen = make_plain(dtype=torch.bfloat16)
     scene = Scene(frozen, UNEVEN, dense_OD=frozen.weight if held else None)
-    errors: dict[str, list[float]] = {"fused": [], "plain": []}
+    errors: dict[str, list[float]] = {"packed": [], "plain": []}
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         scene.x_BTD = torch.randn(scene.x_BTD.shape, generator=generator).bfloat16()
         scene.gy_BTO = torch.randn(scene.gy_BTO.shape, generator=generator)
         exact = scene.run_plain(weight_OD=frozen.weight).tensors()
         plain = scene.run_plain(weight_OD=frozen.weight, dtype=torch.bfloat16).tensors()
-        for name, got in (("fused", scene.run_fused().tensors()), ("plain", plain)):
+        for name, got in (("packed", scene.run_wrapped().tensors()), ("plain", plain)):
             errors[name] += [(one - other).norm().item() for one, other in zip(got, exact, strict=True)]
     per_draw = len(errors["plain"]) // 8
     # Output, gradient in x, then A and B of each trial. Over 150 draws the two agree to 0.004 (y: 0.09 less); over
     # these few they differ by up to 0.03.
     for kind in ([0], [1], range(2, per_draw, 2), range(3, per_draw, 2)):
-        fused, stock = (
+        wrapped, stock = (
             sum(error**2 for at, error in enumerate(errors[name]) if at % per_draw in kind) ** 0.5
-            for name in ("fused", "plain")
+            for name in ("packed", "plain")
         )
-        assert fused <= 1.05 * stock
+        assert wrapped <= 1.05 * stock
 
 
 def test_checkpointing_with_dropout_has_the_same_gradients_to_the_bit() -> None:
@@ -249,13 +249,13 @@ def test_checkpointing_with_dropout_has_the_same_gradients_to_the_bit() -> None:
         return scene.layer(outer(F.gelu(scene.layer(x_BTD))))
 
     def run(*, checkpoints: bool) -> list[Tensor]:
-        for bank, _ in scene.places:
-            bank.gradients_SP.zero_()
+        for stack, _ in scene.places:
+            stack.gradients_SP.zero_()
         x_BTD = scene.x_BTD.clone().requires_grad_()
         with scene.switch.routing(scene.layout):
             y_BTO = checkpoint(block, x_BTD, use_reentrant=False) if checkpoints else block(x_BTD)
             y_BTO.backward(scene.gy_BTO)
-        return [y_BTO.detach(), x_BTD.grad, *(bank.gradients_SP.clone() for bank, _ in scene.places)]
+        return [y_BTO.detach(), x_BTD.grad, *(stack.gradients_SP.clone() for stack, _ in scene.places)]
 
     for one, other in zip(run(checkpoints=False), run(checkpoints=True), strict=True):
         assert torch.equal(one, other)
@@ -270,11 +270,11 @@ def test_without_a_layout_the_layer_is_the_frozen_one() -> None:
 
 def test_a_passes_gradients_are_added_to_those_of_the_pass_before() -> None:
     scene = Scene(make_plain(), UNEVEN)
-    once = scene.run_fused().adapters
+    once = scene.run_wrapped().adapters
     with scene.switch.routing(scene.layout):
         scene.layer(scene.x_BTD).backward(scene.gy_BTO)
-    for (a_gradient, _), (bank, slot), trial in zip(once, scene.places, scene.trials, strict=True):
-        torch.testing.assert_close(bank.a_gradient(LAYER)[slot, : trial.r], 2 * a_gradient)
+    for (a_gradient, _), (stack, slot), trial in zip(once, scene.places, scene.trials, strict=True):
+        torch.testing.assert_close(stack.a_gradient(LAYER)[slot, : trial.r], 2 * a_gradient)
 
 
 @pytest.mark.parametrize(
@@ -284,10 +284,10 @@ def test_a_passes_gradients_are_added_to_those_of_the_pass_before() -> None:
 def test_rows_are_cut_into_as_few_groups_as_their_counts_allow(
     counts: list[int], num_groups: int, gathers: bool
 ) -> None:
-    bank = AdapterBank(BankKey(8, (0,)), {0: (2, 2)}, device="cpu")
+    stack = AdapterStack(StackKey(8, (0,)), {0: (2, 2)}, device="cpu")
     for slot in range(len(counts)):
-        bank.add(str(slot), torch.zeros(bank.num_parameters))
-    owners = [RowOwner(bank, slot, scale=slot + 1.0) for slot, count in enumerate(counts) for _ in range(count)]
+        stack.add(str(slot), torch.zeros(stack.num_parameters))
+    owners = [RowOwner(stack, slot, scale=slot + 1.0) for slot, count in enumerate(counts) for _ in range(count)]
     (segment,) = make_segments(owners, device="cpu")
     assert segment.num_groups == num_groups
     assert (segment.slots_G is not None) == gathers

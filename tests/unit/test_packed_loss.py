@@ -11,7 +11,7 @@ from qlora_ray.training.packed import loss
 from qlora_ray.training.packed.loss import backward_losses
 
 ROWS, TOKENS, WIDTH, VOCABULARY = 6, 9, 16, 40
-# Whose each row is, and where its answers are predicted; member 3 has no answer token at all.
+# Whose each row is, and where its answers are predicted; trial 3 has no answer token at all.
 MEMBERS = [0, 0, 1, 1, 2, 3]
 PREDICTING = [[1, 2, 5], [0, 3], [7], [2, 4, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7], []]
 COUNTS = [5, 5, 8, 0]
@@ -35,17 +35,17 @@ class Net:
         return 5 * torch.tanh(self.head(hidden) / 5)
 
     def run(self, weights: list[float], *, predicting: list[list[int]] = PREDICTING) -> tuple[Tensor, Tensor]:
-        """Each member's summed loss, and the body's gradient."""
+        """Each trial's summed loss, and the body's gradient."""
         places = [(row, at) for row, ats in enumerate(predicting) for at in ats]
-        members_N = torch.tensor([MEMBERS[row] for row, _ in places], dtype=torch.long)
+        trials_N = torch.tensor([MEMBERS[row] for row, _ in places], dtype=torch.long)
         self.weight_DD.grad = None
         sums_M = backward_losses(
             self.hidden(),
             positions_N=torch.tensor([row * TOKENS + at for row, at in places], dtype=torch.long),
             labels_N=torch.tensor([self.labels[row, at] for row, at in places], dtype=torch.long),
-            members_N=members_N,
-            weights_N=torch.tensor(weights)[members_N],
-            num_members=len(COUNTS),
+            trials_N=trials_N,
+            weights_N=torch.tensor(weights)[trials_N],
+            num_trials=len(COUNTS),
             vocab_size=VOCABULARY,
             logits_of=self.logits,
         )
@@ -53,12 +53,12 @@ class Net:
         return sums_M, self.weight_DD.grad
 
     def expect(self, scales: list[float]) -> tuple[list[float], Tensor]:
-        """Each member's mean loss, and the gradient of their sum, each times its scale; in float64."""
+        """Each trial's mean loss, and the gradient of their sum, each times its scale; in float64."""
         weight_DD = self.weight_DD.detach().double().requires_grad_()
         logits_BTV = 5 * torch.tanh(torch.tanh(self.x_BTD.double() @ weight_DD) @ self.head.weight.double().T / 5)
         means, total = [], torch.zeros((), dtype=torch.double)
-        for member, scale in enumerate(scales):
-            places = [(r, at) for r, ats in enumerate(PREDICTING) if MEMBERS[r] == member for at in ats]
+        for trial, scale in enumerate(scales):
+            places = [(r, at) for r, ats in enumerate(PREDICTING) if MEMBERS[r] == trial for at in ats]
             if not places:
                 means.append(0.0)
                 continue

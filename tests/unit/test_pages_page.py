@@ -15,8 +15,8 @@ from qlora_ray.pages.markdown import escape, write_markdown
 from qlora_ray.pages.page import TALL_ROWS, write_page
 from qlora_ray.report import main
 from qlora_ray.reporting import write_report
-from qlora_ray.reporting.document import compose
 from qlora_ray.reporting.story import read_story
+from qlora_ray.reporting.writing import compose
 from qlora_ray.runs import SweepPaths, read_json, write_json
 from tests.unit.reporting_sweeps import Sketch, usual_sketches, write_sweep
 

@@ -12,7 +12,8 @@ from model_fixtures import copy_base
 from qlora_ray.config import load_config
 from qlora_ray.errors import DataError, RunError
 from qlora_ray.plan import main
-from qlora_ray.preflight.checks import add_resume, check_same_inputs, check_sweep, common_facts
+from qlora_ray.preflight.checks import check_sweep
+from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts
 from qlora_ray.search.parsing import load_space
 
 

@@ -12,8 +12,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from qlora_ray.pages.blocks import Drawing, Words
-from qlora_ray.reporting.figures_front import draw_front
-from qlora_ray.reporting.front import read_front
+from qlora_ray.reporting.figures_parameters import draw_front
+from qlora_ray.reporting.importance import read_front
 from qlora_ray.reporting.searches import tell_search
 from qlora_ray.reporting.story import Story, read_story
 from qlora_ray.runs import read_json, write_json

@@ -258,9 +258,9 @@ def test_the_base_is_drawn_if_it_was_scored_on_the_trials_rows(
 @pytest.mark.parametrize(
     ("placement", "num_slots"),
     [
-        ({"engine": "fused", "slots_per_device": 4, "packs_per_device": 2}, 2),
-        ({"engine": "fused", "slots_per_device": 3}, 3),
-        ({"engine": "sft", "slots_per_device": 4}, 1),
+        ({"engine": "packed", "slots_per_device": 4, "packs_per_device": 2}, 2),
+        ({"engine": "packed", "slots_per_device": 3}, 3),
+        ({"engine": "single", "slots_per_device": 4}, 1),
     ],
 )
 def test_an_executor_without_a_trial_has_the_slots_of_the_plan(

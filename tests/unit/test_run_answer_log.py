@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qlora_ray.errors import RunError
-from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.run.answer_log import AnswerLog
 
 SETTINGS: dict[str, Any] = {
     "path": "results/x",
@@ -20,55 +20,55 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_journal(folder: Path, **changes: Any) -> Journal:
-    return Journal(folder, {**SETTINGS, **changes})
+def make_answer_log(folder: Path, **changes: Any) -> AnswerLog:
+    return AnswerLog(folder, {**SETTINGS, **changes})
 
 
-def begin(folder: Path, **changes: Any) -> Journal:
-    journal = make_journal(folder, **changes)
-    journal.check()
-    with journal.hold():
-        journal.write_settings()
-    return journal
+def begin(folder: Path, **changes: Any) -> AnswerLog:
+    answer_log = make_answer_log(folder, **changes)
+    answer_log.check()
+    with answer_log.hold():
+        answer_log.write_settings()
+    return answer_log
 
 
 def test_rows_come_back_by_their_number(tmp_path: Path) -> None:
-    journal = begin(tmp_path / "to")
-    journal.add_answers("base", "0-shot", [{"row": 2, "answer": "b\u2028c"}, {"row": 0, "answer": "a"}])
-    journal.add_losses(
+    answer_log = begin(tmp_path / "to")
+    answer_log.add_answers("base", "0-shot", [{"row": 2, "answer": "b\u2028c"}, {"row": 0, "answer": "a"}])
+    answer_log.add_losses(
         "base", "0-shot", [{"row": 1, "nll": 2.5, "tokens": 3}, {"row": 0, "nll": math.nan, "tokens": 1}]
     )
-    assert {row: line["answer"] for row, line in journal.read_answers("base", "0-shot").items()} == {
+    assert {row: line["answer"] for row, line in answer_log.read_answers("base", "0-shot").items()} == {
         0: "a",
         2: "b\u2028c",
     }
-    losses = journal.read_losses("base", "0-shot")
+    losses = answer_log.read_losses("base", "0-shot")
     assert losses[1] == (2.5, 3)
     assert math.isnan(losses[0][0])
-    assert journal.read_answers("adapter", "0-shot") == {}
+    assert answer_log.read_answers("adapter", "0-shot") == {}
 
 
 def test_a_line_cut_off_by_a_crash_loses_no_other(tmp_path: Path) -> None:
-    journal = begin(tmp_path / "to")
-    journal.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
+    answer_log = begin(tmp_path / "to")
+    answer_log.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
     path = tmp_path / "to" / "base" / "0-shot.jsonl"
     path.write_bytes(path.read_bytes() + b'{"row": 1, "ans')
-    journal.add_answers("base", "0-shot", [{"row": 1, "answer": "b"}, {"row": 2, "answer": "c"}])
-    assert sorted(journal.read_answers("base", "0-shot")) == [0, 1, 2]
+    answer_log.add_answers("base", "0-shot", [{"row": 1, "answer": "b"}, {"row": 2, "answer": "c"}])
+    assert sorted(answer_log.read_answers("base", "0-shot")) == [0, 1, 2]
 
 
 def test_a_finished_set_is_put_in_order_and_the_first_line_of_a_row_counts(tmp_path: Path) -> None:
-    journal = begin(tmp_path / "to")
-    journal.add_answers("base", "0-shot", [{"row": 1, "answer": "b"}, {"row": 0, "answer": "a"}])
-    journal.add_answers("base", "0-shot", [{"row": 1, "answer": "late"}])
-    journal.tidy("base", "0-shot")
+    answer_log = begin(tmp_path / "to")
+    answer_log.add_answers("base", "0-shot", [{"row": 1, "answer": "b"}, {"row": 0, "answer": "a"}])
+    answer_log.add_answers("base", "0-shot", [{"row": 1, "answer": "late"}])
+    answer_log.tidy("base", "0-shot")
     lines = (tmp_path / "to" / "base" / "0-shot.jsonl").read_text().splitlines()
     assert lines == ['{"row": 0, "answer": "a"}', '{"row": 1, "answer": "b"}']
 
 
 def test_the_same_settings_go_on_and_more_models_and_prompts_may_join(tmp_path: Path) -> None:
     begin(tmp_path / "to")
-    more = make_journal(
+    more = make_answer_log(
         tmp_path / "to",
         path="elsewhere/x",
         models={"merged": {"hash": "sha256:2"}},
@@ -101,7 +101,7 @@ def test_the_same_settings_go_on_and_more_models_and_prompts_may_join(tmp_path: 
 def test_a_changed_setting_is_named_with_both_values(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     begin(tmp_path / "to")
     with pytest.raises(RunError, match=words):
-        make_journal(tmp_path / "to", **changes).check()
+        make_answer_log(tmp_path / "to", **changes).check()
 
 
 def test_more_answers_of_a_set_go_on(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def read_tree(folder: Path) -> dict[str, str]:
 )
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path, files: dict[str, str]) -> None:
     write_tree(tmp_path, files)
-    for refused in (make_journal(tmp_path).check, make_journal(tmp_path).clear):
+    for refused in (make_answer_log(tmp_path).check, make_answer_log(tmp_path).clear):
         with pytest.raises(RunError, match=r"must be empty or an evaluation, got other files\. Choose another --to\.$"):
             refused()
     assert read_tree(tmp_path) == files
@@ -146,18 +146,18 @@ def test_starting_again_removes_what_an_evaluation_wrote_and_nothing_else(tmp_pa
     begin(to).add_losses("adapter", "0-shot", [{"row": 0, "nll": 1.0, "tokens": 1}])
     mine = {"notes.txt": "mine", "merged/model.safetensors": "weights", "base/notes/a.txt": "mine"}
     write_tree(to, {**mine, "base/lm_eval.json": "{}", "evaluation.json": "{}"})
-    journal = make_journal(to, target={"trial": "0002", "adapter": "bb"})
-    journal.clear()
+    answer_log = make_answer_log(to, target={"trial": "0002", "adapter": "bb"})
+    answer_log.clear()
     assert read_tree(to).keys() == {*mine, ".lock", "settings.json"}
     assert not (to / "adapter").exists()
-    journal.check()
-    assert journal.read_answers("base", "0-shot") == {}
+    answer_log.check()
+    assert answer_log.read_answers("base", "0-shot") == {}
 
 
 def test_rows_that_cannot_be_removed_are_not_taken_for_new_ones(tmp_path: Path) -> None:
     begin(tmp_path)
     (tmp_path / "base" / "0-shot.jsonl").mkdir(parents=True)
-    changed = make_journal(tmp_path, target={"trial": "0002", "adapter": "bb"})
+    changed = make_answer_log(tmp_path, target={"trial": "0002", "adapter": "bb"})
     with pytest.raises(RunError, match=r"0-shot\.jsonl: cannot be removed: .*Choose another --to"):
         changed.clear()
     with pytest.raises(RunError, match="belongs to another evaluation"):
@@ -165,27 +165,27 @@ def test_rows_that_cannot_be_removed_are_not_taken_for_new_ones(tmp_path: Path) 
 
 
 def test_old_results_are_gone_once_an_evaluation_begins(tmp_path: Path) -> None:
-    journal = begin(tmp_path / "to")
+    answer_log = begin(tmp_path / "to")
     (tmp_path / "to" / "evaluation.json").write_text("{}")
-    journal.write_settings()
+    answer_log.write_settings()
     assert not (tmp_path / "to" / "evaluation.json").exists()
 
 
 def test_two_evaluations_cannot_write_one_folder(tmp_path: Path) -> None:
-    journal = begin(tmp_path / "to")
-    other = make_journal(tmp_path / "to")
-    with journal.hold(), pytest.raises(RunError, match="another evaluation runs there"), other.hold():
+    answer_log = begin(tmp_path / "to")
+    other = make_answer_log(tmp_path / "to")
+    with answer_log.hold(), pytest.raises(RunError, match="another evaluation runs there"), other.hold():
         pass
     with other.hold():
         pass
 
 
 def test_a_folder_that_nothing_was_written_to_is_taken_away_again(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), make_journal(tmp_path / "a" / "b").hold():
+    with pytest.raises(KeyError), make_answer_log(tmp_path / "a" / "b").hold():
         raise KeyError
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
-    with make_journal(tmp_path / "mine").hold():
+    with make_answer_log(tmp_path / "mine").hold():
         pass
     assert (tmp_path / "mine").is_dir()
 
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(RunError, match=r"--to .*to: cannot be written: Not a directory"),
-        make_journal(tmp_path / "file" / "to").hold(),
+        make_answer_log(tmp_path / "file" / "to").hold(),
     ):
         pass
 
@@ -204,26 +204,26 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, monkeypa
     monkeypatch.setattr(Path, "open", refuse)
     with (
         pytest.raises(RunError, match="cannot be written: Permission denied"),
-        make_journal(tmp_path / "to").hold(),
+        make_answer_log(tmp_path / "to").hold(),
     ):
         pass
 
 
 def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = begin(tmp_path / "to")
+    answer_log = begin(tmp_path / "to")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunError, match=r"0-shot.jsonl: cannot be written: No space left on device"):
-        journal.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
+        answer_log.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
 
 
 def test_what_a_kill_in_the_first_write_leaves_is_no_other_file(tmp_path: Path) -> None:
     left = {".lock": "", ".settings.json.ab12cd_9": '{"for', ".settings.json.qlora_ray-ab12cd_9": ""}
     write_tree(tmp_path, left)
-    assert make_journal(tmp_path).check_folder() is None
-    make_journal(tmp_path).clear()
+    assert make_answer_log(tmp_path).check_folder() is None
+    make_answer_log(tmp_path).clear()
     begin(tmp_path)
     assert read_tree(tmp_path).keys() == {".lock", "settings.json"}

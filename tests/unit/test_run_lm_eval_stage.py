@@ -10,8 +10,8 @@ import pytest
 
 from qlora_ray.evaluation.lm_eval.results import MetricResult, TaskResult
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest
-from qlora_ray.evaluation.models.loading import Contender
-from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.models.loading import LoadedModel
+from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.lm_eval_stage import is_finished, read_harness, run_harness
 
 EIGHT_ROWS = TaskRequest(["sums"], limit=8, batch_size=2)
@@ -33,12 +33,12 @@ def test_each_model_runs_once_and_pairs_are_compared(tmp_path: Path, monkeypatch
         return {"sums": make_result(scores[model])}
 
     monkeypatch.setattr("qlora_ray.evaluation.run.lm_eval_stage.run_tasks", run)
-    journal = Journal(tmp_path, {})
+    answer_log = AnswerLog(tmp_path, {})
     for name in ("base", "adapter", "base"):
-        contender = Contender(name, name, None, "fp32", "")  # type: ignore[arg-type]
-        run_harness(journal, contender, EIGHT_ROWS)
+        loaded = LoadedModel(name, name, None, "fp32", "")  # type: ignore[arg-type]
+        run_harness(answer_log, loaded, EIGHT_ROWS)
     assert calls == [("base", 8), ("adapter", 8)]
-    found = read_harness(journal, ["base", "adapter"], EIGHT_ROWS)
+    found = read_harness(answer_log, ["base", "adapter"], EIGHT_ROWS)
     assert found["models"]["adapter"]["sums"]["metrics"]["acc"]["value"] == 1.0
     assert found["lines"][0] == "base  sums (0-shot)  acc 0.000" and found["notes"] == []
     [one] = found["comparisons"]
@@ -51,13 +51,13 @@ def test_other_tasks_rows_or_shots_are_run_again(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(
         "qlora_ray.evaluation.run.lm_eval_stage.run_tasks", lambda *_, **__: {"sums": make_result([1.0])}
     )
-    journal = Journal(tmp_path, {})
-    contender = Contender("base", None, None, "fp32", "")  # type: ignore[arg-type]
-    run_harness(journal, contender, EIGHT_ROWS)
-    assert is_finished(journal, "base", replace(EIGHT_ROWS, batch_size=4))
-    assert is_finished(journal, "adapter", TaskRequest([], limit=8))
+    answer_log = AnswerLog(tmp_path, {})
+    loaded = LoadedModel("base", None, None, "fp32", "")  # type: ignore[arg-type]
+    run_harness(answer_log, loaded, EIGHT_ROWS)
+    assert is_finished(answer_log, "base", replace(EIGHT_ROWS, batch_size=4))
+    assert is_finished(answer_log, "adapter", TaskRequest([], limit=8))
     for changed in ({"limit": 9}, {"tasks": ["sums", "words"]}, {"num_fewshot": 3}, {"num_fewshot": 0}, {"seed": 3}):
-        assert not is_finished(journal, "base", replace(EIGHT_ROWS, **changed))
+        assert not is_finished(answer_log, "base", replace(EIGHT_ROWS, **changed))
 
 
 def test_a_task_of_other_prompts_is_a_note_and_the_others_are_compared(
@@ -68,11 +68,11 @@ def test_a_task_of_other_prompts_is_a_note_and_the_others_are_compared(
         return {"sums": sums, "words": make_result([0.0, 1.0])}
 
     monkeypatch.setattr("qlora_ray.evaluation.run.lm_eval_stage.run_tasks", run)
-    journal, request = Journal(tmp_path, {}), TaskRequest(["sums", "words"])
+    answer_log, request = AnswerLog(tmp_path, {}), TaskRequest(["sums", "words"])
     names = ["base", "adapter", "merged"]
     for name in names:
-        run_harness(journal, Contender(name, name, None, "fp32", ""), request)  # type: ignore[arg-type]
-    found = read_harness(journal, names, request)
+        run_harness(answer_log, LoadedModel(name, name, None, "fp32", ""), request)  # type: ignore[arg-type]
+    found = read_harness(answer_log, names, request)
     assert [(one["base_model"], one["tuned_model"], one["measure"]) for one in found["comparisons"]] == [
         ("base", "adapter", "sums: acc"),
         ("base", "adapter", "words: acc"),
@@ -89,9 +89,9 @@ def test_a_task_of_other_prompts_is_a_note_and_the_others_are_compared(
 def test_a_task_that_keeps_its_own_number_of_examples_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"sums": make_result([1.0], num_fewshot=3), "chat": make_result([1.0], num_fewshot=0)}
     monkeypatch.setattr("qlora_ray.evaluation.run.lm_eval_stage.run_tasks", lambda *_, **__: found)
-    journal, request = Journal(tmp_path, {}), TaskRequest(["sums", "chat"], num_fewshot=3)
-    run_harness(journal, Contender("base", None, None, "fp32", ""), request)  # type: ignore[arg-type]
-    told = read_harness(journal, ["base"], request)
+    answer_log, request = AnswerLog(tmp_path, {}), TaskRequest(["sums", "chat"], num_fewshot=3)
+    run_harness(answer_log, LoadedModel("base", None, None, "fp32", ""), request)  # type: ignore[arg-type]
+    told = read_harness(answer_log, ["base"], request)
     assert told["notes"] == ["chat ran with 0 examples in the prompt, as the task fixes it, and not with 3"]
     assert told["lines"] == ["base  sums (3-shot)  acc 1.000", "base  chat (0-shot)  acc 1.000"]
     assert told["models"]["base"]["sums"]["num_fewshot"] == 3
@@ -103,13 +103,13 @@ def test_an_edited_task_or_another_harness_is_run_again(tmp_path: Path, monkeypa
     )
     task = tmp_path / "sums.yaml"
     task.write_text("task: sums\n", encoding="utf-8")
-    journal = Journal(tmp_path, {})
-    contender = Contender("base", None, None, "fp32", "")  # type: ignore[arg-type]
+    answer_log = AnswerLog(tmp_path, {})
+    loaded = LoadedModel("base", None, None, "fp32", "")  # type: ignore[arg-type]
     request = TaskRequest([str(task)], limit=8)
-    run_harness(journal, contender, request)
-    assert is_finished(journal, "base", request)
+    run_harness(answer_log, loaded, request)
+    assert is_finished(answer_log, "base", request)
     with monkeypatch.context() as patch:
         patch.setattr("importlib.metadata.version", lambda _: "9.9")
-        assert not is_finished(journal, "base", request)
+        assert not is_finished(answer_log, "base", request)
     task.write_text("task: sums\nmax_gen_toks: 4\n", encoding="utf-8")
-    assert not is_finished(journal, "base", request)
+    assert not is_finished(answer_log, "base", request)

@@ -18,11 +18,11 @@ from qlora_ray.console import Console
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import DataError, ModelError
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest
-from qlora_ray.evaluation.models.loading import Contender
+from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
-from qlora_ray.evaluation.run.answer_log import Journal
-from qlora_ray.evaluation.run.models import Asking, Misfit, describe_lack
-from qlora_ray.evaluation.run.prompts import Session
+from qlora_ray.evaluation.run.answer_log import AnswerLog
+from qlora_ray.evaluation.run.models import FailedModel, ModelRuns, describe_lack
+from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.target.target import ModelName
 from qlora_ray.hardware import DeviceProfile
 
@@ -42,41 +42,41 @@ class Device:
         self.full = full
         self.loaded: list[str] = []
 
-    def open(self, _lineup: object, names: Sequence[ModelName]) -> Generator[Contender]:
+    def open(self, _load_plan: object, names: Sequence[ModelName]) -> Generator[LoadedModel]:
         for name in names:
             if name in self.full:
                 raise torch.OutOfMemoryError(f"{FULL}\nmore")
             self.loaded.append(name)
-            yield Contender(name, make_llama(), make_tokenizer(), "fp32", "by hand")
+            yield LoadedModel(name, make_llama(), make_tokenizer(), "fp32", "by hand")
 
 
-def make_asking(folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch, *, num_sets: int = 1) -> Asking:
+def make_model_runs(folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch, *, num_sets: int = 1) -> ModelRuns:
     made = make_split([(4, 3), (6, 2)])
     rows = TokenizedSplit("test", made.input_ids, made.completion_mask, made.prompt_ids, made.references)
     sets = [PromptSet(f"{one}-shot", rows, ["0", "1"], 2, max_new_tokens=4) for one in range(num_sets)]
-    journal = Journal(folder, {"target": {}, "models": {}, "prompts": {}})
+    answer_log = AnswerLog(folder, {"target": {}, "models": {}, "prompts": {}})
     evaluate = Evaluate(max_new_tokens=4, batch_size=2)
-    session = Session(journal, Console(io.StringIO()), evaluate, loss_batch_size=2, is_live=False)
-    run = Session.run
+    prompt_run = PromptRun(answer_log, Console(io.StringIO()), evaluate, loss_batch_size=2, is_live=False)
+    run = PromptRun.run
 
-    def run_with_room(session: Session, contender: Contender, prompts: PromptSet) -> float | None:
-        if f"{contender.name} {prompts.name}" in device.full:
+    def run_with_room(prompt_run: PromptRun, loaded: LoadedModel, prompts: PromptSet) -> float | None:
+        if f"{loaded.name} {prompts.name}" in device.full:
             raise torch.OutOfMemoryError(FULL)
-        return run(session, contender, prompts)
+        return run(prompt_run, loaded, prompts)
 
-    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_contenders", device.open)
-    monkeypatch.setattr(Session, "run", run_with_room)
-    lineup: Any = SimpleNamespace(device=GPU)
-    return Asking(session, lineup, NAMES, sets, TaskRequest([]), tell=lambda *_: None)
+    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_models", device.open)
+    monkeypatch.setattr(PromptRun, "run", run_with_room)
+    load_plan: Any = SimpleNamespace(device=GPU)
+    return ModelRuns(prompt_run, load_plan, NAMES, sets, TaskRequest([]), tell=lambda *_: None)
 
 
-def ask(asking: Asking) -> list[tuple[str, str]]:
-    with asking.session.journal.hold():
-        return [(one.model, one.stage) for one in asking.run()]
+def ask(model_runs: ModelRuns) -> list[tuple[str, str]]:
+    with model_runs.prompt_run.answer_log.hold():
+        return [(one.model, one.stage) for one in model_runs.run()]
 
 
 @pytest.mark.parametrize(
-    ("full", "misfit", "loaded"),
+    ("full", "failed_model", "loaded"),
     [
         ("merged", ("merged", "loading"), ["base", "adapter"]),
         ("merged 0-shot", ("merged", "0-shot"), NAMES),
@@ -87,26 +87,26 @@ def ask(asking: Asking) -> list[tuple[str, str]]:
     ],
 )
 def test_a_model_that_does_not_fit_costs_only_its_own_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str, misfit: tuple[str, str], loaded: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str, failed_model: tuple[str, str], loaded: list[str]
 ) -> None:
     device = Device(full)
-    asking = make_asking(tmp_path / "to", device, monkeypatch)
-    assert ask(asking) == [misfit]
+    model_runs = make_model_runs(tmp_path / "to", device, monkeypatch)
+    assert ask(model_runs) == [failed_model]
     assert device.loaded == loaded
-    assert [name for name in NAMES if asking.has_answered(name)] == [one for one in NAMES if one != misfit[0]]
+    assert [name for name in NAMES if model_runs.has_answered(name)] == [one for one in NAMES if one != failed_model[0]]
     device.full = ()
-    assert ask(asking) == []
-    assert device.loaded == [*loaded, misfit[0]]
+    assert ask(model_runs) == []
+    assert device.loaded == [*loaded, failed_model[0]]
     assert (tmp_path / "to" / "settings.json").exists()
-    assert all(asking.has_answered(name) for name in NAMES)
+    assert all(model_runs.has_answered(name) for name in NAMES)
 
 
 def test_nothing_is_written_where_no_model_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(*NAMES)
-    asking = make_asking(tmp_path / "to", device, monkeypatch)
+    model_runs = make_model_runs(tmp_path / "to", device, monkeypatch)
     every = r"got no room for base \(loading: CUDA out .*\), adapter \(.*\), merged \(.* 2\.12 MiB is free\)\. Free"
     with pytest.raises(ModelError, match=every):
-        ask(asking)
+        ask(model_runs)
     assert device.loaded == []
     assert not (tmp_path / "to").exists()
 
@@ -117,12 +117,12 @@ def test_tasks_that_do_not_fit_leave_the_answers(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("qlora_ray.evaluation.run.lm_eval_stage.run_tasks", run)
     monkeypatch.setattr("qlora_ray.evaluation.run.models.check_data", lambda _: None)
-    asking = make_asking(tmp_path / "to", Device(), monkeypatch)
-    asking = replace(asking, tasks=TaskRequest(["sums"]))
-    assert ask(asking) == [(name, "lm-eval") for name in NAMES]
-    assert all(asking.has_answered(name) and not asking.has_run_tasks(name) for name in NAMES)
+    model_runs = make_model_runs(tmp_path / "to", Device(), monkeypatch)
+    model_runs = replace(model_runs, tasks=TaskRequest(["sums"]))
+    assert ask(model_runs) == [(name, "lm-eval") for name in NAMES]
+    assert all(model_runs.has_answered(name) and not model_runs.has_run_tasks(name) for name in NAMES)
     with pytest.raises(ModelError, match=r"got no room for base \(lm-eval: CUDA"):
-        ask(replace(asking, sets=[]))
+        ask(replace(model_runs, sets=[]))
 
 
 def test_tasks_that_fail_while_they_run_leave_the_answers_and_the_other_models_tasks(
@@ -139,22 +139,22 @@ def test_tasks_that_fail_while_they_run_leave_the_answers_and_the_other_models_t
     asked: list[Any] = []
     monkeypatch.setattr("qlora_ray.evaluation.run.lm_eval_stage.run_tasks", run)
     monkeypatch.setattr("qlora_ray.evaluation.run.models.check_data", lambda _: None)
-    asking = replace(make_asking(tmp_path / "to", Device(), monkeypatch), tasks=TaskRequest(["sums"]))
-    with asking.session.journal.hold():
-        misfits = asking.run()
-    assert [(one.model, one.stage, one.cause, one.lacks_room) for one in misfits] == [
+    model_runs = replace(make_model_runs(tmp_path / "to", Device(), monkeypatch), tasks=TaskRequest(["sums"]))
+    with model_runs.prompt_run.answer_log.hold():
+        failed_models = model_runs.run()
+    assert [(one.model, one.stage, one.cause, one.lacks_room) for one in failed_models] == [
         ("base", "lm-eval", broken, False),
         ("adapter", "lm-eval", broken, False),
     ]
-    assert all(asking.has_answered(name) for name in NAMES)
-    assert [name for name in NAMES if asking.has_run_tasks(name)] == ["merged"]
-    assert describe_lack(misfits, asking.lineup, with_results=NAMES) == (
+    assert all(model_runs.has_answered(name) for name in NAMES)
+    assert [name for name in NAMES if model_runs.has_run_tasks(name)] == ["merged"]
+    assert describe_lack(failed_models, model_runs.load_plan, with_results=NAMES) == (
         f"lm-eval: tasks must run on every model, got an error with base and adapter: {broken} "
         "The results are of base and adapter and merged. Run it again then: it goes on; or leave --lm-eval out."
     )
     asked.clear()
     with pytest.raises(ModelError, match=r"got an error with base and adapter: sums cannot be run.* it goes on\.$"):
-        ask(replace(asking, sets=[], names=["base", "adapter"]))
+        ask(replace(model_runs, sets=[], names=["base", "adapter"]))
 
 
 @pytest.mark.parametrize(
@@ -171,20 +171,20 @@ def test_tasks_that_fail_while_they_run_leave_the_answers_and_the_other_models_t
 def test_a_cpu_without_room_is_told_from_other_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str | None
 ) -> None:
-    asking = make_asking(tmp_path / "to", Device(), monkeypatch)
+    model_runs = make_model_runs(tmp_path / "to", Device(), monkeypatch)
 
-    def run(_session: Session, contender: Contender, _prompts: PromptSet) -> None:
-        if contender.name == "merged":
+    def run(_prompt_run: PromptRun, loaded: LoadedModel, _prompts: PromptSet) -> None:
+        if loaded.name == "merged":
             raise error
 
-    monkeypatch.setattr(Session, "run", run)
-    monkeypatch.setattr(Session, "is_done", lambda _session, name, _prompts: name != "merged")
-    with asking.session.journal.hold():
+    monkeypatch.setattr(PromptRun, "run", run)
+    monkeypatch.setattr(PromptRun, "is_done", lambda _prompt_run, name, _prompts: name != "merged")
+    with model_runs.prompt_run.answer_log.hold():
         if cause is None:
             with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-                asking.run()
+                model_runs.run()
         else:
-            assert [one.cause for one in asking.run()] == [cause]
+            assert [one.cause for one in model_runs.run()] == [cause]
 
 
 def test_tasks_without_their_data_are_known_before_a_model_is_loaded(
@@ -195,33 +195,35 @@ def test_tasks_without_their_data_are_known_before_a_model_is_loaded(
 
     monkeypatch.setattr("qlora_ray.evaluation.run.models.check_data", refuse)
     device = Device()
-    asking = replace(make_asking(tmp_path / "to", device, monkeypatch), tasks=TaskRequest(["sums"]))
+    model_runs = replace(make_model_runs(tmp_path / "to", device, monkeypatch), tasks=TaskRequest(["sums"]))
     with pytest.raises(DataError, match="sums cannot be run"):
-        ask(asking)
+        ask(model_runs)
     assert device.loaded == []
     assert not (tmp_path / "to").exists()
 
 
 def test_advice_is_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asking = make_asking(tmp_path / "to", Device("merged"), monkeypatch)
-    with asking.session.journal.hold():
-        misfits = asking.run()
-    text = describe_lack(misfits, asking.lineup, with_results=["base", "adapter"])
+    model_runs = make_model_runs(tmp_path / "to", Device("merged"), monkeypatch)
+    with model_runs.prompt_run.answer_log.hold():
+        failed_models = model_runs.run()
+    text = describe_lack(failed_models, model_runs.load_plan, with_results=["base", "adapter"])
     assert text.startswith("evaluation: a GPU must have room for a model and one row, got no room for merged (loading:")
     assert "The results are of base and adapter. Free the device and run it again: it goes on; or leave merged" in text
     assert "--models base,adapter; or run it with another --to on a larger device, or on the CPU" in text
     assert "max_new_tokens" not in text
     device = Device(*(f"{name} 0-shot" for name in NAMES))
     with pytest.raises(ModelError, match=r"; or lower evaluate\.max_new_tokens with --fresh; or run"):
-        ask(make_asking(tmp_path / "other", device, monkeypatch))
+        ask(make_model_runs(tmp_path / "other", device, monkeypatch))
 
 
 def test_a_model_that_only_lacks_its_tasks_is_not_advised_to_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking = make_asking(tmp_path / "to", Device(), monkeypatch)
-    text = describe_lack([Misfit("merged", "lm-eval", "CUDA out of memory")], asking.lineup, with_results=NAMES)
+    model_runs = make_model_runs(tmp_path / "to", Device(), monkeypatch)
+    text = describe_lack(
+        [FailedModel("merged", "lm-eval", "CUDA out of memory")], model_runs.load_plan, with_results=NAMES
+    )
     assert "; or leave merged out with --models base,adapter; or leave --lm-eval out; or run it with another" in text
-    every = [Misfit(name, "lm-eval", "CUDA out of memory") for name in NAMES]
-    text = describe_lack(every, asking.lineup, with_results=NAMES)
+    every = [FailedModel(name, "lm-eval", "CUDA out of memory") for name in NAMES]
+    text = describe_lack(every, model_runs.load_plan, with_results=NAMES)
     assert "it goes on; or leave --lm-eval out; or run it with another" in text

@@ -14,8 +14,8 @@ from qlora_ray.config.schema import Data, SweepConfig
 from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.notes import note_weaknesses
-from qlora_ray.evaluation.target.target import Subject
-from qlora_ray.scoring.token_budget import Room
+from qlora_ray.evaluation.target.target import Target
+from qlora_ray.scoring.token_budget import TokenBudget
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
 
 OTHER_ROWS = "test is not what the sweep had: its rows, template or tokenizer differ"
@@ -39,22 +39,22 @@ def _write_rows(folder: Path) -> dict[str, str]:
     return paths
 
 
-def subject_of(**facts: Any) -> Subject:
+def target_of(**facts: Any) -> Target:
     """A sweep's winner, whose data is named."""
     config = SweepConfig(data=Data(train="rows.jsonl"))
-    one = Subject("sweep", "results/s", config, None, None, "as it trained", Path("to"))
+    one = Target("sweep", "results/s", config, None, None, "as it trained", Path("to"))
     return replace(one, **{"manifest": {}, "trial": "0001", **facts})
 
 
 def notes_of(
-    subject: Subject,
+    target: Target,
     prepared: PreparedData,
     split: TokenizedSplit | None,
     *sets: PromptSet,
-    **room: Room,
+    **room: TokenBudget,
 ) -> list[str]:
-    limited = {one.name: room.get(one.name, Room(96)) for one in sets}
-    return note_weaknesses(subject, prepared, split, sets, limited)
+    limited = {one.name: room.get(one.name, TokenBudget(96)) for one in sets}
+    return note_weaknesses(target, prepared, split, sets, limited)
 
 
 def manifest_of(prepared: PreparedData, **changes: Any) -> dict[str, Any]:
@@ -63,34 +63,34 @@ def manifest_of(prepared: PreparedData, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_sweeps_own_test_rows_need_no_note(prepared: PreparedData) -> None:
-    assert notes_of(subject_of(manifest=manifest_of(prepared)), prepared, prepared.test) == []
+    assert notes_of(target_of(manifest=manifest_of(prepared)), prepared, prepared.test) == []
 
 
 def test_rows_that_were_only_moved_are_the_sweeps(prepared: PreparedData) -> None:
     # The fingerprint is of paths too; what the files hold decides.
     manifest = manifest_of(prepared, fingerprint="of another folder")
-    assert notes_of(subject_of(manifest=manifest), prepared, prepared.test) == []
+    assert notes_of(target_of(manifest=manifest), prepared, prepared.test) == []
 
 
 @pytest.mark.parametrize("key", ["digests", "num_rows", "num_tokens", "num_completion_tokens"])
 def test_rows_that_differ_from_the_sweeps_are_told(prepared: PreparedData, key: str) -> None:
     written = prepared.report.to_dict()[key]
     manifest = manifest_of(prepared, fingerprint="other", **{key: written | {"test": 0}})
-    assert notes_of(subject_of(manifest=manifest), prepared, prepared.test) == [OTHER_ROWS]
+    assert notes_of(target_of(manifest=manifest), prepared, prepared.test) == [OTHER_ROWS]
     # Those that are not asked may differ.
     manifest = manifest_of(prepared, fingerprint="other", **{key: written | {"train": 0}})
-    assert notes_of(subject_of(manifest=manifest), prepared, prepared.test) == []
+    assert notes_of(target_of(manifest=manifest), prepared, prepared.test) == []
 
 
 def test_another_template_makes_other_rows(prepared: PreparedData) -> None:
     manifest = manifest_of(prepared, fingerprint="other", template="chat")
-    assert notes_of(subject_of(manifest=manifest), prepared, prepared.test) == [OTHER_ROWS]
+    assert notes_of(target_of(manifest=manifest), prepared, prepared.test) == [OTHER_ROWS]
 
 
 def test_validation_rows_of_the_sweep_chose_its_winner(prepared: PreparedData) -> None:
-    subject = subject_of(manifest=manifest_of(prepared))
-    assert notes_of(subject, prepared, prepared.validation) == [CHOSEN_ON_THEM]
-    changed = subject_of(manifest=manifest_of(prepared, fingerprint="other", template="chat"))
+    target = target_of(manifest=manifest_of(prepared))
+    assert notes_of(target, prepared, prepared.validation) == [CHOSEN_ON_THEM]
+    changed = target_of(manifest=manifest_of(prepared, fingerprint="other", template="chat"))
     assert notes_of(changed, prepared, prepared.validation) == [OTHER_ROWS.replace("test", "validation")]
 
 
@@ -112,21 +112,21 @@ def test_without_a_manifest_the_record_says_whether_rows_chose_the_adapter(
     prepared: PreparedData, record: dict[str, Any] | None, trial: str | None, is_told: bool | None
 ) -> None:
     these = replace(prepared, report=replace(prepared.report, fingerprint="these"))
-    subject = subject_of(manifest=None, record=record, trial=trial)
+    target = target_of(manifest=None, record=record, trial=trial)
     expected = {
         True: [CHOSEN_ON_THEM],
         False: [],
         None: ["no record says whether the adapter was chosen on these rows"],
     }
-    assert notes_of(subject, these, these.validation) == expected[is_told]
-    assert notes_of(subject, these, these.test) == []
+    assert notes_of(target, these, these.validation) == expected[is_told]
+    assert notes_of(target, these, these.test) == []
 
 
 def test_rows_that_nobody_named_are_told(prepared: PreparedData) -> None:
-    subject = subject_of(manifest=None, trial=None, config=SweepConfig())
-    (note,) = notes_of(subject, prepared, prepared.test)
+    target = target_of(manifest=None, trial=None, config=SweepConfig())
+    (note,) = notes_of(target, prepared, prepared.test)
     assert note == "the rows are the embedded task's: no sweep or --config names others"
-    assert notes_of(subject, prepared, None) == []
+    assert notes_of(target, prepared, None) == []
 
 
 def test_each_set_says_what_did_not_fit(prepared: PreparedData) -> None:
@@ -134,8 +134,8 @@ def test_each_set_says_what_did_not_fit(prepared: PreparedData) -> None:
     split = TokenizedSplit("test", rows.input_ids, rows.completion_mask, rows.prompt_ids, rows.references)
     zero = PromptSet("0-shot", split, list("abcd"), 4)
     few = PromptSet("few", split, list("abcd"), 4, num_dropped_shots=5)
-    subject = subject_of(manifest=manifest_of(prepared))
-    notes = notes_of(subject, prepared, prepared.test, zero, few, few=Room(96, num_cut_prompts=2))
+    target = target_of(manifest=manifest_of(prepared))
+    notes = notes_of(target, prepared, prepared.test, zero, few, few=TokenBudget(96, num_cut_prompts=2))
     assert [note.partition(":")[0] for note in notes] == ["few", "few"]
     assert "5 examples in all were left out" in notes[0]
     assert "2 prompts" in notes[1] and "lost their beginning" in notes[1]

@@ -11,7 +11,7 @@ import pytest
 from qlora_ray.config.schema import Lora, Model, Quantization
 from qlora_ray.errors import ConfigError
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest
-from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.options import Options
 from qlora_ray.evaluation.run.plan import describe_settings, make_plan
 from qlora_ray.evaluation.target.target import Request
@@ -55,10 +55,10 @@ def test_the_first_prompts_of_a_file_are_a_beginning_of_all(tmp_path: Path, colu
 
     settings = [describe_settings(plan) for plan in (some, every)]
     assert settings[0]["prompts"]["counts"] == {**settings[1]["prompts"]["counts"], "num_answered": 2}
-    journal = Journal(tmp_path / "to", settings[0])
-    with journal.hold():
-        journal.write_settings()
-    Journal(tmp_path / "to", settings[1]).check()
+    answer_log = AnswerLog(tmp_path / "to", settings[0])
+    with answer_log.hold():
+        answer_log.write_settings()
+    AnswerLog(tmp_path / "to", settings[1]).check()
     # More than there are is all of them.
     assert describe_settings(make_plan(Options(**{**vars(options), "max_prompts": 9}))) == settings[1]
 
@@ -128,7 +128,7 @@ def test_more_rows_may_be_answered_later_beside_a_prompt_file(tmp_path: Path) ->
 
     few, more = settings_of("evaluate.max_rows=3"), settings_of("evaluate.max_rows=100")
     assert [one["prompts"]["0-shot"]["num_answered"] for one in (few, more)] == [3, 100]
-    journal = Journal(tmp_path / "to", few)
-    with journal.hold():
-        journal.write_settings()
-    Journal(tmp_path / "to", more).check()
+    answer_log = AnswerLog(tmp_path / "to", few)
+    with answer_log.hold():
+        answer_log.write_settings()
+    AnswerLog(tmp_path / "to", more).check()

@@ -17,15 +17,15 @@ from evaluation_fixtures import make_llama, make_split, make_tokenizer
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
 from qlora_ray.data import TokenizedSplit
-from qlora_ray.evaluation.models.loading import Contender
+from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
-from qlora_ray.evaluation.run.answer_log import Journal
-from qlora_ray.evaluation.run.prompts import Session
+from qlora_ray.evaluation.run.answer_log import AnswerLog
+from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.run.results import Findings, collect_findings, format_pairs, format_scores, render_markdown
 from qlora_ray.scoring import ExactMatch
 from qlora_ray.scoring.sampling import choose_sampling
 from qlora_ray.scoring.scores import score_model
-from qlora_ray.scoring.token_budget import Room
+from qlora_ray.scoring.token_budget import TokenBudget
 
 EVALUATE = Evaluate(max_new_tokens=8, batch_size=2, max_rows=None)
 LENGTHS = [(4, 6), (9, 3), (2, 2), (7, 0), (12, 4), (3, 9), (5, 5)]
@@ -38,17 +38,17 @@ def make_prompts(name: str = "0-shot", **changes: Any) -> PromptSet:
     return replace(PromptSet(name, rows, ids, len(rows), max_new_tokens=8), **changes)
 
 
-def make_session(folder: Path, text: io.StringIO | None = None) -> Session:
-    journal = Journal(folder, {"target": {}, "models": {}, "prompts": {}})
-    with journal.hold():
-        journal.write_settings()
-    return Session(journal, Console(text or io.StringIO()), EVALUATE, loss_batch_size=2, is_live=False)
+def make_prompt_run(folder: Path, text: io.StringIO | None = None) -> PromptRun:
+    answer_log = AnswerLog(folder, {"target": {}, "models": {}, "prompts": {}})
+    with answer_log.hold():
+        answer_log.write_settings()
+    return PromptRun(answer_log, Console(text or io.StringIO()), EVALUATE, loss_batch_size=2, is_live=False)
 
 
-def make_contender(name: Any = "base", *, seed_shift: float = 0.0) -> Contender:
+def make_loaded_model(name: Any = "base", *, seed_shift: float = 0.0) -> LoadedModel:
     model = make_llama()
     model.lm_head.weight.data += seed_shift
-    return Contender(name, model, make_tokenizer(), "fp32", "by hand")
+    return LoadedModel(name, model, make_tokenizer(), "fp32", "by hand")
 
 
 class Stopped(Exception):
@@ -59,16 +59,16 @@ def read_all(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*.jsonl"))}
 
 
-def finish(session: Session, prompts: PromptSet) -> Findings:
-    session.run(make_contender(), prompts)
-    session.journal.tidy("base", prompts.name)
-    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: Room(8)}
-    return collect_findings(session.journal, ["base"], [prompts], metrics=metrics, limited=limited)
+def finish(prompt_run: PromptRun, prompts: PromptSet) -> Findings:
+    prompt_run.run(make_loaded_model(), prompts)
+    prompt_run.answer_log.tidy("base", prompts.name)
+    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: TokenBudget(8)}
+    return collect_findings(prompt_run.answer_log, ["base"], [prompts], metrics=metrics, limited=limited)
 
 
 def test_scores_from_the_journal_are_those_of_score_model(tmp_path: Path) -> None:
     prompts = make_prompts()
-    found = finish(make_session(tmp_path), prompts).scores[0].scores
+    found = finish(make_prompt_run(tmp_path), prompts).scores[0].scores
     expected = score_model(
         make_llama(),
         make_tokenizer(),
@@ -90,44 +90,44 @@ def test_scores_from_the_journal_are_those_of_score_model(tmp_path: Path) -> Non
 def test_an_interrupted_session_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_batches: int
 ) -> None:
-    whole = finish(make_session(tmp_path / "whole"), make_prompts())
-    session = make_session(tmp_path / "parts")
-    contender = make_contender()
+    whole = finish(make_prompt_run(tmp_path / "whole"), make_prompts())
+    prompt_run = make_prompt_run(tmp_path / "parts")
+    loaded = make_loaded_model()
     written: list[int] = []
-    add = Journal.add_answers
+    add = AnswerLog.add_answers
 
-    def add_until_killed(journal: Journal, model: str, prompts: str, lines: Sequence[dict[str, Any]]) -> None:
+    def add_until_killed(answer_log: AnswerLog, model: str, prompts: str, lines: Sequence[dict[str, Any]]) -> None:
         if len(written) == num_batches:
             raise Stopped
-        add(journal, model, prompts, lines)
+        add(answer_log, model, prompts, lines)
         written.append(len(lines))
 
-    monkeypatch.setattr(Journal, "add_answers", add_until_killed)
+    monkeypatch.setattr(AnswerLog, "add_answers", add_until_killed)
     with pytest.raises(Stopped):
-        session.run(contender, make_prompts())
+        prompt_run.run(loaded, make_prompts())
     monkeypatch.undo()
-    assert len(session.journal.read_answers("base", "0-shot")) == sum(written)
-    assert not session.is_done("base", make_prompts())
-    again = finish(session, make_prompts())
+    assert len(prompt_run.answer_log.read_answers("base", "0-shot")) == sum(written)
+    assert not prompt_run.is_done("base", make_prompts())
+    again = finish(prompt_run, make_prompts())
     assert read_all(tmp_path / "parts") == read_all(tmp_path / "whole")
     assert again.to_dict() == whole.to_dict()
 
 
 def test_what_is_done_runs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = make_session(tmp_path)
-    first = finish(session, make_prompts())
-    assert session.is_done("base", make_prompts())
+    prompt_run = make_prompt_run(tmp_path)
+    first = finish(prompt_run, make_prompts())
+    assert prompt_run.is_done("base", make_prompts())
     for name in ("evaluate_loss", "answer_in_batches"):
         monkeypatch.setattr(f"qlora_ray.evaluation.run.prompts.{name}", lambda *_, **__: 1 / 0)
-    assert finish(session, make_prompts()) == first
+    assert finish(prompt_run, make_prompts()) == first
 
 
 def test_a_batch_that_was_halved_for_lack_of_memory_stays_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qlora_ray.evaluation.run.prompts.LOSS_BATCHES_PER_WRITE", 1)
-    contender, sizes = make_contender(), []
-    forward = contender.model.model.forward
+    loaded, sizes = make_loaded_model(), []
+    forward = loaded.model.model.forward
 
     def forward_with_room_for_one(input_ids: torch.Tensor, **rest: Any) -> Any:
         sizes.append(len(input_ids))
@@ -135,53 +135,55 @@ def test_a_batch_that_was_halved_for_lack_of_memory_stays_small(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(input_ids=input_ids, **rest)
 
-    monkeypatch.setattr(contender.model.model, "forward", forward_with_room_for_one)
+    monkeypatch.setattr(loaded.model.model, "forward", forward_with_room_for_one)
     # Chunks of two rows, of which one has nothing to predict.
-    make_session(tmp_path).run(contender, make_prompts(num_answered=0))
+    make_prompt_run(tmp_path).run(loaded, make_prompts(num_answered=0))
     assert sizes == [2, 1, 1, 1, 1, 1, 1]
 
 
 def test_prompts_without_references_are_answered_and_have_no_loss(tmp_path: Path) -> None:
-    session = make_session(tmp_path)
+    prompt_run = make_prompt_run(tmp_path)
     prompts = make_prompts("red_team", has_references=False)
-    session.run(make_contender(), prompts)
-    assert session.journal.read_losses("base", "red_team") == {}
-    answers = session.journal.read_answers("base", "red_team")
+    prompt_run.run(make_loaded_model(), prompts)
+    assert prompt_run.answer_log.read_losses("base", "red_team") == {}
+    answers = prompt_run.answer_log.read_answers("base", "red_team")
     assert [answers[row]["reference"] for row in sorted(answers)] == [None] * len(LENGTHS)
     assert answers[0]["prompt"] == make_tokenizer().decode(prompts.rows.prompt_ids[0])
     metrics: dict[str, list[Any]] = {"red_team": []}
-    found = collect_findings(session.journal, ["base"], [prompts], metrics=metrics, limited={"red_team": Room(8)})
+    found = collect_findings(
+        prompt_run.answer_log, ["base"], [prompts], metrics=metrics, limited={"red_team": TokenBudget(8)}
+    )
     assert found.to_dict()["scores"][0]["loss"] is None
     assert (found.pairs, found.deciding()) == ([], None)
     # Unless a metric scores answers without references; then that alone is compared.
-    session.run(make_contender("adapter"), prompts)
+    prompt_run.run(make_loaded_model("adapter"), prompts)
     found = collect_findings(
-        session.journal,
+        prompt_run.answer_log,
         ["base", "adapter"],
         [prompts],
         metrics={"red_team": [ExactMatch()]},
-        limited={"red_team": Room(8)},
+        limited={"red_team": TokenBudget(8)},
     )
     assert [one.measure for one in found.pairs[0].comparisons] == ["exact_match"]
 
 
 def test_progress_is_a_few_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     text = io.StringIO()
-    session = make_session(tmp_path, text)
-    session.run(make_contender(), make_prompts())
+    prompt_run = make_prompt_run(tmp_path, text)
+    prompt_run.run(make_loaded_model(), make_prompts())
     lines = [line.split("0-shot")[1].split(",")[0].strip() for line in text.getvalue().splitlines()]
     assert lines == ["loss of 7 of 7 rows", "2 of 7 answered", "4 of 7 answered", "6 of 7 answered"]
 
 
 def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) -> None:
-    session = make_session(tmp_path)
+    prompt_run = make_prompt_run(tmp_path)
     sets = [make_prompts("0-shot"), make_prompts("3-shot", num_answered=3)]
     for prompts in sets:
-        session.run(make_contender("base"), prompts)
-        session.run(make_contender("adapter", seed_shift=0.05), prompts)
+        prompt_run.run(make_loaded_model("base"), prompts)
+        prompt_run.run(make_loaded_model("adapter", seed_shift=0.05), prompts)
     metrics = {one.name: [ExactMatch()] for one in sets}
-    limited = {one.name: Room(8, num_short_answers=1) for one in sets}
-    found = collect_findings(session.journal, ["base", "adapter"], sets, metrics=metrics, limited=limited)
+    limited = {one.name: TokenBudget(8, num_short_answers=1) for one in sets}
+    found = collect_findings(prompt_run.answer_log, ["base", "adapter"], sets, metrics=metrics, limited=limited)
     assert [(pair.prompts, pair.base, pair.tuned) for pair in found.pairs] == [
         ("0-shot", "base", "adapter"),
         ("3-shot", "base", "adapter"),
@@ -212,21 +214,21 @@ def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) 
 
 
 def test_sampled_answers_are_recorded_as_such(tmp_path: Path) -> None:
-    session, prompts = make_session(tmp_path), make_prompts()
-    sampled = replace(session, evaluate=EVALUATE.model_copy(update={"temperature": 0.7}))
-    sampled.run(make_contender(), prompts)
-    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: Room(8)}
+    prompt_run, prompts = make_prompt_run(tmp_path), make_prompts()
+    sampled = replace(prompt_run, evaluate=EVALUATE.model_copy(update={"temperature": 0.7}))
+    sampled.run(make_loaded_model(), prompts)
+    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: TokenBudget(8)}
     options = {"metrics": metrics, "limited": limited, "sampling": choose_sampling(sampled.evaluate)}
-    found = collect_findings(session.journal, ["base"], [prompts], **options)
+    found = collect_findings(prompt_run.answer_log, ["base"], [prompts], **options)
     assert found.to_dict()["scores"][0]["sampling"] == {"temperature": 0.7, "top_p": 1.0, "seed": 7}
 
 
 def test_answers_cut_without_references_are_told_without_them(tmp_path: Path) -> None:
-    session = make_session(tmp_path)
+    prompt_run = make_prompt_run(tmp_path)
     prompts = make_prompts("red_team", has_references=False, max_new_tokens=1)
     for name in ("base", "adapter"):
-        session.run(make_contender(name), prompts)
-    metrics, limited = {"red_team": [ExactMatch()]}, {"red_team": Room(1)}
-    found = collect_findings(session.journal, ["base", "adapter"], [prompts], metrics=metrics, limited=limited)
+        prompt_run.run(make_loaded_model(name), prompts)
+    metrics, limited = {"red_team": [ExactMatch()]}, {"red_team": TokenBudget(1)}
+    found = collect_findings(prompt_run.answer_log, ["base", "adapter"], [prompts], metrics=metrics, limited=limited)
     note = found.pairs[0].note
     assert note is not None and "raise evaluate.max_new_tokens" in note and "reference" not in note

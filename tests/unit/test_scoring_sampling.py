@@ -202,11 +202,11 @@ def test_a_sweeps_scores_are_of_sampled_answers_where_the_config_says_so() -> No
 
 @pytest.mark.parametrize(("changes", "expected"), [({}, None), ({"temperature": 0.8}, WARM.to_dict())])
 def test_an_evaluation_goes_on_only_with_the_same_draws(changes: dict[str, float], expected: object) -> None:
-    lineup = SimpleNamespace(
+    load_plan = SimpleNamespace(
         to_dict=lambda names: {}, device=SimpleNamespace(name="a CPU"), precision=SimpleNamespace(name="fp32")
     )
-    subject = SimpleNamespace(path="results/s", kind="sweep", trial="0001", adapter=None)
+    target = SimpleNamespace(path="results/s", kind="sweep", trial="0001", adapter=None)
     config = SweepConfig(evaluate=Evaluate(**changes))
-    plan = SimpleNamespace(config=config, subject=subject, names=[], lineup=lineup, sets=[])
+    plan = SimpleNamespace(config=config, target=target, names=[], load_plan=load_plan, sets=[])
     # What settings.json has, an interrupted evaluation must be asked for again.
     assert describe_settings(plan)["evaluate"]["sampling"] == expected

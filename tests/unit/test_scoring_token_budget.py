@@ -11,14 +11,13 @@ from qlora_ray.config.schema import Data
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
 from qlora_ray.scoring.token_budget import (
     MAX_NEW_TOKENS,
-    Room,
+    TokenBudget,
     count_reference_tokens,
-    describe_cuts,
-    describe_limits,
     find_limit,
-    measure_room,
+    measure_token_budget,
     resolve_max_new_tokens,
 )
+from qlora_ray.scoring.verdict import describe_cuts, describe_limits
 
 
 @pytest.mark.parametrize(
@@ -56,15 +55,15 @@ def test_references_are_counted_with_their_end_token_and_what_a_template_adds() 
 
 def test_room_counts_what_is_cut_and_says_it() -> None:
     prompts = [[5] * 40, [5] * 30, [5] * 3]
-    room = measure_room(prompts, max_new_tokens=8, limit=34, reference_tokens=[8, 9, 20])
-    assert room == Room(8, num_cut_prompts=1, num_short_answers=1, num_references=3, num_long_references=2)
+    room = measure_token_budget(prompts, max_new_tokens=8, limit=34, reference_tokens=[8, 9, 20])
+    assert room == TokenBudget(8, num_cut_prompts=1, num_short_answers=1, num_references=3, num_long_references=2)
     long, cut, short = room.notes("test")
     assert long == (
         "test: 2 of 3 references are longer than evaluate.max_new_tokens (8): such answers are cut. Raise it."
     )
     assert cut.startswith("test: 1 prompts were longer than the room there is (the model's positions or evaluate.max")
     assert short.startswith("test: 1 answers had fewer than 8 tokens to spend")
-    assert measure_room(prompts, max_new_tokens=20, limit=None, reference_tokens=[20]).notes("test") == []
+    assert measure_token_budget(prompts, max_new_tokens=20, limit=None, reference_tokens=[20]).notes("test") == []
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 from qlora_ray.config import SweepConfig
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ConfigError, ModelError, RunError
-from qlora_ray.evaluation import downloads
-from qlora_ray.evaluation.target.finding import find_subject
-from qlora_ray.evaluation.target.target import MODEL_NAMES, Request, Subject
+from qlora_ray.evaluation.target import finding
+from qlora_ray.evaluation.target.finding import find_target
+from qlora_ray.evaluation.target.target import MODEL_NAMES, Request, Target
 from qlora_ray.modeling.identity import write_adapter_origin
 from qlora_ray.modeling.loading import hash_base
 
@@ -71,26 +71,26 @@ def write_model(folder: Path, *, merge_report: bool = False) -> Path:
     return folder
 
 
-def find(target: Path | str, **request: Any) -> Subject:
-    return find_subject(str(target), Request(**request))
+def find(target: Path | str, **request: Any) -> Target:
+    return find_target(str(target), Request(**request))
 
 
 def test_a_sweep_is_its_winner_on_the_base_and_quantization_of_its_record(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "x")
-    subject = find(sweep)
-    assert (subject.kind, subject.trial, subject.available) == ("sweep", "0001", ("base", "adapter"))
-    assert subject.adapter == sweep / "best" / "adapter"
-    assert subject.base is not None and subject.base.name == "embedded"
-    assert subject.quantization is not None and subject.quantization.method == "int8"
-    assert subject.base_hash == "sha256:0"
-    assert subject.config.data.max_length == 77
-    assert subject.to == sweep / "evaluation"
+    target = find(sweep)
+    assert (target.kind, target.trial, target.available) == ("sweep", "0001", ("base", "adapter"))
+    assert target.adapter == sweep / "best" / "adapter"
+    assert target.base is not None and target.base.name == "embedded"
+    assert target.quantization is not None and target.quantization.method == "int8"
+    assert target.base_hash == "sha256:0"
+    assert target.config.data.max_length == 77
+    assert target.to == sweep / "evaluation"
 
 
 def test_a_trial_is_named_by_its_number_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "x")
-    subject = find(sweep, trial="2")
-    assert (subject.trial, subject.to) == ("0002", sweep / "trials" / "0002" / "evaluation")
+    target = find(sweep, trial="2")
+    assert (target.trial, target.to) == ("0002", sweep / "trials" / "0002" / "evaluation")
     assert find(sweep, trial="1").to == find(sweep, trial="best").to == sweep / "evaluation"
 
 
@@ -105,12 +105,12 @@ def test_an_adapter_in_a_sweep_is_evaluated_as_the_sweep_would(tmp_path: Path) -
 
 
 def test_an_adapter_alone_is_loaded_on_nf4_and_that_is_said(tmp_path: Path) -> None:
-    subject = find(write_adapter(tmp_path / "adapter", base=str(write_model(tmp_path / "base"))))
-    assert subject.base is not None and subject.base.name == str(tmp_path / "base")
-    assert subject.quantization is not None and subject.quantization.method == "nf4"
-    assert "no record says how it was trained" in subject.notes[0]
+    target = find(write_adapter(tmp_path / "adapter", base=str(write_model(tmp_path / "base"))))
+    assert target.base is not None and target.base.name == str(tmp_path / "base")
+    assert target.quantization is not None and target.quantization.method == "nf4"
+    assert "no record says how it was trained" in target.notes[0]
     # Two adapters side by side do not share an evaluation.
-    assert subject.to == tmp_path / "adapter-evaluation"
+    assert target.to == tmp_path / "adapter-evaluation"
     assert find(tmp_path / "adapter", overrides=["model.quantization.method=none"]).notes == []
 
 
@@ -120,9 +120,9 @@ def test_a_bundle_brings_its_merged_model_and_its_config(tmp_path: Path) -> None
     write_record(bundle, "0001")
     write_model(bundle / "merged", merge_report=True)
     (bundle / "sweep.yaml").write_text("data: {max_length: 55}\n")
-    subject = find(bundle)
-    assert (subject.kind, subject.available) == ("bundle", ("base", "adapter", "merged"))
-    assert (subject.config.data.max_length, subject.to) == (55, tmp_path / "bundle-evaluation")
+    target = find(bundle)
+    assert (target.kind, target.available) == ("bundle", ("base", "adapter", "merged"))
+    assert (target.config.data.max_length, target.to) == (55, tmp_path / "bundle-evaluation")
 
 
 def test_a_model_folder_is_a_base_or_merged_by_its_report(tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ def test_a_base_that_is_gone_is_named_with_what_to_do(tmp_path: Path) -> None:
         ModelError, match=r"its base must be there, got /gone/base \(no such folder\).*--set model.name="
     ):
         find(tmp_path / "adapter")
-    subject = find(tmp_path / "adapter", overrides=["model.name=embedded"])
-    assert subject.base is not None and subject.base.name == "embedded"
+    target = find(tmp_path / "adapter", overrides=["model.name=embedded"])
+    assert target.base is not None and target.base.name == "embedded"
 
 
 def test_what_is_nothing_of_ours_is_one_message(tmp_path: Path) -> None:
@@ -201,15 +201,15 @@ def test_what_came_with_a_target_cannot_let_its_code_run(tmp_path: Path) -> None
     manifest["config"]["model"]["trust_remote_code"] = True
     (sweep / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "mine.yaml").write_text("model: {trust_remote_code: true}\n")
-    for target in (bundle, bundle / "adapter", sweep, sweep / "best" / "adapter"):
-        subject = find(target)
-        assert subject.base is not None
-        assert not subject.base.trust_remote_code and not subject.config.model.trust_remote_code
-        assert any("allow it with --set model.trust_remote_code=true" in note for note in subject.notes)
+    for location in (bundle, bundle / "adapter", sweep, sweep / "best" / "adapter"):
+        target = find(location)
+        assert target.base is not None
+        assert not target.base.trust_remote_code and not target.config.model.trust_remote_code
+        assert any("allow it with --set model.trust_remote_code=true" in note for note in target.notes)
         for allowed in ({"overrides": ["model.trust_remote_code=true"]}, {"config": tmp_path / "mine.yaml"}):
-            subject = find(target, **allowed)
-            assert subject.base is not None and subject.base.trust_remote_code
-            assert not any("trust" in note for note in subject.notes)
+            target = find(location, **allowed)
+            assert target.base is not None and target.base.trust_remote_code
+            assert not any("trust" in note for note in target.notes)
     assert not find(bundle / "merged").config.model.trust_remote_code
 
 
@@ -220,8 +220,8 @@ def test_a_trials_folder_is_that_trial_of_its_sweep(tmp_path: Path) -> None:
         (sweep / "trials" / "0001", "0001", sweep),
         (sweep / "trials" / "0002", "0002", sweep / "trials" / "0002"),
     ):
-        subject = find(folder)
-        assert (subject.kind, subject.trial, subject.to) == ("sweep", trial, to / "evaluation")
+        target = find(folder)
+        assert (target.kind, target.trial, target.to) == ("sweep", trial, to / "evaluation")
     with pytest.raises(RunError, match="must be a complete trial, got one that is pruned"):
         find(sweep / "trials" / "0000")
 
@@ -248,11 +248,11 @@ def test_a_storage_that_cannot_be_had_is_refused_or_said(tmp_path: Path) -> None
         with pytest.raises(ConfigError, match="is a merged model, which is evaluated as it is stored"):
             find(merged, overrides=[text])
     (tmp_path / "mine.yaml").write_text("model: {name: embedded, quantization: {method: nf4}}\n")
-    subject = find(write_sweep(tmp_path / "x"), config=tmp_path / "mine.yaml")
-    assert subject.quantization is not None and subject.quantization.method == "int8"
-    assert "loaded in int8, as its record says; --config has nf4" in subject.notes[0]
-    subject = find(tmp_path / "x", overrides=["model={name: embedded, quantization: {method: nf4}}"])
-    assert (subject.quantization, subject.quantization_reason) == (subject.config.model.quantization, "as --set says")
+    target = find(write_sweep(tmp_path / "x"), config=tmp_path / "mine.yaml")
+    assert target.quantization is not None and target.quantization.method == "int8"
+    assert "loaded in int8, as its record says; --config has nf4" in target.notes[0]
+    target = find(tmp_path / "x", overrides=["model={name: embedded, quantization: {method: nf4}}"])
+    assert (target.quantization, target.quantization_reason) == (target.config.model.quantization, "as --set says")
 
 
 def test_a_bundle_on_the_hub_is_found_by_its_adapter_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,12 +263,12 @@ def test_a_bundle_on_the_hub_is_found_by_its_adapter_folder(tmp_path: Path, monk
             raise EntryNotFoundError(f"404 {name}")
         return str(bundle / name)
 
-    monkeypatch.setattr(downloads, "reach_repository", lambda *_, **__: None)
+    monkeypatch.setattr(finding, "reach_repository", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(bundle))
-    subject = find("me/my-bundle")
-    assert (subject.kind, subject.path, subject.trial) == ("bundle", "me/my-bundle", "0001")
-    assert (subject.available, subject.to) == (MODEL_NAMES, Path("results/evaluation-me--my-bundle"))
+    target = find("me/my-bundle")
+    assert (target.kind, target.path, target.trial) == ("bundle", "me/my-bundle", "0001")
+    assert (target.available, target.to) == (MODEL_NAMES, Path("results/evaluation-me--my-bundle"))
 
 
 def write_merged(folder: Path, base: Path, **report: Any) -> Path:
@@ -282,11 +282,11 @@ def write_merged(folder: Path, base: Path, **report: Any) -> Path:
 
 def test_a_merged_model_is_held_against_the_base_that_its_report_names(tmp_path: Path) -> None:
     merged = write_merged(tmp_path / "merged", write_model(tmp_path / "base"))
-    subject = find(merged)
-    assert (subject.kind, subject.available, subject.notes) == ("model", ("base", "merged"), [])
-    assert subject.base is not None and subject.base.name == str(tmp_path / "base")
-    assert subject.quantization is not None and subject.quantization.method == "int8"
-    assert (subject.quantization_reason, subject.to) == ("as merge_report.json says", tmp_path / "merged-evaluation")
+    target = find(merged)
+    assert (target.kind, target.available, target.notes) == ("model", ("base", "merged"), [])
+    assert target.base is not None and target.base.name == str(tmp_path / "base")
+    assert target.quantization is not None and target.quantization.method == "int8"
+    assert (target.quantization_reason, target.to) == ("as merge_report.json says", tmp_path / "merged-evaluation")
 
 
 def test_a_merged_model_whose_base_is_gone_or_another_is_scored_alone_and_that_is_said(tmp_path: Path) -> None:
@@ -294,10 +294,10 @@ def test_a_merged_model_whose_base_is_gone_or_another_is_scored_alone_and_that_i
     merged = write_merged(tmp_path / "merged", base)
     (base / "config.json").write_text('{"model_type": "gpt2"}')
     for words in ("must be used on the base it was trained on", "no such folder"):
-        subject = find(merged)
-        assert subject.available == ("merged",)
-        assert subject.notes[0].startswith("the merged model is scored alone, its base cannot be had: ")
-        assert words in subject.notes[0]
+        target = find(merged)
+        assert target.available == ("merged",)
+        assert target.notes[0].startswith("the merged model is scored alone, its base cannot be had: ")
+        assert words in target.notes[0]
         shutil.rmtree(base, ignore_errors=True)
     with pytest.raises(ModelError, match="no such folder"):
         find(merged, overrides=[f"model.name={base}"])
@@ -309,9 +309,9 @@ def test_a_merged_model_in_a_bundle_has_the_bundles_rows(tmp_path: Path) -> None
     bundle = write_bundle(tmp_path / "mine", "data: {max_length: 55}\n")
     shutil.rmtree(bundle / "merged")
     write_merged(bundle / "merged", write_model(tmp_path / "base"))
-    subject = find(bundle / "merged")
-    assert (subject.config.data.max_length, subject.available) == (55, ("base", "merged"))
-    assert subject.to == tmp_path / "mine-merged-evaluation"
+    target = find(bundle / "merged")
+    assert (target.config.data.max_length, target.available) == (55, ("base", "merged"))
+    assert target.to == tmp_path / "mine-merged-evaluation"
     (tmp_path / "mine.yaml").write_text("data: {max_length: 44}\n")
     assert find(bundle / "merged", config=tmp_path / "mine.yaml").config.data.max_length == 44
 
@@ -324,11 +324,11 @@ def write_own_origin(adapter: Path, **origin: Any) -> None:
 def test_an_adapter_copied_without_its_record_says_itself_how_it_was_trained(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "copied", base="/gone/base")
     write_own_origin(adapter)
-    subject = find(adapter)
-    assert subject.quantization is not None and subject.quantization.method == "int8"
-    assert (subject.quantization_reason, subject.notes) == ("as its qlora_ray.json says", [])
-    assert subject.base is not None and subject.base.name == "embedded"
-    assert (subject.trial, subject.base_hash) == ("0007", "sha256:7")
+    target = find(adapter)
+    assert target.quantization is not None and target.quantization.method == "int8"
+    assert (target.quantization_reason, target.notes) == ("as its qlora_ray.json says", [])
+    assert target.base is not None and target.base.name == "embedded"
+    assert (target.trial, target.base_hash) == ("0007", "sha256:7")
     asked = find(adapter, overrides=["model.quantization.method=none"])
     assert asked.quantization is not None and asked.quantization.method == "none"
     write_record(tmp_path, "0001", ran={"quantization": {"method": "none"}})
@@ -363,8 +363,8 @@ def test_a_base_named_anew_is_not_asked_for_the_commit_of_the_old_one(tmp_path: 
         ([f"model.name={moved}"], None),
         ([f"model.name={moved}", "model.revision=v2"], "v2"),
     ):
-        subject = find(sweep, overrides=overrides)
-        assert subject.base is not None and subject.base.revision == revision
+        target = find(sweep, overrides=overrides)
+        assert target.base is not None and target.base.revision == revision
 
 
 def test_a_base_on_the_hub_is_pinned_to_the_commit_that_is_loaded(
@@ -374,8 +374,8 @@ def test_a_base_on_the_hub_is_pinned_to_the_commit_that_is_loaded(
     with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
         hub.publish("org/tiny", FIRST, write_model(tmp_path / "first"))
         for target in (adapter, "org/tiny"):
-            subject = find(target)
-            assert subject.base is not None and subject.base.revision == FIRST
+            target = find(target)
+            assert target.base is not None and target.base.revision == FIRST
         with pytest.raises(ModelError, match="target: nope is neither a folder here nor a model on the hub"):
             find("nope")
 
@@ -390,10 +390,10 @@ def test_a_copy_in_nf4_is_a_merged_model_too(tmp_path: Path, has_own_report: boo
     if not has_own_report:
         # As older bundles have it.
         (bundle / "merged-nf4" / "merge_report.json").unlink()
-    subject, merged = find(bundle / "merged-nf4"), find(bundle / "merged")
-    assert (subject.config.data.max_length, subject.available) == (55, ("base", "merged"))
-    assert (subject.base, subject.quantization) == (merged.base, merged.quantization)
-    assert subject.to == tmp_path / "mine-merged-nf4-evaluation"
+    target, merged = find(bundle / "merged-nf4"), find(bundle / "merged")
+    assert (target.config.data.max_length, target.available) == (55, ("base", "merged"))
+    assert (target.base, target.quantization) == (merged.base, merged.quantization)
+    assert target.to == tmp_path / "mine-merged-nf4-evaluation"
 
 
 def test_a_model_that_is_only_called_like_a_copy_is_a_model(tmp_path: Path) -> None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from qlora_ray.evaluation.answers.files import AnswerRow
-from qlora_ray.evaluation.answers.statistics import AnswerStats, Lengths, PromptSet
+from qlora_ray.evaluation.answers.files import AnswerRow, answer_path, find_pairing_problems, read_answers
+from qlora_ray.evaluation.answers.statistics import AnsweredSet, AnswerStats, Lengths, summarize
 from qlora_ray.pages.html import figure_place, figure_text, render_page
+from qlora_ray.runs.files import to_plain_json, write_json, write_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+
+STATS_FILE = "stats.json"
+PAGE_FILE = "answers.html"
 
 TITLE = "Answers side by side"
 # In the order of models: what the others are held against is grey.
@@ -35,7 +42,7 @@ _CSS = """
 """
 
 
-def render_answers_page(sets: Sequence[PromptSet], *, warnings: Sequence[str]) -> str:
+def render_answers_page(sets: Sequence[AnsweredSet], *, warnings: Sequence[str]) -> str:
     """Returns answers.html: warnings, figures, and for each prompt set its table and its answers."""
     figures: dict[str, Figure] = {}
     parts = [f"<h1>{TITLE}</h1>", _lead(sets), _warnings(warnings)]
@@ -52,7 +59,7 @@ def render_answers_page(sets: Sequence[PromptSet], *, warnings: Sequence[str]) -
     return render_page(TITLE, body_html="\n".join(parts), figures=figures, extra_css=_CSS)
 
 
-def draw_lengths(sets: Sequence[PromptSet]) -> Figure:
+def draw_lengths(sets: Sequence[AnsweredSet]) -> Figure:
     """Returns a box of answer lengths per model, a panel per prompt set, in tokens if all files count them."""
     in_tokens = _counts_tokens(sets)
     figure = _draw_panels(sets)
@@ -76,7 +83,7 @@ def draw_lengths(sets: Sequence[PromptSet]) -> Figure:
     return figure
 
 
-def draw_refusals(sets: Sequence[PromptSet]) -> Figure:
+def draw_refusals(sets: Sequence[AnsweredSet]) -> Figure:
     """Returns a bar per model, a panel per prompt set: the share of answers that begin by declining, in percent."""
     figure = _draw_panels(sets)
     for panel, one in enumerate(sets, start=1):
@@ -103,7 +110,7 @@ def draw_refusals(sets: Sequence[PromptSet]) -> Figure:
     return figure
 
 
-def _draw_panels(sets: Sequence[PromptSet]) -> Figure:
+def _draw_panels(sets: Sequence[AnsweredSet]) -> Figure:
     """Returns an empty panel per prompt set, with its name above it, where a narrow window has room for it."""
     from plotly.subplots import make_subplots
 
@@ -128,7 +135,7 @@ def _figure(heading: str, name: str, told: str) -> str:
     )
 
 
-def _lead(sets: Sequence[PromptSet]) -> str:
+def _lead(sets: Sequence[AnsweredSet]) -> str:
     num_prompts = sum(max((len(rows) for rows in one.answers.values()), default=0) for one in sets)
     models = html.escape(", ".join(_models(sets)))
     names = html.escape(", ".join(one.name for one in sets))
@@ -143,7 +150,7 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f'<h2 class="warn">Look at these first</h2>\n<ul>{items}</ul>'
 
 
-def _tell_lengths(sets: Sequence[PromptSet]) -> str:
+def _tell_lengths(sets: Sequence[AnsweredSet]) -> str:
     in_tokens = _counts_tokens(sets)
     told = []
     for one in sets:
@@ -156,7 +163,7 @@ def _tell_lengths(sets: Sequence[PromptSet]) -> str:
     return html.escape(f"Median {'tokens' if in_tokens else 'words'} of an answer. {'; '.join(told)}.")
 
 
-def _tell_refusals(sets: Sequence[PromptSet]) -> str:
+def _tell_refusals(sets: Sequence[AnsweredSet]) -> str:
     told = []
     for one in sets:
         shares = [f"{model} {stats.num_refusals} of {stats.num_answers}" for model, stats in one.stats.items()]
@@ -167,7 +174,7 @@ def _tell_refusals(sets: Sequence[PromptSet]) -> str:
     return html.escape(f"{'; '.join(told)}. {rule}.")
 
 
-def _section(one: PromptSet) -> str:
+def _section(one: AnsweredSet) -> str:
     header = ("model", "answers", "empty", "cut", "decline", "loop", "length: median", "95 %", "longest")
     in_tokens = _counts_tokens([one])
     rows = []
@@ -200,7 +207,7 @@ def _cells(values: Sequence[str]) -> str:
     return "".join(f"<td{_NUMBER}>{value}</td>" for value in values)
 
 
-def _side_by_side(one: PromptSet) -> str:
+def _side_by_side(one: AnsweredSet) -> str:
     """Returns the first prompts with every model's answer, those that models answer differently before the others."""
     by_id: dict[str, dict[str, AnswerRow]] = {}
     for model, rows in one.answers.items():
@@ -236,7 +243,7 @@ def _shorten(text: str, max_characters: int) -> str:
     return html.escape(text[:max_characters]) + (f" … ({rest} more characters)" if rest > 0 else "")
 
 
-def _counts_tokens(sets: Sequence[PromptSet]) -> bool:
+def _counts_tokens(sets: Sequence[AnsweredSet]) -> bool:
     return all(stats.tokens is not None for one in sets for stats in one.stats.values())
 
 
@@ -248,11 +255,11 @@ def _length(row: AnswerRow, *, in_tokens: bool) -> int:
     return row.num_tokens if in_tokens and row.num_tokens is not None else len(row.answer.split())
 
 
-def _num_refusals(one: PromptSet) -> int:
+def _num_refusals(one: AnsweredSet) -> int:
     return sum(stats.num_refusals for stats in one.stats.values())
 
 
-def _models(sets: Sequence[PromptSet]) -> list[str]:
+def _models(sets: Sequence[AnsweredSet]) -> list[str]:
     return list(dict.fromkeys(model for one in sets for model in one.answers))
 
 
@@ -261,3 +268,47 @@ def _colour(at: int) -> str:
 
 
 _NUMBER = ' class="number"'
+
+
+def export_answers(folder: Path, *, prompt_sets: Sequence[str], models: Sequence[str]) -> dict[str, Any]:
+    """Checks and counts the answers in an evaluation's folder; writes stats.json and answers.html there.
+
+    Args:
+        folder: Holds `<model>/<prompt set>.jsonl`.
+        prompt_sets: Names, as `0-shot` or `red_team`.
+        models: The one to compare with first: `base`, `adapter`, `merged`.
+
+    Returns:
+        What stats.json holds: `prompt_sets` with each model's figures and the share of identical answers, and
+        `warnings`, a line for each problem of the files; `files`, what was written.
+
+    Raises:
+        RunError: If the folder cannot be written.
+    """
+    from qlora_ray.evaluation.answers.page import render_answers_page
+
+    warnings: list[str] = []
+    sets = []
+    for name in prompt_sets:
+        answers = {}
+        for model in models:
+            answers[model], problems = read_answers(answer_path(folder, model=model, prompt_set=name))
+            warnings += problems
+        warnings += find_pairing_problems(name, answers)
+        sets.append(summarize(name, answers))
+    stats: dict[str, Any] = to_plain_json(
+        {
+            "prompt_sets": {
+                one.name: {
+                    "models": {model: asdict(figures) for model, figures in one.stats.items()},
+                    "identical": [asdict(pair) for pair in one.likeness],
+                }
+                for one in sets
+            },
+            "warnings": warnings,
+            "files": [STATS_FILE, PAGE_FILE],
+        }
+    )
+    write_json(folder / STATS_FILE, stats)
+    write_text(folder / PAGE_FILE, render_answers_page(sets, warnings=warnings))
+    return stats

@@ -9,18 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from qlora_ray.evaluation.answers.files import AnswerRow, answer_path, find_pairing_problems, read_answers
+from qlora_ray.evaluation.answers.files import AnswerRow
 from qlora_ray.evaluation.answers.refusals import find_refusal
-from qlora_ray.runs.files import to_plain_json, write_json, write_text
 
-STATS_FILE = "stats.json"
-PAGE_FILE = "answers.html"
 # Ours: an answer loops if its last 20 words are one phrase of up to 5 words, said four times or more.
 LOOP_WORDS = 20
 LOOP_PHRASE_WORDS = 5
@@ -72,7 +67,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class PromptSet:
+class AnsweredSet:
     """The answers of all models to one prompt set, and their figures."""
 
     name: str
@@ -81,55 +76,11 @@ class PromptSet:
     likeness: Sequence[Likeness]
 
 
-def export_answers(folder: Path, *, prompt_sets: Sequence[str], models: Sequence[str]) -> dict[str, Any]:
-    """Checks and counts the answers in an evaluation's folder; writes stats.json and answers.html there.
-
-    Args:
-        folder: Holds `<model>/<prompt set>.jsonl`.
-        prompt_sets: Names, as `0-shot` or `red_team`.
-        models: The one to compare with first: `base`, `adapter`, `merged`.
-
-    Returns:
-        What stats.json holds: `prompt_sets` with each model's figures and the share of identical answers, and
-        `warnings`, a line for each problem of the files; `files`, what was written.
-
-    Raises:
-        RunError: If the folder cannot be written.
-    """
-    from qlora_ray.evaluation.answers.page import render_answers_page
-
-    warnings: list[str] = []
-    sets = []
-    for name in prompt_sets:
-        answers = {}
-        for model in models:
-            answers[model], problems = read_answers(answer_path(folder, model=model, prompt_set=name))
-            warnings += problems
-        warnings += find_pairing_problems(name, answers)
-        sets.append(summarize(name, answers))
-    stats: dict[str, Any] = to_plain_json(
-        {
-            "prompt_sets": {
-                one.name: {
-                    "models": {model: asdict(figures) for model, figures in one.stats.items()},
-                    "identical": [asdict(pair) for pair in one.likeness],
-                }
-                for one in sets
-            },
-            "warnings": warnings,
-            "files": [STATS_FILE, PAGE_FILE],
-        }
-    )
-    write_json(folder / STATS_FILE, stats)
-    write_text(folder / PAGE_FILE, render_answers_page(sets, warnings=warnings))
-    return stats
-
-
-def summarize(name: str, answers: Mapping[str, Sequence[AnswerRow]]) -> PromptSet:
+def summarize(name: str, answers: Mapping[str, Sequence[AnswerRow]]) -> AnsweredSet:
     """Returns a prompt set's figures: each model's, and how alike each two models answer."""
     stats = {model: count_answers(rows) for model, rows in answers.items()}
     pairs = [_compare(one, other, answers) for one, other in itertools.combinations(answers, 2)]
-    return PromptSet(name, answers, stats, pairs)
+    return AnsweredSet(name, answers, stats, pairs)
 
 
 def count_answers(rows: Sequence[AnswerRow]) -> AnswerStats:

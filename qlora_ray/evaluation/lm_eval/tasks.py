@@ -20,7 +20,7 @@ from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation.lm_eval.results import TaskResult, read_results
 from qlora_ray.evaluation.lm_eval.task_files import EXAMPLE, find_task_files
-from qlora_ray.modeling.shortage import is_out_of_memory
+from qlora_ray.modeling.device_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

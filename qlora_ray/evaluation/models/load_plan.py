@@ -10,7 +10,7 @@ from typing import Any
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.target.folders import read_merge_report, read_model_config
-from qlora_ray.evaluation.target.target import ModelName, Subject
+from qlora_ray.evaluation.target.target import ModelName, Target
 from qlora_ray.hardware import DeviceProfile, Precision, choose_precision
 from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
 from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name
@@ -22,7 +22,7 @@ DTYPES: dict[str, PrecisionName] = {"bfloat16": "bf16", "float16": "fp16", "floa
 
 
 @dataclass(frozen=True)
-class Lineup:
+class LoadPlan:
     """What will be loaded, and how; nothing is loaded yet.
 
     Attributes:
@@ -31,7 +31,7 @@ class Lineup:
         notes: What the user should know, in words.
     """
 
-    subject: Subject
+    target: Target
     device: DeviceProfile
     precision: Precision
     specs: dict[str, QuantizationSpec]
@@ -51,56 +51,56 @@ class Lineup:
         if name == "merged":
             model = self.merged_model
             return {**facts, "path": model.name, "hash": hash_base(model)}
-        assert self.subject.base is not None
-        facts["base"] = hash_base(self.subject.base)
+        assert self.target.base is not None
+        facts["base"] = hash_base(self.target.base)
         if name == "adapter":
-            assert self.subject.adapter is not None
-            facts["sha256"] = hash_adapter(self.subject.adapter)
+            assert self.target.adapter is not None
+            facts["sha256"] = hash_adapter(self.target.adapter)
             # Alpha is there: the same weights may be another adapter.
-            facts["config"] = read_adapter(self.subject.adapter).config
+            facts["config"] = read_adapter(self.target.adapter).config
         return facts
 
     @property
     def merged_model(self) -> Model:
         """The merged model's folder as a config section."""
-        return self.subject.config.model.model_copy(update={"name": str(self.subject.merged), "revision": None})
+        return self.target.config.model.model_copy(update={"name": str(self.target.merged), "revision": None})
 
 
-def make_lineup(subject: Subject, names: Sequence[ModelName], *, device: DeviceProfile) -> Lineup:
+def make_load_plan(target: Target, names: Sequence[ModelName], *, device: DeviceProfile) -> LoadPlan:
     """Decides how each model is loaded, and checks that the adapter's base is the one it was trained on.
 
     Raises:
         ModelError: If the base is another one.
         PlacementError: If `training.precision` asks for what the device lacks.
     """
-    precision = choose_precision(device, requested=subject.config.training.precision)
+    precision = choose_precision(device, requested=target.config.training.precision)
     specs: dict[str, QuantizationSpec] = {}
     unverified: str | None = None
-    if subject.base is not None:
-        if subject.adapter is not None and subject.base_hash is not None:
-            unverified = check_base(subject.base, expected_hash=subject.base_hash, where=str(subject.adapter))
-        if subject.quantization is not None:
-            specs["base"] = specify_quantization(subject.quantization, compute_dtype=precision.name)
+    if target.base is not None:
+        if target.adapter is not None and target.base_hash is not None:
+            unverified = check_base(target.base, expected_hash=target.base_hash, where=str(target.adapter))
+        if target.quantization is not None:
+            specs["base"] = specify_quantization(target.quantization, compute_dtype=precision.name)
         else:
-            specs["base"] = _own_spec(subject.base, device)
+            specs["base"] = _own_spec(target.base, device)
         specs["adapter"] = specs["base"]
-    if "merged" in names and subject.merged is not None:
-        _check_merged(subject, subject.merged)
-        model = subject.config.model.model_copy(update={"name": str(subject.merged), "revision": None})
+    if "merged" in names and target.merged is not None:
+        _check_merged(target, target.merged)
+        model = target.config.model.model_copy(update={"name": str(target.merged), "revision": None})
         specs["merged"] = _own_spec(model, device)
-    return Lineup(subject, device, precision, specs, notes=[unverified] if unverified else [])
+    return LoadPlan(target, device, precision, specs, notes=[unverified] if unverified else [])
 
 
-def _check_merged(subject: Subject, merged: Path) -> None:
+def _check_merged(target: Target, merged: Path) -> None:
     """Raises ModelError if the merged model's report says that it was made from another adapter."""
     report = read_merge_report(merged)
-    if subject.adapter is None or report is None:
+    if target.adapter is None or report is None:
         return
     made_from = (report.get("adapter") or {}).get("sha256")
-    own = hash_adapter(subject.adapter)
+    own = hash_adapter(target.adapter)
     if made_from not in (None, own):
         raise ModelError(
-            f"{merged}: must be merged from {subject.adapter} ({own[:12]}), got a merge of another adapter "
+            f"{merged}: must be merged from {target.adapter} ({own[:12]}), got a merge of another adapter "
             f"({str(made_from)[:12]}). Merge this one, or leave --merged out."
         )
 

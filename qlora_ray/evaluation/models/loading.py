@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Lora
 from qlora_ray.errors import ModelError
-from qlora_ray.evaluation.models.load_plan import Lineup
+from qlora_ray.evaluation.models.load_plan import LoadPlan
 from qlora_ray.evaluation.target.target import ModelName
 from qlora_ray.hardware import DeviceProfile, Precision
 from qlora_ray.hardware.packing import NARROW_WIDTH
 from qlora_ray.modeling.adapters import saved_adapter
+from qlora_ray.modeling.device_memory import is_out_of_memory
 from qlora_ray.modeling.identity import read_adapter
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.quantization import Precision as PrecisionName
-from qlora_ray.modeling.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ KEEPING_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
-class Contender:
+class LoadedModel:
     """A model that answers.
 
     Attributes:
@@ -58,7 +58,7 @@ class Contender:
     how: str
 
 
-def open_contenders(lineup: Lineup, names: Sequence[ModelName]) -> Generator[Contender]:
+def open_models(load_plan: LoadPlan, names: Sequence[ModelName]) -> Generator[LoadedModel]:
     """Yields the models in turn; each is gone before the next is loaded, but base and adapter share one base.
 
     The adapter is tried on the base before the base is handed out: what does not fit is known before any work. An
@@ -67,18 +67,18 @@ def open_contenders(lineup: Lineup, names: Sequence[ModelName]) -> Generator[Con
     Raises:
         ModelError: If a model cannot be loaded, or the adapter does not fit the base.
     """
-    adapter = lineup.subject.adapter if "adapter" in names else None
+    adapter = load_plan.target.adapter if "adapter" in names else None
     if adapter is not None and changes_base(adapter):
         if "base" in names:
-            yield from _open_base(lineup, ["base"], None)
+            yield from _open_base(load_plan, ["base"], None)
             free_memory()
-        yield from _open_changed(lineup, adapter)
+        yield from _open_changed(load_plan, adapter)
         free_memory()
     elif "base" in names or adapter is not None:
-        yield from _open_base(lineup, names, adapter)
+        yield from _open_base(load_plan, names, adapter)
         free_memory()
     if "merged" in names:
-        yield from _open_merged(lineup)
+        yield from _open_merged(load_plan)
         free_memory()
 
 
@@ -92,45 +92,45 @@ def changes_base(adapter: Path) -> bool:
     return not keeps_weights or bool(config.get("trainable_token_indices") or config.get("layer_replication"))
 
 
-def _open_base(lineup: Lineup, names: Sequence[ModelName], adapter: Path | None) -> Generator[Contender]:
-    loaded = _load_base(lineup)
+def _open_base(load_plan: LoadPlan, names: Sequence[ModelName], adapter: Path | None) -> Generator[LoadedModel]:
+    loaded = _load_base(load_plan)
     if adapter is not None:
         with _fitting_adapter(loaded, adapter):
             pass
-    fused = _hold_dequantized(loaded, adapter, lineup.device)
-    way = "its 4-bit weights held dequantized" if fused is not None else "as transformers and PEFT load it"
-    how = _how(lineup, loaded, way)
+    wrapped = _hold_dequantized(loaded, adapter, load_plan.device)
+    way = "its 4-bit weights held dequantized" if wrapped is not None else "as transformers and PEFT load it"
+    how = _how(load_plan, loaded, way)
     with _few_threads(loaded):
         for name in names:
             if name != "merged":
-                with _attached(loaded, adapter if name == "adapter" else None, fused) as model:
-                    yield Contender(name, model, loaded.tokenizer, lineup.precision.name, how)
+                with _attached(loaded, adapter if name == "adapter" else None, wrapped) as model:
+                    yield LoadedModel(name, model, loaded.tokenizer, load_plan.precision.name, how)
 
 
-def _open_changed(lineup: Lineup, adapter: Path) -> Generator[Contender]:
+def _open_changed(load_plan: LoadPlan, adapter: Path) -> Generator[LoadedModel]:
     """An adapter that changes its base, put on once: a second time it would change what it has changed."""
-    loaded = _load_base(lineup)
-    how = _how(lineup, loaded, "as transformers and PEFT load it, on a base of its own, which it changes")
+    loaded = _load_base(load_plan)
+    how = _how(load_plan, loaded, "as transformers and PEFT load it, on a base of its own, which it changes")
     with _few_threads(loaded), _fitting_adapter(loaded, adapter) as model:
-        yield Contender("adapter", model, loaded.tokenizer, lineup.precision.name, how)
+        yield LoadedModel("adapter", model, loaded.tokenizer, load_plan.precision.name, how)
 
 
-def _load_base(lineup: Lineup) -> LoadedBase:
-    assert lineup.subject.base is not None
-    return load_base(lineup.subject.base, quantization=lineup.specs["base"], device=lineup.torch_device)
+def _load_base(load_plan: LoadPlan) -> LoadedBase:
+    assert load_plan.target.base is not None
+    return load_base(load_plan.target.base, quantization=load_plan.specs["base"], device=load_plan.torch_device)
 
 
-def _how(lineup: Lineup, loaded: LoadedBase, way: str) -> str:
-    described = _describe(loaded, lineup.precision)
-    return f"{described}, {lineup.subject.quantization_reason}, on {lineup.device.name}; {way}"
+def _how(load_plan: LoadPlan, loaded: LoadedBase, way: str) -> str:
+    described = _describe(loaded, load_plan.precision)
+    return f"{described}, {load_plan.target.quantization_reason}, on {load_plan.device.name}; {way}"
 
 
-def _open_merged(lineup: Lineup) -> Generator[Contender]:
-    spec = lineup.specs["merged"]
-    loaded = load_base(lineup.merged_model, quantization=spec, device=lineup.torch_device)
-    how = f"{_describe(loaded, lineup.precision)}, on {lineup.device.name}"
+def _open_merged(load_plan: LoadPlan) -> Generator[LoadedModel]:
+    spec = load_plan.specs["merged"]
+    loaded = load_base(load_plan.merged_model, quantization=spec, device=load_plan.torch_device)
+    how = f"{_describe(loaded, load_plan.precision)}, on {load_plan.device.name}"
     with _few_threads(loaded):
-        yield Contender("merged", loaded.model, loaded.tokenizer, lineup.precision.name, how)
+        yield LoadedModel("merged", loaded.model, loaded.tokenizer, load_plan.precision.name, how)
 
 
 def free_memory() -> None:
@@ -157,11 +157,11 @@ def _few_threads(loaded: LoadedBase) -> Iterator[None]:
 
 
 @contextmanager
-def _attached(loaded: LoadedBase, adapter: Path | None, fused: Any) -> Iterator[Any]:
-    if fused is not None:
+def _attached(loaded: LoadedBase, adapter: Path | None, wrapped: Any) -> Iterator[Any]:
+    if wrapped is not None:
         from qlora_ray.modeling.multi_lora.adapters import answering
 
-        with answering(fused, adapter):
+        with answering(wrapped, adapter):
             yield loaded.model
     elif adapter is not None:
         with saved_adapter(loaded, adapter) as model:
@@ -182,14 +182,14 @@ def _fitting_adapter(loaded: LoadedBase, adapter: Path) -> Iterator[Any]:
             if is_out_of_memory(error):
                 raise
             # PEFT has no class of its own for a file that it cannot use: ValueError, TypeError, ImportError and others.
-            raise _misfit(adapter, loaded, str(error) or type(error).__name__) from None
+            raise _does_not_fit(adapter, loaded, str(error) or type(error).__name__) from None
         missing = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
         if missing:
-            raise _misfit(adapter, loaded, missing[0])
+            raise _does_not_fit(adapter, loaded, missing[0])
         yield model
 
 
-def _misfit(adapter: Path, loaded: LoadedBase, cause: str) -> ModelError:
+def _does_not_fit(adapter: Path, loaded: LoadedBase, cause: str) -> ModelError:
     lines = [line.strip() for line in cause.strip().splitlines() if line.strip()]
     # torch's first line names the class only; what differs is in the second.
     line = next((line for line in lines if "size mismatch" in line), lines[0] if lines else "no cause given")
@@ -217,9 +217,9 @@ def _hold_dequantized(loaded: LoadedBase, adapter: Path | None, device: DevicePr
     num_bytes = sum(4 * one.in_features * one.out_features for one in quantized)
     if num_bytes > DENSE_SHARE * device.free_memory_bytes:
         return None
-    from qlora_ray.modeling.multi_lora.wrapped_base import FusedBase
+    from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 
-    return FusedBase(loaded, hold_dequantized=True)
+    return WrappedBase(loaded, hold_dequantized=True)
 
 
 def _is_packable(adapter: Path) -> bool:

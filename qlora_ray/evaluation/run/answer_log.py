@@ -32,7 +32,7 @@ MORE = ("num_answered",)
 UNCOMPARED = ("path", "kind", "loaded")
 
 
-class Journal:
+class AnswerLog:
     """The folder of one evaluation.
 
     Args:

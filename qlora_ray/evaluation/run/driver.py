@@ -10,11 +10,11 @@ from typing import Any
 from qlora_ray.console import Console
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
-from qlora_ray.evaluation.run.answer_log import Journal
-from qlora_ray.evaluation.run.models import TASKS, Asking, Misfit, describe_lack
+from qlora_ray.evaluation.run.answer_log import AnswerLog
+from qlora_ray.evaluation.run.models import TASKS, FailedModel, ModelRuns, describe_lack
 from qlora_ray.evaluation.run.options import Options
 from qlora_ray.evaluation.run.plan import Plan, describe_settings, make_plan
-from qlora_ray.evaluation.run.prompts import Session
+from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.run.results import (
     Findings,
     Score,
@@ -62,43 +62,43 @@ def run_evaluation(options: Options, *, console: Console, is_live: bool) -> Outc
     """
     console.progress("reading ...")
     plan = make_plan(options)
-    folder = options.to or plan.subject.to
-    journal = Journal(folder, describe_settings(plan))
+    folder = options.to or plan.target.to
+    answer_log = AnswerLog(folder, describe_settings(plan))
     if options.fresh:
-        journal.check_folder()
+        answer_log.check_folder()
     else:
-        journal.check()
+        answer_log.check()
     _print_plan(console, plan, folder)
-    session = Session(
-        journal,
+    prompt_run = PromptRun(
+        answer_log,
         console,
         plan.config.evaluate,
         loss_batch_size=plan.config.training.per_device_eval_batch_size,
         is_live=is_live,
     )
-    with journal.hold():
+    with answer_log.hold():
         if options.fresh:
-            journal.clear()
+            answer_log.clear()
         # Again: another run may have been there since.
-        journal.check()
-        asking = Asking(
-            session,
-            plan.lineup,
+        answer_log.check()
+        model_runs = ModelRuns(
+            prompt_run,
+            plan.load_plan,
             plan.names,
             plan.sets,
             plan.tasks,
-            tell=lambda model, prompts, rate: _tell_score(console, plan, journal, model, prompts, rate),
+            tell=lambda model, prompts, rate: _tell_score(console, plan, answer_log, model, prompts, rate),
         )
-        misfits = asking.run()
-        return _conclude(asking, plan, misfits, console)
+        failed_models = model_runs.run()
+        return _conclude(model_runs, plan, failed_models, console)
 
 
 def _tell_score(
-    console: Console, plan: Plan, journal: Journal, model: ModelName, prompts: PromptSet, rate: float | None
+    console: Console, plan: Plan, answer_log: AnswerLog, model: ModelName, prompts: PromptSet, rate: float | None
 ) -> None:
     """The line of a finished model and prompt set."""
     scores = read_scores(
-        journal,
+        answer_log,
         model,
         prompts,
         metrics=plan.metrics[prompts.name],
@@ -110,63 +110,63 @@ def _tell_score(
     console.event("  ".join(filter(None, (model, prompts.name, words, f"({speed})"))))
 
 
-def _conclude(asking: Asking, plan: Plan, misfits: Sequence[Misfit], console: Console) -> Outcome:
+def _conclude(model_runs: ModelRuns, plan: Plan, failed_models: Sequence[FailedModel], console: Console) -> Outcome:
     """Scores the models that have answered, and writes evaluation.md, then evaluation.json."""
-    from qlora_ray.evaluation.answers.statistics import export_answers
+    from qlora_ray.evaluation.answers.page import export_answers
     from qlora_ray.evaluation.run.lm_eval_stage import read_harness
 
-    journal = asking.session.journal
-    names = [name for name in plan.names if asking.has_answered(name)]
+    answer_log = model_runs.prompt_run.answer_log
+    names = [name for name in plan.names if model_runs.has_answered(name)]
     for name in names:
         for one in plan.sets:
-            journal.tidy(name, one.name)
+            answer_log.tidy(name, one.name)
     sampling = choose_sampling(plan.config.evaluate)
     findings = collect_findings(
-        journal, names, plan.sets, metrics=plan.metrics, limited=plan.limited, sampling=sampling
+        answer_log, names, plan.sets, metrics=plan.metrics, limited=plan.limited, sampling=sampling
     )
-    subject = plan.subject
+    target = plan.target
     evaluation = {
         "target": {
-            "name": Path(subject.path).name,
-            "path": subject.path,
-            "base": subject.base.name if subject.base is not None else None,
-            **journal.settings["target"],
+            "name": Path(target.path).name,
+            "path": target.path,
+            "base": target.base.name if target.base is not None else None,
+            **answer_log.settings["target"],
         },
         "rows": plan.rows,
         "metrics": plan.metrics_reason,
         "settings": {
-            **{key: journal.settings[key] for key in ("evaluate", "device", "versions")},
+            **{key: answer_log.settings[key] for key in ("evaluate", "device", "versions")},
             "prompts": {one.name: one.to_dict() for one in plan.sets},
         },
-        "models": {name: journal.settings["loaded"][name] for name in names},
+        "models": {name: answer_log.settings["loaded"][name] for name in names},
         **findings.to_dict(),
-        "notes": [*plan.notes, *_left_out(journal, plan), *_misfit_notes(plan, misfits)],
+        "notes": [*plan.notes, *_left_out(answer_log, plan), *_failed_model_notes(plan, failed_models)],
     }
     _print_scores(console, findings)
     answered = [one.name for one in plan.sets if one.num_answered]
     if answered:
         try:
-            evaluation["exports"] = export_answers(journal.folder, prompt_sets=answered, models=names)
+            evaluation["exports"] = export_answers(answer_log.folder, prompt_sets=answered, models=names)
         except RunError as error:
             # The page is the largest file by far; a disk too full for it may still hold the scores.
             evaluation["exports"] = {"warnings": [str(error)]}
     if plan.tasks.tasks:
-        ran = [name for name in plan.names if asking.has_run_tasks(name)]
-        evaluation["lm_eval"] = read_harness(journal, ran, plan.tasks)
+        ran = [name for name in plan.names if model_runs.has_run_tasks(name)]
+        evaluation["lm_eval"] = read_harness(answer_log, ran, plan.tasks)
         evaluation["notes"] += evaluation["lm_eval"].pop("notes")
-    write_text(journal.folder / "evaluation.md", render_markdown(evaluation, findings))
-    write_json(journal.folder / "evaluation.json", evaluation)
-    _print_rest(console, plan, evaluation, journal.folder)
-    with_results = [name for name in plan.names if asking.has_results(name)]
-    lack = describe_lack(misfits, plan.lineup, with_results=with_results) if misfits else None
-    return Outcome(journal.folder, findings, evaluation, lack)
+    write_text(answer_log.folder / "evaluation.md", render_markdown(evaluation, findings))
+    write_json(answer_log.folder / "evaluation.json", evaluation)
+    _print_rest(console, plan, evaluation, answer_log.folder)
+    with_results = [name for name in plan.names if model_runs.has_results(name)]
+    lack = describe_lack(failed_models, plan.load_plan, with_results=with_results) if failed_models else None
+    return Outcome(answer_log.folder, findings, evaluation, lack)
 
 
 def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
-    subject = plan.subject
+    target = plan.target
     console.end_progress()
-    trial = f", trial {subject.trial}" if subject.trial else ""
-    console.line(f"target {subject.path} ({subject.kind}{trial}): {', '.join(plan.names)}")
+    trial = f", trial {target.trial}" if target.trial else ""
+    console.line(f"target {target.path} ({target.kind}{trial}): {', '.join(plan.names)}")
     if plan.rows["split"]:
         console.line(f"rows   {plan.rows['num_rows']} of {plan.rows['reason']}")
         console.line(f"score  {plan.metrics_reason}")
@@ -181,19 +181,19 @@ def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
     console.line()
 
 
-def _left_out(journal: Journal, plan: Plan) -> list[str]:
+def _left_out(answer_log: AnswerLog, plan: Plan) -> list[str]:
     """Models that answered here before and are not asked for now: their rows stay, their scores are not repeated."""
-    there = [name for name in MODEL_NAMES if name not in plan.names and (journal.folder / name).is_dir()]
+    there = [name for name in MODEL_NAMES if name not in plan.names and (answer_log.folder / name).is_dir()]
     return [f"{name} answered here before and is left out: name it in --models to compare it" for name in there]
 
 
-def _misfit_notes(plan: Plan, misfits: Sequence[Misfit]) -> list[str]:
+def _failed_model_notes(plan: Plan, failed_models: Sequence[FailedModel]) -> list[str]:
     """What a page says of models that the device had no room for, or whose tasks failed."""
     notes = []
-    for one in misfits:
+    for one in failed_models:
         missing = "lm-eval tasks" if one.stage == TASKS else "answers"
         if one.lacks_room:
-            notes.append(f"{one} did not fit {plan.lineup.device.name}: its {missing} are missing")
+            notes.append(f"{one} did not fit {plan.load_plan.device.name}: its {missing} are missing")
         else:
             notes.append(f"{one.model}: its {missing} are missing: {one.cause.rstrip('.')}")
     return notes

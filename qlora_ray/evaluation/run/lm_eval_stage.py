@@ -12,43 +12,43 @@ from qlora_ray.errors import DataError
 from qlora_ray.evaluation.lm_eval.results import TaskResult, compare_tasks
 from qlora_ray.evaluation.lm_eval.task_files import hash_task
 from qlora_ray.evaluation.lm_eval.tasks import SUFFIX, TaskRequest, run_tasks
-from qlora_ray.evaluation.models.loading import Contender
-from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.models.loading import LoadedModel
+from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.results import PAIRS
 from qlora_ray.runs import read_json, write_json
 from qlora_ray.scoring.comparison import Comparison
 
 
-def is_finished(journal: Journal, model: str, request: TaskRequest) -> bool:
+def is_finished(answer_log: AnswerLog, model: str, request: TaskRequest) -> bool:
     """Whether a model's results are there: of these tasks as their files are now, by the harness as it is now.
 
     True if no tasks are asked for.
     """
-    path = journal.tasks_path(model)
+    path = answer_log.tasks_path(model)
     if not request.tasks:
         return True
     return path.exists() and read_json(path)["request"] == _identify(request)
 
 
-def run_harness(journal: Journal, contender: Contender, request: TaskRequest) -> None:
+def run_harness(answer_log: AnswerLog, loaded: LoadedModel, request: TaskRequest) -> None:
     """Runs the tasks on a model unless their results are there.
 
     Raises:
         ConfigError: If the harness is not installed, or has no such task.
         DataError: If a task cannot be run.
     """
-    if is_finished(journal, contender.name, request):
+    if is_finished(answer_log, loaded.name, request):
         return
-    found = run_tasks(contender.model, contender.tokenizer, request=request, precision=contender.precision)
-    path = journal.tasks_path(contender.name)
+    found = run_tasks(loaded.model, loaded.tokenizer, request=request, precision=loaded.precision)
+    path = answer_log.tasks_path(loaded.name)
     path.parent.mkdir(exist_ok=True)
     results = {task: result.to_dict() for task, result in found.items()}
     write_json(path, {"request": _identify(request), "results": results})
 
 
-def read_harness(journal: Journal, models: Sequence[str], request: TaskRequest) -> dict[str, Any]:
+def read_harness(answer_log: AnswerLog, models: Sequence[str], request: TaskRequest) -> dict[str, Any]:
     """Returns the `lm_eval` of evaluation.json: each model's results, the comparisons, lines to read, and notes."""
-    results = {model: _read(journal.tasks_path(model)) for model in models}
+    results = {model: _read(answer_log.tasks_path(model)) for model in models}
     compared, not_compared = _compare(results)
     lines = [
         f"{model}  {task}{_shots(result)}  "

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 from qlora_ray.errors import DataError, ModelError
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest, check_data
-from qlora_ray.evaluation.models.load_plan import Lineup
-from qlora_ray.evaluation.models.loading import Contender, free_memory, open_contenders
+from qlora_ray.evaluation.models.load_plan import LoadPlan
+from qlora_ray.evaluation.models.loading import LoadedModel, free_memory, open_models
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.lm_eval_stage import is_finished, run_harness
-from qlora_ray.evaluation.run.prompts import Session
+from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.target.target import ModelName
-from qlora_ray.modeling.shortage import CPU_ALLOCATOR, is_out_of_memory
+from qlora_ray.modeling.device_memory import CPU_ALLOCATOR, is_out_of_memory
 
 LOADING = "loading"
 TASKS = "lm-eval"
 
 
 @dataclass(frozen=True)
-class Misfit:
+class FailedModel:
     """A model that the device had no room for, or whose tasks the harness could not run.
 
     Attributes:
@@ -40,15 +40,15 @@ class Misfit:
 
 
 @dataclass(frozen=True)
-class Asking:
+class ModelRuns:
     """What is asked of which models.
 
     Attributes:
         tell: Called with a model, a prompt set and its answers per second when the set is finished.
     """
 
-    session: Session
-    lineup: Lineup
+    prompt_run: PromptRun
+    load_plan: LoadPlan
     names: Sequence[ModelName]
     sets: Sequence[PromptSet]
     tasks: TaskRequest
@@ -56,18 +56,20 @@ class Asking:
 
     def has_answered(self, name: ModelName) -> bool:
         """Whether a model was loaded, in this run or before, and has nothing left to answer."""
-        journal = self.session.journal
-        return name in journal.settings.get("loaded", {}) and all(self.session.is_done(name, one) for one in self.sets)
+        answer_log = self.prompt_run.answer_log
+        return name in answer_log.settings.get("loaded", {}) and all(
+            self.prompt_run.is_done(name, one) for one in self.sets
+        )
 
     def has_run_tasks(self, name: ModelName) -> bool:
         """Whether a model's results of the harness are there; true if there are no tasks."""
-        return is_finished(self.session.journal, name, self.tasks)
+        return is_finished(self.prompt_run.answer_log, name, self.tasks)
 
     def has_results(self, name: ModelName) -> bool:
         """Whether a model is worth concluding with."""
         return self.has_answered(name) if self.sets else self.has_run_tasks(name)
 
-    def run(self) -> list[Misfit]:
+    def run(self) -> list[FailedModel]:
         """Loads each model that has something left to do, and runs it; nothing is written before the first is there.
 
         Returns:
@@ -77,59 +79,59 @@ class Asking:
             ModelError: If a model cannot be loaded, or none has results.
             DataError: If the data of a task cannot be loaded; then no model was.
         """
-        journal = self.session.journal
+        answer_log = self.prompt_run.answer_log
         left = [name for name in self.names if not (self.has_answered(name) and self.has_run_tasks(name))]
-        misfits: list[Misfit] = []
+        failed_models: list[FailedModel] = []
         if not all(self.has_run_tasks(name) for name in left):
             check_data(self.tasks)
         while left:
-            misfit = self._run_in_turn(left)
-            self.session.console.end_progress()
-            if misfit is None:
-                return misfits
+            failed_model = self._run_in_turn(left)
+            self.prompt_run.console.end_progress()
+            if failed_model is None:
+                return failed_models
             # The failed model's tensors are let go of by now: its traceback is gone.
             free_memory()
-            what = "does not fit" if misfit.lacks_room else TASKS
-            self.session.console.event(f"{misfit.model}  {what}: {misfit.cause}")
-            misfits.append(misfit)
-            left = left[left.index(misfit.model) + 1 :]
-        if misfits and not any(self.has_results(name) for name in self.names):
-            raise ModelError(describe_lack(misfits, self.lineup, with_results=[]))
-        journal.write_settings()
-        return misfits
+            what = "does not fit" if failed_model.lacks_room else TASKS
+            self.prompt_run.console.event(f"{failed_model.model}  {what}: {failed_model.cause}")
+            failed_models.append(failed_model)
+            left = left[left.index(failed_model.model) + 1 :]
+        if failed_models and not any(self.has_results(name) for name in self.names):
+            raise ModelError(describe_lack(failed_models, self.load_plan, with_results=[]))
+        answer_log.write_settings()
+        return failed_models
 
-    def _run_in_turn(self, names: Sequence[ModelName]) -> Misfit | None:
+    def _run_in_turn(self, names: Sequence[ModelName]) -> FailedModel | None:
         """Runs models until one does not fit, or its tasks fail."""
-        session = self.session
+        prompt_run = self.prompt_run
         at: tuple[ModelName, str] = (names[0], LOADING)
-        session.console.progress(f"loading {names[0]} ...")
+        prompt_run.console.progress(f"loading {names[0]} ...")
         try:
-            with closing(open_contenders(self.lineup, names)) as contenders:
+            with closing(open_models(self.load_plan, names)) as loaded_models:
                 for number, name in enumerate(names):
                     at = (name, LOADING)
-                    contender: Contender | None = next(contenders)
-                    assert contender is not None and contender.name == name
+                    loaded: LoadedModel | None = next(loaded_models)
+                    assert loaded is not None and loaded.name == name
                     if number == 0:
-                        session.journal.write_settings()
-                    session.journal.note_loaded(name, contender.how)
+                        prompt_run.answer_log.write_settings()
+                    prompt_run.answer_log.note_loaded(name, loaded.how)
                     for one in self.sets:
                         at = (name, one.name)
-                        self.tell(name, one, session.run(contender, one))
+                        self.tell(name, one, prompt_run.run(loaded, one))
                     if self.tasks.tasks:
                         at = (name, TASKS)
-                        session.console.progress(f"{name}  lm-eval ...")
+                        prompt_run.console.progress(f"{name}  lm-eval ...")
                         try:
-                            run_harness(session.journal, contender, self.tasks)
+                            run_harness(prompt_run.answer_log, loaded, self.tasks)
                         except DataError as error:
-                            return Misfit(name, TASKS, str(error).removeprefix(f"{TASKS}: "), lacks_room=False)
+                            return FailedModel(name, TASKS, str(error).removeprefix(f"{TASKS}: "), lacks_room=False)
                     # Let go of it first: the next model may need its memory.
-                    contender = None
+                    loaded = None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return Misfit(*at, _read_cause(error))
+            return FailedModel(*at, _read_cause(error))
         finally:
-            session.console.end_progress()
+            prompt_run.console.end_progress()
         return None
 
 
@@ -141,14 +143,16 @@ def _read_cause(error: BaseException) -> str:
     return (known + is_free).rstrip(". ") or type(error).__name__
 
 
-def describe_lack(misfits: Sequence[Misfit], lineup: Lineup, *, with_results: Sequence[ModelName]) -> str:
+def describe_lack(
+    failed_models: Sequence[FailedModel], load_plan: LoadPlan, *, with_results: Sequence[ModelName]
+) -> str:
     """Returns what did not fit or failed, and what helps.
 
     Args:
-        with_results: The models whose results are written: also a misfit's, if only its tasks are missing.
+        with_results: The models whose results are written: also a failed_model's, if only its tasks are missing.
     """
-    device = lineup.device
-    full = [one for one in misfits if one.lacks_room]
+    device = load_plan.device
+    full = [one for one in failed_models if one.lacks_room]
     parts = []
     if full:
         parts.append(
@@ -156,7 +160,7 @@ def describe_lack(misfits: Sequence[Misfit], lineup: Lineup, *, with_results: Se
             f"{', '.join(map(str, full))}."
         )
     failed: dict[str, list[ModelName]] = {}
-    for one in misfits:
+    for one in failed_models:
         if not one.lacks_room:
             failed.setdefault(one.cause, []).append(one.model)
     parts += [
@@ -169,9 +173,9 @@ def describe_lack(misfits: Sequence[Misfit], lineup: Lineup, *, with_results: Se
     fitting = [name for name in with_results if name not in {one.model for one in full}]
     if full and fitting:
         advice.append(f"leave {' and '.join(one.model for one in full)} out with --models {','.join(fitting)}")
-    if any(one.stage == TASKS and one.model in with_results for one in misfits):
+    if any(one.stage == TASKS and one.model in with_results for one in failed_models):
         advice.append("leave --lm-eval out")
-    if any(one.stage not in (LOADING, TASKS) for one in misfits):
+    if any(one.stage not in (LOADING, TASKS) for one in failed_models):
         advice.append("lower evaluate.max_new_tokens with --fresh")
     if full and device.kind != "cpu":
         # Another device's figures are not mixed with these: the folder keeps to one.

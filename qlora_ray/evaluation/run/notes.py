@@ -8,8 +8,8 @@ from typing import Any
 from qlora_ray.config.schema import Data
 from qlora_ray.data import PreparedData, TokenizedSplit
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
-from qlora_ray.evaluation.target.target import Subject
-from qlora_ray.scoring.token_budget import LIMITS, Room
+from qlora_ray.evaluation.target.target import Target
+from qlora_ray.scoring.token_budget import LIMITS, TokenBudget
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
 
 # An adapter that was copied without its record knows its trial and not that trial's rows.
@@ -17,29 +17,29 @@ MAYBE_CHOSEN_ON_THEM = "no record says whether the adapter was chosen on these r
 
 
 def note_weaknesses(
-    subject: Subject,
+    target: Target,
     prepared: PreparedData,
     split: TokenizedSplit | None,
     sets: Sequence[PromptSet],
-    limited: Mapping[str, Room],
+    limited: Mapping[str, TokenBudget],
 ) -> list[str]:
     """Returns what weakens the figures, a sentence each.
 
     Args:
-        subject: What is evaluated.
+        target: What is evaluated.
         prepared: The splits.
         split: The one that is asked; None: none.
         sets: What is asked.
         limited: What each set has room for.
     """
     notes = []
-    if split is not None and subject.manifest is None and subject.config.data == Data():
+    if split is not None and target.manifest is None and target.config.data == Data():
         notes.append("the rows are the embedded task's: no sweep or --config names others")
-    written = (subject.manifest or {}).get("data")
+    written = (target.manifest or {}).get("data")
     if written is not None and split is not None and not _is_same(written, prepared, split.name):
         notes.append(f"{split.name} is not what the sweep had: its rows, template or tokenizer differ")
     elif split is not None and split.name == "validation":
-        notes += _note_choice(subject, prepared)
+        notes += _note_choice(target, prepared)
     for one in sets:
         if one.num_dropped_shots:
             notes.append(
@@ -49,18 +49,18 @@ def note_weaknesses(
     return notes
 
 
-def _note_choice(subject: Subject, prepared: PreparedData) -> list[str]:
+def _note_choice(target: Target, prepared: PreparedData) -> list[str]:
     """Whether a sweep chose the adapter on these rows: by the manifest, which was held against them, or its record.
 
     A record has the fingerprint only: of rows, template and tokenizer in one.
     """
-    if subject.manifest is not None:
-        return [CHOSEN_ON_THEM] if "data" in subject.manifest else []
-    if subject.trial is None:
+    if target.manifest is not None:
+        return [CHOSEN_ON_THEM] if "data" in target.manifest else []
+    if target.trial is None:
         return []
-    if subject.record is None:
+    if target.record is None:
         return [MAYBE_CHOSEN_ON_THEM]
-    fingerprint = (subject.record.get("dataset") or {}).get("fingerprint")
+    fingerprint = (target.record.get("dataset") or {}).get("fingerprint")
     return [CHOSEN_ON_THEM] if fingerprint in (None, prepared.report.fingerprint) else []
 
 

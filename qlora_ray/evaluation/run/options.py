@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qlora_ray.errors import ConfigError
 from qlora_ray.evaluation.lm_eval.tasks import check_installed
-from qlora_ray.evaluation.target.target import MODEL_NAMES, ModelName, Request, Subject
+from qlora_ray.evaluation.target.target import MODEL_NAMES, ModelName, Request, Target
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,24 @@ def check_options(options: Options) -> None:
         raise ConfigError(f"--max-prompts {options.max_prompts}: needs --prompts files, got none. Name one.")
 
 
-def choose_models(options: Options, subject: Subject) -> list[ModelName]:
+def choose_models(options: Options, target: Target) -> list[ModelName]:
     """Returns the models that are run, in their order.
 
     Raises:
         ConfigError: If there is no such model, or a verdict is required of models that give none.
     """
-    asked = list(options.models) if options.models is not None else list(subject.available)
+    asked = list(options.models) if options.models is not None else list(target.available)
     for name in asked:
         if name not in MODEL_NAMES:
             raise ConfigError(f"--models: must be of {', '.join(MODEL_NAMES)}, got {name}. Correct the name.")
-        if name not in subject.available:
+        if name not in target.available:
             advice = "Name one with --merged DIR" if name == "merged" else "Give a sweep or an adapter folder"
             raise ConfigError(
-                f"--models {name}: {subject.path} must have such a model, got {', '.join(subject.available)} only. "
+                f"--models {name}: {target.path} must have such a model, got {', '.join(target.available)} only. "
                 f"{advice}, or leave {name} out."
             )
     if not asked:
-        raise ConfigError(f"--models: must name one of {', '.join(subject.available)}, got none. Name one.")
+        raise ConfigError(f"--models: must name one of {', '.join(target.available)}, got none. Name one.")
     names: list[ModelName] = [name for name in MODEL_NAMES if name in asked]
     if options.needs_verdict and ("base" not in names or len(names) == 1 or options.split == "none"):
         raise ConfigError(

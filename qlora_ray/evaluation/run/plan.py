@@ -12,12 +12,12 @@ from qlora_ray.config.schema import Model, SweepConfig
 from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
 from qlora_ray.errors import ConfigError, ModelError, PlacementError
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest, find_tasks
-from qlora_ray.evaluation.models.load_plan import Lineup, hash_adapter, make_lineup
+from qlora_ray.evaluation.models.load_plan import LoadPlan, hash_adapter, make_load_plan
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet, choose_split, make_file_set, make_prompt_sets
 from qlora_ray.evaluation.run.notes import note_weaknesses
 from qlora_ray.evaluation.run.options import Options, check_options, choose_models
-from qlora_ray.evaluation.target.finding import find_subject
-from qlora_ray.evaluation.target.target import ModelName, Subject
+from qlora_ray.evaluation.target.finding import find_target
+from qlora_ray.evaluation.target.target import ModelName, Target
 from qlora_ray.hardware import DeviceProfile, probe_node
 from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.identity import check_weights
@@ -26,7 +26,13 @@ from qlora_ray.scoring.metrics.choice import check_references, resolve_data_metr
 from qlora_ray.scoring.metrics.custom import load_metric
 from qlora_ray.scoring.metrics.metric import Metric, needs_references
 from qlora_ray.scoring.sampling import choose_sampling
-from qlora_ray.scoring.token_budget import Room, count_reference_tokens, find_limit, measure_room, read_positions
+from qlora_ray.scoring.token_budget import (
+    TokenBudget,
+    count_reference_tokens,
+    find_limit,
+    measure_token_budget,
+    read_positions,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,21 +53,21 @@ class Plan:
         notes: What the user should know, in words.
     """
 
-    subject: Subject
+    target: Target
     names: list[ModelName]
-    lineup: Lineup
+    load_plan: LoadPlan
     rows: dict[str, Any]
     sets: list[PromptSet]
     metrics: dict[str, list[Metric]]
     metrics_reason: str
-    limited: dict[str, Room]
+    limited: dict[str, TokenBudget]
     notes: list[str]
     tasks: TaskRequest
 
     @property
     def config(self) -> SweepConfig:
         """The config the evaluation goes by."""
-        return self.subject.config
+        return self.target.config
 
 
 def make_plan(options: Options) -> Plan:
@@ -71,17 +77,17 @@ def make_plan(options: Options) -> Plan:
         QloraRayError: The first thing that is wrong, with what to do.
     """
     check_options(options)
-    subject = find_subject(options.target, options.request)
-    names = choose_models(options, subject)
-    config = subject.config
+    target = find_target(options.target, options.request)
+    names = choose_models(options, target)
+    config = target.config
     try:
-        lineup = make_lineup(subject, names, device=_choose_device())
-        main = subject.base if subject.base is not None else lineup.merged_model
+        load_plan = make_load_plan(target, names, device=_choose_device())
+        main = target.base if target.base is not None else load_plan.merged_model
         tokenizer = load_tokenizer(main)
-        _check_merged(lineup, names, tokenizer)
+        _check_merged(load_plan, names, tokenizer)
         positions = _read_max_positions(main)
     except ModelError as error:
-        raise ModelError(explain_distrust(error, subject.notes)) from None
+        raise ModelError(explain_distrust(error, target.notes)) from None
     tasks = TaskRequest(
         tasks=options.tasks,
         num_fewshot=options.task_shots,
@@ -95,7 +101,7 @@ def make_plan(options: Options) -> Plan:
     split, reason = choose_split(prepared, options.split)
     asked = _Asked(options, config, tokenizer, positions, [load_metric(one) for one in options.metrics])
     sets, metrics, words = asked.rows(split, prepared)
-    notes = [*subject.notes, *lineup.notes]
+    notes = [*target.notes, *load_plan.notes]
     if options.tasks and options.task_shots is None and is_overridden(options.request.overrides, "evaluate.shots"):
         notes.append("--shots is of the data's rows: lm-eval tasks keep their own number, which --lm-eval-shots sets")
     for name in options.prompt_files:
@@ -109,7 +115,7 @@ def make_plan(options: Options) -> Plan:
         raise ConfigError("--split none: leaves nothing to evaluate. Name --prompts or --lm-eval tasks.")
     for one in sets:
         check_references(one.rows, metrics[one.name], num_rows=one.num_answered)
-    limited = {one.name: asked.measure_room(one) for one in sets}
+    limited = {one.name: asked.measure_token_budget(one) for one in sets}
     num_rows = len(sets[0].rows) if split is not None else 0
     rows = {
         "split": split.name if split is not None else None,
@@ -117,8 +123,8 @@ def make_plan(options: Options) -> Plan:
         "num_rows": num_rows,
         "fingerprint": prepared.report.fingerprint,
     }
-    notes += note_weaknesses(subject, prepared, split, sets, limited)
-    return Plan(subject, names, lineup, rows, sets, metrics, words, limited, notes, tasks)
+    notes += note_weaknesses(target, prepared, split, sets, limited)
+    return Plan(target, names, load_plan, rows, sets, metrics, words, limited, notes, tasks)
 
 
 @dataclass(frozen=True)
@@ -192,10 +198,10 @@ class _Asked:
         remarks += [f"{prompts.name}: not scored by {one}, which needs a reference in every row" for one in left_out]
         return prompts, [one for one in self.custom if not needs_references(one)], remarks
 
-    def measure_room(self, prompts: PromptSet) -> Room:
+    def measure_token_budget(self, prompts: PromptSet) -> TokenBudget:
         """What the set's prompts and references have room for."""
         num_rows = prompts.num_answered if prompts.has_references else 0
-        return measure_room(
+        return measure_token_budget(
             prompts.rows.prompt_ids[: prompts.num_answered],
             max_new_tokens=prompts.max_new_tokens,
             limit=find_limit(self.max_positions, self.config.evaluate.max_length),
@@ -223,34 +229,34 @@ def _read_max_positions(model: Model) -> int | None:
     return read_positions(config)
 
 
-def _check_merged(lineup: Lineup, names: Sequence[ModelName], tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_merged(load_plan: LoadPlan, names: Sequence[ModelName], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ModelError if the merged model is broken, or reads tokens otherwise than the base: rows are tokenized
     once."""
-    if "merged" not in names or lineup.subject.base is None:
+    if "merged" not in names or load_plan.target.base is None:
         return
-    for weights in sorted(Path(lineup.merged_model.name).glob("*.safetensors")):
+    for weights in sorted(Path(load_plan.merged_model.name).glob("*.safetensors")):
         # Found now, not after the base and the adapter have answered.
         check_weights(weights)
-    own = load_tokenizer(lineup.merged_model)
+    own = load_tokenizer(load_plan.merged_model)
     if own.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
-            f"{lineup.subject.merged}: must have the tokenizer of its base, got {len(own.get_vocab())} tokens for "
+            f"{load_plan.target.merged}: must have the tokenizer of its base, got {len(own.get_vocab())} tokens for "
             f"{len(tokenizer.get_vocab())}. Merge it again, or evaluate it by itself."
         )
 
 
 def describe_settings(plan: Plan) -> dict[str, Any]:
     """Returns all that changes answers or losses, for settings.json."""
-    evaluate, subject = plan.config.evaluate, plan.subject
-    facts = plan.lineup.to_dict(plan.names)
+    evaluate, target = plan.config.evaluate, plan.target
+    facts = plan.load_plan.to_dict(plan.names)
     versions = find_versions()
     sampling = choose_sampling(evaluate)
     return {
-        "path": subject.path,
+        "path": target.path,
         "target": {
-            "kind": subject.kind,
-            "trial": subject.trial,
-            "adapter": hash_adapter(subject.adapter) if subject.adapter is not None else None,
+            "kind": target.kind,
+            "trial": target.trial,
+            "adapter": hash_adapter(target.adapter) if target.adapter is not None else None,
         },
         "evaluate": {
             "max_length": evaluate.max_length,
@@ -259,7 +265,7 @@ def describe_settings(plan: Plan) -> dict[str, Any]:
             "shot_seed": evaluate.shot_seed,
             "sampling": sampling.to_dict() if sampling is not None else None,
         },
-        "device": {"name": plan.lineup.device.name, "precision": plan.lineup.precision.name},
+        "device": {"name": plan.load_plan.device.name, "precision": plan.load_plan.precision.name},
         "versions": {name: versions.get(name) for name in VERSIONS},
         "models": facts,
         "prompts": {one.name: one.to_dict() for one in plan.sets},

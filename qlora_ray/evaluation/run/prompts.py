@@ -1,4 +1,4 @@
-"""One model on one prompt set: losses and answers, written to the journal as they come, and scored from it."""
+"""One model on one prompt set: losses and answers, written to the answer_log as they come, and scored from it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console, format_duration
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import ModelError
-from qlora_ray.evaluation.models.loading import Contender
+from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
-from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.scoring.generation import Answer, answer_in_batches
 from qlora_ray.scoring.inference import longest_first
 from qlora_ray.scoring.loss import evaluate_loss
@@ -26,7 +26,7 @@ NUM_PROGRESS_LINES = 4
 
 
 @dataclass(frozen=True)
-class Session:
+class PromptRun:
     """Runs models on prompt sets.
 
     Args:
@@ -34,7 +34,7 @@ class Session:
         is_live: Whether the console is a terminal.
     """
 
-    journal: Journal
+    answer_log: AnswerLog
     console: Console
     evaluate: Evaluate
     loss_batch_size: int
@@ -44,7 +44,7 @@ class Session:
         """Whether nothing is left to ask."""
         return not self._rows_without_loss(model, prompts) and not self._rows_without_answer(model, prompts)
 
-    def run(self, contender: Contender, prompts: PromptSet) -> float | None:
+    def run(self, loaded: LoadedModel, prompts: PromptSet) -> float | None:
         """Asks what is left of the set, losses first.
 
         Returns:
@@ -54,18 +54,18 @@ class Session:
             DataError: If a prompt is empty.
             RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
         """
-        num_before = len(self.journal.read_answers(contender.name, prompts.name))
+        num_before = len(self.answer_log.read_answers(loaded.name, prompts.name))
         if 0 < num_before < prompts.num_answered:
-            self.console.event(f"{contender.name}  {prompts.name}  goes on after {num_before} answers")
-        self._measure_losses(contender, prompts)
+            self.console.event(f"{loaded.name}  {prompts.name}  goes on after {num_before} answers")
+        self._measure_losses(loaded, prompts)
         started = time.monotonic()
-        num_new = self._answer(contender, prompts)
+        num_new = self._answer(loaded, prompts)
         seconds = time.monotonic() - started
         self.console.end_progress()
         return num_new / seconds if num_new else None
 
-    def _measure_losses(self, contender: Contender, prompts: PromptSet) -> None:
-        left = self._rows_without_loss(contender.name, prompts)
+    def _measure_losses(self, loaded: LoadedModel, prompts: PromptSet) -> None:
+        left = self._rows_without_loss(loaded.name, prompts)
         if not left:
             return
         rows = prompts.rows
@@ -82,11 +82,11 @@ class Session:
             trained = [row for row in chunk if any(rows.completion_mask[row][1:])]
             if trained:
                 found = evaluate_loss(
-                    contender.model,
+                    loaded.model,
                     _pick(rows, trained),
                     batch_size=size,
-                    pad_token_id=_pad_token_id(contender),
-                    precision=contender.precision,
+                    pad_token_id=_pad_token_id(loaded),
+                    precision=loaded.precision,
                 )
                 # Halved for lack of memory: batches stay small, instead of failing again in each chunk.
                 size = found.batch_size
@@ -94,17 +94,17 @@ class Session:
                     {"row": row, "nll": nll, "tokens": tokens}
                     for row, nll, tokens in zip(trained, found.row_nll, found.row_tokens, strict=True)
                 ]
-            self.journal.add_losses(contender.name, prompts.name, lines)
+            self.answer_log.add_losses(loaded.name, prompts.name, lines)
             num_done = min(start + per_write, num_rows)
-            self._show(f"{contender.name}  {prompts.name}  loss of {num_done} of {num_rows} rows", num_done == num_rows)
+            self._show(f"{loaded.name}  {prompts.name}  loss of {num_done} of {num_rows} rows", num_done == num_rows)
 
-    def _answer(self, contender: Contender, prompts: PromptSet) -> int:
+    def _answer(self, loaded: LoadedModel, prompts: PromptSet) -> int:
         """Answers what has no answer yet; returns how many that were."""
-        left = self._rows_without_answer(contender.name, prompts)
+        left = self._rows_without_answer(loaded.name, prompts)
         if not left:
             return 0
-        tell = self._make_teller(contender.name, prompts, num_left=len(left))
-        decode = contender.tokenizer.decode
+        tell = self._make_teller(loaded.name, prompts, num_left=len(left))
+        decode = loaded.tokenizer.decode
 
         def keep(batch: Sequence[Answer]) -> None:
             lines = [
@@ -119,16 +119,16 @@ class Session:
                 }
                 for answer in batch
             ]
-            self.journal.add_answers(contender.name, prompts.name, lines)
+            self.answer_log.add_answers(loaded.name, prompts.name, lines)
             tell(len(batch))
 
         answer_in_batches(
-            contender.model,
-            contender.tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             prompts.rows.prompt_ids[: prompts.num_answered],
             max_new_tokens=prompts.max_new_tokens,
             batch_size=self.evaluate.batch_size,
-            precision=contender.precision,
+            precision=loaded.precision,
             on_batch=keep,
             done=set(range(prompts.num_answered)) - left,
             sampling=choose_sampling(self.evaluate),
@@ -162,10 +162,10 @@ class Session:
     def _rows_without_loss(self, model: str, prompts: PromptSet) -> set[int]:
         if not prompts.has_references:
             return set()
-        return set(range(len(prompts.rows))) - set(self.journal.read_losses(model, prompts.name))
+        return set(range(len(prompts.rows))) - set(self.answer_log.read_losses(model, prompts.name))
 
     def _rows_without_answer(self, model: str, prompts: PromptSet) -> set[int]:
-        return set(range(prompts.num_answered)) - set(self.journal.read_answers(model, prompts.name))
+        return set(range(prompts.num_answered)) - set(self.answer_log.read_answers(model, prompts.name))
 
 
 def _pick(split: TokenizedSplit, rows: Sequence[int]) -> TokenizedSplit:
@@ -178,11 +178,11 @@ def _pick(split: TokenizedSplit, rows: Sequence[int]) -> TokenizedSplit:
     )
 
 
-def _pad_token_id(contender: Contender) -> int:
-    tokenizer = contender.tokenizer
+def _pad_token_id(loaded: LoadedModel) -> int:
+    tokenizer = loaded.tokenizer
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if not isinstance(found, int):
         raise ModelError(
-            f"evaluation: the tokenizer of {contender.name} must have a pad or an end token, got neither. Set one."
+            f"evaluation: the tokenizer of {loaded.name} must have a pad or an end token, got neither. Set one."
         )
     return found

@@ -11,13 +11,14 @@ from typing import Any
 from qlora_ray import console
 from qlora_ray.console import format_table
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
-from qlora_ray.evaluation.run.answer_log import Journal
+from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.scoring.comparison import Comparison, compare_scores
 from qlora_ray.scoring.details import bracket_details, count_answers, describe_details, tabulate_details
 from qlora_ray.scoring.metrics.metric import Metric, measure
 from qlora_ray.scoring.sampling import Sampling
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
-from qlora_ray.scoring.token_budget import Room, describe_cuts
+from qlora_ray.scoring.token_budget import TokenBudget
+from qlora_ray.scoring.verdict import describe_cuts
 
 PAIRS = (("base", "adapter"), ("base", "merged"), ("adapter", "merged"))
 # Losses from here on have a perplexity that is no float.
@@ -33,7 +34,7 @@ class Score:
     scores: Scores
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the figures without rows and answers, which lie in the journal."""
+        """Returns the figures without rows and answers, which lie in the answer_log."""
         values = self.scores.to_dict()
         for key in ("answers", "row_metrics"):
             values.pop(key)
@@ -90,15 +91,15 @@ class Findings:
 
 
 def collect_findings(
-    journal: Journal,
+    answer_log: AnswerLog,
     models: Sequence[str],
     sets: Sequence[PromptSet],
     *,
     metrics: Mapping[str, Sequence[Metric]],
-    limited: Mapping[str, Room],
+    limited: Mapping[str, TokenBudget],
     sampling: Sampling | None = None,
 ) -> Findings:
-    """Scores what is in the journal.
+    """Scores what is in the answer_log.
 
     Args:
         metrics: By prompt set.
@@ -111,7 +112,7 @@ def collect_findings(
 
     def read(model: str, prompts: PromptSet) -> Scores:
         scored_by, room = metrics[prompts.name], limited[prompts.name]
-        return read_scores(journal, model, prompts, metrics=scored_by, limited=room, sampling=sampling)
+        return read_scores(answer_log, model, prompts, metrics=scored_by, limited=room, sampling=sampling)
 
     scores = [Score(model, prompts, read(model, prompts)) for prompts in sets for model in models]
     found = {(one.model, one.prompts.name): one.scores for one in scores}
@@ -128,12 +129,12 @@ def collect_findings(
 
 
 def read_scores(
-    journal: Journal,
+    answer_log: AnswerLog,
     model: str,
     prompts: PromptSet,
     *,
     metrics: Sequence[Metric],
-    limited: Room,
+    limited: TokenBudget,
     sampling: Sampling | None = None,
 ) -> Scores:
     """Returns a model's scores on a set, from its rows on disk.
@@ -146,8 +147,8 @@ def read_scores(
         ConfigError: If a metric of the user's own fails.
         DataError: If a reference cannot be scored against.
     """
-    losses = journal.read_losses(model, prompts.name)
-    answers = journal.read_answers(model, prompts.name)
+    losses = answer_log.read_losses(model, prompts.name)
+    answers = answer_log.read_answers(model, prompts.name)
     num_rows = len(prompts.rows) if prompts.has_references else 0
     row_nll = [losses[row][0] for row in range(num_rows)]
     row_tokens = [losses[row][1] for row in range(num_rows)]

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import ModelError, RunError
-from qlora_ray.evaluation.target.target import MERGE_REPORT, NF4_SUFFIX
-from qlora_ray.modeling.identity import ADAPTER_CONFIG
 from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT, NF4_SUFFIX
 from qlora_ray.runs.winner import BEST
 
 MANIFEST = "manifest.json"

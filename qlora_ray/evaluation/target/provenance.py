@@ -12,9 +12,10 @@ from qlora_ray.config.reuse import distrust, drop_foreign_revision, is_overridde
 from qlora_ray.config.schema import Model, Quantization, SweepConfig
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.target.folders import MODEL_CONFIG, read_merge_report
-from qlora_ray.evaluation.target.target import MERGE_REPORT, Request, Subject
+from qlora_ray.evaluation.target.target import Request, Target
 from qlora_ray.modeling.identity import ADAPTER_ORIGIN, AdapterFacts, check_base, read_adapter, read_adapter_origin
 from qlora_ray.modeling.loading import pin_revision, resolve_model_name
+from qlora_ray.runs.paths import MERGE_REPORT
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Origin:
         return (config, []) if request.config is not None else distrust(config, request.overrides)
 
 
-def subject_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: str, to: Path) -> Subject:
-    """A subject of kind adapter: its base by name, stored as it was in training.
+def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: str, to: Path) -> Target:
+    """A target of kind adapter: its base by name, stored as it was in training.
 
     Raises:
         ModelError: If the adapter is not whole, or names no base, or one that is missing.
@@ -55,7 +56,7 @@ def subject_of_adapter(adapter: Path, origin: Origin, request: Request, *, path:
             f"the base is loaded in {quantization.method}, {reason}; --config has {config.model.quantization.method}, "
             "which only --set model.quantization.method= can ask for"
         )
-    return Subject(
+    return Target(
         "adapter",
         path,
         config,
@@ -72,7 +73,7 @@ def subject_of_adapter(adapter: Path, origin: Origin, request: Request, *, path:
     )
 
 
-def subject_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path) -> Subject:
+def target_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path) -> Target:
     """A merged model beside the base that its report names, which is left out, with a note, where it is not to be had.
 
     Raises:
@@ -98,7 +99,7 @@ def subject_of_merged(folder: Path, origin: Origin, request: Request, *, to: Pat
     if base is not None and report.get("quantization"):
         quantization = _read_quantization(report["quantization"], where=str(folder / MERGE_REPORT))
         reason = f"as {MERGE_REPORT} says"
-    return Subject(
+    return Target(
         "model",
         str(folder),
         config,

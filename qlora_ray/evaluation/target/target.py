@@ -11,9 +11,6 @@ from qlora_ray.config.schema import Model, Quantization, SweepConfig
 
 ModelName = Literal["base", "adapter", "merged"]
 MODEL_NAMES: tuple[ModelName, ...] = ("base", "adapter", "merged")
-MERGE_REPORT = "merge_report.json"
-# What the folder of a merged model that was quantized again is called, after the merged model's.
-NF4_SUFFIX = "-nf4"
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Target:
     """What is evaluated, and all that loading it needs.
 
     Attributes:

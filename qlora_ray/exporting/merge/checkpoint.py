@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
-from qlora_ray.exporting.outcome import format_size
+from qlora_ray.formats import format_size
 from qlora_ray.modeling.hub import first_line, is_commit, reach_repository
 from qlora_ray.modeling.loading import resolve_model_name
 from qlora_ray.runs.whole import whole_folder

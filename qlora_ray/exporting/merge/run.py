@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import RunError
-from qlora_ray.evaluation.target.target import MERGE_REPORT, NF4_SUFFIX
 from qlora_ray.exporting.merge.candidate import Candidate, Rule, write_candidate, write_side_files
 from qlora_ray.exporting.merge.checkpoint import (
     Checkpoint,
@@ -35,11 +34,12 @@ from qlora_ray.exporting.merge.plan import MergePlan, PlannedDtype, plan_merge
 from qlora_ray.exporting.merge.report import MeasuredModel, MergeReport
 from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.adapters import saved_adapter
+from qlora_ray.modeling.device_memory import is_out_of_memory
 from qlora_ray.modeling.identity import hash_adapter, read_adapter
 from qlora_ray.modeling.loading import hash_base, load_base
 from qlora_ray.modeling.quantization import QuantizationSpec
-from qlora_ray.modeling.shortage import is_out_of_memory
 from qlora_ray.runs.files import write_json
+from qlora_ray.runs.paths import MERGE_REPORT, NF4_SUFFIX
 from qlora_ray.scoring.split import EvaluationSplit
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class _Merge:
 
     def run(self) -> MergeReport:
         """The merge on the device; where it does not fit, on the CPU from the start."""
-        from qlora_ray.exporting.merged_models import free_memory
+        from qlora_ray.exporting.merge.merged_models import free_memory
 
         try:
             return self._run()
@@ -122,7 +122,7 @@ class _Merge:
         return replace(self, device="cpu").run()
 
     def _run(self) -> MergeReport:
-        from qlora_ray.exporting.merged_models import MergedModels
+        from qlora_ray.exporting.merge.merged_models import MergedModels
 
         started = time.monotonic()
         copy_path = self.to.with_name(self.to.name + NF4_SUFFIX)
@@ -209,7 +209,7 @@ class _Merge:
         *,
         seconds: float,
     ) -> MergeReport:
-        from qlora_ray.training.peak import peak_memory_bytes
+        from qlora_ray.modeling.device_memory import peak_memory_bytes
 
         rows = trained.reference.rows
         return MergeReport(

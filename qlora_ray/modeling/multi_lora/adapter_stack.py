@@ -1,10 +1,10 @@
 """Adapters of one shape, side by side in memory.
 
-Trials with the same rank bucket and the same target modules share a bank: for each adapted layer one tensor holds
-the A of all of them and one the B, so that two batched products serve all. A trial's whole adapter is one flat row,
-which is what its optimizer steps, and what clipping takes the norm of.
+Adapters with the same rank bucket and the same target modules share a stack: for each adapted layer one tensor holds
+the A of all of them and one the B, so that two batched products serve all. A whole adapter is one flat row, which is
+what an optimizer steps, and what clipping takes the norm of.
 
-Shapes: S slots (trials in the bank), P parameters of one adapter, R rank bucket, D inputs, O outputs of a layer.
+Shapes: S slots (adapters in the stack), P parameters of one adapter, R rank bucket, D inputs, O outputs of a layer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class BankKey:
-    """What trials must have in common to share a bank: padded rank, and the layers they adapt, by number."""
+class StackKey:
+    """What adapters must have in common to share a stack: padded rank, and the layers they adapt, by number."""
 
     bucket: int
     layers: tuple[int, ...]
@@ -34,8 +34,8 @@ class _Place:
     width_out: int
 
 
-class AdapterBank:
-    """The adapters of all trials with one key.
+class AdapterStack:
+    """The adapters with one key, by name.
 
     Args:
         key: Padded rank and layers.
@@ -43,9 +43,9 @@ class AdapterBank:
         device: Where the base is.
     """
 
-    def __init__(self, key: BankKey, widths: Mapping[int, tuple[int, int]], *, device: torch.device | str) -> None:
+    def __init__(self, key: StackKey, widths: Mapping[int, tuple[int, int]], *, device: torch.device | str) -> None:
         self.key = key
-        self.trial_ids: list[str] = []
+        self.names: list[str] = []
         self._places: dict[int, _Place] = {}
         size = 0
         for layer in key.layers:
@@ -58,20 +58,20 @@ class AdapterBank:
         self._views: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
-        return len(self.trial_ids)
+        return len(self.names)
 
     def __contains__(self, layer: int) -> bool:
         return layer in self._places
 
-    def add(self, trial_id: str, flat_P: Tensor) -> None:
-        """Appends a trial's adapter; slots before it keep their numbers."""
+    def add(self, name: str, flat_P: Tensor) -> None:
+        """Appends an adapter; slots before it keep their numbers."""
         self._replace(torch.cat([self.weights_SP, flat_P[None].to(self.weights_SP)]))
-        self.trial_ids.append(trial_id)
+        self.names.append(name)
 
-    def remove(self, trial_id: str) -> None:
-        """Takes a trial's adapter out; later slots move up."""
-        slot = self.trial_ids.index(trial_id)
-        del self.trial_ids[slot]
+    def remove(self, name: str) -> None:
+        """Takes an adapter out; later slots move up."""
+        slot = self.names.index(name)
+        del self.names[slot]
         self._replace(torch.cat([self.weights_SP[:slot], self.weights_SP[slot + 1 :]]))
 
     def a(self, layer: int) -> Tensor:

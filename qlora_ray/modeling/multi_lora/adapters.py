@@ -1,4 +1,4 @@
-"""Adapters as PEFT makes and reads them, on their way into a bank."""
+"""Adapters as PEFT makes and reads them, on their way into a stack."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
+from qlora_ray.config.schema import Lora
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware.memory import pad_rank
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter, saved_adapter
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank, BankKey
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
 from qlora_ray.modeling.multi_lora.layout import RowOwner, SoloLayout
-from qlora_ray.modeling.multi_lora.wrapped_base import FusedBase, Layer
-from qlora_ray.training.engine import TrialSpec
+from qlora_ray.modeling.multi_lora.wrapped_base import Layer, WrappedBase
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -38,54 +38,53 @@ class Blueprint:
     total_parameters: int
 
     @property
-    def key(self) -> BankKey:
-        """Which adapters it can share a bank with."""
-        return BankKey(pad_rank(self.config.r), tuple(layer.number for layer in self.layers))
+    def key(self) -> StackKey:
+        """Which adapters it can share a stack with."""
+        return StackKey(pad_rank(self.config.r), tuple(layer.number for layer in self.layers))
 
 
-def draw_adapter(fused: FusedBase, spec: TrialSpec) -> tuple[Blueprint, LayerTensors]:
-    """Lets PEFT make a trial's adapter on the base, and takes it off again.
+def draw_adapter(wrapped: WrappedBase, lora: Lora, *, seed: int) -> tuple[Blueprint, LayerTensors]:
+    """Lets PEFT make an adapter on the base, and takes it off again.
 
-    So the initial A is drawn from the trial's own seed, by PEFT's own distribution and in its order.
+    So the initial A is drawn from the seed by PEFT's own distribution and in its order.
 
     Raises:
         ModelError: If the base lacks a target module, or the adapter is of a kind that cannot be packed.
     """
     for name in UNPACKABLE:
-        if getattr(spec.lora, name):
+        if getattr(lora, name):
             raise ModelError(
-                f"lora.{name}: cannot be trained in a pack, got {getattr(spec.lora, name)!r}. "
-                "Set cluster.packing: process."
+                f"lora.{name}: cannot be trained in a pack, got {getattr(lora, name)!r}. Set cluster.packing: single."
             )
-    with fused.unwrapped():
-        model = attach_adapter(fused.base, spec.lora, seed=spec.training.seed)
+    with wrapped.unwrapped():
+        model = attach_adapter(wrapped.base, lora, seed=seed)
         try:
-            return _read_adapter(fused, model)
+            return _read_adapter(wrapped, model)
         finally:
-            detach_adapter(fused.base)
+            detach_adapter(wrapped.base)
 
 
 @contextmanager
-def answering(fused: FusedBase, adapter: Path | None) -> Iterator[None]:
+def answering(wrapped: WrappedBase, adapter: Path | None) -> Iterator[None]:
     """The base with a saved adapter on all rows, or bare, for the length of the block.
 
-    PEFT reads the adapter, and the fused layers compute it: a base that is held dequantized need not be dequantized
+    PEFT reads the adapter, and the wrapped layers compute it: a base that is held dequantized need not be dequantized
     for every token that is generated.
     """
     routing: AbstractContextManager[None] = nullcontext()
     if adapter is not None:
-        with fused.unwrapped(), saved_adapter(fused.base, adapter) as model:
-            blueprint, tensors = _read_adapter(fused, model)
-        bank = AdapterBank(blueprint.key, fused.widths, device=fused.base.device)
-        bank.add(str(adapter), bank.flatten(tensors))
-        owner = RowOwner(bank, 0, blueprint.scaling)
-        routing = fused.switch.routing(SoloLayout(owner, device=fused.base.device))
-    fused.wrap()
+        with wrapped.unwrapped(), saved_adapter(wrapped.base, adapter) as model:
+            blueprint, tensors = _read_adapter(wrapped, model)
+        stack = AdapterStack(blueprint.key, wrapped.widths, device=wrapped.base.device)
+        stack.add(str(adapter), stack.flatten(tensors))
+        owner = RowOwner(stack, 0, blueprint.scaling)
+        routing = wrapped.switch.routing(SoloLayout(owner, device=wrapped.base.device))
+    wrapped.wrap()
     try:
         with routing:
             yield
     finally:
-        fused.unwrap()
+        wrapped.unwrap()
 
 
 def parameter_names(path: str, adapter_name: str = ".default") -> tuple[str, str]:
@@ -94,14 +93,14 @@ def parameter_names(path: str, adapter_name: str = ".default") -> tuple[str, str
     return a, b
 
 
-def _read_adapter(fused: FusedBase, model: PeftModel) -> tuple[Blueprint, LayerTensors]:
+def _read_adapter(wrapped: WrappedBase, model: PeftModel) -> tuple[Blueprint, LayerTensors]:
     """What PEFT has put on the base, and its values."""
     adapted = {
         name.removeprefix(PEFT_PREFIX): module
         for name, module in model.named_modules()
         if hasattr(module, "lora_A") and "default" in module.lora_A
     }
-    layers = fused.find_layers(list(adapted))
+    layers = wrapped.find_layers(list(adapted))
     tensors = {}
     for layer in layers:
         module = adapted[layer.path]

@@ -1,8 +1,8 @@
-"""Dropout masks that are a pure function of (trial seed, step, row, layer, token, feature), and of nothing else.
+"""Dropout masks that are a pure function of (seed, step, row, layer, token, feature), and of nothing else.
 
 A generator's draws depend on what was drawn before: on neighbours, on padding, on recomputation. A counter-based
-hash does not: each element's 16 random bits follow from its own coordinates alone, so that a trial drops the same
-elements alone or packed, in whatever pass its rows come, and again when checkpointing recomputes them.
+hash does not: each element's 16 random bits follow from its own coordinates alone, so that an adapter drops the same
+elements alone or packed, in whatever micro-batch its rows come, and again when checkpointing recomputes them.
 
 Shapes: B rows, T tokens, D features, W = D / 2 words of 32 bits, two elements each.
 """
@@ -30,7 +30,7 @@ def mix(number: int) -> int:
 
 
 def row_key(seed: int, step: int, row: int) -> int:
-    """The 32-bit key of one row of a trial's step."""
+    """The 32-bit key of one row of a step."""
     return mix(mix(mix(seed % WORD) ^ (step * GOLDEN % WORD)) ^ (row * MIX_A % WORD))
 
 
@@ -40,12 +40,12 @@ def rounded_rate(rate: float) -> float:
 
 
 class DropoutMasks:
-    """The masks of a pass's rows, layer by layer.
+    """The masks of a micro-batch's rows, layer by layer.
 
     Args:
         keys: `row_key` of each row.
         rates: Drop probability of each row.
-        counters: Where the hashed counters of all passes are kept.
+        counters: Where the hashed counters of all micro-batches are kept.
     """
 
     def __init__(self, keys: Sequence[int], rates: Sequence[float], *, counters: Counters) -> None:

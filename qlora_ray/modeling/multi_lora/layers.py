@@ -1,10 +1,10 @@
-"""Linear layers of the frozen base that add each trial's low-rank update to that trial's own rows.
+"""Linear layers of the frozen base that add each adapter's low-rank update to that adapter's own rows.
 
 PEFT has no such layer for training: `adapter_names` raises in training mode, and its mixed-batch forward gathers and
 scatters adapter by adapter (peft 0.21, tuners/lora/layer.py).
 
 Shapes: B rows, T tokens, D inputs, O outputs, G groups of rows (see layout.py), N = B / G * T tokens of a group,
-R padded rank, S slots of a bank.
+R padded rank, S slots of a stack.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from qlora_ray.modeling.multi_lora.layout import Layout, Segment
 
 
 class Switch:
-    """Tells all fused layers of a base whose rows are passing; None: the bare base."""
+    """Tells all wrapped layers of a base whose rows are passing; None: the bare base."""
 
     def __init__(self) -> None:
         self.layout: Layout | None = None
 
     @contextmanager
     def routing(self, layout: Layout) -> Iterator[None]:
-        """Rows belong to `layout`'s trials for the length of the block."""
+        """Rows belong to `layout`'s adapters for the length of the block."""
         self.layout = layout
         try:
             yield
@@ -36,13 +36,13 @@ class Switch:
             self.layout = None
 
 
-class FusedLinear(nn.Module):
-    """A frozen linear layer, and the updates of the trials that adapt it.
+class MultiLoraLinear(nn.Module):
+    """A frozen linear layer, and the updates of the adapters that adapt it.
 
     Args:
         frozen: nn.Linear, or bitsandbytes' Linear4bit or Linear8bitLt.
         number: The layer's number in the base: part of its dropout masks' coordinates.
-        switch: Where the pass's layout is found.
+        switch: Where the micro-batch's layout is found.
         dense_OD: The frozen weight in the compute dtype, where it is held so; else `frozen` makes its own product.
     """
 
@@ -55,13 +55,13 @@ class FusedLinear(nn.Module):
         self._dense_OD = dense_OD
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """The frozen product, and to each adapted row its trial's update."""
+        """The frozen product, and to each adapted row its adapter's update."""
         layout = self._switch.layout
         every = layout.segments(len(x_BTD)) if layout is not None else ()
-        segments = [segment for segment in every if self.number in segment.bank]
+        segments = [segment for segment in every if self.number in segment.stack]
         if not segments:
             return self._frozen_product(x_BTD)
-        # Gradients of A and B are summed into their banks, so that no parameter takes part in autograd; the anchor
+        # Gradients of A and B are summed into their stacks, so that no parameter takes part in autograd; the anchor
         # makes it record the layer also where nothing before it needs a gradient.
         anchor = torch.empty(0, requires_grad=torch.is_grad_enabled())
         if self._dense_OD is None:
@@ -171,7 +171,7 @@ def _sum_gradients(
     layer: int,
     segments: Sequence[Segment],
 ) -> None:
-    """Sums the gradients of A and B into their banks, and adds the updates' share to x's, in place."""
+    """Sums the gradients of A and B into their stacks, and adds the updates' share to x's, in place."""
     gy_BTO = gy_BTO.contiguous()
     for segment, low_GNR, mask_BTD in zip(segments, kept[::2], kept[1::2], strict=True):
         assert low_GNR is not None
@@ -179,8 +179,8 @@ def _sum_gradients(
         gy_GNO = _grouped(gy_BTO[segment.rows], segment).to(low_GNR.dtype)
         glow_GNR = torch.bmm(gy_GNO, b_GOR).mul_(segment.scales_G11)
         x_GND = _grouped(_masked(x_BTD[segment.rows], mask_BTD), segment).to(low_GNR.dtype)
-        _accumulate(segment.bank.b_gradient(layer), gy_GNO.mT, low_GNR, segment)
-        _accumulate(segment.bank.a_gradient(layer), glow_GNR.mT, x_GND, segment)
+        _accumulate(segment.stack.b_gradient(layer), gy_GNO.mT, low_GNR, segment)
+        _accumulate(segment.stack.a_gradient(layer), glow_GNR.mT, x_GND, segment)
         if gx_BTD is None:
             continue
         gx_rows_BTD = gx_BTD[segment.rows]
@@ -193,7 +193,7 @@ def _sum_gradients(
 
 def _weights(segment: Segment, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Each group's A [G, R, D] and B [G, O, R]."""
-    a_SRD, b_SOR = segment.bank.a(layer), segment.bank.b(layer)
+    a_SRD, b_SOR = segment.stack.a(layer), segment.stack.b(layer)
     if segment.slots_G is not None:
         a_SRD, b_SOR = a_SRD[segment.slots_G], b_SOR[segment.slots_G]
     return a_SRD.to(dtype), b_SOR.to(dtype)

@@ -1,6 +1,6 @@
-"""Which rows of a pass belong to which adapters.
+"""Which rows of a micro-batch belong to which adapters.
 
-Shapes: B rows of the pass, G groups, S slots of a bank.
+Shapes: B rows of the micro-batch, G groups, S slots of a stack.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack
 from qlora_ray.modeling.multi_lora.dropout import DropoutMasks
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive rows of a pass whose adapters are in one bank, as groups of equally many rows.
+    """Consecutive rows of a micro-batch whose adapters are in one stack, as groups of equally many rows.
 
     Attributes:
-        rows: Where they are in the pass.
-        num_groups: G; each group's rows belong to one trial.
-        slots_G: The bank's slot of each group, or None where group g is slot g: then nothing need be gathered.
+        rows: Where they are in the micro-batch.
+        num_groups: G; each group's rows belong to one adapter.
+        slots_G: The stack's slot of each group, or None where group g is slot g: then nothing need be gathered.
         scales_G11: What each group's update is multiplied with: alpha / r, and what dropout's mean demands.
         has_dropout: Whether any of the rows drops anything.
     """
 
-    bank: AdapterBank
+    stack: AdapterStack
     rows: slice
     num_groups: int
     slots_G: Tensor | None
@@ -39,9 +39,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class RowOwner:
-    """Whose row it is: a slot of a bank, its scale, and its dropout rate."""
+    """Whose row it is: a slot of a stack, its scale, and its dropout rate."""
 
-    bank: AdapterBank
+    stack: AdapterStack
     slot: int
     scale: float
     dropout: float = 0.0
@@ -60,7 +60,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class TrainingLayout:
-    """The rows of one training pass."""
+    """The rows of one training micro-batch."""
 
     fixed: tuple[Segment, ...]
     masks: DropoutMasks | None
@@ -72,7 +72,7 @@ class TrainingLayout:
 
 
 class SoloLayout:
-    """All rows are one trial's, however many come: evaluation."""
+    """All rows are one adapter's, however many come: evaluation."""
 
     masks = None
 
@@ -89,13 +89,13 @@ class SoloLayout:
 
 
 def make_segments(owners: Sequence[RowOwner], *, device: torch.device | str) -> tuple[Segment, ...]:
-    """Cuts rows, which must come sorted by bank and slot, into segments of as few groups as they allow."""
+    """Cuts rows, which must come sorted by stack and slot, into segments of as few groups as they allow."""
     segments: list[Segment] = []
     start = 0
     while start < len(owners):
-        bank = owners[start].bank
+        stack = owners[start].stack
         end = start
-        while end < len(owners) and owners[end].bank is bank:
+        while end < len(owners) and owners[end].stack is stack:
             end += 1
         segments.append(_make_segment(owners[start:end], start, device))
         start = end
@@ -109,12 +109,12 @@ def _make_segment(owners: Sequence[RowOwner], start: int, device: torch.device |
     group_rows = math.gcd(*counts.values())
     firsts = owners[::group_rows]
     slots = [owner.slot for owner in firsts]
-    bank = owners[0].bank
+    stack = owners[0].stack
     return Segment(
-        bank=bank,
+        stack=stack,
         rows=slice(start, start + len(owners)),
         num_groups=len(firsts),
-        slots_G=None if slots == list(range(len(bank))) else torch.tensor(slots, device=device),
+        slots_G=None if slots == list(range(len(stack))) else torch.tensor(slots, device=device),
         scales_G11=torch.tensor([owner.scale for owner in firsts], device=device)[:, None, None],
         has_dropout=any(owner.dropout > 0 for owner in owners),
     )

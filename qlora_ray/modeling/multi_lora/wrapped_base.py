@@ -1,4 +1,4 @@
-"""The base with fused layers in it: put in while trials are here, taken out without a trace."""
+"""The base with wrapped layers in it: put in while adapters are here, taken out without a trace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qlora_ray.errors import ModelError
 from qlora_ray.modeling.loading import LoadedBase
-from qlora_ray.modeling.multi_lora.layers import FusedLinear, Switch
+from qlora_ray.modeling.multi_lora.layers import MultiLoraLinear, Switch
 from qlora_ray.modeling.quantization import torch_dtype
 
 
@@ -25,8 +25,8 @@ class Layer:
     width_out: int
 
 
-class FusedBase:
-    """Puts fused layers where the base has linear ones, and takes them out again.
+class WrappedBase:
+    """Puts wrapped layers where the base has linear ones, and takes them out again.
 
     Args:
         base: The frozen base.
@@ -51,7 +51,7 @@ class FusedBase:
         }
         self.widths = {layer.number: (layer.width_in, layer.width_out) for layer in self.layers.values()}
         self._wrappers = {
-            path: FusedLinear(
+            path: MultiLoraLinear(
                 module,
                 number=self.layers[path].number,
                 switch=self.switch,
@@ -61,7 +61,7 @@ class FusedBase:
         }
 
     def wrap(self) -> None:
-        """Puts the fused layers in."""
+        """Puts the wrapped layers in."""
         if not self.is_wrapped:
             for path, wrapper in self._wrappers.items():
                 self.base.model.set_submodule(path, wrapper)
@@ -89,13 +89,13 @@ class FusedBase:
         """The layers at these paths.
 
         Raises:
-            ModelError: If one of them is not a linear layer that can be fused.
+            ModelError: If one of them is not a linear layer that can be wrapped.
         """
         missing = [path for path in paths if path not in self.layers]
         if missing:
             raise ModelError(
                 f"lora.target_modules: {missing[0]} is not a linear layer of the base's body, and cannot be packed. "
-                "Leave it out, or set cluster.packing: process."
+                "Leave it out, or set cluster.packing: single."
             )
         return sorted((self.layers[path] for path in paths), key=lambda layer: layer.number)
 

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Evaluate, SweepConfig
+from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import Placement, Plan
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs.paths import SweepPaths
-from qlora_ray.training.engine import Engine, Report, TrialSpec
+from qlora_ray.training.engine import Report, TrialSpec
+from qlora_ray.training.engines import make_engine
 
 if TYPE_CHECKING:
     from qlora_ray.data import PreparedData
-    from qlora_ray.modeling.loading import LoadedBase
-    from qlora_ray.scoring.metrics.choice import Metric
-    from qlora_ray.training.rows import TrainingData
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Executor:
         from qlora_ray.modeling.loading import load_base
         from qlora_ray.modeling.quantization import specify_quantization
         from qlora_ray.scoring.metrics.choice import resolve_data_metrics
-        from qlora_ray.training.rows import TrainingData
+        from qlora_ray.training.engine import TrainingData
 
         config = terms.config
         node = probe_node()
@@ -73,7 +71,7 @@ class Executor:
             device="cuda:0" if self._device.kind == "cuda" else "cpu",
         )
         metrics, _ = resolve_data_metrics(config, data)
-        self._engine = _make_engine(
+        self._engine = make_engine(
             placement,
             base,
             TrainingData(data.train, data.validation),
@@ -112,10 +110,10 @@ class Executor:
                 "Hide it with CUDA_VISIBLE_DEVICES where Ray is started."
             )
         if found.engine != planned.engine:
-            # A fused executor needs a whole device, and an sft one leaves the rest of its device to others.
+            # A packed executor needs a whole device, and a single one leaves the rest of its device to others.
             raise PlacementError(
                 f"executor: got {self._device.name} on {hostname}, which the plan has for the {found.engine} engine, "
-                f"not for {planned.engine}. Set cluster.packing: process, or start a Ray node per kind of GPU."
+                f"not for {planned.engine}. Set cluster.packing: single, or start a Ray node per kind of GPU."
             )
         return found
 
@@ -187,40 +185,3 @@ class Executor:
     def close(self) -> None:
         """Evicts all trials and lets `wait_change` return."""
         self._core.close()
-
-
-def _make_engine(
-    placement: Placement,
-    base: LoadedBase,
-    data: TrainingData,
-    *,
-    memory_limit_bytes: int | None,
-    evaluate: Evaluate,
-    metrics: list[Metric],
-) -> Engine:
-    """The engine that the placement asks for."""
-    if placement.engine == "sft":
-        from qlora_ray.training.single.engine import SftEngine
-
-        return SftEngine(
-            base,
-            data,
-            max_micro_batch=placement.max_micro_batch,
-            max_eval_batch=placement.eval_batch,
-            evaluate=evaluate,
-            metrics=metrics,
-        )
-    from qlora_ray.training.packed.engine import FusedEngine
-
-    assert placement.max_tokens_per_pass is not None
-    return FusedEngine(
-        base,
-        data,
-        slots=placement.slots_per_executor,
-        max_tokens_per_pass=placement.max_tokens_per_pass,
-        hold_dequantized=placement.hold_dequantized,
-        max_eval_batch=placement.eval_batch,
-        memory_limit_bytes=memory_limit_bytes,
-        evaluate=evaluate,
-        metrics=metrics,
-    )

@@ -121,7 +121,7 @@ class ExecutorCore:
                         state.metrics,
                         state.facts,
                         # Those of a report that is owed come with it.
-                        train_losses=[] if state.owes_report else state.train_losses,
+                        train_losses=[] if state.has_pending_report else state.train_losses,
                     )
                 else:
                     self._go_on(life)

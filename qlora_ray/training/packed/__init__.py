@@ -1,1 +1,1 @@
-"""The `fused` engine: many trials trained at once on one frozen base."""
+"""The `wrapped` engine: many trials trained at once on one frozen base."""

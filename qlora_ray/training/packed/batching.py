@@ -1,8 +1,9 @@
-"""How the rows of one step, of all trials, become passes: forwards and backwards of rows of like length.
+"""How the rows of one step, of all trials, become micro_batches: forwards and backwards of rows of like length.
 
-Rows are padded to the longest of their pass, so many passes waste little on padding; each pass costs a time of its
-own whatever is in it (launching kernels, dequantizing the base), so few passes are better. The cut that is cheapest
-is found exactly. It depends on lengths alone and on no clock: the same rows are always cut alike.
+Rows are padded to the longest of their micro-batch, so many micro-batches waste little on padding; each micro-batch
+costs a time of its own whatever is in it (launching kernels, dequantizing the base), so few micro-batches are better.
+The cut that is cheapest is found exactly. It depends on lengths alone and on no clock: the same rows are always cut
+alike.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# What a pass costs by itself, as tokens that could have been computed instead: dequantizing NF4 costs 250-335 tokens
-# on T4, A10, A100 and H200 whatever the model's width (design notes, FUSED_TRAINING.md); a pass of the embedded base
-# on 2 CPU cores costs about 200 (27 ms for 59 tokens, 98 ms for 690).
+# What a micro-batch costs by itself, as tokens that could have been computed instead: dequantizing NF4 costs 250-335
+# tokens on T4, A10, A100 and H200 whatever the model's width (design notes, FUSED_TRAINING.md); a micro-batch of the
+# embedded base on 2 CPU cores costs about 200 (27 ms for 59 tokens, 98 ms for 690).
 TOKENS_PER_PASS = 256
 
 
@@ -23,40 +24,45 @@ class StepRow:
     """One row of a trial's step.
 
     Attributes:
-        member: The trial's position among those that step.
+        trial: The trial's position among those that step.
         index: The row's number within the trial's effective batch.
         row: Its number in the training data.
         num_tokens: Its length.
     """
 
-    member: int
+    trial: int
     index: int
     row: int
     num_tokens: int
 
 
-def cut_passes(rows: Sequence[StepRow], *, max_tokens: int) -> list[list[StepRow]]:
-    """Cuts rows into passes of at most `max_tokens` padded tokens each; a longer single row is a pass of its own.
+def cut_micro_batches(rows: Sequence[StepRow], *, max_tokens: int) -> list[list[StepRow]]:
+    """Cuts rows into micro-batches of at most `max_tokens` padded tokens each; a longer single row is a micro-batch of
+    its own.
 
     Returns:
-        The passes, longest rows first (what does not fit is found out early); rows of a pass by trial and index.
+        The micro-batches, longest rows first (what does not fit is found out early); rows of a micro-batch by trial and
+        index.
     """
-    ordered = sorted(rows, key=lambda row: (-row.num_tokens, row.row, row.member, row.index))
-    passes = [ordered[start:end] for start, end in _cheapest_cuts([row.num_tokens for row in ordered], max_tokens)]
-    return [sorted(rows_of_pass, key=lambda row: (row.member, row.index)) for rows_of_pass in passes]
+    ordered = sorted(rows, key=lambda row: (-row.num_tokens, row.row, row.trial, row.index))
+    micro_batches = [
+        ordered[start:end] for start, end in _cheapest_cuts([row.num_tokens for row in ordered], max_tokens)
+    ]
+    return [sorted(micro_batch, key=lambda row: (row.trial, row.index)) for micro_batch in micro_batches]
 
 
 def padding_of(rows: Sequence[StepRow]) -> list[int]:
-    """Padding tokens of each row of a pass."""
+    """Padding tokens of each row of a micro-batch."""
     longest = max(row.num_tokens for row in rows)
     return [longest - row.num_tokens for row in rows]
 
 
 def _cheapest_cuts(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
-    """(start, end) of each pass over falling lengths, with the least padded tokens plus TOKENS_PER_PASS per pass.
+    """(start, end) of each micro-batch over falling lengths, with the least padded tokens plus TOKENS_PER_PASS per
+    micro-batch.
 
-    From the shortest row up: the cheapest cut of the rows from `start` on is a pass of some of them, and the cheapest
-    cut of the rest, which is known by then.
+    From the shortest row up: the cheapest cut of the rows from `start` on is a micro-batch of some of them, and the
+    cheapest cut of the rest, which is known by then.
     """
     num_rows = len(lengths)
     costs, ends = np.zeros(num_rows + 1), np.zeros(num_rows, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The `fused` engine: many trials at once on one frozen base, joining and leaving at step boundaries."""
+"""The `wrapped` engine: many trials at once on one frozen base, joining and leaving at step boundaries."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ import torch
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import QloraRayError, TrialDiverged
 from qlora_ray.modeling.loading import LoadedBase
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank, BankKey
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
 from qlora_ray.modeling.multi_lora.adapters import answering, draw_adapter
-from qlora_ray.modeling.multi_lora.wrapped_base import FusedBase
+from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.scoring.metrics.choice import Metric
 from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED, FailureCause, Report, TrainedListener, TrialSpec
-from qlora_ray.training.packed.member import Member
+from qlora_ray.training.engine import UNEVALUATED, FailureCause, Report, TrainedListener, TrainingData, TrialSpec
 from qlora_ray.training.packed.meter import PeakMeter
 from qlora_ray.training.packed.reporting import Reporter
 from qlora_ray.training.packed.roster import Roster, Seat
 from qlora_ray.training.packed.step import StepOutcome, StepRunner
-from qlora_ray.training.rows import TrainingData
+from qlora_ray.training.packed.trial import PackedTrial
 
 
-class FusedEngine:
+class PackedEngine:
     """Trains up to `slots` trials at once.
 
     `admit`, `proceed` and `evict` may come from any thread at any time; what they ask for happens at the next step
@@ -39,10 +38,10 @@ class FusedEngine:
         base: The frozen base.
         data: Training and validation rows.
         slots: Trials at once.
-        max_tokens_per_pass: Padded tokens that fit the device in one forward and backward.
+        max_tokens_per_micro_batch: Padded tokens that fit the device in one forward and backward.
         hold_dequantized: Whether 4-bit weights are also kept in the compute dtype.
         max_eval_batch: Rows per forward that fit it in evaluation; None for no bound.
-        memory_limit_bytes: What this process may reserve on a GPU; measured passes are held against it.
+        memory_limit_bytes: What this process may reserve on a GPU; measured micro-batches are held against it.
         evaluate: How `score` generates answers.
         metrics: What `score` measures besides the loss.
     """
@@ -53,7 +52,7 @@ class FusedEngine:
         data: TrainingData,
         *,
         slots: int,
-        max_tokens_per_pass: int,
+        max_tokens_per_micro_batch: int,
         hold_dequantized: bool = False,
         max_eval_batch: int | None = None,
         memory_limit_bytes: int | None = None,
@@ -62,17 +61,17 @@ class FusedEngine:
     ) -> None:
         self._base = base
         self._data = data
-        self._planned_tokens = max_tokens_per_pass
+        self._planned_tokens = max_tokens_per_micro_batch
         # What running out of memory has taught, and the cap of the step that runs.
-        self._token_bound = self._max_tokens = max_tokens_per_pass
+        self._token_bound = self._max_tokens = max_tokens_per_micro_batch
         self._slot_bound = slots
         self._evaluate = evaluate or Evaluate()
         self._metrics = metrics or []
-        self._fused = FusedBase(base, hold_dequantized=hold_dequantized)
+        self._wrapped = WrappedBase(base, hold_dequantized=hold_dequantized)
         self._meter = PeakMeter(memory_limit_bytes if base.device != "cpu" else None)
-        self._runner = StepRunner(self._fused, data.train, meter=self._meter)
-        self._reporter = Reporter(self._fused, data.validation, max_eval_batch=max_eval_batch)
-        self._banks: dict[BankKey, AdapterBank] = {}
+        self._runner = StepRunner(self._wrapped, data.train, meter=self._meter)
+        self._reporter = Reporter(self._wrapped, data.validation, max_eval_batch=max_eval_batch)
+        self._stacks: dict[StackKey, AdapterStack] = {}
         self._roster = Roster(slots)
         # Those whose adapters are in memory, oldest first. Only who holds `_training` touches them and the base: the
         # training thread, or an eviction between two advances.
@@ -109,7 +108,7 @@ class FusedEngine:
                 self._let_go()
                 reports = self._take_in()
                 running = self._running()
-                owing = [seat for seat in running if seat.member is not None and seat.member.owes_report]
+                owing = [seat for seat in running if seat.trial is not None and seat.trial.has_pending_report]
                 if owing:
                     reports += self._report(owing)
                 elif running and not reports:
@@ -124,14 +123,14 @@ class FusedEngine:
     def snapshot(self, trial_id: str) -> TrialState | None:
         """The trial's state at its last report, which it may owe, or when it was put out; None before the first."""
         seat = self._roster.find(trial_id)
-        return seat.member.state if seat.member is not None else seat.state
+        return seat.trial.state if seat.trial is not None else seat.state
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
         """Writes the adapter of a trial at a report in PEFT's format."""
         seat = self._roster.find(trial_id)
-        if seat.member is None or not (seat.is_waiting or seat.is_reporting):
-            raise RuntimeError(f"fused engine: trial {trial_id} is training; its adapter can be saved at a report")
-        seat.member.save_adapter(folder)
+        if seat.trial is None or not (seat.is_waiting or seat.is_reporting):
+            raise RuntimeError(f"packed engine: trial {trial_id} is training; its adapter can be saved at a report")
+        seat.trial.adapter.save(folder)
 
     def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
         """Scores a saved adapter, or the bare base, on these rows."""
@@ -139,8 +138,8 @@ class FusedEngine:
             self._let_go()
             if self._seated:
                 here = ", ".join(seat.spec.trial_id for seat in self._seated)
-                raise RuntimeError(f"fused engine: cannot score while trials {here} are here")
-            with answering(self._fused, adapter):
+                raise RuntimeError(f"packed engine: cannot score while trials {here} are here")
+            with answering(self._wrapped, adapter):
                 return score_model(
                     self._base.model,
                     self._base.tokenizer,
@@ -152,27 +151,27 @@ class FusedEngine:
                 )
 
     def _running(self) -> list[Seat]:
-        """Those that train, banks together and slots in order."""
-        order = {key: number for number, key in enumerate(self._banks)}
+        """Those that train, stacks together and slots in order."""
+        order = {key: number for number, key in enumerate(self._stacks)}
 
         def place(seat: Seat) -> tuple[int, int]:
-            assert seat.member is not None
-            return order[seat.member.bank.key], seat.member.slot
+            assert seat.trial is not None
+            return order[seat.trial.stack.key], seat.trial.slot
 
         return sorted(self._roster.running(), key=place)
 
     def _let_go(self) -> None:
-        """Takes those out who have left, and the fused layers with the last one."""
+        """Takes those out who have left, and the wrapped layers with the last one."""
         leaving = [seat for seat in self._seated if not self._roster.holds(seat)]
         for seat in leaving:
             self._seated.remove(seat)
-            assert seat.member is not None
-            self._clear(seat.member.bank, seat.spec.trial_id)
+            assert seat.trial is not None
+            self._clear(seat.trial.stack, seat.spec.trial_id)
             self._meter.forget()
         if leaving:
             self._bind()
         if not self._seated:
-            self._fused.unwrap()
+            self._wrapped.unwrap()
 
     def _take_in(self) -> list[Report]:
         """Takes in those who have come; a report for each who cannot be."""
@@ -180,7 +179,7 @@ class FusedEngine:
         coming = self._roster.coming()
         for seat in coming:
             try:
-                seat.member = self._make_member(seat)
+                seat.trial = self._make_trial(seat)
                 self._seated.append(seat)
                 self._meter.forget()
             except QloraRayError as error:
@@ -193,67 +192,67 @@ class FusedEngine:
         if coming:
             self._bind()
         if self._seated:
-            self._fused.wrap()
+            self._wrapped.wrap()
         return reports
 
     def _bind(self) -> None:
         """Points every trial at its row, also those that wait: what they pointed at before is free memory again."""
         for seat in self._seated:
-            assert seat.member is not None
-            seat.member.bind()
+            assert seat.trial is not None
+            seat.trial.bind()
 
-    def _make_member(self, seat: Seat) -> Member:
+    def _make_trial(self, seat: Seat) -> PackedTrial:
         spec = seat.spec
-        blueprint, tensors = draw_adapter(self._fused, spec)
+        blueprint, tensors = draw_adapter(self._wrapped, spec.lora, seed=spec.training.seed)
         key = blueprint.key
-        if key not in self._banks:
-            self._banks[key] = AdapterBank(key, self._fused.widths, device=self._base.device)
-        bank = self._banks[key]
+        if key not in self._stacks:
+            self._stacks[key] = AdapterStack(key, self._wrapped.widths, device=self._base.device)
+        stack = self._stacks[key]
         try:
-            return Member(
+            return PackedTrial(
                 spec,
                 blueprint,
                 tensors,
-                bank=bank,
+                stack=stack,
                 num_rows=len(self._data.train),
                 state=seat.state,
                 scales_loss=self._base.precision == "fp16",
             )
         except BaseException:
             # A state that does not fit the trial, or no memory for its moments: no half of it stays.
-            self._clear(bank, spec.trial_id)
+            self._clear(stack, spec.trial_id)
             raise
 
-    def _clear(self, bank: AdapterBank, trial_id: str) -> None:
-        if trial_id in bank.trial_ids:
-            bank.remove(trial_id)
-        if not len(bank):
-            del self._banks[bank.key]
+    def _clear(self, stack: AdapterStack, trial_id: str) -> None:
+        if trial_id in stack.names:
+            stack.remove(trial_id)
+        if not len(stack):
+            del self._stacks[stack.key]
 
     def _step(self, seats: Sequence[Seat]) -> list[Report]:
         """One step of these trials, and the reports of those that are due or have ended."""
-        members = [seat.member for seat in seats if seat.member is not None]
-        self._correct(members)
+        trials = [seat.trial for seat in seats if seat.trial is not None]
+        self._correct(trials)
         started = time.perf_counter()
         try:
-            outcome = self._runner.run(members, max_tokens=self._max_tokens)
+            outcome = self._runner.run(trials, max_tokens=self._max_tokens)
         except torch.OutOfMemoryError as error:
             failure = str(error).splitlines()[0]
         else:
             return self._take_note(seats, outcome, time.perf_counter() - started)
-        # Outside the handler: there the traceback would still hold the failed pass's tensors.
-        return self._make_room(members, failure)
+        # Outside the handler: there the traceback would still hold the failed micro-batch's tensors.
+        return self._make_room(trials, failure)
 
     def _take_note(self, seats: Sequence[Seat], outcome: StepOutcome, elapsed_s: float) -> list[Report]:
         reports, due = [], []
         for position, seat in enumerate(seats):
-            assert seat.member is not None
-            seat.member.interval.add_step(elapsed_s, num_trials=len(seats))
+            assert seat.trial is not None
+            seat.trial.interval.add_step(elapsed_s, num_trials=len(seats))
             if position in outcome.problems:
                 reports.append((seat, self._fail(seat, "diverged", outcome.problems[position])))
             elif position in outcome.without_room:
                 reports.append((seat, self._put_out(seat, outcome.without_room[position])))
-            elif seat.member.is_due and self._roster.holds(seat):
+            elif seat.trial.is_due and self._roster.holds(seat):
                 due.append(seat)
         told = [report for seat, report in reports if self._roster.holds(seat)]
         return told + self._report(due)
@@ -271,21 +270,21 @@ class FusedEngine:
 
     def _keep(self, seat: Seat) -> Report | None:
         """Keeps a trial's state, all trials' before the first evaluation begins; a report only where it cannot."""
-        member = seat.member
-        assert member is not None
+        trial = seat.trial
+        assert trial is not None
         try:
-            if not member.owes_report:
-                self._reporter.keep_state(member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
-            self._on_trained(seat.spec.trial_id, member.step == seat.spec.budget.num_steps)
+            if not trial.has_pending_report:
+                self._reporter.keep_state(trial, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
+            self._on_trained(seat.spec.trial_id, trial.step == seat.spec.budget.num_steps)
         except Exception as error:
             return self._roster.fail(seat, "error", f"{type(error).__name__}: {error}", traceback.format_exc())
         return None
 
     def _report_one(self, seat: Seat) -> Report:
         """The report of a trial whose state is kept."""
-        assert seat.member is not None
+        assert seat.trial is not None
         try:
-            report = self._reporter.report(seat.member)
+            report = self._reporter.report(seat.trial)
         except TrialDiverged as error:
             return self._fail(seat, "diverged", str(error))
         except torch.OutOfMemoryError as error:
@@ -303,48 +302,48 @@ class FusedEngine:
 
     def _fail(self, seat: Seat, cause: FailureCause, message: str) -> Report:
         """The last report of a trial that has trained here: what ran is told, also where it never reported."""
-        member = seat.member
-        assert member is not None
-        if member.state is not None and member.owes_report:
+        trial = seat.trial
+        assert trial is not None
+        if trial.state is not None and trial.has_pending_report:
             # It has not trained since: what ran is what was kept with its state, also in another process.
-            facts = member.state.facts
+            facts = trial.state.facts
         else:
-            facts = self._reporter.describe(member, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
+            facts = self._reporter.describe(trial, max_tokens=self._max_tokens, checkpoints=self._runner.checkpoints)
         return self._roster.fail(seat, cause, message, facts=facts)
 
-    def _correct(self, members: Sequence[Member]) -> None:
-        """Holds slots and tokens per pass against what passes were measured to take."""
+    def _correct(self, trials: Sequence[PackedTrial]) -> None:
+        """Holds slots and tokens per micro-batch against what micro-batches were measured to take."""
         fitting = min(self._token_bound, self._meter.max_tokens(self._planned_tokens))
-        self._max_tokens = max(self._runner.longest_row(members), fitting)
+        self._max_tokens = max(self._runner.longest_row(trials), fitting)
         self._roster.num_slots = self._meter.max_trials(
             now=len(self._seated),
-            bytes_per_trial=max(member.num_bytes for member in members),
+            bytes_per_trial=max(trial.num_bytes for trial in trials),
             num_tokens=self._max_tokens,
             planned=self._slot_bound,
         )
 
-    def _make_room(self, members: Sequence[Member], failure: str) -> list[Report]:
-        """After a pass that did not fit. No optimizer has stepped, so nothing is lost: the step is taken again.
+    def _make_room(self, trials: Sequence[PackedTrial], failure: str) -> list[Report]:
+        """After a micro-batch that did not fit. No optimizer has stepped, so nothing is lost: the step is taken again.
 
         Passes are halved first, for it is their tokens that fill a device, and all trials go on; where one row is
-        already a pass, the newest trial is put out with its state; a trial alone has failed.
+        already a micro-batch, the newest trial is put out with its state; a trial alone has failed.
         """
         if self._base.device != "cpu":
             torch.cuda.empty_cache()
-        longest = self._runner.longest_row(members)
+        longest = self._runner.longest_row(trials)
         if self._max_tokens > longest:
             self._token_bound = max(longest, self._max_tokens // 2)
             return []
-        return [self._put_out(next(seat for seat in reversed(self._seated) if seat.member in members), failure)]
+        return [self._put_out(next(seat for seat in reversed(self._seated) if seat.trial in trials), failure)]
 
     def _put_out(self, seat: Seat, failure: str) -> Report:
         """Puts a trial out with its state of this very step; one that is alone here has failed."""
         if len(self._seated) == 1:
             return self._fail(seat, "oom", failure)
         self._slot_bound = self._roster.num_slots = len(self._seated) - 1
-        assert seat.member is not None
-        if not seat.member.owes_report:
-            seat.member.state = seat.member.take_state()
+        assert seat.trial is not None
+        if not seat.trial.has_pending_report:
+            seat.trial.state = seat.trial.take_state()
         return self._roster.fail(seat, "evicted", failure)
 
     def _refuse_for_memory(self, seat: Seat, failure: str) -> Report:

@@ -3,7 +3,7 @@
 The stock path makes the logits of every token at once, about 16 bytes x vocabulary per token. Here the body's
 gradient is found chunk by chunk and handed back to it, so that one chunk's logits live at a time.
 
-Shapes: B rows, T tokens, D width, N predicted tokens, M members (trials that step), V vocabulary.
+Shapes: B rows, T tokens, D width, N predicted tokens, M trials (trials that step), V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ def backward_losses(
     *,
     positions_N: Tensor,
     labels_N: Tensor,
-    members_N: Tensor,
+    trials_N: Tensor,
     weights_N: Tensor,
-    num_members: int,
+    num_trials: int,
     vocab_size: int,
     logits_of: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Computes the pass's losses and runs its backward.
+    """Computes the micro-batch's losses and runs its backward.
 
     Args:
         hidden_BTD: The body's output.
         positions_N: Flat positions (row * T + token) that predict an answer token.
         labels_N: The tokens to be predicted there.
-        members_N: Whose they are.
+        trials_N: Whose they are.
         weights_N: What each token's loss is multiplied with in the backward: 1 / (the trial's answer tokens in its
             whole step), times the trial's loss scale.
-        num_members: M.
+        num_trials: M.
         vocab_size: V, which the size of a chunk follows from.
         logits_of: Head and whatever the model does after it, [n, D] -> [n, V].
 
     Returns:
-        Each member's summed, unweighted loss, [M], fp32.
+        Each trial's summed, unweighted loss, [M], fp32.
     """
     features_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[positions_N]
     gradient_ND = torch.empty_like(features_ND)
-    sums_M = torch.zeros(num_members, device=hidden_BTD.device)
+    sums_M = torch.zeros(num_trials, device=hidden_BTD.device)
     size = max(1, LOGITS_CHUNK_BYTES // (4 * vocab_size))
     for start in range(0, len(labels_N), size):
         chunk = slice(start, start + size)
@@ -56,6 +56,6 @@ def backward_losses(
             losses_N = F.cross_entropy(logits_of(leaf_ND).float(), labels_N[chunk], reduction="none")
             weighted = torch.dot(losses_N, weights_N[chunk])
         gradient_ND[chunk] = torch.autograd.grad(weighted, leaf_ND)[0]
-        sums_M.index_add_(0, members_N[chunk], losses_N.detach())
+        sums_M.index_add_(0, trials_N[chunk], losses_N.detach())
     features_ND.backward(gradient_ND)
     return sums_M

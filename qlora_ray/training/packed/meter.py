@@ -1,6 +1,6 @@
-"""What passes really take on this device, and how many tokens and trials that leaves room for.
+"""What micro-batches really take on this device, and how many tokens and trials that leaves room for.
 
-The memory model is the prior; peak = fixed + per_token * tokens, fitted to measured passes, corrects it
+The memory model is the prior; peak = fixed + per_token * tokens, fitted to measured micro-batches, corrects it
 (design notes, MEMORY.md). Only a GPU is measured: a CPU's allocator gives back nothing that could be told apart.
 """
 
@@ -20,18 +20,18 @@ FRAGMENTATION = 1.1
 
 @dataclass(frozen=True)
 class PeakFit:
-    """Allocated bytes of a pass: `fixed_bytes` + `bytes_per_token` * its padded tokens."""
+    """Allocated bytes of a micro-batch: `fixed_bytes` + `bytes_per_token` * its padded tokens."""
 
     fixed_bytes: float
     bytes_per_token: float
 
     def predict(self, num_tokens: int) -> float:
-        """Bytes reserved at the peak of a pass."""
+        """Bytes reserved at the peak of a micro-batch."""
         return FRAGMENTATION * (self.fixed_bytes + self.bytes_per_token * num_tokens)
 
 
 class PeakMeter:
-    """Measures passes and answers what fits.
+    """Measures micro-batches and answers what fits.
 
     Args:
         limit_bytes: What this process may reserve; None measures nothing.
@@ -52,12 +52,12 @@ class PeakMeter:
         self._seen: list[tuple[int, int]] = []
 
     def begin(self) -> None:
-        """Before a pass."""
+        """Before a micro-batch."""
         if self.limit_bytes is not None:
             self._reset()
 
     def end(self, num_tokens: int) -> None:
-        """After a pass of so many padded tokens."""
+        """After a micro-batch of so many padded tokens."""
         if self.limit_bytes is not None:
             self._seen = [*self._seen[1 - LATEST_PASSES :], (num_tokens, self._read())]
 
@@ -66,7 +66,7 @@ class PeakMeter:
         self._seen.clear()
 
     def fit(self) -> PeakFit | None:
-        """Least squares over the latest passes; None before there are enough of different lengths."""
+        """Least squares over the latest micro-batches; None before there are enough of different lengths."""
         if len(self._seen) < FEWEST_PASSES or len({tokens for tokens, _ in self._seen}) < 2:
             return None
         mean_tokens = sum(tokens for tokens, _ in self._seen) / len(self._seen)
@@ -77,7 +77,7 @@ class PeakMeter:
         return PeakFit(mean_bytes - slope * mean_tokens, slope)
 
     def max_tokens(self, planned: int) -> int:
-        """The most padded tokens a pass should have: as planned, or what measured passes say still fits."""
+        """Padded tokens a micro-batch may have: as planned, or what measured micro-batches say still fits."""
         fit = self.fit()
         if fit is None or self.limit_bytes is None or fit.predict(planned) <= self.limit_bytes:
             return planned
@@ -85,7 +85,7 @@ class PeakMeter:
         return max(1, int(room / fit.bytes_per_token)) if fit.bytes_per_token > 0 else planned
 
     def max_trials(self, *, now: int, bytes_per_trial: int, num_tokens: int, planned: int) -> int:
-        """Trials that fit beside a pass of so many tokens: at most as planned, at least those that are here."""
+        """Trials that fit beside a micro-batch of so many tokens: at most as planned, at least those that are here."""
         fit = self.fit()
         if fit is None or self.limit_bytes is None or bytes_per_trial <= 0:
             return planned

@@ -6,17 +6,15 @@ count, and a slot reused has a new one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qlora_ray.config.schema import Training
+from qlora_ray.modeling.multi_lora.flat_adapter import FlatAdapter
 from qlora_ray.training.checkpoint import TrialState, flatten_optimizer, restore_optimizer
 from qlora_ray.training.moments import FLAT, LAYOUT, Moments, is_flat, quantized_state, read_moments
-
-if TYPE_CHECKING:
-    from qlora_ray.training.packed.member import Member
 
 
 def make_optimizer(parameter: nn.Parameter, training: Training) -> torch.optim.Optimizer:
@@ -43,40 +41,47 @@ def running_optim(training: Training) -> str:
     return "adamw_8bit" if training.optim == "paged_adamw_8bit" else training.optim
 
 
-def take_moments(member: Member) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A member's moments as tensors on the CPU, and the numbers that are not tensors."""
-    tensors, facts = flatten_optimizer(member.optimizer, [FLAT])
-    if member.spec.training.optim != "adamw_torch" or not tensors:
-        return tensors, {**facts, LAYOUT: _layout(member)}
+def take_moments(optimizer: torch.optim.Optimizer, adapter: FlatAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns an adapter's moments as tensors on the CPU, and the numbers that are not tensors.
+
+    32-bit moments go by PEFT's names; 8-bit ones as the flat row that they are, with its layout among the numbers.
+    """
+    tensors, facts = flatten_optimizer(optimizer, [FLAT])
+    if is_8bit(optimizer) or not tensors:
+        return tensors, {**facts, LAYOUT: _layout(adapter)}
     named: dict[str, Tensor] = {}
     for moment in ("exp_avg", "exp_avg_sq"):
-        for name, tensor in member.named_tensors(tensors[f"{FLAT}/{moment}"]).items():
+        for name, tensor in adapter.named_tensors(tensors[f"{FLAT}/{moment}"]).items():
             named[f"{name}/{moment}"] = tensor
             named[f"{name}/step"] = tensors[f"{FLAT}/step"].clone()
     return named, facts
 
 
-def give_moments(member: Member, state: TrialState) -> None:
-    """Gives a member's optimizer the moments of a state."""
+def give_moments(optimizer: torch.optim.Optimizer, adapter: FlatAdapter, state: TrialState) -> None:
+    """Gives an adapter's optimizer the moments of a state, whichever engine wrote it."""
     tensors, facts = state.optimizer, state.optimizer_facts
     if not tensors:
         return
-    is_8bit = member.spec.training.optim != "adamw_torch"
-    if is_8bit and is_flat(tensors) and facts[LAYOUT] == _layout(member):
+    if is_8bit(optimizer) and is_flat(tensors) and facts[LAYOUT] == _layout(adapter):
         numbers = {name: value for name, value in facts.items() if name != LAYOUT}
-        restore_optimizer(member.optimizer, tensors, numbers, [FLAT])
+        restore_optimizer(optimizer, tensors, numbers, [FLAT])
         return
     moments = read_moments(tensors, facts)
     step = next(iter(moments.values())).step
-    first = member.flatten_named({name: one.first for name, one in moments.items()})
-    second = member.flatten_named({name: one.second for name, one in moments.items()})
+    first = adapter.flatten({name: moment.first for name, moment in moments.items()})
+    second = adapter.flatten({name: moment.second for name, moment in moments.items()})
     entries: dict[str, Any] = {"step": torch.tensor(float(step)), "exp_avg": first, "exp_avg_sq": second}
-    if is_8bit:
+    if is_8bit(optimizer):
         entries = quantized_state(Moments(first, second, step), always=True)
-    groups = member.optimizer.state_dict()["param_groups"]
-    member.optimizer.load_state_dict({"state": {0: entries}, "param_groups": groups})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {0: entries}, "param_groups": groups})
 
 
-def _layout(member: Member) -> list[list[Any]]:
+def is_8bit(optimizer: torch.optim.Optimizer) -> bool:
+    """Returns whether an optimizer of `make_optimizer` is bitsandbytes' 8-bit AdamW."""
+    return not isinstance(optimizer, torch.optim.AdamW)
+
+
+def _layout(adapter: FlatAdapter) -> list[list[Any]]:
     """Where each parameter lies in the flat row, as JSON has it."""
-    return [[p.name, p.start, p.rows, p.columns, p.own_rows, p.own_columns] for p in member.pieces()]
+    return [[p.name, p.start, p.rows, p.columns, p.own_rows, p.own_columns] for p in adapter.pieces()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
-from qlora_ray.training.packed.member import Member
+from qlora_ray.training.packed.trial import PackedTrial
 
 
 @dataclass(eq=False)
@@ -16,7 +16,7 @@ class Seat:
     """A trial from admission to eviction. A trial that comes again has another seat.
 
     Attributes:
-        member: There once the training thread has taken the trial in.
+        trial: There once the training thread has taken the trial in.
         is_waiting: At a report.
         is_reporting: Its report is being made: it is evaluated, and does not train meanwhile.
         has_ended: It trains no further, whatever it is told; it waits to be evicted.
@@ -24,7 +24,7 @@ class Seat:
 
     spec: TrialSpec
     state: TrialState | None
-    member: Member | None = None
+    trial: PackedTrial | None = None
     is_waiting: bool = False
     is_reporting: bool = False
     has_ended: bool = False
@@ -32,8 +32,8 @@ class Seat:
     @property
     def report_index(self) -> int:
         """Reports made so far."""
-        if self.member is not None:
-            return self.member.report_index
+        if self.trial is not None:
+            return self.trial.report_index
         return self.state.report_index if self.state is not None else 0
 
 
@@ -50,7 +50,7 @@ class Roster:
         with self._lock:
             if len(self._seats) >= self.num_slots:
                 raise RuntimeError(
-                    f"fused engine: all {self.num_slots} slots are held, by trials {', '.join(self._seats)}, "
+                    f"packed engine: all {self.num_slots} slots are held, by trials {', '.join(self._seats)}, "
                     f"got {spec.trial_id}"
                 )
             self._seats[spec.trial_id] = Seat(spec, state)
@@ -71,7 +71,7 @@ class Roster:
         """A trial's seat; raises RuntimeError if it has none."""
         with self._lock:
             if trial_id not in self._seats:
-                raise RuntimeError(f"fused engine: trial {trial_id} is not here")
+                raise RuntimeError(f"packed engine: trial {trial_id} is not here")
             return self._seats[trial_id]
 
     def holds(self, seat: Seat) -> bool:
@@ -82,12 +82,12 @@ class Roster:
     def coming(self) -> list[Seat]:
         """Seats of trials to be taken in."""
         with self._lock:
-            return [seat for seat in self._seats.values() if seat.member is None and not seat.has_ended]
+            return [seat for seat in self._seats.values() if seat.trial is None and not seat.has_ended]
 
     def running(self) -> list[Seat]:
         """Seats of trials that train, oldest first."""
         with self._lock:
-            return [seat for seat in self._seats.values() if seat.member is not None and not seat.is_waiting]
+            return [seat for seat in self._seats.values() if seat.trial is not None and not seat.is_waiting]
 
     def wait(self, seat: Seat, *, has_ended: bool = False) -> None:
         """A trial waits from now on."""

@@ -1,6 +1,6 @@
 """One step of the pack: every trial that trains takes exactly one optimizer step of its own.
 
-Shapes: B rows of a pass, T tokens, N predicted tokens, M members that step.
+Shapes: B rows of a micro-batch, T tokens, N predicted tokens, M trials that step.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from qlora_ray.modeling.heads import SplitModel
 from qlora_ray.modeling.loading import LoadedBase
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack
 from qlora_ray.modeling.multi_lora.dropout import Counters, DropoutMasks, row_key
 from qlora_ray.modeling.multi_lora.layout import TrainingLayout, make_segments
-from qlora_ray.modeling.multi_lora.wrapped_base import FusedBase
+from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.scoring.inference import AUTOCAST_DTYPES
-from qlora_ray.training.packed.batching import StepRow, cut_passes, padding_of
+from qlora_ray.training.packed.batching import StepRow, cut_micro_batches, padding_of
 from qlora_ray.training.packed.loss import backward_losses
-from qlora_ray.training.packed.member import Member
 from qlora_ray.training.packed.meter import PeakMeter
+from qlora_ray.training.packed.trial import PackedTrial
 
 if TYPE_CHECKING:
     from qlora_ray.data import TokenizedSplit
@@ -35,97 +35,99 @@ class StepOutcome:
     """What came of a step.
 
     Attributes:
-        problems: Why a member diverged, by its position; it has taken no step.
-        without_room: Why a member's optimizer found no room for its moments; it has taken no step either.
-        num_passes: Forwards and backwards.
+        problems: Why a trial diverged, by its position; it has taken no step.
+        without_room: Why a trial's optimizer found no room for its moments; it has taken no step either.
+        num_micro_batches: Forwards and backwards.
     """
 
     problems: dict[int, str]
     without_room: dict[int, str]
-    num_passes: int
+    num_micro_batches: int
 
 
 class StepRunner:
     """Runs steps on one base.
 
     Args:
-        fused: The base with its fused layers.
+        wrapped: The base with its wrapped layers.
         rows: Training rows.
-        meter: Measures every pass.
+        meter: Measures every micro-batch.
     """
 
-    def __init__(self, fused: FusedBase, rows: TokenizedSplit, *, meter: PeakMeter) -> None:
+    def __init__(self, wrapped: WrappedBase, rows: TokenizedSplit, *, meter: PeakMeter) -> None:
         self._meter = meter
         # Whether the last step recomputed activations: one trial that asks for it does so for all.
         self.checkpoints = False
-        self._fused = fused
-        self._base: LoadedBase = fused.base
-        self._model = SplitModel(fused.base.model)
-        self._counters = Counters(fused.base.device)
+        self._wrapped = wrapped
+        self._base: LoadedBase = wrapped.base
+        self._model = SplitModel(wrapped.base.model)
+        self._counters = Counters(wrapped.base.device)
         self._ids = [np.asarray(ids, dtype=np.int64) for ids in rows.input_ids]
         # Positions whose successor is an answer token: a row's first token has nothing before it.
         self._predicting = [np.flatnonzero(np.asarray(mask[1:], dtype=bool)) for mask in rows.completion_mask]
-        self._pad = int(fused.base.tokenizer.pad_token_id)
-        self._vocab_size = fused.base.model.get_output_embeddings().weight.shape[0]
+        self._pad = int(wrapped.base.tokenizer.pad_token_id)
+        self._vocab_size = wrapped.base.model.get_output_embeddings().weight.shape[0]
 
-    def longest_row(self, members: Sequence[Member]) -> int:
-        """Tokens of the longest row of the members' next step."""
-        return max(len(self._ids[row]) for member in members for row in member.next_rows())
+    def longest_row(self, trials: Sequence[PackedTrial]) -> int:
+        """Tokens of the longest row of the trials' next step."""
+        return max(len(self._ids[row]) for trial in trials for row in trial.next_rows())
 
-    def run(self, members: Sequence[Member], *, max_tokens: int) -> StepOutcome:
-        """Trains every member by one step.
+    def run(self, trials: Sequence[PackedTrial], *, max_tokens: int) -> StepOutcome:
+        """Trains every trial by one step.
 
         Raises:
-            torch.OutOfMemoryError: A pass did not fit. Nothing is lost: no optimizer has stepped.
+            torch.OutOfMemoryError: A micro-batch did not fit. Nothing is lost: no optimizer has stepped.
         """
-        banks = list({id(member.bank): member.bank for member in members}.values())
+        stacks = list({id(trial.stack): trial.stack for trial in trials}.values())
         rows = [
             StepRow(position, index, row, len(self._ids[row]))
-            for position, member in enumerate(members)
-            for index, row in enumerate(member.next_rows())
+            for position, trial in enumerate(trials)
+            for index, row in enumerate(trial.next_rows())
         ]
-        answer_tokens = [0] * len(members)
+        answer_tokens = [0] * len(trials)
         for row in rows:
-            answer_tokens[row.member] += len(self._predicting[row.row])
-        passes = cut_passes(rows, max_tokens=max_tokens)
-        for bank in banks:
-            bank.gradients_SP.zero_()
-        sums_M = torch.zeros(len(members), device=self._base.device)
-        checkpoints = any(member.spec.training.gradient_checkpointing for member in members)
+            answer_tokens[row.trial] += len(self._predicting[row.row])
+        micro_batches = cut_micro_batches(rows, max_tokens=max_tokens)
+        for stack in stacks:
+            stack.gradients_SP.zero_()
+        sums_M = torch.zeros(len(trials), device=self._base.device)
+        checkpoints = any(trial.spec.training.gradient_checkpointing for trial in trials)
         with self._training(checkpoints=checkpoints):
-            for rows_of_pass in passes:
+            for micro_batch in micro_batches:
                 self._meter.begin()
-                sums_M += self._run_pass(rows_of_pass, members, answer_tokens)
-                self._meter.end(len(rows_of_pass) * max(row.num_tokens for row in rows_of_pass))
-        losses, norms = self._read(sums_M, members, banks, answer_tokens)
+                sums_M += self._run_micro_batch(micro_batch, trials, answer_tokens)
+                self._meter.end(len(micro_batch) * max(row.num_tokens for row in micro_batch))
+        losses, norms = self._read(sums_M, trials, stacks, answer_tokens)
         problems: dict[int, str] = {}
         without_room: dict[int, str] = {}
-        for position, member in enumerate(members):
-            problem = _find_problem(losses[position], norms[position], member)
+        for position, trial in enumerate(trials):
+            problem = _find_problem(losses[position], norms[position], trial)
             if problem:
                 problems[position] = problem
                 continue
             try:
-                member.finish_step(norms[position])
+                trial.finish_step(norms[position])
             except torch.OutOfMemoryError as error:
                 without_room[position] = str(error).splitlines()[0]
                 continue
-            member.interval.losses.append(losses[position])
-        for rows_of_pass in passes:
-            for row, num_padding in zip(rows_of_pass, padding_of(rows_of_pass), strict=True):
-                interval = members[row.member].interval
+            trial.interval.losses.append(losses[position])
+        for micro_batch in micro_batches:
+            for row, num_padding in zip(micro_batch, padding_of(micro_batch), strict=True):
+                interval = trials[row.trial].interval
                 interval.num_tokens += row.num_tokens
                 interval.num_padding += num_padding
-        return StepOutcome(problems, without_room, len(passes))
+        return StepOutcome(problems, without_room, len(micro_batches))
 
-    def _run_pass(self, rows: Sequence[StepRow], members: Sequence[Member], answer_tokens: Sequence[int]) -> Tensor:
-        """Forward and backward of one pass; returns each member's summed loss in it, [M]."""
+    def _run_micro_batch(
+        self, rows: Sequence[StepRow], trials: Sequence[PackedTrial], answer_tokens: Sequence[int]
+    ) -> Tensor:
+        """Forward and backward of one micro-batch; returns each trial's summed loss in it, [M]."""
         device = self._base.device
-        owners = [members[row.member].owner(training=True) for row in rows]
+        owners = [trials[row.trial].owner(training=True) for row in rows]
         layout = TrainingLayout(
             make_segments(owners, device=device),
             DropoutMasks(
-                [row_key(members[r.member].spec.training.seed, members[r.member].step, r.index) for r in rows],
+                [row_key(trials[r.trial].spec.training.seed, trials[r.trial].step, r.index) for r in rows],
                 [owner.dropout for owner in owners],
                 counters=self._counters,
             ),
@@ -139,38 +141,42 @@ class StepRunner:
             predicting = self._predicting[row.row]
             positions.append(predicting + at * longest)
             labels.append(ids[predicting + 1])
-            owners_of_tokens.append(np.full(len(predicting), row.member))
-        members_N = np.concatenate(owners_of_tokens)
+            owners_of_tokens.append(np.full(len(predicting), row.trial))
+        trials_N = np.concatenate(owners_of_tokens)
         weights_M = [
-            (member.loss_scale.scale if member.loss_scale else 1.0) / max(1, count)
-            for member, count in zip(members, answer_tokens, strict=True)
+            (trial.loss_scale.scale if trial.loss_scale else 1.0) / max(1, count)
+            for trial, count in zip(trials, answer_tokens, strict=True)
         ]
-        weights_N = np.asarray(weights_M, dtype=np.float32)[members_N]
-        with self._fused.switch.routing(layout):
+        weights_N = np.asarray(weights_M, dtype=np.float32)[trials_N]
+        with self._wrapped.switch.routing(layout):
             hidden_BTD = self._model.hidden(torch.from_numpy(ids_BT).to(device))
             return backward_losses(
                 hidden_BTD,
                 positions_N=torch.from_numpy(np.concatenate(positions)).to(device),
                 labels_N=torch.from_numpy(np.concatenate(labels)).to(device),
-                members_N=torch.from_numpy(members_N).to(device),
+                trials_N=torch.from_numpy(trials_N).to(device),
                 weights_N=torch.from_numpy(weights_N).to(device),
-                num_members=len(members),
+                num_trials=len(trials),
                 vocab_size=self._vocab_size,
                 logits_of=self._model.logits,
             )
 
     def _read(
-        self, sums_M: Tensor, members: Sequence[Member], banks: Sequence[AdapterBank], answer_tokens: Sequence[int]
+        self,
+        sums_M: Tensor,
+        trials: Sequence[PackedTrial],
+        stacks: Sequence[AdapterStack],
+        answer_tokens: Sequence[int],
     ) -> tuple[list[float], list[float]]:
-        """Each member's loss and gradient norm, in one copy from the device."""
-        norms = torch.cat([bank.gradients_SP.norm(dim=1) for bank in banks])
+        """Each trial's loss and gradient norm, in one copy from the device."""
+        norms = torch.cat([stack.gradients_SP.norm(dim=1) for stack in stacks])
         numbers = torch.cat([sums_M, norms]).cpu().tolist()
         losses = [numbers[at] / max(1, count) for at, count in enumerate(answer_tokens)]
-        offsets, start = {}, len(members)
-        for bank in banks:
-            offsets[id(bank)] = start
-            start += len(bank)
-        return losses, [numbers[offsets[id(member.bank)] + member.slot] for member in members]
+        offsets, start = {}, len(trials)
+        for stack in stacks:
+            offsets[id(stack)] = start
+            start += len(stack)
+        return losses, [numbers[offsets[id(trial.stack)] + trial.slot] for trial in trials]
 
     def _training(self, *, checkpoints: bool) -> torch.autocast:
         """Sets the base to train; autocast on a GPU, as TRL trains, and none on a CPU."""
@@ -186,11 +192,11 @@ class StepRunner:
         return torch.autocast("cpu" if self._base.device == "cpu" else "cuda", dtype=dtype, enabled=dtype is not None)
 
 
-def _find_problem(loss: float, norm: float, member: Member) -> str | None:
-    """Why a member has diverged, or None. A norm that overflowed under fp16 is its loss scale's business."""
-    step = member.step + 1
+def _find_problem(loss: float, norm: float, trial: PackedTrial) -> str | None:
+    """Why a trial has diverged, or None. A norm that overflowed under fp16 is its loss scale's business."""
+    step = trial.step + 1
     if not math.isfinite(loss):
         return f"training loss is {loss} at step {step}"
-    if not math.isfinite(norm) and member.loss_scale is None:
+    if not math.isfinite(norm) and trial.loss_scale is None:
         return f"gradient norm is {norm} at step {step}"
     return None

@@ -1,4 +1,4 @@
-"""The `sft` engine: one trial at a time through TRL's SFTTrainer and PEFT, on a base loaded once."""
+"""The `single` engine: one trial at a time through TRL's SFTTrainer and PEFT, on a base loaded once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from qlora_ray.scoring.metrics.choice import Metric
 from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Report, TrainedListener, TrialSpec
-from qlora_ray.training.rows import TrainingData
-from qlora_ray.training.single.run import SftRun, labelled_rows
+from qlora_ray.training.engine import Report, TrainedListener, TrainingData, TrialSpec
+from qlora_ray.training.single.run import SingleRun, labelled_rows
 
 
-class SftEngine:
+class SingleEngine:
     """Trains one trial at a time; the next one finds the base as the last one found it.
 
     Args:
@@ -46,7 +45,7 @@ class SftEngine:
         self._max_eval_batch = max_eval_batch
         self._evaluate = evaluate or Evaluate()
         self._metrics = metrics or []
-        self._run: SftRun | None = None
+        self._run: SingleRun | None = None
         self._on_trained: TrainedListener = lambda trial_id, is_final: None
 
     @property
@@ -58,9 +57,9 @@ class SftEngine:
         """Takes a trial in and starts training it; raises RuntimeError if another one is here."""
         if self._run is not None:
             raise RuntimeError(
-                f"sft engine: has one slot, held by trial {self._run.spec.trial_id}, got {spec.trial_id}"
+                f"single engine: has one slot, held by trial {self._run.spec.trial_id}, got {spec.trial_id}"
             )
-        self._run = SftRun(
+        self._run = SingleRun(
             spec,
             base=self._base,
             rows=self._rows,
@@ -103,7 +102,7 @@ class SftEngine:
         """Writes the adapter of a trial at a report in PEFT's format."""
         run = self._admitted(trial_id)
         if not (run.is_waiting or run.is_reporting) or run.model is None:
-            raise RuntimeError(f"sft engine: trial {trial_id} is training; its adapter can be saved at a report")
+            raise RuntimeError(f"single engine: trial {trial_id} is training; its adapter can be saved at a report")
         save_adapter(run.model, folder)
 
     def evict(self, trial_id: str) -> None:
@@ -116,7 +115,7 @@ class SftEngine:
     def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
         """Scores a saved adapter, or the bare base, on these rows."""
         if self._run is not None:
-            raise RuntimeError(f"sft engine: cannot score while trial {self._run.spec.trial_id} is here")
+            raise RuntimeError(f"single engine: cannot score while trial {self._run.spec.trial_id} is here")
         if adapter is None:
             return self._score(self._base.model, split)
         with saved_adapter(self._base, adapter) as model:
@@ -133,7 +132,7 @@ class SftEngine:
             loss_batch_size=self._evaluate.batch_size,
         )
 
-    def _admitted(self, trial_id: str) -> SftRun:
+    def _admitted(self, trial_id: str) -> SingleRun:
         if self._run is None or self._run.spec.trial_id != trial_id:
-            raise RuntimeError(f"sft engine: trial {trial_id} is not here")
+            raise RuntimeError(f"single engine: trial {trial_id} is not here")
         return self._run

@@ -19,13 +19,13 @@ from transformers import PrinterCallback
 from qlora_ray.errors import QloraRayError, TrialDiverged
 from qlora_ray.hardware.plan import largest_divisor
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
+from qlora_ray.modeling.device_memory import peak_memory_bytes
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.curve import thin_losses
 from qlora_ray.training.engine import UNEVALUATED, Failure, FailureCause, Report, TrainedListener, TrialSpec
-from qlora_ray.training.peak import PEAK_METRIC, peak_memory_bytes, reported_peak_bytes
+from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
 from qlora_ray.training.single.sft_arguments import make_sft_config, sft_arguments
 from qlora_ray.training.single.trainer import OrderedTrainer, load_trainable
 
@@ -49,7 +49,7 @@ def labelled_rows(split: TokenizedSplit) -> Dataset:
     return Dataset.from_dict({"input_ids": split.input_ids, "labels": labels})
 
 
-class SftRun:
+class SingleRun:
     """A trial that trains on its own thread and hands over one report at a time.
 
     SFTTrainer.train() returns only at the end, so the trial stops inside a callback: it puts its report in a
@@ -134,7 +134,7 @@ class SftRun:
     @property
     def _owed_step(self) -> int | None:
         """The step of the report that the trial owes; None if it owes none."""
-        return self.state.step if self.state is not None and self.state.owes_report else None
+        return self.state.step if self.state is not None and self.state.has_pending_report else None
 
     def _makes_room(self, owed: int | None, failure: str) -> bool:
         """Whether the trial, out of memory, goes on in less of it. Nothing is lost: it does so from its last state.
@@ -227,7 +227,7 @@ class SftRun:
         assert self.model is not None
         trainable, total = count_parameters(self.model)
         return {
-            "engine": "sft",
+            "engine": "single",
             "training": {key: value for key, value in arguments.items() if key not in UNRECORDED_ARGUMENTS},
             "lora": {
                 **self.spec.lora.model_dump(exclude={"alpha_ratio"}),
@@ -256,7 +256,7 @@ class SftRun:
         state.train_losses = thin_losses(
             self._trainer.take_losses(), last_step=step, every=self.spec.training.logging_steps
         )
-        state.unreported = {
+        state.pending_metrics = {
             **training,
             "step": step,
             "samples_seen": self.spec.budget.samples_seen(step),
@@ -286,7 +286,7 @@ class SftRun:
         index = budget.report_steps.index(step) + 1
         metrics = {
             "eval_loss": result.loss,
-            **state.unreported,
+            **state.pending_metrics,
             "eval_s": time.perf_counter() - started,
             PEAK_METRIC: reported_peak_bytes(state, device=self._base.device),
         }

@@ -1,22 +1,21 @@
-"""One trial in the pack: its adapter's row in a bank, its optimizer, its place in budget and data."""
+"""One trial in the pack: its adapter's row in a stack, its optimizer, its place in budget and data."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterBank
-from qlora_ray.modeling.multi_lora.adapters import Blueprint, LayerTensors, parameter_names
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack
+from qlora_ray.modeling.multi_lora.adapters import Blueprint, LayerTensors
 from qlora_ray.modeling.multi_lora.dropout import rounded_rate
+from qlora_ray.modeling.multi_lora.flat_adapter import FlatAdapter, read_layers
 from qlora_ray.modeling.multi_lora.layout import RowOwner
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import TrialSpec
-from qlora_ray.training.moments import Piece
 from qlora_ray.training.packed.optimizer import give_moments, make_optimizer, take_moments
 from qlora_ray.training.packed.schedule import LossScale, rate_factor
 
@@ -46,14 +45,14 @@ class Interval:
         }
 
 
-class Member:
+class PackedTrial:
     """A trial in the pack.
 
     Args:
         spec: The trial.
         blueprint: Its adapter.
         tensors: Its initial values; not used where it goes on from a state.
-        bank: Where its adapter is put.
+        stack: Where its adapter is put.
         num_rows: Training rows there are.
         state: Where it goes on from.
         scales_loss: Whether it computes in fp16.
@@ -65,14 +64,14 @@ class Member:
         blueprint: Blueprint,
         tensors: LayerTensors,
         *,
-        bank: AdapterBank,
+        stack: AdapterStack,
         num_rows: int,
         state: TrialState | None,
         scales_loss: bool,
     ) -> None:
         self.spec = spec
         self.blueprint = blueprint
-        self.bank = bank
+        self.stack = stack
         self.state = state
         self.step = state.step if state else 0
         self.schedule_step = state.schedule_step if state else 0
@@ -87,23 +86,23 @@ class Member:
             num_samples=budget.samples_seen(budget.num_steps),
             data_seed=spec.training.data_seed,
         )
-        tensors = self._read_adapter(state.adapter) if state else tensors
-        bank.add(spec.trial_id, bank.flatten(tensors))
-        self.parameter = nn.Parameter(bank.weights_SP[self.slot])
+        self.adapter = FlatAdapter(spec.trial_id, blueprint, stack)
+        stack.add(spec.trial_id, stack.flatten(read_layers(blueprint, state.adapter) if state else tensors))
+        self.parameter = nn.Parameter(self.adapter.weights_P)
         self.optimizer = make_optimizer(self.parameter, spec.training)
         if state:
-            give_moments(self, state)
+            give_moments(self.optimizer, self.adapter, state)
 
     @property
     def slot(self) -> int:
-        """Its row in the bank."""
-        return self.bank.trial_ids.index(self.spec.trial_id)
+        """Its row in the stack."""
+        return self.adapter.slot
 
     @property
     def num_bytes(self) -> int:
-        """What one more trial of its bank takes: fp32 weights and gradients, and the moments."""
+        """What one more trial of its stack takes: fp32 weights and gradients, and the moments."""
         per_parameter = ADAPTER_WEIGHT_BYTES + ADAPTER_GRADIENT_BYTES + MOMENT_BYTES[self.spec.training.optim]
-        return int(self.bank.num_parameters * per_parameter)
+        return int(self.stack.num_parameters * per_parameter)
 
     @property
     def learning_rate(self) -> float:
@@ -124,13 +123,12 @@ class Member:
     def owner(self, *, training: bool) -> RowOwner:
         """Whose rows its rows are: with dropout in training, and without in evaluation."""
         rate = rounded_rate(self.spec.lora.lora_dropout) if training else 0.0
-        return RowOwner(self.bank, self.slot, self.blueprint.scaling / (1 - rate), rate)
+        return self.adapter.owner(dropout=rate)
 
     def bind(self) -> None:
         """Points its parameter at its row, which moves when others come or go; called whenever they do."""
-        slot = self.slot
-        self.parameter.data = self.bank.weights_SP[slot]
-        self.parameter.grad = self.bank.gradients_SP[slot]
+        self.parameter.data = self.adapter.weights_P
+        self.parameter.grad = self.adapter.gradients_P
 
     def finish_step(self, gradient_norm: float) -> None:
         """Clips, and takes the optimizer step, unless its loss scale was too large for it.
@@ -161,18 +159,18 @@ class Member:
         self.step += 1
 
     @property
-    def owes_report(self) -> bool:
+    def has_pending_report(self) -> bool:
         """Whether it has trained to a report that it has not made."""
-        return self.state is not None and self.state.owes_report
+        return self.state is not None and self.state.has_pending_report
 
     def take_state(self) -> TrialState:
         """Its state now, on the CPU."""
-        tensors, facts = take_moments(self)
+        tensors, facts = take_moments(self.optimizer, self.adapter)
         return TrialState(
             trial_id=self.spec.trial_id,
             step=self.step,
             report_index=self.report_index,
-            adapter=self.named_tensors(self.parameter.detach()),
+            adapter=self.adapter.named_tensors(self.parameter.detach()),
             optimizer=tensors,
             optimizer_facts=facts,
             loss_scale=self.loss_scale.to_dict() if self.loss_scale else {},
@@ -182,46 +180,3 @@ class Member:
             interval_losses=list(self.interval.losses),
             train_losses=self.state.train_losses if self.state else [],
         )
-
-    def named_tensors(self, flat_P: Tensor, *, adapter_name: str = ".default") -> dict[str, Tensor]:
-        """Copies on the CPU of A and B of every layer in a flat row, without padding, by PEFT's names."""
-        named: dict[str, Tensor] = {}
-        for layer in self.blueprint.layers:
-            a_rD, b_Or = self.bank.cut(flat_P, layer.number, r=self.spec.lora.r)
-            name_a, name_b = parameter_names(layer.path, adapter_name)
-            named[name_a] = a_rD.to("cpu", copy=True).contiguous()
-            named[name_b] = b_Or.to("cpu", copy=True).contiguous()
-        return named
-
-    def pieces(self) -> list[Piece]:
-        """Where each parameter lies in the flat row, by PEFT's names."""
-        pieces = []
-        r, bucket = self.spec.lora.r, self.bank.key.bucket
-        for layer in self.blueprint.layers:
-            start_a, start_b = self.bank.starts(layer.number)
-            name_a, name_b = parameter_names(layer.path)
-            pieces.append(Piece(name_a, start_a, bucket, layer.width_in, r, layer.width_in))
-            pieces.append(Piece(name_b, start_b, layer.width_out, bucket, layer.width_out, r))
-        return pieces
-
-    def flatten_named(self, named: dict[str, Tensor]) -> Tensor:
-        """The flat row of tensors by PEFT's names: adapter weights, or their moments."""
-        return self.bank.flatten(self._read_adapter(named))
-
-    def save_adapter(self, folder: Path) -> None:
-        """Writes its adapter in PEFT's format."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        config = self.blueprint.config
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
-        tensors = self.named_tensors(self.parameter.detach(), adapter_name="")
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-    def _read_adapter(self, named: dict[str, Tensor]) -> LayerTensors:
-        tensors = {}
-        for layer in self.blueprint.layers:
-            name_a, name_b = parameter_names(layer.path)
-            tensors[layer.number] = (named[name_a], named[name_b])
-        return tensors

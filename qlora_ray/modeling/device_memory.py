@@ -1,14 +1,24 @@
-"""Tells a device without room from other errors: torch has a class for a GPU's lack of memory, and none for a CPU's."""
+"""Memory of the device: how much was taken at the peak, and which errors say that there is none left."""
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 
 # How torch's message begins where memory of a CPU is short (torch 2.13, c10/core/impl/alloc_cpu.cpp).
 CPU_ALLOCATOR = "DefaultCPUAllocator: "
 # The system's words, in the RuntimeError of a file that cannot be mapped (torch 2.13, aten/src/ATen/MapAllocator.cpp).
 NO_MEMORY = os.strerror(errno.ENOMEM)
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Peak memory so far: reserved by torch on a GPU, resident of the whole process on a CPU."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,11 +1,27 @@
-"""The training loss between two reports, thinned out."""
+"""What a report says of training besides the loss on validation rows: peak memory, and the curve of the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qlora_ray.modeling.device_memory import peak_memory_bytes
+from qlora_ray.training.checkpoint import TrialState
+
 # Digits of a point: a curve is looked at, not computed with.
 DIGITS = 6
+
+# Of a report's metrics, and of what training says of a report that is owed.
+PEAK_METRIC = "peak_memory_bytes"
+
+
+def reported_peak_bytes(state: TrialState, *, device: str) -> float:
+    """A report's peak: of the training to it and of its evaluation, which may be another process's.
+
+    Args:
+        state: The state that owes the report.
+        device: Where it is evaluated.
+    """
+    return max(state.pending_metrics.get(PEAK_METRIC, 0), peak_memory_bytes(device))
 
 
 def thin_losses(losses: Sequence[float], *, last_step: int, every: int) -> list[tuple[int, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_ray.training.curve import thin_losses
+from qlora_ray.training.report_metrics import thin_losses
 
 
 def test_points_are_means_since_the_point_before() -> None:

@@ -9,10 +9,10 @@ import torch
 import transformers
 from merge_fixtures import SPLIT, as_model, loaded, merge_only, save_adapter, save_base
 
-from qlora_ray.exporting import merged_models
+from qlora_ray.exporting.merge import merged_models
 from qlora_ray.exporting.merge.measure import Runner, choose_rows, measure_reference
+from qlora_ray.exporting.merge.merged_models import MergedModels
 from qlora_ray.exporting.merge.plan import MergePlan
-from qlora_ray.exporting.merged_models import MergedModels
 
 PLAN = MergePlan({}, "fp32", "fp32", "separate")
 

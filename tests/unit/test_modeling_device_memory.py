@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qlora_ray.modeling.shortage import is_out_of_memory
+from qlora_ray.modeling.device_memory import is_out_of_memory
 
 # As torch 2.13 words it where the address space is limited (RLIMIT_AS).
 NOT_MAPPED = "unable to mmap 247769200 bytes from file </models/model.safetensors>: Cannot allocate memory (12)"

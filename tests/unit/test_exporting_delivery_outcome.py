@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.export import make_parser
+from qlora_ray.exporting.delivery import describe_bundle, next_commands
 from qlora_ray.exporting.inventory import Bundle
-from qlora_ray.exporting.outcome import describe_bundle, format_size, next_commands
+from qlora_ray.formats import format_size
 
 FILES = [
     {"path": "README.md", "bytes": 512},
