@@ -82,5 +82,5 @@ def replay_in_process(ours: OurSweep) -> dict[str, Any]:
 
 
 def format_seconds(seconds: dict[str, float]) -> str:
-    """`packed 61.2 s, single 210.0 s, in turn 190.3 s`."""
+    """`in turn 190.3 s, packed 61.2 s, single 210.0 s`: by name."""
     return ", ".join(f"{arm.replace('_', ' ')} {seconds[arm]:.1f} s" for arm in sorted(seconds))

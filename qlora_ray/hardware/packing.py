@@ -183,7 +183,7 @@ def _build_placement(
     words = [
         pack.words,
         f"{whole} {estimate.describe(safety_factor=question.safety_factor)} of {format_gib(room_bytes)}",
-        f"at most {workload.num_tokens} tokens in a pass",
+        f"at most {workload.num_tokens} tokens in a micro-batch",
         *_say_hold(workload, estimate),
         precision.reason,
     ]

@@ -119,4 +119,4 @@ def test_all_ways_end_at_the_same_validation_losses(config: SweepConfig) -> None
 
 
 def test_seconds_are_said_in_a_line() -> None:
-    assert format_seconds({"in_turn": 2.0, "packed": 1.25}) == "packed 1.2 s, in turn 2.0 s"
+    assert format_seconds({"in_turn": 2.0, "packed": 1.25}) == "in turn 2.0 s, packed 1.2 s"
