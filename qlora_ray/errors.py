@@ -1,4 +1,4 @@
-"""The exceptions that doors turn into one message and an exit code.
+"""The exceptions that commands turn into one message and an exit code.
 
 Messages have the form `where: rule, got value. What to do.` Every class survives pickling between Ray
 actors, because its only state is the message.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class QloraRayError(Exception):
-    """An error whose message is written for the user; doors print it and exit with `exit_code`."""
+    """An error whose message is written for the user; commands print it and exit with `exit_code`."""
 
     exit_code = 2
 

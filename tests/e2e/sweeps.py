@@ -1,4 +1,4 @@
-"""Small sweeps through the door, as a user runs them: a process, its lines, its exit code."""
+"""Small sweeps through the command line, as a user runs them: a process, its lines, its exit code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_config(folder: Path, **sections: dict[str, object]) -> Path:
 
 
 def sweep_command(*arguments: object) -> list[str]:
-    """The door's command line."""
+    """The command line."""
     return [sys.executable, "-m", "qlora_ray.sweep", *map(str, arguments)]
 
 

@@ -1,4 +1,4 @@
-"""Evaluations through the door: a sweep's winner beside its base and a merged model, stopped and gone on with."""
+"""Evaluations through the command line: a winner beside its base and a merged model, stopped and gone on with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door to the bundle, as a user goes through it: a real adapter, merged, zipped, loaded by its own card, pushed."""
+"""The export command as a user runs it: a real adapter, merged, zipped, loaded by its own card, pushed."""
 
 from __future__ import annotations
 

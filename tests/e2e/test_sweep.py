@@ -1,4 +1,4 @@
-"""One small sweep from the door to the winner, and everything it leaves."""
+"""One small sweep from the command to the winner, and everything it leaves."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_resuming_a_finished_sweep_trains_nothing_again(finished: Finished) -> N
     assert again.returncode == 0, again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in adapters} == adapters
     assert read_json(finished.paths.summary)["counts"] == {"complete": 3}
-    # What is exported is that winner, merged as the export's own door does it.
+    # What is exported is that winner, merged as the export command does it.
     bundle = finished.folder / "winner"
     weights = "adapter/adapter_model.safetensors"
     assert (bundle / weights).read_bytes() == (finished.paths.best / weights).read_bytes()

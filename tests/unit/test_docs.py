@@ -135,8 +135,8 @@ def test_the_page_says_what_cannot_be_searched_and_what_other_names_mean() -> No
 
 
 def test_the_docs_hold_commands_of_every_door() -> None:
-    doors = {f"qlora_ray.{name}" for name in ("sweep", "plan", "evaluate", "export", "report")}
-    assert doors <= {module for _, module, _ in COMMANDS}
+    commands = {f"qlora_ray.{name}" for name in ("sweep", "plan", "evaluate", "export", "report")}
+    assert commands <= {module for _, module, _ in COMMANDS}
 
 
 @pytest.mark.parametrize(("where", "module", "arguments"), COMMANDS, ids=[where for where, _, _ in COMMANDS])

@@ -177,7 +177,7 @@ def test_the_command_to_go_on_with_has_the_rights_that_the_sweeps_config_gave(tm
     arguments = make_parser().parse_args(words[3:])
     assert (arguments.source, arguments.to) == (sweep, tmp_path / "a b")
     assert arguments.overrides == ["model.trust_remote_code=true"]
-    # The door takes it, and it is what lets the base's own code run.
+    # The command takes it, and it is what lets the base's own code run.
     selection = pick_trial(arguments.source, trial=arguments.trial, overrides=arguments.overrides, tell=print)
     assert selection.config.model.trust_remote_code
     plain = write_sweep(tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""What the sweep's door does with its winner: exports it, or says why not. No sweep runs here."""
+"""What the sweep command does with its winner: exports it, or says why not. No sweep runs here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from qlora_ray import sweep as door
+from qlora_ray import sweep
 from qlora_ray.errors import RunError
 from qlora_ray.exporting import delivery
 from qlora_ray.orchestration import driver
@@ -39,7 +39,7 @@ def ended(tmp_path, monkeypatch):
 
 
 def run(root, *options):
-    return door.main(["--resume", str(root), *map(str, options)])
+    return sweep.main(["--resume", str(root), *map(str, options)])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_is_of_a_whole_sweep_is_refused_where_none_is_run(ended, capfd, sho
 
 def test_a_sweep_is_resumed_from_inside_it_by_its_own_name(ended, monkeypatch):
     monkeypatch.chdir(ended())
-    assert door.main(["--resume", "."]) == 0
+    assert sweep.main(["--resume", "."]) == 0
     assert [settings["paths"].name for settings in ended.ran] == ["s"]
 
 
@@ -115,7 +115,7 @@ def test_a_new_sweeps_own_folder_is_refused_before_it_is_made(ended, tmp_path, m
     config = tmp_path / "c.yaml"
     config.write_text("search: {space: {training.learning_rate: {low: 1.0e-4, high: 1.0e-3}}}\n")
     options = ["--config", str(config), "--set", f"results.dir={tmp_path / 'results'}", "--set", "results.name=new"]
-    assert door.main([*options, "--export", str(tmp_path / "results" / "new")]) == 2
+    assert sweep.main([*options, "--export", str(tmp_path / "results" / "new")]) == 2
     assert "must not be the sweep's own folder" in capfd.readouterr().err
     assert ended.ran == [] and not (tmp_path / "results").exists()
 

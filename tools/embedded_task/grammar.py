@@ -1,4 +1,4 @@
-"""Question and SQL pairs over any schema: the door to the writers of single_table.py and many_tables.py."""
+"""Question and SQL pairs over any schema: the entry to the writers of single_table.py and many_tables.py."""
 
 from dataclasses import dataclass
 from random import Random
