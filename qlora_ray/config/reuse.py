@@ -26,6 +26,11 @@ TRUST = "model.trust_remote_code"
 def read_intent(manifest: dict[str, Any] | None, *, config: Path | None, overrides: Sequence[str]) -> SweepConfig:
     """Returns the validated config: `config` if there is one, else the manifest's, else the defaults.
 
+    Args:
+        manifest: The manifest of the sweep that the target came from; None if there is none.
+        config: A YAML file that the user named.
+        overrides: The user's `--set` values, as `section.key=value`.
+
     Raises:
         ConfigError: With every problem found, one line each.
     """
@@ -63,7 +68,7 @@ def drop_foreign_revision(config: SweepConfig, overrides: Sequence[str], *, own_
 
     Args:
         config: The config that came with the target, with the overrides in it.
-        overrides: `a.b=value` texts.
+        overrides: The user's `--set` values, as `section.key=value`.
         own_name: The target's own base.
     """
     is_other = is_overridden(overrides, "model.name") and config.model.name != own_name

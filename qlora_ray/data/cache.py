@@ -33,7 +33,14 @@ def default_cache_dir() -> Path:
 def compute_fingerprint(
     data: Data, *, digests: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, data_seed: int
 ) -> str:
-    """sha256 over all that decides the tokens: config section, bytes of the sources, tokenizer, seed, cache version."""
+    """Returns the sha256 over all that decides the tokens, in hex.
+
+    Args:
+        data: The config section `data`.
+        digests: The sha256 of each source's bytes, or a hub data set's fingerprint, by split.
+        tokenizer: The base's tokenizer; its vocabulary, special tokens and chat template count.
+        data_seed: Seed of the validation split.
+    """
     document = {
         "version": CACHE_VERSION,
         "data": data.model_dump(mode="json"),

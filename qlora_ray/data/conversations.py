@@ -27,7 +27,12 @@ class RowProblem(ValueError):
 
 
 def read_text(value: object, column: str, num_converted: Counter[str]) -> str:
-    """Returns a column's value as text, as it was written. Numbers become text, and are counted.
+    """Returns a column's value as text, as it was written.
+
+    Args:
+        value: What the row holds.
+        column: The column's name, for messages.
+        num_converted: Counts by column the numbers and booleans that became text.
 
     Raises:
         RowProblem: If there is no text: null, NaN, blank, or a list or object.

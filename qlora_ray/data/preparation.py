@@ -34,8 +34,8 @@ def prepare_data(
     the source before that split; `max_validation_rows` the first rows of the source, or of the held-out side.
 
     Args:
-        data: The config section.
-        tokenizer: The base's tokenizer.
+        data: The config section `data`.
+        tokenizer: The base's tokenizer: its chat template, special tokens and ids are used.
         data_seed: Seed of the validation split.
         cache_dir: Where prepared data is kept; None means `$QLORA_RAY_CACHE`, or `~/.cache/qlora_ray`.
 

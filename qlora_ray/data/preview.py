@@ -19,6 +19,11 @@ def render_preview(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, *
 
     Special tokens are shown: an end token that is not between the marks is one that the model does not learn.
 
+    Args:
+        prepared: The tokenized data.
+        tokenizer: The tokenizer that made it.
+        index: The training row, from 0.
+
     Raises:
         DataError: If train has no row of that index.
     """

@@ -34,10 +34,10 @@ def hold_out(examples: Sequence[Example], fraction: float, *, data_seed: int, so
     library's random generator. Prompts are taken in that order as long as they fit into `fraction` of the rows.
 
     Args:
-        examples: The rows.
+        examples: All rows of the source, in its order.
         fraction: Share of the rows for validation, in (0, 1); at least one row.
         data_seed: Another seed gives another split.
-        source_name: For the message.
+        source_name: The file or hub id, which error messages begin with.
 
     Raises:
         DataError: If there are fewer than two different prompts.

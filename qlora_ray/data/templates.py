@@ -83,9 +83,9 @@ def render(
     """Returns the pieces of one Example: for a conversation, alternating context and answer, from context on.
 
     Args:
-        example: What is rendered.
-        template: How.
-        tokenizer: Has the chat template.
+        example: The row: its turns, or its plain text.
+        template: As `choose_template` returned it: which renderer, and the text of a custom one.
+        tokenizer: Renders the `chat` template; the others do not use it.
         last_only: Whether only the last answer of a chat need be marked, and all before it may be one context: some
             templates (Qwen3's) render an answer otherwise once the conversation goes on.
 

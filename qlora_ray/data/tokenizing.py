@@ -69,7 +69,13 @@ def tokenize_split(
 ) -> tuple[TokenizedSplit, SplitCounts]:
     """Renders and tokenizes a split; rows longer than `max_length` tokens lose their right end.
 
-    `last_only` as in `render`: for rows of which only the last answer is asked.
+    Args:
+        name: The split's name: `train`, `validation`, `test`.
+        examples: Its rows.
+        template: How they are rendered.
+        tokenizer: The base's tokenizer.
+        max_length: `data.max_length`, in tokens.
+        last_only: As in `render`: for rows of which only the last answer is asked.
 
     Returns:
         The split and the counts. A row whose answers were cut away completely is dropped and counted.

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 
 def attach_adapter(base: LoadedBase, lora: Lora, *, seed: int) -> PeftModel:
-    """Puts a fresh adapter on the base: A from the trial's own seed by PEFT's distribution, B zero, all fp32.
+    """Puts a fresh LoRA adapter on the base and returns the PEFT model.
+
+    A is drawn by PEFT's own distribution, B is zero, and all adapter weights are fp32.
+
+    Args:
+        base: The frozen base, which is changed in place until `detach_adapter`.
+        lora: Rank, alpha, dropout and target modules.
+        seed: Of the draw of A. torch's global generator is set to it.
 
     Raises:
         ModelError: If the base lacks a target module.

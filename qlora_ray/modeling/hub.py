@@ -31,9 +31,9 @@ def find_commit(name: str, *, revision: str | None, where: str = "model.name") -
     """The commit of a model on the hub: today's, or the cached one where the hub cannot be reached.
 
     Args:
-        name: The hub id.
-        revision: A branch, tag or commit; None: main.
-        where: What a message begins with.
+        name: The model's hub id, as `Qwen/Qwen2.5-0.5B`.
+        revision: A branch, tag or commit; None stands for `main`.
+        where: The config key or argument that error messages begin with.
 
     Raises:
         ModelError: If there is no such model, or it is neither to be reached nor in the cache.
@@ -62,6 +62,11 @@ def reach_repository(name: str, *, revision: str | None, where: str) -> bool:
 
     The wait is HF_HUB_ETAG_TIMEOUT, the library's own setting (10 s): a slow network may have a longer one. A hub that
     answers that it is busy or ill is asked again; then the cache has to do for this model, and only for it.
+
+    Args:
+        name: The repository's hub id.
+        revision: A branch, tag or commit; None stands for `main`.
+        where: The config key or argument that error messages begin with.
 
     Returns:
         Whether the hub has it to give; else it is to be read with `local_files_only`.

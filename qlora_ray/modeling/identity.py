@@ -118,7 +118,7 @@ def compare_bases(expected: str, found: str) -> Literal["same", "other", "unknow
     """
     if expected == found and all(map(_is_exact, (expected, found))):
         return "same"
-    kinds = {one.split(":", 1)[0] for one in (expected, found)}
+    kinds = {fingerprint.split(":", 1)[0] for fingerprint in (expected, found)}
     if len(kinds) > 1:
         return "unknown"
     is_of_one_name = expected.rpartition("@")[0] == found.rpartition("@")[0]
@@ -131,9 +131,9 @@ def check_base(model: Model, *, expected_hash: str, where: str) -> str | None:
     """Holds a base against the fingerprint that an adapter's record has of its own.
 
     Args:
-        model: The base at hand.
+        model: The base that is used now, as its config section names it.
         expected_hash: `hash_base` of the base the adapter was trained on.
-        where: What the message begins with: the adapter's folder.
+        where: The adapter's folder, which error messages begin with.
 
     Returns:
         None if it is the same base, else a note that it could not be verified.

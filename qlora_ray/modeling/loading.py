@@ -125,13 +125,13 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
     """Loads the base frozen and quantized onto one device.
 
     Args:
-        model: The config section.
-        quantization: What it is stored and computed in.
-        device: `cpu` or `cuda:0`.
+        model: The config section `model`: name or folder, revision, attention implementation.
+        quantization: The format that weights are stored in, and the dtype of the arithmetic.
+        device: A torch device, as `cpu` or `cuda:0`; all weights go there.
 
     Raises:
         ModelError: If it cannot be loaded.
-        RuntimeError, MemoryError: If the device has no room for it (`shortage.is_out_of_memory`).
+        RuntimeError, MemoryError: If the device has no room for it (`device_memory.is_out_of_memory`).
     """
     source = find_source(model)
     from transformers import AutoModelForCausalLM
@@ -215,7 +215,13 @@ def _check_folder(name: str) -> None:
 
 
 def cannot_load(where: str, what: str, error: Exception) -> ModelError:
-    """A loading library's error as one line that says what to do."""
+    """Returns a loading library's error as one line that says what to do.
+
+    Args:
+        where: The config key or file that the message begins with.
+        what: What was loaded: a name, or `config of NAME`, `tokenizer of NAME`.
+        error: What the library raised; its first line is quoted.
+    """
     if Path(what.rsplit(" of ", 1)[-1]).expanduser().is_dir():
         advice = "Give a folder that save_pretrained wrote whole: config, weights and tokenizer."
     else:

@@ -47,7 +47,7 @@ def specify_quantization(quantization: Quantization, *, compute_dtype: Precision
     """The full spec behind a config's few words.
 
     Args:
-        quantization: The config section.
+        quantization: The config section `model.quantization`.
         compute_dtype: bf16, fp16 or fp32, from the precision rule of the device.
     """
     if quantization.method == "none":

@@ -37,7 +37,7 @@ def resolve_targets(model: PreTrainedModel, target_modules: str | list[str]) -> 
     """Module names for PEFT, from a preset or a list.
 
     Args:
-        model: The base.
+        model: The base, with or without weights (`build_skeleton`).
         target_modules: attention-qv, attention, all-linear, or module names.
 
     Returns:

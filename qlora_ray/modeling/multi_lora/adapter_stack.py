@@ -104,7 +104,13 @@ class AdapterStack:
         return flat_P
 
     def cut(self, flat_P: Tensor, layer: int, *, r: int | None = None) -> tuple[Tensor, Tensor]:
-        """Views of a layer's A and B in a flat row, without padding if a rank is given."""
+        """Returns views of a layer's A [R, D] and B [O, R] in a flat row.
+
+        Args:
+            flat_P: One adapter's weights, gradients or moments.
+            layer: The layer's number.
+            r: The adapter's own rank: A [r, D] and B [O, r], without the bucket's padding.
+        """
         place, bucket = self._places[layer], self.key.bucket
         a_RD = flat_P[place.a_start : place.b_start].view(bucket, place.width_in)
         b_OR = flat_P[place.b_start : place.b_start + bucket * place.width_out].view(place.width_out, bucket)

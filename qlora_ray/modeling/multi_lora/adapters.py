@@ -48,6 +48,11 @@ def draw_adapter(wrapped: WrappedBase, lora: Lora, *, seed: int) -> tuple[Bluepr
 
     So the initial A is drawn from the seed by PEFT's own distribution and in its order.
 
+    Args:
+        wrapped: The base; its own layers are put back while PEFT works.
+        lora: Rank, alpha, dropout and target modules.
+        seed: Of the draw of A.
+
     Raises:
         ModelError: If the base lacks a target module, or the adapter is of a kind that cannot be packed.
     """
@@ -89,7 +94,7 @@ def answering(wrapped: WrappedBase, adapter: Path | None) -> Iterator[None]:
 
 def parameter_names(path: str, adapter_name: str = ".default") -> tuple[str, str]:
     """PEFT's names of a layer's A and B: in a model, with its adapter's name in them; in a file, without."""
-    a, b = (f"{PEFT_PREFIX}{path}.lora_{one}{adapter_name}.weight" for one in "AB")
+    a, b = (f"{PEFT_PREFIX}{path}.lora_{letter}{adapter_name}.weight" for letter in "AB")
     return a, b
 
 

@@ -30,7 +30,13 @@ def mix(number: int) -> int:
 
 
 def row_key(seed: int, step: int, row: int) -> int:
-    """The 32-bit key of one row of a step."""
+    """Returns the 32-bit key that one row's masks in one step follow from.
+
+    Args:
+        seed: Of the adapter.
+        step: The optimizer step, from 0.
+        row: The row's number within the step's batch, from 0.
+    """
     return mix(mix(mix(seed % WORD) ^ (step * GOLDEN % WORD)) ^ (row * MIX_A % WORD))
 
 
@@ -57,7 +63,14 @@ class DropoutMasks:
         self._lowest_kept_B = torch.tensor(lowest_kept, dtype=torch.int16, device=device)
 
     def kept(self, layer: int, *, rows: slice, num_tokens: int, width: int) -> Tensor:
-        """Whether each element of a layer's input is kept: bool, [B of `rows`, T, D]."""
+        """Returns whether each element of a layer's input is kept: bool, [B of `rows`, T, D].
+
+        Args:
+            layer: The layer's number in the base.
+            rows: Which rows of the micro-batch.
+            num_tokens: T, the padded length of the micro-batch.
+            width: D, the layer's number of inputs.
+        """
         layer_key = _signed(mix((layer + 1) * GOLDEN % WORD))
         keys_B = (self._keys_B[rows] ^ layer_key) * _signed(MIX_A)
         words_BTW = self._counters.take(num_tokens, width) ^ keys_B[:, None, None]
