@@ -1,0 +1,107 @@
+"""Frozen dataclasses from JSON and back. Reading is lenient: files of older and newer versions have other keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from qlora_ray.runs.files import to_plain_json
+
+Record = TypeVar("Record")
+
+# The field of a dataclass that takes the keys no other field has.
+EXTRA = "extra"
+_OLD_KEY, _OLD_VALUES = "old_key", "old_values"
+
+
+def renamed(*, key: str | None = None, values: Mapping[str, str] | None = None) -> Any:
+    """A field, None by default, that files of older versions have under another key, or with other values."""
+    return dataclasses.field(default=None, metadata={_OLD_KEY: key, _OLD_VALUES: values or {}})
+
+
+def parse_record(kind: type[Record], data: Mapping[str, Any]) -> Record:
+    """A dataclass from a JSON object.
+
+    Every field must have a default: it is taken where the object lacks the key, or has a value of another type. Unknown
+    keys go into the field `extra` where the class has one, and are ignored where it has none.
+
+    Args:
+        kind: A dataclass whose fields are plain JSON types, enums, mappings, tuples of one type, or such dataclasses.
+        data: The object. Numbers that are not finite count as absent.
+    """
+    rest, known = dict(data), {}
+    types_of = _types_of(kind)  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name == EXTRA:
+            continue
+        old_key = field.metadata.get(_OLD_KEY)
+        value = rest.pop(field.name if field.name in rest or old_key is None else old_key, None)
+        if isinstance(value, str):
+            value = field.metadata.get(_OLD_VALUES, {}).get(value, value)
+        parsed = _parse(types_of[field.name], value)
+        if parsed is not None:
+            known[field.name] = parsed
+    if EXTRA in types_of:
+        known[EXTRA] = rest
+    return kind(**known)
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass, or anything with dataclasses in it, as JSON values; numbers that are not finite become None."""
+    return to_plain_json(_unfold(value))
+
+
+@cache
+def _types_of(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _parse(kind: Any, value: Any) -> Any:
+    """The value as this type; None where it is of another."""
+    if kind is Any or value is None:
+        return value
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _parse(next(choice for choice in arguments if choice is not types.NoneType), value)
+    if origin is tuple:
+        return tuple(_parse(arguments[0], item) for item in value) if isinstance(value, list | tuple) else None
+    if origin is not None:
+        return _parse_mapping(value, *arguments) if isinstance(value, Mapping) else None
+    if dataclasses.is_dataclass(kind):
+        return parse_record(kind, value) if isinstance(value, Mapping) else None  # type: ignore[arg-type]
+    if issubclass(kind, Enum):
+        return next((member for member in kind if member.value == value), None)
+    if kind is bool:
+        return value if isinstance(value, bool) else None
+    if kind is str:
+        return str(value) or None
+    return parse_number(value, kind)
+
+
+def _parse_mapping(value: Mapping[Any, Any], key_type: type, value_type: Any) -> dict[Any, Any]:
+    if key_type is int:
+        value = {int(key): item for key, item in value.items() if str(key).isdigit()}
+    return {key: _parse(value_type, item) for key, item in value.items()}
+
+
+def parse_number(value: Any, kind: type[float] | type[int] = float) -> Any:
+    """The value if it is a finite number, else None; whole numbers stay whole where a float is asked for."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (int(value) if kind is int else value) if is_number else None
+
+
+def _unfold(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        unfolded = {field.name: _unfold(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        extra = unfolded.pop(EXTRA, {})
+        return {**unfolded, **extra}
+    if isinstance(value, Mapping):
+        return {key: _unfold(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unfold(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
