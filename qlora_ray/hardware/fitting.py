@@ -36,19 +36,19 @@ RESERVED_CPUS_PER_NODE = 0.1
 
 
 @dataclass(frozen=True)
-class Seat:
+class NodeDevice:
     """A device in its node."""
 
-    device: DeviceProfile
+    profile: DeviceProfile
     node: NodeProfile
 
     @property
     def label(self) -> str:
-        return f"{self.node.hostname}:{self.device.index}"
+        return f"{self.node.hostname}:{self.profile.index}"
 
     @property
     def free_bytes(self) -> int:
-        return self.device.free_memory_bytes
+        return self.profile.free_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -79,37 +79,37 @@ class Refusal:
     """Why a device class gets no placement. `estimate` is there when memory is the reason."""
 
     words: str
-    seat: Seat
+    device: NodeDevice
     estimate: MemoryEstimate | None = None
 
 
-def find_problem(device: DeviceProfile, quantization: Quantization) -> str | None:
+def find_problem(profile: DeviceProfile, quantization: Quantization) -> str | None:
     """Why the libraries cannot train on a device, or None."""
-    if device.problem or device.kind == "cpu" or device.compute_capability is None:
-        return device.problem
+    if profile.problem or profile.kind == "cpu" or profile.compute_capability is None:
+        return profile.problem
     if quantization.method == "none":
         return None
     least = INT8_COMPUTE_CAPABILITY if quantization.method == "int8" else NF4_COMPUTE_CAPABILITY
-    if device.compute_capability >= least:
+    if profile.compute_capability >= least:
         return None
     return (
         f"bitsandbytes needs compute capability {least[0]}.{least[1]} for {quantization.method}, got "
-        f"{device.capability_text}. Set model.quantization.method: {'nf4' if least == (7, 5) else 'none'}."
+        f"{profile.capability_text}. Set model.quantization.method: {'nf4' if least == (7, 5) else 'none'}."
     )
 
 
 def describe_workload(
-    seats: Sequence[Seat], question: Question, precision: Precision, *, engine: EngineName
+    devices: Sequence[NodeDevice], question: Question, precision: Precision, *, engine: EngineName
 ) -> Workload:
     """The largest trial on this class by itself, one row at a time."""
-    demand, device = question.demand, seats[0].device
-    if device.kind == "cpu":
+    demand, profile = question.demand, devices[0].profile
+    if profile.kind == "cpu":
         context_bytes = CPU_PROCESS_BYTES
-    elif (device.compute_capability or BF16_COMPUTE_CAPABILITY) < BF16_COMPUTE_CAPABILITY:
+    elif (profile.compute_capability or BF16_COMPUTE_CAPABILITY) < BF16_COMPUTE_CAPABILITY:
         context_bytes = CONTEXT_BYTES_BEFORE_AMPERE
     else:
         context_bytes = CONTEXT_BYTES
-    loss: Loss = demand.loss if demand.loss != "auto" else "labels" if engine == "packed" else _choose_loss(seats)
+    loss: Loss = demand.loss if demand.loss != "auto" else "labels" if engine == "packed" else _choose_loss(devices)
     return Workload(
         engine=engine,
         method=question.quantization.method,
@@ -122,16 +122,16 @@ def describe_workload(
         seq_length=demand.max_seq_length,
         gradient_checkpointing=demand.gradient_checkpointing,
         loss=loss,
-        device_kind=device.kind,
+        device_kind=profile.kind,
         fp32_parameters=demand.fp32_parameters,
         lora_dropout=demand.lora_dropout,
-        attention=_choose_attention(device, question, precision),
+        attention=_choose_attention(profile, question, precision),
         context_bytes=context_bytes,
     )
 
 
 def _choose_attention(
-    device: DeviceProfile, question: Question, precision: Precision
+    profile: DeviceProfile, question: Question, precision: Precision
 ) -> Literal["fused", "math", "eager"]:
     """The kernel that attention gets: SDPA has no fused one for grouped keys where flash attention is not to be had.
 
@@ -139,49 +139,52 @@ def _choose_attention(
     """
     if question.demand.attn_implementation != "sdpa":
         return "eager" if question.demand.attn_implementation == "eager" else "fused"
-    if device.kind == "cpu" or not question.shape.has_grouped_keys:
+    if profile.kind == "cpu" or not question.shape.has_grouped_keys:
         return "fused"
-    has_flash = device.compute_capability is not None and device.compute_capability >= FLASH_COMPUTE_CAPABILITY
+    has_flash = profile.compute_capability is not None and profile.compute_capability >= FLASH_COMPUTE_CAPABILITY
     return "fused" if has_flash and precision.name != "fp32" else "math"
 
 
-def _choose_loss(seats: Sequence[Seat]) -> Loss:
+def _choose_loss(devices: Sequence[NodeDevice]) -> Loss:
     """`tiled` where every node's TRL has it, else `stock`."""
-    for seat in seats:
-        version = (seat.node.packages.get("trl") or "0.0").split(".")
+    for device in devices:
+        version = (device.node.packages.get("trl") or "0.0").split(".")
         numbers = tuple(int(word) if word.isdigit() else 0 for word in version[:2])
         if numbers < TRL_TILED_LOSS_VERSION:
             return "stock"
     return "tiled"
 
 
-def find_fitting(seats: list[Seat], question: Question, workload: Workload) -> tuple[list[Seat], list[str]] | Refusal:
+def find_fitting(
+    devices: list[NodeDevice], question: Question, workload: Workload
+) -> tuple[list[NodeDevice], list[str]] | Refusal:
     """The devices of a class with room for this much, and a note on each that has not; a refusal if none has."""
     needed_bytes = question.count_needed_bytes(workload)
-    fitting = [seat for seat in seats if seat.free_bytes >= needed_bytes]
+    fitting = [device for device in devices if device.free_bytes >= needed_bytes]
     if not fitting:
-        fullest = max(seats, key=lambda seat: seat.free_bytes)
+        fullest = max(devices, key=lambda device: device.free_bytes)
         estimate = question.estimate(workload)
         words = (
-            f"{fullest.device.name} on {fullest.label}: {format_gib(fullest.free_bytes)} free, and one trial needs "
+            f"{fullest.profile.name} on {fullest.label}: {format_gib(fullest.free_bytes)} free, and one trial needs "
             f"{estimate.describe(safety_factor=question.safety_factor)} at micro-batch 1"
         )
         return Refusal(words, fullest, estimate)
     notes = [
-        f"{seat.label}: only {format_gib(seat.free_bytes)} of its {format_gib(seat.device.total_memory_bytes)} are "
+        f"{device.label}: only {format_gib(device.free_bytes)} of its "
+        f"{format_gib(device.profile.total_memory_bytes)} are "
         f"free and one trial needs {format_gib(needed_bytes)}; it is left out"
-        for seat in seats
-        if seat.free_bytes < needed_bytes
+        for device in devices
+        if device.free_bytes < needed_bytes
     ]
     return fitting, notes
 
 
-def refuse_slots(seat: Seat, question: Question, *, at_most: int, room_bytes: int, words: str) -> Refusal:
+def refuse_slots(device: NodeDevice, question: Question, *, at_most: int, room_bytes: int, words: str) -> Refusal:
     """The config asks for more slots per device than fit."""
     return Refusal(
-        f"{seat.device.name} on {seat.label}: cluster.slots_per_device must be at most {at_most} here, got "
+        f"{device.profile.name} on {device.label}: cluster.slots_per_device must be at most {at_most} here, got "
         f"{question.cluster.slots_per_device}: {format_gib(room_bytes)} are free and {words}. Lower or drop it.",
-        seat,
+        device,
     )
 
 
@@ -195,17 +198,19 @@ def find_eval_batch(workload: Workload, question: Question, share_bytes: int) ->
     return 1
 
 
-def share_cpus(seats: Sequence[Seat], *, processes: int, num_threads: int) -> float:
+def share_cpus(devices: Sequence[NodeDevice], *, processes: int, num_threads: int) -> float:
     """Ray's CPU request per process: one per thread, or what the node can give to all of a device's processes."""
-    shares = [(seat.node.num_cpus - RESERVED_CPUS_PER_NODE) / (processes * len(seat.node.devices)) for seat in seats]
+    shares = [
+        (device.node.num_cpus - RESERVED_CPUS_PER_NODE) / (processes * len(device.node.devices)) for device in devices
+    ]
     return round_down(min(num_threads, *shares))
 
 
-def cap_memory(seat: Seat, estimate: MemoryEstimate, share_bytes: int) -> float | None:
+def cap_memory(device: NodeDevice, estimate: MemoryEstimate, share_bytes: int) -> float | None:
     """The part of a GPU that a process's tensors may take of its share; None on a CPU."""
-    if seat.device.kind == "cpu":
+    if device.profile.kind == "cpu":
         return None
-    return round_down((share_bytes - estimate.context_bytes) / seat.device.total_memory_bytes)
+    return round_down((share_bytes - estimate.context_bytes) / device.profile.total_memory_bytes)
 
 
 def round_down(number: float) -> float:

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 
 from qlora_ray.hardware.fitting import (
+    NodeDevice,
     Question,
     Refusal,
-    Seat,
     cap_memory,
     describe_workload,
     find_eval_batch,
@@ -56,21 +56,23 @@ class _Pack:
     per_device: int = 1
 
 
-def place_pack(seats: list[Seat], question: Question, precision: Precision) -> tuple[Placement, list[str]] | Refusal:
+def place_pack(
+    devices: list[NodeDevice], question: Question, precision: Precision
+) -> tuple[Placement, list[str]] | Refusal:
     """Place a pack of the largest trial on the devices of one class; also notes on devices that are too full."""
     demand = question.demand
-    workload = describe_workload(seats, question, precision, engine="packed")
+    workload = describe_workload(devices, question, precision, engine="packed")
     workload = replace(workload, micro_batch_tokens=demand.max_seq_length)
-    found = find_fitting(seats, question, workload)
+    found = find_fitting(devices, question, workload)
     if isinstance(found, Refusal):
         return found
     fitting, notes = found
-    room_bytes = min(seat.free_bytes for seat in fitting)
+    room_bytes = min(device.free_bytes for device in fitting)
     override = question.cluster.slots_per_device
     by_memory = _find_max_slots(workload, question, room_bytes, at_most=override or MAX_PACKED_SLOTS)
     if override is not None and by_memory < override:
         return refuse_slots(
-            seats[0],
+            devices[0],
             question,
             at_most=by_memory,
             room_bytes=room_bytes,
@@ -89,22 +91,24 @@ def place_pack(seats: list[Seat], question: Question, precision: Precision) -> t
     return _build_placement(fitting, question, precision, _Pack(workload, words, packs), room_bytes), notes
 
 
-def _count_packs(seats: list[Seat], question: Question, workload: Workload, *, slots: int, room_bytes: int) -> int:
+def _count_packs(
+    devices: list[NodeDevice], question: Question, workload: Workload, *, slots: int, room_bytes: int
+) -> int:
     """Packs on one device: several only of a narrow base on a CPU, with at least two trials in each."""
-    if not _is_narrow(seats, question):
+    if not _is_narrow(devices, question):
         return 1
     cluster = question.cluster
     exact = [number for number in (cluster.slots_per_device, cluster.max_slots) if number is not None]
     bound = min([slots, *exact])
-    for packs in range(min(MAX_PACKS, _count_threads(seats, question, bound), bound // 2), 1, -1):
+    for packs in range(min(MAX_PACKS, _count_threads(devices, question, bound), bound // 2), 1, -1):
         needed_bytes = question.count_needed_bytes(replace(workload, num_trials=slots // packs))
         if packs * needed_bytes <= room_bytes and all(number % packs == 0 for number in exact):
             return packs
     return 1
 
 
-def _is_narrow(seats: list[Seat], question: Question) -> bool:
-    return seats[0].device.kind == "cpu" and question.shape.hidden_size < NARROW_WIDTH
+def _is_narrow(devices: list[NodeDevice], question: Question) -> bool:
+    return devices[0].profile.kind == "cpu" and question.shape.hidden_size < NARROW_WIDTH
 
 
 def _find_max_slots(workload: Workload, question: Question, room_bytes: int, *, at_most: int) -> int:
@@ -115,14 +119,14 @@ def _find_max_slots(workload: Workload, question: Question, room_bytes: int, *, 
     return 1
 
 
-def _count_slots(seats: list[Seat], question: Question, by_memory: int) -> tuple[int, str]:
+def _count_slots(devices: list[NodeDevice], question: Question, by_memory: int) -> tuple[int, str]:
     """The slots of one device, and the limit that set the number."""
     demand, cluster = question.demand, question.cluster
     if cluster.slots_per_device is not None:
         return cluster.slots_per_device, "as the config asks"
-    saturation = SATURATION_TOKENS[seats[0].device.kind]
-    if _is_narrow(seats, question):
-        saturation = max(saturation, SATURATION_TOKENS_PER_CORE * min(seat.node.num_cpus for seat in seats))
+    saturation = SATURATION_TOKENS[devices[0].profile.kind]
+    if _is_narrow(devices, question):
+        saturation = max(saturation, SATURATION_TOKENS_PER_CORE * min(device.node.num_cpus for device in devices))
     filling = max(MIN_PACKED_SLOTS, math.ceil(saturation / demand.step_tokens))
     limits = [
         (filling, "fill the device"),
@@ -171,12 +175,12 @@ def _has_room_to_hold(workload: Workload, question: Question, room_bytes: int) -
 
 
 def _build_placement(
-    seats: list[Seat], question: Question, precision: Precision, pack: _Pack, room_bytes: int
+    devices: list[NodeDevice], question: Question, precision: Precision, pack: _Pack, room_bytes: int
 ) -> Placement:
-    device, demand, workload = seats[0].device, question.demand, pack.workload
+    profile, demand, workload = devices[0].profile, question.demand, pack.workload
     estimate = question.estimate(workload)
     slots = pack.per_device * workload.num_trials
-    num_threads = max(1, _count_threads(seats, question, slots) // pack.per_device)
+    num_threads = max(1, _count_threads(devices, question, slots) // pack.per_device)
     max_micro_batch = max(1, workload.num_tokens // demand.max_seq_length)
     micro_batch = largest_divisor(demand.effective_batch, at_most=max_micro_batch)
     whole = "in all" if pack.per_device == 1 else "each pack takes"
@@ -188,16 +192,16 @@ def _build_placement(
         precision.reason,
     ]
     return Placement(
-        device_class=device.class_key,
-        device_kind=device.kind,
-        device_name=device.name,
-        devices=tuple(seat.label for seat in seats),
+        device_class=profile.class_key,
+        device_kind=profile.kind,
+        device_name=profile.name,
+        devices=tuple(device.label for device in devices),
         engine="packed",
         slots_per_device=slots,
-        num_gpus=1.0 if device.kind == "cuda" else 0.0,
-        num_cpus=share_cpus(seats, processes=pack.per_device, num_threads=num_threads),
+        num_gpus=1.0 if profile.kind == "cuda" else 0.0,
+        num_cpus=share_cpus(devices, processes=pack.per_device, num_threads=num_threads),
         num_threads=num_threads,
-        memory_cap_fraction=cap_memory(seats[0], estimate, room_bytes),
+        memory_cap_fraction=cap_memory(devices[0], estimate, room_bytes),
         precision=precision,
         max_micro_batch=max_micro_batch,
         micro_batch=micro_batch,
@@ -224,9 +228,9 @@ def _say_hold(workload: Workload, estimate: MemoryEstimate) -> list[str]:
     return [f"the base is also held dequantized{size}"]
 
 
-def _count_threads(seats: list[Seat], question: Question, slots: int) -> int:
+def _count_threads(devices: list[NodeDevice], question: Question, slots: int) -> int:
     """CPU threads of the executor: its share of the node, or what the config asks for all of its slots."""
-    share = min(seat.node.num_cpus // len(seat.node.devices) for seat in seats)
+    share = min(device.node.num_cpus // len(device.node.devices) for device in devices)
     if question.cluster.cpus_per_slot is not None:
         share = min(share, slots * question.cluster.cpus_per_slot)
     return max(1, share)

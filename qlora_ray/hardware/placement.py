@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.errors import PlacementError
-from qlora_ray.hardware.fitting import Question, Refusal, Seat, find_problem, round_down, say_count
+from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_problem, round_down, say_count
 from qlora_ray.hardware.memory import FRAGMENTATION, format_gib
 from qlora_ray.hardware.packing import place_pack
 from qlora_ray.hardware.plan import Placement, Plan, TrialDemand
@@ -52,11 +52,11 @@ def plan_placements(
         )
     # A head node that Ray was given no CPUs of runs nothing.
     idle = [node.hostname for node in nodes if node.num_cpus < 1]
-    seats = [Seat(device, node) for node in nodes if node.num_cpus >= 1 for device in node.devices]
-    if not seats:
+    devices = [NodeDevice(profile, node) for node in nodes if node.num_cpus >= 1 for profile in node.devices]
+    if not devices:
         raise PlacementError("placement: the cluster must have a node, got none. Start one and retry.")
-    gpu_seats = [seat for seat in seats if seat.device.kind == "cuda"]
-    answers = [_place_class(members, question) for members in _group_by_class(gpu_seats or seats)]
+    gpus = [device for device in devices if device.profile.kind == "cuda"]
+    answers = [_place_class(members, question) for members in _group_by_class(gpus or devices)]
     refusals = [answer for answer in answers if isinstance(answer, Refusal)]
     placed = [answer for answer in answers if not isinstance(answer, Refusal)]
     if not placed:
@@ -69,7 +69,7 @@ def plan_placements(
         total_slots = min(total_slots, demand.num_trials)
     notes = [
         *(f"{hostname}: no CPUs for Ray, so no trials there" for hostname in idle),
-        *_note_cluster(seats, shape),
+        *_note_cluster(devices, shape),
         *(note for _, class_notes in placed for note in class_notes),
         *cap_words,
         *_note_precisions(placements),
@@ -77,30 +77,30 @@ def plan_placements(
     return Plan(tuple(placements), tuple(notes), tuple(refusal.words for refusal in refusals), total_slots)
 
 
-def _group_by_class(seats: Sequence[Seat]) -> list[list[Seat]]:
-    classes: dict[str, list[Seat]] = {}
-    for seat in seats:
-        classes.setdefault(seat.device.class_key, []).append(seat)
+def _group_by_class(devices: Sequence[NodeDevice]) -> list[list[NodeDevice]]:
+    classes: dict[str, list[NodeDevice]] = {}
+    for device in devices:
+        classes.setdefault(device.profile.class_key, []).append(device)
     return list(classes.values())
 
 
-def _place_class(seats: list[Seat], question: Question) -> tuple[Placement, list[str]] | Refusal:
+def _place_class(devices: list[NodeDevice], question: Question) -> tuple[Placement, list[str]] | Refusal:
     """Place the largest trial on the devices of one class, as the config's packing says."""
-    first, packing = seats[0], question.cluster.packing
-    problem = find_problem(first.device, question.quantization)
+    first, packing = devices[0], question.cluster.packing
+    problem = find_problem(first.profile, question.quantization)
     if problem:
-        return Refusal(f"{first.device.name} on {first.label}: {problem}", first)
+        return Refusal(f"{first.profile.name} on {first.label}: {problem}", first)
     try:
-        precision = choose_precision(first.device, requested=question.precision_requested)
+        precision = choose_precision(first.profile, requested=question.precision_requested)
     except PlacementError as error:
         return Refusal(str(error), first)
     if packing in ("single", "off"):
-        return place_processes(seats, question, precision)
+        return place_processes(devices, question, precision)
     if question.demand.single_reason:
-        return place_processes(seats, question, precision, why=question.demand.single_reason)
-    answer = place_pack(seats, question, precision)
+        return place_processes(devices, question, precision, why=question.demand.single_reason)
+    answer = place_pack(devices, question, precision)
     if packing == "auto" and isinstance(answer, Refusal) and answer.estimate is not None:
-        return place_processes(seats, question, precision, why="memory is too short for a pack")
+        return place_processes(devices, question, precision, why="memory is too short for a pack")
     return answer
 
 
@@ -136,10 +136,10 @@ def _lower_slots(placement: Placement, bound: int, *, safety_factor: float) -> P
     return lowered if placement.device_kind == "cpu" else replace(lowered, num_gpus=round_down(1 / bound))
 
 
-def _note_cluster(seats: Sequence[Seat], shape: ModelShape) -> list[str]:
+def _note_cluster(devices: Sequence[NodeDevice], shape: ModelShape) -> list[str]:
     notes = []
-    cpu_hosts = [seat.node.hostname for seat in seats if seat.device.kind == "cpu"]
-    if cpu_hosts and len(cpu_hosts) < len(seats):
+    cpu_hosts = [device.node.hostname for device in devices if device.profile.kind == "cpu"]
+    if cpu_hosts and len(cpu_hosts) < len(devices):
         notes.append(f"{', '.join(cpu_hosts)}: no GPU, so no trials there")
     if shape.layout_assumed:
         notes.append(f"model type {shape.model_type} is not known here; its layers are counted as Llama's")
@@ -158,14 +158,14 @@ def _explain_failure(refusals: Sequence[Refusal], question: Question) -> str:
     short = [refusal for refusal in refusals if refusal.estimate is not None]
     if not short:
         return "\n".join(refusal.words for refusal in refusals)
-    largest = max(short, key=lambda refusal: refusal.seat.free_bytes)
+    largest = max(short, key=lambda refusal: refusal.device.free_bytes)
     assert largest.estimate is not None
-    device = largest.seat.device
-    place = "GPU" if device.kind == "cuda" else "node"
+    profile = largest.device.profile
+    place = "GPU" if profile.kind == "cuda" else "node"
     return (
         f"placement: one trial needs {largest.estimate.describe(safety_factor=question.safety_factor)}; the largest "
-        f"free {place} has {format_gib(device.free_memory_bytes)} ({device.short_name} on "
-        f"{largest.seat.node.hostname}). {_say_remedy(question)}"
+        f"free {place} has {format_gib(profile.free_memory_bytes)} ({profile.short_name} on "
+        f"{largest.device.node.hostname}). {_say_remedy(question)}"
     )
 
 

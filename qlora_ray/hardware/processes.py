@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 
 from qlora_ray.hardware.fitting import (
+    NodeDevice,
     Question,
     Refusal,
-    Seat,
     cap_memory,
     describe_workload,
     find_eval_batch,
@@ -37,28 +37,28 @@ class _SlotCount:
 
 
 def place_processes(
-    seats: list[Seat], question: Question, precision: Precision, *, why: str | None = None
+    devices: list[NodeDevice], question: Question, precision: Precision, *, why: str | None = None
 ) -> tuple[Placement, list[str]] | Refusal:
     """Place the largest trial on the devices of one class; also notes on devices of it that are too full.
 
     Args:
-        seats: The devices.
+        devices: The devices.
         question: What is to be placed.
         precision: What they compute in.
         why: Why the trials are no pack, where the config leaves that open.
     """
-    workload = describe_workload(seats, question, precision, engine="single")
-    found = find_fitting(seats, question, workload)
+    workload = describe_workload(devices, question, precision, engine="single")
+    found = find_fitting(devices, question, workload)
     if isinstance(found, Refusal):
         return found
     fitting, notes = found
-    room_bytes = min(seat.free_bytes for seat in fitting)
+    room_bytes = min(device.free_bytes for device in fitting)
     override = question.cluster.slots_per_device
     max_micro_batch = _find_max_micro_batch(workload, question, room_bytes, num_slots=override or 1)
     if max_micro_batch == 0:
         needed_bytes = question.count_needed_bytes(workload)
         return refuse_slots(
-            seats[0],
+            devices[0],
             question,
             at_most=int(room_bytes // needed_bytes),
             room_bytes=room_bytes,
@@ -78,12 +78,12 @@ def _find_max_micro_batch(workload: Workload, question: Question, room_bytes: in
 
 
 def _build_placement(
-    seats: list[Seat], question: Question, precision: Precision, workload: Workload, room_bytes: int
+    devices: list[NodeDevice], question: Question, precision: Precision, workload: Workload, room_bytes: int
 ) -> Placement:
-    device, demand = seats[0].device, question.demand
+    profile, demand = devices[0].profile, question.demand
     estimate = question.estimate(workload)
-    count = _count_slots(seats, question, estimate, room_bytes)
-    num_threads = _count_threads(seats, question, count.slots)
+    count = _count_slots(devices, question, estimate, room_bytes)
+    num_threads = _count_threads(devices, question, count.slots)
     share_bytes = room_bytes // count.slots
     micro_batch = largest_divisor(demand.effective_batch, at_most=workload.micro_batch)
     words = [
@@ -96,16 +96,16 @@ def _build_placement(
             f"{workload.micro_batch} of per_device_train_batch_size {demand.per_device_train_batch_size} rows fit"
         )
     return Placement(
-        device_class=device.class_key,
-        device_kind=device.kind,
-        device_name=device.name,
-        devices=tuple(seat.label for seat in seats),
+        device_class=profile.class_key,
+        device_kind=profile.kind,
+        device_name=profile.name,
+        devices=tuple(device.label for device in devices),
         engine="single",
         slots_per_device=count.slots,
-        num_gpus=round_down(1 / count.slots) if device.kind == "cuda" else 0.0,
-        num_cpus=share_cpus(seats, processes=count.slots, num_threads=num_threads),
+        num_gpus=round_down(1 / count.slots) if profile.kind == "cuda" else 0.0,
+        num_cpus=share_cpus(devices, processes=count.slots, num_threads=num_threads),
         num_threads=num_threads,
-        memory_cap_fraction=cap_memory(seats[0], estimate, share_bytes),
+        memory_cap_fraction=cap_memory(devices[0], estimate, share_bytes),
         precision=precision,
         max_micro_batch=workload.micro_batch,
         micro_batch=micro_batch,
@@ -118,7 +118,9 @@ def _build_placement(
     )
 
 
-def _count_slots(seats: list[Seat], question: Question, estimate: MemoryEstimate, room_bytes: int) -> _SlotCount:
+def _count_slots(
+    devices: list[NodeDevice], question: Question, estimate: MemoryEstimate, room_bytes: int
+) -> _SlotCount:
     """The smallest of the limits that memory, CPUs, host RAM and good sense set."""
     cluster = question.cluster
     if cluster.slots_per_device is not None:
@@ -128,20 +130,20 @@ def _count_slots(seats: list[Seat], question: Question, estimate: MemoryEstimate
     if cluster.packing == "off":
         return _SlotCount(1, "1 slot: packing is off")
     by_memory = int(room_bytes // (estimate.total_bytes * question.safety_factor))
-    cpus = min(seat.node.num_cpus // (len(seat.node.devices) * (cluster.cpus_per_slot or 1)) for seat in seats)
+    cpus = min(device.node.num_cpus // (len(device.node.devices) * (cluster.cpus_per_slot or 1)) for device in devices)
     limits = [(by_memory, "memory is the limit"), (max(1, cpus), "CPUs are the limit")]
-    if seats[0].device.kind == "cuda":
-        ram = min(seat.node.available_ram_bytes // len(seat.node.devices) for seat in seats)
+    if devices[0].profile.kind == "cuda":
+        ram = min(device.node.available_ram_bytes // len(device.node.devices) for device in devices)
         limits.append((max(1, ram // CPU_PROCESS_BYTES), "the node's RAM is the limit"))
         limits.append((MAX_SLOTS_PER_GPU, "more processes on one GPU would only take turns"))
     slots, limit = min(limits, key=lambda item: item[0])
     return _SlotCount(slots, f"{say_count(slots, 'slot')}: {limit}")
 
 
-def _count_threads(seats: list[Seat], question: Question, slots: int) -> int:
+def _count_threads(devices: list[NodeDevice], question: Question, slots: int) -> int:
     """CPU threads of one slot: as the config asks; else one beside a GPU, or a fair share of a CPU node."""
     if question.cluster.cpus_per_slot is not None:
         return question.cluster.cpus_per_slot
-    if seats[0].device.kind == "cuda":
+    if devices[0].profile.kind == "cuda":
         return 1
-    return max(1, min(seat.node.num_cpus for seat in seats) // slots)
+    return max(1, min(device.node.num_cpus for device in devices) // slots)
