@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, OneOf
+
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 ObjectiveName = Literal["eval_loss", "trainable_parameters"]
-MetricName = Literal["exact_match", "token_f1", "numeric", "boxed_match", "sql_execution"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -60,7 +61,7 @@ class Data(Section):
         description="A file or hub split, or the fraction of train held out. Null: the dataset's own, else 0.1.",
     )
     test: str | None = None
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt-completion", "text", "columns"] = "auto"
+    format: Annotated[str, OneOf(FORMATS, also=("auto",))] = "auto"
     columns: Columns | None = None
     template: str = Field(
         "auto", description="`auto`, `chat`, `instruction`, `raw`, or text of your own with {prompt} in it."
@@ -175,9 +176,9 @@ class Search(Section):
         "search_spaces/rank_alpha_lr.yaml", description="A file, or the space itself."
     )
     num_trials: PositiveInt = 12
-    sampler: Literal["tpe", "random", "grid", "cma-es", "gp", "nsga2"] = "tpe"
+    sampler: Annotated[str, OneOf(SAMPLERS)] = "tpe"
     num_startup_trials: PositiveInt = Field(5, description="Random trials before tpe, cma-es and gp model anything.")
-    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    scheduler: Annotated[str, OneOf(SCHEDULERS)] = "asha"
     num_reports: PositiveInt = Field(4, description="Reports per trial, at equal samples seen.")
     grace_reports: PositiveInt = Field(1, description="No trial is stopped before this many reports.")
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
@@ -190,8 +191,9 @@ class Search(Section):
     def _objectives_fit_sampler(self) -> Search:
         if not 1 <= len(self.objectives) <= 2:
             raise ValueError("objectives must name one metric, or two")
-        if len(self.objectives) == 2 and self.sampler not in ("nsga2", "random", "tpe", "grid"):
-            raise ValueError(f"two objectives need sampler nsga2, tpe, random or grid, got {self.sampler}")
+        if len(self.objectives) > SAMPLERS[self.sampler].max_objectives:
+            *most, last = (name for name, sampler in SAMPLERS.items() if sampler.max_objectives > 1)
+            raise ValueError(f"two objectives need sampler {', '.join(most)} or {last}, got {self.sampler}")
         if len(self.objectives) == 2 and self.scheduler != "none":
             raise ValueError("two objectives need scheduler none: a stop would compare one of them only")
         if self.grace_reports > self.num_reports:
@@ -232,7 +234,7 @@ class Evaluate(Section):
     """How the winner is found among the best, and held against its base."""
 
     top_k: PositiveInt = Field(3, description="Best trials scored again on one device before one wins.")
-    metrics: Literal["auto"] | list[MetricName] = "auto"
+    metrics: Literal["auto"] | list[Annotated[str, OneOf(METRICS)]] = "auto"
     database: str | None = Field(None, description="SQLite file for sql_execution; `embedded` is the shipped one.")
     max_rows: PositiveInt | None = Field(
         100, description="Rows answered by generation, of validation or test; null: all."
@@ -254,8 +256,9 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _database_for_sql(self) -> Evaluate:
-        if isinstance(self.metrics, list) and "sql_execution" in self.metrics and self.database is None:
-            raise ValueError("sql_execution needs database, a SQLite file the queries run against")
+        needing = [name for name in self.metrics if METRICS[name].needs_database] if self.metrics != "auto" else []
+        if needing and self.database is None:
+            raise ValueError(f"{needing[0]} needs database, a SQLite file the queries run against")
         return self
 
     @model_validator(mode="after")
@@ -287,8 +290,8 @@ class SweepConfig(Section):
     results: Results = Results()
 
     @model_validator(mode="after")
-    def _hyperband_keeps_state(self) -> SweepConfig:
-        if self.search.scheduler in ("hyperband", "median") and not self.cluster.keep_trial_state:
+    def _paused_trials_keep_state(self) -> SweepConfig:
+        if SCHEDULERS[self.search.scheduler].pauses and not self.cluster.keep_trial_state:
             raise ValueError(
                 f"search.scheduler {self.search.scheduler} pauses trials: it needs cluster.keep_trial_state: true"
             )

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from qlora_ray.config.choices import FORMATS
 from qlora_ray.config.schema import Columns, Data
-from qlora_ray.data.conversations import RowProblem, looks_like_turns, read_text, read_turns
-from qlora_ray.data.examples import Example, Row, Turn
+from qlora_ray.data.conversations import RowProblem
+from qlora_ray.data.examples import Example, Row
+from qlora_ray.data.row_formats import RowFormat
 from qlora_ray.errors import DataError
 
-# Two columns that are known by name, in addition to prompt + completion.
-KNOWN_PAIRS = (
-    ("question", "answer"),
-    ("question", "sql"),
-    ("input", "output"),
-    ("query", "response"),
-    ("instruction", "response"),
-)
 NUM_ROWS_LOOKED_AT = 20  # json rows may leave keys out, so more than the first one is looked at
-REQUIRED_COLUMNS = {
-    "alpaca": ("instruction", "output"),
-    "sharegpt": ("conversations",),
-    "messages": ("messages",),
-    "prompt-completion": ("prompt", "completion"),
-    "text": ("text",),
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,7 @@ def convert_rows(source_name: str, rows: Sequence[Row], data: Data) -> Conversio
         try:
             if row.problem is not None:
                 raise RowProblem(row.problem)
-            examples.append(Example(_CONVERTERS[chosen.name](row, chosen.columns, num_converted), row.where))
+            examples.append(Example(_find(chosen.name).convert(row, chosen.columns, num_converted), row.where))
         except RowProblem as error:
             problems.append((row.where, str(error)))
     if problems:
@@ -87,10 +75,11 @@ def choose_format(source_name: str, rows: Sequence[Row], data: Data) -> Format:
     if data.columns is not None:
         return _named_columns(source_name, seen, data.columns)
     if data.format != "auto":
-        for column in REQUIRED_COLUMNS[data.format]:
+        required = _find(data.format).columns
+        for column in required:
             if column not in seen:
                 raise DataError(_missing_column(source_name, column, seen, f"data.format {data.format} needs"))
-        return _format(data.format, REQUIRED_COLUMNS[data.format], seen, f"data.format is {data.format}")
+        return _format(data.format, required, seen, f"data.format is {data.format}")
     candidates = _candidates(rows, seen)
     if len(candidates) == 1:
         name, columns = candidates[0]
@@ -108,24 +97,15 @@ def choose_format(source_name: str, rows: Sequence[Row], data: Data) -> Format:
     )
 
 
-def _candidates(rows: Sequence[Row], seen: list[str]) -> list[tuple[str, tuple[str, ...]]]:
+def _candidates(rows: Sequence[Row], seen: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Returns (format, columns) of all that the rows fit."""
     found: list[tuple[str, tuple[str, ...]]] = []
-    for name, column in (("messages", "messages"), ("sharegpt", "conversations")):
-        values = [row.values.get(column) for row in rows[:NUM_ROWS_LOOKED_AT]]
-        if any(looks_like_turns(value) for value in values):
-            found.append((name, (column,)))
-    if {"instruction", "output"} <= set(seen):
-        found.append(("alpaca", REQUIRED_COLUMNS["alpaca"]))
-    if {"prompt", "completion"} <= set(seen):
-        found.append(("prompt-completion", REQUIRED_COLUMNS["prompt-completion"]))
-    for pair in KNOWN_PAIRS:
-        is_part_of_alpaca = pair == ("input", "output") and "instruction" in seen
-        if set(pair) <= set(seen) and not is_part_of_alpaca:
-            found.append(("columns", pair))
-    # `text` is often the same row rendered once more (as in the original alpaca), so it counts only by itself.
-    if not found and "text" in seen:
-        found.append(("text", ("text",)))
-    return found
+    fallbacks: list[tuple[str, tuple[str, ...]]] = []
+    for name in FORMATS:
+        row_format = _find(name)
+        fitting = [(name, columns) for columns in row_format.recognize(row_format, rows[:NUM_ROWS_LOOKED_AT], seen)]
+        (fallbacks if row_format.is_fallback else found).extend(fitting)
+    return found or fallbacks
 
 
 def _named_columns(source_name: str, seen: list[str], columns: Columns) -> Format:
@@ -137,7 +117,7 @@ def _named_columns(source_name: str, seen: list[str], columns: Columns) -> Forma
 
 
 def _format(name: str, columns: tuple[str, ...], seen: list[str], why: str) -> Format:
-    used = {*columns, "input"} if name == "alpaca" else set(columns)
+    used = {*columns, *_find(name).optional_columns}
     unused = [column for column in seen if column not in used]
     suffix = f"; not used: {', '.join(unused)}" if unused else ""
     return Format(name, columns, f"{why}; columns seen: {', '.join(seen)}{suffix}")
@@ -149,51 +129,10 @@ def _missing_column(source_name: str, column: str, seen: list[str], rule: str) -
     return f"{source_name}: {rule} a column {column!r}, got columns {', '.join(seen) or 'none'}. {advice}"
 
 
+def _find(name: str) -> RowFormat:
+    row_format: RowFormat = pkgutil.resolve_name(FORMATS[name])
+    return row_format
+
+
 def _them(count: int) -> str:
     return "it" if count == 1 else "them"
-
-
-def _convert_pair(row: Row, columns: tuple[str, ...], num_converted: Counter[str]) -> tuple[Turn, ...]:
-    prompt, completion = columns
-    if looks_like_turns(row.values.get(prompt)) and looks_like_turns(row.values.get(completion)):
-        return read_turns([*_as_list(row, prompt), *_as_list(row, completion)], f"{prompt} + {completion}")
-    return (
-        Turn("user", read_text(row.values.get(prompt), prompt, num_converted)),
-        Turn("assistant", read_text(row.values.get(completion), completion, num_converted)),
-    )
-
-
-def _convert_alpaca(row: Row, columns: tuple[str, ...], num_converted: Counter[str]) -> tuple[Turn, ...]:
-    given = row.values.get("input")
-    has_input = given is not None and not (isinstance(given, str) and not given.strip())
-    return (
-        Turn(
-            "user",
-            read_text(row.values.get("instruction"), "instruction", num_converted),
-            read_text(given, "input", num_converted) if has_input else "",
-        ),
-        Turn("assistant", read_text(row.values.get("output"), "output", num_converted)),
-    )
-
-
-def _convert_conversation(row: Row, columns: tuple[str, ...], num_converted: Counter[str]) -> tuple[Turn, ...]:
-    return read_turns(row.values.get(columns[0]), columns[0])
-
-
-def _convert_text(row: Row, columns: tuple[str, ...], num_converted: Counter[str]) -> tuple[Turn, ...]:
-    return (Turn("text", read_text(row.values.get("text"), "text", num_converted)),)
-
-
-def _as_list(row: Row, column: str) -> list[object]:
-    value = row.values[column]
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-_CONVERTERS: dict[str, Callable[[Row, tuple[str, ...], Counter[str]], tuple[Turn, ...]]] = {
-    "alpaca": _convert_alpaca,
-    "columns": _convert_pair,
-    "messages": _convert_conversation,
-    "prompt-completion": _convert_pair,
-    "sharegpt": _convert_conversation,
-    "text": _convert_text,
-}

@@ -1,4 +1,4 @@
-"""Ray Tune over light trials: schedulers, the gate between pool and searcher, and a quiet run."""
+"""Ray Tune over light trials: the gate between pool and searcher, and a quiet run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
 
 from qlora_ray.config.schema import Search
 from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.schedulers import make_scheduler
 from qlora_ray.orchestration.searcher import StudySearcher
 from qlora_ray.orchestration.trial import SweepTrial, TrialTerms
 from qlora_ray.runs.paths import trial_id_of
@@ -29,30 +23,6 @@ from qlora_ray.runs.paths import trial_id_of
 TRIAL_CPUS = 0.001
 EVENT_POLL_S = 1.0
 SNAPSHOT_PERIOD_S = 24 * 3600
-# Trials the median is taken over before it stops any.
-MEDIAN_MIN_TRIALS = 3
-
-
-def make_scheduler(search: Search) -> TrialScheduler:
-    """The scheduler a config asks for, counting a trial's reports.
-
-    Reports, not Tune's own iterations: a trial that goes on from an earlier state does not start again at 1.
-    """
-    common: dict[str, Any] = {"time_attr": "report_index"}
-    if search.scheduler == "asha":
-        return AsyncHyperBandScheduler(
-            max_t=search.num_reports,
-            grace_period=search.grace_reports,
-            reduction_factor=search.reduction_factor,
-            **common,
-        )
-    if search.scheduler == "hyperband":
-        return HyperBandScheduler(max_t=search.num_reports, reduction_factor=search.reduction_factor, **common)
-    if search.scheduler == "median":
-        return MedianStoppingRule(
-            grace_period=search.grace_reports, min_samples_required=MEDIAN_MIN_TRIALS, hard_stop=True, **common
-        )
-    return FIFOScheduler()
 
 
 class Gate(tune.Callback, tune.Stopper):

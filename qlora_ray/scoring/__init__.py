@@ -4,8 +4,10 @@
 and `scores` do, and are imported by their own names.
 """
 
-from qlora_ray.scoring.metrics.choice import ExactMatch, SqlExecution, SqlValid, resolve_metrics
+from qlora_ray.scoring.metrics.choice import resolve_metrics
+from qlora_ray.scoring.metrics.execution import SqlExecution, SqlValid
 from qlora_ray.scoring.metrics.metric import Metric, measure
+from qlora_ray.scoring.metrics.text import ExactMatch
 from qlora_ray.scoring.split import EvaluationSplit
 
 __all__ = ["EvaluationSplit", "ExactMatch", "Metric", "SqlExecution", "SqlValid", "measure", "resolve_metrics"]

@@ -10,7 +10,7 @@ from qlora_ray.scoring.comparison import Comparison, compare_scores
 from qlora_ray.scoring.token_budget import LIMITS
 
 if TYPE_CHECKING:
-    from qlora_ray.scoring.metrics.choice import Metric
+    from qlora_ray.scoring.metrics.metric import Metric
     from qlora_ray.scoring.scores import Scores
 
 

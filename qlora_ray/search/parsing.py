@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.documents import Document, read_document
 from qlora_ray.config.loading import closest_path, find_shipped
 from qlora_ray.config.schema import SweepConfig
@@ -31,7 +32,7 @@ def load_space(config: SweepConfig) -> SearchSpace:
     else:
         document = Document("search.space", dict(given))
     space = parse_space(document, config)
-    if config.search.sampler == "grid":
+    if SAMPLERS[config.search.sampler].visits_grid:
         size = space.grid_size()
         if config.search.num_trials > size:
             raise ConfigError(

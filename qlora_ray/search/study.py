@@ -1,13 +1,15 @@
-"""The Optuna study behind a sweep: its samplers, its journal on disk, and the truth about each trial's end."""
+"""The Optuna study behind a sweep: its journal on disk, and the truth about each trial's end."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from qlora_ray.config.choices import SAMPLERS, SCHEDULER_KEYS, SCHEDULERS
 from qlora_ray.config.schema import Search
 from qlora_ray.errors import ConfigError, RunError
-from qlora_ray.search.space import SearchSpace, encode_choice
+from qlora_ray.search.samplers import make_sampler
+from qlora_ray.search.space import SearchSpace
 
 if TYPE_CHECKING:
     import optuna
@@ -16,54 +18,6 @@ if TYPE_CHECKING:
 CAUSE_ATTRIBUTE = "cause"
 RESUMED_FROM_ATTRIBUTE = "resumed_from"
 INTERRUPTED = "interrupted"
-# A prime, so that a resumed sampler's seed is not that of another sweep with a seed nearby.
-RESUME_STRIDE = 1_000_003
-
-
-def make_sampler(search: Search, space: SearchSpace, *, num_proposed: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler a config asks for.
-
-    Args:
-        search: The config section.
-        space: What it searches.
-        num_proposed: Trials the study has already. A sampler of the same seed would propose the first ones again.
-
-    Raises:
-        ConfigError: If the sampler needs a package that is not installed, or a space it cannot cover.
-    """
-    import optuna
-
-    seed = (search.seed + num_proposed * RESUME_STRIDE) % 2**32
-    if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if search.sampler == "grid":
-        grid = {parameter.path: [encode_choice(value) for value in parameter.grid()] for parameter in space.parameters}
-        return _make_grid_sampler(grid, seed)
-    if search.sampler == "tpe":
-        # constant_liar: running trials count as bad, so that parallel trials do not all ask for the same spot.
-        return optuna.samplers.TPESampler(
-            n_startup_trials=search.num_startup_trials,
-            multivariate=True,
-            constant_liar=True,
-            seed=seed,
-        )
-    if search.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(population_size=max(4, search.num_trials // 4), seed=seed)
-    try:
-        if search.sampler == "cma-es":
-            import cmaes  # noqa: F401
-
-            return optuna.samplers.CmaEsSampler(
-                n_startup_trials=search.num_startup_trials, seed=seed, warn_independent_sampling=False
-            )
-        import scipy  # noqa: F401
-
-        return optuna.samplers.GPSampler(n_startup_trials=search.num_startup_trials, seed=seed)
-    except ImportError as error:
-        raise ConfigError(
-            f"search.sampler: {search.sampler} needs the package {error.name}, which is not installed. "
-            "Install qlora_ray[samplers]."
-        ) from None
 
 
 def remove_stale_lock(path: Path) -> None:
@@ -116,23 +70,23 @@ def describe_unused(search: Search, space: SearchSpace) -> list[str]:
     unused = []
     defaults = Search()
     given = {name for name in search.model_fields_set if getattr(search, name) != getattr(defaults, name)}
-    if "grace_reports" in given and search.scheduler in ("hyperband", "none"):
-        unused.append(f"search.grace_reports is not used by scheduler {search.scheduler}")
-    if "reduction_factor" in given and search.scheduler in ("median", "none"):
-        unused.append(f"search.reduction_factor is not used by scheduler {search.scheduler}")
-    if "num_startup_trials" in given and search.sampler not in ("tpe", "cma-es", "gp"):
+    sampler = SAMPLERS[search.sampler]
+    for key in SCHEDULER_KEYS:
+        if key in given and key not in SCHEDULERS[search.scheduler].reads:
+            unused.append(f"search.{key} is not used by scheduler {search.scheduler}")
+    if "num_startup_trials" in given and not sampler.uses_startup_trials:
         unused.append(f"search.num_startup_trials is not used by sampler {search.sampler}")
-    if search.sampler == "grid" and space.points_to_evaluate:
-        unused.append("points_to_evaluate are not run first by sampler grid, which visits its own points")
+    if sampler.visits_grid and space.points_to_evaluate:
+        unused.append(f"points_to_evaluate are not run first by sampler {search.sampler}, which visits its own points")
     choices = [parameter.path for parameter in space.parameters if parameter.choices is not None]
-    if search.sampler == "cma-es" and choices:
-        unused.append(f"sampler cma-es searches ranges; it draws {', '.join(choices)} at random")
+    if sampler.searches_ranges_only and choices:
+        unused.append(f"sampler {search.sampler} searches ranges; it draws {', '.join(choices)} at random")
     return unused
 
 
 def enqueue_known_points(study: optuna.Study, *, search: Search, space: SearchSpace) -> None:
     """Puts the space's known good settings first in line, once; a grid visits its own points only."""
-    if search.sampler == "grid":
+    if SAMPLERS[search.sampler].visits_grid:
         return
     for point in space.points_to_evaluate:
         study.enqueue_trial(space.encode(point), skip_if_exists=True)
@@ -176,28 +130,3 @@ def count_finished(study: optuna.Study) -> int:
     return sum(
         trial.state.is_finished() and trial.number not in interrupted for trial in study.get_trials(deepcopy=False)
     )
-
-
-def _make_grid_sampler(grid: dict[str, list[Any]], seed: int) -> optuna.samplers.BaseSampler:
-    import optuna
-
-    class AskTellGrid(optuna.samplers.GridSampler):
-        """Optuna 5.0's GridSampler raises outside `study.optimize`: after the last point, and for a partial one."""
-
-        def after_trial(self, *args: Any, **kwargs: Any) -> None:
-            """Nothing: the base class stops a loop that is not there. The sweep counts its trials itself."""
-
-        def sample_independent(
-            self,
-            study: optuna.Study,
-            trial: optuna.trial.FrozenTrial,
-            param_name: str,
-            param_distribution: optuna.distributions.BaseDistribution,
-        ) -> Any:
-            """The grid point's value, or any value for what an enqueued setting leaves open."""
-            if "grid_id" in trial.system_attrs:
-                return super().sample_independent(study, trial, param_name, param_distribution)
-            return fallback.sample_independent(study, trial, param_name, param_distribution)
-
-    fallback = optuna.samplers.RandomSampler(seed=seed)
-    return AskTellGrid(grid, seed=seed)

@@ -1,7 +1,8 @@
-"""Which engine a placement asks for: one entry per engine name."""
+"""The engines that a placement can name: one line adds one."""
 
 from __future__ import annotations
 
+import pkgutil
 from typing import TYPE_CHECKING
 
 from qlora_ray.config.schema import Evaluate
@@ -10,8 +11,14 @@ from qlora_ray.training.engine import Engine
 
 if TYPE_CHECKING:
     from qlora_ray.modeling.loading import LoadedBase
-    from qlora_ray.scoring.metrics.choice import Metric
+    from qlora_ray.scoring.metrics.metric import Metric
     from qlora_ray.training.engine import TrainingData
+
+# Engine name -> a function with the arguments of `make_engine`, as `module:attribute`: imported when it is chosen.
+ENGINES = {
+    "packed": "qlora_ray.training.packed.engine:make_engine",
+    "single": "qlora_ray.training.single.engine:make_engine",
+}
 
 
 def make_engine(
@@ -23,29 +30,17 @@ def make_engine(
     evaluate: Evaluate,
     metrics: list[Metric],
 ) -> Engine:
-    """The engine that the placement asks for."""
-    if placement.engine == "single":
-        from qlora_ray.training.single.engine import SingleEngine
+    """Returns the engine that a placement names.
 
-        return SingleEngine(
-            base,
-            data,
-            max_micro_batch=placement.max_micro_batch,
-            max_eval_batch=placement.eval_batch,
-            evaluate=evaluate,
-            metrics=metrics,
-        )
-    from qlora_ray.training.packed.engine import PackedEngine
-
-    assert placement.max_tokens_per_micro_batch is not None
-    return PackedEngine(
-        base,
-        data,
-        slots=placement.slots_per_executor,
-        max_tokens_per_micro_batch=placement.max_tokens_per_micro_batch,
-        hold_dequantized=placement.hold_dequantized,
-        max_eval_batch=placement.eval_batch,
-        memory_limit_bytes=memory_limit_bytes,
-        evaluate=evaluate,
-        metrics=metrics,
+    Args:
+        placement: The planner's sizes for this device.
+        base: The frozen base, loaded on it.
+        data: Training and validation rows.
+        memory_limit_bytes: What this process may reserve on a GPU; None on a CPU.
+        evaluate: How the engine's `score` generates answers.
+        metrics: What it measures besides the loss.
+    """
+    engine: Engine = pkgutil.resolve_name(ENGINES[placement.engine])(
+        placement, base, data, memory_limit_bytes=memory_limit_bytes, evaluate=evaluate, metrics=metrics
     )
+    return engine

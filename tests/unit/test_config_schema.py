@@ -225,7 +225,7 @@ TWO = {"eval_loss": "min", "trainable_parameters": "min"}
     ("given", "message"),
     [
         ({"objectives": {}}, "one metric, or two"),
-        ({"objectives": TWO, "scheduler": "none", "sampler": "gp"}, "need sampler nsga2, tpe, random or grid, got gp"),
+        ({"objectives": TWO, "scheduler": "none", "sampler": "gp"}, "need sampler tpe, random, grid or nsga2, got gp"),
         ({"objectives": TWO}, "two objectives need scheduler none"),
         ({"objectives": {"trainable_parameters": "min"}}, "the first objective must be eval_loss: min"),
         ({"objectives": {"eval_loss": "max"}}, "the first objective must be eval_loss: min"),

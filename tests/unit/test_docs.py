@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from qlora_ray import embedded
+from qlora_ray.config.choices import OneOf
 from qlora_ray.config.documents import Document, parse_yaml_value
 from qlora_ray.config.loading import KNOWN_ELSEWHERE, known_paths, load_config, parse_override, validate_document
 from qlora_ray.config.schema import SweepConfig
@@ -66,7 +67,14 @@ def _rows() -> dict[str, tuple[str, str]]:
     return {key: row for key, row in rows.items() if "." in key}
 
 
+def _choices(info: Any) -> set[str]:
+    """The names that a field allows: those of its Literals and of its tables."""
+    return set().union(_literals(info.annotation), *(_literals(rule) for rule in info.metadata))
+
+
 def _literals(annotation: Any) -> set[str]:
+    if isinstance(annotation, OneOf):
+        return set(annotation.names)
     if get_origin(annotation) is Literal:
         return {choice for choice in get_args(annotation) if isinstance(choice, str)}
     return {choice for part in get_args(annotation) for choice in _literals(part)}
@@ -120,11 +128,11 @@ def test_the_default_on_the_page_is_the_schemas(key: str) -> None:
         assert parse_yaml_value(written.strip("`")) == default
 
 
-@pytest.mark.parametrize("key", sorted(key for key, info in FIELDS.items() if _literals(info.annotation)))
+@pytest.mark.parametrize("key", sorted(key for key, info in FIELDS.items() if _choices(info)))
 def test_every_choice_of_a_key_is_in_its_row(key: str) -> None:
     default, meaning = _rows()[key]
     named = set(re.findall(r"[\w-]+", f"{default} {meaning}"))
-    assert _literals(FIELDS[key].annotation) - named == set()
+    assert _choices(FIELDS[key]) - named == set()
 
 
 def test_the_page_says_what_cannot_be_searched_and_what_other_names_mean() -> None:
@@ -207,8 +215,8 @@ def test_the_make_targets_in_the_docs_are_in_the_makefile() -> None:
 def test_the_readme_names_every_format_sampler_and_scheduler() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for key in ("search.sampler", "search.scheduler"):
-        assert [choice for choice in _literals(FIELDS[key].annotation) if f"| `{choice}` |" not in text] == []
-    formats = _literals(FIELDS["data.format"].annotation) - {"auto", "columns"}
+        assert [choice for choice in _choices(FIELDS[key]) if f"| `{choice}` |" not in text] == []
+    formats = _choices(FIELDS["data.format"]) - {"auto", "columns"}
     assert [name for name in formats if f"| {name} |" not in text] == []
 
 

@@ -15,7 +15,7 @@ from qlora_ray.config.schema import Evaluate, SweepConfig
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid, resolve_metrics
-from qlora_ray.scoring.metrics import choice as metrics_module
+from qlora_ray.scoring.metrics import execution as metrics_module
 from qlora_ray.scoring.metrics.choice import check_references, resolve_data_metrics
 
 

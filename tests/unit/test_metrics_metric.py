@@ -74,7 +74,7 @@ def test_numpys_numbers_are_numbers() -> None:
         (None, "score must return a list of floats, got NoneType"),
         ([1.0, None], "score must return floats, NaN where there is no score, got None of row 1"),
         (["1", "0"], "got '1' of row 0"),
-        (lambda: 1 / 0, r"got ZeroDivisionError: division by zero \(test_evaluation_measurement\.py:\d+\)"),
+        (lambda: 1 / 0, r"got ZeroDivisionError: division by zero \(test_metrics_metric\.py:\d+\)"),
     ],
 )
 def test_a_broken_metric_is_one_message_that_says_where(scores: Any, message: str) -> None:

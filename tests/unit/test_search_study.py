@@ -7,9 +7,11 @@ import sys
 import pytest
 from optuna.trial import TrialState
 
+from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
 from qlora_ray.search.parsing import load_space
+from qlora_ray.search.samplers import make_sampler
 from qlora_ray.search.space import apply_values
 from qlora_ray.search.study import (
     INTERRUPTED,
@@ -19,7 +21,6 @@ from qlora_ray.search.study import (
     end_interrupted,
     enqueue_known_points,
     interrupted_trials,
-    make_sampler,
     open_study,
     remove_stale_lock,
     requeue_interrupted,
@@ -27,7 +28,6 @@ from qlora_ray.search.study import (
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
-SAMPLERS = ["tpe", "random", "grid", "cma-es", "gp", "nsga2"]
 SPACE = {
     "lora.r": {"choices": [4, 8, 16]},
     "lora.target_modules": {"choices": ["attention", ["q_proj", "v_proj"]]},

@@ -1,19 +1,20 @@
-"""Which metrics score the answers, and the ones of SQL. Each gives a score per row, so that models can be paired."""
+"""Which metrics score the answers. Each gives a score per row, so that models can be paired."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlora_ray.config.choices import METRICS
 from qlora_ray.config.schema import Evaluate, SweepConfig
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.modeling.loading import EMBEDDED
-from qlora_ray.scoring.metrics.boxed import BoxedMatch, find_box, find_expected
-from qlora_ray.scoring.metrics.metric import Metric, measure
-from qlora_ray.scoring.metrics.numeric import AbsoluteError, NumericMatch, RelativeError, find_number, marks_number
-from qlora_ray.scoring.metrics.sql import TIMEOUT_S, ExecutionOutcome, execution_match, is_database
-from qlora_ray.scoring.metrics.text import NormalizedMatch, TokenF1
+from qlora_ray.scoring.metrics.boxed import find_box, find_expected
+from qlora_ray.scoring.metrics.metric import Accompanied, Metric, measure
+from qlora_ray.scoring.metrics.numeric import find_number, marks_number
+from qlora_ray.scoring.metrics.sql import is_database
 
 if TYPE_CHECKING:
     from qlora_ray.data import PreparedData
@@ -21,66 +22,6 @@ if TYPE_CHECKING:
 
 # What is measured besides metrics.
 RESERVED_NAMES = frozenset(("loss", "perplexity"))
-
-
-class ExactMatch:
-    """1 where the answer is the reference but for runs of white space and final semicolons, else 0.
-
-    Case counts: it is part of literals ('USA'), and an adapter should learn the case of its data. White space inside
-    literals is collapsed like any other.
-    """
-
-    name = "exact_match"
-    higher_is_better = True
-
-    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Returns 1.0 or 0.0 per row."""
-        return [
-            float(_normalize(prediction) == _normalize(reference))
-            for prediction, reference in zip(predictions, references, strict=True)
-        ]
-
-
-class SqlExecution:
-    """1 where the answer, run as SQL, returns the rows of the reference (`sql.execution_match` says when), else 0."""
-
-    name = "sql_execution"
-    higher_is_better = True
-
-    def __init__(self, database: Path, *, timeout_s: float = TIMEOUT_S) -> None:
-        self.database = database
-        self.timeout_s = timeout_s
-        self._outcomes: dict[tuple[str, str], ExecutionOutcome] = {}
-
-    def outcomes(self, predictions: Sequence[str], references: Sequence[str]) -> list[ExecutionOutcome]:
-        """Returns what came of each answer, with the reason where one did not run. A pair runs only once.
-
-        Raises:
-            DataError: a reference does not run.
-        """
-        pairs = list(zip(predictions, references, strict=True))
-        for pair in pairs:
-            if pair not in self._outcomes:
-                self._outcomes[pair] = execution_match(self.database, *pair, timeout_s=self.timeout_s)
-        return [self._outcomes[pair] for pair in pairs]
-
-    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Returns 1.0 or 0.0 per row."""
-        return [float(outcome.correct) for outcome in self.outcomes(predictions, references)]
-
-
-class SqlValid:
-    """1 where the answer runs at all, else 0: tells wrong SQL from no SQL. Shares its runs with `execution`."""
-
-    name = "sql_valid"
-    higher_is_better = True
-
-    def __init__(self, execution: SqlExecution) -> None:
-        self.execution = execution
-
-    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Returns 1.0 or 0.0 per row."""
-        return [float(outcome.valid) for outcome in self.execution.outcomes(predictions, references)]
 
 
 def resolve_data_metrics(
@@ -158,7 +99,7 @@ def resolve_metrics(
     else:
         names = list(dict.fromkeys(evaluate.metrics))
         path = None
-        if "sql_execution" in names:
+        if any(METRICS[name].needs_database for name in names):
             path, _ = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
         metrics, reason = _build(names, path), f"{' and '.join(names) or 'no metrics'}: as evaluate.metrics says"
     if not custom:
@@ -217,27 +158,13 @@ def _choose(
 def _build(names: Sequence[str], database: Path | None) -> list[Metric]:
     """Returns the metrics of these names in their order, then those that they bring along."""
     metrics: list[Metric] = []
-    companions: list[Metric] = []
     for name in names:
-        match name:
-            case "exact_match":
-                metrics.append(ExactMatch())
-            case "boxed_match":
-                metrics.append(BoxedMatch())
-            case "token_f1":
-                metrics.append(TokenF1())
-                companions.append(NormalizedMatch())
-            case "numeric":
-                metrics.append(NumericMatch())
-                companions += [AbsoluteError(), RelativeError()]
-            case "sql_execution":
-                assert database is not None, "the config's own check: sql_execution needs a database"
-                execution = SqlExecution(database)
-                metrics.append(execution)
-                companions.append(SqlValid(execution))
-            case _:
-                raise AssertionError(f"the config's own check: no metric is called {name}")
-    return [*metrics, *companions]
+        entry = METRICS[name]
+        make = pkgutil.resolve_name(entry.make)
+        assert database is not None or not entry.needs_database, f"the config's own check: {name} needs a database"
+        metrics.append(make(database) if entry.needs_database else make())
+    accompanied = [metric for metric in metrics if isinstance(metric, Accompanied)]
+    return [*metrics, *(companion for metric in accompanied for companion in metric.companions())]
 
 
 def _check_names(metrics: Sequence[Metric]) -> None:
@@ -249,7 +176,3 @@ def _check_names(metrics: Sequence[Metric]) -> None:
             f"metrics: each must have a name of its own, got {', '.join(taken)}, which is taken. "
             "Rename the class's `name`, or leave the other out of evaluate.metrics."
         )
-
-
-def _normalize(text: str) -> str:
-    return " ".join(text.split()).rstrip("; ")

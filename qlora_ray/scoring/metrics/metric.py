@@ -1,6 +1,6 @@
 """What a metric is, and what it says of a model's answers: a score per row, one value of them, and further figures.
 
-A metric is any class with `name`, `higher_is_better` and `score`; there is nothing to inherit from. Two more methods
+A metric is any class with `name`, `higher_is_better` and `score`; there is nothing to inherit from. Three more methods
 are optional, each a protocol of its own below, and so is `needs_references = False`: such a metric also scores answers
 that have none, and gets empty texts in their place.
 """
@@ -47,6 +47,14 @@ class Detailing(Protocol):
 
     def details(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """Returns further figures by name, e.g. R^2; NaN where there is none."""
+
+
+@runtime_checkable
+class Accompanied(Protocol):
+    """A metric of `evaluate.metrics` beside which others are always measured."""
+
+    def companions(self) -> list[Metric]:
+        """Returns the others, which stand behind all that the config names."""
 
 
 @dataclass(frozen=True)

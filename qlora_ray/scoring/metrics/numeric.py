@@ -32,6 +32,7 @@ from qlora_ray.scoring.metrics.boxed import (
     has_box,
     read_number,
 )
+from qlora_ray.scoring.metrics.metric import Metric
 
 # Ours: prices and counts end far below it, and up to 2^53, about 9e15, a float holds every whole number. What is larger
 # is digits in a loop; one such answer would be the mean error of a whole split.
@@ -92,6 +93,10 @@ class NumericMatch:
 
     name = "numeric_match"
     higher_is_better = True
+
+    def companions(self) -> list[Metric]:
+        """Returns absolute_error and relative_error."""
+        return [AbsoluteError(), RelativeError()]
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """Returns 1.0 or 0.0 per row."""

@@ -1,8 +1,8 @@
-"""Metrics of short answers in plain language, by the rules of SQuAD v1.1.
+"""Metrics that compare texts: exact_match, and two of short answers in plain language by the rules of SQuAD v1.1.
 
-Source: Rajpurkar et al., SQuAD: 100,000+ Questions for Machine Comprehension of Text, 2016, section 6.1, and the
-authors' evaluate-v1.1.py, which decides where the paper is silent. The script takes the best of several references;
-here a row has one.
+Source of those two: Rajpurkar et al., SQuAD: 100,000+ Questions for Machine Comprehension of Text, 2016, section 6.1,
+and the authors' evaluate-v1.1.py, which decides where the paper is silent. The script takes the best of several
+references; here a row has one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+
+from qlora_ray.scoring.metrics.metric import Metric
 
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 # ASCII only, as in the script: typographic quotes and dashes stay.
@@ -23,6 +25,24 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
 
+class ExactMatch:
+    """1 where the answer is the reference but for runs of white space and final semicolons, else 0.
+
+    Case counts: it is part of literals ('USA'), and an adapter should learn the case of its data. White space inside
+    literals is collapsed like any other.
+    """
+
+    name = "exact_match"
+    higher_is_better = True
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """Returns 1.0 or 0.0 per row."""
+        return [
+            float(_collapse(prediction) == _collapse(reference))
+            for prediction, reference in zip(predictions, references, strict=True)
+        ]
+
+
 class TokenF1:
     """Harmonic mean of precision and recall of the answer's words, a word counting as often as both have it.
 
@@ -31,6 +51,10 @@ class TokenF1:
 
     name = "token_f1"
     higher_is_better = True
+
+    def companions(self) -> list[Metric]:
+        """Returns normalized_match, SQuAD's other measure."""
+        return [NormalizedMatch()]
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """Returns 0 to 1 per row."""
@@ -52,6 +76,10 @@ class NormalizedMatch:
             float(normalize_answer(prediction) == normalize_answer(reference))
             for prediction, reference in zip(predictions, references, strict=True)
         ]
+
+
+def _collapse(text: str) -> str:
+    return " ".join(text.split()).rstrip("; ")
 
 
 def _f1(predicted: list[str], expected: list[str]) -> float:

@@ -12,11 +12,12 @@ import torch
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import QloraRayError, TrialDiverged
+from qlora_ray.hardware import Placement
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
 from qlora_ray.modeling.multi_lora.adapters import answering, draw_adapter
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
-from qlora_ray.scoring.metrics.choice import Metric
+from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
@@ -352,3 +353,27 @@ class PackedEngine:
             return self._roster.fail(seat, "oom", failure)
         self._slot_bound = self._roster.num_slots = len(self._seated)
         return self._roster.fail(seat, "evicted", failure)
+
+
+def make_engine(
+    placement: Placement,
+    base: LoadedBase,
+    data: TrainingData,
+    *,
+    memory_limit_bytes: int | None,
+    evaluate: Evaluate,
+    metrics: list[Metric],
+) -> PackedEngine:
+    """Returns the engine with a placement's sizes, see `training.engines`."""
+    assert placement.max_tokens_per_micro_batch is not None
+    return PackedEngine(
+        base,
+        data,
+        slots=placement.slots_per_executor,
+        max_tokens_per_micro_batch=placement.max_tokens_per_micro_batch,
+        hold_dequantized=placement.hold_dequantized,
+        max_eval_batch=placement.eval_batch,
+        memory_limit_bytes=memory_limit_bytes,
+        evaluate=evaluate,
+        metrics=metrics,
+    )

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.config.schema import Evaluate
+from qlora_ray.hardware import Placement
 from qlora_ray.modeling.adapters import save_adapter, saved_adapter
 from qlora_ray.modeling.loading import LoadedBase
-from qlora_ray.scoring.metrics.choice import Metric
+from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
@@ -136,3 +137,23 @@ class SingleEngine:
         if self._run is None or self._run.spec.trial_id != trial_id:
             raise RuntimeError(f"single engine: trial {trial_id} is not here")
         return self._run
+
+
+def make_engine(
+    placement: Placement,
+    base: LoadedBase,
+    data: TrainingData,
+    *,
+    memory_limit_bytes: int | None,
+    evaluate: Evaluate,
+    metrics: list[Metric],
+) -> SingleEngine:
+    """Returns the engine with a placement's sizes, see `training.engines`; the limit on memory is torch's alone."""
+    return SingleEngine(
+        base,
+        data,
+        max_micro_batch=placement.max_micro_batch,
+        max_eval_batch=placement.eval_batch,
+        evaluate=evaluate,
+        metrics=metrics,
+    )

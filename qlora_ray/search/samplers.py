@@ -1,0 +1,114 @@
+"""The samplers that a config can name: one function per entry of `config.choices.SAMPLERS`."""
+
+from __future__ import annotations
+
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.config.choices import SAMPLERS
+from qlora_ray.config.schema import Search
+from qlora_ray.errors import ConfigError
+from qlora_ray.search.space import SearchSpace, encode_choice
+
+if TYPE_CHECKING:
+    import optuna
+
+# A prime, so that a resumed sampler's seed is not that of another sweep with a seed nearby.
+RESUME_STRIDE = 1_000_003
+# numpy's generators take 32 bits.
+NUM_SEEDS = 2**32
+# NSGA-II: four generations in a sweep, of no fewer than two pairs of parents. Ours.
+NUM_GENERATIONS = 4
+MIN_POPULATION = 4
+
+
+def make_sampler(search: Search, space: SearchSpace, *, num_proposed: int = 0) -> optuna.samplers.BaseSampler:
+    """Returns the sampler that a config names.
+
+    Args:
+        search: The config section.
+        space: What it searches.
+        num_proposed: Trials the study has already. A sampler of the same seed would propose the first ones again.
+
+    Raises:
+        ConfigError: The sampler needs a package that is not installed.
+    """
+    seed = (search.seed + num_proposed * RESUME_STRIDE) % NUM_SEEDS
+    try:
+        sampler: optuna.samplers.BaseSampler = pkgutil.resolve_name(SAMPLERS[search.sampler].make)(search, space, seed)
+    except ImportError as error:
+        raise ConfigError(
+            f"search.sampler: {search.sampler} needs the package {error.name}, which is not installed. "
+            "Install qlora_ray[samplers]."
+        ) from None
+    return sampler
+
+
+def make_tpe(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+    """Returns a tree-structured Parzen estimator over all parameters together."""
+    import optuna
+
+    # constant_liar: running trials count as bad, so that parallel trials do not all ask for the same spot.
+    return optuna.samplers.TPESampler(
+        n_startup_trials=search.num_startup_trials, multivariate=True, constant_liar=True, seed=seed
+    )
+
+
+def make_random(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+    """Returns independent draws."""
+    import optuna
+
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def make_cma_es(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+    """Returns CMA-ES; parameters with `choices` are drawn at random."""
+    import cmaes  # noqa: F401 - optuna imports it at the first proposal, too late for a message
+    import optuna
+
+    return optuna.samplers.CmaEsSampler(
+        n_startup_trials=search.num_startup_trials, seed=seed, warn_independent_sampling=False
+    )
+
+
+def make_gp(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+    """Returns Bayesian optimization by a Gaussian process."""
+    import optuna
+    import scipy  # noqa: F401 - optuna imports it at the first proposal, too late for a message
+
+    return optuna.samplers.GPSampler(n_startup_trials=search.num_startup_trials, seed=seed)
+
+
+def make_nsga2(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+    """Returns NSGA-II, for two objectives."""
+    import optuna
+
+    population = max(MIN_POPULATION, search.num_trials // NUM_GENERATIONS)
+    return optuna.samplers.NSGAIISampler(population_size=population, seed=seed)
+
+
+def make_grid(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+    """Returns a walk over the grid's points, each once, in an order drawn by the seed."""
+    import optuna
+
+    class AskTellGrid(optuna.samplers.GridSampler):
+        """Optuna 5.0's GridSampler raises outside `study.optimize`: after the last point, and for a partial one."""
+
+        def after_trial(self, *args: Any, **kwargs: Any) -> None:
+            """Nothing: the base class stops a loop that is not there. The sweep counts its trials itself."""
+
+        def sample_independent(
+            self,
+            study: optuna.Study,
+            trial: optuna.trial.FrozenTrial,
+            param_name: str,
+            param_distribution: optuna.distributions.BaseDistribution,
+        ) -> Any:
+            """The grid point's value, or any value for what an enqueued setting leaves open."""
+            if "grid_id" in trial.system_attrs:
+                return super().sample_independent(study, trial, param_name, param_distribution)
+            return fallback.sample_independent(study, trial, param_name, param_distribution)
+
+    fallback = optuna.samplers.RandomSampler(seed=seed)
+    grid = {parameter.path: [encode_choice(value) for value in parameter.grid()] for parameter in space.parameters}
+    return AskTellGrid(grid, seed=seed)
