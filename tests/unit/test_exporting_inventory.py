@@ -22,28 +22,25 @@ def sweep(tmp_path):
 
 def test_a_file_or_a_link_is_no_target(sweep, tmp_path):
     (tmp_path / "file").write_text("")
-    (tmp_path / "link").symlink_to(tmp_path / "s")
-    with pytest.raises(RunError, match="must be a folder, got a file"):
-        check_target(tmp_path / "file", sweep=sweep)
     (tmp_path / "other").mkdir()
-    (tmp_path / "link").unlink()
     (tmp_path / "link").symlink_to(tmp_path / "other")
-    with pytest.raises(RunError, match="must be a folder, got a link"):
-        check_target(tmp_path / "link", sweep=sweep)
+    for name in ("file", "link"):
+        with pytest.raises(RunError, match=f"must be a folder, got a {name}"):
+            check_target(tmp_path / name, sweep=sweep)
 
 
 def test_the_folder_that_the_command_runs_in_is_no_target(sweep, tmp_path, monkeypatch):
     (tmp_path / "here" / "deeper").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "deeper")
     for to in (tmp_path / "here", tmp_path / "here" / "deeper", Path()):
-        with pytest.raises(RunError, match="must be a folder that can be replaced, got the folder this command runs"):
+        with pytest.raises(RunError, match="got the folder this command runs"):
             check_target(to, sweep=sweep)
 
 
 def test_a_mounted_disk_is_no_target(sweep, tmp_path, monkeypatch):
     (tmp_path / "disk").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "disk")
-    with pytest.raises(RunError, match=r"--to \S+disk: must be a folder that can be replaced, got a mounted disk"):
+    with pytest.raises(RunError, match=r"--to \S+disk: .*got a mounted disk"):
         check_target(tmp_path / "disk", sweep=sweep)
 
 
@@ -52,14 +49,10 @@ def test_a_bundle_is_read_again_and_held_against_its_inventory(sweep, tmp_path):
     assert read_bundle(tmp_path / "b").inventory == written.inventory
     assert is_bundle(tmp_path / "b") and not is_bundle(sweep) and read_bundle(sweep) is None
     readme = tmp_path / "b" / "README.md"
-    text = readme.read_text()
-    # As long as it was.
-    readme.write_text(text.replace("LoRA", "lora"))
-    with pytest.raises(RunError, match=r"must be whole, got another or no README\.md"):
-        read_bundle(tmp_path / "b")
-    readme.write_text("shorter")
-    with pytest.raises(RunError, match=r"must be whole, got another or no README\.md"):
-        read_bundle(tmp_path / "b")
+    for changed in (readme.read_text().replace("LoRA", "lora"), "shorter"):
+        readme.write_text(changed)
+        with pytest.raises(RunError, match=r"must be whole, got another or no README\.md"):
+            read_bundle(tmp_path / "b")
 
 
 def test_an_inventory_that_points_out_of_its_folder_is_not_followed(sweep, tmp_path):
@@ -68,7 +61,7 @@ def test_an_inventory_that_points_out_of_its_folder_is_not_followed(sweep, tmp_p
     written = json.loads((folder / "bundle.json").read_text())
     written["files"].append({"path": "../secret", "bytes": 1, "sha256": ""})
     (folder / "bundle.json").write_text(json.dumps(written))
-    with pytest.raises(RunError, match=r"must be whole, got another or no \.\./secret"):
+    with pytest.raises(RunError, match=r"must be whole, .*\.\./secret"):
         read_bundle(folder)
 
 
@@ -96,7 +89,7 @@ def test_a_damaged_bundle_json_is_not_ours(sweep, tmp_path, file):
     assert is_bundle(to)
     (to / "bundle.json").write_text(json.dumps(found | {"files": [FILE, file]}))
     assert read_bundle(to) is None
-    with pytest.raises(RunError, match=r"--to \S+bad: must be a new folder or an earlier bundle, got one with bundle"):
+    with pytest.raises(RunError, match=r"--to \S+bad: .*got one with bundle"):
         check_target(to, sweep=sweep)
 
 
@@ -107,9 +100,7 @@ def test_a_file_of_a_bundle_that_may_not_be_read_is_one_message(sweep, tmp_path,
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(inventory, "hash_file", refuse)
-    with pytest.raises(
-        RunError, match=r"\S+b: cannot be looked into: \S+README\.md: Permission denied\. Choose another"
-    ):
+    with pytest.raises(RunError, match=r"\S+b: cannot be looked into: \S+README\.md: Permission denied"):
         read_bundle(folder)
 
 

@@ -67,27 +67,24 @@ def test_no_value_is_a_placeholder_or_an_expression(sweep):
 def test_the_values_are_those_that_ran(sweep):
     text = render(sweep)
     for line in (
-        "- Date: 2026-11-21",
-        "- Commit: a5a89b5",
-        "- learning_rate=0.0098",
-        "- num_train_epochs=1.95122 (2400 samples of 1230 rows)",
-        "- warmup_ratio=0.05",
-        "- warmup_steps=15",
-        "- logging_steps=75 (4 reports)",
-        "- save_total_limit=1",
-        '- optim="adamw_torch"',
-        "- bf16=False",
-        "- fp16=False",
-        "- r=4",
-        "- lora_alpha=8",
-        '- target_modules=["q_proj", "v_proj"]',
-        "- block_size=64",
-        "- GPU: none (CPU: A CPU)",
-        "- CUDA available: False",
-        "- trl=1.16.0",
-        "- search_seed=7",
+        "Date: 2026-11-21",
+        "Commit: a5a89b5",
+        "learning_rate=0.0098",
+        "num_train_epochs=1.95122 (2400 samples of 1230 rows)",
+        "warmup_ratio=0.05",
+        "warmup_steps=15",
+        "logging_steps=75 (4 reports)",
+        'optim="adamw_torch"',
+        "bf16=False",
+        "r=4",
+        "lora_alpha=8",
+        'target_modules=["q_proj", "v_proj"]',
+        "block_size=64",
+        "GPU: none (CPU: A CPU)",
+        "trl=1.16.0",
+        "search_seed=7",
     ):
-        assert f"{line}\n" in text
+        assert f"- {line}\n" in text
     assert "- Train file: `embedded/train.jsonl` (n=1230, overlap check=pass, sha256=68d50b6a" in text
 
 
@@ -104,8 +101,8 @@ def test_on_a_gpu_the_precision_that_ran_is_told(sweep):
 
     edit(sweep / "trials" / "0001" / "record.json", on_t4)
     text = render(sweep)
-    for line in ("- bf16=False", "- fp16=True", "- GPU: Tesla T4", "- CUDA available: True", "- CUDA: 12.8"):
-        assert f"{line}\n" in text
+    for line in ("bf16=False", "fp16=True", "GPU: Tesla T4", "CUDA available: True", "CUDA: 12.8"):
+        assert f"- {line}\n" in text
 
 
 def test_what_is_not_known_is_said_to_be(sweep):

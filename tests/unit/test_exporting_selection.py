@@ -48,36 +48,27 @@ def test_the_trials_own_values_are_in_its_config(sweep):
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"must be a sweep's folder, got one without manifest\.json"):
+    with pytest.raises(RunError, match=r"got one without manifest\.json"):
         select_trial(tmp_path)
 
 
-def test_without_a_winner_the_complete_trials_are_named(tmp_path):
+def test_without_a_winner_the_complete_trials_are_named_or_the_sweep_is_to_go_on(tmp_path):
     sweep = write_sweep(tmp_path / "s", winner=False)
-    with pytest.raises(RunError, match=r"got a sweep that has not ended\. Name a complete trial: --trial 0001\.$"):
+    with pytest.raises(RunError, match=r"a sweep that has not ended\. .*--trial 0001"):
         select_trial(sweep)
     assert select_trial(sweep, trial="1").adapter.folder == sweep / "trials" / "0001" / "adapter"
-
-
-def test_without_any_complete_trial_the_sweep_is_to_go_on(tmp_path):
-    sweep = write_sweep(tmp_path / "s", winner=False)
     for trial in ("0001", "0002"):
         shutil.rmtree(sweep / "trials" / trial)
-    with pytest.raises(RunError, match=r"got a sweep that has not ended\. Run the sweep to its end first"):
+    with pytest.raises(RunError, match=r"a sweep that has not ended\. Run the sweep"):
         select_trial(sweep)
 
 
 @pytest.mark.parametrize(
     ("trial", "got"),
-    [
-        ("3", r"must be a complete trial, got one that is pruned \(stopped by asha at report 1\)\. Complete"),
-        ("9", r"no such trial in \S+\. Complete trials"),
-        ("x/y", r"no such trial in \S+\. Complete trials"),
-        ("../best", r"no such trial in \S+\. Complete trials"),
-    ],
+    [("3", r"pruned \(stopped by asha at report 1\)"), *[(name, "no such trial") for name in ("9", "x/y", "../best")]],
 )
 def test_a_trial_that_is_not_complete_is_refused(sweep, trial, got):
-    with pytest.raises(RunError, match=rf"--trial {trial}: {got}: 0001, 0002\."):
+    with pytest.raises(RunError, match=rf"--trial {trial}: .*{got}.*: 0001, 0002\."):
         select_trial(sweep, trial=trial)
 
 
@@ -95,7 +86,7 @@ def test_the_winner_is_what_its_own_folder_says(sweep):
 def test_a_trial_with_an_adapter_that_did_not_end_is_not_named_as_complete(sweep):
     record = json.loads((sweep / "trials" / "0002" / "record.json").read_text())
     (sweep / "trials" / "0002" / "record.json").write_text(json.dumps(record | {"state": "failed", "cause": "x"}))
-    with pytest.raises(RunError, match=r"got one that is failed \(x\)\. Complete: 0001\."):
+    with pytest.raises(RunError, match=r"failed \(x\)\. Complete: 0001\."):
         select_trial(sweep, trial="2")
 
 
@@ -107,7 +98,7 @@ def test_a_base_that_cannot_be_compared_is_said_to_be_unverified(tmp_path):
     record["base"] = {"name": "Qwen/Qwen3-0.6B", "revision": "main", "hash": "hub:Qwen/Qwen3-0.6B@main"}
     path.write_text(json.dumps(record))
     (note,) = select_trial(sweep).notes
-    assert note.startswith("the base could not be verified: the adapter was trained on hub:Qwen/Qwen3-0.6B@main, and")
+    assert "could not be verified" in note and "hub:Qwen/Qwen3-0.6B@main" in note
     assert note in write_alone(sweep, tmp_path / "b").notes
 
 
@@ -121,7 +112,7 @@ def test_a_base_that_is_gone_is_named_and_can_be_named_anew(tmp_path):
     base = copy_base(tmp_path / "base")
     sweep = write_sweep(tmp_path / "s", model={"name": str(base)})
     moved = base.rename(tmp_path / "moved")
-    with pytest.raises(ModelError, match=rf"got no folder {base}\. Restore that base, or name it with --set model"):
+    with pytest.raises(ModelError, match=rf"got no folder {base}\. .*--set model"):
         select_trial(sweep)
     assert select_trial(sweep, overrides=[f"model.name={moved}"]).config.model.name == str(moved)
 
@@ -131,7 +122,7 @@ def test_another_base_is_refused(tmp_path):
     sweep = write_sweep(tmp_path / "s", model={"name": str(base)})
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
-    with pytest.raises(ModelError, match="must be used on the base it was trained on"):
+    with pytest.raises(ModelError, match="the base it was trained on"):
         select_trial(sweep)
 
 
@@ -147,7 +138,7 @@ def test_a_base_that_was_named_from_the_sweeps_folder_is_found_from_another(tmp_
 
 @pytest.mark.parametrize("override", ["lora.r=8", "evaluate.max_rows=3", "model.quantization.method=int8"])
 def test_an_export_cannot_change_what_was_trained(sweep, override):
-    with pytest.raises(ConfigError, match=r"only model\.name, model\.revision, model\.trust_remote_code, data\.train"):
+    with pytest.raises(ConfigError, match=r"only model\.name, model\.revision"):
         select_trial(sweep, overrides=[override])
 
 
@@ -156,8 +147,7 @@ def test_a_sweep_cannot_let_its_models_code_run_in_an_export(tmp_path):
     selection = select_trial(sweep)
     assert not selection.config.model.trust_remote_code and selection.needs_code
     (note,) = selection.notes
-    assert "came with the target and is not followed" in note
-    assert note.endswith("allow it with --set model.trust_remote_code=true")
+    assert "is not followed" in note and note.endswith("--set model.trust_remote_code=true")
     trusted = select_trial(sweep, overrides=["model.trust_remote_code=true"])
     assert trusted.config.model.trust_remote_code and trusted.notes == ()
     # Of the user's own sweep, at its end.
@@ -191,8 +181,8 @@ def test_a_base_on_the_hub_is_exported_at_the_commit_it_was_trained_on(tmp_path,
         (sweep / "trials" / "0001" / "record.json").write_text(json.dumps(record))
         older = select_trial(sweep)
         assert older.config.model.revision == FIRST
-        assert older.notes[0].startswith("the base could not be verified: the adapter was trained on hub:org/tiny@main")
+        assert "could not be verified" in older.notes[0] and "hub:org/tiny@main" in older.notes[0]
         hub.is_away = True
         hub.main.clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
-    assert "the base could not be verified: model.name: org/tiny is neither" in select_trial(sweep).notes[0]
+    assert "could not be verified: model.name: org/tiny" in select_trial(sweep).notes[0]

@@ -36,7 +36,7 @@ def test_the_lower_kl_is_kept_and_of_equals_the_first(w16, dequant, kept):
 def test_a_candidate_that_changes_nothing_is_not_kept_where_another_does():
     best, reason = choose((candidate("w16", share=0.0), 0.1), (candidate("dequant"), 0.5))
     assert best.rule == "dequant"
-    assert reason == "The other rule's weights lose the whole adapter to rounding."
+    assert "rounding" in reason
 
 
 def test_one_candidate_is_kept_for_the_reason_that_there_is_one():
@@ -50,9 +50,9 @@ NAN = float("nan")
 @pytest.mark.parametrize(("w16", "dequant", "kept"), [(NAN, 0.2, "dequant"), (0.2, NAN, "w16")])
 def test_a_candidate_whose_outputs_are_nan_is_never_kept(w16, dequant, kept):
     best, reason = choose((candidate("w16"), w16), (candidate("dequant"), dequant))
-    assert best.rule == kept and reason == "The other rule's outputs are no numbers (NaN)."
+    assert best.rule == kept and "NaN" in reason
     (note,) = explain_nan([figures("w16", w16), figures("dequant", dequant)])
-    assert note.startswith(f"{'w16' if kept == 'dequant' else 'dequant'}: its outputs in bf16 are no numbers (NaN)")
+    assert note.startswith("w16: " if kept == "dequant" else "dequant: ") and "bf16" in note and "NaN" in note
 
 
 def test_where_no_candidate_gives_numbers_the_dtype_is_named():
@@ -64,15 +64,13 @@ def test_where_no_candidate_gives_numbers_the_dtype_is_named():
 
 def test_an_adapter_of_zeros_fails():
     both = [candidate("w16", share=0.0, largest=0.0), candidate("dequant", share=0.0, largest=0.0)]
-    with pytest.raises(
-        ModelError, match=r"here/adapter: the adapter must change its base, got changes of 0 everywhere"
-    ):
+    with pytest.raises(ModelError, match=r"here/adapter: .*got changes of 0 everywhere"):
         check_changed(both, adapter=Path("here/adapter"), dtype="bf16")
 
 
 def test_a_change_lost_to_rounding_fails_unless_one_rule_keeps_some():
     lost = candidate("w16", share=0.0, largest=1e-6)
-    with pytest.raises(ModelError, match=r"must change a weight in bf16, got none: the largest change, 1e-06"):
+    with pytest.raises(ModelError, match=r"a weight in bf16, got none: .*1e-06"):
         check_changed([lost], adapter=Path("adapter"), dtype="bf16")
     check_changed([lost, candidate("dequant", share=1e-9)], adapter=Path("adapter"), dtype="bf16")
 
@@ -81,18 +79,12 @@ def plan(**changes):
     return MergePlan(**{"tensors": {}, "dtype": "bf16", "head_dtype": "bf16", "tying": "separate", **changes})
 
 
-def test_there_is_nothing_to_explain_in_a_plain_merge():
-    assert explain_merge([candidate("w16")], plan(), asked_head=None) == []
-
-
 def test_notes_name_lost_changes_untied_heads_and_heads_of_another_dtype():
+    assert explain_merge([candidate("w16")], plan(), asked_head=None) == []
     small = explain_merge([candidate("w16", share=0.004), candidate("dequant")], plan(), asked_head=None)
-    assert small == [
-        "w16: only 0.4 % of the merged layers' weights changed in bf16; the rest of the adapter is lost to rounding. "
-        "The dtype fp32 keeps it."
-    ]
+    assert len(small) == 1 and all(fact in small[0] for fact in ("w16: only 0.4 %", "bf16", "rounding", "fp32"))
     (untied,) = explain_merge([candidate("w16")], plan(tying="untied by the merge"), asked_head=None)
-    assert "two in the merged model (tie_word_embeddings is false)" in untied
+    assert "tie_word_embeddings is false" in untied
     tied, head = explain_merge([candidate("w16")], plan(tying="tied", head_dtype="fp32"), asked_head="fp32")
-    assert tied == "Embedding and head are one tensor: both are in fp32."
+    assert "one tensor" in tied and "fp32" in tied
     assert "from_pretrained casts it to bf16" in head

@@ -73,17 +73,14 @@ def broken_copy(model):
     return other
 
 
-def test_a_model_whose_outputs_are_nan_is_not_close_to_any(model, tmp_path):
+def test_a_model_whose_outputs_are_nan_is_close_to_none_and_no_reference(model, tmp_path):
     rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
     reference = measure_reference(run(model), rows, name="trained", dtype="fp32", folder=tmp_path)
-    found = measure_model(run(broken_copy(model)), reference, name="broken", dtype="fp16")
+    broken = run(broken_copy(model))
+    found = measure_model(broken, reference, name="broken", dtype="fp16")
     assert np.isnan(found.kl) and np.isnan(found.loss)
-
-
-def test_a_trained_model_whose_outputs_are_nan_is_no_reference(model, tmp_path):
-    rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
-    with pytest.raises(ModelError, match=r"nf4 \+ adapter must give numbers, got NaN on a row of validation"):
-        measure_reference(run(broken_copy(model)), rows, name="nf4 + adapter", dtype="nf4", folder=tmp_path)
+    with pytest.raises(ModelError, match=r"nf4 \+ adapter must give numbers, got NaN .* validation"):
+        measure_reference(broken, rows, name="nf4 + adapter", dtype="nf4", folder=tmp_path)
 
 
 def test_rows_without_an_answer_are_left_out_and_answers_are_cut(monkeypatch):
@@ -103,7 +100,7 @@ def test_rows_and_positions_stop_at_their_bounds(monkeypatch):
 
 
 def test_a_split_without_answers_cannot_measure_a_merge():
-    with pytest.raises(DataError, match="merge: validation must have a row with an answer"):
+    with pytest.raises(DataError, match="validation must have a row with an answer"):
         choose_rows(make_split([(5, 0)]), vocab_size=VOCAB_SIZE)
 
 

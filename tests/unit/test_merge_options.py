@@ -33,9 +33,7 @@ def test_a_size_is_what_hugging_face_takes_it_for(text, num_bytes):
     "text", ["", "5", "5G", "5GiB", "0GB", "-1GB", "nanGB", "infGB", "1e3GB", "GB", "٣GB", "0.1KBs"]
 )
 def test_what_is_no_size_is_said_to_be_none(text):
-    with pytest.raises(
-        ConfigError, match=r"--max-shard-size: must be a size in KB, MB, GB or TB, got .*Give one as 2GB"
-    ):
+    with pytest.raises(ConfigError, match="--max-shard-size: must be a size in KB, MB, GB or TB, got "):
         parse_shard_size(text)
 
 

@@ -33,12 +33,10 @@ REPORT = MergeReport(
 )
 
 
-def test_a_report_is_the_same_after_json():
-    assert MergeReport.from_dict(json.loads(json.dumps(REPORT.to_dict()))) == REPORT
-
-
-def test_a_report_of_a_later_version_is_read_without_what_is_new():
-    data = REPORT.to_dict() | {"later": 1}
+def test_a_report_is_the_same_after_json_and_one_of_a_later_version_is_read_without_what_is_new():
+    data = json.loads(json.dumps(REPORT.to_dict()))
+    assert MergeReport.from_dict(data) == REPORT and REPORT.kept.name == "dequant"
+    data |= {"later": 1}
     data["models"][0]["later"] = 2
     assert MergeReport.from_dict(data) == REPORT
 
@@ -53,15 +51,11 @@ def test_a_figure_that_was_nan_and_is_null_in_json_is_read_and_told(tmp_path):
     assert report.lines()[2].split()[:5] == ["w16", "fp16", "nan", "+nan", "nan"]
 
 
-def test_the_kept_models_figures_are_those_of_its_rule():
-    assert REPORT.kept.name == "dequant"
-
-
 def test_the_table_marks_what_was_kept_and_leaves_blank_what_was_not_measured():
     lines = REPORT.lines()
     assert lines[0].split()[:3] == ["model", "weights", "loss"]
     assert lines[2].split() == ["w16", "bf16", "0.1000", "+0.0200", "2.00e-02", "99.0", "%", "81.2", "%", "99.1", "%"]
     assert lines[3].split() == ["dequant", "*", "bf16", "0.0801", "+0.0001", "1.00e-03", "100.0", "%", "99.1", "%"]
     assert lines[5] == f"Kept: dequant. {REPORT.reason}"
-    assert "64 rows of validation (2261 answer tokens, 16 greedy answers)" in lines[6]
+    assert all(fact in lines[6] for fact in ("64 rows of validation", "2261 answer tokens", "16 greedy answers"))
     assert lines[-1] == "A note."
