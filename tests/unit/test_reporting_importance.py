@@ -37,13 +37,13 @@ def test_with_enough_complete_trials_shares_are_optunas_own(tmp_path: Path) -> N
     assert next(iter(found.shares)) == "training.learning_rate"
     assert sum(found.shares.values()) == pytest.approx(1.0)
     assert (found.num_trials, found.num_top) == (12, 5)
-    assert found.basis == "the 12 complete trials, by their last loss"
+    assert "12 complete trials" in found.basis and "last loss" in found.basis
 
 
 def test_with_few_complete_trials_all_are_taken_at_their_first_report(tmp_path: Path) -> None:
     found = read_importance(write_sweep(tmp_path / "s", sketches(3)).study)
     assert found.num_trials == 12
-    assert "12 trials that reported, by their loss at the first report" in found.basis
+    assert "12 trials that reported" in found.basis and "first report" in found.basis
     assert found.shares["training.learning_rate"] > 0.5
 
 

@@ -19,8 +19,7 @@ from qlora_ray.training.engine import UNEVALUATED
 from tests.unit.reporting_sweeps import START, Sketch, usual_sketches, write_sweep
 
 
-def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(paths: SweepPaths) -> None:
     story = read_story(paths)
     assert story.winner is not None and story.winner.id == "0003"
     assert story.counts == {"complete": 2, "pruned": 2, "failed": 2}
@@ -33,40 +32,32 @@ def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(tmp_p
     assert summary_line(story).endswith("(2 complete, 2 pruned, 2 failed)")
 
 
-@pytest.mark.parametrize(
-    ("word", "headline", "tone"),
-    [
-        ("no different", "Trial 0003 is no different from its base", "warn"),
-        ("worse", "Trial 0003 is worse than its base", "bad"),
-    ],
-)
-def test_a_verdict_that_is_no_improvement_is_said_as_plainly(
-    tmp_path: Path, word: str, headline: str, tone: str
-) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+@pytest.mark.parametrize(("word", "tone"), [("no different", "warn"), ("worse", "bad")])
+def test_a_verdict_that_is_no_improvement_is_said_as_plainly(paths: SweepPaths, word: str, tone: str) -> None:
     scores = read_json(paths.best / "scores.json")
     scores["verdict"]["deciding"]["verdict"] = word
     scores["verdict"]["note"] = "chosen on these rows"
     write_json(paths.best / "scores.json", scores)
     story = read_story(paths)
-    assert headline_of(story) == (headline, tone)
+    headline = headline_of(story)
+    assert word in headline[0] and headline[1] == tone
     assert "Note: chosen on these rows." in lead_of(story)
 
 
-def test_an_older_sweep_has_a_winner_without_a_test(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_an_older_sweep_has_a_winner_without_a_test(paths: SweepPaths) -> None:
     scores = read_json(paths.best / "scores.json")
     del scores["verdict"]
     write_json(paths.best / "scores.json", {**scores, "beats_base": True})
     story = read_story(paths)
-    assert headline_of(story)[0] == "Trial 0003 won; whether it is better than its base was not tested"
+    assert "not tested" in headline_of(story)[0]
     assert story.problems == ()
 
 
 def test_a_sweep_without_a_winner_names_the_first_cause(tmp_path: Path) -> None:
     sketches = [Sketch([], state="failed", cause="oom", message="no room")]
     story = read_story(write_sweep(tmp_path / "s", sketches, status="no_winner"))
-    assert headline_of(story) == ("No winner: no trial was completed", "bad")
+    headline, tone = headline_of(story)
+    assert "No winner" in headline and tone == "bad"
     assert lead_of(story) == ("First cause: trial 0000: no room.",)
 
 
@@ -75,11 +66,11 @@ def test_a_sweep_whose_lock_is_held_runs_and_any_other_that_has_not_ended_was_ki
     paths = write_sweep(tmp_path / "s", sketches, status=None)
     with paths.lock():
         running = read_story(paths)
-    assert headline_of(running) == ("This sweep is running", "")
+    assert "running" in headline_of(running)[0]
     assert [trial.state for trial in running.trials] == ["complete", "running"]
     assert not any(isinstance(block, Code) for block in tell_verdict(running).blocks)
     killed = read_story(paths)
-    assert headline_of(killed) == ("This sweep was killed: it has not ended, and no process holds it", "warn")
+    assert "killed" in headline_of(killed)[0]
     # As a resume will find it.
     assert [trial.state for trial in killed.trials] == ["complete", "interrupted"]
     assert any(isinstance(block, Code) and "--resume" in block.text for block in tell_verdict(killed).blocks)
@@ -127,11 +118,12 @@ def test_a_trial_that_another_has_gone_on_with_is_no_open_end(tmp_path: Path) ->
     assert tell_failures(story) is None
 
 
-def test_a_bundle_that_is_being_written_or_was_left_by_a_killed_export_is_no_merge(tmp_path: Path) -> None:
+def test_merges_are_told_once_and_none_that_an_export_left_half_written(tmp_path: Path) -> None:
     paths = write_sweep(tmp_path / ".hidden" / "s", usual_sketches(), winner=0)
-    for folder in (".bundle.qlora_ray-0abc_xyz/merged", ".merged", "bundle/.merged", "bundle/merged"):
+    half = (".bundle.qlora_ray-0abc_xyz/merged", ".merged", "bundle/.merged")
+    for folder in (*half, "bundle/merged", "bundle/merged-nf4"):
         (paths.root / folder).mkdir(parents=True)
-        write_json(paths.root / folder / "merge_report.json", {"rule": "w16"})
+        write_json(paths.root / folder / "merge_report.json", {"rule": "w16", "nf4_copy": "merged-nf4"})
     assert list(read_story(paths).merges) == ["bundle/merged"]
 
 
@@ -139,8 +131,8 @@ def test_a_sweep_that_has_not_ended_says_when_it_was_last_heard_of(tmp_path: Pat
     sketches = [Sketch([1.0, 0.5, 0.3, 0.2]), Sketch([1.0], state="running")]
     story = read_story(write_sweep(tmp_path / "s", sketches, status=None))
     assert story.outcome.status == UNFINISHED
-    assert lead_of(story)[0] == "Best complete trial so far: 0000, loss 0.2000."
-    assert lead_of(story)[1].startswith("Last event: 2023-11-14 22:1")
+    best, last = lead_of(story)
+    assert "0000, loss 0.2000" in best and "2023-11-14 22:1" in last
     # The running trial's loss is its last report's.
     assert story.trials[1].loss == 1.0
 
@@ -159,21 +151,20 @@ def test_a_sweep_that_broke_says_on_what(tmp_path: Path) -> None:
     paths = write_sweep(tmp_path / "s", usual_sketches(), status=None)
     append_line(paths.events, {"time": START + 300, "event": "sweep_failed", "reason": "no executor is left"})
     story = read_story(paths)
-    assert headline_of(story) == ("This sweep broke before it had a winner", "bad")
+    assert "broke" in headline_of(story)[0]
     assert any(getattr(block, "text", "") == "no executor is left" for block in tell_verdict(story).blocks)
     # Once it goes on, it is a sweep that runs.
     append_line(paths.events, {"time": START + 400, "event": "sweep_resumed"})
     assert read_story(paths).outcome.failure is None
 
 
-def test_a_verdict_that_cannot_be_read_is_not_told_as_never_made(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_a_verdict_that_cannot_be_read_is_not_told_as_never_made(paths: SweepPaths) -> None:
     (paths.best / "scores.json").write_text('{"trial": "0003", "verdict"')
-    assert headline_of(read_story(paths)) == ("Trial 0003 won; its verdict cannot be read", "bad")
+    headline, tone = headline_of(read_story(paths))
+    assert "0003" in headline and "cannot be read" in headline and tone == "bad"
 
 
-def test_a_missing_file_is_said_and_not_guessed(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_a_missing_file_is_said_and_not_guessed(paths: SweepPaths) -> None:
     (paths.best / "scores.json").unlink()
     paths.events.unlink()
     paths.manifest.write_text("{")
@@ -181,15 +172,13 @@ def test_a_missing_file_is_said_and_not_guessed(tmp_path: Path) -> None:
     assert story.outcome.verdict is None
     # Events are gone, so the records tell the slots.
     assert story.timeline is not None and story.timeline.source == "records"
-    assert [problem for problem in story.problems if "scores.json is missing" in problem]
-    assert [problem for problem in story.problems if "events.jsonl is missing" in problem]
-    assert [problem for problem in story.problems if "manifest.json: cannot be read" in problem]
+    for said in ("scores.json is missing", "events.jsonl is missing", "manifest.json: cannot be read"):
+        assert [problem for problem in story.problems if said in problem]
     # The space is told by the trials' own values.
     assert {axis.path for axis in story.axes} == {"lora.r", "training.learning_rate"}
 
 
-def test_what_came_after_the_sweep_is_found(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_what_came_after_the_sweep_is_found(paths: SweepPaths) -> None:
     for folder in ("evaluation", "merged", "bundle/merged"):
         (paths.root / folder).mkdir(parents=True)
     write_json(paths.root / "evaluation" / "evaluation.json", {"scores": []})
@@ -210,8 +199,7 @@ def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
         read_story(SweepPaths(tmp_path))
 
 
-def test_answers_of_base_and_winner_are_paired_by_row(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_answers_of_base_and_winner_are_paired_by_row(paths: SweepPaths) -> None:
     for model, row, answer in (("base", 0, "no"), ("0003", 1, "yes"), ("0003", 0, "SELECT 1"), ("other", 0, "?")):
         line = {"model": model, "row": row, "answer": answer, "reference": "SELECT 2"}
         append_line(paths.best / "answers.jsonl", line)
@@ -219,32 +207,29 @@ def test_answers_of_base_and_winner_are_paired_by_row(tmp_path: Path) -> None:
     assert (example.row, example.expected, example.base, example.winner) == (0, "SELECT 2", "no", "SELECT 1")
 
 
-def test_a_run_interrupted_after_a_complete_one_is_not_mixed_with_it(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_a_run_interrupted_after_a_complete_one_is_not_mixed_with_it(paths: SweepPaths) -> None:
     append_line(paths.best / "answers.jsonl", {"model": "base", "row": 0, "answer": "no", "reference": "yes"})
     append_line(paths.best / "answers.jsonl", {"model": "0003", "row": 0, "answer": "yes", "reference": "yes"})
     scores = read_json(paths.best / "scores.json")
     write_json(paths.best / "scores.json", {**scores, "verdict": {**scores["verdict"], "split": "validation"}})
     write_json(paths.summary, {**read_json(paths.summary), "status": "interrupted", "winner": None, "verdict": None})
     story = read_story(paths)
-    assert headline_of(story) == ("This sweep was interrupted; best/ holds the winner of the run before", "warn")
-    assert "best/ holds a winner chosen before: trial 0003." in lead_of(story)
+    assert "interrupted" in headline_of(story)[0]
+    assert any("winner chosen before: trial 0003" in text for text in lead_of(story))
     assert (story.winner, story.outcome.verdict, story.examples, story.winner_record) == (None, None, (), {})
     assert base_validation_loss(story) is None
     assert "base's validation loss" not in dict(facts_of(story))
 
 
-def test_who_the_winner_is_stands_with_its_scores(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_who_the_winner_is_stands_with_its_scores(paths: SweepPaths) -> None:
     write_json(paths.summary, {**read_json(paths.summary), "winner": "0000"})
     assert read_story(paths).outcome.winner == "0003"
 
 
 @pytest.mark.parametrize(("split", "expected"), [("test", None), ("validation", 2.5)])
 def test_the_base_is_drawn_if_it_was_scored_on_the_trials_rows(
-    tmp_path: Path, split: str, expected: float | None
+    paths: SweepPaths, split: str, expected: float | None
 ) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
     scores = read_json(paths.best / "scores.json")
     # A verdict that this version cannot read still says its split.
     write_json(
@@ -264,9 +249,8 @@ def test_the_base_is_drawn_if_it_was_scored_on_the_trials_rows(
     ],
 )
 def test_an_executor_without_a_trial_has_the_slots_of_the_plan(
-    tmp_path: Path, placement: dict[str, object], num_slots: int
+    paths: SweepPaths, placement: dict[str, object], num_slots: int
 ) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
     write_json(paths.manifest, {**read_json(paths.manifest), "plan": {"placements": [placement]}})
     append_line(paths.events, {"time": START + 1, "event": "executor_ready", "executor": 9, "hostname": "node"})
     timeline = read_story(paths).timeline
@@ -274,24 +258,15 @@ def test_an_executor_without_a_trial_has_the_slots_of_the_plan(
     assert sum("executor 9" in lane for lane in timeline.lanes) == num_slots
 
 
-def test_further_figures_and_cut_answers_stand_with_the_verdict(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+def test_further_figures_and_cut_answers_stand_with_the_verdict(paths: SweepPaths) -> None:
     scores = read_json(paths.best / "scores.json")
     scores["winner"]["details"] = {"numeric_match": {"answered": 0.5, "r_squared": -4.3231}}
     scores["rescored"]["0000"]["num_cut_answers"] = 52
-    scores["verdict"]["note"] = "52 of 60 answers of the winner were cut at 96 tokens (base: 60)"
+    scores["verdict"]["note"] = "52 of 60 were cut"
     write_json(paths.best / "scores.json", scores)
     story = read_story(paths)
     tables = [block for block in tell_verdict(story).blocks if isinstance(block, Table)]
     details = next(table for table in tables if table.header[0] == "numeric_match")
     assert (details.header[1:], details.rows) == (("answered", "r_squared"), (("winner", "0.500", "-4.323"),))
     assert "60 (52 cut)" in [cell for table in tables for row in table.rows for cell in row]
-    assert "Note: 52 of 60 answers of the winner were cut at 96 tokens (base: 60)." in lead_of(story)
-
-
-def test_a_merge_and_its_copy_in_nf4_are_told_once(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
-    for name in ("merged", "merged-nf4"):
-        (paths.root / "bundle" / name).mkdir(parents=True)
-        write_json(paths.root / "bundle" / name / "merge_report.json", {"rule": "w16", "nf4_copy": "merged-nf4"})
-    assert list(read_story(paths).merges) == ["bundle/merged"]
+    assert "Note: 52 of 60 were cut." in lead_of(story)

@@ -13,9 +13,15 @@ from qlora_ray.runs import SweepPaths, read_events
 from tests.unit.reporting_sweeps import REPORT_S, Sketch, write_sweep
 
 
-def timeline_of(paths: SweepPaths) -> Timeline | None:
+def timeline_of(paths: SweepPaths) -> Timeline:
     trials, _ = read_trials(paths)
-    return read_timeline(read_events(paths.events), trials)
+    return timeline_from(read_events(paths.events), trials)
+
+
+def timeline_from(events: list[dict[str, Any]], trials: Any = (), **settings: Any) -> Timeline:
+    timeline = read_timeline(events, trials, **settings)
+    assert timeline is not None
+    return timeline
 
 
 def lease(time: float, trial: str, event: str = "trial_leased", executor: int = 0) -> dict[str, Any]:
@@ -36,8 +42,7 @@ def test_the_idle_share_is_what_no_lease_covers() -> None:
         release(150.0, "0000"),
         release(150.0, "0002"),
     ]
-    timeline = read_timeline(events, [])
-    assert timeline is not None
+    timeline = timeline_from(events)
     assert [(span.trial, span.lane, span.start_s, span.end_s) for span in timeline.spans] == [
         ("0000", 0, 10.0, 50.0),
         ("0001", 1, 10.0, 30.0),
@@ -50,7 +55,6 @@ def test_the_idle_share_is_what_no_lease_covers() -> None:
 
 def test_slots_that_never_held_a_trial_are_lanes_too(tmp_path: Path) -> None:
     timeline = timeline_of(write_sweep(tmp_path / "s", [Sketch([1.0, 0.5])]))
-    assert timeline is not None
     assert timeline.lanes == ("node · executor 0 · slot 1", "node · executor 0 · slot 2")
     assert timeline.idle_share == pytest.approx(0.5)
 
@@ -64,8 +68,7 @@ def test_the_clock_stands_still_between_two_runs() -> None:
         lease(5010.0, "0001"),
         release(5020.0, "0001"),
     ]
-    timeline = read_timeline(events, [])
-    assert timeline is not None
+    timeline = timeline_from(events)
     # The killed run's lease ends with its last event.
     assert [(span.trial, span.start_s, span.end_s) for span in timeline.spans] == [("0000", 10, 20), ("0001", 30, 40)]
     assert timeline.resumed_s == (20.0,)
@@ -74,16 +77,14 @@ def test_the_clock_stands_still_between_two_runs() -> None:
 
 def test_a_lease_without_an_end_lasts_until_the_last_event() -> None:
     events = [lease(0.0, "0000"), {"time": 30.0, "event": "trial_reported", "trial": "0000"}]
-    timeline = read_timeline(events, [])
-    assert timeline is not None
+    timeline = timeline_from(events)
     (span,) = timeline.spans
     assert (span.end_s, span.is_open) == (30.0, True)
 
 
 def test_a_trial_that_moved_to_another_executor_has_two_spans() -> None:
     events = [lease(0.0, "0000"), lease(10.0, "0000", executor=1), release(30.0, "0000")]
-    timeline = read_timeline(events, [])
-    assert timeline is not None
+    timeline = timeline_from(events)
     assert [(span.executor, span.start_s, span.end_s) for span in timeline.spans] == [
         ("node · executor 0", 0.0, 10.0),
         ("node · executor 1", 10.0, 30.0),
@@ -93,7 +94,7 @@ def test_a_trial_that_moved_to_another_executor_has_two_spans() -> None:
 def test_older_sweeps_are_told_by_their_records(tmp_path: Path) -> None:
     sketches = [Sketch([1.0] * 2, start_s=0.0), Sketch([1.0] * 2, start_s=0.0), Sketch([1.0], start_s=15.0)]
     timeline = timeline_of(write_sweep(tmp_path / "s", sketches, has_leases=False))
-    assert timeline is not None and timeline.source == "records"
+    assert timeline.source == "records"
     # Two slots, so the third trial begins when the first of them is free, and not in a third lane.
     assert len(timeline.lanes) == 2
     assert [span.lane for span in timeline.spans] == [0, 1, 0]
@@ -116,8 +117,7 @@ def test_an_executor_that_was_ready_and_held_nothing_is_idle() -> None:
         lease(2.0, "0000"),
         release(102.0, "0000"),
     ]
-    timeline = read_timeline(events, [], num_slots=2)
-    assert timeline is not None
+    timeline = timeline_from(events, num_slots=2)
     assert timeline.lanes == (
         "node · executor 0 · slot 1",
         "node · executor 1 · slot 1",
@@ -137,8 +137,7 @@ def test_scoring_after_the_last_release_and_the_start_of_a_resume_are_not_idle()
         release(1080.0, "0001"),
         {"time": 1100.0, "event": "sweep_ended"},
     ]
-    timeline = read_timeline(events, [])
-    assert timeline is not None
+    timeline = timeline_from(events)
     assert [(span.start_s, span.end_s, span.run) for span in timeline.spans] == [(10, 110, 0), (140, 190, 1)]
     assert timeline.resumed_s == (110.0,)
     assert timeline.idle_share == 0.0
@@ -157,7 +156,7 @@ def test_a_run_has_the_slots_of_its_own_executors() -> None:
         lease(1060.0, "0003"),
         release(1100.0, "0003"),
     ]
-    timeline = read_timeline(events, [])
-    assert timeline is not None and len(timeline.lanes) == 2
+    timeline = timeline_from(events)
+    assert len(timeline.lanes) == 2
     # 10 of 2 x 100 s + 1 x 100 s.
     assert timeline.idle_share == pytest.approx(10 / 300)
