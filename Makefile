@@ -1,5 +1,5 @@
 # make sweep   the quickstart: about 2.5 minutes on 2 CPU cores, no download after the install, no GPU needed
-# make test    the quick tests
+# make test    the unit tests
 #
 # Both make .venv first, where it is missing, and install what constraints.txt names. Options go in ARGS:
 #   make sweep ARGS="--set search.num_trials=4"
@@ -12,26 +12,27 @@ ARGS ?=
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-slow check clean
+.PHONY: help sweep test test-all check clean
 
 help:
 	@echo "make sweep      find the best adapter for the embedded base and task (configs/quickstart.yaml)"
-	@echo "make test       quick tests"
-	@echo "make test-slow  the longest tests, a few minutes in all"
+	@echo "make test       the unit tests: at most 90 seconds on 2 cores"
+	@echo "make test-all   all the others: contracts, Ray, whole sweeps, pages in a browser, and what is marked slow"
 	@echo "make check      ruff, mypy, lint-imports"
 	@echo "make clean      remove the environment, caches and build files; results/ stays"
 
 sweep: $(VENV)/.installed-test
 	$(BIN)/python -m qlora_ray.sweep $(ARGS)
 
-# pyproject.toml gives pytest its -q; a second one would hide the summary. Three files at a time, on two cores: tests
-# that start Ray wait more than they compute. A file's tests share what they build, so a file is not split; files go out
-# in their own order, in which the long ones (contracts, e2e, ray) come first, and not by how many tests they have.
+# pyproject.toml gives pytest its -q; a second one would hide the summary. A file's tests share what they build, so a
+# file is not split between processes.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs -m unit tests/unit $(ARGS)
 
-test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
+# Three files at a time, on two cores: tests that start Ray wait more than they compute. Files go out in their own order,
+# in which the long ones (contracts, e2e, ray) come first, and not by how many tests they have.
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m 'not unit and not gpu' $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

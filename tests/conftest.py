@@ -1,8 +1,9 @@
-"""Settings every test shares: one thread per process, no usage reports, a cache of its own."""
+"""What all tests share: one thread per process, no usage reports, a cache of their own, and the mark of their tier."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,8 +14,18 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 
+UNIT_FOLDER = Path(__file__).parent / "unit"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Prepared data goes to a folder of the test run, not to the user's cache."""
     os.environ["QLORA_RAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tier of `make test`."""
+    for item in items:
+        is_quick = item.get_closest_marker("slow") is None and item.get_closest_marker("gpu") is None
+        if is_quick and item.path.is_relative_to(UNIT_FOLDER):
+            item.add_marker(pytest.mark.unit)

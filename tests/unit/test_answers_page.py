@@ -80,6 +80,7 @@ def test_a_page_without_any_answer_is_still_a_page() -> None:
     assert "data-figure=" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: Chromium or Google Chrome on the PATH")
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_is_whole_silent_and_inside_its_window_in_a_browser(tmp_path: Path, width: int, scheme: str) -> None:

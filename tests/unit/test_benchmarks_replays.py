@@ -99,6 +99,7 @@ def test_a_trial_has_the_sweeps_settings_and_its_own(config: SweepConfig) -> Non
     assert (spec.lora.r, spec.lora.resolved_alpha, spec.lora.target_modules) == (8, 16.0, ["q_proj"])
 
 
+@pytest.mark.slow
 def test_all_ways_end_at_the_same_validation_losses(config: SweepConfig) -> None:
     torch.set_num_threads(1)
     base = load_choice(choose_base(model="embedded", shape=None), precision="fp32", device="cpu")

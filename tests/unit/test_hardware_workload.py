@@ -80,6 +80,7 @@ def make_split(name: str, num_rows: int) -> TokenizedSplit:
     return TokenizedSplit(name, ids, [[0, *[1] * (TOKENS - 1)]] * num_rows, [[1]] * num_rows, [""] * num_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("targets", ["all-linear", "attention-qv"])

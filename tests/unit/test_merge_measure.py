@@ -17,6 +17,8 @@ from qlora_ray.exporting.merge.measure import Runner, choose_rows, kl_divergence
 from qlora_ray.scoring.generation import generate_answers
 from qlora_ray.scoring.loss import evaluate_loss
 
+pytestmark = pytest.mark.slow
+
 VOCAB_SIZE = 259
 SPLIT = make_split([(4, 6), (9, 3), (5, 0), (7, 2)])
 

@@ -14,6 +14,8 @@ from qlora_ray.exporting.merge.measure import Runner, choose_rows, measure_refer
 from qlora_ray.exporting.merge.merged_models import MergedModels
 from qlora_ray.exporting.merge.plan import MergePlan
 
+pytestmark = pytest.mark.slow
+
 PLAN = MergePlan({}, "fp32", "fp32", "separate")
 
 

@@ -27,6 +27,8 @@ from qlora_ray.modeling.loading import load_base, load_tokenizer
 from qlora_ray.runs import read_json
 from qlora_ray.scoring.generation import generate_answers
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 12
 BATCH_SIZE = 8
 LEARNING_RATE = 1e-2

@@ -133,6 +133,7 @@ def test_a_query_without_end_is_stopped_by_the_time_limit(database: Path, query:
     assert fingerprint(database) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_layers", "num_uses"), [(25, 2), (10, 8), (60, 3)])
 def test_a_query_that_grows_while_it_is_compiled_runs_out_of_its_own_memory_only(
     database: Path, num_layers: int, num_uses: int
@@ -145,6 +146,7 @@ def test_a_query_that_grows_while_it_is_compiled_runs_out_of_its_own_memory_only
     assert len(run_query(database, "SELECT * FROM products").rows) == 4
 
 
+@pytest.mark.slow
 def test_a_query_that_sorts_too_much_writes_nothing_and_fails(database: Path) -> None:
     query = f"{ENDLESS} SELECT x FROM (SELECT x, hex(randomblob(100000)) AS big FROM n LIMIT 5000) ORDER BY big"
     with pytest.raises(SqlFailure, match=r"out of memory|took over"):

@@ -29,6 +29,8 @@ from qlora_ray.modeling.adapters import attach_adapter, save_adapter
 from qlora_ray.modeling.loading import hash_base, load_base
 from qlora_ray.modeling.quantization import specify_quantization
 
+pytestmark = pytest.mark.slow
+
 CPU = DeviceProfile(0, "cpu", "a CPU", None, 8 * 2**30, 8 * 2**30)
 IDS = torch.arange(6, 26)[None]
 

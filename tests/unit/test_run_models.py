@@ -26,6 +26,8 @@ from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.target.target import ModelName
 from qlora_ray.hardware import DeviceProfile
 
+pytestmark = pytest.mark.slow
+
 NAMES: list[ModelName] = ["base", "adapter", "merged"]
 GPU = DeviceProfile(0, "cuda", "a GPU", (8, 0), 2**30, 2**30)
 # As torch 2.9 words it.

@@ -237,6 +237,7 @@ def read_whole(path):
     return contents["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heir", ["reader", "writer", "failing writer"])
 def test_a_writer_killed_at_any_point_leaves_the_old_folder_or_the_new_one_whole(tmp_path, heir):
     seen = []

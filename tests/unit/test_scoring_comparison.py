@@ -129,6 +129,7 @@ def test_a_row_of_weight_two_is_two_rows_to_the_means_and_one_to_chance() -> Non
     assert ignored == weighted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["accuracy", "skewed"])
 def test_the_interval_covers_the_truth_about_95_times_in_100(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(significance, "NUM_RESAMPLES", 1000)
@@ -149,6 +150,7 @@ def test_the_interval_covers_the_truth_about_95_times_in_100(kind: str, monkeypa
     assert 0.91 <= num_covered / num_samples <= 0.98
 
 
+@pytest.mark.slow
 def test_two_models_of_one_worth_are_seldom_called_different(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(significance, "NUM_RESAMPLES", 1000)
     generator = np.random.default_rng(6)
