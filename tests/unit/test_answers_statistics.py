@@ -31,16 +31,11 @@ def _export(folder: Path, *models: str) -> dict[str, Any]:
     return export_answers(folder, prompt_sets=["red_team"], models=models or ("base", "adapter"))
 
 
-def test_clean_answers_give_no_warning(tmp_path: Path) -> None:
+def test_clean_answers_give_no_warning_and_stats_are_written_as_they_are_returned(tmp_path: Path) -> None:
     for model in ("base", "adapter"):
         _write(tmp_path, model, [_line("a", "yes"), _line("b", "no")])
-    assert _export(tmp_path)["warnings"] == []
-
-
-def test_stats_are_written_as_they_are_returned(tmp_path: Path) -> None:
-    for model in ("base", "adapter"):
-        _write(tmp_path, model, [_line("a", "yes")])
     stats = _export(tmp_path)
+    assert stats["warnings"] == []
     assert json.loads((tmp_path / "stats.json").read_text()) == stats
     assert all((tmp_path / name).is_file() for name in stats["files"])
 
@@ -68,12 +63,9 @@ def test_refusals_cuts_empties_and_loops_are_counted(tmp_path: Path) -> None:
     assert {key: figures[f"num_{key}"] for key in ("answers", "empty", "cut", "refusals", "loops")} == {
         "answers": 4, "empty": 1, "cut": 1, "refusals": 1, "loops": 1}  # fmt: skip
     assert figures["refusals"] == [{"id": "a", "phrase": "i can't help"}]
-    assert stats["warnings"] == [
-        "base/red_team.jsonl: 1 empty answer of 4: c",
-        # Which of them it was, the file does not say.
-        "base/red_team.jsonl: 1 answer of 4 cut at evaluate.max_new_tokens, the model's positions or "
-        "evaluate.max_length: row b",
-    ]
+    empty, cut = stats["warnings"]
+    assert empty.startswith("base/red_team.jsonl: 1 empty answer of 4") and empty.endswith(": c")
+    assert cut.startswith("base/red_team.jsonl: 1 answer of 4 cut") and cut.endswith(": row b")
 
 
 def test_identical_answers_are_counted_over_the_pairs(tmp_path: Path) -> None:
@@ -83,19 +75,13 @@ def test_identical_answers_are_counted_over_the_pairs(tmp_path: Path) -> None:
     assert identical == [{"base": "base", "tuned": "adapter", "num_pairs": 2, "num_identical": 1}]
 
 
-def test_ids_that_one_model_lacks_are_named(tmp_path: Path) -> None:
+def test_ids_that_one_model_lacks_and_one_id_with_two_prompts_are_named(tmp_path: Path) -> None:
     _write(tmp_path, "base", [_line(str(number), "yes") for number in range(9)])
-    _write(tmp_path, "adapter", [_line("0", "yes"), _line("z", "yes")])
-    assert _export(tmp_path)["warnings"] == [
-        "base/red_team.jsonl: lacks 1 id that adapter answered: z",
-        "adapter/red_team.jsonl: lacks 8 ids that base answered: 1, 2, 3, 4, 5 and 3 more",
-    ]
-
-
-def test_one_id_with_two_prompts_is_named(tmp_path: Path) -> None:
-    _write(tmp_path, "base", [_line("a", "yes")])
-    _write(tmp_path, "adapter", [_line("a", "yes", prompt="something else")])
-    assert _export(tmp_path)["warnings"] == ["red_team: models were asked different prompts under 1 id: a"]
+    _write(tmp_path, "adapter", [_line("0", "yes", prompt="something else"), _line("z", "yes")])
+    base, adapter, prompts = _export(tmp_path)["warnings"]
+    assert base.startswith("base/red_team.jsonl: lacks 1 id") and base.endswith(": z")
+    assert adapter.startswith("adapter/red_team.jsonl: lacks 8 ids") and adapter.endswith(": 1, 2, 3, 4, 5 and 3 more")
+    assert "different prompts under 1 id: 0" in prompts
 
 
 @pytest.mark.parametrize(
@@ -105,26 +91,19 @@ def test_one_id_with_two_prompts_is_named(tmp_path: Path) -> None:
         ('["b"]', "line 2 (not an object)"),
         (json.dumps({"id": "b", "prompt": "ask"}), "line 2 (no valid answer)"),
         (json.dumps({"id": "b", "prompt": 3, "answer": None}), "line 2 (no valid prompt, answer)"),
+        (_line("a", "second"), "whose id came before: a"),
     ],
 )
-def test_a_broken_line_is_left_out_and_named(tmp_path: Path, line: str, reason: str) -> None:
+def test_a_broken_line_or_a_second_of_its_id_is_left_out_and_named(tmp_path: Path, line: str, reason: str) -> None:
     _write(tmp_path, "base", [_line("a", "yes"), line])
-    rows, warnings = read_answers(tmp_path / "base" / "red_team.jsonl")
-    assert [row.id for row in rows] == ["a"]
-    assert warnings == [f"base/red_team.jsonl: 1 line left out that cannot be read: {reason}"]
-
-
-def test_an_id_that_comes_twice_counts_once(tmp_path: Path) -> None:
-    _write(tmp_path, "base", [_line("a", "first"), _line("a", "second")])
-    rows, warnings = read_answers(tmp_path / "base" / "red_team.jsonl")
-    assert [row.answer for row in rows] == ["first"]
-    assert warnings == ["base/red_team.jsonl: 1 row left out whose id came before: a"]
+    rows, [warning] = read_answers(tmp_path / "base" / "red_team.jsonl")
+    assert [(row.id, row.answer) for row in rows] == [("a", "yes")]
+    assert warning.startswith("base/red_team.jsonl: 1 ") and warning.endswith(reason)
 
 
 def test_a_missing_file_is_a_warning_and_the_page_is_still_written(tmp_path: Path) -> None:
     stats = _export(tmp_path)
-    assert len(stats["warnings"]) == 2
-    assert "base/red_team.jsonl: cannot be read (No such file or directory)" in stats["warnings"][0]
+    assert [warning.split(":")[0] for warning in stats["warnings"]] == ["base/red_team.jsonl", "adapter/red_team.jsonl"]
     assert stats["prompt_sets"]["red_team"]["models"]["base"]["words"]["mean"] is None
     assert (tmp_path / "answers.html").is_file()
 

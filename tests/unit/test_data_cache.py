@@ -7,8 +7,9 @@ import pytest
 from data_tokenizer import CHATML, build_byte_level
 
 from qlora_ray.config.schema import Data
-from qlora_ray.data import prepare_data
-from qlora_ray.data.cache import compute_fingerprint, default_cache_dir
+from qlora_ray.data import preparation, prepare_data
+from qlora_ray.data.cache import compute_fingerprint, default_cache_dir, load_prepared
+from qlora_ray.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +45,29 @@ def test_the_cache_holds_arrow_files_and_a_report_and_nothing_half_written(train
     assert json.loads((folder / "report.json").read_text()) == report.to_dict()
 
 
-@pytest.mark.parametrize("change", ["config", "seed", "bytes", "chat template", "eos"])
-def test_anything_that_decides_the_tokens_gives_another_fingerprint(change, train, tokenizer):
+def change_end_token():
+    tokenizer = build_byte_level()
+    tokenizer.eos_token = "<|endoftext|>"
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("changes", "make_tokenizer"),
+    [
+        ({"max_length": 64}, build_byte_level),
+        ({"data_seed": 8}, build_byte_level),
+        ({}, lambda: build_byte_level(chat_template="{# changed #}" + CHATML)),
+        ({}, change_end_token),
+    ],
+    ids=["config", "seed", "chat-template", "end-token"],
+)
+def test_anything_that_decides_the_tokens_gives_another_fingerprint(changes, make_tokenizer, train, tokenizer):
     first = prepare(train, tokenizer).report.fingerprint
-    if change == "config":
-        other = prepare(train, tokenizer, max_length=64)
-    elif change == "seed":
-        other = prepare(train, tokenizer, data_seed=8)
-    elif change == "bytes":
-        train.write_text(train.read_text().replace("question 3", "question three"))
-        other = prepare(train, tokenizer)
-    elif change == "chat template":
-        other = prepare(train, build_byte_level(chat_template="{# changed #}" + CHATML))
-    else:
-        changed = build_byte_level()
-        changed.eos_token = "<|endoftext|>"
-        other = prepare(train, changed)
-    assert other.report.fingerprint != first
-    assert not other.report.from_cache
+    other = prepare(train, make_tokenizer(), **changes).report
+    assert other.fingerprint != first
+    assert not other.from_cache
+    train.write_text(train.read_text().replace("question 3", "question three"))
+    assert prepare(train, tokenizer).report.fingerprint not in (first, other.fingerprint)
 
 
 def test_earlier_calls_of_the_tokenizer_do_not_change_the_fingerprint(train):
@@ -71,25 +77,32 @@ def test_earlier_calls_of_the_tokenizer_do_not_change_the_fingerprint(train):
     assert compute_fingerprint(Data(), digests={}, tokenizer=tokenizer, data_seed=7) == before
 
 
-@pytest.mark.parametrize("damage", ["no report", "broken report", "other report", "no split", "cut file", "fewer rows"])
+def replace_split(folder):
+    shutil.rmtree(folder / "train")
+    shutil.copytree(folder / "validation", folder / "train")
+
+
+def cut_file(folder):
+    (arrow,) = (folder / "train").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "report.json").unlink(),
+        lambda folder: (folder / "report.json").write_text("{"),
+        lambda folder: (folder / "report.json").write_text(f'{{"fingerprint": "{"0" * 64}"}}'),
+        lambda folder: shutil.rmtree(folder / "train"),
+        cut_file,
+        replace_split,
+    ],
+    ids=["no-report", "broken-report", "other-report", "no-split", "cut-file", "fewer-rows"],
+)
 def test_a_damaged_cache_is_rebuilt(damage, train, tokenizer):
     first = prepare(train, tokenizer)
     (folder,) = (train.parent / "cache").iterdir()
-    report = folder / "report.json"
-    if damage == "no report":
-        report.unlink()
-    elif damage == "broken report":
-        report.write_text("{")
-    elif damage == "other report":
-        report.write_text(report.read_text().replace(first.report.fingerprint, "0" * 64))
-    elif damage == "no split":
-        shutil.rmtree(folder / "train")
-    elif damage == "cut file":
-        (arrow,) = (folder / "train").glob("*.arrow")
-        arrow.write_bytes(arrow.read_bytes()[:200])
-    else:
-        shutil.rmtree(folder / "train")
-        shutil.copytree(folder / "validation", folder / "train")
+    damage(folder)
     again = prepare(train, tokenizer)
     assert not again.report.from_cache
     assert again == first
@@ -103,20 +116,16 @@ def test_a_cache_that_cannot_be_written_is_a_warning(train, tokenizer):
 
 
 def test_a_process_that_was_faster_wins_and_nothing_is_left_over(train, tokenizer, monkeypatch):
-    from qlora_ray.data import cache, preparation
-
     first = prepare(train, tokenizer)
     monkeypatch.setattr(preparation, "load_prepared", lambda cache_dir, fingerprint: None)
     assert prepare(train, tokenizer) == first
     assert len(list((train.parent / "cache").iterdir())) == 1
-    assert cache.load_prepared(train.parent / "cache", first.report.fingerprint) == first
+    assert load_prepared(train.parent / "cache", first.report.fingerprint) == first
 
 
 def test_bad_rows_leave_nothing_in_the_cache(train, tokenizer):
-    from qlora_ray.errors import DataError
-
     train.write_text(train.read_text() + '{"question": "x"}\n')
-    with pytest.raises(DataError, match=r"train\.jsonl:21: 'answer' must hold text, got nothing"):
+    with pytest.raises(DataError, match=r"train\.jsonl:21: 'answer' must hold text"):
         prepare(train, tokenizer)
     assert not (train.parent / "cache").exists()
 

@@ -8,6 +8,7 @@ from qlora_ray.data.formats import convert_rows
 from qlora_ray.errors import DataError
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+PART = {"type": "text"}
 CONVERSATION = [
     {"from": "system", "value": "Be kind."},
     {"from": "human", "value": "hi"},
@@ -18,10 +19,6 @@ CONVERSATION = [
 def convert(*values, **data):
     rows = [Row(f"a.jsonl:{number}", row) for number, row in enumerate(values, start=1)]
     return convert_rows("a.jsonl", rows, Data(**data))
-
-
-def turns_of(*values, **data):
-    return [(turn.role, turn.content) for turn in convert(*values, **data).examples[0].turns]
 
 
 @pytest.mark.parametrize(
@@ -49,29 +46,26 @@ def test_auto_knows_the_format_by_its_columns_and_says_which_it_saw(row, name, w
     assert [turn for turn in turns if turn[0] != "system"] == expected
 
 
-def test_two_named_columns_are_question_and_answer():
-    row = {"nlq": "hi", "sql": "ho"}
-    assert turns_of(row, columns={"prompt": "nlq", "completion": "sql"}) == [("user", "hi"), ("assistant", "ho")]
-
-
-def test_columns_that_fit_nothing_are_listed_with_what_to_set():
-    with pytest.raises(DataError, match=r"got nlq, sql\. .*data\.columns: \{prompt: nlq, completion: sql\}"):
-        convert({"nlq": "hi", "sql": "ho"})
-
-
-def test_columns_that_fit_two_formats_are_refused():
-    with pytest.raises(DataError, match=r"columns must fit one format, got question, answer, sql, which fit"):
-        convert({"question": "hi", "answer": "ho", "sql": "SELECT"})
-
-
-def test_a_column_that_is_missing_is_named_with_its_nearest_name():
-    with pytest.raises(DataError, match=r"data\.columns\.completion names a column 'sqls', got .* mean 'sql'\?"):
-        convert({"nlq": "hi", "sql": "ho"}, columns={"prompt": "nlq", "completion": "sqls"})
-
-
-def test_a_format_that_lacks_its_column_is_refused():
-    with pytest.raises(DataError, match=r"data\.format alpaca needs a column 'instruction', got columns question"):
-        convert({"question": "hi", "output": "ho"}, format="alpaca")
+@pytest.mark.parametrize(
+    ("row", "data", "words"),
+    [
+        ({"nlq": "hi", "sql": "ho"}, {}, r"got nlq, sql\. .*\{prompt: nlq, completion: sql\}"),
+        ({"question": "hi", "answer": "ho", "sql": "x"}, {}, "must fit one format, got question, answer, sql"),
+        (
+            {"nlq": "hi", "sql": "ho"},
+            {"columns": {"prompt": "nlq", "completion": "sqls"}},
+            r"completion names a column 'sqls', .* mean 'sql'\?",
+        ),
+        (
+            {"question": "hi", "output": "ho"},
+            {"format": "alpaca"},
+            "alpaca needs a column 'instruction'",
+        ),
+    ],
+)
+def test_columns_that_fit_no_format_or_two_are_refused_by_their_names(row, data, words):
+    with pytest.raises(DataError, match=words):
+        convert(row, **data)
 
 
 def test_alpaca_input_stays_apart_from_the_instruction_and_may_be_absent():
@@ -88,20 +82,18 @@ def test_alpaca_input_stays_apart_from_the_instruction_and_may_be_absent():
     assert conversion.examples[0].turns[0].full_content == "add\n\n1 2"
 
 
-def test_prompt_and_completion_may_be_lists_of_turns():
-    row = {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}
-    assert turns_of(row) == [("user", "hi"), ("assistant", "ho")]
-
-
-def test_content_in_parts_is_joined():
-    user = {"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}
-    assert turns_of({"messages": [user, MESSAGES[1]]})[0] == ("user", "hi")
-
-
-def test_numbers_become_text_and_are_counted():
-    conversion = convert({"question": "1+1", "answer": 2}, {"question": "half", "answer": 0.5})
-    assert [example.answer for example in conversion.examples] == ["2", "0.5"]
-    assert conversion.num_converted == {"answer": 2}
+@pytest.mark.parametrize(
+    ("row", "data"),
+    [
+        ({"nlq": "hi", "sql": "ho"}, {"columns": {"prompt": "nlq", "completion": "sql"}}),
+        ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, {}),
+        ({"messages": [{"role": "user", "content": [PART | {"text": "h"}, PART | {"text": "i"}]}, MESSAGES[1]]}, {}),
+    ],
+    ids=["two-named-columns", "lists-of-turns", "content-in-parts"],
+)
+def test_a_row_of_another_shape_is_the_same_turns(row, data):
+    turns = convert(row, **data).examples[0].turns
+    assert [(turn.role, turn.content) for turn in turns] == [("user", "hi"), ("assistant", "ho")]
 
 
 @pytest.mark.parametrize(
@@ -122,9 +114,7 @@ def test_a_row_without_an_answer_is_named_by_file_and_line_and_all_are_counted(a
 
 
 def test_a_key_that_one_row_lacks_is_that_rows_problem():
-    with pytest.raises(
-        DataError, match=r"a\.jsonl:2: 'answer' must hold text, got nothing\. This is the only bad row of 2"
-    ):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: 'answer' must hold text, .* only bad row of 2"):
         convert({"question": "hi", "answer": "ho"}, {"question": "hi"})
 
 
@@ -132,11 +122,6 @@ def test_rows_that_could_not_be_read_are_counted_with_the_others():
     rows = [Row("a.jsonl:1", problem="broken"), Row("a.jsonl:2", {"question": "hi", "answer": None})]
     with pytest.raises(DataError, match=r"a\.jsonl:1: broken\. 2 rows are bad of 2"):
         convert_rows("a.jsonl", rows, Data())
-
-
-def test_a_file_of_broken_rows_only_names_the_first():
-    with pytest.raises(DataError, match=r"a\.jsonl:1: broken\. This is the only bad row"):
-        convert_rows("a.jsonl", [Row("a.jsonl:1", problem="broken")], Data())
 
 
 @pytest.mark.parametrize(

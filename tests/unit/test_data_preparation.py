@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from data_tokenizer import build_byte_level
@@ -33,18 +34,19 @@ def write_rows(path, rows):
 
 
 def prepare(tokenizer, *, data_seed=7, **data):
-    from pathlib import Path
-
     return prepare_data(Data(**data), tokenizer=tokenizer, data_seed=data_seed, cache_dir=Path("cache"))
+
+
+def is_warned(report, *words):
+    """Whether one warning has all the words."""
+    return any(all(word in warning for word in words) for warning in report.warnings)
 
 
 def test_a_fraction_is_held_out_and_the_report_says_where_from(folder, tokenizer):
     write_rows(folder / "a.jsonl", rows_of(range(30)))
     prepared = prepare(tokenizer, train="a.jsonl")
     assert (len(prepared.train), len(prepared.validation), prepared.test) == (27, 3, None)
-    assert prepared.report.sources["validation"] == (
-        "0.1 of a.jsonl, by data_seed 7 (the default, as data.validation is not set)"
-    )
+    assert prepared.report.sources["validation"].startswith("0.1 of a.jsonl, by data_seed 7")
     assert prepared.report.overlap == {"train/validation": 0}
     assert prepared.report.overlap_verdict == "pass"
     assert prepared.report.warnings == []
@@ -66,14 +68,14 @@ def test_rows_that_splits_share_are_a_warning_and_a_failed_check_and_stay(folder
     assert report.overlap_answers == {"train/validation": 1}
     assert report.overlap_verdict == "fail"
     assert report.num_rows["validation"] == 3
-    assert any("2 of 3 validation rows have a prompt that is in train too (1 with" in text for text in report.warnings)
+    assert is_warned(report, "2 of 3 validation rows", "in train too (1 with")
 
 
 def test_rows_of_one_prompt_are_kept_together_and_counted(folder, tokenizer):
     write_rows(folder / "a.jsonl", rows_of(range(10)) + rows_of(range(10), answer="other"))
     report = prepare(tokenizer, train="a.jsonl", validation=0.2).report
     assert report.overlap_verdict == "pass"
-    assert any("20 rows of a.jsonl share their prompt with another row" in text for text in report.warnings)
+    assert is_warned(report, "20 rows of a.jsonl share their prompt")
 
 
 def test_the_first_rows_are_taken_before_the_split(folder, tokenizer):
@@ -94,8 +96,8 @@ def test_truncation_and_drops_are_counted_per_split_with_the_lengths(folder, tok
     assert report.num_dropped == {"train": {"answer beyond max_length 100": 1}, "validation": {}}
     assert report.num_rows["train"] == 6
     assert report.lengths["train"].max > 200
-    assert any("2 of 7 rows were longer than data.max_length 100" in text for text in report.warnings)
-    assert any("1 of 7 rows were dropped: answer beyond max_length 100" in text for text in report.warnings)
+    assert is_warned(report, "2 of 7 rows were longer", "data.max_length 100")
+    assert is_warned(report, "1 of 7 rows were dropped", "max_length 100")
 
 
 def test_the_system_prompt_goes_to_rows_that_have_none(folder, tokenizer):
@@ -107,23 +109,22 @@ def test_the_system_prompt_goes_to_rows_that_have_none(folder, tokenizer):
     first, second = (tokenizer.decode(ids) for ids in prepared.train.prompt_ids)
     assert first.startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert second.startswith("<|im_start|>system\nMine.<|im_end|>")
-    assert any("was not used for 1 rows, which have a system turn" in text for text in prepared.report.warnings)
+    assert is_warned(prepared.report, "not used for 1 rows", "system turn")
 
 
-def test_numbers_as_answers_are_a_counted_warning(folder, tokenizer):
-    write_rows(folder / "a.jsonl", [{"question": f"{number}+1", "answer": number + 1} for number in range(4)])
-    report = prepare(tokenizer, train="a.jsonl").report
-    assert "train: 4 values of 'answer' were numbers, and are trained as text" in report.warnings
+def test_numbers_as_answers_become_text_and_are_a_counted_warning(folder, tokenizer):
+    write_rows(folder / "a.jsonl", [{"question": "1+1", "answer": 2}, {"question": "half", "answer": 0.5}])
+    prepared = prepare(tokenizer, train="a.jsonl", validation="a.jsonl")
+    assert prepared.train.references == ["2", "0.5"]
+    assert is_warned(prepared.report, "train: 2 values of 'answer' were numbers")
 
 
 def test_options_that_plain_text_cannot_use_are_warnings(folder, tokenizer):
     write_rows(folder / "a.jsonl", [{"text": f"line {number}"} for number in range(4)])
     prepared = prepare(tokenizer, train="a.jsonl", template="instruction", system_prompt="Be brief.")
     assert prepared.report.template == "none"
-    assert any("data.template 'instruction' is not used" in text for text in prepared.report.warnings)
-    assert any(
-        "data.system_prompt was not used for 3 rows, which are plain text" in text for text in prepared.report.warnings
-    )
+    assert is_warned(prepared.report, "data.template 'instruction' is not used")
+    assert is_warned(prepared.report, "data.system_prompt was not used for 3 rows", "plain text")
     assert prepared.train.references == ["", "", ""]
 
 
@@ -131,20 +132,14 @@ def test_a_validation_file_of_another_format_is_said(folder, tokenizer):
     write_rows(folder / "a.jsonl", rows_of(range(4)))
     write_rows(folder / "b.jsonl", [{"prompt": "hi", "completion": "ho"}])
     report = prepare(tokenizer, train="a.jsonl", validation="b.jsonl").report
-    assert "validation: the format is prompt-completion, not columns as in train" in report.warnings
+    assert is_warned(report, "validation: the format is prompt-completion, not columns")
 
 
 def test_plain_text_among_answers_is_refused(folder, tokenizer):
     write_rows(folder / "a.jsonl", rows_of(range(4)))
     write_rows(folder / "b.jsonl", [{"text": "hi"}])
-    with pytest.raises(DataError, match=r"b\.jsonl: must have questions and answers as train has, got plain text"):
+    with pytest.raises(DataError, match=r"b\.jsonl: must have questions and answers .* got plain text"):
         prepare(tokenizer, train="a.jsonl", validation="b.jsonl")
-
-
-def test_one_row_cannot_be_split(folder, tokenizer):
-    write_rows(folder / "a.jsonl", rows_of([1]))
-    with pytest.raises(DataError, match=r"a\.jsonl: splitting off data\.validation needs at least 2 rows"):
-        prepare(tokenizer, train="a.jsonl")
 
 
 def test_the_embedded_task_brings_its_own_splits(folder, tokenizer, monkeypatch):
@@ -163,13 +158,6 @@ def test_the_embedded_task_brings_its_own_splits(folder, tokenizer, monkeypatch)
     assert mixed.test is None
 
 
-@pytest.mark.skipif(not embedded.train_path().exists(), reason="the shipped data has not been built in this tree")
-def test_the_data_that_ships_is_prepared_without_overlap(folder, tokenizer):
-    prepared = prepare(tokenizer)
-    assert prepared.test is not None
-    assert prepared.report.overlap_verdict == "pass"
-
-
 def test_the_report_is_json(folder, tokenizer):
     write_rows(folder / "a.jsonl", rows_of(range(10)))
     report = prepare(tokenizer, train="a.jsonl").report
@@ -181,18 +169,17 @@ def test_the_preview_marks_the_trained_tokens_and_counts_them(folder, tokenizer)
     write_rows(folder / "b.jsonl", rows_of([11]))
     prepared = prepare(tokenizer, train="a.jsonl", validation="b.jsonl")
     text = render_preview(prepared, tokenizer, index=2)
-    assert "<|im_start|>user\nquestion 2<|im_end|>\n<|im_start|>assistant\n«answer 2<|im_end|>»\n" in text
+    assert "user\nquestion 2<|im_end|>\n" in text and "«answer 2<|im_end|>»\n" in text
     num_trained = sum(prepared.train.completion_mask[2])
     assert f"train sample 2 of 10: {len(prepared.train.input_ids[2])} tokens, {num_trained} trained" in text
-    assert "format columns (columns question + answer are there" in text
+    assert "format columns (columns question + answer" in text
     assert "overlap check pass: train/validation 0" in text
 
 
 def test_a_preview_beyond_the_rows_is_refused(folder, tokenizer):
     write_rows(folder / "a.jsonl", rows_of(range(10)))
-    prepared = prepare(tokenizer, train="a.jsonl")
-    with pytest.raises(DataError, match=r"preview: index must be in 0\.\.8, the rows of train, got 9"):
-        render_preview(prepared, tokenizer, index=9)
+    with pytest.raises(DataError, match=r"preview: index must be in 0\.\.8, .* got 9"):
+        render_preview(prepare(tokenizer, train="a.jsonl"), tokenizer, index=9)
 
 
 def test_importing_the_room_loads_no_heavy_library():

@@ -8,6 +8,8 @@ import pytest
 from qlora_ray.data.reading import read_rows
 from qlora_ray.errors import DataError
 
+WITHOUT_ROWS = [("a.json", b"[]"), ("a.jsonl", b"\n\n"), ("a.csv", b"q,a\n"), ("a.csv", b"")]
+
 
 def test_jsonl_rows_carry_the_lines_of_the_file_though_blank_lines_are_skipped():
     rows = read_rows("a.jsonl", b'{"q": 1}\n\n   \n{"q": 2}\r\n{"q": 3}')
@@ -52,16 +54,6 @@ def test_json_rows_are_named_by_number():
     assert [row.where for row in read_rows("a.json", b'[{"q": 1}, {"q": 2}]')] == ["a.json row 1", "a.json row 2"]
 
 
-def test_an_object_without_data_is_refused_with_its_keys():
-    with pytest.raises(DataError, match=r"a\.json: must be a list of objects.*got an object with keys rows, n"):
-        read_rows("a.json", b'{"rows": [],\n "n": 0}')
-
-
-def test_broken_json_is_named_by_line():
-    with pytest.raises(DataError, match=r"a\.json:2: the file must be JSON, got broken JSON at column"):
-        read_rows("a.json", b'[{"q": 1},\n {"q": }]')
-
-
 def test_csv_rows_carry_the_line_they_start_on_across_quoted_newlines():
     rows = read_rows("a.csv", b'q,a\n"one\ntwo",1\n\nthree,3\n')
     assert [(row.where, row.values["q"]) for row in rows] == [("a.csv:2", "one\ntwo"), ("a.csv:5", "three")]
@@ -69,28 +61,13 @@ def test_csv_rows_carry_the_line_they_start_on_across_quoted_newlines():
 
 def test_a_csv_row_with_a_field_too_many_becomes_a_row_with_a_problem():
     rows = read_rows("a.csv", b"q,a\n1,2,3\n4,5\n")
-    assert rows[0].problem == "a row must have 2 fields like the header, got 3"
+    assert "2 fields like the header, got 3" in rows[0].problem
     assert rows[1].values == {"q": "4", "a": "5"}
 
 
 def test_a_csv_answer_may_be_longer_than_the_csv_module_allows_by_default():
     rows = read_rows("a.csv", b"q,a\nx," + b"y" * 200_000 + b"\n")
     assert len(str(rows[0].values["a"])) == 200_000
-
-
-def test_a_csv_of_semicolons_is_refused():
-    with pytest.raises(DataError, match=r"a\.csv:1: csv fields must be separated by commas, got 'q;a'"):
-        read_rows("a.csv", b"q;a\n1;2\n")
-
-
-def test_a_csv_with_a_column_twice_is_refused():
-    with pytest.raises(DataError, match=r"a\.csv:1: csv columns must differ in name, got q twice"):
-        read_rows("a.csv", b"q,q\n1,2\n")
-
-
-def test_a_csv_with_an_open_quote_is_named_by_line():
-    with pytest.raises(DataError, match=r"a\.csv:3: must be csv"):
-        read_rows("a.csv", b'q,a\n1,2\n3,"4\n')
 
 
 def test_parquet_rows_are_named_by_number():
@@ -106,27 +83,23 @@ def test_parquet_rows_are_named_by_number():
     ]
 
 
-def test_a_parquet_file_that_is_none_is_refused():
-    with pytest.raises(DataError, match=r"a\.parquet: must be a parquet file"):
-        read_rows("a.parquet", b"not parquet")
-
-
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.json", b"[]"), ("a.jsonl", b"\n\n"), ("a.csv", b"q,a\n"), ("a.csv", b"")]
+    ("name", "content", "words"),
+    [
+        ("a.json", b'{"rows": [],\n "n": 0}', r"a\.json: must be a list of objects.* keys rows, n"),
+        ("a.json", b'[{"q": 1},\n {"q": }]', r"a\.json:2: .* broken JSON at column"),
+        ("a.jsonl", b'{"q": 1}\n{"q": "caf\xe9"}', r"a\.jsonl:2: text must be UTF-8, got byte 0xe9"),
+        ("a.csv", b"q;a\n1;2\n", r"a\.csv:1: csv fields must be separated by commas, got 'q;a'"),
+        ("a.csv", b"q,q\n1,2\n", r"a\.csv:1: csv columns must differ in name, got q twice"),
+        ("a.csv", b'q,a\n1,2\n3,"4\n', r"a\.csv:3: must be csv"),
+        ("a.parquet", b"not parquet", r"a\.parquet: must be a parquet file"),
+        ("a.tsv", b"", r"must end in \.csv, \.json, \.jsonl, \.parquet, got \.tsv"),
+        *((name, text, f"{name}: a dataset must hold at least one row") for name, text in WITHOUT_ROWS),
+    ],
 )
-def test_a_file_without_rows_is_refused(name, content):
-    with pytest.raises(DataError, match=rf"{name}: a dataset must hold at least one row, got none"):
+def test_a_file_that_cannot_be_read_is_refused_by_its_place(name, content, words):
+    with pytest.raises(DataError, match=words):
         read_rows(name, content)
-
-
-def test_text_that_is_not_utf8_is_named_by_line():
-    with pytest.raises(DataError, match=r"a\.jsonl:2: text must be UTF-8, got byte 0xe9"):
-        read_rows("a.jsonl", b'{"q": 1}\n{"q": "caf\xe9"}')
-
-
-def test_another_extension_is_refused_with_the_ones_that_are_read():
-    with pytest.raises(DataError, match=r"must end in \.csv, \.json, \.jsonl, \.parquet, got \.tsv"):
-        read_rows("a.tsv", b"")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])

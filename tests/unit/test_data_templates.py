@@ -29,11 +29,16 @@ def test_auto_takes_the_chat_template_where_there_is_one(chat_template, name):
     assert "chat template" in chosen.reason
 
 
-def test_chat_needs_a_chat_template():
-    with pytest.raises(
-        DataError, match=r"data\.template: chat needs a tokenizer with a chat template, got one without"
-    ):
-        choose_template("chat", build_byte_level(chat_template=None))
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("chat", r"data\.template: chat needs a tokenizer with a chat template"),
+        ("Q: {prompt} A: {completion}", r"must end where the answer begins, got \{completion\}"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(template, words):
+    with pytest.raises(DataError, match=words):
+        choose_template(template, build_byte_level(chat_template=None))
 
 
 def test_the_instruction_template_is_the_one_of_the_seeds(tokenizer):
@@ -71,11 +76,6 @@ def test_braces_in_a_custom_template_and_in_prompts_are_text(tokenizer):
     assert pieces('{"q": "{prompt}", {x}} {system}', tokenizer, *turns)[0][0] == '{"q": "{system} {prompt}", {x}} '
 
 
-def test_a_custom_template_that_places_the_answer_is_refused(tokenizer):
-    with pytest.raises(DataError, match=r"must end where the answer begins, got \{completion\} in it"):
-        choose_template("Q: {prompt} A: {completion}", tokenizer)
-
-
 def test_each_round_of_a_conversation_is_rendered_and_every_answer_is_trained(tokenizer):
     assert pieces("raw", tokenizer, SYSTEM, *TWO_ROUNDS) == [
         ("Be brief.\n\nHi\n", False),
@@ -107,33 +107,31 @@ def test_alpaca_input_follows_the_instruction_in_a_chat(tokenizer):
     assert "<|im_start|>user\nAdd\n\n1 2<|im_end|>" in text
 
 
-def test_a_chat_template_that_renders_the_past_otherwise_is_refused():
-    # In the manner of templates that drop the reasoning of earlier answers.
-    template = CHATML.replace("message['content']", "(message['content'] if loop.last else 'cut')")
-    unstable = build_byte_level(chat_template=template)
-    with pytest.raises(
-        DataError, match=r"a\.jsonl:1: the chat template must render a conversation's beginning the same"
-    ):
-        pieces("chat", unstable, *TWO_ROUNDS)
+REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 
 
-def test_a_generation_prompt_that_the_answer_does_not_follow_is_refused():
-    # In the manner of reasoning models, whose generation prompt opens a thought that training rows do not have.
-    thinking = build_byte_level(
-        chat_template=CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
-    )
-    with pytest.raises(DataError, match=r"in turn 2, .* Use data\.template instruction, or raw\."):
-        pieces("chat", thinking, *ASK)
-
-
-def test_a_chat_template_that_refuses_a_role_is_reported_in_its_own_words():
-    refusing = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
-    )
-    with pytest.raises(
-        DataError, match=r"must accept the turns system, user, assistant, got: System role not supported"
-    ):
-        pieces("chat", build_byte_level(chat_template=refusing), SYSTEM, *ASK)
+@pytest.mark.parametrize(
+    ("chat_template", "turns", "words"),
+    [
+        # As templates that drop the reasoning of earlier answers do.
+        (
+            CHATML.replace("message['content']", "(message['content'] if loop.last else 'cut')"),
+            TWO_ROUNDS,
+            r"a\.jsonl:1: the chat template must render a conversation's beginning the same",
+        ),
+        # As those of reasoning models do, whose generation prompt opens a thought that training rows do not have.
+        (
+            CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif"),
+            ASK,
+            r"in turn 2, .* Use data\.template instruction, or raw\.",
+        ),
+        (REFUSES_SYSTEM + CHATML, (SYSTEM, *ASK), "turns system, user, assistant, got: System role not supported"),
+    ],
+    ids=["past-changes", "opens-a-thought", "refuses-a-role"],
+)
+def test_a_chat_template_that_rows_cannot_be_rendered_by_is_refused(chat_template, turns, words):
+    with pytest.raises(DataError, match=words):
+        pieces("chat", build_byte_level(chat_template=chat_template), *turns)
 
 
 def test_plain_text_is_one_trained_piece(tokenizer):
@@ -143,8 +141,6 @@ def test_plain_text_is_one_trained_piece(tokenizer):
 def test_where_only_the_last_answer_counts_the_past_may_be_rendered_otherwise():
     content = "(message['content'] if loop.last or message['role'] == 'user' else 'cut')"
     unstable = build_byte_level(chat_template=CHATML.replace("message['content']", content))
-    with pytest.raises(DataError, match="must render a conversation's beginning the same"):
-        pieces("chat", unstable, *TWO_ROUNDS)
     example = Example(TWO_ROUNDS, "a.jsonl:1")
     found = render(example, choose_template("chat", unstable), unstable, last_only=True)
     assert [(piece.text.count("cut"), piece.is_trained) for piece in found[:2]] == [(1, False), (0, True)]

@@ -1,7 +1,7 @@
 """Tokens are those of the tokenizer itself, and the mask covers answers and their end tokens only."""
 
 import pytest
-from data_tokenizer import build_byte_level, build_metaspace
+from data_tokenizer import CHATML, build_byte_level, build_metaspace
 
 from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.templates import choose_template
@@ -74,15 +74,6 @@ def test_prompt_ids_and_answer_and_end_token_are_the_input_ids(template, tokeniz
     assert split.completion_mask[0] == [0] * len(prompt) + [1] * len(answer)
 
 
-def test_a_mask_worked_out_by_hand(tokenizer):
-    # "a" and "b" and the newline are single bytes, each its own token here.
-    split, _ = tokenize(tokenizer, (Turn("user", "a"), Turn("assistant", "b")), template="raw")
-    a, newline, b = (ids_of(tokenizer, text)[0] for text in ("a", "\n", "b"))
-    assert split.input_ids == [[a, newline, b, tokenizer.eos_token_id]]
-    assert split.completion_mask == [[0, 0, 1, 1]]
-    assert split.prompt_ids == [[a, newline]]
-
-
 def test_plain_text_is_trained_whole_with_an_end_token_and_has_no_prompt(tokenizer):
     split, _ = tokenize(tokenizer, (Turn("text", "name of customers"),))
     assert split.input_ids[0] == [*ids_of(tokenizer, "name of customers"), tokenizer.eos_token_id]
@@ -90,32 +81,21 @@ def test_plain_text_is_trained_whole_with_an_end_token_and_has_no_prompt(tokeniz
     assert (split.prompt_ids, split.references) == ([[]], [""])
 
 
-def test_a_begin_token_stands_once_in_front_and_is_not_trained():
-    with_bos = build_byte_level(chat_template=None, bos=True)
-    for turns in (ASK, (Turn("text", "name"),)):
-        split, _ = tokenize(with_bos, turns)
-        assert split.input_ids[0].count(with_bos.bos_token_id) == 1
-        assert split.input_ids[0][0] == with_bos.bos_token_id
-        assert split.completion_mask[0][0] == 0
-    assert tokenize(with_bos, ASK)[0].prompt_ids[0][0] == with_bos.bos_token_id
-
-
-def test_a_chat_template_that_renders_the_begin_token_gets_no_second_one():
-    with_bos = build_byte_level(bos=True)
-    with_bos.chat_template = "{{ bos_token }}" + with_bos.chat_template
-    split, _ = tokenize(with_bos, ASK)
+@pytest.mark.parametrize("chat_template", [None, "{{ bos_token }}" + CHATML])
+@pytest.mark.parametrize("turns", [ASK, (Turn("text", "name"),)])
+def test_a_begin_token_stands_once_in_front_and_is_not_trained(chat_template, turns):
+    with_bos = build_byte_level(chat_template=chat_template, bos=True)
+    split, _ = tokenize(with_bos, turns)
     assert split.input_ids[0].count(with_bos.bos_token_id) == 1
+    assert split.input_ids[0][0] == with_bos.bos_token_id
+    assert split.completion_mask[0][0] == 0
+    assert turns != ASK or split.prompt_ids[0][0] == with_bos.bos_token_id
 
 
 def test_a_tokenizer_that_adds_spaces_adds_none_inside_a_row():
-    metaspace = build_metaspace()
-    whole = "### Instruction: name\n### Response:SELECT name"
-    split, _ = tokenize(
-        metaspace,
-        (Turn("user", "name"), Turn("assistant", "SELECT name")),
-        template="### Instruction: {prompt}\n### Response:",
-    )
-    assert metaspace.decode(split.input_ids[0][:-1]) == whole
+    metaspace, turns = build_metaspace(), (Turn("user", "name"), Turn("assistant", "SELECT name"))
+    split, _ = tokenize(metaspace, turns, template="### Instruction: {prompt}\n### Response:")
+    assert metaspace.decode(split.input_ids[0][:-1]) == "### Instruction: name\n### Response:SELECT name"
     assert split.prompt_ids[0] == ids_of(metaspace, "### Instruction: name\n### Response:")
 
 
@@ -128,10 +108,7 @@ def test_longer_rows_lose_their_end_and_are_counted_with_their_whole_length(toke
     assert split.prompt_ids[0] == whole.prompt_ids[0]
     assert (counts.num_truncated, counts.num_dropped) == (1, {})
     assert counts.lengths[0] == length
-
-
-def test_a_row_exactly_as_long_as_allowed_is_not_cut(tokenizer):
-    length = len(tokenize(tokenizer, ASK)[0].input_ids[0])
+    # A row exactly as long as allowed is not cut.
     assert tokenize(tokenizer, ASK, max_length=length)[1].num_truncated == 0
 
 

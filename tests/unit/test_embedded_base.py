@@ -66,10 +66,9 @@ def test_any_text_survives_the_tokenizer(text: str, tokenizer) -> None:
 
 def test_the_chat_template_sets_every_role(tokenizer) -> None:
     system = {"role": "system", "content": "Be brief."}
-    assert tokenizer.apply_chat_template([system, *QUESTION, ANSWER], tokenize=False) == (
-        "<|bos|><|system|>Be brief.<|end|><|user|>How many offices are there?<|end|>"
-        "<|assistant|>SELECT COUNT(*) FROM offices<|end|>"
-    )
+    rendered = tokenizer.apply_chat_template([system, *QUESTION, ANSWER], tokenize=False)
+    turns = [("system", "Be brief."), ("user", QUESTION[0]["content"]), ("assistant", ANSWER["content"])]
+    assert rendered == "<|bos|>" + "".join(f"<|{role}|>{content}<|end|>" for role, content in turns)
 
 
 def test_the_prompt_is_the_beginning_of_the_whole(tokenizer) -> None:

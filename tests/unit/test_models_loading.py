@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from qlora_ray import embedded
 from qlora_ray.config.schema import Lora, Model, Quantization
 from qlora_ray.errors import ModelError
-from qlora_ray.evaluation.models.load_plan import hash_adapter, make_load_plan
+from qlora_ray.evaluation.models.load_plan import LoadPlan, hash_adapter, make_load_plan
 from qlora_ray.evaluation.models.loading import LoadedModel, open_models
 from qlora_ray.evaluation.target.finding import find_target
 from qlora_ray.evaluation.target.target import Request, Target
@@ -33,13 +34,13 @@ pytestmark = pytest.mark.slow
 
 CPU = DeviceProfile(0, "cpu", "a CPU", None, 8 * 2**30, 8 * 2**30)
 IDS = torch.arange(6, 26)[None]
+NF4 = specify_quantization(Quantization(), compute_dtype="fp32")
+REFUSED = r"must be an adapter of this base .* "
 
 
 def make_adapter(folder: Path, **lora: Any) -> Path:
     """An adapter on the embedded base whose update is large enough to change its answers."""
-    spec = specify_quantization(Quantization(), compute_dtype="fp32")
-    base = load_base(Model(), quantization=spec, device="cpu")
-    model = attach_adapter(base, Lora(r=4, **lora), seed=3)
+    model = attach_adapter(load_base(Model(), quantization=NF4, device="cpu"), Lora(r=4, **lora), seed=3)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -61,9 +62,14 @@ def logits_of(model: Any) -> torch.Tensor:
         return model(input_ids=IDS, use_cache=False).logits
 
 
+def plan(target: Target) -> LoadPlan:
+    return make_load_plan(target, target.available, device=CPU)
+
+
 def open_logits(target: Target) -> dict[str, tuple[torch.Tensor, str]]:
-    load_plan = make_load_plan(target, target.available, device=CPU)
-    return {one.name: (logits_of(one.model), one.how) for one in open_models(load_plan, target.available)}
+    """Of each model its logits, and how it was loaded."""
+    models = open_models(plan(target), target.available)
+    return {loaded.name: (logits_of(loaded.model), loaded.how) for loaded in models}
 
 
 def peft_logits(adapter: Path, *, method: str = "nf4") -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,14 +102,13 @@ def test_a_model_folder_is_computed_in_fp32_on_a_cpu_from_the_weights_it_has() -
     found = open_logits(find("embedded"))
     plain = AutoModelForCausalLM.from_pretrained(embedded.base_path(), dtype=torch.float32).eval()
     torch.testing.assert_close(found["base"][0], logits_of(plain))
-    assert found["base"][1].startswith("fp32 weights, computed in fp32, as its own config.json says, on a CPU")
+    assert found["base"][1].startswith("fp32 weights, computed in fp32")
 
 
 def test_a_quantization_written_in_the_folder_applies(tmp_path: Path) -> None:
-    spec = specify_quantization(Quantization(), compute_dtype="fp32")
-    base = load_base(Model(), quantization=spec, device="cpu")
-    base.model.save_pretrained(tmp_path / "nf4")
-    base.tokenizer.save_pretrained(tmp_path / "nf4")
+    base = load_base(Model(), quantization=NF4, device="cpu")
+    for part in (base.model, base.tokenizer):
+        part.save_pretrained(tmp_path / "nf4")
     found = open_logits(find(tmp_path / "nf4"))
     assert found["base"][1].startswith("nf4, computed in fp32")
     torch.testing.assert_close(found["base"][0], logits_of(base.model.eval()), atol=1e-4, rtol=1e-4)
@@ -111,11 +116,10 @@ def test_a_quantization_written_in_the_folder_applies(tmp_path: Path) -> None:
 
 def test_one_model_is_gone_before_the_next_is_loaded(adapter: Path) -> None:
     target = replace(find(adapter), merged=embedded.base_path())
-    loaded_models = open_models(make_load_plan(target, target.available, device=CPU), target.available)
+    loaded_models = open_models(plan(target), target.available)
     first: LoadedModel | None = next(loaded_models)
     second: LoadedModel | None = next(loaded_models)
-    assert first is not None and second is not None
-    assert first.model is second.model
+    assert first is not None and second is not None and first.model is second.model
     watched = weakref.ref(first.model)
     first = second = None
     merged = next(loaded_models)
@@ -123,51 +127,60 @@ def test_one_model_is_gone_before_the_next_is_loaded(adapter: Path) -> None:
     assert (merged.name, watched()) == ("merged", None)
 
 
-def test_another_base_is_refused_by_its_hash(adapter: Path, tmp_path: Path) -> None:
+def test_another_base_is_refused_by_its_hash(adapter: Path) -> None:
     target = find(adapter)
-    same = replace(target, base_hash=hash_base(Model()))
-    assert make_load_plan(same, target.available, device=CPU).specs["base"].method == "nf4"
-    with pytest.raises(ModelError, match=r"must be used on the base it was trained on \(sha256:abcd\)"):
-        make_load_plan(replace(target, base_hash="sha256:abcd"), target.available, device=CPU)
+    assert plan(replace(target, base_hash=hash_base(Model()))).specs["base"].method == "nf4"
+    with pytest.raises(ModelError, match=r"on the base it was trained on \(sha256:abcd\)"):
+        plan(replace(target, base_hash="sha256:abcd"))
 
 
-def test_an_adapter_of_another_shape_is_one_line(adapter: Path, tmp_path: Path) -> None:
+def widen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([tensor] * 2, dim=-1) if "lora_A" in name else tensor for name, tensor in tensors.items()}
+
+
+def drop_last_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if "layers.3." not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "words"),
+    [
+        (widen, {}, "size mismatch for .*--set model.name="),
+        (drop_last_layer, {}, "missing adapter keys"),
+        # PiSSA takes a part out of weights, which 4-bit weights do not allow: PEFT raises a TypeError.
+        (dict, {"init_lora_weights": "pissa"}, "PiSSA"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_its_base_is_one_line(
+    adapter: Path, tmp_path: Path, change: Callable[..., Any], config: dict[str, str], words: str
+) -> None:
     copy = tmp_path / "adapter"
     shutil.copytree(adapter, copy)
-    tensors = load_file(copy / "adapter_model.safetensors")
-    wider = {name: torch.cat([one, one], dim=-1) if "lora_A" in name else one for name, one in tensors.items()}
-    save_file(wider, copy / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match=r"must be an adapter of this base .* size mismatch for .*--set model.name="):
-        open_logits(find(copy))
-
-
-def test_an_adapter_that_lacks_layers_of_the_base_is_refused(adapter: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "adapter"
-    shutil.copytree(adapter, copy)
-    tensors = load_file(copy / "adapter_model.safetensors")
-    save_file(
-        {name: one for name, one in tensors.items() if "layers.3." not in name}, copy / "adapter_model.safetensors"
-    )
-    with pytest.raises(ModelError, match=r"must be an adapter of this base .* missing adapter keys"):
+    save_file(change(load_file(copy / "adapter_model.safetensors")), copy / "adapter_model.safetensors")
+    written = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(written | config))
+    with pytest.raises(ModelError, match=REFUSED + words):
         open_logits(find(copy))
 
 
 def test_a_merge_of_another_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
-    merged = copy_base(tmp_path / "merged")
-    target = find(adapter, merged=merged)
+    def write_report(sha256: str | None, **report: str) -> None:
+        written = {"adapter": {"sha256": sha256}, **report}
+        (tmp_path / "merged" / "merge_report.json").write_text(json.dumps(written))
+
+    merged = find(adapter, merged=copy_base(tmp_path / "merged"))
     for sha256 in (None, hash_adapter(adapter)):
-        (merged / "merge_report.json").write_text(json.dumps({"adapter": {"sha256": sha256}}))
-        assert make_load_plan(target, target.available, device=CPU).specs["merged"].compute_dtype == "fp32"
-    (merged / "merge_report.json").write_text(json.dumps({"adapter": {"sha256": "ab" * 32}}))
+        write_report(sha256)
+        assert plan(merged).specs["merged"].compute_dtype == "fp32"
+    write_report("ab" * 32)
     with pytest.raises(ModelError, match=r"got a merge of another adapter \(abababababab\)"):
-        make_load_plan(target, target.available, device=CPU)
+        plan(merged)
     # A copy of an older bundle has its report beside it.
     copy = find(adapter, merged=copy_base(tmp_path / "merged-nf4"))
-    make_load_plan(copy, copy.available, device=CPU)
-    written = {"adapter": {"sha256": "ab" * 32}, "nf4_copy": "merged-nf4"}
-    (merged / "merge_report.json").write_text(json.dumps(written))
-    with pytest.raises(ModelError, match=r"merged-nf4: must be merged from .*got a merge of another adapter"):
-        make_load_plan(copy, copy.available, device=CPU)
+    plan(copy)
+    write_report("ab" * 32, nf4_copy="merged-nf4")
+    with pytest.raises(ModelError, match=r"merged-nf4: .*got a merge of another adapter"):
+        plan(copy)
 
 
 @pytest.mark.parametrize(
@@ -183,26 +196,15 @@ def test_an_adapter_that_changes_its_base_leaves_the_bases_own_numbers(tmp_path:
             parameter.data += 0.1 * torch.randn_like(parameter)
     foreign.save_pretrained(str(tmp_path / "adapter"))
     target = find(tmp_path / "adapter", overrides=["model.name=embedded", "model.quantization.method=none"])
-    load_plan = make_load_plan(target, target.available, device=CPU)
-    found = {one.name: logits_of(one.model) for one in open_models(load_plan, target.available)}
-    [alone] = [logits_of(one.model) for one in open_models(load_plan, ["base"])]
+    found = open_logits(target)
+    [alone] = [logits_of(loaded.model) for loaded in open_models(plan(target), ["base"])]
     _, tuned = peft_logits(tmp_path / "adapter", method="none")
-    torch.testing.assert_close(found["base"], alone)
-    torch.testing.assert_close(found["adapter"], tuned, atol=1e-5, rtol=1e-5)
-    assert (found["base"] - found["adapter"]).abs().max() > 0.01
+    torch.testing.assert_close(found["base"][0], alone)
+    torch.testing.assert_close(found["adapter"][0], tuned, atol=1e-5, rtol=1e-5)
+    assert (found["base"][0] - found["adapter"][0]).abs().max() > 0.01
 
 
-def test_what_peft_cannot_load_at_all_is_one_line(adapter: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "adapter"
-    shutil.copytree(adapter, copy)
-    config = json.loads((copy / "adapter_config.json").read_text())
-    # PiSSA takes a part out of weights, which 4-bit weights do not allow: PEFT raises a TypeError.
-    (copy / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
-    with pytest.raises(ModelError, match=r"must be an adapter of this base .* PiSSA"):
-        open_logits(find(copy))
-
-
-def test_a_device_without_room_for_the_adapter_is_no_misfit_of_it(
+def test_a_device_that_cannot_hold_the_adapter_does_not_make_it_one_of_another_base(
     adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill(*_: object) -> None:

@@ -18,11 +18,8 @@ from qlora_ray.evaluation.prompt_sets.sets import PromptSet, choose_split, make_
 from qlora_ray.modeling.loading import load_tokenizer
 
 SEED = 7
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return build_byte_level()
+TOKENIZER = build_byte_level()
+ASKED = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> str:
@@ -45,173 +42,183 @@ def make_data(folder: Path, *, num_train: int = 8, num_test: int = 3, **changes:
 
 
 def make_sets(
-    data: Data, tokenizer: PreTrainedTokenizerFast, *, shots: list[int], max_positions: int | None = None, **rest: Any
+    data: Data,
+    *,
+    tokenizer: PreTrainedTokenizerFast = TOKENIZER,
+    shots: list[int],
+    max_positions: int | None = None,
+    num_rows: int | None = None,
+    **evaluate: Any,
 ) -> tuple[PreparedData, dict[str, PromptSet]]:
     prepared = prepare_data(data, tokenizer=tokenizer, data_seed=SEED)
     split, _ = choose_split(prepared, "auto")
     assert split is not None
-    max_rows = rest.pop("max_rows", None)
     sets = make_prompt_sets(
         split,
         data=data,
         data_seed=SEED,
-        evaluate=Evaluate(shots=shots, **{"max_new_tokens": 8, **rest}),
+        evaluate=Evaluate(shots=shots, **{"max_new_tokens": 8, **evaluate}),
         tokenizer=tokenizer,
         max_positions=max_positions,
-        max_rows=max_rows,
+        max_rows=num_rows,
     )
-    return prepared, {one.name: one for one in sets}
+    return prepared, {prompts.name: prompts for prompts in sets}
 
 
-def test_the_split_is_test_else_validation_and_the_reason_is_said(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    with_test = prepare_data(make_data(tmp_path), tokenizer=tokenizer, data_seed=SEED)
-    without = prepare_data(make_data(tmp_path, test=None), tokenizer=tokenizer, data_seed=SEED)
-    assert choose_split(with_test, "auto") == (with_test.test, "test: rows that no trial was chosen by")
+def make_file(
+    folder: Path,
+    *rows: dict[str, object],
+    tokenizer: PreTrainedTokenizerFast = TOKENIZER,
+    data: Data | None = None,
+    **limits: Any,
+) -> PromptSet:
+    """The prompt set of a file `asked.jsonl` of these rows."""
+    path = write_rows(folder / "asked.jsonl", list(rows))
+    return make_file_set(path, data=data or Data(), tokenizer=tokenizer, **{"max_positions": None, **limits})
+
+
+def trained_text(prompts: PromptSet, row: int, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> str:
+    """The tokens of a row that count for its loss."""
+    rows = prompts.rows
+    pairs = zip(rows.input_ids[row], rows.completion_mask[row], strict=True)
+    return str(tokenizer.decode([token for token, is_trained in pairs if is_trained]))
+
+
+def test_the_split_is_test_else_validation_and_the_reason_is_said(tmp_path: Path) -> None:
+    with_test = prepare_data(make_data(tmp_path), tokenizer=TOKENIZER, data_seed=SEED)
+    without = prepare_data(make_data(tmp_path, test=None), tokenizer=TOKENIZER, data_seed=SEED)
+    split, reason = choose_split(with_test, "auto")
+    assert split == with_test.test and reason.startswith("test: ")
     split, reason = choose_split(without, "auto")
     assert split == without.validation and "no test rows" in reason
     assert choose_split(with_test, "validation")[0] == with_test.validation
     assert choose_split(with_test, "none")[0] is None
-    with pytest.raises(ConfigError, match="--split test: the data must have that split, got none"):
+    with pytest.raises(ConfigError, match=r"--split test: .* got none"):
         choose_split(without, "test")
 
 
-def test_without_shots_rows_and_tokens_are_the_sweeps(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    prepared, sets = make_sets(make_data(tmp_path), tokenizer, shots=[0])
+def test_without_shots_rows_and_tokens_are_the_sweeps(tmp_path: Path) -> None:
+    prepared, sets = make_sets(make_data(tmp_path), shots=[0])
     assert sets["0-shot"].rows == prepared.test
     assert sets["0-shot"].ids == ["0", "1", "2"]
 
 
-def test_shots_are_earlier_turns_rendered_as_the_data_are(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    _, sets = make_sets(make_data(tmp_path), tokenizer, shots=[2])
-    rows = sets["2-shot"].rows
-    text = tokenizer.decode(rows.prompt_ids[1])
+def test_shots_are_earlier_turns_rendered_as_the_data_are(tmp_path: Path) -> None:
+    _, sets = make_sets(make_data(tmp_path), shots=[2])
+    text = TOKENIZER.decode(sets["2-shot"].rows.prompt_ids[1])
     assert text.count("<|im_start|>user") == 3 and text.count("<|im_start|>assistant") == 3
-    assert text.endswith("<|im_start|>user\ntest question 1?<|im_end|>\n<|im_start|>assistant\n")
+    assert text.endswith(f"<|im_start|>user\ntest question 1?{ASKED}")
     assert text.count("train question") == text.count("train answer") == 2
-    trained = [token for token, one in zip(rows.input_ids[1], rows.completion_mask[1], strict=True) if one]
-    assert tokenizer.decode(trained) == "test answer 1<|im_end|>"
+    assert trained_text(sets["2-shot"], 1) == "test answer 1<|im_end|>"
 
 
-def test_every_row_has_the_same_examples_and_fewer_shots_have_the_first_of_them(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    _, sets = make_sets(make_data(tmp_path), tokenizer, shots=[1, 3])
-    threes = [tokenizer.decode(ids).split("test question")[0] for ids in sets["3-shot"].rows.prompt_ids]
-    ones = [tokenizer.decode(ids).split("test question")[0] for ids in sets["1-shot"].rows.prompt_ids]
+def test_every_row_has_the_same_examples_and_fewer_shots_have_the_first_of_them(tmp_path: Path) -> None:
+    _, sets = make_sets(make_data(tmp_path), shots=[1, 3])
+    threes = [TOKENIZER.decode(ids).split("test question")[0] for ids in sets["3-shot"].rows.prompt_ids]
+    ones = [TOKENIZER.decode(ids).split("test question")[0] for ids in sets["1-shot"].rows.prompt_ids]
     assert len(set(threes)) == len(set(ones)) == 1
     assert threes[0].startswith(ones[0].removesuffix("<|im_start|>user\n"))
 
 
-def test_another_seed_draws_other_examples(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    drawn = {
-        make_sets(make_data(tmp_path), tokenizer, shots=[2], shot_seed=seed)[1]["2-shot"].fingerprint
-        for seed in (1, 1, 2, 3)
-    }
-    assert len(drawn) == 3
+def test_another_seed_draws_other_examples(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    found = [make_sets(data, shots=[2], shot_seed=seed)[1]["2-shot"] for seed in (1, 1, 2, 3)]
+    assert len({prompts.fingerprint for prompts in found}) == 3
 
 
-def test_examples_are_never_of_the_rows_that_are_asked(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_examples_are_never_of_the_rows_that_are_asked(tmp_path: Path) -> None:
     rows = [{"ask": f"Same {n}", "say": "x"} for n in range(4)] + [{"ask": "Free", "say": "y"}]
     data = make_data(tmp_path)
     write_rows(tmp_path / "train.jsonl", rows)
     # The same question but for case and white space.
     write_rows(tmp_path / "test.jsonl", [{"ask": f"same  {n}", "say": "x"} for n in range(4)])
-    _, sets = make_sets(data, tokenizer, shots=[1])
-    assert all("Free" in tokenizer.decode(ids) for ids in sets["1-shot"].rows.prompt_ids)
+    _, sets = make_sets(data, shots=[1])
+    assert all("Free" in TOKENIZER.decode(ids) for ids in sets["1-shot"].rows.prompt_ids)
     with pytest.raises(DataError, match="2 examples must come from train, got 1 prompts of it"):
-        make_sets(data, tokenizer, shots=[2])
+        make_sets(data, shots=[2])
 
 
-def test_examples_that_do_not_fit_are_left_out_one_by_one_and_counted(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_examples_that_do_not_fit_are_left_out_one_by_one_and_counted(tmp_path: Path) -> None:
     data = make_data(tmp_path, num_test=1)
-    _, whole = make_sets(data, tokenizer, shots=[0, 1, 2, 3])
+    _, whole = make_sets(data, shots=[0, 1, 2, 3])
     lengths = {name: len(one.rows.prompt_ids[0]) for name, one in whole.items()}
-    _, sets = make_sets(data, tokenizer, shots=[3], max_positions=lengths["2-shot"] + 40, max_new_tokens=40)
+    _, sets = make_sets(data, shots=[3], max_positions=lengths["2-shot"] + 40, max_new_tokens=40)
     assert sets["3-shot"].num_dropped_shots == 1
     assert sets["3-shot"].rows.prompt_ids == whole["2-shot"].rows.prompt_ids
-    _, sets = make_sets(data, tokenizer, shots=[3], max_positions=lengths["2-shot"] + 39, max_new_tokens=40)
+    _, sets = make_sets(data, shots=[3], max_positions=lengths["2-shot"] + 39, max_new_tokens=40)
     assert sets["3-shot"].num_dropped_shots == 2
-    _, sets = make_sets(data, tokenizer, shots=[3], max_positions=1)
+    _, sets = make_sets(data, shots=[3], max_positions=1)
     assert (sets["3-shot"].num_dropped_shots, sets["3-shot"].rows) == (3, whole["0-shot"].rows)
 
 
-def test_a_system_prompt_stays_first_and_is_there_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    _, sets = make_sets(make_data(tmp_path, system_prompt="Be brief."), tokenizer, shots=[2])
-    text = tokenizer.decode(sets["2-shot"].rows.prompt_ids[0])
-    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\ntrain")
-    assert text.count("Be brief.") == 1
+def test_a_system_prompt_stays_first_and_is_there_once(tmp_path: Path) -> None:
+    _, sets = make_sets(make_data(tmp_path, system_prompt="Be brief."), shots=[2])
+    text = TOKENIZER.decode(sets["2-shot"].rows.prompt_ids[0])
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>") and text.count("Be brief.") == 1
 
 
-def test_the_loss_of_a_conversation_counts_its_last_answer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_loss_of_a_conversation_counts_its_last_answer(tmp_path: Path) -> None:
     turns = [("user", "a?"), ("assistant", "first"), ("user", "b?"), ("assistant", "last")]
     rows = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in range(3)]
     name = write_rows(tmp_path / "talks.jsonl", rows)
     data = Data(train=name, validation=name, test=name)
-    prepared, sets = make_sets(data, tokenizer, shots=[0])
-    assert prepared.test is not None and sum(prepared.test.completion_mask[0]) > sum(
-        sets["0-shot"].rows.completion_mask[0]
-    )
-    row = sets["0-shot"].rows
-    trained = [token for token, one in zip(row.input_ids[0], row.completion_mask[0], strict=True) if one]
-    assert tokenizer.decode(trained) == "last 0<|im_end|>"
+    prepared, sets = make_sets(data, shots=[0])
+    assert prepared.test is not None
+    assert "first 0" in trained_text(PromptSet("test", prepared.test, [], 0), 0)
+    assert trained_text(sets["0-shot"], 0) == "last 0<|im_end|>"
 
 
-def test_rows_dropped_for_their_length_stay_dropped_with_shots(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_rows_dropped_for_their_length_stay_dropped_with_shots(tmp_path: Path) -> None:
     data = make_data(tmp_path, max_length=60)
     long = {"ask": "so long a question " * 20, "say": "cut away"}
     write_rows(tmp_path / "test.jsonl", [long, {"ask": "short?", "say": "kept"}])
-    prepared, sets = make_sets(data, tokenizer, shots=[0, 1])
+    prepared, sets = make_sets(data, shots=[0, 1])
     assert prepared.test is not None and len(prepared.test) == 1
     assert sets["1-shot"].rows.references == ["kept"]
-    assert tokenizer.decode(sets["1-shot"].rows.prompt_ids[0]).endswith("short?<|im_end|>\n<|im_start|>assistant\n")
+    assert TOKENIZER.decode(sets["1-shot"].rows.prompt_ids[0]).endswith(f"short?{ASKED}")
 
 
-def test_rows_and_answers_can_be_fewer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_and_answers_can_be_fewer(tmp_path: Path) -> None:
     data = make_data(tmp_path, num_test=5)
-    _, first = make_sets(data, tokenizer, shots=[0, 1], max_rows=2)
-    assert [(len(one.rows), one.num_answered) for one in first.values()] == [(2, 2), (2, 2)]
-    prepared = prepare_data(data, tokenizer=tokenizer, data_seed=SEED)
-    assert prepared.test is not None
-    evaluate = Evaluate(max_rows=3)
-    [some] = make_prompt_sets(
-        prepared.test, data=data, data_seed=SEED, evaluate=evaluate, tokenizer=tokenizer, max_positions=None
-    )
-    assert (len(some.rows), some.num_answered) == (5, 3)
+    _, first = make_sets(data, shots=[0, 1], num_rows=2)
+    assert [(len(prompts.rows), prompts.num_answered) for prompts in first.values()] == [(2, 2), (2, 2)]
+    _, some = make_sets(data, shots=[0], max_rows=3)
+    assert (len(some["0-shot"].rows), some["0-shot"].num_answered) == (5, 3)
 
 
-def test_shots_of_plain_text_are_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_shots_of_plain_text_are_an_error(tmp_path: Path) -> None:
     name = write_rows(tmp_path / "text.jsonl", [{"text": f"some words {n}"} for n in range(3)])
     with pytest.raises(ConfigError, match=r"evaluate.shots must be \[0\] for plain text"):
-        make_sets(Data(train=name, validation=name, test=name), tokenizer, shots=[0, 3])
+        make_sets(Data(train=name, validation=name, test=name), shots=[0, 3])
 
 
-def test_a_prompt_file_is_rendered_by_the_datas_template(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    path = write_rows(tmp_path / "asked.jsonl", [{"id": "a", "prompt": "Who?"}, {"id": "b", "prompt": "Why?"}])
-    found = make_file_set(path, data=Data(system_prompt="Hi."), tokenizer=tokenizer, max_positions=64)
+def test_a_prompt_file_is_rendered_by_the_datas_template(tmp_path: Path) -> None:
+    rows = [{"id": "a", "prompt": "Who?"}, {"id": "b", "prompt": "Why?"}]
+    found = make_file(tmp_path, *rows, data=Data(system_prompt="Hi."), max_positions=64)
     assert (found.name, found.ids, found.num_answered, found.has_references) == ("asked", ["a", "b"], 2, False)
-    assert tokenizer.decode(found.rows.prompt_ids[1]) == (
-        "<|im_start|>system\nHi.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    with pytest.raises(DataError, match=r"asked.jsonl:1: a prompt must leave room in the model's 9 positions"):
-        make_file_set(path, data=Data(), tokenizer=tokenizer, max_positions=9)
+    text = TOKENIZER.decode(found.rows.prompt_ids[1])
+    assert text == f"<|im_start|>system\nHi.<|im_end|>\n<|im_start|>user\nWhy?{ASKED}"
 
 
-def test_a_prompt_file_with_a_reference_in_every_row_can_be_scored(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_positions": 9}, "the model's 9 positions"),
+        ({"max_positions": 64, "max_length": 9}, r"evaluate.max_length \(9\)"),
+    ],
+)
+def test_a_prompt_that_leaves_no_tokens_for_its_answer_is_refused_by_its_line(
+    tmp_path: Path, limits: dict[str, int], words: str
 ) -> None:
+    with pytest.raises(DataError, match=rf"asked.jsonl:1: .* {words}, got"):
+        make_file(tmp_path, {"prompt": "Who?"}, **limits)
+
+
+def test_a_prompt_file_with_a_reference_in_every_row_can_be_scored(tmp_path: Path) -> None:
     rows = [{"prompt": "1+1?", "reference": "2"}, {"prompt": "2+2?", "reference": "4"}]
-    found = make_file_set(
-        write_rows(tmp_path / "sums.jsonl", rows), data=Data(), tokenizer=tokenizer, max_positions=None
-    )
+    found = make_file(tmp_path, *rows)
     assert found.has_references and found.rows.references == ["2", "4"]
-    part = write_rows(tmp_path / "part.jsonl", [*rows, {"prompt": "3+3?"}])
-    assert not make_file_set(part, data=Data(), tokenizer=tokenizer, max_positions=None).has_references
+    assert not make_file(tmp_path, *rows, {"prompt": "3+3?"}).has_references
 
 
 # As Qwen3's: the thoughts of an answer are rendered only while it is the last one.
@@ -226,53 +233,40 @@ THINKING = (
 def test_shots_of_a_template_that_thinks_in_the_last_turn_only(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(Model())
     tokenizer.chat_template = THINKING
-    _, sets = make_sets(make_data(tmp_path), tokenizer, shots=[0, 2])
-    rows = sets["2-shot"].rows
-    text = tokenizer.decode(rows.prompt_ids[1])
+    _, sets = make_sets(make_data(tmp_path), tokenizer=tokenizer, shots=[0, 2])
+    text = tokenizer.decode(sets["2-shot"].rows.prompt_ids[1])
     assert text.count("train answer") == 2 and "<think>" not in text
-    assert text.endswith("user\ntest question 1?<|im_end|>\n<|im_start|>assistant\n")
-    for name in ("0-shot", "2-shot"):
-        own = sets[name].rows
-        trained = [token for token, one in zip(own.input_ids[1], own.completion_mask[1], strict=True) if one]
-        assert tokenizer.decode(trained).strip() == "<think>\n\n</think>\n\ntest answer 1<|im_end|>"
+    assert text.endswith(f"user\ntest question 1?{ASKED}")
+    for prompts in sets.values():
+        trained = trained_text(prompts, 1, tokenizer)
+        assert trained.strip().startswith("<think>\n\n</think>") and trained.strip().endswith("test answer 1<|im_end|>")
     turns = (("user", "a"), ("assistant", "b"), ("user", "c"))
-    several = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    (tmp_path / "mine.jsonl").write_text(json.dumps(several) + "\n")
-    asked = make_file_set(tmp_path / "mine.jsonl", data=Data(), tokenizer=tokenizer, max_positions=None)
-    end = "b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(asked.rows.prompt_ids[0]).endswith(end)
+    asked = make_file(
+        tmp_path, {"messages": [{"role": role, "content": text} for role, text in turns]}, tokenizer=tokenizer
+    )
+    assert tokenizer.decode(asked.rows.prompt_ids[0]).endswith(f"b<|im_end|>\n<|im_start|>user\nc{ASKED}")
 
 
-def test_answers_of_each_set_are_as_long_as_its_own_references_ask_for(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_answers_of_each_set_are_as_long_as_its_own_references_ask_for(tmp_path: Path) -> None:
     def tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+        return len(TOKENIZER(text, add_special_tokens=False)["input_ids"]) + 1
 
     data = make_data(tmp_path)
     write_rows(tmp_path / "test.jsonl", [{"ask": "a?", "say": "word " * 12}, {"ask": "b?", "say": "word " * 40}])
     expected = {rows: math.ceil(tokens(("word " * num).strip()) * 1.25 / 8) * 8 for rows, num in ((1, 12), (2, 40))}
     for rows, max_new_tokens in expected.items():
-        _, sets = make_sets(data, tokenizer, shots=[0, 1], max_new_tokens="auto", max_rows=rows)
-        assert {one.max_new_tokens for one in sets.values()} == {max_new_tokens}
-    sums = write_rows(tmp_path / "sums.jsonl", [{"prompt": "1+1?", "reference": "2"}])
-    bare = write_rows(tmp_path / "bare.jsonl", [{"prompt": "1+1?"}])
-    found = [make_file_set(one, data=data, tokenizer=tokenizer, max_positions=None) for one in (sums, bare)]
-    assert [one.max_new_tokens for one in found] == [16, 256]
-    assert found[1].to_dict()["evaluate"] == {"max_new_tokens": 256}
-    given = make_file_set(bare, data=data, tokenizer=tokenizer, max_positions=None, max_new_tokens=5)
-    assert given.max_new_tokens == 5
+        _, sets = make_sets(data, shots=[0, 1], max_new_tokens="auto", num_rows=rows)
+        assert {prompts.max_new_tokens for prompts in sets.values()} == {max_new_tokens}
+    assert make_file(tmp_path, {"prompt": "1+1?", "reference": "2"}).max_new_tokens == 16
+    bare = make_file(tmp_path, {"prompt": "1+1?"})
+    assert bare.max_new_tokens == bare.to_dict()["evaluate"]["max_new_tokens"] == 256
+    assert make_file(tmp_path, {"prompt": "1+1?"}, max_new_tokens=5).max_new_tokens == 5
 
 
-def test_a_length_of_the_users_leaves_examples_out_and_refuses_prompts_as_positions_do(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_length_of_the_users_leaves_examples_out_as_positions_do(tmp_path: Path) -> None:
     data = make_data(tmp_path, num_test=1)
-    _, whole = make_sets(data, tokenizer, shots=[2])
-    room = len(whole["2-shot"].rows.prompt_ids[0]) + 40
-    for max_length, num_dropped in ((room, 1), (room - 1, 2)):
-        _, sets = make_sets(data, tokenizer, shots=[3], max_positions=9999, max_new_tokens=40, max_length=max_length)
+    _, whole = make_sets(data, shots=[2])
+    fitting = len(whole["2-shot"].rows.prompt_ids[0]) + 40
+    for max_length, num_dropped in ((fitting, 1), (fitting - 1, 2)):
+        _, sets = make_sets(data, shots=[3], max_positions=9999, max_new_tokens=40, max_length=max_length)
         assert sets["3-shot"].num_dropped_shots == num_dropped
-    path = write_rows(tmp_path / "asked.jsonl", [{"prompt": "Who?"}])
-    with pytest.raises(DataError, match=r"asked.jsonl:1: a prompt must leave room in evaluate.max_length \(9\), got"):
-        make_file_set(path, data=Data(), tokenizer=tokenizer, max_positions=64, max_length=9)

@@ -11,12 +11,13 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 
+ASKED = {"fingerprint": "f0", "num_rows": 4, "num_answered": 2}
 SETTINGS: dict[str, Any] = {
     "path": "results/x",
     "target": {"trial": "0001", "adapter": "aa"},
     "evaluate": {"max_new_tokens": 96, "batch_size": 16},
     "models": {"base": {"base": "sha256:1"}},
-    "prompts": {"0-shot": {"fingerprint": "f0", "num_rows": 4, "num_answered": 2}},
+    "prompts": {"0-shot": ASKED},
 }
 
 
@@ -35,16 +36,12 @@ def begin(folder: Path, **changes: Any) -> AnswerLog:
 def test_rows_come_back_by_their_number(tmp_path: Path) -> None:
     answer_log = begin(tmp_path / "to")
     answer_log.add_answers("base", "0-shot", [{"row": 2, "answer": "b\u2028c"}, {"row": 0, "answer": "a"}])
-    answer_log.add_losses(
-        "base", "0-shot", [{"row": 1, "nll": 2.5, "tokens": 3}, {"row": 0, "nll": math.nan, "tokens": 1}]
-    )
-    assert {row: line["answer"] for row, line in answer_log.read_answers("base", "0-shot").items()} == {
-        0: "a",
-        2: "b\u2028c",
-    }
+    nothing = {"row": 0, "nll": math.nan, "tokens": 1}
+    answer_log.add_losses("base", "0-shot", [{"row": 1, "nll": 2.5, "tokens": 3}, nothing])
+    answers = answer_log.read_answers("base", "0-shot")
+    assert {row: line["answer"] for row, line in answers.items()} == {0: "a", 2: "b\u2028c"}
     losses = answer_log.read_losses("base", "0-shot")
-    assert losses[1] == (2.5, 3)
-    assert math.isnan(losses[0][0])
+    assert losses[1] == (2.5, 3) and math.isnan(losses[0][0])
     assert answer_log.read_answers("adapter", "0-shot") == {}
 
 
@@ -66,7 +63,7 @@ def test_a_finished_set_is_put_in_order_and_the_first_line_of_a_row_counts(tmp_p
     assert lines == ['{"row": 0, "answer": "a"}', '{"row": 1, "answer": "b"}']
 
 
-def test_the_same_settings_go_on_and_more_models_and_prompts_may_join(tmp_path: Path) -> None:
+def test_the_same_settings_go_on_and_more_models_prompts_and_answers_may_join(tmp_path: Path) -> None:
     begin(tmp_path / "to")
     more = make_answer_log(
         tmp_path / "to",
@@ -77,6 +74,8 @@ def test_the_same_settings_go_on_and_more_models_and_prompts_may_join(tmp_path: 
     more.check()
     assert set(more.settings["models"]) == {"base", "merged"}
     assert set(more.settings["prompts"]) == {"0-shot", "3-shot"}
+    answers = {"0-shot": {**ASKED, "num_answered": 4}}
+    assert begin(tmp_path / "to", prompts=answers).settings["prompts"] == answers
 
 
 @pytest.mark.parametrize(
@@ -84,17 +83,11 @@ def test_the_same_settings_go_on_and_more_models_and_prompts_may_join(tmp_path: 
     [
         (
             {"evaluate": {"max_new_tokens": 32, "batch_size": 16}},
-            r"evaluate.max_new_tokens must stay .* \(96\), got 32",
+            r"max_new_tokens must stay .* \(96\), got 32",
         ),
-        (
-            {"prompts": {"0-shot": {"fingerprint": "f9", "num_rows": 4, "num_answered": 2}}},
-            r"prompts.0-shot.fingerprint must stay",
-        ),
-        (
-            {"prompts": {"0-shot": {"fingerprint": "f0", "num_rows": 4, "num_answered": 1}}},
-            r"prompts.0-shot.num_answered must stay .* \(2\), got 1",
-        ),
-        ({"models": {"base": {"base": "sha256:3"}}}, r"models.base.base must stay"),
+        ({"prompts": {"0-shot": {**ASKED, "fingerprint": "f9"}}}, "prompts.0-shot.fingerprint must stay"),
+        ({"prompts": {"0-shot": {**ASKED, "num_answered": 1}}}, r"0-shot.num_answered must stay .* \(2\), got 1"),
+        ({"models": {"base": {"base": "sha256:3"}}}, "models.base.base must stay"),
         ({"target": {"trial": "0002", "adapter": "bb"}}, r"belongs to another evaluation \(target.trial 0001\)"),
     ],
 )
@@ -102,12 +95,6 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path, changes: di
     begin(tmp_path / "to")
     with pytest.raises(RunError, match=words):
         make_answer_log(tmp_path / "to", **changes).check()
-
-
-def test_more_answers_of_a_set_go_on(tmp_path: Path) -> None:
-    begin(tmp_path / "to")
-    more = {"0-shot": {"fingerprint": "f0", "num_rows": 4, "num_answered": 4}}
-    assert begin(tmp_path / "to", prompts=more).settings["prompts"] == more
 
 
 def write_tree(folder: Path, files: dict[str, str]) -> None:
@@ -135,7 +122,7 @@ def read_tree(folder: Path) -> dict[str, str]:
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path, files: dict[str, str]) -> None:
     write_tree(tmp_path, files)
     for refused in (make_answer_log(tmp_path).check, make_answer_log(tmp_path).clear):
-        with pytest.raises(RunError, match=r"must be empty or an evaluation, got other files\. Choose another --to\.$"):
+        with pytest.raises(RunError, match=r"must be empty or an evaluation, got other files"):
             refused()
     assert read_tree(tmp_path) == files
 
@@ -192,32 +179,24 @@ def test_a_folder_that_nothing_was_written_to_is_taken_away_again(tmp_path: Path
 
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(RunError, match=r"--to .*to: cannot be written: Not a directory"),
-        make_answer_log(tmp_path / "file" / "to").hold(),
-    ):
+    blocked = make_answer_log(tmp_path / "file" / "to")
+    with pytest.raises(RunError, match=r"--to .*to: cannot be written: Not a directory"), blocked.hold():
         pass
+    answer_log = begin(tmp_path / "to")
+
+    def fill(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fill)
+    with pytest.raises(RunError, match=r"0-shot.jsonl: cannot be written: No space left"):
+        answer_log.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with (
-        pytest.raises(RunError, match="cannot be written: Permission denied"),
-        make_answer_log(tmp_path / "to").hold(),
-    ):
+    with pytest.raises(RunError, match="cannot be written: Permission denied"), answer_log.hold():
         pass
-
-
-def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer_log = begin(tmp_path / "to")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RunError, match=r"0-shot.jsonl: cannot be written: No space left on device"):
-        answer_log.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])
 
 
 def test_what_a_kill_in_the_first_write_leaves_is_no_other_file(tmp_path: Path) -> None:

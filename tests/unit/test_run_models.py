@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from qlora_ray.hardware import DeviceProfile
 pytestmark = pytest.mark.slow
 
 NAMES: list[ModelName] = ["base", "adapter", "merged"]
+MODEL, TOKENIZER = make_llama(), make_tokenizer()
 GPU = DeviceProfile(0, "cuda", "a GPU", (8, 0), 2**30, 2**30)
 # As torch 2.9 words it.
 FULL = (
@@ -49,32 +50,45 @@ class Device:
             if name in self.full:
                 raise torch.OutOfMemoryError(f"{FULL}\nmore")
             self.loaded.append(name)
-            yield LoadedModel(name, make_llama(), make_tokenizer(), "fp32", "by hand")
+            yield LoadedModel(name, MODEL, TOKENIZER, "fp32", "by hand")
 
 
-def make_model_runs(folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch, *, num_sets: int = 1) -> ModelRuns:
+def make_model_runs(folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> ModelRuns:
     made = make_split([(4, 3), (6, 2)])
     rows = TokenizedSplit("test", made.input_ids, made.completion_mask, made.prompt_ids, made.references)
-    sets = [PromptSet(f"{one}-shot", rows, ["0", "1"], 2, max_new_tokens=4) for one in range(num_sets)]
+    prompts = PromptSet("0-shot", rows, ["0", "1"], 2, max_new_tokens=4)
     answer_log = AnswerLog(folder, {"target": {}, "models": {}, "prompts": {}})
     evaluate = Evaluate(max_new_tokens=4, batch_size=2)
     prompt_run = PromptRun(answer_log, Console(io.StringIO()), evaluate, loss_batch_size=2, is_live=False)
     run = PromptRun.run
 
-    def run_with_room(prompt_run: PromptRun, loaded: LoadedModel, prompts: PromptSet) -> float | None:
+    def run_where_it_fits(prompt_run: PromptRun, loaded: LoadedModel, prompts: PromptSet) -> float | None:
         if f"{loaded.name} {prompts.name}" in device.full:
             raise torch.OutOfMemoryError(FULL)
         return run(prompt_run, loaded, prompts)
 
     monkeypatch.setattr("qlora_ray.evaluation.run.models.open_models", device.open)
-    monkeypatch.setattr(PromptRun, "run", run_with_room)
+    monkeypatch.setattr(PromptRun, "run", run_where_it_fits)
+    # Nothing is freed here, and collecting garbage takes a second beside the loaded libraries.
+    monkeypatch.setattr("qlora_ray.evaluation.run.models.free_memory", lambda: None)
     load_plan: Any = SimpleNamespace(device=GPU)
-    return ModelRuns(prompt_run, load_plan, NAMES, sets, TaskRequest([]), tell=lambda *_: None)
+    return ModelRuns(prompt_run, load_plan, NAMES, [prompts], TaskRequest([]), tell=lambda *_: None)
 
 
-def ask(model_runs: ModelRuns) -> list[tuple[str, str]]:
+def run_models(model_runs: ModelRuns) -> list[FailedModel]:
     with model_runs.prompt_run.answer_log.hold():
-        return [(one.model, one.stage) for one in model_runs.run()]
+        return model_runs.run()
+
+
+def run_and_name(model_runs: ModelRuns) -> list[tuple[str, str]]:
+    """The models that failed, and at what."""
+    return [(failed.model, failed.stage) for failed in run_models(model_runs)]
+
+
+def play_tasks(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]) -> None:
+    """Puts a function in place of the harness."""
+    monkeypatch.setattr("qlora_ray.evaluation.run.lm_eval_stage.run_tasks", run)
+    monkeypatch.setattr("qlora_ray.evaluation.run.models.check_data", lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +107,11 @@ def test_a_model_that_does_not_fit_costs_only_its_own_results(
 ) -> None:
     device = Device(full)
     model_runs = make_model_runs(tmp_path / "to", device, monkeypatch)
-    assert ask(model_runs) == [failed_model]
+    assert run_and_name(model_runs) == [failed_model]
     assert device.loaded == loaded
-    assert [name for name in NAMES if model_runs.has_answered(name)] == [one for one in NAMES if one != failed_model[0]]
+    assert [name for name in NAMES if not model_runs.has_answered(name)] == [failed_model[0]]
     device.full = ()
-    assert ask(model_runs) == []
+    assert run_and_name(model_runs) == []
     assert device.loaded == [*loaded, failed_model[0]]
     assert (tmp_path / "to" / "settings.json").exists()
     assert all(model_runs.has_answered(name) for name in NAMES)
@@ -106,57 +120,48 @@ def test_a_model_that_does_not_fit_costs_only_its_own_results(
 def test_nothing_is_written_where_no_model_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(*NAMES)
     model_runs = make_model_runs(tmp_path / "to", device, monkeypatch)
-    every = r"got no room for base \(loading: CUDA out .*\), adapter \(.*\), merged \(.* 2\.12 MiB is free\)\. Free"
-    with pytest.raises(ModelError, match=every):
-        ask(model_runs)
+    with pytest.raises(ModelError, match=r"base \(loading: CUDA .*\), adapter \(.*\), merged \(.* 2\.12 MiB is free"):
+        run_models(model_runs)
     assert device.loaded == []
     assert not (tmp_path / "to").exists()
 
 
 def test_tasks_that_do_not_fit_leave_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(model: Any, *_: Any, **__: Any) -> Any:
+    def run(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError(FULL)
 
-    monkeypatch.setattr("qlora_ray.evaluation.run.lm_eval_stage.run_tasks", run)
-    monkeypatch.setattr("qlora_ray.evaluation.run.models.check_data", lambda _: None)
-    model_runs = make_model_runs(tmp_path / "to", Device(), monkeypatch)
-    model_runs = replace(model_runs, tasks=TaskRequest(["sums"]))
-    assert ask(model_runs) == [(name, "lm-eval") for name in NAMES]
+    play_tasks(monkeypatch, run)
+    model_runs = replace(make_model_runs(tmp_path / "to", Device(), monkeypatch), tasks=TaskRequest(["sums"]))
+    assert run_and_name(model_runs) == [(name, "lm-eval") for name in NAMES]
     assert all(model_runs.has_answered(name) and not model_runs.has_run_tasks(name) for name in NAMES)
     with pytest.raises(ModelError, match=r"got no room for base \(lm-eval: CUDA"):
-        ask(replace(model_runs, sets=[]))
+        run_models(replace(model_runs, sets=[]))
 
 
 def test_tasks_that_fail_while_they_run_leave_the_answers_and_the_other_models_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = "sums cannot be run, got KeyError: 'acc_norm'. Check the task's data."
+    outcomes: list[Exception | None] = [DataError(f"lm-eval: {broken}"), DataError(f"lm-eval: {broken}"), None]
 
-    def run(model: Any, *_: Any, **__: Any) -> Any:
-        asked.append(model)
-        if len(asked) < 3:
-            raise DataError(f"lm-eval: {broken}")
+    def run(*_: Any, **__: Any) -> Any:
+        error = outcomes.pop(0)
+        if error is not None:
+            raise error
         return {}
 
-    asked: list[Any] = []
-    monkeypatch.setattr("qlora_ray.evaluation.run.lm_eval_stage.run_tasks", run)
-    monkeypatch.setattr("qlora_ray.evaluation.run.models.check_data", lambda _: None)
+    play_tasks(monkeypatch, run)
     model_runs = replace(make_model_runs(tmp_path / "to", Device(), monkeypatch), tasks=TaskRequest(["sums"]))
-    with model_runs.prompt_run.answer_log.hold():
-        failed_models = model_runs.run()
-    assert [(one.model, one.stage, one.cause, one.lacks_room) for one in failed_models] == [
-        ("base", "lm-eval", broken, False),
-        ("adapter", "lm-eval", broken, False),
-    ]
+    failed_models = run_models(model_runs)
+    assert failed_models == [FailedModel(name, "lm-eval", broken, lacks_room=False) for name in ("base", "adapter")]
     assert all(model_runs.has_answered(name) for name in NAMES)
     assert [name for name in NAMES if model_runs.has_run_tasks(name)] == ["merged"]
-    assert describe_lack(failed_models, model_runs.load_plan, with_results=NAMES) == (
-        f"lm-eval: tasks must run on every model, got an error with base and adapter: {broken} "
-        "The results are of base and adapter and merged. Run it again then: it goes on; or leave --lm-eval out."
-    )
-    asked.clear()
-    with pytest.raises(ModelError, match=r"got an error with base and adapter: sums cannot be run.* it goes on\.$"):
-        ask(replace(model_runs, sets=[], names=["base", "adapter"]))
+    told = describe_lack(failed_models, model_runs.load_plan, with_results=NAMES)
+    for fact in (f"base and adapter: {broken}", "base and adapter and merged", "it goes on", "leave --lm-eval out"):
+        assert fact in told
+    outcomes += [DataError(f"lm-eval: {broken}")] * 2
+    with pytest.raises(ModelError, match=r"base and adapter: sums cannot be run.* it goes on\.$"):
+        run_models(replace(model_runs, sets=[], names=["base", "adapter"]))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +175,7 @@ def test_tasks_that_fail_while_they_run_leave_the_answers_and_the_other_models_t
         (RuntimeError("shapes cannot be multiplied"), None),
     ],
 )
-def test_a_cpu_without_room_is_told_from_other_errors(
+def test_a_cpu_out_of_memory_is_told_from_other_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str | None
 ) -> None:
     model_runs = make_model_runs(tmp_path / "to", Device(), monkeypatch)
@@ -181,12 +186,11 @@ def test_a_cpu_without_room_is_told_from_other_errors(
 
     monkeypatch.setattr(PromptRun, "run", run)
     monkeypatch.setattr(PromptRun, "is_done", lambda _prompt_run, name, _prompts: name != "merged")
-    with model_runs.prompt_run.answer_log.hold():
-        if cause is None:
-            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-                model_runs.run()
-        else:
-            assert [one.cause for one in model_runs.run()] == [cause]
+    if cause is None:
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            run_models(model_runs)
+    else:
+        assert [failed.cause for failed in run_models(model_runs)] == [cause]
 
 
 def test_tasks_without_their_data_are_known_before_a_model_is_loaded(
@@ -199,33 +203,28 @@ def test_tasks_without_their_data_are_known_before_a_model_is_loaded(
     device = Device()
     model_runs = replace(make_model_runs(tmp_path / "to", device, monkeypatch), tasks=TaskRequest(["sums"]))
     with pytest.raises(DataError, match="sums cannot be run"):
-        ask(model_runs)
+        run_models(model_runs)
     assert device.loaded == []
     assert not (tmp_path / "to").exists()
 
 
 def test_advice_is_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model_runs = make_model_runs(tmp_path / "to", Device("merged"), monkeypatch)
-    with model_runs.prompt_run.answer_log.hold():
-        failed_models = model_runs.run()
-    text = describe_lack(failed_models, model_runs.load_plan, with_results=["base", "adapter"])
-    assert text.startswith("evaluation: a GPU must have room for a model and one row, got no room for merged (loading:")
-    assert "The results are of base and adapter. Free the device and run it again: it goes on; or leave merged" in text
-    assert "--models base,adapter; or run it with another --to on a larger device, or on the CPU" in text
-    assert "max_new_tokens" not in text
+    told = describe_lack(run_models(model_runs), model_runs.load_plan, with_results=["base", "adapter"])
+    for fact in ("a GPU", "merged (loading:", "base and adapter", "--models base,adapter", "another --to"):
+        assert fact in told
+    assert "max_new_tokens" not in told
     device = Device(*(f"{name} 0-shot" for name in NAMES))
-    with pytest.raises(ModelError, match=r"; or lower evaluate\.max_new_tokens with --fresh; or run"):
-        ask(make_model_runs(tmp_path / "other", device, monkeypatch))
+    with pytest.raises(ModelError, match=r"lower evaluate\.max_new_tokens with --fresh"):
+        run_models(make_model_runs(tmp_path / "other", device, monkeypatch))
 
 
-def test_a_model_that_only_lacks_its_tasks_is_not_advised_to_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("lacking", "is_left_out"), [(["merged"], True), (NAMES, False)])
+def test_models_that_only_lack_their_tasks_are_advised_to_go_without_these(
+    lacking: list[ModelName], is_left_out: bool
 ) -> None:
-    model_runs = make_model_runs(tmp_path / "to", Device(), monkeypatch)
-    text = describe_lack(
-        [FailedModel("merged", "lm-eval", "CUDA out of memory")], model_runs.load_plan, with_results=NAMES
-    )
-    assert "; or leave merged out with --models base,adapter; or leave --lm-eval out; or run it with another" in text
-    every = [FailedModel(name, "lm-eval", "CUDA out of memory") for name in NAMES]
-    text = describe_lack(every, model_runs.load_plan, with_results=NAMES)
-    assert "it goes on; or leave --lm-eval out; or run it with another" in text
+    failed_models = [FailedModel(name, "lm-eval", "CUDA out of memory") for name in lacking]
+    load_plan: Any = SimpleNamespace(device=GPU)
+    told = describe_lack(failed_models, load_plan, with_results=NAMES)
+    assert "leave --lm-eval out" in told
+    assert ("leave merged out with --models base,adapter" in told) == is_left_out

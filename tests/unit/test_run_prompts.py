@@ -22,7 +22,7 @@ from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.run.results import Findings, collect_findings, format_pairs, format_scores, render_markdown
-from qlora_ray.scoring import ExactMatch
+from qlora_ray.scoring import ExactMatch, Metric
 from qlora_ray.scoring.sampling import choose_sampling
 from qlora_ray.scoring.scores import score_model
 from qlora_ray.scoring.token_budget import TokenBudget
@@ -62,11 +62,18 @@ def read_all(folder: Path) -> dict[str, str]:
 def finish(prompt_run: PromptRun, prompts: PromptSet) -> Findings:
     prompt_run.run(make_loaded_model(), prompts)
     prompt_run.answer_log.tidy("base", prompts.name)
-    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: TokenBudget(8)}
-    return collect_findings(prompt_run.answer_log, ["base"], [prompts], metrics=metrics, limited=limited)
+    return collect(prompt_run, ["base"], prompts)
 
 
-def test_scores_from_the_journal_are_those_of_score_model(tmp_path: Path) -> None:
+def collect(
+    prompt_run: PromptRun, models: list[Any], *sets: PromptSet, metrics: Sequence[Metric] = (ExactMatch(),), **more: Any
+) -> Findings:
+    scored_by = {prompts.name: list(metrics) for prompts in sets}
+    limited = {prompts.name: TokenBudget(8, num_short_answers=1) for prompts in sets}
+    return collect_findings(prompt_run.answer_log, models, sets, metrics=scored_by, limited=limited, **more)
+
+
+def test_scores_from_the_answer_log_are_those_of_score_model(tmp_path: Path) -> None:
     prompts = make_prompts()
     found = finish(make_prompt_run(tmp_path), prompts).scores[0].scores
     expected = score_model(
@@ -87,7 +94,7 @@ def test_scores_from_the_journal_are_those_of_score_model(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("num_batches", [0, 1, 3])
-def test_an_interrupted_session_goes_on_to_the_same_bytes(
+def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_batches: int
 ) -> None:
     whole = finish(make_prompt_run(tmp_path / "whole"), make_prompts())
@@ -143,28 +150,20 @@ def test_a_batch_that_was_halved_for_lack_of_memory_stays_small(
 
 def test_prompts_without_references_are_answered_and_have_no_loss(tmp_path: Path) -> None:
     prompt_run = make_prompt_run(tmp_path)
-    prompts = make_prompts("red_team", has_references=False)
-    prompt_run.run(make_loaded_model(), prompts)
+    prompts = make_prompts("red_team", has_references=False, max_new_tokens=1)
+    for name in ("base", "adapter"):
+        prompt_run.run(make_loaded_model(name), prompts)
     assert prompt_run.answer_log.read_losses("base", "red_team") == {}
     answers = prompt_run.answer_log.read_answers("base", "red_team")
     assert [answers[row]["reference"] for row in sorted(answers)] == [None] * len(LENGTHS)
     assert answers[0]["prompt"] == make_tokenizer().decode(prompts.rows.prompt_ids[0])
-    metrics: dict[str, list[Any]] = {"red_team": []}
-    found = collect_findings(
-        prompt_run.answer_log, ["base"], [prompts], metrics=metrics, limited={"red_team": TokenBudget(8)}
-    )
+    found = collect(prompt_run, ["base"], prompts, metrics=[])
     assert found.to_dict()["scores"][0]["loss"] is None
     assert (found.pairs, found.deciding()) == ([], None)
     # Unless a metric scores answers without references; then that alone is compared.
-    prompt_run.run(make_loaded_model("adapter"), prompts)
-    found = collect_findings(
-        prompt_run.answer_log,
-        ["base", "adapter"],
-        [prompts],
-        metrics={"red_team": [ExactMatch()]},
-        limited={"red_team": TokenBudget(8)},
-    )
-    assert [one.measure for one in found.pairs[0].comparisons] == ["exact_match"]
+    [pair] = collect(prompt_run, ["base", "adapter"], prompts).pairs
+    assert [compared.measure for compared in pair.comparisons] == ["exact_match"]
+    assert pair.note is not None and "raise evaluate.max_new_tokens" in pair.note and "reference" not in pair.note
 
 
 def test_progress_is_a_few_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
@@ -181,9 +180,7 @@ def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) 
     for prompts in sets:
         prompt_run.run(make_loaded_model("base"), prompts)
         prompt_run.run(make_loaded_model("adapter", seed_shift=0.05), prompts)
-    metrics = {one.name: [ExactMatch()] for one in sets}
-    limited = {one.name: TokenBudget(8, num_short_answers=1) for one in sets}
-    found = collect_findings(prompt_run.answer_log, ["base", "adapter"], sets, metrics=metrics, limited=limited)
+    found = collect(prompt_run, ["base", "adapter"], *sets)
     assert [(pair.prompts, pair.base, pair.tuned) for pair in found.pairs] == [
         ("0-shot", "base", "adapter"),
         ("3-shot", "base", "adapter"),
@@ -196,12 +193,8 @@ def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) 
     for score in values["scores"]:
         assert score["perplexity"] == pytest.approx(math.exp(score["loss"]))
         assert score["num_short_answers"] == 1
-    evaluation = {
-        "target": {"name": "x"},
-        "rows": {"split": "test", "num_rows": 7, "reason": "test: because"},
-        "models": {"base": "by hand"},
-        "notes": ["mind this"],
-    }
+    rows = {"split": "test", "num_rows": 7, "reason": "test: because"}
+    evaluation = {"target": {"name": "x"}, "rows": rows, "models": {"base": "by hand"}, "notes": ["mind this"]}
     page = render_markdown(evaluation, found)
     assert "| base | 0-shot |" in page and "base -> adapter, 3-shot" in page and "- mind this" in page
     assert len(format_scores(found).splitlines()) == 5
@@ -209,7 +202,7 @@ def test_models_are_compared_in_pairs_and_the_first_set_decides(tmp_path: Path) 
     assert len(lines) == 8
     # Random models stop by chance alone, and every reference has eight tokens and an end.
     note = next(line for line in lines if line.startswith("  note: "))
-    assert re.fullmatch(r"  note: \d of 7 answers of adapter were cut at 8 tokens or fewer \(base: \d\).*", note)
+    assert re.match(r"  note: \d of 7 answers of adapter were cut at 8 tokens or fewer", note)
     assert note.strip() in page
 
 
@@ -217,18 +210,5 @@ def test_sampled_answers_are_recorded_as_such(tmp_path: Path) -> None:
     prompt_run, prompts = make_prompt_run(tmp_path), make_prompts()
     sampled = replace(prompt_run, evaluate=EVALUATE.model_copy(update={"temperature": 0.7}))
     sampled.run(make_loaded_model(), prompts)
-    metrics, limited = {prompts.name: [ExactMatch()]}, {prompts.name: TokenBudget(8)}
-    options = {"metrics": metrics, "limited": limited, "sampling": choose_sampling(sampled.evaluate)}
-    found = collect_findings(prompt_run.answer_log, ["base"], [prompts], **options)
+    found = collect(prompt_run, ["base"], prompts, sampling=choose_sampling(sampled.evaluate))
     assert found.to_dict()["scores"][0]["sampling"] == {"temperature": 0.7, "top_p": 1.0, "seed": 7}
-
-
-def test_answers_cut_without_references_are_told_without_them(tmp_path: Path) -> None:
-    prompt_run = make_prompt_run(tmp_path)
-    prompts = make_prompts("red_team", has_references=False, max_new_tokens=1)
-    for name in ("base", "adapter"):
-        prompt_run.run(make_loaded_model(name), prompts)
-    metrics, limited = {"red_team": [ExactMatch()]}, {"red_team": TokenBudget(1)}
-    found = collect_findings(prompt_run.answer_log, ["base", "adapter"], [prompts], metrics=metrics, limited=limited)
-    note = found.pairs[0].note
-    assert note is not None and "raise evaluate.max_new_tokens" in note and "reference" not in note

@@ -3,8 +3,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,15 +36,11 @@ def answers(both: int, lost: int, gained: int, neither: int) -> tuple[list[float
     return [base for base, _ in cells], [tuned for _, tuned in cells]
 
 
-def scores(
-    *,
-    nll: Sequence[float],
-    tokens: Sequence[int],
-    row_metrics: dict[str, list[float]] | None = None,
-) -> Scores:
+def scores(*, nll: Sequence[float], tokens: Sequence[int], row_metrics: dict[str, list[float]] | None = None) -> Scores:
+    num_tokens = sum(tokens)
     return Scores(
-        loss=math.fsum(nll) / sum(tokens),
-        num_tokens=sum(tokens),
+        loss=math.fsum(nll) / num_tokens,
+        num_tokens=num_tokens,
         num_rows=len(tokens),
         metrics={},
         row_metrics=row_metrics or {},
@@ -188,6 +182,7 @@ def test_rows_that_all_differ_by_the_same_have_an_interval_without_width(
     assert found.interval == (step, step)
     assert found.verdict == ("no different" if step == 0 else "better" if step > 0 else "worse")
     assert found.p_value == pytest.approx(1.0 if step == 0 else 2 / 2**10)
+    assert ("no row differs (10 rows)" in found.sentence()) == (step == 0)
 
 
 @pytest.mark.parametrize(
@@ -229,43 +224,40 @@ def test_an_infinite_score_is_worse_than_any_other_and_stays_out_of_json() -> No
 def test_the_sentence_has_the_figures_and_dicts_come_back() -> None:
     found = compare_rows("sql_execution", *answers(5, 2, 60, 33), higher_is_better=True)
     low, high = found.interval
-    assert found.sentence() == (
-        f"sql_execution 0.070 -> 0.650: +0.580 (95 % interval +{low:.3f} to +{high:.3f}, p < 0.001, "
-        "McNemar exact, 100 rows)"
-    )
+    for fact in ("0.070 -> 0.650: +0.580", f"+{low:.3f} to +{high:.3f}", "p < 0.001", "McNemar exact, 100 rows"):
+        assert fact in found.sentence()
     assert low == pytest.approx(0.48, abs=0.02)
     assert high == pytest.approx(0.67, abs=0.02)
     read = json.loads(json.dumps({"prompts": "0-shot", **found.to_dict()}))
     assert Comparison.from_dict(read) == found
     small = replace(found, base=12345.6, tuned=12345.59958, difference=-0.00042, p_value=0.0123)
-    assert small.sentence().startswith("sql_execution 12346 -> 12346: -0.00042 (95 % ")
-    assert "p = 0.012" in small.sentence()
+    assert "12346 -> 12346: -0.00042" in small.sentence() and "p = 0.012" in small.sentence()
 
 
-def test_the_same_seed_gives_the_same_comparison() -> None:
-    base, tuned = np.random.default_rng(3).normal(size=(2, 50))
+def test_the_same_seed_gives_the_same_comparison_and_small_batches_change_no_more_than_the_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, tuned = np.random.default_rng(4).normal(size=(2, 200))
     first = compare_rows("x", base, tuned, higher_is_better=True)
     assert compare_rows("x", base, tuned, higher_is_better=True) == first
     assert compare_rows("x", base, tuned, higher_is_better=True, seed=8).interval != first.interval
-
-
-def test_small_batches_change_no_more_than_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    base, tuned = np.random.default_rng(4).normal(size=(2, 200))
-    whole = compare_rows("x", base, tuned, higher_is_better=True)
     monkeypatch.setattr(significance, "BATCH_BYTES", 200 * 8 * 7)
     parts = compare_rows("x", base, tuned, higher_is_better=True)
-    assert parts.p_value == pytest.approx(whole.p_value, abs=0.03)
-    assert parts.interval == pytest.approx(whole.interval, abs=0.02)
+    assert parts.p_value == pytest.approx(first.p_value, abs=0.03)
+    assert parts.interval == pytest.approx(first.interval, abs=0.02)
 
 
-def test_rows_that_do_not_pair_up_are_a_data_error() -> None:
-    with pytest.raises(DataError, match=r"comparison of x: both models must have a score for each row, got 2 and 1"):
-        compare_rows("x", [1.0, 2.0], [1.0], higher_is_better=True)
-    with pytest.raises(DataError, match="and 3 weights"):
-        compare_rows("x", [1.0], [1.0], higher_is_better=True, weights=[1, 2, 3])
-    for weights in ([1.0, -1.0], [1.0, NAN], [INF, 1.0]):
-        with pytest.raises(DataError, match="weights must be finite and >= 0"):
-            compare_rows("x", [1.0, 2.0], [1.0, 2.0], higher_is_better=True, weights=weights)
+@pytest.mark.parametrize(
+    ("tuned", "weights", "words"),
+    [
+        ([1.0], None, "comparison of x: .* a score for each row, got 2 and 1"),
+        ([1.0, 2.0], [1, 2, 3], "and 3 weights"),
+        *(([1.0, 2.0], weights, "weights must be finite and >= 0") for weights in ([1, -1], [1, NAN], [INF, 1])),
+    ],
+)
+def test_rows_that_do_not_pair_up_are_a_data_error(tuned: list[float], weights: list[float] | None, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        compare_rows("x", [1.0, 2.0], tuned, higher_is_better=True, weights=weights)
 
 
 def test_scores_are_compared_by_their_first_metric_and_the_loss_always() -> None:
@@ -305,23 +297,11 @@ def test_a_loss_that_is_not_a_number_is_no_improvement() -> None:
 
 def test_scores_of_other_rows_are_a_data_error() -> None:
     base = scores(nll=[1.0, 2.0], tokens=[3, 4], row_metrics={"exact_match": [1.0, 0.0]})
-    with pytest.raises(DataError, match=r"scored on the same rows, got 2 rows with 7 tokens and 1 with 3"):
+    with pytest.raises(DataError, match="same rows, got 2 rows with 7 tokens and 1 with 3"):
         compare_scores(base, scores(nll=[1.0], tokens=[3]), metrics=[])
     fewer = replace(base, row_metrics={"exact_match": [1.0]})
     with pytest.raises(DataError, match="comparison of exact_match"):
         compare_scores(base, fewer, metrics=[ExactMatch()])
-
-
-def test_importing_it_loads_neither_scipy_nor_torch() -> None:
-    code = "import sys, qlora_ray.scoring.comparison; print({'scipy', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_rows_that_are_all_the_same_are_said_to_be_so_in_place_of_an_interval_without_width() -> None:
-    same = compare_rows("exact_match", [0.0] * 40, [0.0] * 40, higher_is_better=True)
-    assert same.verdict == "no different"
-    assert same.sentence() == "exact_match 0.000 -> 0.000: no row differs (40 rows)"
 
 
 def test_a_difference_of_roundings_is_none_however_sure_it_is() -> None:

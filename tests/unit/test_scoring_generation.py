@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from qlora_ray.errors import DataError
 from qlora_ray.scoring.generation import Answer, Answers, answer_in_batches, generate_answers
+from qlora_ray.scoring.sampling import Sampling
 
 PROMPTS = make_split([(n, 0) for n in (3, 17, 1, 9, 9, 25, 4)], seed=3).prompt_ids
 
@@ -27,22 +28,14 @@ def greedy_by_hand(model: torch.nn.Module, prompt: list[int], *, num_tokens: int
     return ids[len(prompt) :]
 
 
-def test_answers_are_the_argmax_continuations_in_the_order_of_the_prompts() -> None:
-    model, tokenizer = make_llama().eval(), make_tokenizer()
-    expected = [
-        tokenizer.decode(greedy_by_hand(model, prompt, num_tokens=12), skip_special_tokens=True).strip()
-        for prompt in PROMPTS
-    ]
-    assert len(set(expected)) == len(expected)
-    num_cut = sum(2 not in greedy_by_hand(model, prompt, num_tokens=12) for prompt in PROMPTS)
-    assert generate(model) == Answers(texts=expected, num_cut_prompts=0, num_short_answers=0, num_cut_answers=num_cut)
-
-
-def test_a_batch_answers_as_each_prompt_alone() -> None:
-    model = make_llama()
-    alone = [generate(model, [prompt]).texts[0] for prompt in PROMPTS]
-    for batch_size in (1, 3, 100):
-        assert generate(model, batch_size=batch_size).texts == alone
+def test_answers_are_the_argmax_continuations_in_the_order_of_the_prompts_in_any_batch() -> None:
+    model = make_llama().eval()
+    continued = [greedy_by_hand(model, prompt, num_tokens=12) for prompt in PROMPTS]
+    texts = [make_tokenizer().decode(tokens, skip_special_tokens=True).strip() for tokens in continued]
+    assert len(set(texts)) == len(texts)
+    expected = Answers(texts, 0, 0, num_cut_answers=sum(2 not in tokens for tokens in continued))
+    for batch_size in (1, 4, 100):
+        assert generate(model, batch_size=batch_size) == expected
 
 
 def test_the_models_own_sampling_and_penalties_do_not_apply() -> None:
@@ -54,38 +47,39 @@ def test_the_models_own_sampling_and_penalties_do_not_apply() -> None:
     assert generate(model) == expected
 
 
-def test_an_answer_ends_at_the_first_end_token_of_the_model_or_the_tokenizer() -> None:
+def test_an_answer_ends_at_the_first_end_token_of_the_model_or_the_tokenizer_and_is_cut_without() -> None:
     model = make_llama().eval()
     tokens = greedy_by_hand(model, PROMPTS[0], num_tokens=12)
     end = tokens[6]
     before = tokens[: tokens.index(end)]
     model.generation_config.eos_token_id = [2, end]
-    tokenizer = make_tokenizer()
-    assert generate(model, [PROMPTS[0], PROMPTS[1]]).texts[0] == tokenizer.decode(before).strip()
+    ended = generate(model, [PROMPTS[0]])
+    assert (ended.texts, ended.num_cut_answers) == ([make_tokenizer().decode(before).strip()], 0)
+    # The end token is one of the tokens that an answer may have.
+    for max_new_tokens, num_cut in ((len(before), 1), (len(before) + 1, 0)):
+        assert generate(model, [PROMPTS[0]], max_new_tokens=max_new_tokens).num_cut_answers == num_cut
 
 
-def test_a_long_prompt_shortens_its_own_answer_only() -> None:
-    model = make_llama()
-    long = make_split([(60, 0)]).prompt_ids[0]
-    answers = generate(model, [*PROMPTS, long])
-    assert answers.texts[:-1] == generate(model).texts
-    assert answers.texts[-1] == generate(model, [long], max_new_tokens=4).texts[0]
-    assert (answers.num_cut_prompts, answers.num_short_answers) == (0, 1)
-
-
-def test_a_prompt_longer_than_the_model_keeps_its_end_and_is_counted() -> None:
-    model = make_llama()
-    long = make_split([(90, 0)]).prompt_ids[0]
-    answers = generate(model, [long, PROMPTS[0]])
-    assert answers.texts == generate(model, [long[-52:], PROMPTS[0]]).texts
-    assert (answers.num_cut_prompts, answers.num_short_answers) == (1, 0)
-
-
-def test_a_long_answer_leaves_a_cut_prompt_half_of_the_model() -> None:
-    long = make_split([(90, 0)]).prompt_ids[0]
-    answers = generate(make_llama(), [long], max_new_tokens=60)
-    assert answers.texts == generate(make_llama(), [long[-32:]], max_new_tokens=32).texts
-    assert (answers.num_cut_prompts, answers.num_short_answers) == (1, 1)
+@pytest.mark.parametrize(
+    ("num_tokens", "max_new_tokens", "kept", "answered", "counts"),
+    [
+        # Of 64 positions: a prompt of 60 leaves four for its answer.
+        (60, 12, 60, 4, (0, 1)),
+        # A prompt longer than the model keeps its end.
+        (90, 12, 52, 12, (1, 0)),
+        # A long answer leaves a cut prompt half of the model.
+        (90, 60, 32, 32, (1, 1)),
+    ],
+)
+def test_a_long_prompt_is_cut_or_shortens_its_own_answer_and_is_counted(
+    num_tokens: int, max_new_tokens: int, kept: int, answered: int, counts: tuple[int, int]
+) -> None:
+    model, short = make_llama(), PROMPTS[0:3:2]
+    long = make_split([(num_tokens, 0)]).prompt_ids[0]
+    answers = generate(model, [*short, long], max_new_tokens=max_new_tokens)
+    assert answers.texts[:-1] == generate(model, short, max_new_tokens=max_new_tokens).texts
+    assert answers.texts[-1] == generate(model, [long[-kept:]], max_new_tokens=answered).texts[0]
+    assert (answers.num_cut_prompts, answers.num_short_answers) == counts
 
 
 def test_a_length_of_the_users_caps_as_positions_do() -> None:
@@ -95,17 +89,6 @@ def test_a_length_of_the_users_caps_as_positions_do() -> None:
     assert (capped.num_cut_prompts, capped.num_short_answers) == (1, 0)
     # Beyond the model's positions it raises nothing.
     assert generate(make_llama(), [long], max_length=9999) == generate(make_llama(), [long])
-
-
-def test_answers_that_had_no_tokens_left_are_counted() -> None:
-    model = make_llama().eval()
-    tokens = greedy_by_hand(model, PROMPTS[0], num_tokens=12)
-    model.generation_config.eos_token_id = [2, tokens[6]]
-    assert generate(model, [PROMPTS[0]]).num_cut_answers == 0
-    first = tokens.index(tokens[6])
-    assert generate(model, [PROMPTS[0]], max_new_tokens=first).num_cut_answers == 1
-    # The end token is one of the tokens it may have.
-    assert generate(model, [PROMPTS[0]], max_new_tokens=first + 1).num_cut_answers == 0
 
 
 def test_an_adapter_answers_and_every_module_keeps_its_mode() -> None:
@@ -143,17 +126,18 @@ def test_no_prompts_give_no_answers_and_an_empty_prompt_is_an_error() -> None:
         generate(make_llama(), [[5], []])
 
 
-def answer_all(*, done: set[int] = frozenset(), max_new_tokens: int = 12) -> list[list[Answer]]:
+def answer_all(*, done: set[int] = frozenset(), sampling: Sampling | None = None) -> list[list[Answer]]:
     batches: list[list[Answer]] = []
     answer_in_batches(
         make_llama(),
         make_tokenizer(),
         PROMPTS,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=12,
         batch_size=3,
         precision="fp32",
         on_batch=lambda batch: batches.append(list(batch)),
         done=done,
+        sampling=sampling,
     )
     return batches
 
@@ -171,9 +155,9 @@ def test_batches_are_handed_over_as_they_finish_with_tokens_and_the_way_they_end
         assert answers[row].num_tokens == len(tokens) - ended
 
 
-def test_what_is_done_is_not_answered_again_and_the_rest_keeps_its_batches() -> None:
-    first, *rest = answer_all()
-    assert answer_all(done={answer.row for answer in first}) == rest
-    assert answer_all(done=set(range(len(PROMPTS)))) == []
-    part = first[0].row
-    assert answer_all(done={part})[0] == first[1:]
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, top_p=1.0, seed=7)])
+def test_what_is_done_is_not_answered_again_and_the_rest_keeps_its_batches(sampling: Sampling | None) -> None:
+    first, *rest = answer_all(sampling=sampling)
+    assert answer_all(done={answer.row for answer in first}, sampling=sampling) == rest
+    assert answer_all(done=set(range(len(PROMPTS))), sampling=sampling) == []
+    assert answer_all(done={first[0].row}, sampling=sampling)[0] == first[1:]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from evaluation_fixtures import make_llama, make_split, make_tokenizer
 from scipy.stats import chisquare, gumbel_r, kstest
 
-from qlora_ray.config.schema import Evaluate, SweepConfig
-from qlora_ray.evaluation.run.plan import describe_settings
+from qlora_ray.config.schema import Evaluate
 from qlora_ray.scoring import ExactMatch
-from qlora_ray.scoring.generation import Answer, answer_in_batches, generate_answers
+from qlora_ray.scoring.generation import generate_answers
 from qlora_ray.scoring.sampling import GumbelNoise, Sampling, choose_sampling, draw_gumbel
 from qlora_ray.scoring.scores import Scores, score_model
 
@@ -115,9 +112,15 @@ def test_seed_row_and_step_each_change_the_noise(seed: int, row: int, step: int)
     assert not np.isin(draw_gumbel(seed, row=row, step=step, num=50), usual).any()
 
 
-def generate(model: torch.nn.Module, sampling: Sampling | None = WARM, *, batch_size: int = 4) -> list[str]:
+def generate(
+    model: torch.nn.Module,
+    sampling: Sampling | None = WARM,
+    *,
+    batch_size: int = 4,
+    prompts: list[list[int]] = PROMPTS,
+) -> list[str]:
     options = {"max_new_tokens": 12, "batch_size": batch_size, "sampling": sampling}
-    return generate_answers(model, make_tokenizer(), PROMPTS, precision="fp32", **options).texts
+    return generate_answers(model, make_tokenizer(), prompts, precision="fp32", **options).texts
 
 
 def by_hand(model: torch.nn.Module, row: int) -> str:
@@ -142,27 +145,6 @@ def test_answers_are_the_draws_of_their_rows_in_any_batch() -> None:
     assert generate(model, Sampling(0.8, 1.0, 8)) != expected
 
 
-def test_an_interrupted_run_goes_on_to_the_same_draws() -> None:
-    def answer(done: set[int]) -> list[list[Answer]]:
-        batches: list[list[Answer]] = []
-        answer_in_batches(
-            make_llama(),
-            make_tokenizer(),
-            PROMPTS,
-            max_new_tokens=12,
-            batch_size=3,
-            precision="fp32",
-            on_batch=lambda batch: batches.append(list(batch)),
-            done=done,
-            sampling=WARM,
-        )
-        return batches
-
-    first, *rest = answer(set())
-    assert answer({one.row for one in first}) == rest
-    assert answer({first[0].row})[0] == first[1:]
-
-
 @pytest.mark.parametrize("temperature", [1e-6, 5e-324])
 def test_a_temperature_near_0_answers_greedily(temperature: float) -> None:
     model = make_llama()
@@ -174,7 +156,6 @@ def test_the_config_samples_only_at_a_temperature() -> None:
     chosen = choose_sampling(Evaluate(temperature=0.8, top_p=0.9, sample_seed=3))
     assert chosen is not None
     assert chosen.to_dict() == {"temperature": 0.8, "top_p": 0.9, "seed": 3}
-    assert str(chosen) == "sampled at temperature 0.8, top_p 0.9, seed 3"
 
 
 def test_a_sweeps_scores_are_of_sampled_answers_where_the_config_says_so() -> None:
@@ -188,25 +169,5 @@ def test_a_sweeps_scores_are_of_sampled_answers_where_the_config_says_so() -> No
     greedy, drawn = score(), score(temperature=0.8)
     assert (greedy.to_dict()["sampling"], drawn.to_dict()["sampling"]) == (None, WARM.to_dict())
     assert drawn.answers != greedy.answers
-    expected = generate_answers(
-        make_llama(),
-        make_tokenizer(),
-        split.prompt_ids,
-        max_new_tokens=12,
-        batch_size=1,
-        precision="fp32",
-        sampling=WARM,
-    )
-    assert [one.answer for one in drawn.answers] == expected.texts
-
-
-@pytest.mark.parametrize(("changes", "expected"), [({}, None), ({"temperature": 0.8}, WARM.to_dict())])
-def test_an_evaluation_goes_on_only_with_the_same_draws(changes: dict[str, float], expected: object) -> None:
-    load_plan = SimpleNamespace(
-        to_dict=lambda names: {}, device=SimpleNamespace(name="a CPU"), precision=SimpleNamespace(name="fp32")
-    )
-    target = SimpleNamespace(path="results/s", kind="sweep", trial="0001", adapter=None)
-    config = SweepConfig(evaluate=Evaluate(**changes))
-    plan = SimpleNamespace(config=config, target=target, names=[], load_plan=load_plan, sets=[])
-    # What settings.json has, an interrupted evaluation must be asked for again.
-    assert describe_settings(plan)["evaluate"]["sampling"] == expected
+    expected = generate(make_llama(), batch_size=1, prompts=split.prompt_ids)
+    assert [scored.answer for scored in drawn.answers] == expected

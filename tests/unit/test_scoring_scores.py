@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_fixtures import make_database, make_llama, make_split, make_tokenizer
+from evaluation_fixtures import Split, make_database, make_llama, make_split, make_tokenizer
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import ModelError
-from qlora_ray.scoring import ExactMatch, Metric, resolve_metrics
+from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid
 from qlora_ray.scoring.generation import Answers, generate_answers
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.scores import ScoredAnswer, Scores, score_model
@@ -30,15 +30,21 @@ class AnswerLength:
         return [float(len(prediction)) for prediction in predictions]
 
 
-def score(*, metrics: list[Metric], max_rows: int | None = None) -> Scores:
+def score(*, metrics: Sequence[Metric] = (), split: Split = SPLIT, **evaluate: Any) -> Scores:
     return score_model(
         make_llama(),
         make_tokenizer(),
-        SPLIT,
+        split,
         metrics=metrics,
-        evaluate=Evaluate(max_rows=max_rows, max_new_tokens=8, batch_size=2),
+        evaluate=Evaluate(**{"max_new_tokens": 8, "batch_size": 2, **evaluate}),
         precision="fp32",
         loss_batch_size=2,
+    )
+
+
+def answer(prompts: list[list[int]], *, max_new_tokens: int = 8) -> Answers:
+    return generate_answers(
+        make_llama(), make_tokenizer(), prompts, max_new_tokens=max_new_tokens, batch_size=2, precision="fp32"
     )
 
 
@@ -46,33 +52,23 @@ def test_scores_hold_the_loss_of_all_rows_and_the_answers_of_the_first() -> None
     scores = score(metrics=[AnswerLength(), ExactMatch()], max_rows=3)
     loss = evaluate_loss(make_llama(), SPLIT, batch_size=2, pad_token_id=0, precision="fp32")
     assert (scores.loss, scores.num_tokens, scores.num_rows) == (loss.loss, 11, 3)
-    texts = generate_answers(
-        make_llama(), make_tokenizer(), SPLIT.prompt_ids[:3], max_new_tokens=8, batch_size=2, precision="fp32"
-    ).texts
-    assert scores.answers == [
-        ScoredAnswer(row=row, answer=text, reference="SELECT 1") for row, text in enumerate(texts)
-    ]
+    texts = answer(SPLIT.prompt_ids[:3]).texts
+    assert scores.answers == [ScoredAnswer(row, text, reference="SELECT 1") for row, text in enumerate(texts)]
     assert scores.row_metrics["answer_length"] == [len(text) for text in texts]
     assert scores.metrics["answer_length"] == pytest.approx(sum(len(text) for text in texts) / 3)
     assert scores.metrics["exact_match"] == 0.0
 
 
 def test_all_rows_are_answered_when_max_rows_is_null(tmp_path: Path) -> None:
-    metrics, _ = resolve_metrics(
-        Evaluate(),
-        trains_on_embedded=False,
-        has_references=True,
-        database=make_database(tmp_path / "shop.sqlite"),
-    )
-    scores = score(metrics=metrics)
+    sql = SqlExecution(make_database(tmp_path / "shop.sqlite"))
+    scores = score(metrics=[sql, ExactMatch(), SqlValid(sql)], max_rows=None)
     assert scores.metrics == {"sql_execution": 0.0, "exact_match": 0.0, "sql_valid": 0.0}
     assert [len(rows) for rows in scores.row_metrics.values()] == [4, 4, 4]
 
 
 def test_scores_become_json_that_any_reader_reads() -> None:
     scores = replace(score(metrics=[AnswerLength()], max_rows=2), loss=math.nan)
-    text = json.dumps(scores.to_dict(), allow_nan=False)
-    read = json.loads(text)
+    read = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert read["loss"] is None
     assert read["num_answers"] == 2
     assert read["answers"][1] == {"row": 1, "answer": scores.answers[1].answer, "reference": "SELECT 1"}
@@ -81,8 +77,8 @@ def test_scores_become_json_that_any_reader_reads() -> None:
 
 def test_without_metrics_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlora_ray.scoring.scores.generate_answers", lambda *_, **__: 1 / 0)
-    scores = score(metrics=[])
-    assert (scores.answers, scores.metrics) == ([], {})
+    scores = score()
+    assert (scores.answers, scores.metrics, scores.max_new_tokens) == ([], {}, None)
     assert math.isfinite(scores.loss)
 
 
@@ -95,51 +91,31 @@ def test_a_tokenizer_without_pad_and_end_token_is_an_error() -> None:
         )
 
 
-def test_scores_hold_how_long_answers_could_be_and_how_many_were_cut() -> None:
-    def ask(**evaluate: Any) -> Scores:
-        return score_model(
-            make_llama(),
-            make_tokenizer(),
-            SPLIT,
-            metrics=[ExactMatch()],
-            evaluate=Evaluate(max_rows=2, batch_size=2, **evaluate),
-            precision="fp32",
-            loss_batch_size=2,
-        )
-
-    def generated(max_new_tokens: int) -> Answers:
-        prompts = SPLIT.prompt_ids[:2]
-        options = {"max_new_tokens": max_new_tokens, "batch_size": 2, "precision": "fp32"}
-        return generate_answers(make_llama(), make_tokenizer(), prompts, **options)
-
+@pytest.mark.parametrize(("asked", "max_new_tokens", "num_long"), [("auto", 16, 0), (8, 8, 2)])
+def test_scores_hold_how_long_answers_could_be_and_how_many_were_cut(
+    asked: Any, max_new_tokens: int, num_long: int
+) -> None:
     # "SELECT 1" is eight tokens and an end: 11.25 of them, but never fewer than 16.
-    auto, given = ask(), ask(max_new_tokens=8)
-    for scores, max_new_tokens, num_long in ((auto, 16, 0), (given, 8, 2)):
-        expected = generated(max_new_tokens)
-        assert [one.answer for one in scores.answers] == expected.texts
-        assert (scores.max_new_tokens, scores.num_long_references) == (max_new_tokens, num_long)
-        assert scores.num_cut_answers == scores.to_dict()["num_cut_answers"] == expected.num_cut_answers
-    assert given.num_cut_answers > 0
-    # Prompts of four and of nine tokens.
-    assert ask(max_length=25).num_short_answers == 0 and ask(max_length=24).num_short_answers == 1
-    assert score(metrics=[]).max_new_tokens is None
+    scores = score(metrics=[ExactMatch()], max_rows=2, max_new_tokens=asked)
+    expected = answer(SPLIT.prompt_ids[:2], max_new_tokens=max_new_tokens)
+    assert [scored.answer for scored in scores.answers] == expected.texts
+    assert (scores.max_new_tokens, scores.num_long_references) == (max_new_tokens, num_long)
+    assert scores.num_cut_answers == scores.to_dict()["num_cut_answers"] == expected.num_cut_answers > 0
+
+
+@pytest.mark.parametrize(("max_length", "num_short"), [(17, 0), (16, 1)])
+def test_answers_that_the_length_leaves_fewer_tokens_are_counted(max_length: int, num_short: int) -> None:
+    # Prompts of four and of nine tokens, and eight for the answer.
+    assert score(metrics=[ExactMatch()], max_rows=2, max_length=max_length).num_short_answers == num_short
 
 
 def test_answers_may_be_as_long_as_the_references_of_all_rows_ask_for() -> None:
     # A token per byte and an end: 30 of them and a quarter more is 37.5, and in eights 40.
     split = replace(SPLIT, references=["1", "2", "3", "4" * 29])
     scores = [
-        score_model(
-            make_llama(),
-            make_tokenizer(),
-            split,
-            metrics=[ExactMatch()],
-            evaluate=Evaluate(max_rows=num, batch_size=4, max_new_tokens=max_new_tokens),
-            precision="fp32",
-            loss_batch_size=4,
-        )
-        for num, max_new_tokens in ((1, "auto"), (None, "auto"), (3, 8), (None, 8))
+        score(metrics=[ExactMatch()], split=split, max_rows=num_rows, max_new_tokens=max_new_tokens)
+        for num_rows, max_new_tokens in ((1, "auto"), (None, "auto"), (3, 8), (None, 8))
     ]
-    assert [one.max_new_tokens for one in scores] == [40, 40, 8, 8]
-    # Nobody waits for an answer to the others.
-    assert [one.num_long_references for one in scores] == [0, 0, 0, 1]
+    assert [scored.max_new_tokens for scored in scores] == [40, 40, 8, 8]
+    # Only references of rows that are answered count.
+    assert [scored.num_long_references for scored in scores] == [0, 0, 0, 1]

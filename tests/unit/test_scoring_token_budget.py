@@ -53,16 +53,14 @@ def test_references_are_counted_with_their_end_token_and_what_a_template_adds() 
     assert count_reference_tokens(split_of([], []), tokenizer=make_tokenizer()) == []
 
 
-def test_room_counts_what_is_cut_and_says_it() -> None:
+def test_a_budget_counts_what_is_cut_and_says_it() -> None:
     prompts = [[5] * 40, [5] * 30, [5] * 3]
-    room = measure_token_budget(prompts, max_new_tokens=8, limit=34, reference_tokens=[8, 9, 20])
-    assert room == TokenBudget(8, num_cut_prompts=1, num_short_answers=1, num_references=3, num_long_references=2)
-    long, cut, short = room.notes("test")
-    assert long == (
-        "test: 2 of 3 references are longer than evaluate.max_new_tokens (8): such answers are cut. Raise it."
-    )
-    assert cut.startswith("test: 1 prompts were longer than the room there is (the model's positions or evaluate.max")
-    assert short.startswith("test: 1 answers had fewer than 8 tokens to spend")
+    budget = measure_token_budget(prompts, max_new_tokens=8, limit=34, reference_tokens=[8, 9, 20])
+    assert budget == TokenBudget(8, num_cut_prompts=1, num_short_answers=1, num_references=3, num_long_references=2)
+    long, cut, short = budget.notes("test")
+    assert "2 of 3 references" in long and "evaluate.max_new_tokens (8)" in long
+    assert "1 prompts" in cut and "evaluate.max_length" in cut
+    assert "1 answers had fewer than 8 tokens" in short
     assert measure_token_budget(prompts, max_new_tokens=20, limit=None, reference_tokens=[20]).notes("test") == []
 
 
@@ -82,48 +80,39 @@ def scores(num_cut: int, *, num_long: int = 0, num_answers: int = 100, **changes
     )
 
 
-def test_a_winner_that_is_cut_beside_longer_references_is_told_with_its_base() -> None:
-    assert describe_cuts(scores(100, num_long=87), scores(52, num_long=87)) == (
-        "52 of 100 answers of the winner were cut at 96 tokens (base: 100), and 87 references are longer: "
-        "raise evaluate.max_new_tokens"
-    )
+@pytest.mark.parametrize(
+    ("base", "tuned", "has_references", "facts"),
+    [
+        (
+            scores(100, num_long=87),
+            scores(52, num_long=87),
+            True,
+            ["52 of 100", "at 96 tokens (base: 100)", "87 references are longer", "raise evaluate.max_new_tokens"],
+        ),
+        (scores(0), scores(52), True, ["52 of 100", "(base: 0)", "no reference is longer"]),
+        # A base that never stops matters only where references are longer.
+        (scores(100), scores(0), True, []),
+        (scores(100, num_long=3), scores(0, num_long=3), True, ["0 of 100", "(base: 100)", "raise"]),
+        # A twentieth of the answers is worth a note.
+        (scores(0), scores(4), True, []),
+        (scores(0), scores(5), True, ["5 of 100"]),
+        (scores(0, num_answers=0), scores(0, num_answers=0), True, []),
+        (scores(100), scores(100), False, ["100 of 100", "raise evaluate.max_new_tokens if"]),
+        # It had no more positions to spend: raising the limit would not help.
+        (scores(0), scores(9, num_short_answers=9), True, ["9 of 100", "96 tokens or fewer (base: 0)"]),
+    ],
+)
+def test_cut_answers_are_told_with_the_bases_where_they_weaken_a_verdict(
+    base: Scores, tuned: Scores, has_references: bool, facts: list[str]
+) -> None:
+    told = describe_cuts(base, tuned, tuned_name="adapter", has_references=has_references)
+    assert (told is None) == (not facts)
+    assert [fact for fact in facts if fact not in str(told)] == []
+    assert ("raise" in str(told)) == any("raise" in fact for fact in facts)
+    assert has_references or "reference" not in str(told)
 
 
-def test_where_every_reference_fits_nobody_is_told_to_raise_anything() -> None:
-    told = describe_cuts(scores(0), scores(52), base_name="base", tuned_name="adapter")
-    assert told == (
-        "52 of 100 answers of adapter were cut at 96 tokens (base: 0), though no reference is longer: "
-        "it did not stop by itself"
-    )
-
-
-def test_a_base_that_never_stops_matters_only_where_references_are_longer() -> None:
-    assert describe_cuts(scores(100), scores(0)) is None
-    told = describe_cuts(scores(100, num_long=3), scores(0, num_long=3))
-    assert told is not None and told.startswith("0 of 100 answers of the winner were cut at 96 tokens (base: 100)")
-
-
-@pytest.mark.parametrize(("num_cut", "is_told"), [(4, False), (5, True)])
-def test_one_answer_in_twenty_is_worth_a_note(num_cut: int, is_told: bool) -> None:
-    assert (describe_cuts(scores(0), scores(num_cut)) is not None) == is_told
-
-
-def test_nothing_is_cut_where_nothing_was_answered() -> None:
-    assert describe_cuts(scores(0, num_answers=0), scores(0, num_answers=0)) is None
-
-
-def test_a_lack_of_room_is_told_and_no_advice_given_that_would_not_help() -> None:
-    tuned = scores(9, num_short_answers=9, num_cut_prompts=2)
-    assert describe_cuts(scores(0), tuned) == "9 of 100 answers of the winner were cut at 96 tokens or fewer (base: 0)"
-    prompts, answers = describe_limits(tuned)
-    assert prompts.startswith("2 prompts lost their beginning, for lack of room")
-    assert answers.startswith("9 answers had fewer tokens to spend, for lack of room")
+def test_prompts_and_answers_that_lack_positions_are_told() -> None:
+    prompts, answers = describe_limits(scores(9, num_short_answers=9, num_cut_prompts=2))
+    assert "2 prompts" in prompts and "9 answers" in answers
     assert describe_limits(scores(9)) == []
-
-
-def test_without_references_nothing_is_said_of_them() -> None:
-    told = describe_cuts(scores(100), scores(100), tuned_name="adapter", has_references=False)
-    assert told == (
-        "100 of 100 answers of adapter were cut at 96 tokens (base: 100): raise evaluate.max_new_tokens if they should "
-        "have ended"
-    )
