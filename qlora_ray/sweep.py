@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -19,9 +20,11 @@ from qlora_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
-    from qlora_ray.orchestration.summary import Summary
     from qlora_ray.runs import SweepPaths
+    from qlora_ray.runs.records import Manifest, Summary
 
+# By how the sweep ended: 0 only with a winner, 130 after Ctrl-C, as shells expect.
+EXIT_CODES = {"complete": 0, "no_winner": 1, "interrupted": 130}
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 # What may change between the halves of a sweep: how long it is, and where it runs. Anything else is another sweep.
 RESUMABLE = ("search.num_trials", "cluster.")
@@ -54,13 +57,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.config import load_config
-    from qlora_ray.runs import SweepPaths, read_json
+    from qlora_ray.runs import SweepPaths
+    from qlora_ray.runs.records import Manifest, read_record
 
     _check_arguments(arguments)
     if arguments.resume:
         paths = SweepPaths(arguments.resume)
-        manifest = read_json(paths.manifest)
-        config = _resumed_config(arguments, manifest["config"])
+        manifest = read_record(paths.manifest, Manifest)
+        config = _resumed_config(arguments, manifest)
     else:
         source = arguments.config or DEFAULT_CONFIG
         config = load_config(source, overrides=arguments.overrides)
@@ -75,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.resume:
         # The space as it was: its file may have changed since.
-        space = parse_space(Document(str(paths.manifest), manifest["space"]), config)
+        space = parse_space(Document(str(paths.manifest), dict(manifest.space)), config)
     else:
         space = load_space(config)
         name = config.results.name or f"{source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -101,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
     is_refused = arguments.require_improvement and summary.status == "complete" and summary.verdict != "better"
     if is_exported:
         _export(arguments.export, paths=paths, summary=summary, is_refused=is_refused)
-    return 1 if is_refused else summary.exit_code
+    return 1 if is_refused else EXIT_CODES[summary.status]
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
@@ -146,13 +150,13 @@ def _find_earlier_winner(paths: SweepPaths) -> str | None:
         return None
 
 
-def _resumed_config(arguments: argparse.Namespace, written: dict[str, Any]) -> SweepConfig:
+def _resumed_config(arguments: argparse.Namespace, manifest: Manifest) -> SweepConfig:
     from qlora_ray.config.documents import Document
     from qlora_ray.config.loading import parse_override, validate_document
 
     if arguments.config:
         raise ConfigError("--resume: goes on with the sweep's own config, got --config too. Drop one of them.")
-    document = Document("manifest.json", dict(written))
+    document = Document("manifest.json", copy.deepcopy(dict(manifest.config)))
     for text in arguments.overrides:
         key, value = parse_override(text)
         if not key.startswith(RESUMABLE):

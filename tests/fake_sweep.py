@@ -15,6 +15,7 @@ from qlora_ray.orchestration.searcher import StudySearcher
 from qlora_ray.orchestration.trial import TrialTerms
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.search.parsing import load_space
 from qlora_ray.search.study import enqueue_known_points, open_study
 
@@ -43,7 +44,7 @@ class Sweep:
             }
         )
         self.text = io.StringIO()
-        self.ledger = Ledger(self.config, paths=self.paths, console=Console(self.text), common={})
+        self.ledger = Ledger(self.config, paths=self.paths, console=Console(self.text), common=SweepFacts())
         self.space = load_space(self.config)
         self.study = open_study(self.paths.study, name="sweep", search=self.config.search, space=self.space)
         self.make_pool = make_pool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,14 @@ from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.nodes import check_shared_storage, probe_cluster, ray_cluster
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.stopping import StopSignals, stop_signals
-from qlora_ray.orchestration.summary import Summary, print_next_steps, print_outcome, print_plan, write_summary
+from qlora_ray.orchestration.summary import print_next_steps, print_outcome, print_plan, write_summary
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.orchestration.winner import choose_winner
 from qlora_ray.preflight.checks import Preflight, plan_sweep
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
-from qlora_ray.runs import EventLog, SweepPaths, read_json, write_json
+from qlora_ray.runs import EventLog, SweepPaths
+from qlora_ray.runs.record_parts import BaseRecord
+from qlora_ray.runs.records import Manifest, Summary, read_record, write_record
 from qlora_ray.search.study import (
     end_interrupted,
     enqueue_known_points,
@@ -127,17 +129,17 @@ def _run(
         plan = plan_sweep(preflight, list(profiles.values()))
         # Once: it reads every byte of the base.
         common = common_facts(preflight)
-        first = read_json(paths.manifest) if is_resume else None
+        first = read_record(paths.manifest, Manifest) if is_resume else None
         if first is not None:
             notes = check_same_inputs(preflight, first, common=common)
             preflight = replace(preflight, notes=[*preflight.notes, *notes])
         manifest = describe_sweep(preflight, plan, list(profiles.values()), common=common)
         if first is not None:
             manifest = add_resume(first, manifest)
-        write_json(paths.manifest, manifest)
+        write_record(paths.manifest, manifest)
         print_plan(console, preflight, plan, paths)
         ledger = Ledger(config, paths=paths, console=console, common=common)
-        pool = _start_pool(preflight, plan, profiles, paths, base=common["base"])
+        pool = _start_pool(preflight, plan, profiles, paths, base=common.base)
         console.progress("loading the base ...")
         study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
         _wait_ready(pool)
@@ -189,7 +191,7 @@ def _open_study(
 
 
 def _start_pool(
-    preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfile], paths: SweepPaths, *, base: dict[str, Any]
+    preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfile], paths: SweepPaths, *, base: BaseRecord
 ) -> Any:
     import ray
 
@@ -203,7 +205,7 @@ def _start_pool(
         for device in placement.devices
         for _ in range(placement.executors_per_device)
     ]
-    terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, base)
+    terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, asdict(base))
     actor: Any = ray.remote(Pool)
     pool = actor.options(num_cpus=0, max_concurrency=10_000).remote(
         terms, seats, [ray.put(preflight.data)], plan.total_slots

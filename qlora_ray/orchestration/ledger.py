@@ -5,28 +5,31 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console, format_duration
-from qlora_ray.orchestration.records import State, TrialEntry, format_csv, metric_of, record_of
-from qlora_ray.runs import EventLog, SweepPaths, append_line, read_json, write_json, write_text
+from qlora_ray.orchestration.trial_entry import TrialEntry, format_csv
+from qlora_ray.runs import EventLog, SweepPaths, append_line, write_text
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.paths import trial_id_of
+from qlora_ray.runs.record_parts import SweepFacts
+from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record, write_record
 from qlora_ray.runs.whole import restore_folder
 
 # What a line of metrics.jsonl holds besides a report's metrics.
 NO_METRICS = ("report_index", "time", "train_losses")
 # Failures that say nothing about the trial: it goes on from its state in a resume.
 NOT_ITS_OWN = ("lost", "unevaluated")
+SWEEP_STOPPED = "the sweep was stopped"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a trial ended, for the study."""
 
-    state: State
+    state: TrialStatus
     cause: str | None
     values: list[float]
 
@@ -41,7 +44,7 @@ class Ledger:
         common: What every record holds besides its own trial: versions, commit, data, base.
     """
 
-    def __init__(self, config: SweepConfig, *, paths: SweepPaths, console: Console, common: dict[str, Any]) -> None:
+    def __init__(self, config: SweepConfig, *, paths: SweepPaths, console: Console, common: SweepFacts) -> None:
         self._config = config
         self._paths = paths
         self._console = console
@@ -73,33 +76,16 @@ class Ledger:
     def restore(self) -> None:
         """Takes over the trials that an earlier driver finished, from their records."""
         for path in sorted(self._paths.trials.glob("*/record.json")):
-            record = read_json(path)
-            if record["state"] == "running":
+            record = read_record(path, TrialRecord)
+            if record.state is TrialStatus.RUNNING:
                 # Its driver was killed before it could say so.
-                record["state"], record["cause"] = "interrupted", "the sweep was stopped"
-                write_json(path, record)
-            entry = TrialEntry(
-                number=record["number"],
-                params=record["params"],
-                opened_at=record["times"]["opened"],
-                state=record["state"],
-                cause=record["cause"],
-                closed_at=record["times"]["closed"] or record["times"]["opened"],
-                metrics=record["metrics"],
-                intermediate={int(index): value for index, value in record["reports"].items()},
-                facts={**record["ran"], "executor": record["executor"]},
-                is_final=record["state"] == "complete",
-                failure=[record["cause"], record["message"], ""] if record["state"] == "failed" else None,
-                resumed_from=None if record["resumed_from"] is None else int(record["resumed_from"]),
-                num_retries=record["num_retries"],
-                waited_s=record["times"]["waited_s"],
-                train_s=record["times"]["train_s"],
-                tokens=(record["tokens_per_s"] or 0.0) * record["times"]["train_s"],
-            )
+                record = replace(record, state=TrialStatus.INTERRUPTED, cause=SWEEP_STOPPED)
+                write_record(path, record)
+            entry = TrialEntry.of_record(record)
             self.entries[entry.number] = entry
             if entry.failure:
                 self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
-            if entry.state == "interrupted":
+            if entry.state is TrialStatus.INTERRUPTED:
                 for line in read_lines(self._paths.trial(entry.id).metrics):
                     self._enter(entry, line["report_index"], line)
 
@@ -145,10 +131,10 @@ class Ledger:
             # The record comes before all that follows from it: a driver killed in between reads it and goes on.
             self._write_record(entry, closed_at=closed_at)
             entry.closed_at = closed_at
-            if entry.state != "interrupted":
+            if entry.state is not TrialStatus.INTERRUPTED:
                 # Only a trial that can go on needs its state; adapters of large bases would fill the disk.
                 shutil.rmtree(self._paths.trial(entry.id).state, ignore_errors=True)
-            if entry.state == "failed":
+            if entry.state is TrialStatus.FAILED:
                 # Written before the evaluation that it did not survive; its record names none.
                 shutil.rmtree(self._paths.trial(entry.id).adapter, ignore_errors=True)
             write_text(
@@ -161,7 +147,7 @@ class Ledger:
 
     def outcome_of(self, entry: TrialEntry) -> Outcome:
         """How a trial ended, as the study is told it."""
-        values = [metric_of(entry, name) for name in self._config.search.objectives]
+        values = [entry.value_of(name) for name in self._config.search.objectives]
         return Outcome(entry.state, entry.cause, [value for value in values if value is not None])
 
     def interrupt(self) -> None:
@@ -182,24 +168,22 @@ class Ledger:
 
     def ranked(self) -> list[TrialEntry]:
         """Complete trials, best first."""
-        done = [e for e in self.entries.values() if e.state == "complete" and self.value_of(e) is not None]
+        done = [e for e in self.entries.values() if e.state is TrialStatus.COMPLETE and self.value_of(e) is not None]
         return sorted(done, key=lambda e: (self.value_of(e) or 0.0) * (1 if self.mode == "min" else -1))
 
     def resumable(self) -> list[TrialEntry]:
         """Interrupted trials that no later one goes on with."""
         taken_up = {entry.resumed_from for entry in self.entries.values()}
-        return [e for e in self.entries.values() if e.state == "interrupted" and e.number not in taken_up]
+        return [e for e in self.entries.values() if e.state is TrialStatus.INTERRUPTED and e.number not in taken_up]
 
     def value_of(self, entry: TrialEntry) -> float | None:
         """The first objective's last value."""
-        return metric_of(entry, self.objective)
+        return entry.value_of(self.objective)
 
     def counts(self) -> dict[str, int]:
         """Trials by state."""
         states = [entry.state for entry in self.entries.values()]
-        return {
-            state: states.count(state) for state in ("complete", "pruned", "failed", "interrupted") if state in states
-        }
+        return {state: states.count(state) for state in TrialStatus if state in states}
 
     def show_progress(self) -> None:
         """Renews the progress line."""
@@ -246,26 +230,27 @@ class Ledger:
         elapsed = time.time() - self._started
         return format_duration(elapsed / len(here) * (total - done))
 
-    def _judge(self, entry: TrialEntry, *, crashed: bool) -> tuple[State, str | None]:
+    def _judge(self, entry: TrialEntry, *, crashed: bool) -> tuple[TrialStatus, str | None]:
         if entry.failure and entry.failure[0] in NOT_ITS_OWN:
-            return "interrupted", entry.failure[1]
+            return TrialStatus.INTERRUPTED, entry.failure[1]
         if entry.failure:
-            return "failed", entry.failure[0]
+            return TrialStatus.FAILED, entry.failure[0]
         if entry.is_final:
-            return "complete", None
+            return TrialStatus.COMPLETE, None
         if crashed:
             entry.failure = ["error", "the trial's actor died", "The trial's actor died; logs/ has what Ray said."]
-            return "failed", "error"
+            return TrialStatus.FAILED, "error"
         if self.is_stopping:
-            return "interrupted", "the sweep was stopped"
-        return "pruned", f"stopped by {self._config.search.scheduler} at report {max(entry.intermediate, default=0)}"
+            return TrialStatus.INTERRUPTED, SWEEP_STOPPED
+        last_report = max(entry.intermediate, default=0)
+        return TrialStatus.PRUNED, f"stopped by {self._config.search.scheduler} at report {last_report}"
 
     def _describe_end(self, entry: TrialEntry) -> str:
         value = self.value_of(entry)
         parts = [f"trial {entry.id}", f"{entry.state:<8}"]
         if value is not None:
             parts.append(f"{self.objective} {value:.4f}")
-        if entry.state == "pruned":
+        if entry.state is TrialStatus.PRUNED:
             parts.append(f"after {max(entry.intermediate, default=0)}/{self._config.search.num_reports} reports")
         if entry.state in ("failed", "interrupted") and entry.failure:
             parts.append(f"{entry.failure[0]}: {entry.failure[1].splitlines()[0]}")
@@ -276,13 +261,9 @@ class Ledger:
         return "  ".join(parts)
 
     def _write_record(self, entry: TrialEntry, *, closed_at: float | None = None) -> None:
-        record = self.record_of(entry)
-        record["times"]["closed"] = closed_at
-        write_json(self._paths.trial(entry.id).record, record)
-
-    def record_of(self, entry: TrialEntry) -> dict[str, Any]:
-        """The record of one trial."""
-        return record_of(entry, adapter=self._paths.trial(entry.id).adapter, common=self._common)
+        paths = self._paths.trial(entry.id)
+        record = entry.to_record(adapter=paths.adapter, common=self._common, closed_at=closed_at)
+        write_record(paths.record, record)
 
 
 def describe_params(params: dict[str, Any]) -> str:

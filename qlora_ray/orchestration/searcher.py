@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.search import Searcher
 
 from qlora_ray.orchestration.ledger import Ledger, Outcome
+from qlora_ray.runs.records import TrialStatus
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import CAUSE_ATTRIBUTE, RESUMED_FROM_ATTRIBUTE, count_finished
 
@@ -72,7 +73,7 @@ class StudySearcher(Searcher):
         if trial is None:
             return
         outcome = self._ledger.close(trial.number, crashed=error)
-        if outcome.cause and outcome.state != "interrupted":
+        if outcome.cause and outcome.state is not TrialStatus.INTERRUPTED:
             trial.set_user_attr(CAUSE_ATTRIBUTE, outcome.cause)
         tell_outcome(self._study, trial.number, outcome)
         del self._trials[trial_id]
@@ -104,20 +105,20 @@ class StudySearcher(Searcher):
 
 def tell_outcome(study: optuna.Study, number: int, outcome: Outcome) -> None:
     """Tells the study a trial's end; interrupted ones are left, `end_interrupted` ends them together."""
-    from optuna.trial import TrialState
+    import optuna
 
-    if outcome.state == "complete":
+    if outcome.state is TrialStatus.COMPLETE:
         study.tell(number, outcome.values)
-    elif outcome.state == "pruned":
-        study.tell(number, state=TrialState.PRUNED)
-    elif outcome.state == "failed":
-        study.tell(number, state=TrialState.FAIL)
+    elif outcome.state is TrialStatus.PRUNED:
+        study.tell(number, state=optuna.trial.TrialState.PRUNED)
+    elif outcome.state is TrialStatus.FAILED:
+        study.tell(number, state=optuna.trial.TrialState.FAIL)
 
 
 def settle_finished(study: optuna.Study, ledger: Ledger) -> None:
     """Tells the study the ends it missed because the driver was killed between record and study."""
-    from optuna.trial import TrialState
+    import optuna
 
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         if trial.number in ledger.entries:
             tell_outcome(study, trial.number, ledger.outcome_of(ledger.entries[trial.number]))

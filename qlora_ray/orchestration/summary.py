@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console, format_duration, format_score, format_table
 from qlora_ray.hardware import Plan
-from qlora_ray.orchestration.ledger import Ledger, TrialEntry, format_value
+from qlora_ray.orchestration.ledger import Ledger, format_value
+from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
-from qlora_ray.runs import SweepPaths, write_json
+from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus, write_record
 from qlora_ray.scoring.details import tabulate_details
 from qlora_ray.scoring.verdict import Verdict
 
@@ -29,32 +30,6 @@ VERDICTS = {
 NOTABLE_WAIT_SHARE = 0.1
 
 
-@dataclass(frozen=True)
-class Summary:
-    """How a sweep ended.
-
-    Attributes:
-        status: complete, no_winner or interrupted.
-        verdict: Winner against base: `better`, `no different` or `worse`; None without a winner.
-        verdict_note: What weakens the verdict; None if nothing does.
-        device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
-    """
-
-    status: str
-    counts: dict[str, int]
-    winner: str | None
-    verdict: str | None
-    objective: str
-    first_failure: str | None
-    device_wait_share: float | None = None
-    verdict_note: str | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """0 only with a winner; 130 after Ctrl-C, as shells expect."""
-        return {"complete": 0, "no_winner": 1, "interrupted": 130}[self.status]
-
-
 def write_summary(
     ledger: Ledger,
     winner: Winner | None,
@@ -64,10 +39,10 @@ def write_summary(
     device_wait_share: float | None = None,
 ) -> Summary:
     """Writes summary.json, last of all files."""
-    status = "interrupted" if interrupted else "complete" if winner else "no_winner"
+    ended = SweepStatus.COMPLETE if winner else SweepStatus.NO_WINNER
     failure = ledger.first_failure
     summary = Summary(
-        status=status,
+        status=SweepStatus.INTERRUPTED if interrupted else ended,
         counts=ledger.counts(),
         winner=winner.entry.id if winner else None,
         verdict=winner.verdict.word if winner else None,
@@ -76,7 +51,7 @@ def write_summary(
         first_failure=f"trial {failure[0]}: {failure[1]}" if failure else None,
         device_wait_share=None if device_wait_share is None else round(device_wait_share, 4),
     )
-    write_json(paths.summary, asdict(summary))
+    write_record(paths.summary, summary)
     return summary
 
 
@@ -130,7 +105,7 @@ def print_outcome(
         console.line(f"devices waited for their next trial in {summary.device_wait_share:.0%} of the search")
     if winner is not None:
         _print_winner(console, winner, paths)
-    elif summary.status == "no_winner":
+    elif summary.status is SweepStatus.NO_WINNER:
         console.line(f"no winner: no trial was completed. First cause: {summary.first_failure or 'all were stopped'}")
     console.line(f"results   {paths.root}/  (trials.csv, events.jsonl, trials/<id>/record.json, logs/)")
     if report is not None:
@@ -159,7 +134,7 @@ def print_next_steps(
         console.line(f"evaluate  python -m qlora_ray.evaluate {root}{shots}")
         if not is_exported:
             console.line(f"export    python -m qlora_ray.export {root} --to {paths.name}-winner")
-    if summary.status == "interrupted":
+    if summary.status is SweepStatus.INTERRUPTED:
         console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {root}")
     elif entries := ledger.resumable():
         trials = "trial" if len(entries) == 1 else "trials"
@@ -203,13 +178,13 @@ def _print_verdict(console: Console, verdict: Verdict) -> None:
 
 
 def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
-    order = {"complete": 0, "pruned": 1, "failed": 2, "interrupted": 3, "running": 4}
+    order = list(TrialStatus)
     sign = 1 if ledger.mode == "min" else -1
 
     def rank(entry: TrialEntry) -> tuple[Any, ...]:
         value = ledger.value_of(entry)
-        reports = -len(entry.intermediate) if entry.state == "pruned" else 0
-        return (order[entry.state], reports, sign * value if value is not None else float("inf"), entry.number)
+        reports = -len(entry.intermediate) if entry.state is TrialStatus.PRUNED else 0
+        return (order.index(entry.state), reports, sign * value if value is not None else float("inf"), entry.number)
 
     entries = sorted(ledger.entries.values(), key=rank)
     paths = sorted({path for entry in entries for path in entry.params})

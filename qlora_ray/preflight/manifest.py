@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qlora_ray import __version__
 from qlora_ray.errors import RunError
@@ -15,12 +15,21 @@ from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.identity import compare_bases, shorten_hash
 from qlora_ray.modeling.loading import hash_base
 from qlora_ray.preflight.checks import Preflight
+from qlora_ray.runs.record_parts import (
+    BaseRecord,
+    DataRecord,
+    DatasetRecord,
+    GitState,
+    PlanRecord,
+    RunRecord,
+    Seeds,
+    SweepFacts,
+)
+from qlora_ray.runs.records import Manifest
+from qlora_ray.runs.typed_json import parse_record
 
-# What belongs to one run of a sweep: how it was called, and with what code.
-RUN_KEYS = ("command", "folder", "qlora_ray", "versions", "git")
 
-
-def check_same_inputs(preflight: Preflight, manifest: dict[str, Any], *, common: dict[str, Any]) -> list[str]:
+def check_same_inputs(preflight: Preflight, manifest: Manifest, *, common: SweepFacts) -> list[str]:
     """Holds rows and base against those that the sweep began with.
 
     Returns:
@@ -29,13 +38,13 @@ def check_same_inputs(preflight: Preflight, manifest: dict[str, Any], *, common:
     Raises:
         RunError: If they are others.
     """
-    before, now = manifest["data"]["fingerprint"], preflight.data.report.fingerprint
+    before, now = (manifest.data or DataRecord()).fingerprint or "unknown", preflight.data.report.fingerprint
     if before != now:
         raise RunError(
             f"--resume: the data must be what the sweep began with (fingerprint {before[:12]}), got {now[:12]}. "
             "Restore the files, or start a new sweep."
         )
-    base, first = common["base"]["hash"], manifest["base"]["hash"]
+    base, first = common.base.hash or "unknown", manifest.base.hash or "unknown"
     verdict = compare_bases(first, base)
     if verdict == "other" or first.split(":")[0] != base.split(":")[0]:
         raise RunError(
@@ -50,71 +59,80 @@ def check_same_inputs(preflight: Preflight, manifest: dict[str, Any], *, common:
     ]
 
 
-def describe_sweep(
-    preflight: Preflight, plan: Plan, nodes: list[NodeProfile], *, common: dict[str, Any]
-) -> dict[str, Any]:
+def describe_sweep(preflight: Preflight, plan: Plan, nodes: list[NodeProfile], *, common: SweepFacts) -> Manifest:
     """The manifest: resolved config, space, plan, versions, commit, data fingerprints, command."""
-    return {
-        "qlora_ray": __version__,
-        "folder": str(Path.cwd()),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "config": preflight.config.model_dump(),
-        "space": preflight.space.to_dict(),
-        "plan": plan.to_dict(),
-        "nodes": [node.to_dict() for node in nodes],
-        "data": preflight.data.report.to_dict(),
-        "metrics": preflight.metrics_reason,
-        "unused": preflight.unused,
-        "notes": list(preflight.notes),
-        **common,
-    }
+    return Manifest(
+        qlora_ray=__version__,
+        folder=str(Path.cwd()),
+        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+        config=preflight.config.model_dump(),
+        space=preflight.space.to_dict(),
+        plan=parse_record(PlanRecord, plan.to_dict()),
+        nodes=tuple(node.to_dict() for node in nodes),
+        data=parse_record(DataRecord, preflight.data.report.to_dict()),
+        metrics=preflight.metrics_reason,
+        unused=tuple(preflight.unused),
+        notes=tuple(preflight.notes),
+        **vars(common),
+    )
 
 
-def add_resume(first: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+def add_resume(first: Manifest, now: Manifest) -> Manifest:
     """The manifest of a sweep that goes on: how it began stays, its base too, and what runs now is what it plans.
 
     Args:
         first: The manifest as it is.
         now: `describe_sweep` of this run.
     """
-    began = {key: first[key] for key in (*RUN_KEYS, "base") if key in first}
-    # Of a base of the hub that was not pinned, today's commit may be another.
-    base = {} if now.get("base") == first.get("base") else {"base": now["base"]}
-    resumes = [*first.get("resumes", []), {key: now[key] for key in RUN_KEYS} | base]
-    return {**now, **began, "resumes": resumes}
+    run = RunRecord(
+        command=now.command,
+        folder=now.folder,
+        qlora_ray=now.qlora_ray,
+        versions=now.versions,
+        git=now.git,
+        # Of a base of the hub that was not pinned, today's commit may be another.
+        base=None if now.base == first.base else now.base,
+    )
+    return replace(
+        now,
+        command=first.command,
+        folder=first.folder,
+        qlora_ray=first.qlora_ray,
+        versions=first.versions,
+        git=first.git,
+        base=first.base,
+        resumes=(*first.resumes, run),
+    )
 
 
-def common_facts(preflight: Preflight) -> dict[str, Any]:
+def common_facts(preflight: Preflight) -> SweepFacts:
     """What every record of a sweep holds: versions, commit, data, base, seeds."""
     report = preflight.data.report
-    config = preflight.config
-    return {
-        "base": {"name": config.model.name, "revision": config.model.revision, "hash": hash_base(config.model)},
-        "dataset": {
-            "fingerprint": report.fingerprint,
-            "sources": report.sources,
-            "num_rows": report.num_rows,
-            "num_truncated": report.num_truncated,
-            "overlap": report.overlap,
-            "overlap_check": report.overlap_verdict,
-        },
-        "seeds": {
-            "seed": config.training.seed,
-            "data_seed": config.training.data_seed,
-            "search_seed": config.search.seed,
-        },
-        "versions": find_versions() | {"python": platform.python_version()},
-        "git": _git_state(),
-    }
+    model, training = preflight.config.model, preflight.config.training
+    return SweepFacts(
+        base=BaseRecord(name=model.name, revision=model.revision, hash=hash_base(model)),
+        dataset=DatasetRecord(
+            fingerprint=report.fingerprint,
+            sources=report.sources,
+            num_rows=report.num_rows,
+            num_truncated=report.num_truncated,
+            overlap=report.overlap,
+            overlap_check=report.overlap_verdict,
+        ),
+        seeds=Seeds(seed=training.seed, data_seed=training.data_seed, search_seed=preflight.config.search.seed),
+        versions=find_versions() | {"python": platform.python_version()},
+        git=_git_state(),
+    )
 
 
-def _git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the folder the user works in; nulls outside a repository."""
+def _git_state() -> GitState:
+    """Commit and dirty flag of the folder the user works in; None outside a repository."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+        return GitState(
+            commit=_git("rev-parse", "HEAD"), dirty=bool(_git("status", "--porcelain", "--untracked-files=no"))
+        )
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
+        return GitState()
 
 
 def _git(*arguments: str) -> str:

@@ -15,16 +15,25 @@ from typing import Any, NamedTuple, TypeVar
 
 from qlora_ray.errors import RunError
 from qlora_ray.runs.files import read_json, write_json
-from qlora_ray.runs.typed_json import parse_record, renamed, to_json
+from qlora_ray.runs.record_parts import (
+    DataRecord,
+    ExecutorRecord,
+    MemoryRecord,
+    PlanRecord,
+    RanFacts,
+    RunRecord,
+    SweepFacts,
+    TimesRecord,
+)
+from qlora_ray.runs.typed_json import parse_record, to_json
 
 # Files of the version before have no `schema`. Raised when a reader of this version could no longer read a file.
 SCHEMA = 1
-# What the version before called the engines, in records and in cluster.packing.
-OLD_ENGINES = {"fused": "packed", "sft": "single"}
+# What the version before called the choices of cluster.packing.
 OLD_PACKING = {"fused": "packed", "process": "single"}
 
 
-class TrialState(StrEnum):
+class TrialStatus(StrEnum):
     """How a trial stands. The order is a leaderboard's: trials that saw all samples first."""
 
     COMPLETE = "complete"
@@ -34,151 +43,13 @@ class TrialState(StrEnum):
     RUNNING = "running"
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaseRecord:
-    """A base: its name in the config, the revision, and its fingerprint by `modeling.loading.hash_base`."""
+class SweepStatus(StrEnum):
+    """How a sweep ended; unfinished: it still runs, or was killed, which no summary says."""
 
-    name: str | None = None
-    revision: str | None = None
-    hash: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetRecord:
-    """The rows of a sweep, by split or by pair of splits, as each trial's record has them."""
-
-    fingerprint: str | None = None
-    sources: Mapping[str, str] = field(default_factory=dict)
-    num_rows: Mapping[str, int] = field(default_factory=dict)
-    num_truncated: Mapping[str, int] = field(default_factory=dict)
-    overlap: Mapping[str, int] = field(default_factory=dict)
-    overlap_check: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seeds:
-    """The seeds of a sweep."""
-
-    seed: int | None = None
-    data_seed: int | None = None
-    search_seed: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GitState:
-    """The commit of the folder that the user works in; None outside a repository."""
-
-    commit: str | None = None
-    dirty: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepFacts:
-    """What the manifest and every trial's record have in common."""
-
-    base: BaseRecord = BaseRecord()
-    dataset: DatasetRecord = DatasetRecord()
-    seeds: Seeds = Seeds()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    git: GitState = GitState()
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizationRecord:
-    """The fields of modeling.quantization.QuantizationSpec."""
-
-    method: str | None = None
-    bits: int | None = None
-    backend: str | None = None
-    block_size: int | None = None
-    double_quantization: bool | None = None
-    compute_dtype: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraRecord:
-    """PEFT's LoraConfig as it ran."""
-
-    r: int | None = None
-    lora_alpha: float | None = None
-    lora_dropout: float | None = None
-    target_modules: tuple[str, ...] = ()
-    bias: str | None = None
-    use_rslora: bool | None = None
-    use_dora: bool | None = None
-    modules_to_save: tuple[str, ...] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RanFacts:
-    """What a trial really ran with, as its engine resolved it.
-
-    Attributes:
-        training: TrainingArguments by their own names.
-        lora: None before the trial's first report.
-        restarted: Why a resumed trial started at its beginning; None where it did not.
-        extra: What an engine says of itself.
-    """
-
-    engine: str | None = renamed(values=OLD_ENGINES)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    lora: LoraRecord | None = None
-    effective_batch: int | None = None
-    num_samples: int | None = None
-    num_steps: int | None = None
-    precision: str | None = None
-    quantization: QuantizationRecord | None = None
-    max_tokens_per_micro_batch: int | None = renamed(key="max_tokens_per_pass")
-    trainable_parameters: int | None = None
-    restarted: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutorRecord:
-    """The executor that a trial ran on last, and its device.
-
-    Attributes:
-        versions: Of the packages in the executor's own process.
-        estimated_memory_bytes: The planner's figure for the whole executor.
-    """
-
-    engine: str | None = renamed(values=OLD_ENGINES)
-    slots: int | None = None
-    hostname: str | None = None
-    device: str | None = None
-    device_class: str | None = None
-    compute_capability: str | None = None
-    precision: str | None = None
-    precision_reason: str | None = None
-    bf16: bool | None = None
-    fp16: bool | None = None
-    cuda_available: bool | None = None
-    cuda: str | None = None
-    driver: str | None = None
-    cpu: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    estimated_memory_bytes: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryRecord:
-    """Measured and estimated memory of the executor that a trial ran on."""
-
-    peak_bytes: int | None = None
-    estimated_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimesRecord:
-    """`opened` and `closed` in seconds since 1970; how long the trial waited for slots, and how long it trained."""
-
-    opened: float | None = None
-    closed: float | None = None
-    waited_s: float = 0.0
-    train_s: float = 0.0
+    COMPLETE = "complete"
+    NO_WINNER = "no_winner"
+    INTERRUPTED = "interrupted"
+    UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +70,7 @@ class TrialRecord(SweepFacts):
 
     trial: str = ""
     number: int = 0
-    state: TrialState = TrialState.RUNNING
+    state: TrialStatus = TrialStatus.RUNNING
     cause: str | None = None
     message: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -207,89 +78,16 @@ class TrialRecord(SweepFacts):
     objective: Mapping[str, float | None] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     reports: Mapping[int, float | None] = field(default_factory=dict)
-    ran: RanFacts = RanFacts()
+    ran: RanFacts = field(default_factory=RanFacts)
     bf16: bool | None = None
     fp16: bool | None = None
-    executor: ExecutorRecord = ExecutorRecord()
+    executor: ExecutorRecord = field(default_factory=ExecutorRecord)
     tokens_per_s: float | None = None
-    memory: MemoryRecord = MemoryRecord()
-    times: TimesRecord = TimesRecord()
+    memory: MemoryRecord = field(default_factory=MemoryRecord)
+    times: TimesRecord = field(default_factory=TimesRecord)
     num_retries: int = 0
     adapter: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataRecord:
-    """The fields of data.report.DataReport; all but the first five by split or by pair of splits."""
-
-    format: str | None = None
-    format_reason: str | None = None
-    template: str | None = None
-    template_reason: str | None = None
-    fingerprint: str | None = None
-    sources: Mapping[str, str] = field(default_factory=dict)
-    digests: Mapping[str, str] = field(default_factory=dict)
-    num_rows: Mapping[str, int] = field(default_factory=dict)
-    num_tokens: Mapping[str, int] = field(default_factory=dict)
-    num_completion_tokens: Mapping[str, int] = field(default_factory=dict)
-    num_truncated: Mapping[str, int] = field(default_factory=dict)
-    num_dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    overlap: Mapping[str, int] = field(default_factory=dict)
-    overlap_answers: Mapping[str, int] = field(default_factory=dict)
-    overlap_verdict: str | None = None
-    lengths: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    from_cache: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecisionRecord:
-    """What a device computes in, and why."""
-
-    name: str | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlacementRecord:
-    """The fields of hardware.plan.Placement that reports read; the others are in `extra`."""
-
-    device_name: str | None = None
-    num_devices: int | None = None
-    engine: str | None = renamed(values=OLD_ENGINES)
-    slots_per_device: int | None = None
-    packs_per_device: int | None = None
-    precision: PrecisionRecord = PrecisionRecord()
-    micro_batch: int | None = None
-    gradient_accumulation_steps: int | None = None
-    max_tokens_per_micro_batch: int | None = renamed(key="max_tokens_per_pass")
-    needed_bytes: int | None = None
-    available_bytes: int | None = None
-    reason: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRecord:
-    """The fields of hardware.plan.Plan."""
-
-    placements: tuple[PlacementRecord, ...] = ()
-    notes: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    total_slots: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """How one run of a resumed sweep was called, and with what code; its base where that is another than at first."""
-
-    command: tuple[str, ...] = ()
-    folder: str | None = None
-    qlora_ray: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    git: GitState = GitState()
-    base: BaseRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +111,7 @@ class Manifest(SweepFacts):
     command: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     space: Mapping[str, Any] = field(default_factory=dict)
-    plan: PlanRecord = PlanRecord()
+    plan: PlanRecord = field(default_factory=PlanRecord)
     nodes: tuple[Mapping[str, Any], ...] = ()
     data: DataRecord | None = None
     metrics: str | None = None
@@ -333,7 +131,6 @@ class Summary:
     """summary.json: how a sweep ended, written last.
 
     Attributes:
-        status: complete, no_winner or interrupted; None where the file does not say.
         counts: Trials by state.
         winner: The winning trial's id.
         verdict: Winner against base: `better`, `no different` or `worse`; None without a winner.
@@ -341,7 +138,7 @@ class Summary:
         device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
     """
 
-    status: str | None = None
+    status: SweepStatus = SweepStatus.UNFINISHED
     counts: Mapping[str, int] = field(default_factory=dict)
     winner: str | None = None
     verdict: str | None = None

@@ -10,9 +10,10 @@ from typing import Any
 
 from qlora_ray.config.documents import Document
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.orchestration.records import State, TrialEntry, record_of
+from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs import SweepPaths, append_line, write_json, write_text
-from qlora_ray.runs.files import to_plain_json
+from qlora_ray.runs.record_parts import GitState, SweepFacts
+from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus, write_record
 from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.verdict import Verdict
 from qlora_ray.search.parsing import parse_space
@@ -39,6 +40,7 @@ EXECUTOR = {
     "cuda_available": False,
     "estimated_memory_bytes": 2 * GIB,
 }
+COMMON = SweepFacts(git=GitState(commit="abc123"))
 OPTUNA_STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "interrupted": "FAIL"}
 
 
@@ -48,7 +50,7 @@ class Sketch:
 
     losses: Sequence[float] = ()
     params: dict[str, Any] = field(default_factory=lambda: {"lora.r": 8, "training.learning_rate": 1e-3})
-    state: State = "complete"
+    state: str = "complete"
     cause: str | None = None
     message: str | None = None
     error: str | None = None
@@ -182,7 +184,7 @@ def _write_trial(
     leased = opened + 2
     ended = leased + REPORT_S * len(sketch.losses) + 1
     is_open = sketch.state == "running"
-    entry = TrialEntry(number, sketch.params, opened, state=sketch.state, cause=sketch.cause, waited_s=2.0)
+    entry = TrialEntry(number, sketch.params, opened, state=TrialStatus(sketch.state), cause=sketch.cause, waited_s=2.0)
     entry.closed_at = None if is_open else ended
     entry.facts = {"trainable_parameters": 1000 * (number + 1), "precision": "fp32", "executor": EXECUTOR}
     if sketch.message is not None:
@@ -217,9 +219,7 @@ def _write_trial(
         events.append({"time": leased, "event": "trial_leased", **slot})
         if not is_open:
             events.append({"time": ended, "event": "trial_released", **slot})
-    write_json(
-        trial.record, to_plain_json(record_of(entry, adapter=trial.adapter, common={"git": {"commit": "abc123"}}))
-    )
+    write_record(trial.record, entry.to_record(adapter=trial.adapter, common=COMMON))
     if sketch.error is not None:
         write_text(trial.error, sketch.error)
     return entry
@@ -259,22 +259,21 @@ def _write_journal(paths: SweepPaths, words: dict[str, Any], entries: Sequence[T
 def _write_end(paths: SweepPaths, entries: Sequence[TrialEntry], *, status: str, winner: int | None) -> None:
     failed = next((entry for entry in entries if entry.failure), None)
     states = [entry.state for entry in entries]
-    write_json(
-        paths.summary,
-        {
-            "status": status,
-            "counts": {state: states.count(state) for state in dict.fromkeys(states)},
-            "winner": None if winner is None else entries[winner].id,
-            "verdict": None if winner is None else "better",
-            "objective": "eval_loss",
-            "first_failure": f"trial {failed.id}: {failed.failure[1]}" if failed and failed.failure else None,
-            "device_wait_share": 0.25,
-        },
+    summary = Summary(
+        status=SweepStatus(status),
+        counts={state: states.count(state) for state in dict.fromkeys(states)},
+        winner=None if winner is None else entries[winner].id,
+        verdict=None if winner is None else "better",
+        objective="eval_loss",
+        first_failure=f"trial {failed.id}: {failed.failure[1]}" if failed and failed.failure else None,
+        device_wait_share=0.25,
     )
+    write_record(paths.summary, summary)
     if winner is not None:
         write_verdict(paths, winner=winner)
-        record = record_of(entries[winner], adapter=paths.best / "adapter", common={"git": {"commit": "abc123"}})
-        write_json(paths.best / "record.json", record)
+        write_record(
+            paths.best / "record.json", entries[winner].to_record(adapter=paths.best / "adapter", common=COMMON)
+        )
 
 
 def traces(figure: object) -> dict[str, dict]:

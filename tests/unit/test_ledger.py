@@ -14,6 +14,7 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.runs import SweepPaths, TrialPaths, read_events, read_json
+from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import UNEVALUATED
 
@@ -25,7 +26,7 @@ def make_ledger(tmp_path: Path) -> Callable[[], Ledger]:
     """Books of one sweep; each call is another driver's."""
     paths = SweepPaths(tmp_path / "s")
     paths.create()
-    return lambda: Ledger(SweepConfig(), paths=paths, console=Console(io.StringIO()), common={})
+    return lambda: Ledger(SweepConfig(), paths=paths, console=Console(io.StringIO()), common=SweepFacts())
 
 
 def enter(
@@ -138,4 +139,4 @@ def test_a_failure_that_knows_nothing_of_what_ran_leaves_what_was_known(
     enter(ledger, 0, is_final=False, failure=["error", "boom", ""], facts={"executor": {"index": 1}})
     ledger.close(0, crashed=False)
     record = read_json(SweepPaths(tmp_path / "s").trial("0000").record)
-    assert (record["ran"], record["executor"]) == ({"precision": "fp32"}, {"index": 1})
+    assert (record["ran"]["precision"], record["executor"]["index"]) == ("fp32", 1)

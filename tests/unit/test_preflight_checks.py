@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from qlora_ray.errors import DataError, RunError
 from qlora_ray.plan import main
 from qlora_ray.preflight.checks import check_sweep
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts
+from qlora_ray.runs.record_parts import BaseRecord, DataRecord, GitState, PlanRecord
+from qlora_ray.runs.records import Manifest
 from qlora_ray.search.parsing import load_space
 
 
@@ -41,31 +44,29 @@ def test_a_test_row_that_could_not_be_scored_at_the_end_is_found_at_the_start(tm
 
 
 def test_a_resumed_sweep_keeps_how_it_began_and_adds_how_it_goes_on():
-    def manifest(command, commit, plan):
-        return {
-            "command": [command],
-            "folder": "/home/ann",
-            "qlora_ray": "0.1.0",
-            "versions": {"torch": "2.13.0"},
-            "git": {"commit": commit},
-            "plan": plan,
-        }
+    def manifest(command, commit, num_slots):
+        return Manifest(
+            command=(command,),
+            folder="/home/ann",
+            qlora_ray="0.1.0",
+            git=GitState(commit=commit),
+            plan=PlanRecord(total_slots=num_slots),
+        )
 
-    first = manifest("sweep --config a.yaml", "aaa", "one GPU")
-    once = add_resume(first, manifest("sweep --resume r", "bbb", "two GPUs"))
-    twice = add_resume(once, manifest("sweep --resume r", "ccc", "no GPU"))
-    assert (twice["command"], twice["git"], twice["plan"]) == (["sweep --config a.yaml"], {"commit": "aaa"}, "no GPU")
-    assert [one["git"]["commit"] for one in twice["resumes"]] == ["bbb", "ccc"]
+    first = manifest("sweep --config a.yaml", "aaa", 1)
+    once = add_resume(first, manifest("sweep --resume r", "bbb", 2))
+    twice = add_resume(once, manifest("sweep --resume r", "ccc", 3))
+    assert (twice.command, twice.git.commit, twice.plan.total_slots) == (first.command, "aaa", 3)
+    assert [run.git.commit for run in twice.resumes] == ["bbb", "ccc"]
 
 
 def test_a_resumed_sweep_keeps_the_base_it_began_with_and_tells_of_the_commit_it_goes_on_with():
-    began = {"name": "org/tiny", "revision": None, "hash": "hub:org/tiny@main"}
-    pinned = {"name": "org/tiny", "revision": FIRST, "hash": f"hub:org/tiny@{FIRST}"}
-    run = {"command": ["sweep"], "folder": "/home/ann", "qlora_ray": "0.1.0", "versions": {}, "git": {}}
-    manifest = add_resume({**run, "base": began}, {**run, "base": pinned})
-    assert manifest["base"] == began
-    assert [one["base"] for one in manifest["resumes"]] == [pinned]
-    assert "base" not in add_resume({**run, "base": pinned}, {**run, "base": pinned})["resumes"][0]
+    began = BaseRecord(name="org/tiny", hash="hub:org/tiny@main")
+    pinned = BaseRecord(name="org/tiny", revision=FIRST, hash=f"hub:org/tiny@{FIRST}")
+    manifest = add_resume(Manifest(base=began), Manifest(base=pinned))
+    assert manifest.base == began
+    assert [run.base for run in manifest.resumes] == [pinned]
+    assert add_resume(Manifest(base=pinned), Manifest(base=pinned)).resumes[0].base is None
 
 
 def test_references_longer_than_an_answer_may_be_are_told_before_training(tmp_path, capsys):
@@ -106,18 +107,18 @@ def test_a_sweep_on_a_base_of_the_hub_is_one_commit_from_its_start_to_its_last_r
         hub.publish("org/tiny", FIRST, first)
         preflight = check_sweep(config, load_space(config))
         common = common_facts(preflight)
-        assert common["base"] == {"name": "org/tiny", "revision": FIRST, "hash": f"hub:org/tiny@{FIRST}"}
+        assert common.base == BaseRecord(name="org/tiny", revision=FIRST, hash=f"hub:org/tiny@{FIRST}")
         # What the executors and the manifest are given; main has moved since.
         hub.publish("org/tiny", SECOND, first)
         assert preflight.config.model.revision == FIRST
-        assert common_facts(preflight)["base"] == common["base"]
-    manifest = {"data": {"fingerprint": preflight.data.report.fingerprint}, "base": dict(common["base"])}
+        assert common_facts(preflight).base == common.base
+    manifest = Manifest(data=DataRecord(fingerprint=preflight.data.report.fingerprint), base=common.base)
     assert check_same_inputs(preflight, manifest, common=common) == []
     # A sweep of before commits were recorded can be resumed.
-    manifest["base"]["hash"] = "hub:org/tiny@main"
+    manifest = replace(manifest, base=replace(common.base, hash="hub:org/tiny@main"))
     [note] = check_same_inputs(preflight, manifest, common=common)
     assert "could not be verified" in note and "@main" in note and note.endswith(f"goes on with hub:org/tiny@{FIRST}")
     for other in (f"hub:org/tiny@{SECOND}", "hub:org/other@main", "sha256:0"):
-        manifest["base"]["hash"] = other
+        manifest = replace(manifest, base=replace(common.base, hash=other))
         with pytest.raises(RunError, match="--resume: the base must be what the sweep began with"):
             check_same_inputs(preflight, manifest, common=common)

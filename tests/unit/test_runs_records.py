@@ -10,17 +10,14 @@ from typing import Any
 import pytest
 
 from qlora_ray.errors import RunError
+from qlora_ray.runs.record_parts import ExecutorRecord, LoraRecord, PlacementRecord, PlanRecord, RanFacts
 from qlora_ray.runs.records import (
     SCHEMA,
-    ExecutorRecord,
-    LoraRecord,
     Manifest,
-    PlacementRecord,
-    PlanRecord,
-    RanFacts,
     Summary,
+    SweepStatus,
     TrialRecord,
-    TrialState,
+    TrialStatus,
     from_dict,
     modernize_config,
     read_record,
@@ -33,7 +30,7 @@ RECORDS = [
     TrialRecord(
         trial="0003",
         number=3,
-        state=TrialState.PRUNED,
+        state=TrialStatus.PRUNED,
         params={"lora.r": 8, "training.learning_rate": 2e-4, "lora.target_modules": ["q_proj"]},
         metrics={"eval_loss": 0.5, "step": 75},
         reports={1: 0.9, 2: 0.5},
@@ -41,8 +38,8 @@ RECORDS = [
         executor=ExecutorRecord(slots=2, cuda_available=False),
     ),
     Manifest(config={"search": {"num_trials": 4}}, command=("sweep.py",), plan=PlanRecord(total_slots=2)),
-    Summary(status="complete", counts={"complete": 2}, winner="0003", device_wait_share=0.25),
-    Summary(status="no_winner"),
+    Summary(status=SweepStatus.COMPLETE, counts={"complete": 2}, winner="0003", device_wait_share=0.25),
+    Summary(status=SweepStatus.NO_WINNER),
 ]
 
 

@@ -16,6 +16,7 @@ from qlora_ray.orchestration.summary import print_next_steps, print_outcome, wri
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import read_json
+from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
 from qlora_ray.scoring.verdict import Verdict
@@ -78,7 +79,7 @@ def test_whatever_can_go_on_is_told_with_its_command_and_its_cause(
 ) -> None:
     paths, text = SweepPaths(tmp_path / "a b"), io.StringIO()
     paths.create()
-    ledger = Ledger(SweepConfig(), paths=paths, console=Console(io.StringIO()), common={})
+    ledger = Ledger(SweepConfig(), paths=paths, console=Console(io.StringIO()), common=SweepFacts())
     result = {"report_index": 0, "is_final": True, "metrics": {}, "train_losses": [], "facts": {}, "waited_s": 0.0}
     for number in (0, 1):
         ledger.open(number, {})

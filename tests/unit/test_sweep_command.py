@@ -12,8 +12,8 @@ from qlora_ray import sweep
 from qlora_ray.errors import RunError
 from qlora_ray.exporting import delivery
 from qlora_ray.orchestration import driver
-from qlora_ray.orchestration.summary import Summary
 from qlora_ray.preflight import checks as preflight
+from qlora_ray.runs.records import Summary, SweepStatus
 from tests.unit.exporting_fixtures import write_sweep
 
 
@@ -27,7 +27,7 @@ def ended(tmp_path, monkeypatch):
         if status != "complete" and not is_earlier:
             shutil.rmtree(root / "best")
         winner = "0001" if status == "complete" else None
-        summary = Summary(status, {}, winner, verdict if winner else None, "eval_loss", None)
+        summary = Summary(status=SweepStatus(status), winner=winner, verdict=verdict if winner else None)
         monkeypatch.setattr(preflight, "check_sweep", lambda config, space: None)
         monkeypatch.setattr(preflight, "plan_sweep", lambda checked, nodes: None)
         monkeypatch.setattr(driver, "run_sweep", lambda *args, **settings: ran.append(settings) or summary)

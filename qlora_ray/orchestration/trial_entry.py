@@ -1,0 +1,153 @@
+"""What the driver knows of one trial while the sweep runs, its record, and trials.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qlora_ray.runs.paths import trial_id_of
+from qlora_ray.runs.record_parts import ExecutorRecord, MemoryRecord, RanFacts, SweepFacts, TimesRecord
+from qlora_ray.runs.records import TrialRecord, TrialStatus
+from qlora_ray.runs.typed_json import parse_record, to_json
+
+
+@dataclass
+class TrialEntry:
+    """One trial, as far as it has come. Times are in seconds since 1970, and tokens those that were trained.
+
+    Attributes:
+        params: Values of the search space, by config path.
+        metrics: Of its last report.
+        intermediate: The first objective by report.
+        facts: What really ran, by its last report; under `executor`, what it ran on.
+        failure: Cause, message and traceback.
+    """
+
+    number: int
+    params: dict[str, Any]
+    opened_at: float
+    resumed_from: int | None = None
+    state: TrialStatus = TrialStatus.RUNNING
+    cause: str | None = None
+    closed_at: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    intermediate: dict[int, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    failure: list[str] | None = None
+    is_final: bool = False
+    num_retries: int = 0
+    waited_s: float = 0.0
+    train_s: float = 0.0
+    tokens: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """The trial's id."""
+        return trial_id_of(self.number)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Over all of its training; None before its first report."""
+        return round(self.tokens / self.train_s, 1) if self.train_s else None
+
+    def value_of(self, objective: str) -> float | None:
+        """An objective's last value."""
+        name = "trainable_parameters"
+        return self.facts.get(name) if objective == name else self.metrics.get(objective)
+
+    def to_record(self, *, adapter: Path, common: SweepFacts, closed_at: float | None = None) -> TrialRecord:
+        """The trial's record.
+
+        Args:
+            adapter: Where its adapter is if it was completed.
+            common: What every record of the sweep holds.
+            closed_at: When it ended; None: by the entry itself.
+        """
+        facts = dict(self.facts)
+        executor = parse_record(ExecutorRecord, facts.pop("executor", {}))
+        peak_bytes = self.metrics.get("peak_memory_bytes")
+        return TrialRecord(
+            trial=self.id,
+            number=self.number,
+            state=self.state,
+            cause=self.cause,
+            message=self.failure[1] if self.failure else None,
+            params=self.params,
+            resumed_from=None if self.resumed_from is None else trial_id_of(self.resumed_from),
+            objective={"eval_loss": self.metrics.get("eval_loss")},
+            metrics=self.metrics,
+            reports=self.intermediate,
+            ran=parse_record(RanFacts, facts),
+            bf16=executor.bf16,
+            fp16=executor.fp16,
+            executor=executor,
+            tokens_per_s=self.tokens_per_s,
+            memory=MemoryRecord(
+                peak_bytes=None if peak_bytes is None else int(peak_bytes),
+                estimated_bytes=executor.estimated_memory_bytes,
+            ),
+            times=TimesRecord(
+                opened=self.opened_at,
+                closed=self.closed_at if closed_at is None else closed_at,
+                waited_s=round(self.waited_s, 3),
+                train_s=round(self.train_s, 3),
+            ),
+            num_retries=self.num_retries,
+            adapter=str(adapter) if self.state is TrialStatus.COMPLETE else None,
+            **vars(common),
+        )
+
+    @classmethod
+    def of_record(cls, record: TrialRecord) -> TrialEntry:
+        """A trial that an earlier driver finished, by its record."""
+        times = record.times
+        opened_at = times.opened or 0.0
+        failure = [record.cause or "error", record.message or "", ""] if record.state is TrialStatus.FAILED else None
+        return cls(
+            number=record.number,
+            params=dict(record.params),
+            opened_at=opened_at,
+            resumed_from=None if record.resumed_from is None else int(record.resumed_from),
+            state=record.state,
+            cause=record.cause,
+            closed_at=times.closed or opened_at,
+            metrics={name: value for name, value in record.metrics.items() if value is not None},
+            # A loss that was not finite is null in JSON.
+            intermediate={at: math.nan if loss is None else loss for at, loss in record.reports.items()},
+            facts={**to_json(record.ran), "executor": to_json(record.executor)},
+            failure=failure,
+            is_final=record.state is TrialStatus.COMPLETE,
+            num_retries=record.num_retries,
+            waited_s=times.waited_s,
+            train_s=times.train_s,
+            tokens=(record.tokens_per_s or 0.0) * times.train_s,
+        )
+
+
+def format_csv(entries: Iterable[TrialEntry], *, objectives: Iterable[str]) -> str:
+    """trials.csv: one row per trial, by number."""
+    entries = sorted(entries, key=lambda entry: entry.number)
+    paths = sorted({path for entry in entries for path in entry.params})
+    columns = ["trial", "state", *objectives, "reports", "train_s", "tokens_per_s", *paths, "cause"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    for entry in entries:
+        writer.writerow(
+            {
+                "trial": entry.id,
+                "state": entry.state,
+                **{name: entry.value_of(name) for name in objectives},
+                "reports": len(entry.intermediate),
+                "train_s": round(entry.train_s, 3),
+                "tokens_per_s": entry.tokens_per_s,
+                **entry.params,
+                "cause": entry.cause,
+            }
+        )
+    return buffer.getvalue()
