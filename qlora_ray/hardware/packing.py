@@ -22,10 +22,12 @@ from qlora_ray.hardware.plan import Placement, largest_divisor
 from qlora_ray.hardware.precision import Precision
 from qlora_ray.hardware.workload import Workload
 
-# Tokens of one step of a whole pack from which more trials gain little. A micro-batch of T tokens takes max(T_host,
-# T_dq + T) and T_dq is 250-335 tokens (design notes, FUSED_TRAINING.md): beyond 8 T_dq at most an eighth can be gained.
-# On a GPU launching the kernels of a small model takes as long as up to about 16k tokens. Both are choices until
-# measured.
+# Tokens of one step of a whole pack from which more trials gain little. A micro-batch of T tokens takes as long as
+# max(T_host, T_dq + T) tokens. Dequantizing NF4 moves 2.5 bytes per weight (half a byte read, two written) where a
+# token takes 2 FLOP, so that T_dq = 1.25 * peak FLOP/s / bandwidth whatever the model's width: by the data sheets 254
+# tokens on a T4 (65 TFLOP/s, 320 GB/s), 260 on an A10 (125, 600), 251 on an A100 40 GB (312, 1555), 258 on an H200
+# (989, 4800). Beyond 8 T_dq at most an eighth can be gained. T_host, the launching of a small model's kernels on a GPU,
+# is taken to be as long as 16k tokens. Both are choices until measured.
 SATURATION_TOKENS = {"cpu": 2048, "cuda": 16384}
 # A micro-batch may hold twice that, so that trials of a step need not be cut where they nearly fit. A choice.
 PASS_TOKENS_PER_SATURATION = 2

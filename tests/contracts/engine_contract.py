@@ -98,7 +98,7 @@ def hash_weights(base: LoadedBase) -> str:
 
 
 class EngineContract:
-    """What ARCHITECTURE.md's Engine contract says, each clause a test."""
+    """What `training.engine.Engine` promises, each clause a test."""
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> Engine:
         """The engine under test on a base."""

@@ -21,7 +21,7 @@ class Options:
             `evaluate.max_rows`.
         prompt_files: Prompts to be answered besides.
         max_prompts: The first so many of each file; None: all.
-        metrics: `file.py:Class` of metrics of the user's own.
+        metrics: `path/to/file.py:Class` of metrics of the user's own.
         tasks: Tasks of the lm-evaluation-harness.
         task_shots: Examples in their prompts; None: as each task says.
         to: The folder; None: beside the target.

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# What a micro-batch costs by itself, as tokens that could have been computed instead: dequantizing NF4 costs 250-335
-# tokens on T4, A10, A100 and H200 whatever the model's width (design notes, FUSED_TRAINING.md); a micro-batch of the
-# embedded base on 2 CPU cores costs about 200 (27 ms for 59 tokens, 98 ms for 690).
+# What a micro-batch costs by itself, as tokens that could have been computed instead: dequantizing NF4 costs about 250
+# tokens on a GPU (the arithmetic is at SATURATION_TOKENS in hardware/packing.py); a micro-batch of the embedded base on
+# 2 CPU cores costs about 200 (27 ms for 59 tokens, 98 ms for 690).
 TOKENS_PER_PASS = 256
 
 

@@ -1,7 +1,7 @@
 """What micro-batches really take on this device, and how many tokens and trials that leaves room for.
 
-The memory model is the prior; peak = fixed + per_token * tokens, fitted to measured micro-batches, corrects it
-(design notes, MEMORY.md). Only a GPU is measured: a CPU's allocator gives back nothing that could be told apart.
+The memory model (hardware/memory.py) is the prior; peak = fixed + per_token * tokens, fitted to measured micro-batches,
+corrects it. Only a GPU is measured: a CPU's allocator gives back nothing that could be told apart.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def sft_arguments(
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_strategy": "no",
-        # Ours to keep to, see training/curve.py.
+        # Not used by the trainer, whose losses `report_metrics.thin_losses` takes; recorded with the other arguments.
         "logging_steps": training.logging_steps,
         "logging_nan_inf_filter": False,
         "report_to": [],
