@@ -1,0 +1,145 @@
+"""A driver's surroundings without Ray: a cluster, executors and Tune's loop that do what a test says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.tune.search import Searcher
+
+from qlora_ray.orchestration import driver
+from qlora_ray.orchestration.summary import Summary
+from qlora_ray.orchestration.winner import Winner
+from qlora_ray.preflight.checks import Preflight
+from qlora_ray.runs import SweepPaths, read_events
+from qlora_ray.scoring.comparison import compare_rows
+from qlora_ray.scoring.scores import Scores
+from qlora_ray.scoring.verdict import Verdict
+from tests.unit.hardware_fixtures import cpu_node, plan
+from tests.unit.orchestration_fixtures import Books, FakePool, make_result, remote
+
+HEAD = "a" * 56
+
+
+class World:
+    """Everything around the driver: what it did there, in order, and what a test lets happen.
+
+    Attributes:
+        done: What the driver did, in order.
+        search: What happens in Tune's loop.
+        winner: What happens when the winner is chosen.
+        pool: The pool that the driver gets; `pool_arguments` is what it was made with.
+        nodes: The cluster.
+    """
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths = SweepPaths(root / "results" / "s")
+        self.done: list[str] = []
+        self.pool = FakePool(calls=self.done)
+        self.pool.start = remote(lambda: self.done.append("start executors"))
+        self.pool_arguments: tuple[Any, ...] = ()
+        self.nodes = {HEAD: cpu_node("head")}
+        self.search: Callable[..., None] = complete_all
+        self.winner: Callable[..., Winner | None] = lambda ledger, **_: make_winner(ledger.ranked()[0])
+        books = Books(root / "inputs", scheduler="asha")
+        report = SimpleNamespace(summary_lines=lambda: ["3 rows"], fingerprint="f")
+        data: Any = SimpleNamespace(train=[0] * 8, report=report)
+        shape: Any = None
+        self.preflight = Preflight(books.config, books.space, [], shape, data, "loss only", [])
+        for name, replacement in {
+            "ray_cluster": self._join,
+            "probe_cluster": lambda: self.nodes,
+            "check_shared_storage": lambda folder: self.done.append("check storage"),
+            "plan_sweep": lambda preflight, profiles: plan(*profiles),
+            "common_facts": lambda preflight: {"base": {"hash": "sha256:b"}},
+            "describe_sweep": lambda preflight, plan, profiles, *, common: {"now": True},
+            "run_trials": self._run_trials,
+            "choose_winner": self._choose_winner,
+        }.items():
+            monkeypatch.setattr(driver, name, replacement)
+        monkeypatch.setattr("qlora_ray.reporting.write_report", self.write_report)
+        monkeypatch.setattr(ray, "get", lambda value: value)
+        monkeypatch.setattr(ray, "put", lambda value: value)
+        monkeypatch.setattr(ray, "kill", lambda actor: self.done.append("kill pool"))
+        monkeypatch.setattr(ray, "remote", lambda kind: SimpleNamespace(options=lambda **_: remote(self._make_pool)))
+
+    def run(self, *, is_resume: bool = False) -> Summary:
+        """Runs the sweep; whatever comes of it, Ray is left and the folder is nobody's any more."""
+        # As outside pytest: what is printed goes to the descriptor that the driver sends to its log.
+        descriptor = os.fdopen(2, "w", closefd=False)
+        try:
+            with contextlib.redirect_stderr(descriptor):
+                return driver.run_sweep(self.preflight, paths=self.paths, is_resume=is_resume)
+        finally:
+            assert self.done.count("join Ray") == self.done.count("leave Ray")
+            if self.paths.root.exists():
+                with self.paths.lock():
+                    pass
+
+    def events(self) -> list[str]:
+        """The names of the sweep's events."""
+        return [event["event"] for event in read_events(self.paths.events)]
+
+    def write_report(self, paths: SweepPaths) -> Path:
+        """The report, made of a summary that is there already."""
+        assert paths.summary.exists()
+        self.done.append("write report")
+        return paths.root / "report.html"
+
+    @contextlib.contextmanager
+    def _join(self, cluster: Any) -> Iterator[None]:
+        self.done.append("join Ray")
+        # Ray takes SIGTERM over.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            self.done.append("leave Ray")
+
+    def _make_pool(self, *arguments: Any) -> FakePool:
+        # A killed driver's folder says what was planned.
+        assert self.paths.manifest.exists()
+        self.pool_arguments = arguments
+        return self.pool
+
+    def _run_trials(self, terms: Any, *, searcher: Any, gate: Any, search: Any, logs: Path) -> None:
+        assert terms.pool is self.pool
+        self.done.append("search")
+        self.search(searcher, gate)
+
+    def _choose_winner(self, ledger: Any, **inputs: Any) -> Winner | None:
+        self.done.append("choose winner")
+        return self.winner(ledger, **inputs)
+
+
+def make_winner(entry: Any) -> Winner:
+    """A winner that is better on each of 8 rows."""
+    scores = Scores(0.5, 80, 8, {}, {}, [], 0, 0)
+    deciding = compare_rows("loss", [10.0] * 8, [3.5] * 8, higher_is_better=False)
+    return Winner(entry, scores, scores, {entry.id: scores}, Verdict("test", deciding, []))
+
+
+def complete_all(searcher: Any, gate: Any, *, first: int = 0, **last: Any) -> None:
+    """Tune's loop, one trial after the other: each makes its last report and is told."""
+    number = first
+    while not gate.stop_all() and (asked := searcher.suggest(f"t{number}")) != Searcher.FINISHED:
+        trial = SimpleNamespace(trial_id=f"t{number}", config=asked)
+        gate.on_trial_result(1, [], trial, make_result(asked["number"], 4, **{"is_final": True, **last}))
+        searcher.on_trial_complete(trial.trial_id)
+        number += 1
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    """A function that raises."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fail

@@ -1,0 +1,218 @@
+"""What a sweep does in which order and how it ends, with Ray, executors and Tune's loop in the form of fakes."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+from qlora_ray.errors import ModelError, NoExecutors, PlacementError, QloraRayError, RunError, SweepFailed
+from qlora_ray.orchestration import driver
+from qlora_ray.runs import read_json
+from tests.unit.driver_fixtures import HEAD, World, complete_all, raising
+from tests.unit.hardware_fixtures import cpu_node, gpu, node, plan
+from tests.unit.orchestration_fixtures import make_result, remote
+
+WORKER = "b" * 56
+DIVERGED = ["diverged", "loss is nan at step 3", ""]
+BROKEN_BASE = "model.name: no-such-base cannot be loaded: it is not there."
+NO_EXECUTORS = RayTaskError("wait_ready", "remote traceback", NoExecutors("no executor is left: CUDA driver died"))
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A machine without GPU whose three trials are all complete and whose winner is better."""
+    return World(tmp_path, monkeypatch)
+
+
+def test_a_sweep_does_all_in_order_and_ends_with_its_winner(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    usage = {"first_step_at": 1.0, "training_s": 3.0, "idle_s": 1.0}
+
+    def die() -> None:
+        raise RayActorError
+
+    world.pool.executors = [(SimpleNamespace(usage=remote(each)), {}) for each in (lambda: usage, die)]
+    summary = world.run()
+    assert world.done == [
+        "join Ray",
+        "check storage",
+        "start executors",
+        "wait_ready",
+        "search",
+        "choose winner",
+        "write report",
+        "close",
+        "kill pool",
+        "leave Ray",
+    ]
+    assert (summary.status, summary.exit_code, summary.winner, summary.verdict) == ("complete", 0, "0000", "better")
+    # 1 s of 4 s; an executor that has died is left out.
+    assert summary.device_wait_share == 0.25
+    written = read_json(world.paths.summary)
+    assert (written["status"], written["counts"]) == ("complete", {"complete": 3})
+    assert world.events()[0] == "sweep_started" and world.events()[-1] == "sweep_ended"
+    assert "verdict   the winner is better" in capfd.readouterr().out
+
+
+def test_executors_are_started_on_the_node_of_their_device(world: World) -> None:
+    world.nodes = {HEAD: cpu_node("head"), WORKER: node("10.0.0.5", gpu("Tesla T4"), gpu("Tesla T4", index=1))}
+    world.run()
+    _, specs, _, max_slots = world.pool_arguments
+    placed = sorted((spec.placement.device_kind, spec.node_id) for spec in specs)
+    planned = plan(*world.nodes.values())
+    nodes_of = {"cuda": WORKER, "cpu": HEAD}
+    assert placed == sorted(
+        (one.device_kind, nodes_of[one.device_kind])
+        for one in planned.placements
+        for _ in range(one.num_devices * one.executors_per_device)
+    )
+    assert placed.count(("cuda", WORKER)) >= 2 and max_slots == planned.total_slots
+
+
+def test_a_sweep_whose_trials_all_fail_has_no_winner_and_names_the_first_cause(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.search = lambda searcher, gate: complete_all(searcher, gate, metrics={}, failure=DIVERGED)
+    world.winner = lambda ledger, **_: None
+    summary = world.run()
+    assert (summary.status, summary.exit_code, summary.verdict) == ("no_winner", 1, None)
+    assert summary.first_failure == "trial 0000: loss is nan at step 3"
+    assert read_json(world.paths.summary)["counts"] == {"failed": 3}
+    assert "First cause: trial 0000: loss is nan" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("is_second", [False, True])
+def test_a_sweep_stopped_in_its_search_chooses_no_winner_and_can_go_on(
+    world: World, signum: signal.Signals, is_second: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stop(searcher: Any, gate: Any) -> None:
+        asked = searcher.suggest("t0")
+        gate.on_trial_result(1, [], SimpleNamespace(trial_id="t0"), make_result(asked["number"], 1))
+        signal.raise_signal(signum)
+        assert gate.stop_all()
+        if is_second:
+            signal.raise_signal(signum)
+            raise AssertionError("the second signal has stopped nothing")
+
+    world.search = stop
+    summary = world.run()
+    assert (summary.status, summary.exit_code, summary.counts) == ("interrupted", 130, {"interrupted": 1})
+    assert "choose winner" not in world.done and world.done[-4:] == ["write report", "close", "kill pool", "leave Ray"]
+    assert read_json(world.paths.trial("0000").record)["state"] == "interrupted"
+    assert f"--resume {world.paths.root}" in capfd.readouterr().out
+
+
+def test_a_resumed_sweep_runs_what_is_missing_and_keeps_how_it_began(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.search = lambda searcher, gate: (searcher.suggest("t0"), signal.raise_signal(signal.SIGINT))
+    assert world.run().status == "interrupted"
+    monkeypatch.setattr(driver, "check_same_inputs", lambda preflight, first, *, common: ["the base is a branch"])
+    monkeypatch.setattr(driver, "add_resume", lambda first, now: {"began": first, **now})
+    world.search = complete_all
+    summary = world.run(is_resume=True)
+    assert (summary.status, summary.counts) == ("complete", {"complete": 3, "interrupted": 1})
+    assert read_json(world.paths.trial("0001").record)["resumed_from"] == "0000"
+    assert world.events().count("sweep_started") == world.events().count("sweep_resumed") == 1
+    assert read_json(world.paths.manifest)["began"] == {"now": True}
+    assert "note  the base is a branch" in capfd.readouterr().out
+
+    del world.done[:]
+    assert world.run(is_resume=True).counts == summary.counts
+    # Nothing is left to train, and the winner is chosen all the same.
+    assert "search" not in world.done and "choose winner" in world.done
+
+
+def test_a_resume_with_other_inputs_is_refused_and_the_folder_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run()
+    monkeypatch.setattr(driver, "check_same_inputs", raising(RunError("--resume: the data must be the same.")))
+    before = {path: path.read_bytes() for path in world.paths.root.rglob("*.json")}
+    with pytest.raises(RunError, match="--resume: the data must be the same"):
+        world.run(is_resume=True)
+    assert {path: path.read_bytes() for path in world.paths.root.rglob("*.json")} == before
+
+
+def test_a_sweep_stopped_while_it_scores_is_interrupted_and_keeps_its_trials(world: World) -> None:
+    world.winner = lambda ledger, **_: signal.raise_signal(signal.SIGINT)
+    summary = world.run()
+    assert (summary.status, summary.exit_code, summary.winner) == ("interrupted", 130, None)
+    assert summary.counts == {"complete": 3}
+
+
+@pytest.mark.parametrize("moment", ["check_shared_storage", "plan_sweep", "_open_study"])
+def test_a_sweep_stopped_before_its_first_trial_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(driver, moment, lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    assert not world.paths.root.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("check_shared_storage", RunError("results.dir: every node must see it.")),
+        ("plan_sweep", PlacementError("placement: one trial needs 21 GiB.")),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: str, error: QloraRayError
+) -> None:
+    monkeypatch.setattr(driver, where, raising(error))
+    with pytest.raises(type(error), match=str(error)):
+        world.run()
+    assert not world.paths.root.parent.exists()
+
+
+def test_a_base_that_no_executor_can_load_is_one_line_and_leaves_nothing(world: World) -> None:
+    world.pool.wait_ready = remote(raising(RayTaskError("wait_ready", "remote traceback", NoExecutors(BROKEN_BASE))))
+    with pytest.raises(ModelError, match=r"^model\.name: no-such-base cannot be loaded: it is not there\.$"):
+        world.run()
+    assert "search" not in world.done
+    assert not world.paths.root.parent.exists()
+
+
+def test_the_loss_of_every_executor_keeps_the_folder_for_a_resume(world: World) -> None:
+    def lose(searcher: Any, gate: Any) -> None:
+        searcher.suggest("t0")
+
+    world.search = lose
+    world.winner = raising(NO_EXECUTORS.as_instanceof_cause())
+    with pytest.raises(NoExecutors, match=r"^no executor is left: CUDA driver died$") as caught:
+        world.run()
+    # Our own error, out of Ray's wrapping: it is printed in one line.
+    assert type(caught.value) is NoExecutors
+    assert world.events()[-1] == "sweep_failed"
+    assert world.paths.trial("0000").record.exists() and not world.paths.summary.exists()
+
+
+@pytest.mark.parametrize("moment", ["write_json", "run_trials", "write_summary"])
+def test_a_full_disk_is_one_line_with_the_traceback_in_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(driver, moment, raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(SweepFailed, match="No space left on device") as caught:
+        world.run()
+    assert len(str(caught.value).splitlines()) == 1
+    log = world.paths.logs / "driver.log"
+    assert str(log) in str(caught.value) and "Traceback" in log.read_text()
+    is_started = moment != "write_json"
+    assert (world.paths.events.exists() and "sweep_failed" in world.events()) is is_started
+
+
+def test_a_report_that_cannot_be_made_takes_nothing_from_the_sweep(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("qlora_ray.reporting.write_report", raising(ValueError("no such figure")))
+    assert world.run().exit_code == 0
+    assert "report    could not be made" in capfd.readouterr().out
+    assert "no such figure" in (world.paths.logs / "driver.log").read_text()
