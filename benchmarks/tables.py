@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from benchmarks.sweeps import OurSweep
-from qlora_ray.console import format_table
+from qlora_ray.formats import format_table
 from qlora_ray.hardware import NodeProfile
 
 GIB = 1024**3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -11,12 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from qlora_ray.formats import format_duration
+
 DEFAULT_COLUMNS = 80
-# Scores below it are shown by their digits: three decimals would leave one.
-SMALL_SCORE = 0.01
-# From here on scores are shown without decimals, and from the next as powers of ten.
-LARGE_SCORE = 1000.0
-HUGE_SCORE = 1e7
 
 
 class Console:
@@ -99,45 +95,3 @@ def noise_to(log: Path) -> Iterator[Console]:
         os.dup2(saved_err, 2)
         os.close(saved_err)
         stream.close()
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as `1:02` or `1:02:03`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def format_score(value: float, *, sign: str = "", digits: int = 3) -> str:
-    """A score as every table and line shows it: `0.650`, `0.0004`, `4e-05`, `12346`, `2.7e+79`.
-
-    With so many decimals where they say something. Smaller ones have so many digits instead, so that a value that is
-    not 0 never reads as 0; larger ones have no decimals.
-
-    Args:
-        sign: `+` to show it where it is positive, too.
-        digits: Decimals, or digits.
-    """
-    value = value or 0.0  # without the sign of -0.0
-    size = abs(value)
-    if not math.isfinite(value) or value == 0 or SMALL_SCORE <= size < LARGE_SCORE:
-        return f"{value:{sign}.{digits}f}"
-    return f"{value:{sign}.0f}" if LARGE_SCORE <= size < HUGE_SCORE else f"{value:{sign}.{digits}g}"
-
-
-def format_table(rows: list[list[str]], *, right: tuple[int, ...] = ()) -> str:
-    """Aligned columns, two spaces apart; the first row is the header.
-
-    Args:
-        rows: Cells, all rows of one length.
-        right: Indices of columns set flush right.
-    """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.console import Console
     from qlora_ray.exporting.delivery import next_commands
     from qlora_ray.exporting.inventory import INVENTORY, looking_into
-    from qlora_ray.formats import format_size
+    from qlora_ray.formats import format_bytes
 
     _check_arguments(arguments)
     tell = Console().line
@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from qlora_ray.exporting.archive import zip_bundle
 
         path = zip_bundle(bundle)
-        tell(f"zip     {path} ({format_size(path.stat().st_size)})")
+        tell(f"zip     {path} ({format_bytes(path.stat().st_size)})")
     if arguments.push is not None:
         from qlora_ray.exporting.hub import push_bundle
         from qlora_ray.exporting.hub_plan import name_repository

@@ -15,7 +15,7 @@ from qlora_ray.exporting.archive import check_archive_target
 from qlora_ray.exporting.inventory import Bundle, check_target
 from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.selection import Selection, own_rights, select_trial
-from qlora_ray.formats import format_size
+from qlora_ray.formats import format_bytes
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import append_line
 from qlora_ray.runs.winner import BEST
@@ -146,8 +146,8 @@ def describe_bundle(bundle: Bundle) -> list[str]:
     for file in bundle.inventory["files"]:
         top, slash, _ = file["path"].partition("/")
         sizes[top + slash] = sizes.get(top + slash, 0) + file["bytes"]
-    lines = [f"bundle  {bundle.folder} ({format_size(bundle.num_bytes)}): {bundle.name}"]
-    lines += [f"  {name:<16} {format_size(size):>12}" for name, size in sizes.items()]
+    lines = [f"bundle  {bundle.folder} ({format_bytes(bundle.num_bytes)}): {bundle.name}"]
+    lines += [f"  {name:<16} {format_bytes(size):>12}" for name, size in sizes.items()]
     if bundle.merge is not None:
         lines += ["", *bundle.merge.lines(), ""]
     return lines + [f"note: {note}" for note in bundle.notes]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qlora_ray.exporting.selection import Selection
-from qlora_ray.hardware.memory import format_gib
+from qlora_ray.formats import format_gib
 from qlora_ray.training.budget import make_budget
 
 NOT_RECORDED = "not recorded"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qlora_ray.config.schema import Cluster, Quantization
+from qlora_ray.formats import format_gib
 from qlora_ray.hardware.memory import (
     CONTEXT_BYTES,
     CONTEXT_BYTES_BEFORE_AMPERE,
@@ -15,7 +16,6 @@ from qlora_ray.hardware.memory import (
     MemoryEstimate,
     estimate_evaluation_bytes,
     estimate_memory,
-    format_gib,
 )
 from qlora_ray.hardware.plan import TrialDemand
 from qlora_ray.hardware.precision import BF16_COMPUTE_CAPABILITY, Precision
@@ -216,8 +216,3 @@ def cap_memory(device: NodeDevice, estimate: MemoryEstimate, share_bytes: int) -
 def round_down(number: float) -> float:
     """To Ray's resolution, so that shares never add up to more than the whole."""
     return math.floor(number * 10**RESOURCE_DECIMALS) / 10**RESOURCE_DECIMALS
-
-
-def say_count(number: int, noun: str) -> str:
-    """`1 slot`, `2 slots`."""
-    return f"{number} {noun}{'s' if number != 1 else ''}"

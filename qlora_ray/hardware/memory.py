@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qlora_ray.errors import ConfigError
+from qlora_ray.formats import GIB, MIB, format_gib
 from qlora_ray.hardware.shape import ModelShape
 from qlora_ray.hardware.workload import Workload
 
-GIB = 1024**3
 SMALLEST_SHOWN_BYTES = GIB // 20
 
 # Bytes per quantized weight. NF4 and FP4: 4 bits and one fp32 scale per 64 weights; double quantization: one byte per
@@ -77,7 +77,7 @@ TILE_VOCABULARY = 32768
 TILE_CPU_COPY_BYTES = 16
 # The packed engine makes logits at label positions only, in chunks of this many fp32 bytes (training/packed/loss.py).
 # A chunk has four copies in all: logits, log-softmax and a gradient of each.
-LABEL_CHUNK_BYTES = 128 * 2**20
+LABEL_CHUNK_BYTES = 128 * MIB
 LABEL_CHUNK_COPIES = 4
 # Evaluation makes logits, an fp32 copy and log-softmax, and no gradient.
 EVALUATION_LOGIT_BYTES = 12
@@ -142,10 +142,6 @@ class MemoryEstimate:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MemoryEstimate:
         return cls(**values)
-
-
-def format_gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.1f} GiB"
 
 
 def estimate_memory(shape: ModelShape, workload: Workload) -> MemoryEstimate:

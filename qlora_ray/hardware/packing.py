@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from qlora_ray.formats import format_gib, plural
 from qlora_ray.hardware.fitting import (
     NodeDevice,
     Question,
@@ -14,10 +15,9 @@ from qlora_ray.hardware.fitting import (
     find_eval_batch,
     find_fitting,
     refuse_slots,
-    say_count,
     share_cpus,
 )
-from qlora_ray.hardware.memory import FRAGMENTATION, SMALLEST_SHOWN_BYTES, MemoryEstimate, format_gib
+from qlora_ray.hardware.memory import FRAGMENTATION, SMALLEST_SHOWN_BYTES, MemoryEstimate
 from qlora_ray.hardware.plan import Placement, largest_divisor
 from qlora_ray.hardware.precision import Precision
 from qlora_ray.hardware.workload import Workload
@@ -78,7 +78,7 @@ def place_pack(
             question,
             at_most=by_memory,
             room_bytes=room_bytes,
-            words=f"{say_count(override, 'trial')} on one base need "
+            words=f"{plural(override, 'trial')} on one base need "
             f"{format_gib(question.count_needed_bytes(replace(workload, num_trials=override)))}",
         )
     slots, limit = _count_slots(fitting, question, by_memory)
@@ -143,11 +143,9 @@ def _say_slots(slots: int, limit: str, question: Question, *, packs: int) -> str
     """The plan's words for the number of slots."""
     if slots == 1:
         limit = limit.replace("fill ", "fills ").replace("are ", "is ")
-    words = f"packed: {say_count(slots, 'trial')} on one base {limit}"
+    words = f"packed: {plural(slots, 'trial')} on one base {limit}"
     if packs > 1:
-        words = (
-            f"packed: {say_count(slots, 'trial')} {limit}, in {packs} packs with a base each, for layers this narrow"
-        )
+        words = f"packed: {plural(slots, 'trial')} {limit}, in {packs} packs with a base each, for layers this narrow"
         words += " gain little from more threads"
     return f"{words} (about {slots * question.demand.step_tokens} tokens a step)"
 

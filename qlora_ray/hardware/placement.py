@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.errors import PlacementError
-from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_problem, round_down, say_count
-from qlora_ray.hardware.memory import FRAGMENTATION, format_gib
+from qlora_ray.formats import format_gib, plural
+from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_problem, round_down
+from qlora_ray.hardware.memory import FRAGMENTATION
 from qlora_ray.hardware.packing import place_pack
 from qlora_ray.hardware.plan import Placement, Plan, TrialDemand
 from qlora_ray.hardware.precision import choose_precision
@@ -124,7 +125,7 @@ def _lower_slots(placement: Placement, bound: int, *, safety_factor: float) -> P
     surplus = placement.slots_per_device - bound
     if surplus <= 0:
         return placement
-    words = f"{placement.reason}; {say_count(bound, 'slot')} by cluster.max_slots"
+    words = f"{placement.reason}; {plural(bound, 'slot')} by cluster.max_slots"
     lowered = replace(placement, slots_per_device=bound, reason=words)
     if placement.engine == "packed":
         before = placement.estimate

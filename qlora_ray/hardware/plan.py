@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from qlora_ray.hardware.memory import MemoryEstimate, format_gib
+from qlora_ray.formats import format_gib, format_table, plural
+from qlora_ray.hardware.memory import MemoryEstimate
 from qlora_ray.hardware.precision import Precision
 from qlora_ray.hardware.workload import EngineName, Loss
 
@@ -182,11 +183,9 @@ class Plan:
     def render(self) -> str:
         """A table for the terminal, at most 110 columns wide, with the reasons below it."""
         header = ("device", "count", "slots", "num_gpus", "engine", "precision", "micro x accum", "need / free")
-        rows = [header, *(_render_row(placement) for placement in self.placements)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        lines += ["", f"{self.total_slots} trial{'s' if self.total_slots != 1 else ''} at once"]
+        rows = [_render_row(placement) for placement in self.placements]
+        rule = ["-" * max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [*format_table([header, rule, *rows]).splitlines(), "", f"{plural(self.total_slots, 'trial')} at once"]
         words = [f"{placement.device_name}: {placement.reason}" for placement in self.placements]
         words += [f"skipped: {text}" for text in self.skipped]
         words += [f"note: {text}" for text in self.notes]

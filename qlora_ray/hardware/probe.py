@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-GIB = 1024**3
+from qlora_ray.formats import format_gib
+
 # Whose versions a trial's numbers can depend on.
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ray", "optuna", "datasets")
 NVIDIA_SMI_TIMEOUT_S = 20.0
@@ -48,7 +49,7 @@ class DeviceProfile:
     @property
     def class_key(self) -> str:
         """Equal for devices that get the same placement, e.g. `Tesla T4 14.6 GiB cc7.5`."""
-        text = f"{self.name} {self.total_memory_bytes / GIB:.1f} GiB"
+        text = f"{self.name} {format_gib(self.total_memory_bytes)}"
         return text if self.kind == "cpu" else f"{text} cc{self.capability_text}"
 
     @property

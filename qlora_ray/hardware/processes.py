@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from qlora_ray.formats import format_gib, plural
 from qlora_ray.hardware.fitting import (
     NodeDevice,
     Question,
@@ -15,10 +16,9 @@ from qlora_ray.hardware.fitting import (
     find_fitting,
     refuse_slots,
     round_down,
-    say_count,
     share_cpus,
 )
-from qlora_ray.hardware.memory import CPU_PROCESS_BYTES, MemoryEstimate, format_gib
+from qlora_ray.hardware.memory import CPU_PROCESS_BYTES, MemoryEstimate
 from qlora_ray.hardware.plan import Placement, largest_divisor
 from qlora_ray.hardware.precision import Precision
 from qlora_ray.hardware.workload import Workload
@@ -124,9 +124,7 @@ def _count_slots(
     """The smallest of the limits that memory, CPUs, host RAM and good sense set."""
     cluster = question.cluster
     if cluster.slots_per_device is not None:
-        return _SlotCount(
-            cluster.slots_per_device, f"{say_count(cluster.slots_per_device, 'slot')}, as the config asks"
-        )
+        return _SlotCount(cluster.slots_per_device, f"{plural(cluster.slots_per_device, 'slot')}, as the config asks")
     if cluster.packing == "off":
         return _SlotCount(1, "1 slot: packing is off")
     by_memory = int(room_bytes // (estimate.total_bytes * question.safety_factor))
@@ -137,7 +135,7 @@ def _count_slots(
         limits.append((max(1, ram // CPU_PROCESS_BYTES), "the node's RAM is the limit"))
         limits.append((MAX_SLOTS_PER_GPU, "more processes on one GPU would only take turns"))
     slots, limit = min(limits, key=lambda item: item[0])
-    return _SlotCount(slots, f"{say_count(slots, 'slot')}: {limit}")
+    return _SlotCount(slots, f"{plural(slots, 'slot')}: {limit}")
 
 
 def _count_threads(devices: list[NodeDevice], question: Question, slots: int) -> int:

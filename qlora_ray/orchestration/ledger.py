@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.console import Console, format_duration
+from qlora_ray.console import Console
+from qlora_ray.formats import format_duration, format_loss, format_value
 from qlora_ray.orchestration.trial_entry import TrialEntry, format_csv
 from qlora_ray.runs import EventLog, SweepPaths, append_line, write_text
 from qlora_ray.runs.files import read_lines
@@ -192,7 +193,7 @@ class Ledger:
         parts = [f"{done}/{total} trials", f"{len(self.running())} running"]
         best = self.ranked()
         if best:
-            parts.append(f"best {self.objective} {self.value_of(best[0]):.4f} (trial {best[0].id})")
+            parts.append(f"best {self.objective} {format_loss(self.value_of(best[0]))} (trial {best[0].id})")
         parts.append(f"ETA {self._eta(done, total)}")
         self._console.progress(" · ".join(parts))
 
@@ -249,7 +250,7 @@ class Ledger:
         value = self.value_of(entry)
         parts = [f"trial {entry.id}", f"{entry.state:<8}"]
         if value is not None:
-            parts.append(f"{self.objective} {value:.4f}")
+            parts.append(f"{self.objective} {format_loss(value)}")
         if entry.state is TrialStatus.PRUNED:
             parts.append(f"after {max(entry.intermediate, default=0)}/{self._config.search.num_reports} reports")
         if entry.state in ("failed", "interrupted") and entry.failure:
@@ -268,9 +269,6 @@ class Ledger:
 
 def describe_params(params: dict[str, Any]) -> str:
     """Parameters in short: `r=8 learning_rate=2e-04`."""
-    return " ".join(f"{path.rsplit('.', 1)[-1]}={format_value(value)}" for path, value in params.items())
-
-
-def format_value(value: Any) -> str:
-    """A parameter's value, floats with three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace(" ", "")
+    return " ".join(
+        f"{path.rsplit('.', 1)[-1]}={format_value(value).replace(' ', '')}" for path, value in params.items()
+    )

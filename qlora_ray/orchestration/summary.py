@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.console import Console, format_duration, format_score, format_table
+from qlora_ray.console import Console
+from qlora_ray.formats import (
+    format_duration,
+    format_loss,
+    format_score,
+    format_share,
+    format_table,
+    format_value,
+    plural,
+)
 from qlora_ray.hardware import Plan
-from qlora_ray.orchestration.ledger import Ledger, format_value
+from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
@@ -102,7 +111,9 @@ def print_outcome(
     counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items())
     console.line(f"{counts} in {format_duration(console.elapsed_s)}")
     if (summary.device_wait_share or 0.0) > NOTABLE_WAIT_SHARE:
-        console.line(f"devices waited for their next trial in {summary.device_wait_share:.0%} of the search")
+        console.line(
+            f"devices waited for their next trial in {format_share(summary.device_wait_share, digits=0)} of the search"
+        )
     if winner is not None:
         _print_winner(console, winner, paths)
     elif summary.status is SweepStatus.NO_WINNER:
@@ -137,8 +148,7 @@ def print_next_steps(
     if summary.status is SweepStatus.INTERRUPTED:
         console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {root}")
     elif entries := ledger.resumable():
-        trials = "trial" if len(entries) == 1 else "trials"
-        console.line(f"{len(entries)} {trials} can go on: python -m qlora_ray.sweep --resume {root}")
+        console.line(f"{plural(len(entries), 'trial')} can go on: python -m qlora_ray.sweep --resume {root}")
         by_cause: dict[str, list[str]] = {}
         for entry in entries:
             by_cause.setdefault(entry.cause or entry.state, []).append(entry.id)
@@ -151,7 +161,7 @@ def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:
     rows = [["", f"{split} loss", *winner.scores.metrics]]
     models = (("base", winner.base), (f"winner {winner.entry.id}", winner.scores))
     for name, scores in models:
-        rows.append([name, f"{scores.loss:.4f}", *map(format_score, scores.metrics.values())])
+        rows.append([name, format_loss(scores.loss), *map(format_score, scores.metrics.values())])
     for table in (rows, *tabulate_details([((name,), scores.to_dict()["details"]) for name, scores in models])):
         console.line()
         console.line(format_table(table, right=tuple(range(1, len(table[0])))))
@@ -196,7 +206,7 @@ def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
                 entry.id,
                 entry.state,
                 str(len(entry.intermediate)),
-                f"{value:.4f}" if value is not None else "-",
+                format_loss(value),
                 f"{entry.tokens / entry.train_s:.0f}" if entry.train_s else "-",
                 *(format_value(entry.params[path]) if path in entry.params else "-" for path in paths),
                 "<- winner" if winner and winner.entry is entry else "",

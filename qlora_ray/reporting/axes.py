@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from qlora_ray.formats import format_number, format_value, shorten
 from qlora_ray.reporting.trials import as_mapping, as_number
 
 # A choice of many words would push the chart aside.
@@ -48,7 +49,10 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Places and their labels: every choice; of a range the ends, and round values or the middle in between."""
         if self.kind == "choice":
-            return [(self._choice_place(i), shorten(format_value(choice))) for i, choice in enumerate(self.choices)]
+            return [
+                (self._choice_place(i), shorten(format_value(choice), MAX_LABEL))
+                for i, choice in enumerate(self.choices)
+            ]
         if self.high <= self.low:
             return [(0.5, format_number(self.low))]
         inner = log_values(self.low, self.high) if self.kind == "log" else [(self.low + self.high) / 2]
@@ -108,43 +112,3 @@ def log_values(low: float, high: float) -> list[float]:
     powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     values = [step * power for power in powers for step in NICE_STEPS if low <= step * power <= high]
     return values if len(values) <= MAX_LOG_VALUES else [power for power in powers if low <= power <= high]
-
-
-def format_value(value: Any) -> str:
-    """A value to read: floats with three digits, lists with commas."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, float):
-        return format_number(value)
-    if isinstance(value, list | tuple):
-        return ", ".join(format_value(one) for one in value)
-    return str(value)
-
-
-def format_number(value: float | None, *, digits: int = 3) -> str:
-    """A number with so many significant digits, without an exponent where that is as short; `-` for None."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    text = f"{value:.{digits}g}"
-    if "e" not in text:
-        return text
-    # 1e+04 is read more easily as 10000, 1e-05 is not as 0.00001.
-    return f"{value:.0f}" if 1 <= abs(value) < 1e7 else text.replace("e-0", "e-").replace("e+0", "e+")
-
-
-def format_signed(value: float) -> str:
-    """A difference with its sign; `unknown` if it is not finite."""
-    if not math.isfinite(value):
-        return "unknown"
-    sign = "+" if value > 0 else "−" if value < 0 else ""
-    return f"{sign}{format_number(abs(value))}"
-
-
-def format_share(share: float | None, *, digits: int = 1) -> str:
-    """A share from 0 to 1 as `97.5 %`; `-` for None."""
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def shorten(text: str, limit: int = MAX_LABEL) -> str:
-    """The text, cut with an ellipsis where it is longer than `limit`."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"

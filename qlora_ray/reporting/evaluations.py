@@ -6,9 +6,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qlora_ray.formats import (
+    format_bytes,
+    format_count,
+    format_loss,
+    format_number,
+    format_score,
+    format_share,
+    format_value,
+)
 from qlora_ray.pages.blocks import Block, Bullets, Folded, Section, Table, Words
-from qlora_ray.reporting.axes import format_number, format_share, format_value
-from qlora_ray.reporting.facts import format_bytes, format_count, format_loss, format_score, table_of
+from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import as_list, as_mapping, as_number
 from qlora_ray.reporting.verdicts import show_comparisons, show_details, show_sampling

@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qlora_ray import console
-from qlora_ray.console import format_duration
+from qlora_ray.formats import format_bytes, format_duration, format_time, format_value
 from qlora_ray.pages.blocks import Table
-from qlora_ray.reporting.axes import format_number, format_value
 from qlora_ray.reporting.trials import as_number
 
-UNITS = (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024))
 # Keys of records that hold seconds since 1970.
 TIME_KEYS = ("opened", "closed")
-
-
-def format_bytes(num_bytes: float | None) -> str:
-    """`1.42 GiB`; `-` for None."""
-    if num_bytes is None:
-        return "-"
-    for unit, size in UNITS:
-        if abs(num_bytes) >= size:
-            return f"{format_number(num_bytes / size)} {unit}"
-    return f"{num_bytes:.0f} B"
-
-
-def format_time(seconds: float | None) -> str:
-    """A time since 1970 in UTC, to the second; `-` for None."""
-    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-
-
-def format_count(number: float | None) -> str:
-    """A whole number with its thousands apart; `-` for None."""
-    return "-" if number is None else f"{number:,.0f}"
-
-
-def format_loss(loss: float | None) -> str:
-    """A loss to four decimals, as the sweep prints it; smaller ones to four digits; `-` for None and NaN."""
-    return "-" if loss is None or math.isnan(loss) else console.format_score(loss, digits=4)
-
-
-def format_score(score: float | None) -> str:
-    """A metric's mean, as the sweep prints it; `-` for None and NaN."""
-    return "-" if score is None or math.isnan(score) else console.format_score(score)
-
-
-def plural(number: int, noun: str) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_fact(key: str, value: Any) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qlora_ray.reporting.axes import format_number
+from qlora_ray.formats import format_number
 from qlora_ray.reporting.style import ACCENT, INK, MUTED, add_label, new_figure, scale_losses
 from qlora_ray.reporting.trials import Trial
 

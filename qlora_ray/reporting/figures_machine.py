@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qlora_ray.formats import GIB
 from qlora_ray.pages.html import figure_text
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import ACCENT, BAD, INK, MUTED, PAPER, REST, RULE, add_label, new_figure
@@ -13,7 +14,6 @@ from qlora_ray.reporting.trials import Trial
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-GIB = 1024**3
 LANE_PX = 26
 # Many slots get thin lanes: 64 still fit a tall screen.
 THIN_LANE_PX = 13

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qlora_ray.formats import format_share, format_value
 from qlora_ray.pages.html import figure_text
-from qlora_ray.reporting.axes import Axis, format_share, format_value
+from qlora_ray.reporting.axes import Axis
 from qlora_ray.reporting.figures_search import DRAW_ORDER
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import (

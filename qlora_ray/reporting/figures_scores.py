@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qlora_ray.formats import format_loss, format_score, format_signed
 from qlora_ray.pages.html import figure_text
-from qlora_ray.reporting.axes import format_signed
-from qlora_ray.reporting.facts import format_loss, format_score
 from qlora_ray.reporting.style import ACCENT, BAD, INK, MUTED, PAPER, add_label, new_figure
 from qlora_ray.scoring.comparison import LOSS, Comparison
 

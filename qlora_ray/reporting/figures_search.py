@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.formats import format_number, format_value, shorten
 from qlora_ray.pages.html import figure_text
-from qlora_ray.reporting.axes import Axis, axis_of_values, format_number, format_value, shorten
+from qlora_ray.reporting.axes import MAX_LABEL, Axis, axis_of_values
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import (
     ACCENT,
@@ -224,14 +225,14 @@ def _add_paths(
 def _add_axis(figure: Figure, index: int, axis: Axis, winner: Trial | None) -> None:
     figure.add_shape(type="line", x0=index, x1=index, y0=0, y1=1, line={"color": RULE, "width": 1}, layer="below")
     scale = ", log" if axis.kind == "log" else ""
-    add_label(figure, f"{shorten(axis.name)}{scale}", x=index, y=1.14, color=INK, size=12)
+    add_label(figure, f"{shorten(axis.name, MAX_LABEL)}{scale}", x=index, y=1.14, color=INK, size=12)
     value = None if winner is None else winner.loss if axis.path == "loss" else winner.params.get(axis.path)
     winner_place = axis.place(value)
     for place, text in axis.ticks():
         if winner_place is None or abs(place - winner_place) > 0.04:
             add_label(figure, text, x=index, y=place, xanchor="right", xshift=-6, bgcolor=PAPER, size=11)
     if winner_place is not None:
-        label = shorten(format_value(value))
+        label = shorten(format_value(value), MAX_LABEL)
         add_label(
             figure, label, x=index, y=winner_place, xanchor="right", xshift=-9, bgcolor=PAPER, color=ACCENT, size=12
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_ray.formats import format_bytes, format_share, format_value, plural
 from qlora_ray.pages.blocks import Block, Bullets, Drawing, Section, Table, Words
-from qlora_ray.reporting.axes import format_share, format_value
-from qlora_ray.reporting.facts import format_bytes, plural
 from qlora_ray.reporting.figures_machine import draw_memory, draw_timeline
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import as_list, as_mapping, as_number

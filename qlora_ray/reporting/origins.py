@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_ray.formats import format_count, format_value
 from qlora_ray.pages.blocks import Block, Bullets, Code, Folded, Section, Table, Words
-from qlora_ray.reporting.axes import format_value
-from qlora_ray.reporting.facts import format_count, table_of
+from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import as_list, as_mapping, as_number
 

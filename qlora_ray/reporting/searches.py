@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from qlora_ray.formats import format_count, format_loss, format_number, format_share, format_value, plural
 from qlora_ray.pages.blocks import Block, Drawing, Folded, Grid, Section, Table, Words
-from qlora_ray.reporting.axes import format_number, format_share, format_value
-from qlora_ray.reporting.facts import format_count, format_loss, plural
 from qlora_ray.reporting.figures_losses import describe_losses, draw_losses, has_losses
 from qlora_ray.reporting.figures_parameters import draw_front, draw_importance, draw_slice, front_of
 from qlora_ray.reporting.figures_search import draw_learning_curves, draw_parallel_coordinates, parallel_width_px

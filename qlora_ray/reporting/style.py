@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.formats import format_number, format_value
 from qlora_ray.pages.html import figure_text
-from qlora_ray.reporting.axes import format_number, format_value, log_values
+from qlora_ray.reporting.axes import log_values
 from qlora_ray.reporting.trials import Trial
 
 if TYPE_CHECKING:

@@ -6,10 +6,18 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_ray.console import format_duration
+from qlora_ray.formats import (
+    format_count,
+    format_duration,
+    format_loss,
+    format_score,
+    format_share,
+    format_signed,
+    format_time,
+    format_value,
+    plural,
+)
 from qlora_ray.pages.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
-from qlora_ray.reporting.axes import format_share, format_signed, format_value
-from qlora_ray.reporting.facts import format_loss, format_score, format_time, plural
 from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import base_validation_loss
 from qlora_ray.reporting.story import INTERRUPTED, UNFINISHED, Story
@@ -156,7 +164,7 @@ def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str,
             "< 0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}",
             one.verdict,
             one.test,
-            f"{one.num_rows:,}" + (f" ({one.num_dropped} without a score)" if one.num_dropped else ""),
+            format_count(one.num_rows) + (f" ({one.num_dropped} without a score)" if one.num_dropped else ""),
         )
         for one in comparisons
     )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qlora_ray.console import format_score
 from qlora_ray.errors import DataError
+from qlora_ray.formats import format_score, plural
 from qlora_ray.runs.files import to_plain_json
 from qlora_ray.scoring.significance import Floats, bootstrap_interval, mcnemar_p, sign_flip_p
 
@@ -89,7 +89,7 @@ class Comparison:
 
     def sentence(self) -> str:
         """Returns one line with all figures but the verdict, to stand after it."""
-        rows = f"{self.num_rows} row{'' if self.num_rows == 1 else 's'}"
+        rows = plural(self.num_rows, "row")
         if self.num_dropped:
             rows += f", {self.num_dropped} without a score"
         means = f"{self.measure} {format_score(self.base)} -> {format_score(self.tuned)}"

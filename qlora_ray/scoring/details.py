@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from qlora_ray.console import format_score
+from qlora_ray.formats import format_count, format_score
 
 # `NumericMatch.details`: R^2 and the errors' means leave out answers without a number, so that the share of the others
 # has to be read with them.
@@ -31,14 +31,14 @@ def tabulate_details(
         names = list(dict.fromkeys(name for _, figures in found for name in figures))
         header = [metric, *labels, *names]
         tables.append(
-            [header, *([*cells, *(_number(figures.get(name)) for name in names)] for cells, figures in found)]
+            [header, *([*cells, *(format_score(figures.get(name)) for name in names)] for cells, figures in found)]
         )
     return tables
 
 
 def bracket_details(figures: Mapping[str, float | None]) -> str:
     """Returns one metric's further figures as ` (answered 0.980, r_squared -0.412)`; nothing if there are none."""
-    told = ", ".join(f"{name} {_number(value)}" for name, value in figures.items())
+    told = ", ".join(f"{name} {format_score(value)}" for name, value in figures.items())
     return f" ({told})" if told else ""
 
 
@@ -49,15 +49,11 @@ def describe_details(tables: Iterable[Sequence[Sequence[str]]]) -> list[str]:
 
 def count_answers(num_answers: float | None, num_cut: float | None) -> str:
     """Returns the answers of a model as `100`, or `100 (52 cut)` where some had no tokens left."""
-    told = "-" if num_answers is None else f"{num_answers:,.0f}"
-    return f"{told} ({num_cut:,.0f} cut)" if num_cut else told
+    told = format_count(num_answers)
+    return f"{told} ({format_count(num_cut)} cut)" if num_cut else told
 
 
 def describe_sampling(sampling: Mapping[str, object]) -> str:
     """Returns how answers were drawn, from the values that a `Sampling` is written with, in words."""
     told = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in sampling.items())
     return f"sampled at {', '.join(told)}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else format_score(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import re
 import subprocess
@@ -13,7 +12,7 @@ import termios
 
 import pytest
 
-from qlora_ray.console import Console, format_duration, format_score, format_table, noise_to
+from qlora_ray.console import Console, noise_to
 
 ERASE = "\r\x1b[2K"
 
@@ -166,59 +165,3 @@ def test_a_log_is_appended_to(tmp_path, capfd):
         with noise_to(tmp_path / "log"):
             os.write(1, text)
     assert (tmp_path / "log").read_text() == "one two"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0:00"),
-        (0.9, "0:00"),
-        (59.99, "0:59"),
-        (62, "1:02"),
-        (3599, "59:59"),
-        (3600, "1:00:00"),
-        (90_061, "25:01:01"),
-    ],
-)
-def test_durations_read_as_clocks(seconds, text):
-    assert format_duration(seconds) == text
-
-
-def test_a_table_is_aligned_and_has_no_trailing_blanks():
-    rows = [["trial", "loss", "why"], ["1", "0.5", ""], ["12", "10.25", "stopped"]]
-    assert format_table(rows, right=(1,)) == ("trial   loss  why\n1        0.5\n12     10.25  stopped")
-
-
-def test_a_table_may_have_a_header_only():
-    assert format_table([["a", "b"]]) == "a  b"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.65, "0.650"),
-        (0, "0.000"),
-        (0.0123, "0.012"),
-        (0.0014, "0.0014"),
-        (0.0004, "0.0004"),
-        (4e-5, "4e-05"),
-        (150.26, "150.260"),
-        (999.9994, "999.999"),
-        (12345.6, "12346"),
-        (2.7e79, "2.7e+79"),
-        (math.inf, "inf"),
-    ],
-)
-def test_scores_have_three_decimals_where_they_say_something(value, text):
-    assert format_score(value) == text
-    assert format_score(value, sign="+") == f"+{text}"
-    assert format_score(-float(value)) == (f"-{text}" if value else text)
-
-
-@pytest.mark.parametrize(("loss", "text"), [(1.08663, "1.0866"), (0.00012345, "0.0001234"), (12345.6, "12346")])
-def test_losses_have_four_decimals(loss, text):
-    assert format_score(loss, digits=4) == text
-
-
-def test_a_score_that_is_not_zero_never_reads_as_zero():
-    assert all(float(format_score(10.0**power)) > 0 for power in range(-300, 300))

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_ray.reporting.axes import (
-    Axis,
-    axis_of_values,
-    format_number,
-    format_signed,
-    format_value,
-    log_values,
-    read_axes,
-    shorten,
-)
+from qlora_ray.reporting.axes import Axis, axis_of_values, log_values, read_axes
 
 
 def test_a_log_range_is_even_in_powers_of_ten() -> None:
@@ -58,29 +49,3 @@ def test_a_parameter_that_the_space_does_not_name_gets_an_axis_of_its_values() -
 def test_log_values_are_ones_twos_and_fives_while_they_are_few() -> None:
     assert log_values(0.06, 1.1) == pytest.approx([0.1, 0.2, 0.5, 1.0])
     assert log_values(1e-5, 1e-2) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.009820427646968614, "0.00982"),
-        (2.7e-5, "2.7e-5"),
-        (20000.0, "20000"),
-        (2.0, "2"),
-        (None, "none"),
-        (True, "yes"),
-        ([1, "a"], "1, a"),
-        (float("nan"), "-"),
-    ],
-)
-def test_values_are_written_to_be_read(value: object, text: str) -> None:
-    assert format_value(value) == text
-
-
-def test_a_missing_number_is_a_dash_and_a_long_text_is_cut() -> None:
-    assert format_number(None) == "-"
-    assert shorten("a" * 30) == "a" * 17 + "…"
-
-
-def test_differences_have_a_sign_unless_they_are_none() -> None:
-    assert [format_signed(value) for value in (0.52, -1.0056, 0.0, float("inf"))] == ["+0.52", "−1.01", "0", "unknown"]

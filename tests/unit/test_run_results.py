@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_ray.console import format_score
 from qlora_ray.data.tokenizing import TokenizedSplit
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run import results
 from qlora_ray.evaluation.run.results import Findings, Score, format_scores, render_markdown
+from qlora_ray.formats import format_score
 from qlora_ray.scoring.sampling import Sampling
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
 
@@ -50,7 +50,7 @@ def test_a_row_of_the_markdown_table_has_a_cell_per_column(name: str, cell: str)
 
 def test_a_metric_reads_alike_in_lines_and_tables() -> None:
     found = findings_of("0-shot")
-    line = results.format_score(found.scores[0])
+    line = results.describe_score(found.scores[0])
     assert line.startswith("loss 1.0866, perplexity 2.964, ")
     for value in SCORES.metrics.values():
         assert format_score(value) in line and format_score(value) in format_scores(found)
@@ -65,7 +65,7 @@ def test_cut_answers_and_further_figures_stand_in_line_table_and_page() -> None:
     details = {"relative_error": {"answered": 0.5, "r_squared": -4.3231}}
     answers = [ScoredAnswer(row, "so", "7") for row in range(4)]
     found = findings_of("0-shot", replace(SCORES, details=details, answers=answers, num_cut_answers=3))
-    line = results.format_score(found.scores[0])
+    line = results.describe_score(found.scores[0])
     assert "relative_error 0.0004 (answered 0.500, r_squared -4.323)" in line
     table = format_scores(found).splitlines()
     assert table[1].endswith("  4 (3 cut)")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_ray.formats import plural
 from qlora_ray.scoring.token_budget import LIMITS
 
 # What a warning names; further ones are counted.
@@ -70,20 +71,20 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], list[str]]:
             rows[row.id] = row
     warnings = []
     if broken:
-        warnings.append(f"{where}: {_count(broken, 'line')} left out that cannot be read: {_some(broken)}")
+        warnings.append(f"{where}: {plural(len(broken), 'line')} left out that cannot be read: {_some(broken)}")
     if repeated:
         warnings.append(
-            f"{where}: {_count(repeated, 'row')} left out whose id came before: {_some(dict.fromkeys(repeated))}"
+            f"{where}: {plural(len(repeated), 'row')} left out whose id came before: {_some(dict.fromkeys(repeated))}"
         )
     if not rows:
         warnings.append(f"{where}: there is no answer in it")
     empty = [row.id for row in rows.values() if row.is_empty]
     if empty:
-        warnings.append(f"{where}: {_count(empty, 'empty answer')} of {len(rows)}: {_some(empty)}")
+        warnings.append(f"{where}: {plural(len(empty), 'empty answer')} of {len(rows)}: {_some(empty)}")
     cut = [row.id for row in rows.values() if row.is_cut]
     if cut:
         warnings.append(
-            f"{where}: {_count(cut, 'answer')} of {len(rows)} cut at evaluate.max_new_tokens, {LIMITS}: "
+            f"{where}: {plural(len(cut), 'answer')} of {len(rows)} cut at evaluate.max_new_tokens, {LIMITS}: "
             f"row {_some(cut)}"
         )
     return list(rows.values()), warnings
@@ -98,14 +99,12 @@ def find_pairing_problems(prompt_set: str, answers: Mapping[str, Sequence[Answer
         lacking = [one for one in every_id if one not in rows]
         if lacking:
             others = " and ".join(other for other in by_id if other != model)
-            problems.append(
-                f"{model}/{prompt_set}.jsonl: lacks {_count(lacking, 'id')} that {others} answered: {_some(lacking)}"
-            )
+            ids = f"{plural(len(lacking), 'id')} that {others} answered: {_some(lacking)}"
+            problems.append(f"{model}/{prompt_set}.jsonl: lacks {ids}")
     differing = [one for one in every_id if len({rows[one].prompt for rows in by_id.values() if one in rows}) > 1]
     if differing:
-        problems.append(
-            f"{prompt_set}: models were asked different prompts under {_count(differing, 'id')}: {_some(differing)}"
-        )
+        ids = f"{plural(len(differing), 'id')}: {_some(differing)}"
+        problems.append(f"{prompt_set}: models were asked different prompts under {ids}")
     return problems
 
 
@@ -128,11 +127,6 @@ def _parse_line(line: bytes) -> tuple[AnswerRow | None, str]:
         num_tokens=values.get("num_tokens"),
         is_cut=values.get("finish") == CUT,
     ), ""
-
-
-def _count(things: Iterable[object], noun: str) -> str:
-    num = len(list(things))
-    return f"1 {noun}" if num == 1 else f"{num} {noun}s"
 
 
 def _some(names: Iterable[str]) -> str:

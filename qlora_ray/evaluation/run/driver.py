@@ -19,8 +19,8 @@ from qlora_ray.evaluation.run.results import (
     Findings,
     Score,
     collect_findings,
+    describe_score,
     format_pairs,
-    format_score,
     format_scores,
     read_scores,
     render_markdown,
@@ -105,7 +105,7 @@ def _tell_score(
         limited=plan.limited[prompts.name],
         sampling=choose_sampling(plan.config.evaluate),
     )
-    words = format_score(Score(model, prompts, scores))
+    words = describe_score(Score(model, prompts, scores))
     speed = f"{prompts.num_answered} answers" + (f", {rate:.1f} rows/s" if rate is not None else "")
     console.event("  ".join(filter(None, (model, prompts.name, words, f"({speed})"))))
 

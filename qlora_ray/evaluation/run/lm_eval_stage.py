@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_ray.console import format_score
 from qlora_ray.errors import DataError
 from qlora_ray.evaluation.lm_eval.results import TaskResult, compare_tasks
 from qlora_ray.evaluation.lm_eval.task_files import hash_task
@@ -15,6 +14,7 @@ from qlora_ray.evaluation.lm_eval.tasks import SUFFIX, TaskRequest, run_tasks
 from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.results import PAIRS
+from qlora_ray.formats import format_score
 from qlora_ray.runs import read_json, write_json
 from qlora_ray.scoring.comparison import Comparison
 

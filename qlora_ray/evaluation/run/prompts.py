@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qlora_ray.config.schema import Evaluate
-from qlora_ray.console import Console, format_duration
+from qlora_ray.console import Console
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
+from qlora_ray.formats import format_duration
 from qlora_ray.scoring.generation import Answer, answer_in_batches
 from qlora_ray.scoring.inference import longest_first
 from qlora_ray.scoring.loss import evaluate_loss

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qlora_ray import console
-from qlora_ray.console import format_table
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
+from qlora_ray.formats import format_loss, format_score, format_table
 from qlora_ray.scoring.comparison import Comparison, compare_scores
 from qlora_ray.scoring.details import bracket_details, count_answers, describe_details, tabulate_details
 from qlora_ray.scoring.metrics.metric import Metric, measure
@@ -175,13 +174,13 @@ def read_scores(
     )
 
 
-def format_score(score: Score) -> str:
+def describe_score(score: Score) -> str:
     """Returns a score in a line: `loss 1.0866, perplexity 2.964, exact_match 0.048`."""
     values = score.to_dict()
-    parts = [] if values["loss"] is None else [f"loss {_number(values['loss'], 4)}"]
-    parts += [] if values["perplexity"] is None else [f"perplexity {_number(values['perplexity'], 3)}"]
+    parts = [] if values["loss"] is None else [f"loss {format_loss(values['loss'])}"]
+    parts += [] if values["perplexity"] is None else [f"perplexity {format_score(values['perplexity'])}"]
     for name, one in values["metrics"].items():
-        parts.append(f"{name} {_number(one, 3)}{bracket_details(values['details'].get(name, {}))}")
+        parts.append(f"{name} {format_score(one)}{bracket_details(values['details'].get(name, {}))}")
     return ", ".join(parts)
 
 
@@ -206,9 +205,9 @@ def _score_cells(findings: Findings) -> list[list[str]]:
             [
                 one.model,
                 one.prompts.name,
-                _number(values["loss"], 4),
-                _number(values["perplexity"], 3),
-                *(_number(values["metrics"].get(name), 3) for name in names),
+                format_loss(values["loss"]),
+                format_score(values["perplexity"]),
+                *(format_score(values["metrics"].get(name)) for name in names),
                 count_answers(values["num_answers"], values["num_cut_answers"]),
             ]
         )
@@ -266,9 +265,3 @@ def _markdown_pair(pair: Pair) -> str:
     lines = [f"- {pair.base} -> {pair.tuned}, {pair.prompts}: **{pair.comparisons[0].verdict}**"]
     lines += [f"  - {one.verdict}: {one.sentence()}" for one in pair.comparisons]
     return "\n".join([*lines, *([f"  - note: {pair.note}"] if pair.note else [])])
-
-
-def _number(value: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return console.format_score(value, digits=digits)

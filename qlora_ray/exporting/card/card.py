@@ -20,7 +20,7 @@ from qlora_ray.exporting.naming import shorten_dataset, shorten_source
 from qlora_ray.exporting.reproduction import SWEEP_FILE, local_paths, sweep_command, trial_command
 from qlora_ray.exporting.run_record import value
 from qlora_ray.exporting.selection import Selection
-from qlora_ray.hardware.memory import format_gib
+from qlora_ray.formats import format_gib
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.scoring.details import describe_details
 

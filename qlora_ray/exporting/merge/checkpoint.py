@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
-from qlora_ray.formats import format_size
+from qlora_ray.formats import format_bytes
 from qlora_ray.modeling.hub import first_line, is_commit, reach_repository
 from qlora_ray.modeling.loading import resolve_model_name
 from qlora_ray.runs.whole import whole_folder
@@ -155,7 +155,7 @@ def check_space(folder: Path, num_bytes: int) -> None:
     needed = num_bytes + SIDE_FILES_BYTES
     if free < needed:
         raise RunError(
-            f"{folder}: merging must have {format_size(needed)} free, got {format_size(free)}. "
+            f"{folder}: merging must have {format_bytes(needed)} free, got {format_bytes(free)}. "
             "Free some, or choose another folder."
         )
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from qlora_ray.console import format_table
+from qlora_ray.formats import format_share, format_table
 
 Verdict = Literal["w16", "dequant"]
 _NEVER_NONE = ("loss", "loss_difference", "kl", "token_agreement")
@@ -133,4 +133,4 @@ def _row(model: MeasuredModel, *, kept: bool) -> list[str]:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    return "" if share is None else format_share(share)
