@@ -133,7 +133,7 @@ def answer_in_batches(
     limit = find_limit(read_positions(model.config), max_length)
     prompts, budgets = fit_prompts(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
     end_ids = _end_token_ids(model, tokenizer)
-    pad_id = next((one for one in (tokenizer.pad_token_id, *end_ids) if one is not None), 0)
+    pad_id = next((token_id for token_id in (tokenizer.pad_token_id, *end_ids) if token_id is not None), 0)
 
     with evaluating(model, precision=precision):
         device = input_device(model)
@@ -143,14 +143,17 @@ def answer_in_batches(
             def run(batch: Sequence[int], config: GenerationConfig = config) -> list[list[int]]:
                 return _generate(model, prompts, batch, config=config, device=device, sampling=sampling)
 
-            rows = longest_first(prompts, [row for row, one in enumerate(budgets) if one == budget])
+            rows = longest_first(prompts, [row for row, own in enumerate(budgets) if own == budget])
             size = batch_size
             for start in range(0, len(rows), batch_size):
                 left = [row for row in rows[start : start + batch_size] if row not in done]
                 largest = 0
                 for batch, answers in map_batches(left, run, batch_size=size):
                     on_batch(
-                        [_read_answer(tokenizer, *one, end_ids=end_ids) for one in zip(batch, answers, strict=True)]
+                        [
+                            _read_answer(tokenizer, *answered, end_ids=end_ids)
+                            for answered in zip(batch, answers, strict=True)
+                        ]
                     )
                     largest = max(largest, len(batch))
                 if largest < len(left):
@@ -163,7 +166,7 @@ def _end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     config = getattr(model, "generation_config", None)
     own = getattr(config, "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    return sorted({one for one in ids if isinstance(one, int)})
+    return sorted({token_id for token_id in ids if isinstance(token_id, int)})
 
 
 def _greedy(*, max_new_tokens: int, end_ids: list[int], pad_id: int) -> GenerationConfig:

@@ -82,10 +82,13 @@ class Scores:
             "sampling": self.sampling.to_dict() if self.sampling is not None else None,
             "metrics": {name: _finite(mean) for name, mean in self.metrics.items()},
             "details": {
-                name: {key: _finite(one) for key, one in figures.items()} for name, figures in self.details.items()
+                name: {key: _finite(figure) for key, figure in figures.items()}
+                for name, figures in self.details.items()
             },
-            "row_metrics": {name: [_finite(one) for one in row] for name, row in self.row_metrics.items()},
-            "answers": [{"row": one.row, "answer": one.answer, "reference": one.reference} for one in self.answers],
+            "row_metrics": {name: [_finite(score) for score in row] for name, row in self.row_metrics.items()},
+            "answers": [
+                {"row": answer.row, "answer": answer.answer, "reference": answer.reference} for answer in self.answers
+            ],
         }
 
 
@@ -137,8 +140,8 @@ def score_model(
         loss=loss.loss,
         num_tokens=loss.num_tokens,
         num_rows=loss.num_rows,
-        metrics={name: one.value for name, one in measured.items()},
-        row_metrics={name: one.row_scores for name, one in measured.items()},
+        metrics={name: metric.value for name, metric in measured.items()},
+        row_metrics={name: metric.row_scores for name, metric in measured.items()},
         answers=[
             ScoredAnswer(row=row, answer=answer, reference=reference)
             for row, (answer, reference) in enumerate(zip(answers.texts, references, strict=True))
@@ -147,7 +150,7 @@ def score_model(
         num_short_answers=answers.num_short_answers,
         row_nll=loss.row_nll,
         row_tokens=loss.row_tokens,
-        details={name: one.details for name, one in measured.items() if one.details},
+        details={name: metric.details for name, metric in measured.items() if metric.details},
         num_cut_answers=answers.num_cut_answers,
         num_long_references=sum(num > (max_new_tokens or 0) for num in reference_tokens[:num_answers]),
         max_new_tokens=max_new_tokens,

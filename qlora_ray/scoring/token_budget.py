@@ -129,7 +129,7 @@ def read_positions(config: Any) -> int | None:
 
 def find_limit(positions: int | None, max_length: int | None) -> int | None:
     """Returns the tokens that a prompt and its answer may have: the model's positions, or `evaluate.max_length`."""
-    return min((one for one in (positions, max_length) if one is not None), default=None)
+    return min((limit for limit in (positions, max_length) if limit is not None), default=None)
 
 
 def fit_prompts(

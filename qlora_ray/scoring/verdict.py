@@ -48,13 +48,13 @@ class Verdict:
             "split": self.split,
             "note": self.note,
             "deciding": self.deciding.to_dict(),
-            "others": [one.to_dict() for one in self.others],
+            "others": [comparison.to_dict() for comparison in self.others],
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Verdict:
         """The inverse of `to_dict`."""
-        others = [Comparison.from_dict(one) for one in values["others"]]
+        others = [Comparison.from_dict(comparison) for comparison in values["others"]]
         return cls(values["split"], Comparison.from_dict(values["deciding"]), others, values["note"])
 
 
@@ -89,7 +89,7 @@ def describe_cuts(
     if not tuned.answers:
         return None
     num_long = tuned.num_long_references
-    shares = [one.num_cut_answers / max(len(one.answers), 1) for one in (base, tuned)]
+    shares = [scores.num_cut_answers / max(len(scores.answers), 1) for scores in (base, tuned)]
     if shares[1] < NOTABLE_CUT_SHARE and not (num_long and shares[0] >= NOTABLE_CUT_SHARE):
         return None
     told = (

@@ -95,7 +95,7 @@ def scores(num_cut: int, *, num_long: int = 0, num_answers: int = 100, **changes
         (scores(100, num_long=3), scores(0, num_long=3), True, ["0 of 100", "(base: 100)", "raise"]),
         # A twentieth of the answers is worth a note.
         (scores(0), scores(4), True, []),
-        (scores(0), scores(5), True, ["5 of 100"]),
+        (scores(0), scores(5), True, ["5 of 100", "no reference is longer"]),
         (scores(0, num_answers=0), scores(0, num_answers=0), True, []),
         (scores(100), scores(100), False, ["100 of 100", "raise evaluate.max_new_tokens if"]),
         # It had no more positions to spend: raising the limit would not help.
@@ -108,7 +108,8 @@ def test_cut_answers_are_told_with_the_bases_where_they_weaken_a_verdict(
     told = describe_cuts(base, tuned, tuned_name="adapter", has_references=has_references)
     assert (told is None) == (not facts)
     assert [fact for fact in facts if fact not in str(told)] == []
-    assert ("raise" in str(told)) == any("raise" in fact for fact in facts)
+    for advice in ("raise", "no reference is longer"):
+        assert (advice in str(told)) == any(advice in fact for fact in facts)
     assert has_references or "reference" not in str(told)
 
 

@@ -93,15 +93,15 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], list[str]]:
 def find_pairing_problems(prompt_set: str, answers: Mapping[str, Sequence[AnswerRow]]) -> list[str]:
     """Returns what keeps answers from being paired: ids that one model lacks, prompts that differ under one id."""
     by_id = {model: {row.id: row for row in rows} for model, rows in answers.items() if rows}
-    every_id = dict.fromkeys(one for rows in by_id.values() for one in rows)
+    every_id = dict.fromkeys(key for rows in by_id.values() for key in rows)
     problems = []
     for model, rows in by_id.items():
-        lacking = [one for one in every_id if one not in rows]
+        lacking = [key for key in every_id if key not in rows]
         if lacking:
             others = " and ".join(other for other in by_id if other != model)
             ids = f"{plural(len(lacking), 'id')} that {others} answered: {_some(lacking)}"
             problems.append(f"{model}/{prompt_set}.jsonl: lacks {ids}")
-    differing = [one for one in every_id if len({rows[one].prompt for rows in by_id.values() if one in rows}) > 1]
+    differing = [key for key in every_id if len({rows[key].prompt for rows in by_id.values() if key in rows}) > 1]
     if differing:
         ids = f"{plural(len(differing), 'id')}: {_some(differing)}"
         problems.append(f"{prompt_set}: models were asked different prompts under {ids}")

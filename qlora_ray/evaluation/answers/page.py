@@ -46,16 +46,16 @@ def render_answers_page(sets: Sequence[AnsweredSet], *, warnings: Sequence[str])
     """Returns answers.html: warnings, figures, and for each prompt set its table and its answers."""
     figures: dict[str, Figure] = {}
     parts = [f"<h1>{TITLE}</h1>", _lead(sets), _warnings(warnings)]
-    if any(rows for one in sets for rows in one.answers.values()):
+    if any(rows for answered in sets for rows in answered.answers.values()):
         figures["lengths"] = draw_lengths(sets)
         parts.append(_figure("How long the answers are", "lengths", _tell_lengths(sets)))
         told = _tell_refusals(sets)
-        if any(_num_refusals(one) for one in sets):
-            figures["refusals"] = draw_refusals([one for one in sets if _num_refusals(one)])
+        if any(_num_refusals(answered) for answered in sets):
+            figures["refusals"] = draw_refusals([answered for answered in sets if _num_refusals(answered)])
             parts.append(_figure("How many answers decline", "refusals", told))
         else:
             parts.append(f"<h2>How many answers decline</h2><p>{told}</p>")
-    parts += [_section(one) for one in sets]
+    parts += [_section(answered) for answered in sets]
     return render_page(TITLE, body_html="\n".join(parts), figures=figures, extra_css=_CSS)
 
 
@@ -63,8 +63,8 @@ def draw_lengths(sets: Sequence[AnsweredSet]) -> Figure:
     """Returns a box of answer lengths per model, a panel per prompt set, in tokens if all files count them."""
     in_tokens = _counts_tokens(sets)
     figure = _draw_panels(sets)
-    for panel, one in enumerate(sets, start=1):
-        for at, (model, rows) in enumerate(one.answers.items()):
+    for panel, answered in enumerate(sets, start=1):
+        for at, (model, rows) in enumerate(answered.answers.items()):
             figure.add_box(
                 x=[_length(row, in_tokens=in_tokens) for row in rows],
                 name=figure_text(model),
@@ -86,8 +86,8 @@ def draw_lengths(sets: Sequence[AnsweredSet]) -> Figure:
 def draw_refusals(sets: Sequence[AnsweredSet]) -> Figure:
     """Returns a bar per model, a panel per prompt set: the share of answers that begin by declining, in percent."""
     figure = _draw_panels(sets)
-    for panel, one in enumerate(sets, start=1):
-        for at, (model, stats) in enumerate(one.stats.items()):
+    for panel, answered in enumerate(sets, start=1):
+        for at, (model, stats) in enumerate(answered.stats.items()):
             if not stats.num_answers:
                 continue
             figure.add_bar(
@@ -114,13 +114,13 @@ def _draw_panels(sets: Sequence[AnsweredSet]) -> Figure:
     """Returns an empty panel per prompt set, with its name above it, where a narrow window has room for it."""
     from plotly.subplots import make_subplots
 
-    lanes = [max(1, len(one.answers)) for one in sets]
+    lanes = [max(1, len(answered.answers)) for answered in sets]
     figure = make_subplots(
         rows=len(sets),
         shared_xaxes=True,
         row_heights=lanes,
         vertical_spacing=HEADING_PX / (HEADING_PX * len(sets) + LANE_PX * sum(lanes)),
-        subplot_titles=[figure_text(one.name) for one in sets],
+        subplot_titles=[figure_text(answered.name) for answered in sets],
     )
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     figure.update_yaxes(autorange="reversed", showgrid=False)
@@ -136,9 +136,9 @@ def _figure(heading: str, name: str, told: str) -> str:
 
 
 def _lead(sets: Sequence[AnsweredSet]) -> str:
-    num_prompts = sum(max((len(rows) for rows in one.answers.values()), default=0) for one in sets)
+    num_prompts = sum(max((len(rows) for rows in answered.answers.values()), default=0) for answered in sets)
     models = html.escape(", ".join(_models(sets)))
-    names = html.escape(", ".join(one.name for one in sets))
+    names = html.escape(", ".join(answered.name for answered in sets))
     told = f"{models} on {num_prompts} prompts of {names}"
     return f"<p>{told}. The figures are in stats.json, all answers in the jsonl files.</p>"
 
@@ -146,39 +146,39 @@ def _lead(sets: Sequence[AnsweredSet]) -> str:
 def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return "<p>Checked: every prompt was answered by every model, with no empty answer and none cut.</p>"
-    items = "".join(f"<li>{html.escape(one)}</li>" for one in warnings)
+    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
     return f'<h2 class="warn">Look at these first</h2>\n<ul>{items}</ul>'
 
 
 def _tell_lengths(sets: Sequence[AnsweredSet]) -> str:
     in_tokens = _counts_tokens(sets)
     told = []
-    for one in sets:
+    for answered in sets:
         medians = []
-        for model, stats in one.stats.items():
+        for model, stats in answered.stats.items():
             lengths = _lengths(stats, in_tokens=in_tokens)
             if stats.num_answers:
                 medians.append(f"{model} {_plain(lengths.median)}")
-        told.append(f"{one.name}: {', '.join(medians) or 'no answers'}")
+        told.append(f"{answered.name}: {', '.join(medians) or 'no answers'}")
     return html.escape(f"Median {'tokens' if in_tokens else 'words'} of an answer. {'; '.join(told)}.")
 
 
 def _tell_refusals(sets: Sequence[AnsweredSet]) -> str:
     told = []
-    for one in sets:
-        shares = [f"{model} {stats.num_refusals} of {stats.num_answers}" for model, stats in one.stats.items()]
-        told.append(f"{one.name}: {', '.join(shares)}")
+    for answered in sets:
+        shares = [f"{model} {stats.num_refusals} of {stats.num_answers}" for model, stats in answered.stats.items()]
+        told.append(f"{answered.name}: {', '.join(shares)}")
     rule = "Counted by the words an answer begins with, in English only"
-    if not any(_num_refusals(one) for one in sets):
+    if not any(_num_refusals(answered) for answered in sets):
         return f"No answer begins by declining. {rule}."
     return html.escape(f"{'; '.join(told)}. {rule}.")
 
 
-def _section(one: AnsweredSet) -> str:
+def _section(answered: AnsweredSet) -> str:
     header = ("model", "answers", "empty", "cut", "decline", "loop", "length: median", "95 %", "longest")
-    in_tokens = _counts_tokens([one])
+    in_tokens = _counts_tokens([answered])
     rows = []
-    for model, stats in one.stats.items():
+    for model, stats in answered.stats.items():
         lengths = _lengths(stats, in_tokens=in_tokens)
         counts = (stats.num_answers, stats.num_empty, stats.num_cut, stats.num_refusals, stats.num_loops)
         sizes = (lengths.median, lengths.p95, lengths.max)
@@ -187,14 +187,14 @@ def _section(one: AnsweredSet) -> str:
     heads = "".join(f"<th{'' if at == 0 else _NUMBER}>{name}</th>" for at, name in enumerate(header))
     same = [
         f"{pair.base} and {pair.tuned} answer the same in {pair.num_identical} of {pair.num_pairs}"
-        for pair in one.likeness
+        for pair in answered.likeness
         if pair.num_pairs
     ]
     unit = "tokens" if in_tokens else "words"
     return (
-        f'<h2>{html.escape(one.name)}</h2>\n<div class="scroll"><table><caption>Lengths in {unit}.</caption>'
+        f'<h2>{html.escape(answered.name)}</h2>\n<div class="scroll"><table><caption>Lengths in {unit}.</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>\n"
-        f"<p>{html.escape('; '.join(same))}{'.' if same else ''}</p>\n{_side_by_side(one)}"
+        f"<p>{html.escape('; '.join(same))}{'.' if same else ''}</p>\n{_side_by_side(answered)}"
     )
 
 
@@ -207,10 +207,10 @@ def _cells(values: Sequence[str]) -> str:
     return "".join(f"<td{_NUMBER}>{value}</td>" for value in values)
 
 
-def _side_by_side(one: AnsweredSet) -> str:
+def _side_by_side(answered: AnsweredSet) -> str:
     """Returns the first prompts with every model's answer, those that models answer differently before the others."""
     by_id: dict[str, dict[str, AnswerRow]] = {}
-    for model, rows in one.answers.items():
+    for model, rows in answered.answers.items():
         for row in rows:
             by_id.setdefault(row.id, {})[model] = row
     if not by_id:
@@ -244,7 +244,7 @@ def _shorten(text: str, max_characters: int) -> str:
 
 
 def _counts_tokens(sets: Sequence[AnsweredSet]) -> bool:
-    return all(stats.tokens is not None for one in sets for stats in one.stats.values())
+    return all(stats.tokens is not None for answered in sets for stats in answered.stats.values())
 
 
 def _lengths(stats: AnswerStats, *, in_tokens: bool) -> Lengths:
@@ -255,12 +255,12 @@ def _length(row: AnswerRow, *, in_tokens: bool) -> int:
     return row.num_tokens if in_tokens and row.num_tokens is not None else len(row.answer.split())
 
 
-def _num_refusals(one: AnsweredSet) -> int:
-    return sum(stats.num_refusals for stats in one.stats.values())
+def _num_refusals(answered: AnsweredSet) -> int:
+    return sum(stats.num_refusals for stats in answered.stats.values())
 
 
 def _models(sets: Sequence[AnsweredSet]) -> list[str]:
-    return list(dict.fromkeys(model for one in sets for model in one.answers))
+    return list(dict.fromkeys(model for answered in sets for model in answered.answers))
 
 
 def _colour(at: int) -> str:
@@ -299,11 +299,11 @@ def export_answers(folder: Path, *, prompt_sets: Sequence[str], models: Sequence
     stats: dict[str, Any] = to_plain_json(
         {
             "prompt_sets": {
-                one.name: {
-                    "models": {model: asdict(figures) for model, figures in one.stats.items()},
-                    "identical": [asdict(pair) for pair in one.likeness],
+                answered.name: {
+                    "models": {model: asdict(figures) for model, figures in answered.stats.items()},
+                    "identical": [asdict(pair) for pair in answered.likeness],
                 }
-                for one in sets
+                for answered in sets
             },
             "warnings": warnings,
             "files": [STATS_FILE, PAGE_FILE],

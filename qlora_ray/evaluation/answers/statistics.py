@@ -79,7 +79,7 @@ class AnsweredSet:
 def summarize(name: str, answers: Mapping[str, Sequence[AnswerRow]]) -> AnsweredSet:
     """Returns a prompt set's figures: each model's, and how alike each two models answer."""
     stats = {model: count_answers(rows) for model, rows in answers.items()}
-    pairs = [_compare(one, other, answers) for one, other in itertools.combinations(answers, 2)]
+    pairs = [_compare(base, tuned, answers) for base, tuned in itertools.combinations(answers, 2)]
     return AnsweredSet(name, answers, stats, pairs)
 
 
@@ -96,7 +96,7 @@ def count_answers(rows: Sequence[AnswerRow]) -> AnswerStats:
         characters=_measure([len(row.answer) for row in rows]),
         words=_measure([len(row.answer.split()) for row in rows]),
         tokens=_measure(tokens) if len(tokens) == len(rows) else None,
-        refusals=[{"id": one, "phrase": phrase} for one, phrase in declined[:MAX_EXAMPLES]],
+        refusals=[{"id": key, "phrase": phrase} for key, phrase in declined[:MAX_EXAMPLES]],
     )
 
 

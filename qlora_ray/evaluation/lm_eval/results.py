@@ -60,7 +60,8 @@ class TaskResult:
     def from_dict(cls, data: Mapping[str, Any]) -> TaskResult:
         """Returns the result that `to_dict` wrote."""
         metrics = {
-            name: MetricResult(**{**one, "value": _or_nan(one["value"])}) for name, one in data["metrics"].items()
+            name: MetricResult(**{**metric, "value": _or_nan(metric["value"])})
+            for name, metric in data["metrics"].items()
         }
         return cls(**{**data, "metrics": metrics})
 
@@ -122,10 +123,10 @@ def compare_tasks(base: Mapping[str, TaskResult], tuned: Mapping[str, TaskResult
 
 def _check_same_prompts(task: str, base: TaskResult, tuned: TaskResult) -> None:
     for name in SAME_PROMPTS:
-        one, other = getattr(base, name), getattr(tuned, name)
-        if one != other:
+        first, second = getattr(base, name), getattr(tuned, name)
+        if first != second:
             raise DataError(
-                f"lm-eval: both models must be scored in {task} with one {name}, got {one} and {other}. "
+                f"lm-eval: both models must be scored in {task} with one {name}, got {first} and {second}. "
                 "Run both again with one harness, and with tokenizers that both have a chat template or both have none."
             )
 

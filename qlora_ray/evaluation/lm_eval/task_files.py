@@ -62,28 +62,28 @@ def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     yield path
     included = values.get("include", [])
     # As the harness has it (lm_eval 0.4.13, tasks/_yaml_loader.py): one or several, seen from the file itself.
-    for one in included if isinstance(included, list) else [included]:
-        yield from _walk((path.parent / str(one)).resolve(), (*above, path))
-    for one in _texts(values):
-        if isinstance(one, _Function):
-            module = path.parent / f"{one.rpartition('.')[0].replace('.', '/')}.py"
+    for name in included if isinstance(included, list) else [included]:
+        yield from _walk((path.parent / str(name)).resolve(), (*above, path))
+    for text in _texts(values):
+        if isinstance(text, _Function):
+            module = path.parent / f"{text.rpartition('.')[0].replace('.', '/')}.py"
             if module.is_file():
                 yield module.resolve()
     yield from _find_data(values)
     if "group" in values:
-        yield from sorted(one for one in path.parent.rglob("*") if one.suffix in (".yaml", ".py") and one.is_file())
+        yield from sorted(file for file in path.parent.rglob("*") if file.suffix in (".yaml", ".py") and file.is_file())
 
 
 def _find_data(values: Mapping[str, Any]) -> Iterator[Path]:
     """The local files behind paths and patterns, and all of a local folder but what is hidden, as `datasets` has it."""
     named = values.get("dataset_kwargs")
-    for one in (values.get("dataset_path"), named.get("data_dir") if isinstance(named, dict) else None):
-        if isinstance(one, str) and Path(one).is_dir():
-            inside = (file for file in Path(one).rglob("*") if not _is_hidden(file.relative_to(one)))
+    for folder in (values.get("dataset_path"), named.get("data_dir") if isinstance(named, dict) else None):
+        if isinstance(folder, str) and Path(folder).is_dir():
+            inside = (file for file in Path(folder).rglob("*") if not _is_hidden(file.relative_to(folder)))
             yield from sorted(file.resolve() for file in inside if file.is_file())
-    for one in _texts([values.get("dataset_path"), named]):
+    for pattern in _texts([values.get("dataset_path"), named]):
         # Path.glob takes no absolute pattern, and finds hidden files too.
-        found = [one] if Path(one).is_file() else sorted(glob.glob(one, recursive=True))  # noqa: PTH207
+        found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         yield from (Path(file).resolve() for file in found if Path(file).is_file())
 
 
@@ -109,5 +109,5 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts(one)
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)

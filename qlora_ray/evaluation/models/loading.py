@@ -183,7 +183,7 @@ def _fitting_adapter(loaded: LoadedBase, adapter: Path) -> Iterator[Any]:
                 raise
             # PEFT has no class of its own for a file that it cannot use: ValueError, TypeError, ImportError and others.
             raise _does_not_fit(adapter, loaded, str(error) or type(error).__name__) from None
-        missing = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
+        missing = [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]
         if missing:
             raise _does_not_fit(adapter, loaded, missing[0])
         yield model
@@ -213,8 +213,8 @@ def _hold_dequantized(loaded: LoadedBase, adapter: Path | None, device: DevicePr
         return None
     if adapter is not None and not _is_packable(adapter):
         return None
-    quantized = [one for one in loaded.model.modules() if isinstance(one, bitsandbytes.nn.Linear4bit)]
-    num_bytes = sum(4 * one.in_features * one.out_features for one in quantized)
+    quantized = [layer for layer in loaded.model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    num_bytes = sum(4 * layer.in_features * layer.out_features for layer in quantized)
     if num_bytes > DENSE_SHARE * device.free_memory_bytes:
         return None
     from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase

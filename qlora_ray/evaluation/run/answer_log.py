@@ -55,7 +55,7 @@ class AnswerLog:
         try:
             before = _read_settings(self.folder / SETTINGS)
             # A lock, and settings that were not written whole, are of an evaluation that never got to its first model.
-            is_other = not self.folder.is_dir() or any(not _is_remnant(one) for one in self.folder.iterdir())
+            is_other = not self.folder.is_dir() or any(not _is_remnant(path) for path in self.folder.iterdir())
         except OSError as error:
             raise RunError(f"{self.folder}: cannot be read: {error.strerror}. Choose another --to.") from None
         if before is None and is_other:
@@ -91,12 +91,12 @@ class AnswerLog:
         Raises:
             RunError: If it cannot be written, or another process has it.
         """
-        made = [one for one in (self.folder, *self.folder.parents) if not one.exists()]
+        made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         stream = self._lock()
         try:
             yield
         finally:
-            if made and self.folder.is_dir() and [one.name for one in self.folder.iterdir()] == [LOCK]:
+            if made and self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [LOCK]:
                 (self.folder / LOCK).unlink()
                 for folder in made:
                     if any(folder.iterdir()):

@@ -118,8 +118,8 @@ def _conclude(model_runs: ModelRuns, plan: Plan, failed_models: Sequence[FailedM
     answer_log = model_runs.prompt_run.answer_log
     names = [name for name in plan.names if model_runs.has_answered(name)]
     for name in names:
-        for one in plan.sets:
-            answer_log.tidy(name, one.name)
+        for prompts in plan.sets:
+            answer_log.tidy(name, prompts.name)
     sampling = choose_sampling(plan.config.evaluate)
     findings = collect_findings(
         answer_log, names, plan.sets, metrics=plan.metrics, limited=plan.limited, sampling=sampling
@@ -136,14 +136,14 @@ def _conclude(model_runs: ModelRuns, plan: Plan, failed_models: Sequence[FailedM
         "metrics": plan.metrics_reason,
         "settings": {
             **{key: answer_log.settings[key] for key in ("evaluate", "device", "versions")},
-            "prompts": {one.name: one.to_dict() for one in plan.sets},
+            "prompts": {prompts.name: prompts.to_dict() for prompts in plan.sets},
         },
         "models": {name: answer_log.settings["loaded"][name] for name in names},
         **findings.to_dict(),
         "notes": [*plan.notes, *_left_out(answer_log, plan), *_failed_model_notes(plan, failed_models)],
     }
     _print_scores(console, findings)
-    answered = [one.name for one in plan.sets if one.num_answered]
+    answered = [prompts.name for prompts in plan.sets if prompts.num_answered]
     if answered:
         try:
             evaluation["exports"] = export_answers(answer_log.folder, prompt_sets=answered, models=names)
@@ -171,7 +171,8 @@ def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
         console.line(f"rows   {plan.rows['num_rows']} of {plan.rows['reason']}")
         console.line(f"score  {plan.metrics_reason}")
     sets = ", ".join(
-        f"{one.name} ({one.num_answered} answers of up to {one.max_new_tokens} tokens)" for one in plan.sets
+        f"{prompts.name} ({prompts.num_answered} answers of up to {prompts.max_new_tokens} tokens)"
+        for prompts in plan.sets
     )
     drawn = choose_sampling(plan.config.evaluate)
     console.line(f"asked  {sets or 'nothing'}{f'; {drawn}' if sets and drawn is not None else ''}")
@@ -190,12 +191,12 @@ def _left_out(answer_log: AnswerLog, plan: Plan) -> list[str]:
 def _failed_model_notes(plan: Plan, failed_models: Sequence[FailedModel]) -> list[str]:
     """What a page says of models that the device had no room for, or whose tasks failed."""
     notes = []
-    for one in failed_models:
-        missing = "lm-eval tasks" if one.stage == TASKS else "answers"
-        if one.lacks_room:
-            notes.append(f"{one} did not fit {plan.load_plan.device.name}: its {missing} are missing")
+    for failed_model in failed_models:
+        missing = "lm-eval tasks" if failed_model.stage == TASKS else "answers"
+        if failed_model.lacks_room:
+            notes.append(f"{failed_model} did not fit {plan.load_plan.device.name}: its {missing} are missing")
         else:
-            notes.append(f"{one.model}: its {missing} are missing: {one.cause.rstrip('.')}")
+            notes.append(f"{failed_model.model}: its {missing} are missing: {failed_model.cause.rstrip('.')}")
     return notes
 
 

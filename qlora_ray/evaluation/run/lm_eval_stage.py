@@ -52,22 +52,24 @@ def read_harness(answer_log: AnswerLog, models: Sequence[str], request: TaskRequ
     compared, not_compared = _compare(results)
     lines = [
         f"{model}  {task}{_shots(result)}  "
-        + ", ".join(f"{name} {format_score(one.value)}" for name, one in result.metrics.items())
+        + ", ".join(f"{name} {format_score(metric.value)}" for name, metric in result.metrics.items())
         for model in models
         for task, result in results[model].items()
     ]
     lines += [
-        f"{base} -> {tuned}, {one.measure}: {one.verdict}  {one.sentence()}"
+        f"{base} -> {tuned}, {compared.measure}: {compared.verdict}  {compared.sentence()}"
         for (base, tuned), comparisons in compared.items()
-        for one in comparisons
+        for compared in comparisons
     ]
     return {
         "tasks": list(request.tasks),
-        "models": {model: {task: one.summary() for task, one in found.items()} for model, found in results.items()},
+        "models": {
+            model: {task: result.summary() for task, result in found.items()} for model, found in results.items()
+        },
         "comparisons": [
-            {"base_model": base, "tuned_model": tuned, **one.to_dict()}
+            {"base_model": base, "tuned_model": tuned, **compared.to_dict()}
             for (base, tuned), comparisons in compared.items()
-            for one in comparisons
+            for compared in comparisons
         ],
         "lines": lines,
         "notes": [*_note_other_shots(results, request.num_fewshot), *not_compared],
@@ -98,7 +100,7 @@ def _shots(result: TaskResult) -> str:
 
 def _note_other_shots(results: Mapping[str, Mapping[str, TaskResult]], asked: int | None) -> list[str]:
     """The tasks that ran with another number of examples than was asked for: those that fix 0."""
-    ran = {task: one.num_fewshot for found in results.values() for task, one in found.items()}
+    ran = {task: result.num_fewshot for found in results.values() for task, result in found.items()}
     return [
         f"{task} ran with {num} examples in the prompt, as the task fixes it, and not with {asked}"
         for task, num in ran.items()

@@ -58,7 +58,7 @@ class ModelRuns:
         """Whether a model was loaded, in this run or before, and has nothing left to answer."""
         answer_log = self.prompt_run.answer_log
         return name in answer_log.settings.get("loaded", {}) and all(
-            self.prompt_run.is_done(name, one) for one in self.sets
+            self.prompt_run.is_done(name, prompts) for prompts in self.sets
         )
 
     def has_run_tasks(self, name: ModelName) -> bool:
@@ -114,9 +114,9 @@ class ModelRuns:
                     if number == 0:
                         prompt_run.answer_log.write_settings()
                     prompt_run.answer_log.note_loaded(name, loaded.how)
-                    for one in self.sets:
-                        at = (name, one.name)
-                        self.tell(name, one, prompt_run.run(loaded, one))
+                    for prompts in self.sets:
+                        at = (name, prompts.name)
+                        self.tell(name, prompts, prompt_run.run(loaded, prompts))
                     if self.tasks.tasks:
                         at = (name, TASKS)
                         prompt_run.console.progress(f"{name}  lm-eval ...")
@@ -152,7 +152,7 @@ def describe_lack(
         with_results: The models whose results are written: also a failed_model's, if only its tasks are missing.
     """
     device = load_plan.device
-    full = [one for one in failed_models if one.lacks_room]
+    full = [failed_model for failed_model in failed_models if failed_model.lacks_room]
     parts = []
     if full:
         parts.append(
@@ -160,9 +160,9 @@ def describe_lack(
             f"{', '.join(map(str, full))}."
         )
     failed: dict[str, list[ModelName]] = {}
-    for one in failed_models:
-        if not one.lacks_room:
-            failed.setdefault(one.cause, []).append(one.model)
+    for failed_model in failed_models:
+        if not failed_model.lacks_room:
+            failed.setdefault(failed_model.cause, []).append(failed_model.model)
     parts += [
         f"{TASKS}: tasks must run on every model, got an error with {' and '.join(models)}: {cause}"
         for cause, models in failed.items()
@@ -170,12 +170,14 @@ def describe_lack(
     if with_results:
         parts.append(f"The results are of {' and '.join(with_results)}.")
     advice = ["Free the device and run it again: it goes on" if full else "Run it again then: it goes on"]
-    fitting = [name for name in with_results if name not in {one.model for one in full}]
+    fitting = [name for name in with_results if name not in {failed_model.model for failed_model in full}]
     if full and fitting:
-        advice.append(f"leave {' and '.join(one.model for one in full)} out with --models {','.join(fitting)}")
-    if any(one.stage == TASKS and one.model in with_results for one in failed_models):
+        advice.append(
+            f"leave {' and '.join(failed_model.model for failed_model in full)} out with --models {','.join(fitting)}"
+        )
+    if any(failed_model.stage == TASKS and failed_model.model in with_results for failed_model in failed_models):
         advice.append("leave --lm-eval out")
-    if any(one.stage not in (LOADING, TASKS) for one in failed_models):
+    if any(failed_model.stage not in (LOADING, TASKS) for failed_model in failed_models):
         advice.append("lower evaluate.max_new_tokens with --fresh")
     if full and device.kind != "cpu":
         # Another device's figures are not mixed with these: the folder keeps to one.

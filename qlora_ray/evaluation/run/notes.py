@@ -40,12 +40,12 @@ def note_weaknesses(
         notes.append(f"{split.name} is not what the sweep had: its rows, template or tokenizer differ")
     elif split is not None and split.name == "validation":
         notes += _note_choice(target, prepared)
-    for one in sets:
-        if one.num_dropped_shots:
+    for prompts in sets:
+        if prompts.num_dropped_shots:
             notes.append(
-                f"{one.name}: {one.num_dropped_shots} examples in all were left out for lack of room ({LIMITS})"
+                f"{prompts.name}: {prompts.num_dropped_shots} examples in all were left out for lack of room ({LIMITS})"
             )
-        notes += limited[one.name].notes(one.name)
+        notes += limited[prompts.name].notes(prompts.name)
     return notes
 
 

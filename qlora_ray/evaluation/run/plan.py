@@ -99,23 +99,23 @@ def make_plan(options: Options) -> Plan:
         find_tasks(tasks)
     prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
     split, reason = choose_split(prepared, options.split)
-    asked = _Asked(options, config, tokenizer, positions, [load_metric(one) for one in options.metrics])
+    asked = _Asked(options, config, tokenizer, positions, [load_metric(place) for place in options.metrics])
     sets, metrics, words = asked.rows(split, prepared)
     notes = [*target.notes, *load_plan.notes]
     if options.tasks and options.task_shots is None and is_overridden(options.request.overrides, "evaluate.shots"):
         notes.append("--shots is of the data's rows: lm-eval tasks keep their own number, which --lm-eval-shots sets")
     for name in options.prompt_files:
-        one, scored_by, remarks = asked.file(name)
+        prompts, scored_by, remarks = asked.file(name)
         notes += remarks
-        if one.name in metrics:
-            raise ConfigError(f"--prompts {name}: there is a set called {one.name} already. Rename the file.")
-        sets.append(one)
-        metrics[one.name] = scored_by
+        if prompts.name in metrics:
+            raise ConfigError(f"--prompts {name}: there is a set called {prompts.name} already. Rename the file.")
+        sets.append(prompts)
+        metrics[prompts.name] = scored_by
     if not sets and not options.tasks:
         raise ConfigError("--split none: leaves nothing to evaluate. Name --prompts or --lm-eval tasks.")
-    for one in sets:
-        check_references(one.rows, metrics[one.name], num_rows=one.num_answered)
-    limited = {one.name: asked.measure_token_budget(one) for one in sets}
+    for prompts in sets:
+        check_references(prompts.rows, metrics[prompts.name], num_rows=prompts.num_answered)
+    limited = {prompts.name: asked.measure_token_budget(prompts) for prompts in sets}
     num_rows = len(sets[0].rows) if split is not None else 0
     rows = {
         "split": split.name if split is not None else None,
@@ -155,8 +155,8 @@ class _Asked:
             max_rows=self.options.num_rows,
         )
         if not metrics:
-            made = [replace(one, num_answered=0) for one in made]
-        return made, {one.name: metrics for one in made}, reason
+            made = [replace(prompts, num_answered=0) for prompts in made]
+        return made, {prompts.name: metrics for prompts in made}, reason
 
     def file(self, name: str) -> tuple[PromptSet, list[Metric], list[str]]:
         """A prompt file, its metrics, and what to know of it; without references, metrics that need none."""
@@ -194,9 +194,11 @@ class _Asked:
                 f"--prompts {name}: metrics need a reference in every row, and the file lacks some. "
                 "Add a reference to each, or ask for no metric."
             )
-        left_out = [one.name for one in self.custom if needs_references(one)]
-        remarks += [f"{prompts.name}: not scored by {one}, which needs a reference in every row" for one in left_out]
-        return prompts, [one for one in self.custom if not needs_references(one)], remarks
+        left_out = [metric.name for metric in self.custom if needs_references(metric)]
+        remarks += [
+            f"{prompts.name}: not scored by {metric}, which needs a reference in every row" for metric in left_out
+        ]
+        return prompts, [metric for metric in self.custom if not needs_references(metric)], remarks
 
     def measure_token_budget(self, prompts: PromptSet) -> TokenBudget:
         """What the set's prompts and references have room for."""
@@ -268,5 +270,5 @@ def describe_settings(plan: Plan) -> dict[str, Any]:
         "device": {"name": plan.load_plan.device.name, "precision": plan.load_plan.precision.name},
         "versions": {name: versions.get(name) for name in VERSIONS},
         "models": facts,
-        "prompts": {one.name: one.to_dict() for one in plan.sets},
+        "prompts": {prompts.name: prompts.to_dict() for prompts in plan.sets},
     }

@@ -81,10 +81,10 @@ class Findings:
                     "base_model": pair.base,
                     "tuned_model": pair.tuned,
                     "note": pair.note,
-                    **one.to_dict(),
+                    **compared.to_dict(),
                 }
                 for pair in self.pairs
-                for one in pair.comparisons
+                for compared in pair.comparisons
             ],
         }
 
@@ -114,7 +114,7 @@ def collect_findings(
         return read_scores(answer_log, model, prompts, metrics=scored_by, limited=room, sampling=sampling)
 
     scores = [Score(model, prompts, read(model, prompts)) for prompts in sets for model in models]
-    found = {(one.model, one.prompts.name): one.scores for one in scores}
+    found = {(score.model, score.prompts.name): score.scores for score in scores}
     pairs = []
     for prompts in sets:
         for base, tuned in PAIRS:
@@ -153,20 +153,20 @@ def read_scores(
     row_tokens = [losses[row][1] for row in range(num_rows)]
     references = prompts.rows.references if prompts.has_references else [""] * len(prompts.rows)
     scored = [ScoredAnswer(row, answers[row]["answer"], references[row]) for row in range(prompts.num_answered)]
-    texts, expected = [one.answer for one in scored], [one.reference for one in scored]
+    texts, expected = [answer.answer for answer in scored], [answer.reference for answer in scored]
     measured = {metric.name: measure(metric, texts, expected) for metric in metrics}
     return Scores(
         loss=math.fsum(row_nll) / sum(row_tokens) if sum(row_tokens) else math.nan,
         num_tokens=sum(row_tokens),
         num_rows=sum(tokens > 0 for tokens in row_tokens),
-        metrics={name: one.value for name, one in measured.items()},
-        row_metrics={name: one.row_scores for name, one in measured.items()},
+        metrics={name: metric.value for name, metric in measured.items()},
+        row_metrics={name: metric.row_scores for name, metric in measured.items()},
         answers=scored,
         num_cut_prompts=limited.num_cut_prompts,
         num_short_answers=limited.num_short_answers,
         row_nll=row_nll,
         row_tokens=row_tokens,
-        details={name: one.details for name, one in measured.items() if one.details},
+        details={name: metric.details for name, metric in measured.items() if metric.details},
         num_cut_answers=sum(answers[row].get("finish") == "length" for row in range(prompts.num_answered)),
         num_long_references=limited.num_long_references,
         max_new_tokens=limited.max_new_tokens if prompts.num_answered else None,
@@ -179,8 +179,8 @@ def describe_score(score: Score) -> str:
     values = score.to_dict()
     parts = [] if values["loss"] is None else [f"loss {format_loss(values['loss'])}"]
     parts += [] if values["perplexity"] is None else [f"perplexity {format_score(values['perplexity'])}"]
-    for name, one in values["metrics"].items():
-        parts.append(f"{name} {format_score(one)}{bracket_details(values['details'].get(name, {}))}")
+    for name, value in values["metrics"].items():
+        parts.append(f"{name} {format_score(value)}{bracket_details(values['details'].get(name, {}))}")
     return ", ".join(parts)
 
 
@@ -191,20 +191,20 @@ def format_scores(findings: Findings) -> str:
 
 
 def _detail_cells(findings: Findings) -> list[list[list[str]]]:
-    found = [((one.model, one.prompts.name), one.to_dict()["details"]) for one in findings.scores]
+    found = [((score.model, score.prompts.name), score.to_dict()["details"]) for score in findings.scores]
     return tabulate_details(found, labels=("prompts",))
 
 
 def _score_cells(findings: Findings) -> list[list[str]]:
     """Returns the table of models and prompt sets, its header first."""
-    names = list(dict.fromkeys(name for one in findings.scores for name in one.scores.metrics))
+    names = list(dict.fromkeys(name for score in findings.scores for name in score.scores.metrics))
     rows = [["model", "prompts", "loss", "perplexity", *names, "answers"]]
-    for one in findings.scores:
-        values = one.to_dict()
+    for score in findings.scores:
+        values = score.to_dict()
         rows.append(
             [
-                one.model,
-                one.prompts.name,
+                score.model,
+                score.prompts.name,
                 format_loss(values["loss"]),
                 format_score(values["perplexity"]),
                 *(format_score(values["metrics"].get(name)) for name in names),
@@ -219,7 +219,7 @@ def format_pairs(findings: Findings) -> list[str]:
     lines = []
     for pair in findings.pairs:
         lines.append(f"{pair.base} -> {pair.tuned}, {pair.prompts}: {pair.comparisons[0].verdict}")
-        lines += [f"  {one.verdict:12}  {one.sentence()}" for one in pair.comparisons]
+        lines += [f"  {compared.verdict:12}  {compared.sentence()}" for compared in pair.comparisons]
         lines += [f"  note: {pair.note}"] if pair.note else []
     return lines
 
@@ -235,7 +235,7 @@ def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
         _markdown_table(_score_cells(findings)),
         "Loss in nats per token of the last answer; perplexity is exp(loss).",
     ]
-    drawn = next((one.scores.sampling for one in findings.scores if one.scores.answers), None)
+    drawn = next((score.scores.sampling for score in findings.scores if score.scores.answers), None)
     parts += [f"Answers: one per prompt, {drawn}."] if drawn is not None else []
     details = _detail_cells(findings)
     parts += [*map(_markdown_table, details), *describe_details(details)]
@@ -263,5 +263,5 @@ def _markdown_cell(text: str) -> str:
 
 def _markdown_pair(pair: Pair) -> str:
     lines = [f"- {pair.base} -> {pair.tuned}, {pair.prompts}: **{pair.comparisons[0].verdict}**"]
-    lines += [f"  - {one.verdict}: {one.sentence()}" for one in pair.comparisons]
+    lines += [f"  - {compared.verdict}: {compared.sentence()}" for compared in pair.comparisons]
     return "\n".join([*lines, *([f"  - note: {pair.note}"] if pair.note else [])])

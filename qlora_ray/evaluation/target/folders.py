@@ -64,7 +64,7 @@ def find_bundle_of(folder: Path) -> Path | None:
     """The bundle that a folder is a part of: its adapter/, merged/ and the like."""
     parent = folder.resolve().parent
     has_adapter = (parent / "adapter" / ADAPTER_CONFIG).is_file()
-    return parent if has_adapter and any((parent / one).is_file() for one in BUNDLE_FILES) else None
+    return parent if has_adapter and any((parent / name).is_file() for name in BUNDLE_FILES) else None
 
 
 def describe_folder(path: Path) -> str:
@@ -73,7 +73,7 @@ def describe_folder(path: Path) -> str:
         return "no such folder"
     if not path.is_dir():
         return "a file"
-    names = sorted(one.name for one in path.iterdir())
+    names = sorted(inner.name for inner in path.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"a folder with {', '.join(names[:5])}{more}" if names else "an empty folder"
 

@@ -101,7 +101,7 @@ def read_number(box: str, *, largest: float = math.inf) -> float | None:
         value, sign = _float(whole["value"] + whole["exponent"]), whole["sign"]
     elif fraction := _FRACTION.fullmatch(plain):
         above, below = (
-            _float(fraction[one] or fraction[two]) for one, two in (("above", "first"), ("below", "second"))
+            _float(fraction[braced] or fraction[bare]) for braced, bare in (("above", "first"), ("below", "second"))
         )
         value, sign = (above / below if below else math.nan), fraction["sign"]
     else:

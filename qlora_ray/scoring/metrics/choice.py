@@ -87,7 +87,7 @@ def resolve_metrics(
             metrics have one name.
     """
     if not has_references:
-        named = [*([] if evaluate.metrics == "auto" else evaluate.metrics), *(one.name for one in custom)]
+        named = [*([] if evaluate.metrics == "auto" else evaluate.metrics), *(metric.name for metric in custom)]
         if named:
             raise ConfigError(
                 f"evaluate.metrics must be auto for data without answers, got {named}. "

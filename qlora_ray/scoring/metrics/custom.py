@@ -41,7 +41,7 @@ def load_metric(place: str) -> Metric:
     module = _run(path, place)
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        classes = [one for one, value in vars(module).items() if isinstance(value, type)]
+        classes = [name for name, value in vars(module).items() if isinstance(value, type)]
         raise ConfigError(
             f"metric {place}: must name a class of the file, got {name}. It has: {', '.join(classes) or 'none'}."
         )

@@ -99,19 +99,19 @@ def checked_scores(metric: Metric, predictions: Sequence[str], references: Seque
         raise _broken(metric, "score must return a list of floats", type(found).__name__) from None
     if len(scores) != len(predictions):
         raise _broken(metric, "score must return one float per row", f"{len(scores)} for {len(predictions)} rows")
-    return [_number(metric, "score", one, where=f" of row {row}") for row, one in enumerate(scores)]
+    return [_number(metric, "score", score, where=f" of row {row}") for row, score in enumerate(scores)]
 
 
 def mean_of_scored(row_scores: Sequence[float]) -> float:
     """Returns the mean over the rows that have a score; NaN if none has."""
-    scored = [one for one in row_scores if not math.isnan(one)]
+    scored = [score for score in row_scores if not math.isnan(score)]
     if not scored:
         return math.nan
     try:
         return math.fsum(scored) / len(scored)
     except OverflowError:
         # The sum is beyond the largest float, the mean is not.
-        return math.fsum(one / len(scored) for one in scored)
+        return math.fsum(score / len(scored) for score in scored)
     except ValueError:
         # inf and -inf have no mean.
         return math.nan
@@ -123,7 +123,7 @@ def _checked_details(metric: Metric, predictions: Sequence[str], references: Seq
     found = _call(metric, "details", predictions, references)
     if not isinstance(found, Mapping):
         raise _broken(metric, "details must return a dict of floats", type(found).__name__)
-    return {str(name): _number(metric, "details", one, where=f" for {name}") for name, one in found.items()}
+    return {str(name): _number(metric, "details", figure, where=f" for {name}") for name, figure in found.items()}
 
 
 def _call(metric: Metric, method: str, *arguments: Any) -> Any:
@@ -133,7 +133,7 @@ def _call(metric: Metric, method: str, *arguments: Any) -> Any:
     except QloraRayError:
         raise
     except Exception as error:
-        frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename != __file__]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
         where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
         raise _broken(metric, f"{method} must run on any answers", f"{type(error).__name__}: {error}{where}") from error
 

@@ -234,7 +234,7 @@ def _same_rows(got: list[Row], expected: list[Row], *, ordered: bool) -> bool:
             sorted(rows, key=lambda row: [_rank(row[at]) for at in exact_first]) for rows in (got, expected)
         )
     return all(
-        _same_cell(a, b) for one, other in zip(got, expected, strict=True) for a, b in zip(one, other, strict=True)
+        _same_cell(a, b) for row, other in zip(got, expected, strict=True) for a, b in zip(row, other, strict=True)
     )
 
 
@@ -247,10 +247,10 @@ def _rank(cell: Cell) -> tuple[int, int | float | str | bytes]:
     return (2, cell) if isinstance(cell, str) else (3, cell)
 
 
-def _same_cell(one: Cell, other: Cell) -> bool:
-    if isinstance(one, int | float) and isinstance(other, int | float) and float in (type(one), type(other)):
-        return math.isclose(one, other, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
-    return one == other
+def _same_cell(cell: Cell, other: Cell) -> bool:
+    if isinstance(cell, int | float) and isinstance(other, int | float) and float in (type(cell), type(other)):
+        return math.isclose(cell, other, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
+    return cell == other
 
 
 def _shorten(sql: str, *, max_characters: int = 200) -> str:
