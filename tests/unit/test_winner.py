@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import SweepFailed
 from qlora_ray.orchestration import winner as winner_module
-from qlora_ray.orchestration.winner import score_best
-from qlora_ray.runs import SweepPaths
-from qlora_ray.scoring.scores import Scores
+from qlora_ray.orchestration.winner import Winner, choose_winner, keep_winner, score_best
+from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.files import read_lines
+from qlora_ray.scoring.comparison import compare_rows
+from qlora_ray.scoring.scores import ScoredAnswer, Scores
+from qlora_ray.scoring.verdict import Verdict
 
 CONFIG = SweepConfig.model_validate({"evaluate": {"metrics": [], "top_k": 3}})
 
@@ -39,11 +44,11 @@ def choose(tmp_path, monkeypatch):
     """score_best over trials in the order of their validation loss in the search."""
     monkeypatch.setattr(winner_module.ray, "get", lambda value: value)
 
-    def run(trials: list[str], worker: Worker, *, has_test: bool = True) -> Any:
+    def run(trials: list[str], worker: Worker, *, has_test: bool = True, executors: Any = None) -> Any:
         rows = TokenizedSplit("rows", [[1, 2]], [[0, 1]], [[1]], ["answer"])
         data: Any = SimpleNamespace(validation=rows, test=rows if has_test else None)
-        facts = {"device_class": "cpu"}
-        pool = SimpleNamespace(ready_executors=SimpleNamespace(remote=lambda: [(worker, facts)]))
+        ready = [(worker, {"device_class": "cpu"})] if executors is None else executors
+        pool = SimpleNamespace(ready_executors=SimpleNamespace(remote=lambda: ready))
         ledger: Any = SimpleNamespace(ranked=lambda: [SimpleNamespace(id=trial) for trial in trials])
         return score_best(ledger, paths=SweepPaths(tmp_path), config=CONFIG, data=data, pool=pool)
 
@@ -91,3 +96,86 @@ def test_a_sweep_whose_best_all_overflow_when_scored_again_fails(choose):
 
 def test_a_sweep_without_a_complete_trial_has_no_winner(choose):
     assert choose([], Worker({})) is None
+
+
+def test_only_executors_of_one_device_class_score_so_that_the_losses_compare(choose):
+    other = Worker({})
+    worker = Worker(
+        {("0001", "validation"): 0.3, ("0002", "validation"): 0.2, ("0002", "test"): 0.2, (None, "test"): 1}
+    )
+    executors = [(worker, {"device_class": "t4"}), (other, {"device_class": "h200"}), (worker, {"device_class": "t4"})]
+    assert choose(["0001", "0002"], worker, executors=executors).entry.id == "0002"
+    assert (len(worker.asked), other.asked) == (4, [])
+
+
+def test_without_an_executor_nothing_is_scored_and_the_resume_is_told(choose):
+    with pytest.raises(SweepFailed, match=r"no executor is left .* --resume"):
+        choose(["0001"], Worker({}), executors=[])
+
+
+@pytest.fixture
+def choose_with_deaths(tmp_path, monkeypatch):
+    """choose_winner where scoring first raises each of some errors; gives the winner, and what was called."""
+
+    def run(errors: list[Exception], winner: Any) -> tuple[Any, list[str]]:
+        called, left = [], list(errors)
+
+        def score(*args: Any, **kwargs: Any) -> Any:
+            called.append("score")
+            if left:
+                raise left.pop(0)
+            return winner
+
+        monkeypatch.setattr(winner_module.ray, "get", lambda value: value)
+        monkeypatch.setattr(winner_module, "score_best", score)
+        monkeypatch.setattr(winner_module, "keep_winner", lambda *args, **kwargs: called.append("keep"))
+        pool = SimpleNamespace(wait_ready=SimpleNamespace(remote=lambda: called.append("wait")))
+        inputs: dict[str, Any] = {"paths": SweepPaths(tmp_path), "config": CONFIG, "data": None, "pool": pool}
+        ledger: Any = None
+        return choose_winner(ledger, **inputs), called
+
+    return run
+
+
+def test_an_executor_that_dies_while_it_scores_is_waited_for_and_asked_again(choose_with_deaths):
+    winner, called = choose_with_deaths([RayActorError(), RayActorError()], "the winner")
+    assert (winner, called) == ("the winner", ["wait", "score"] * 3 + ["keep"])
+
+
+def test_executors_that_die_again_and_again_end_the_sweep_with_the_way_to_go_on(choose_with_deaths):
+    deaths: list[Exception] = [RayActorError() for _ in range(CONFIG.cluster.max_trial_retries + 1)]
+    with pytest.raises(SweepFailed, match=r"died while scoring the best trials: .* --resume"):
+        choose_with_deaths(deaths, None)
+
+
+def test_an_error_of_scoring_itself_is_not_tried_again(choose_with_deaths):
+    with pytest.raises(RayTaskError):
+        choose_with_deaths([RayTaskError("score", "remote traceback", ValueError("bad metric"))], None)
+
+
+def test_a_sweep_without_a_winner_keeps_none(choose_with_deaths):
+    assert choose_with_deaths([], None) == (None, ["wait", "score"])
+
+
+def test_what_is_kept_is_the_adapter_with_its_tokenizer_record_scores_and_answers(tmp_path, monkeypatch):
+    paths = SweepPaths(tmp_path)
+    trial = paths.trial("0002")
+    trial.adapter.mkdir(parents=True)
+    (trial.adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    trial.record.write_text("{}")
+    tokenizer = SimpleNamespace(save_pretrained=lambda folder: (Path(folder) / "tokenizer.json").touch())
+    monkeypatch.setattr(winner_module, "load_tokenizer", lambda model: tokenizer)
+    base, tuned = (
+        Scores(loss, 40, 4, {}, {}, [ScoredAnswer(0, answer, "7")], 0, 0) for loss, answer in ((0.9, "no"), (0.5, "7"))
+    )
+    verdict = Verdict("test", compare_rows("loss", [9.0] * 8, [5.0] * 8, higher_is_better=False), [])
+    entry: Any = SimpleNamespace(id="0002")
+    keep_winner(Winner(entry, tuned, base, {"0001": base, "0002": tuned}, verdict), paths=paths, config=CONFIG)
+    files = {str(path.relative_to(paths.best)) for path in paths.best.rglob("*") if path.is_file()}
+    adapter = {"adapter/adapter_model.safetensors", "adapter/tokenizer.json"}
+    assert files == adapter | {"record.json", "scores.json", "answers.jsonl"}
+    scores = read_json(paths.best / "scores.json")
+    assert (scores["trial"], scores["winner"]["loss"], scores["base"]["loss"]) == ("0002", 0.5, 0.9)
+    assert set(scores["rescored"]) == {"0001", "0002"} and "answers" not in scores["winner"]
+    answers = read_lines(paths.best / "answers.jsonl")
+    assert [(line["model"], line["answer"]) for line in answers] == [("0002", "7"), ("base", "no")]
