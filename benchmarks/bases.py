@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Model
+from qlora_ray.config.schema import Model, Precision
 from qlora_ray.errors import ConfigError
 from qlora_ray.hardware import ModelShape
 from qlora_ray.modeling.loading import EMBEDDED, LoadedBase, load_base, load_tokenizer, read_shape
-from qlora_ray.modeling.quantization import Precision, specify_quantization, torch_dtype
+from qlora_ray.modeling.quantization import specify_quantization, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

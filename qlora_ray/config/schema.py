@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, OneOf
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
+# What products are computed in.
+Precision = Literal["bf16", "fp16", "fp32"]
 ObjectiveName = Literal["eval_loss", "trainable_parameters"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -157,7 +159,7 @@ class Training(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="0 turns clipping off.")
     gradient_checkpointing: bool = False
     logging_steps: PositiveInt = Field(10, description="Steps between two points of the training loss's curve.")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+    precision: Literal["auto", Precision] = Field(
         "auto", description="auto: bf16 at compute capability >= 8, else fp16; fp32 on a CPU."
     )
     seed: Seed = Field(7, description="Adapter initialization and dropout.")

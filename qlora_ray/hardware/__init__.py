@@ -6,7 +6,7 @@ Everything but `probe_node` is a pure function. Nothing here imports torch, tran
 from qlora_ray.hardware.memory import MemoryEstimate, estimate_evaluation_bytes, estimate_memory
 from qlora_ray.hardware.placement import plan_placements
 from qlora_ray.hardware.plan import Placement, Plan, TrialDemand
-from qlora_ray.hardware.precision import Precision, choose_precision
+from qlora_ray.hardware.precision import PrecisionChoice, choose_precision
 from qlora_ray.hardware.probe import DeviceProfile, NodeProfile, probe_node
 from qlora_ray.hardware.shape import ModelShape
 from qlora_ray.hardware.workload import Workload
@@ -18,7 +18,7 @@ __all__ = [
     "NodeProfile",
     "Placement",
     "Plan",
-    "Precision",
+    "PrecisionChoice",
     "TrialDemand",
     "Workload",
     "choose_precision",

@@ -18,7 +18,7 @@ from qlora_ray.hardware.memory import (
     estimate_memory,
 )
 from qlora_ray.hardware.plan import TrialDemand
-from qlora_ray.hardware.precision import BF16_COMPUTE_CAPABILITY, Precision
+from qlora_ray.hardware.precision import BF16_COMPUTE_CAPABILITY, PrecisionChoice
 from qlora_ray.hardware.probe import DeviceProfile, NodeProfile
 from qlora_ray.hardware.shape import ModelShape
 from qlora_ray.hardware.workload import EngineName, Loss, Workload
@@ -99,7 +99,7 @@ def find_problem(profile: DeviceProfile, quantization: Quantization) -> str | No
 
 
 def describe_workload(
-    devices: Sequence[NodeDevice], question: Question, precision: Precision, *, engine: EngineName
+    devices: Sequence[NodeDevice], question: Question, precision: PrecisionChoice, *, engine: EngineName
 ) -> Workload:
     """The largest trial on this class by itself, one row at a time."""
     demand, profile = question.demand, devices[0].profile
@@ -131,7 +131,7 @@ def describe_workload(
 
 
 def _choose_attention(
-    profile: DeviceProfile, question: Question, precision: Precision
+    profile: DeviceProfile, question: Question, precision: PrecisionChoice
 ) -> Literal["fused", "math", "eager"]:
     """The kernel that attention gets: SDPA has no fused one for grouped keys where flash attention is not to be had.
 

@@ -75,10 +75,11 @@ LOSS_CHUNKS = 8  # torchtune's CEWithChunkedOutputLoss, num_output_chunks
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 TILE_CPU_COPY_BYTES = 16
-# The packed engine makes logits at label positions only, in chunks of this many fp32 bytes (training/packed/loss.py).
+# The packed engine and the evaluation make logits at label positions only, in chunks of this many fp32 bytes
+# (training/packed/loss.py, scoring/loss.py). Ours, not measured.
 # A chunk has four copies in all: logits, log-softmax and a gradient of each.
-LABEL_CHUNK_BYTES = 128 * MIB
-LABEL_CHUNK_COPIES = 4
+LOGITS_CHUNK_BYTES = 128 * MIB
+LOGITS_CHUNK_COPIES = 4
 # Evaluation makes logits, an fp32 copy and log-softmax, and no gradient.
 EVALUATION_LOGIT_BYTES = 12
 
@@ -298,8 +299,8 @@ def _count_packed_backward_bytes(shape: ModelShape, workload: Workload) -> int:
 def _count_logits_bytes(shape: ModelShape, workload: Workload, bytes_per_logit: int) -> int:
     if workload.loss == "labels":
         # At least one position's, however large the vocabulary.
-        chunk_bytes = max(min(workload.num_tokens * shape.vocab_size * 4, LABEL_CHUNK_BYTES), 4 * shape.vocab_size)
-        return LABEL_CHUNK_COPIES * chunk_bytes
+        chunk_bytes = max(min(workload.num_tokens * shape.vocab_size * 4, LOGITS_CHUNK_BYTES), 4 * shape.vocab_size)
+        return LOGITS_CHUNK_COPIES * chunk_bytes
     if workload.loss == "tiled":
         tile = min(workload.num_tokens, TILE_TOKENS) * min(shape.vocab_size, TILE_VOCABULARY)
         copies = TILE_CPU_COPY_BYTES if workload.device_kind == "cpu" else 0

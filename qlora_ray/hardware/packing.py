@@ -19,7 +19,7 @@ from qlora_ray.hardware.fitting import (
 )
 from qlora_ray.hardware.memory import FRAGMENTATION, SMALLEST_SHOWN_BYTES, MemoryEstimate
 from qlora_ray.hardware.plan import Placement, largest_divisor
-from qlora_ray.hardware.precision import Precision
+from qlora_ray.hardware.precision import PrecisionChoice
 from qlora_ray.hardware.workload import Workload
 
 # Tokens of one step of a whole pack from which more trials gain little. A micro-batch of T tokens takes as long as
@@ -59,7 +59,7 @@ class _Pack:
 
 
 def place_pack(
-    devices: list[NodeDevice], question: Question, precision: Precision
+    devices: list[NodeDevice], question: Question, precision: PrecisionChoice
 ) -> tuple[Placement, list[str]] | Refusal:
     """Place a pack of the largest trial on the devices of one class; also notes on devices that are too full."""
     demand = question.demand
@@ -175,7 +175,7 @@ def _has_room_to_hold(workload: Workload, question: Question, room_bytes: int) -
 
 
 def _build_placement(
-    devices: list[NodeDevice], question: Question, precision: Precision, pack: _Pack, room_bytes: int
+    devices: list[NodeDevice], question: Question, precision: PrecisionChoice, pack: _Pack, room_bytes: int
 ) -> Placement:
     profile, demand, workload = devices[0].profile, question.demand, pack.workload
     estimate = question.estimate(workload)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from qlora_ray.formats import format_gib, format_table, plural
 from qlora_ray.hardware.memory import MemoryEstimate
-from qlora_ray.hardware.precision import Precision
+from qlora_ray.hardware.precision import PrecisionChoice
 from qlora_ray.hardware.workload import EngineName, Loss
 
 TABLE_COLUMNS = 110
@@ -99,7 +99,7 @@ class Placement:
     num_cpus: float
     num_threads: int
     memory_cap_fraction: float | None
-    precision: Precision
+    precision: PrecisionChoice
     max_micro_batch: int
     micro_batch: int
     gradient_accumulation_steps: int
@@ -142,7 +142,7 @@ class Placement:
     def from_dict(cls, values: dict[str, Any]) -> Placement:
         fields = {key: value for key, value in values.items() if key != "num_devices"}
         fields["devices"] = tuple(values["devices"])
-        fields["precision"] = Precision.from_dict(values["precision"])
+        fields["precision"] = PrecisionChoice.from_dict(values["precision"])
         fields["estimate"] = MemoryEstimate.from_dict(values["estimate"])
         return cls(**fields)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
+from qlora_ray.config.schema import Precision
 from qlora_ray.errors import PlacementError
 from qlora_ray.hardware.probe import DeviceProfile
-
-PrecisionName = Literal["bf16", "fp16", "fp32"]
-NAMES: tuple[PrecisionName, ...] = ("bf16", "fp16", "fp32")
 
 # NVIDIA CUDA programming guide, arithmetic table: bf16 units exist from Ampere on. torch.cuda.is_bf16_supported()
 # is not asked: it counts emulation and says True on a T4 (torch 2.13).
@@ -17,10 +15,10 @@ BF16_COMPUTE_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
-class Precision:
+class PrecisionChoice:
     """A number format and the words for choosing it."""
 
-    name: PrecisionName
+    name: Precision
     reason: str
 
     @property
@@ -42,11 +40,11 @@ class Precision:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Precision:
+    def from_dict(cls, values: dict[str, Any]) -> PrecisionChoice:
         return cls(**values)
 
 
-def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> Precision:
+def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> PrecisionChoice:
     """Choose bf16 where the silicon has it, else fp16; fp32 on a CPU.
 
     Args:
@@ -56,13 +54,13 @@ def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> Preci
     Raises:
         PlacementError: The requested format is one that this device only emulates or trains badly in.
     """
-    if requested != "auto" and requested not in NAMES:
+    if requested != "auto" and requested not in get_args(Precision):
         raise PlacementError(f"training.precision must be auto, bf16, fp16 or fp32, got {requested!r}. Use auto.")
     if requested == "fp32":
-        return Precision("fp32", "fp32: the config asks for it")
+        return PrecisionChoice("fp32", "fp32: the config asks for it")
     if device.kind == "cpu":
         if requested == "auto":
-            return Precision("fp32", f"fp32: {device.name} is a CPU")
+            return PrecisionChoice("fp32", f"fp32: {device.name} is a CPU")
         raise PlacementError(
             f"training.precision must be auto or fp32 on a CPU, got {requested} ({device.name}). "
             "Set training.precision: auto."
@@ -76,6 +74,8 @@ def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> Preci
         )
     if requested == "auto":
         if has_bf16:
-            return Precision("bf16", f"bf16: compute capability {capability} of {device.name} has it")
-        return Precision("fp16", f"fp16: compute capability {capability} of {device.name} lacks bf16 (8.0 has it)")
-    return Precision(cast(PrecisionName, requested), f"{requested}: the config asks for it")
+            return PrecisionChoice("bf16", f"bf16: compute capability {capability} of {device.name} has it")
+        return PrecisionChoice(
+            "fp16", f"fp16: compute capability {capability} of {device.name} lacks bf16 (8.0 has it)"
+        )
+    return PrecisionChoice(cast(Precision, requested), f"{requested}: the config asks for it")

@@ -20,7 +20,7 @@ from qlora_ray.hardware.fitting import (
 )
 from qlora_ray.hardware.memory import CPU_PROCESS_BYTES, MemoryEstimate
 from qlora_ray.hardware.plan import Placement, largest_divisor
-from qlora_ray.hardware.precision import Precision
+from qlora_ray.hardware.precision import PrecisionChoice
 from qlora_ray.hardware.workload import Workload
 
 # Processes on one GPU take turns: more of them gain only what one leaves idle between its kernels, and each pays for a
@@ -37,7 +37,7 @@ class _SlotCount:
 
 
 def place_processes(
-    devices: list[NodeDevice], question: Question, precision: Precision, *, why: str | None = None
+    devices: list[NodeDevice], question: Question, precision: PrecisionChoice, *, why: str | None = None
 ) -> tuple[Placement, list[str]] | Refusal:
     """Place the largest trial on the devices of one class; also notes on devices of it that are too full.
 
@@ -78,7 +78,7 @@ def _find_max_micro_batch(workload: Workload, question: Question, room_bytes: in
 
 
 def _build_placement(
-    devices: list[NodeDevice], question: Question, precision: Precision, workload: Workload, room_bytes: int
+    devices: list[NodeDevice], question: Question, precision: PrecisionChoice, workload: Workload, room_bytes: int
 ) -> Placement:
     profile, demand = devices[0].profile, question.demand
     estimate = question.estimate(workload)

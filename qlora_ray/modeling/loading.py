@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray import embedded
-from qlora_ray.config.schema import Model
+from qlora_ray.config.schema import Model, Precision
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
 from qlora_ray.modeling.device_memory import is_out_of_memory
 from qlora_ray.modeling.hub import find_commit, first_line, reach_repository
-from qlora_ray.modeling.quantization import Precision, QuantizationSpec, make_bitsandbytes_config, torch_dtype
+from qlora_ray.modeling.quantization import QuantizationSpec, make_bitsandbytes_config, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Quantization
+from qlora_ray.config.schema import Precision, Quantization
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
-
-Precision = Literal["bf16", "fp16", "fp32"]
 
 # bitsandbytes' block size for 4-bit weights, and for the scales under double quantization
 # (QLoRA, arXiv 2305.14314, section 3). int8 scales rows, not blocks.

@@ -139,12 +139,14 @@ def print_next_steps(
     Args:
         is_exported: Whether the winner is exported next in any case, so that nobody need be told how.
     """
+    from qlora_ray.exporting.delivery import export_command
+
     root = shlex.quote(str(paths.root))
     if winner is not None:
         shots = " --shots 0,3" if winner.scores.answers else ""
         console.line(f"evaluate  python -m qlora_ray.evaluate {root}{shots}")
         if not is_exported:
-            console.line(f"export    python -m qlora_ray.export {root} --to {paths.name}-winner")
+            console.line(f"export    {export_command(paths, to=Path(f'{paths.name}-winner'))}")
     if summary.status is SweepStatus.INTERRUPTED:
         console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {root}")
     elif entries := ledger.resumable():

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
+from qlora_ray.config.schema import Precision
 from qlora_ray.errors import DataError
-from qlora_ray.scoring.inference import Precision, evaluating, input_device, longest_first, map_batches
+from qlora_ray.scoring.inference import evaluating, input_device, longest_first, map_batches
 from qlora_ray.scoring.sampling import GumbelNoise, Sampling
 from qlora_ray.scoring.token_budget import find_limit, fit_prompts, measure_token_budget, read_positions
 

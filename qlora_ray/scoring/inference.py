@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
+from qlora_ray.config.schema import Precision
+from qlora_ray.errors import ModelError
 from qlora_ray.modeling.device_memory import is_out_of_memory
 
-Precision = Literal["fp32", "bf16", "fp16"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Result = TypeVar("Result")
@@ -41,6 +45,21 @@ def input_device(model: Any) -> torch.device:
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     weight = getattr(embeddings, "weight", None)
     return weight.device if isinstance(weight, torch.Tensor) else next(model.parameters()).device
+
+
+def pad_token_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the id that fills short rows: the pad token, else the end token.
+
+    Raises:
+        ModelError: If the tokenizer has neither.
+    """
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if not isinstance(found, int):
+        raise ModelError(
+            f"evaluation: the tokenizer must have a pad or an end token, got {type(tokenizer).__name__} with neither. "
+            "Set tokenizer.pad_token."
+        )
+    return found
 
 
 def map_batches(

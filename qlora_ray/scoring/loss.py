@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qlora_ray.config.schema import Precision
 from qlora_ray.errors import DataError
+from qlora_ray.hardware.memory import LOGITS_CHUNK_BYTES
 from qlora_ray.modeling.heads import SplitModel
-from qlora_ray.scoring.inference import Precision, evaluating, input_device, longest_first, map_batches
+from qlora_ray.scoring.inference import evaluating, input_device, longest_first, map_batches
 from qlora_ray.scoring.split import EvaluationSplit
-
-# Ours, not measured: the float32 logits of one chunk. Cross-entropy holds about three such tensors at once.
-LOGITS_CHUNK_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)

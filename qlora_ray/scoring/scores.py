@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Evaluate
-from qlora_ray.errors import ModelError
+from qlora_ray.config.schema import Evaluate, Precision
 from qlora_ray.scoring.generation import Answers, generate_answers
-from qlora_ray.scoring.inference import Precision
+from qlora_ray.scoring.inference import pad_token_of
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.metrics.metric import Metric, measure
 from qlora_ray.scoring.sampling import Sampling, choose_sampling
 from qlora_ray.scoring.split import EvaluationSplit
-from qlora_ray.scoring.token_budget import count_reference_tokens, resolve_max_new_tokens
+from qlora_ray.scoring.token_budget import TokenBudget, count_reference_tokens, resolve_max_new_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,16 +109,11 @@ def score_model(
         DataError: no token counts in the loss, a prompt is empty, or a reference query does not run.
         ModelError: the tokenizer has neither a pad nor an end token.
     """
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if not isinstance(pad_token_id, int):
-        raise ModelError(
-            f"evaluation: the tokenizer must have a pad or an end token, got {type(tokenizer).__name__} with neither. "
-            "Set tokenizer.pad_token."
-        )
+    pad_token_id = pad_token_of(tokenizer)
     loss = evaluate_loss(model, split, batch_size=loss_batch_size, pad_token_id=pad_token_id, precision=precision)
     num_answers = len(split.prompt_ids[: evaluate.max_rows]) if metrics else 0
     answers = Answers(texts=[], num_cut_prompts=0, num_short_answers=0, num_cut_answers=0)
-    max_new_tokens, reference_tokens = None, []
+    budget, sampling = TokenBudget(max_new_tokens=0), choose_sampling(evaluate)
     if num_answers:
         # `auto` is of all rows, as in an evaluation, where more of them may be answered later.
         reference_tokens = count_reference_tokens(split, tokenizer=tokenizer)
@@ -131,30 +125,71 @@ def score_model(
             max_new_tokens=max_new_tokens,
             batch_size=evaluate.batch_size,
             precision=precision,
-            sampling=choose_sampling(evaluate),
+            sampling=sampling,
             max_length=evaluate.max_length,
         )
-    references = list(split.references[:num_answers])
-    measured = {metric.name: measure(metric, answers.texts, references) for metric in metrics}
-    return Scores(
-        loss=loss.loss,
-        num_tokens=loss.num_tokens,
-        num_rows=loss.num_rows,
-        metrics={name: metric.value for name, metric in measured.items()},
-        row_metrics={name: metric.row_scores for name, metric in measured.items()},
-        answers=[
-            ScoredAnswer(row=row, answer=answer, reference=reference)
-            for row, (answer, reference) in enumerate(zip(answers.texts, references, strict=True))
-        ],
-        num_cut_prompts=answers.num_cut_prompts,
-        num_short_answers=answers.num_short_answers,
+        budget = TokenBudget(
+            max_new_tokens=max_new_tokens,
+            num_cut_prompts=answers.num_cut_prompts,
+            num_short_answers=answers.num_short_answers,
+            num_long_references=sum(num > max_new_tokens for num in reference_tokens[:num_answers]),
+        )
+    pairs = zip(answers.texts, split.references[:num_answers], strict=True)
+    return make_scores(
+        [ScoredAnswer(row, answer, reference) for row, (answer, reference) in enumerate(pairs)],
         row_nll=loss.row_nll,
         row_tokens=loss.row_tokens,
-        details={name: metric.details for name, metric in measured.items() if metric.details},
+        metrics=metrics,
+        budget=budget,
         num_cut_answers=answers.num_cut_answers,
-        num_long_references=sum(num > (max_new_tokens or 0) for num in reference_tokens[:num_answers]),
-        max_new_tokens=max_new_tokens,
-        sampling=choose_sampling(evaluate),
+        sampling=sampling,
+    )
+
+
+def make_scores(
+    answers: list[ScoredAnswer],
+    *,
+    row_nll: list[float],
+    row_tokens: list[int],
+    metrics: Sequence[Metric],
+    budget: TokenBudget,
+    num_cut_answers: int,
+    sampling: Sampling | None,
+) -> Scores:
+    """Returns the scores that rows of a split add up to.
+
+    Args:
+        answers: Of the split's first rows; the metrics are measured on them.
+        row_nll: As in `Scores`; the loss is their sum over all tokens, NaN where there are none.
+        row_tokens: As in `Scores`.
+        metrics: What the answers are measured by.
+        budget: What the answered rows had room for.
+        num_cut_answers: Answers that ended because their tokens were spent.
+        sampling: How answers were drawn; None: greedily.
+
+    Raises:
+        ConfigError: If a metric of the user's own fails.
+        DataError: If a reference cannot be scored against.
+    """
+    texts, references = [answer.answer for answer in answers], [answer.reference for answer in answers]
+    measured = {metric.name: measure(metric, texts, references) for metric in metrics}
+    num_tokens = sum(row_tokens)
+    return Scores(
+        loss=math.fsum(row_nll) / num_tokens if num_tokens else math.nan,
+        num_tokens=num_tokens,
+        num_rows=sum(tokens > 0 for tokens in row_tokens),
+        metrics={name: found.value for name, found in measured.items()},
+        row_metrics={name: found.row_scores for name, found in measured.items()},
+        answers=answers,
+        num_cut_prompts=budget.num_cut_prompts,
+        num_short_answers=budget.num_short_answers,
+        row_nll=row_nll,
+        row_tokens=row_tokens,
+        details={name: found.details for name, found in measured.items() if found.details},
+        num_cut_answers=num_cut_answers,
+        num_long_references=budget.num_long_references,
+        max_new_tokens=budget.max_new_tokens if answers else None,
+        sampling=sampling,
     )
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qlora_ray.errors import PlacementError
-from qlora_ray.hardware import DeviceProfile, Precision, choose_precision
+from qlora_ray.hardware import DeviceProfile, PrecisionChoice, choose_precision
 
 CPU = DeviceProfile(0, "cpu", "AMD EPYC, 2 CPUs", None, 10**10, 10**10)
 
@@ -70,4 +70,4 @@ def test_an_unknown_format_is_refused():
 
 def test_a_precision_survives_json():
     precision = choose_precision(CPU)
-    assert Precision.from_dict(json.loads(json.dumps(precision.to_dict()))) == precision
+    assert PrecisionChoice.from_dict(json.loads(json.dumps(precision.to_dict()))) == precision

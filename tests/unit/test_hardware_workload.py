@@ -17,12 +17,11 @@ from torch.utils._pytree import tree_leaves
 from qlora_ray.config.schema import Lora, Training
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.hardware import ModelShape, Workload, estimate_memory
-from qlora_ray.hardware.memory import LABEL_CHUNK_BYTES, pad_rank
+from qlora_ray.hardware.memory import pad_rank
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import TrainingData, TrialSpec
-from qlora_ray.training.packed import loss
 from qlora_ray.training.packed.engine import PackedEngine
 
 NUM_TRIALS, BATCH, TOKENS, VOCABULARY = 3, 4, 96, 512
@@ -142,10 +141,6 @@ def test_a_joining_trial_has_room_for_the_copy_of_the_bank():
     estimate = estimate_memory(LLAMA_8B, short)
     copied_bytes = 16 * 8 * LLAMA_8B.num_adapter_parameters("all-linear", 64)
     assert estimate.activations_bytes + estimate.logits_bytes == copied_bytes
-
-
-def test_chunks_are_those_of_the_engine():
-    assert loss.LOGITS_CHUNK_BYTES == LABEL_CHUNK_BYTES
 
 
 def test_ranks_are_padded_to_powers_of_two_from_eight_on():

@@ -15,7 +15,7 @@ from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.summary import print_next_steps, print_outcome, write_summary
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.runs import SweepPaths
-from qlora_ray.runs.files import read_json
+from qlora_ray.runs.files import read_json, write_json
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
@@ -110,6 +110,9 @@ def test_how_to_export_is_told_unless_it_is_done_anyway(tmp_path: Any, is_export
         entry=SimpleNamespace(id="0002"), scores=BASE, verdict=SimpleNamespace(word="better", note=None)
     )
     paths, text = SweepPaths(tmp_path), io.StringIO()
+    write_json(paths.manifest, {"config": {"model": {"trust_remote_code": True}}})
     summary = write_summary(ledger, winner, paths=paths, interrupted=False)
     print_next_steps(Console(text), summary, ledger=ledger, winner=winner, paths=paths, is_exported=is_exported)
+    # With the right that the sweep's own config gave: without it the command would be refused.
+    assert ("--set model.trust_remote_code=true" in text.getvalue()) is not is_exported
     assert ("export    python -m qlora_ray.export" in text.getvalue()) is not is_exported

@@ -25,7 +25,7 @@ from qlora_ray.modeling.device_memory import is_out_of_memory
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from qlora_ray.scoring.inference import Precision
+    from qlora_ray.config.schema import Precision
 
 EXTRA = "lm-eval"
 MAX_NEAR_NAMES = 3

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_ray.config.schema import Model
+from qlora_ray.config.schema import Model, Precision
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.target.folders import read_merge_report, read_model_config
 from qlora_ray.evaluation.target.target import ModelName, Target
-from qlora_ray.hardware import DeviceProfile, Precision, choose_precision
+from qlora_ray.hardware import DeviceProfile, PrecisionChoice, choose_precision
 from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
 from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name
-from qlora_ray.modeling.quantization import Precision as PrecisionName
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
 
 # Names of torch's dtypes in config.json, and what this project calls them.
-DTYPES: dict[str, PrecisionName] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+DTYPES: dict[str, Precision] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class LoadPlan:
 
     target: Target
     device: DeviceProfile
-    precision: Precision
+    precision: PrecisionChoice
     specs: dict[str, QuantizationSpec]
     notes: Sequence[str] = ()
 
@@ -113,7 +112,7 @@ def _own_spec(model: Model, device: DeviceProfile) -> QuantizationSpec:
     folder = Path(resolve_model_name(model.name))
     written = read_model_config(folder) if folder.is_dir() else _hub_config(model)
     own = DTYPES.get(str(written.get("dtype") or written.get("torch_dtype")), "fp32")
-    dtype: PrecisionName = "fp32" if device.kind == "cpu" else own
+    dtype: Precision = "fp32" if device.kind == "cpu" else own
     return QuantizationSpec("none", 32 if dtype == "fp32" else 16, "torch", None, False, dtype)
 
 

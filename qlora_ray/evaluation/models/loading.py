@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Lora
+from qlora_ray.config.schema import Lora, Precision
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.models.load_plan import LoadPlan
 from qlora_ray.evaluation.target.target import ModelName
-from qlora_ray.hardware import DeviceProfile, Precision
+from qlora_ray.hardware import DeviceProfile, PrecisionChoice
 from qlora_ray.hardware.packing import NARROW_WIDTH
 from qlora_ray.modeling.adapters import saved_adapter
 from qlora_ray.modeling.device_memory import is_out_of_memory
 from qlora_ray.modeling.identity import read_adapter
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.packing import find_packing_problem
-from qlora_ray.modeling.quantization import Precision as PrecisionName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +53,7 @@ class LoadedModel:
     name: ModelName
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    precision: PrecisionName
+    precision: Precision
     how: str
 
 
@@ -238,7 +237,7 @@ def _lora_of(adapter: Path | None) -> list[Lora]:
     return [Lora(r=facts.r, target_modules=sorted(facts.config["target_modules"]))]
 
 
-def _describe(loaded: LoadedBase, precision: Precision) -> str:
+def _describe(loaded: LoadedBase, precision: PrecisionChoice) -> str:
     """`nf4 with double quantization, computed in bf16`; for a quantization of the folder's own, as it is written."""
     spec = loaded.quantization
     written = getattr(loaded.model.config, "quantization_config", None)

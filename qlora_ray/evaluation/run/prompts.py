@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
 from qlora_ray.data import TokenizedSplit
-from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.formats import format_duration
 from qlora_ray.scoring.generation import Answer, answer_in_batches
-from qlora_ray.scoring.inference import longest_first
+from qlora_ray.scoring.inference import longest_first, pad_token_of
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.sampling import choose_sampling
 
@@ -86,7 +85,7 @@ class PromptRun:
                     loaded.model,
                     _pick(rows, trained),
                     batch_size=size,
-                    pad_token_id=_pad_token_id(loaded),
+                    pad_token_id=pad_token_of(loaded.tokenizer),
                     precision=loaded.precision,
                 )
                 # Halved for lack of memory: batches stay small, instead of failing again in each chunk.
@@ -177,13 +176,3 @@ def _pick(split: TokenizedSplit, rows: Sequence[int]) -> TokenizedSplit:
         [split.prompt_ids[row] for row in rows],
         [split.references[row] for row in rows],
     )
-
-
-def _pad_token_id(loaded: LoadedModel) -> int:
-    tokenizer = loaded.tokenizer
-    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if not isinstance(found, int):
-        raise ModelError(
-            f"evaluation: the tokenizer of {loaded.name} must have a pad or an end token, got neither. Set one."
-        )
-    return found

@@ -13,9 +13,9 @@ from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.formats import format_loss, format_score, format_table
 from qlora_ray.scoring.comparison import Comparison, compare_scores
 from qlora_ray.scoring.details import bracket_details, count_answers, describe_details, tabulate_details
-from qlora_ray.scoring.metrics.metric import Metric, measure
+from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.sampling import Sampling
-from qlora_ray.scoring.scores import ScoredAnswer, Scores
+from qlora_ray.scoring.scores import ScoredAnswer, Scores, make_scores
 from qlora_ray.scoring.token_budget import TokenBudget
 from qlora_ray.scoring.verdict import describe_cuts
 
@@ -153,23 +153,13 @@ def read_scores(
     row_tokens = [losses[row][1] for row in range(num_rows)]
     references = prompts.rows.references if prompts.has_references else [""] * len(prompts.rows)
     scored = [ScoredAnswer(row, answers[row]["answer"], references[row]) for row in range(prompts.num_answered)]
-    texts, expected = [answer.answer for answer in scored], [answer.reference for answer in scored]
-    measured = {metric.name: measure(metric, texts, expected) for metric in metrics}
-    return Scores(
-        loss=math.fsum(row_nll) / sum(row_tokens) if sum(row_tokens) else math.nan,
-        num_tokens=sum(row_tokens),
-        num_rows=sum(tokens > 0 for tokens in row_tokens),
-        metrics={name: metric.value for name, metric in measured.items()},
-        row_metrics={name: metric.row_scores for name, metric in measured.items()},
-        answers=scored,
-        num_cut_prompts=limited.num_cut_prompts,
-        num_short_answers=limited.num_short_answers,
+    return make_scores(
+        scored,
         row_nll=row_nll,
         row_tokens=row_tokens,
-        details={name: metric.details for name, metric in measured.items() if metric.details},
+        metrics=metrics,
+        budget=limited,
         num_cut_answers=sum(answers[row].get("finish") == "length" for row in range(prompts.num_answered)),
-        num_long_references=limited.num_long_references,
-        max_new_tokens=limited.max_new_tokens if prompts.num_answered else None,
         sampling=sampling,
     )
 

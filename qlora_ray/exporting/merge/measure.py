@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from qlora_ray.config.schema import Precision
 from qlora_ray.errors import DataError, ModelError
 from qlora_ray.exporting.merge.report import MeasuredModel
 from qlora_ray.modeling.heads import SplitModel
 from qlora_ray.scoring.generation import generate_answers
-from qlora_ray.scoring.inference import Precision, evaluating, input_device
+from qlora_ray.scoring.inference import evaluating, input_device, pad_token_of
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.split import EvaluationSplit
 
@@ -132,10 +133,8 @@ class Runner:
     def loss(self, rows: MeasuredRows) -> float:
         """The rows' loss, nats per token."""
         # Rows are padded on the right, so any token will do.
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        pad_token_id = next(one for one in ids if isinstance(one, int))
         result = evaluate_loss(
-            self.model, rows, batch_size=BATCH_SIZE, pad_token_id=pad_token_id, precision=self.precision
+            self.model, rows, batch_size=BATCH_SIZE, pad_token_id=pad_token_of(self.tokenizer), precision=self.precision
         )
         return result.loss
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from qlora_ray.config.schema import Precision
 from qlora_ray.errors import ConfigError
-from qlora_ray.modeling.quantization import Precision
 
 # Hugging Face's default size of a shard (huggingface_hub 2.4: MAX_SHARD_SIZE, 5GB).
 DEFAULT_SHARD_BYTES = 5 * 10**9
@@ -30,7 +30,7 @@ class MergeOptions:
     """
 
     rule: Literal["auto", "w16", "dequant"] = "auto"
-    dtype: Literal["auto", "checkpoint", "bf16", "fp16", "fp32"] = "auto"
+    dtype: Literal["auto", "checkpoint", Precision] = "auto"
     head_dtype: Precision | None = None
     nf4_copy: bool = False
     max_shard_bytes: int = DEFAULT_SHARD_BYTES

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from qlora_ray.config.schema import Precision
 from qlora_ray.errors import ModelError
 from qlora_ray.exporting.merge.checkpoint import Checkpoint
 from qlora_ray.exporting.merge.deltas import AdapterChanges, BaseNames
-from qlora_ray.modeling.quantization import Precision, torch_dtype
+from qlora_ray.modeling.quantization import torch_dtype
 
-PlannedDtype = Literal["checkpoint", "bf16", "fp16", "fp32"]
+PlannedDtype = Literal["checkpoint", Precision]
 Tying = Literal["tied", "untied by the merge", "separate"]
 # safetensors' names of the dtypes that weights are merged in.
 STORED_DTYPES: dict[str, Precision] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Ours, not measured: the float32 logits of one chunk. Cross-entropy and its gradient hold about three of them.
-LOGITS_CHUNK_BYTES = 128 * 2**20
+from qlora_ray.hardware.memory import LOGITS_CHUNK_BYTES
 
 
 def backward_losses(
