@@ -170,6 +170,11 @@ def compare_scores(base: Scores, tuned: Scores, *, metrics: Sequence[Metric]) ->
     The loss is compared over all rows with a trained token, in mean nats per token weighted by tokens, so that the
     means are those of `evaluate_loss`. A loss that is NaN counts as infinite: it is worse than any other.
 
+    Args:
+        base: Scores to compare with.
+        tuned: Scores that should be better.
+        metrics: The metrics to compare, the deciding one first.
+
     Raises:
         DataError: the two were not scored on the same rows.
     """

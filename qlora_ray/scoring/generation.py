@@ -25,7 +25,7 @@ class Answers:
 
     Attributes:
         num_cut_prompts: Prompts that lost tokens on the left, being longer than the limit.
-        num_short_answers: Prompts answered with fewer than `max_new_tokens` to spend, for lack of room behind them.
+        num_short_answers: Prompts answered with fewer tokens than `max_new_tokens`, as they leave no more of the limit.
         num_cut_answers: Answers that ended because their tokens were spent.
     """
 
@@ -96,8 +96,8 @@ def generate_answers(
         max_length=max_length,
     )
     limit = find_limit(read_positions(model.config), max_length)
-    room = measure_token_budget(prompt_ids, max_new_tokens=max_new_tokens, limit=limit)
-    return Answers(texts, room.num_cut_prompts, room.num_short_answers, num_cut_answers)
+    budget = measure_token_budget(prompt_ids, max_new_tokens=max_new_tokens, limit=limit)
+    return Answers(texts, budget.num_cut_prompts, budget.num_short_answers, num_cut_answers)
 
 
 def answer_in_batches(

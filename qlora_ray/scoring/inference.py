@@ -69,8 +69,13 @@ def map_batches(
 
     Once halved, batches stay small: rows should come with the longest first, so that halving happens early.
 
+    Args:
+        rows: Row numbers.
+        run: Computes a batch of them.
+        batch_size: Rows of the first batch.
+
     Raises:
-        RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
+        RuntimeError, MemoryError: If one row alone does not fit the device (`device_memory.is_out_of_memory`).
     """
     start, size = 0, batch_size
     while start < len(rows):

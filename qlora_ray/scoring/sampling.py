@@ -62,7 +62,7 @@ class GumbelNoise(LogitsProcessor):
     """Makes greedy decoding of one batch a draw for each of its rows.
 
     Args:
-        sampling: How to draw.
+        sampling: Temperature, top_p and seed.
         rows: The batch's rows: the index that each has among all prompts, by which it gets its noise.
         num_prompt_tokens: Length of the padded prompts, after which step 0 comes.
     """
@@ -93,6 +93,12 @@ def draw_gumbel(seed: int, *, row: int, step: int, num: int) -> NDArray[np.float
 
     NumPy promises that a bit generator's integers stay the same, and of distributions it does not (NEP 19): so the
     integers are turned into noise here.
+
+    Args:
+        seed: The evaluation's sampling seed.
+        row: The prompt's number in its set.
+        step: Tokens of the answer before this one.
+        num: Numbers to draw, one per token of the vocabulary.
     """
     # A step has a word of the counter to itself: the word below it counts 2^64 blocks of four numbers.
     bits = np.random.Philox(key=[seed, row], counter=[0, step, 0, 0]).random_raw(num)

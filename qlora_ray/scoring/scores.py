@@ -105,6 +105,15 @@ def score_model(
 
     Without metrics nothing is generated.
 
+    Args:
+        model: A causal LM of transformers, or a PEFT model around one.
+        tokenizer: The model's own.
+        split: The rows.
+        metrics: What scores the answers, the deciding one first.
+        evaluate: How answers are generated, and of how many rows.
+        precision: The data type that the model computes in.
+        loss_batch_size: Rows of a micro-batch of the loss.
+
     Raises:
         DataError: no token counts in the loss, a prompt is empty, or a reference query does not run.
         ModelError: the tokenizer has neither a pad nor an end token.

@@ -30,12 +30,12 @@ LIMITS = "the model's positions or evaluate.max_length"
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """What rows have room for.
+    """How many tokens answers may have, and what of prompts and answers that cuts.
 
     Attributes:
         max_new_tokens: Tokens an answer may have.
         num_cut_prompts: Prompts that lose tokens on the left, being longer than the limit.
-        num_short_answers: Answers that have fewer tokens to spend, for lack of room behind their prompts.
+        num_short_answers: Answers that have fewer tokens, as their prompts take too many of the limit.
         num_references: Answered rows with a reference.
         num_long_references: Of them, those whose reference is longer than `max_new_tokens`.
     """
@@ -91,6 +91,11 @@ def count_reference_tokens(
 
     A template may put more than the text into an answer (Qwen3's empty thoughts), and a row may have been cut: the
     larger count of the text and of the row's own answer counts.
+
+    Args:
+        split: The rows.
+        tokenizer: Counts the tokens.
+        num_rows: Rows to count, from the first; None: all.
     """
     references = list(split.references[:num_rows])
     if not references:
@@ -110,7 +115,14 @@ def measure_token_budget(
     limit: int | None,
     reference_tokens: Sequence[int] = (),
 ) -> TokenBudget:
-    """Returns what prompts that are answered have room for, in a model of `limit` tokens."""
+    """Returns the tokens that answers may have, and how many prompts, answers and references are cut.
+
+    Args:
+        prompt_ids: The tokens of each prompt.
+        max_new_tokens: Tokens that an answer may have.
+        limit: Tokens of a prompt and its answer; None: any number.
+        reference_tokens: The length of each reference.
+    """
     prompts, budgets = fit_prompts(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
     return TokenBudget(
         max_new_tokens=max_new_tokens,
@@ -135,13 +147,19 @@ def find_limit(positions: int | None, max_length: int | None) -> int | None:
 def fit_prompts(
     prompt_ids: Sequence[Sequence[int]], *, limit: int | None, max_new_tokens: int
 ) -> tuple[list[list[int]], list[int]]:
-    """Returns the prompts as the model sees them, and the new tokens each may have."""
+    """Returns the prompts as the model sees them, and the new tokens each may have.
+
+    Args:
+        prompt_ids: The tokens of each prompt.
+        limit: Tokens of a prompt and its answer; None: any number.
+        max_new_tokens: Tokens that an answer may have.
+    """
     prompts = [_cut_left(ids, limit=limit, max_new_tokens=max_new_tokens) for ids in prompt_ids]
     return prompts, [max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids)) for ids in prompts]
 
 
 def _cut_left(ids: Sequence[int], *, limit: int | None, max_new_tokens: int) -> list[int]:
-    """Returns the prompt's end, with room for an answer (at least half of `limit` stays prompt), if it is too long."""
+    """Returns the prompt's end, if it leaves too few tokens for an answer; half of `limit` stays prompt at least."""
     if limit is None or len(ids) < limit:
         return list(ids)
     return list(ids[-max(limit - max_new_tokens, limit // 2, 1) :])

@@ -27,7 +27,7 @@ class Verdict:
     Attributes:
         split: The rows both were scored on: test, or validation where there are no test rows.
         deciding: The comparison whose word is the verdict: the first metric, or the loss where nothing is answered.
-        others: What else was measured.
+        others: The comparisons that do not decide.
         note: What weakens the verdict, in words; None if nothing does.
     """
 
@@ -65,7 +65,7 @@ def judge(base: Scores, tuned: Scores, *, metrics: Sequence[Metric], split: str,
         base: The base's scores.
         tuned: The adapter's.
         metrics: What answers were scored with, the deciding one first.
-        split: What the rows are called.
+        split: The name of the split that the rows are of.
         was_chosen_on: Whether the adapter was picked by its scores on these rows.
     """
     deciding, *others = compare_scores(base, tuned, metrics=metrics)
@@ -81,10 +81,17 @@ def describe_cuts(
     tuned_name: str = "the winner",
     has_references: bool = True,
 ) -> str | None:
-    """Returns what cut answers do to a comparison, in words; None if that is nothing.
+    """Returns a note where cut answers weaken a comparison; None where they do not.
 
     A base that never stops is cut always. That matters only where references are longer than an answer may be: then no
     model could give them. Without references nothing says how long an answer should be.
+
+    Args:
+        base: The base's scores.
+        tuned: The tuned model's scores.
+        base_name: What the base is called in the note.
+        tuned_name: What the tuned model is called in it.
+        has_references: Whether the rows have references.
     """
     if not tuned.answers:
         return None
@@ -107,7 +114,7 @@ def describe_cuts(
 
 
 def describe_limits(scores: Scores) -> list[str]:
-    """Returns what a model's prompts and answers lost for lack of room, in words."""
+    """Returns a note on cut prompts and one on short answers, where a model has any."""
     notes = []
     if scores.num_cut_prompts:
         notes.append(f"{scores.num_cut_prompts} prompts lost their beginning, for lack of room ({LIMITS})")

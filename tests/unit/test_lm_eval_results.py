@@ -52,7 +52,9 @@ def _read(*, right: int, num: int = 40) -> dict[str, TaskResult]:
 
 def test_metrics_keep_their_filter_error_and_direction() -> None:
     (result,) = _read(right=10).values()
-    assert {name: (one.value, one.stderr, one.higher_is_better) for name, one in result.metrics.items()} == {
+    assert {
+        name: (metric.value, metric.stderr, metric.higher_is_better) for name, metric in result.metrics.items()
+    } == {
         "exact_match,strict-match": (0.25, 0.07, True),
         "exact_match,flexible-extract": (1.0, 0.0, True),
         "perplexity": (3.5, None, False),

@@ -37,7 +37,7 @@ def task(tmp_path: Path) -> Path:
 
 
 def test_a_task_is_its_yaml_and_the_files_that_it_names(task: Path) -> None:
-    found = [str(one.relative_to(task.parent)) for one in find_task_files(task)]
+    found = [str(path.relative_to(task.parent)) for path in find_task_files(task)]
     assert found == [
         "sums.yaml",
         "parts/common.yaml",

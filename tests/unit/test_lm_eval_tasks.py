@@ -78,7 +78,7 @@ def test_the_harness_gets_the_answers_that_our_own_generation_gets(base: Any, ta
     references = [answer if right else f"not {answer}" for answer, right in zip(answers, expected, strict=True)]
     pairs = zip(questions, references, strict=True)
     data = tmp_path / "answered.jsonl"
-    data.write_text("".join(json.dumps({"question": one, "sql": other}) + "\n" for one, other in pairs))
+    data.write_text("".join(json.dumps({"question": question, "sql": sql}) + "\n" for question, sql in pairs))
     task.write_text(task.read_text(encoding="utf-8").replace("qlora_ray/embedded/assets/test.jsonl", str(data)))
 
     request = TaskRequest(tasks=[str(task)], batch_size=NUM_ROWS, chat_template=True)

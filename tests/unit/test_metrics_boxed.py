@@ -131,7 +131,7 @@ def test_a_reference_without_an_answer_is_a_data_error_that_names_its_row(refere
 
 def names(references: list[str]) -> tuple[list[str], str]:
     metrics, reason = resolve_metrics(Evaluate(), trains_on_embedded=False, has_references=True, references=references)
-    return [one.name for one in metrics], reason
+    return [metric.name for metric in metrics], reason
 
 
 def test_auto_reads_numbers_in_boxes_and_compares_other_boxes() -> None:

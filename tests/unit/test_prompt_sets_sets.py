@@ -141,7 +141,7 @@ def test_examples_are_never_of_the_rows_that_are_asked(tmp_path: Path) -> None:
 def test_examples_that_do_not_fit_are_left_out_one_by_one_and_counted(tmp_path: Path) -> None:
     data = make_data(tmp_path, num_test=1)
     _, whole = make_sets(data, shots=[0, 1, 2, 3])
-    lengths = {name: len(one.rows.prompt_ids[0]) for name, one in whole.items()}
+    lengths = {name: len(prompts.rows.prompt_ids[0]) for name, prompts in whole.items()}
     _, sets = make_sets(data, shots=[3], max_positions=lengths["2-shot"] + 40, max_new_tokens=40)
     assert sets["3-shot"].num_dropped_shots == 1
     assert sets["3-shot"].rows.prompt_ids == whole["2-shot"].rows.prompt_ids

@@ -275,7 +275,7 @@ def test_scores_are_compared_by_their_first_metric_and_the_loss_always() -> None
         row_metrics={"numeric_match": tuned_rows, "absolute_error": [0.0] * 30},
     )
     found = compare_scores(base, tuned, metrics=[NumericMatch(), AbsoluteError()])
-    assert [(one.measure, one.test, one.verdict) for one in found] == [
+    assert [(compared.measure, compared.test, compared.verdict) for compared in found] == [
         ("numeric_match", "McNemar, exact", "better"),
         ("absolute_error", "sign-flip permutation", "better"),
         ("loss", "sign-flip permutation", "better"),
@@ -285,7 +285,7 @@ def test_scores_are_compared_by_their_first_metric_and_the_loss_always() -> None
     assert (loss.num_rows, loss.num_dropped) == (30, 0)
     # As evaluate_loss has them: over all tokens, however they fall into rows.
     assert (loss.base, loss.tuned) == (pytest.approx(base.loss), pytest.approx(tuned.loss))
-    assert [one.measure for one in compare_scores(base, tuned, metrics=[])] == ["loss"]
+    assert [compared.measure for compared in compare_scores(base, tuned, metrics=[])] == ["loss"]
 
 
 def test_a_loss_that_is_not_a_number_is_no_improvement() -> None:
@@ -306,7 +306,7 @@ def test_scores_of_other_rows_are_a_data_error() -> None:
 
 def test_a_difference_of_roundings_is_none_however_sure_it_is() -> None:
     base = [1.0 + 0.01 * row for row in range(200)]
-    rounded = compare_rows("loss", base, [one * (1 + 4e-7) for one in base], higher_is_better=False)
-    real = compare_rows("loss", base, [one * (1 + 4e-5) for one in base], higher_is_better=False)
+    rounded = compare_rows("loss", base, [loss * (1 + 4e-7) for loss in base], higher_is_better=False)
+    real = compare_rows("loss", base, [loss * (1 + 4e-5) for loss in base], higher_is_better=False)
     assert rounded.p_value < 0.05 and rounded.interval[0] > 0
     assert (rounded.verdict, real.verdict) == ("no different", "worse")

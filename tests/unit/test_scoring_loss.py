@@ -104,7 +104,7 @@ def test_an_adapter_counts_and_training_goes_on_afterwards_as_if_nothing_had_bee
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     ids = torch.tensor([split.input_ids[0]])
     model(input_ids=ids, labels=ids).loss.backward()
-    assert all(one.grad is not None for one in model.parameters() if one.requires_grad)
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def p_value(tokens: list[int], expected: list[float]) -> float:
 
 def tempered(probabilities: list[float], temperature: float) -> list[float]:
     """softmax(log p / T), by hand."""
-    powers = [one ** (1 / temperature) for one in probabilities]
-    return [one / sum(powers) for one in powers]
+    powers = [p ** (1 / temperature) for p in probabilities]
+    return [power / sum(powers) for power in powers]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -54,15 +54,15 @@ def test_the_steps_of_one_row_are_draws_of_their_own() -> None:
     expected = tempered(PROBABILITIES, WARM.temperature)
     assert p_value(tokens, expected) > SMALLEST_P
     # What follows a token does not depend on it.
-    pairs = [5 * one + other for one, other in zip(tokens[::2], tokens[1::2], strict=True)]
-    assert p_value(pairs, [one * other for one in expected for other in expected]) > SMALLEST_P
+    pairs = [5 * first + second for first, second in zip(tokens[::2], tokens[1::2], strict=True)]
+    assert p_value(pairs, [p * q for p in expected for q in expected]) > SMALLEST_P
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_it_in_their_own_proportions() -> None:
     # 0.5 + 0.25 falls short of 0.8, and 0.5 + 0.25 + 0.15 = 0.9 reaches it.
     tokens = draw_tokens(Sampling(1.0, 0.8, 7), PROBABILITIES)
     assert set(tokens) == {0, 1, 2}
-    assert p_value(tokens, [one / 0.9 for one in PROBABILITIES[:3]]) > SMALLEST_P
+    assert p_value(tokens, [p / 0.9 for p in PROBABILITIES[:3]]) > SMALLEST_P
     # After the temperature: at 0.5 the squares count, 0.25 of 0.3402 is 0.73, so two tokens reach 0.8.
     assert set(draw_tokens(Sampling(0.5, 0.8, 7), PROBABILITIES)) == {0, 1}
     assert set(draw_tokens(Sampling(1.0, 1e-9, 7), PROBABILITIES)) == {0}
@@ -99,7 +99,7 @@ def philox_4x64_10(counter: list[int], key: list[int]) -> list[int]:
 def test_noise_is_gumbels_from_the_generator_of_the_paper() -> None:
     # NumPy counts up before its first block.
     blocks = [philox_4x64_10([at, 11, 0, 0], [7, 3]) for at in (1, 2)]
-    uniform = np.array([((one >> 12) + 0.5) / 2**52 for block in blocks for one in block])
+    uniform = np.array([((number >> 12) + 0.5) / 2**52 for block in blocks for number in block])
     assert draw_gumbel(7, row=3, step=11, num=8) == pytest.approx(gumbel_r.ppf(uniform), rel=1e-12)
     many = draw_gumbel(7, row=0, step=0, num=20_000)
     assert kstest(many, gumbel_r.cdf).pvalue > SMALLEST_P

@@ -39,7 +39,13 @@ class AnswerRow:
 
 
 def answer_path(folder: Path, *, model: str, prompt_set: str) -> Path:
-    """Returns where an evaluation keeps the answers of a model to a prompt set."""
+    """Returns where an evaluation keeps the answers of a model to a prompt set.
+
+    Args:
+        folder: The evaluation's folder.
+        model: base, adapter or merged.
+        prompt_set: The set's name.
+    """
     return folder / model / f"{prompt_set}.jsonl"
 
 

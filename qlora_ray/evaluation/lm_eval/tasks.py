@@ -77,7 +77,7 @@ def run_tasks(
     Args:
         model: A transformers model, with PEFT's adapter or without, in its place on the device.
         tokenizer: Its tokenizer, whose padding side and tokens are left as they are.
-        request: What to run.
+        request: The tasks, and with how many rows and examples.
         precision: What `inference.evaluating` computes in.
 
     Returns:

@@ -25,7 +25,7 @@ class LoadPlan:
     """What will be loaded, and how; nothing is loaded yet.
 
     Attributes:
-        precision: What is computed in.
+        precision: The data type that the models compute in.
         specs: The quantization of each model, or the dtype of its weights.
         notes: What the user should know, in words.
     """
@@ -67,6 +67,11 @@ class LoadPlan:
 
 def make_load_plan(target: Target, names: Sequence[ModelName], *, device: DeviceProfile) -> LoadPlan:
     """Decides how each model is loaded, and checks that the adapter's base is the one it was trained on.
+
+    Args:
+        target: What is evaluated.
+        names: The models that will be loaded.
+        device: Where they will be loaded.
 
     Raises:
         ModelError: If the base is another one.

@@ -24,6 +24,12 @@ def draw_examples(train: Sequence[Example], *, held_out: Sequence[Example], num:
 
     No two have the same prompt, and none has the prompt of a row of `held_out`.
 
+    Args:
+        train: What examples are drawn from.
+        held_out: The examples that are asked themselves.
+        num: Examples to draw.
+        seed: Decides which are drawn, and in what order.
+
     Raises:
         DataError: If there are not enough.
     """
@@ -44,7 +50,7 @@ class FewShot:
     Args:
         rows: The split without examples; the loss counts the last answer only.
         asked: The examples that the rows are of.
-        drawn: What can be put before them.
+        drawn: Examples that may be put before each question, the first of them first.
         max_new_tokens: Tokens that an answer may have: a prompt leaves as many of `limit`.
         limit: Tokens that a prompt and its answer may have; None: any number.
     """
@@ -87,8 +93,8 @@ class FewShot:
         return rows, num_dropped
 
     def _fits(self, num_prompt: int, num_answer: int) -> bool:
-        room = max(self.max_new_tokens, num_answer)
-        return self.limit is None or num_prompt + room <= self.limit
+        num_left = max(self.max_new_tokens, num_answer)
+        return self.limit is None or num_prompt + num_left <= self.limit
 
     @staticmethod
     def _prepend(example: Example, shots: Sequence[Example]) -> Example:
@@ -101,7 +107,14 @@ class FewShot:
 def find_examples(
     examples: Sequence[Example], split: TokenizedSplit, *, data: Data, tokenizer: PreTrainedTokenizerBase
 ) -> list[Example]:
-    """The examples that the split's rows are of: preparation drops those whose answers `max_length` cuts away."""
+    """The examples that the split's rows are of: preparation drops those whose answers `max_length` cuts away.
+
+    Args:
+        examples: All rows of the split's source, in order.
+        split: The rows that preparation kept.
+        data: The section that the split was prepared by.
+        tokenizer: The one it was prepared by.
+    """
     template = choose_template(data.template, tokenizer)
     whole = tokenize_whole(split.name, examples, template=template, tokenizer=tokenizer)
     masks = zip(examples, whole.completion_mask, strict=True)
@@ -119,6 +132,13 @@ def tokenize_whole(
     last_only: bool = False,
 ) -> TokenizedSplit:
     """The examples as tokens, none of them cut; `last_only` as in `data.templates.render`.
+
+    Args:
+        name: The split's name, for messages.
+        examples: Rows as turns.
+        template: Renders the turns.
+        tokenizer: Turns the text into tokens.
+        last_only: Whether only the last answer counts, as in `data.templates.render`.
 
     Raises:
         DataError: If one cannot be rendered, or its answer has no token.

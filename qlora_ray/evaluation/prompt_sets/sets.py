@@ -47,7 +47,7 @@ class PromptSet:
         num_answered: The first so many rows are answered.
         has_references: Whether answers can be scored, and rows have a loss.
         num_shots: Examples before each question.
-        num_dropped_shots: Examples left out, over all rows, for lack of room.
+        num_dropped_shots: Examples left out, over all rows, as they do not fit the positions.
         max_new_tokens: Tokens that an answer may have.
         whole: The set that these are the first rows of; None: this one.
     """

@@ -172,11 +172,23 @@ class AnswerLog:
         return {line["row"]: (math.nan if line["nll"] is None else line["nll"], line["tokens"]) for line in lines}
 
     def add_answers(self, model: str, prompts: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Appends a batch."""
+        """Appends a batch, flushed to disk before it returns.
+
+        Args:
+            model: Who answered.
+            prompts: The prompt set's name.
+            lines: A JSON object per answer, each with its `row`.
+        """
         _append(self._answers(model, prompts), lines)
 
     def add_losses(self, model: str, prompts: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Appends a batch."""
+        """Appends a batch, flushed to disk before it returns.
+
+        Args:
+            model: Whose losses they are.
+            prompts: The prompt set's name.
+            lines: A JSON object per row: `row`, `nll` (nats, summed over the row) and `tokens`.
+        """
         _append(self._losses(model, prompts), lines)
 
     def tidy(self, model: str, prompts: str) -> None:

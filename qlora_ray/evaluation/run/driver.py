@@ -189,7 +189,7 @@ def _left_out(answer_log: AnswerLog, plan: Plan) -> list[str]:
 
 
 def _failed_model_notes(plan: Plan, failed_models: Sequence[FailedModel]) -> list[str]:
-    """What a page says of models that the device had no room for, or whose tasks failed."""
+    """What a page says of models that did not fit the device, or whose tasks failed."""
     notes = []
     for failed_model in failed_models:
         missing = "lm-eval tasks" if failed_model.stage == TASKS else "answers"

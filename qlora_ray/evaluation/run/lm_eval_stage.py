@@ -23,6 +23,11 @@ def is_finished(answer_log: AnswerLog, model: str, request: TaskRequest) -> bool
     """Whether a model's results are there: of these tasks as their files are now, by the harness as it is now.
 
     True if no tasks are asked for.
+
+    Args:
+        answer_log: Where results are kept.
+        model: Whose results.
+        request: The tasks.
     """
     path = answer_log.tasks_path(model)
     if not request.tasks:
@@ -32,6 +37,11 @@ def is_finished(answer_log: AnswerLog, model: str, request: TaskRequest) -> bool
 
 def run_harness(answer_log: AnswerLog, loaded: LoadedModel, request: TaskRequest) -> None:
     """Runs the tasks on a model unless their results are there.
+
+    Args:
+        answer_log: Where results are kept.
+        loaded: The model to run them on.
+        request: The tasks.
 
     Raises:
         ConfigError: If the harness is not installed, or has no such task.
@@ -47,7 +57,13 @@ def run_harness(answer_log: AnswerLog, loaded: LoadedModel, request: TaskRequest
 
 
 def read_harness(answer_log: AnswerLog, models: Sequence[str], request: TaskRequest) -> dict[str, Any]:
-    """Returns the `lm_eval` of evaluation.json: each model's results, the comparisons, lines to read, and notes."""
+    """Returns the `lm_eval` of evaluation.json: each model's results, the comparisons, lines to read, and notes.
+
+    Args:
+        answer_log: Where results are kept.
+        models: The models to report, each compared with those before it.
+        request: The tasks.
+    """
     results = {model: _read(answer_log.tasks_path(model)) for model in models}
     compared, not_compared = _compare(results)
     lines = [

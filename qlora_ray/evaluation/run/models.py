@@ -1,4 +1,4 @@
-"""Runs the models of an evaluation in turn; one that the device has no room for does not cost the others' results."""
+"""Runs the models of an evaluation in turn; one that does not fit the device does not cost the others' results."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TASKS = "lm-eval"
 
 @dataclass(frozen=True)
 class FailedModel:
-    """A model that the device had no room for, or whose tasks the harness could not run.
+    """A model that did not fit the device, or whose tasks the harness could not run.
 
     Attributes:
         stage: What it was at: `loading`, a prompt set's name, or `lm-eval`.
         cause: What the device or the harness said, in a line.
-        lacks_room: Whether it was the device; else the model is not at fault.
+        lacks_room: Whether it did not fit the device; else the harness failed.
     """
 
     model: ModelName

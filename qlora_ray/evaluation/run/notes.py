@@ -28,9 +28,9 @@ def note_weaknesses(
     Args:
         target: What is evaluated.
         prepared: The splits.
-        split: The one that is asked; None: none.
-        sets: What is asked.
-        limited: What each set has room for.
+        split: The split whose rows are asked; None: none.
+        sets: The prompt sets, of the split and of files.
+        limited: The token budget of each set.
     """
     notes = []
     if split is not None and target.manifest is None and target.config.data == Data():

@@ -49,7 +49,7 @@ class Plan:
         names: The models, in the order they are run.
         rows: The split, as evaluation.json has it.
         metrics: By prompt set, the deciding one first.
-        limited: What each prompt set has room for.
+        limited: The token budget of each prompt set.
         notes: What the user should know, in words.
     """
 
@@ -201,7 +201,7 @@ class _Asked:
         return prompts, [metric for metric in self.custom if not needs_references(metric)], remarks
 
     def measure_token_budget(self, prompts: PromptSet) -> TokenBudget:
-        """What the set's prompts and references have room for."""
+        """Returns the token budget of a set's prompts, answers and references."""
         num_rows = prompts.num_answered if prompts.has_references else 0
         return measure_token_budget(
             prompts.rows.prompt_ids[: prompts.num_answered],

@@ -102,7 +102,7 @@ def collect_findings(
 
     Args:
         metrics: By prompt set.
-        limited: What each prompt set has room for.
+        limited: The token budget of each prompt set.
         sampling: How answers were drawn; None: greedily.
 
     Raises:
@@ -110,8 +110,8 @@ def collect_findings(
     """
 
     def read(model: str, prompts: PromptSet) -> Scores:
-        scored_by, room = metrics[prompts.name], limited[prompts.name]
-        return read_scores(answer_log, model, prompts, metrics=scored_by, limited=room, sampling=sampling)
+        scored_by, budget = metrics[prompts.name], limited[prompts.name]
+        return read_scores(answer_log, model, prompts, metrics=scored_by, limited=budget, sampling=sampling)
 
     scores = [Score(model, prompts, read(model, prompts)) for prompts in sets for model in models]
     found = {(score.model, score.prompts.name): score.scores for score in scores}
@@ -139,7 +139,7 @@ def read_scores(
     """Returns a model's scores on a set, from its rows on disk.
 
     Args:
-        limited: What the set has room for.
+        limited: The token budget of the set.
         sampling: How answers were drawn; None: greedily.
 
     Raises:

@@ -68,7 +68,7 @@ def find_bundle_of(folder: Path) -> Path | None:
 
 
 def describe_folder(path: Path) -> str:
-    """What is there instead of what was asked for, in words."""
+    """Returns what a path holds, for a message: no such folder, a file, an empty folder, or its first five names."""
     if not path.exists():
         return "no such folder"
     if not path.is_dir():

@@ -35,6 +35,13 @@ class Origin:
 def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: str, to: Path) -> Target:
     """A target of kind adapter: its base by name, stored as it was in training.
 
+    Args:
+        adapter: The adapter's folder.
+        origin: What came with it.
+        request: What the command line says.
+        path: What the user named, as results call it.
+        to: Where the evaluation goes by default.
+
     Raises:
         ModelError: If the adapter is not whole, or names no base, or one that is missing.
         ConfigError: If the config is wrong.
@@ -75,6 +82,12 @@ def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: 
 
 def target_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path) -> Target:
     """A merged model beside the base that its report names, which is left out, with a note, where it is not to be had.
+
+    Args:
+        folder: The merged model's folder.
+        origin: What came with it.
+        request: What the command line says.
+        to: Where the evaluation goes by default.
 
     Raises:
         ModelError: If the base that the command line names is missing or another one.

@@ -31,6 +31,11 @@ def resolve_data_metrics(
 
     The same for every split of the data: `auto` looks at the answers of validation and test together.
 
+    Args:
+        config: Names metrics, or says `auto`.
+        data: The prepared splits.
+        custom: Metrics of the user's own, which stand last.
+
     Raises:
         ConfigError: the config names metrics that these rows cannot be scored with.
     """
@@ -47,6 +52,11 @@ def resolve_data_metrics(
 
 def check_references(split: EvaluationSplit, metrics: Sequence[Metric], *, num_rows: int | None) -> None:
     """Scores the references of the first rows by themselves: what cannot be scored is known before it is answered.
+
+    Args:
+        split: The rows.
+        metrics: What will score them.
+        num_rows: Rows that will be answered; None: all.
 
     Raises:
         DataError: a reference cannot be scored: it has no number, or is a query that does not run.

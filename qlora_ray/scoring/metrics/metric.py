@@ -74,6 +74,11 @@ def needs_references(metric: Metric) -> bool:
 def measure(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Measurement:
     """Returns the metric's scores of these answers.
 
+    Args:
+        metric: What scores.
+        predictions: An answer per row.
+        references: What each should be.
+
     Raises:
         ConfigError: the metric fails, or returns what is no score; the message names its file and line.
         DataError: a reference is not what the metric needs.
@@ -88,6 +93,11 @@ def measure(metric: Metric, predictions: Sequence[str], references: Sequence[str
 
 def checked_scores(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
     """Returns the metric's score per row, as floats.
+
+    Args:
+        metric: What scores.
+        predictions: An answer per row.
+        references: What each should be.
 
     Raises:
         ConfigError: the metric fails, returns too few or too many scores, or some that are not numbers.

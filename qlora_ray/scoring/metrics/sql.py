@@ -89,6 +89,12 @@ class ExecutionOutcome:
 def run_query(database: Path, sql: str, *, timeout_s: float = TIMEOUT_S, max_rows: int = MAX_ROWS) -> QueryResult:
     """Returns the rows of one SELECT, having changed nothing.
 
+    Args:
+        database: An SQLite file, opened read-only.
+        sql: The statement.
+        timeout_s: Seconds it may run.
+        max_rows: Rows it may return.
+
     Raises:
         SqlFailure: the statement is not allowed, does not run, or exceeds `timeout_s`, `max_rows` or a size limit.
         DataError: `database` cannot be read; no query is to blame.
@@ -125,6 +131,12 @@ def execution_match(
     alike; where one is a float, within 1e-6 relative (or 1e-9). Text never equals a number. As multisets, rows are
     paired after sorting with float columns last, so rows that differ in two float columns only, one of them by
     less than the tolerance, can be judged different.
+
+    Args:
+        database: An SQLite file, opened read-only.
+        predicted: The answer.
+        reference: The query it should be.
+        timeout_s: Seconds that either may run.
 
     Raises:
         DataError: the reference does not run, so that nothing can be held against it.
