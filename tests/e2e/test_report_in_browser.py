@@ -13,7 +13,7 @@ from qlora_ray.reporting import write_report
 from qlora_ray.runs import write_json
 from qlora_ray.scoring.comparison import compare_rows
 from tests.browsing import CUT_LABELS
-from tests.unit.reporting_sweeps import Sketch, usual_sketches, write_sweep
+from tests.sweep_folder import Sketch, usual_sketches, write_sweep
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -29,7 +29,7 @@ def hub(online: None) -> Iterator[FakeHub]:
 @pytest.fixture(scope="session")
 def usual_paths(tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
     """The sweep of `usual_sketches`, which trial 0003 won; no test changes it."""
-    from tests.unit.reporting_sweeps import usual_sketches, write_sweep
+    from tests.sweep_folder import usual_sketches, write_sweep
 
     return write_sweep(tmp_path_factory.mktemp("usual") / "s", usual_sketches(), winner=3)
 

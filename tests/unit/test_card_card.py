@@ -12,7 +12,8 @@ from qlora_ray.exporting.card.figures import CardFacts
 from qlora_ray.exporting.merge.report import MeasuredModel, MergeReport
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.scoring.comparison import Comparison, compare_rows
-from tests.unit.exporting_fixtures import DATA_FINGERPRINT, make_verdict, write_sweep
+from tests.sweep_records import DATA_FINGERPRINT, make_verdict
+from tests.unit.exporting_fixtures import write_sweep
 
 NAME = "embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
 
@@ -118,7 +119,7 @@ def test_a_base_and_data_of_the_hub_are_named_in_it(sweep, tmp_path):
 @pytest.mark.parametrize("word", ["better", "no different", "worse"])
 def test_the_verdict_is_told_whatever_it_is(tmp_path, word):
     text = card_of(write_sweep(tmp_path / "s", verdict=word), tmp_path).text
-    deciding = Comparison.from_dict(make_verdict(word)["deciding"])
+    deciding = make_verdict(word).deciding
     assert f"- **{word}** on the test rows: {deciding.sentence()}" in text
     assert "95 % interval" in text and "McNemar" in text
     assert ("It is worse than its base" in text) == (word == "worse")

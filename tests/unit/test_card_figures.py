@@ -23,7 +23,8 @@ from qlora_ray.exporting.card.figures import (
 )
 from qlora_ray.exporting.selection import Selection, select_trial
 from qlora_ray.scoring.comparison import Comparison, compare_rows
-from tests.unit.exporting_fixtures import DATA_FINGERPRINT, make_verdict, write_sweep
+from tests.sweep_records import DATA_FINGERPRINT, make_verdict
+from tests.unit.exporting_fixtures import write_sweep
 
 RIGHT, WRONG = [1.0] * 20, [0.0] * 20
 
@@ -70,7 +71,7 @@ def test_the_sweeps_verdict_comes_first_then_each_pair_then_each_note_once(tmp_p
     # A pair has a line for each measure, and the same note on each.
     facts = facts_of(tmp_path, evaluation=evaluation_of(first, first, second))
     verdict = make_verdict("better")
-    deciding, loss = (Comparison.from_dict(one) for one in [verdict["deciding"], *verdict["others"]])
+    deciding, (loss,) = verdict.deciding, verdict.others
     told = Comparison.from_dict(first).sentence()
     assert verdict_sentences(facts) == [
         f"**better** on the test rows: {deciding.sentence()}",

@@ -11,7 +11,8 @@ from qlora_ray.exporting.bundle_evaluation import evaluation_beside, take_evalua
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
 from qlora_ray.modeling.loading import hash_base
-from tests.unit.exporting_fixtures import files_of, write_adapter, write_sweep
+from tests.sweep_folder import write_adapter
+from tests.unit.exporting_fixtures import files_of, write_sweep
 
 
 @pytest.fixture

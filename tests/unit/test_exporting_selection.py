@@ -65,7 +65,7 @@ def test_without_a_winner_the_complete_trials_are_named_or_the_sweep_is_to_go_on
 
 @pytest.mark.parametrize(
     ("trial", "got"),
-    [("3", r"pruned \(stopped by asha at report 1\)"), *[(name, "no such trial") for name in ("9", "x/y", "../best")]],
+    [("0", r"pruned \(stopped by asha at report 1\)"), *[(name, "no such trial") for name in ("9", "x/y", "../best")]],
 )
 def test_a_trial_that_is_not_complete_is_refused(sweep, trial, got):
     with pytest.raises(RunError, match=rf"--trial {trial}: .*{got}.*: 0001, 0002\."):

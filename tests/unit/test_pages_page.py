@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from qlora_ray.reporting import write_report
 from qlora_ray.reporting.story import read_story
 from qlora_ray.reporting.writing import compose
 from qlora_ray.runs import SweepPaths, read_json, write_json
-from tests.unit.reporting_sweeps import Sketch, write_sweep
+from tests.sweep_folder import Sketch, write_sweep
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)> | 漢字 `a` [b](javascript:c)\n# d"
 TITLES = [
@@ -191,8 +192,9 @@ def test_problems_with_files_stand_on_the_page(paths: SweepPaths) -> None:
 
 
 def test_the_command_can_be_copied(written: Path) -> None:
-    assert "python -m qlora_ray.sweep --set &#x27;results.name=a b&#x27;" in (written / "report.html").read_text()
-    assert "    python -m qlora_ray.sweep --set 'results.name=a b'\n" in (written / "report.md").read_text()
+    command = shlex.join(["python", "-m", "qlora_ray.sweep", "--set", "results.name=it's a b"])
+    assert command in Reader((written / "report.html").read_text()).text
+    assert f"    {command}\n" in (written / "report.md").read_text()
 
 
 def test_the_winners_record_is_told_in_full_and_in_units(written: Path) -> None:

@@ -14,7 +14,7 @@ from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import draw_learning_curves, draw_parallel_coordinates, parallel_width_px
 from qlora_ray.reporting.story import Story, read_story
 from qlora_ray.scoring.comparison import Comparison, compare_rows
-from tests.unit.reporting_sweeps import GIB, Sketch, traces, write_sweep
+from tests.sweep_folder import GIB, Sketch, traces, write_sweep
 
 # Needs WebGL, which not every browser has; headless ones among them.
 WEBGL = {"scattergl", "parcoords", "heatmapgl", "splom", "scatter3d"}

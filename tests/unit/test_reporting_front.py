@@ -16,7 +16,7 @@ from qlora_ray.reporting.importance import read_front
 from qlora_ray.reporting.searches import tell_search
 from qlora_ray.reporting.story import Story, read_story
 from qlora_ray.runs import read_json, write_json
-from tests.unit.reporting_sweeps import Sketch, traces, write_sweep
+from tests.sweep_folder import Sketch, traces, write_sweep
 
 OBJECTIVES = ("eval_loss", "trainable_parameters")
 # Sketches have 1000 parameters times their number: the second is beaten by the first in both.

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from qlora_ray.reporting.importance import MIN_TOP_TRIALS, read_importance
-from tests.unit.reporting_sweeps import Sketch, usual_sketches, write_sweep
+from tests.sweep_folder import Sketch, usual_sketches, write_sweep
 
 RATES = [1e-5 * 10 ** (index / 4) for index in range(12)]
 

@@ -9,7 +9,7 @@ from qlora_ray.pages.blocks import Drawing, Folded, Grid
 from qlora_ray.reporting.figures_losses import describe_losses, draw_losses
 from qlora_ray.reporting.searches import MAX_SMALL, tell_search
 from qlora_ray.reporting.story import Story, read_story
-from tests.unit.reporting_sweeps import Sketch, traces, write_sweep
+from tests.sweep_folder import Sketch, traces, write_sweep
 
 
 def test_the_winners_training_loss_has_all_its_points_and_its_validation_loss_each_report(usual: Story) -> None:

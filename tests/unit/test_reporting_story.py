@@ -16,7 +16,7 @@ from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary
 from qlora_ray.reporting.writing import write_reports
 from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
 from qlora_ray.training.engine import UNEVALUATED
-from tests.unit.reporting_sweeps import START, Sketch, usual_sketches, write_sweep
+from tests.sweep_folder import START, Sketch, usual_sketches, write_sweep
 
 
 def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(paths: SweepPaths) -> None:
@@ -261,12 +261,12 @@ def test_an_executor_without_a_trial_has_the_slots_of_the_plan(
 def test_further_figures_and_cut_answers_stand_with_the_verdict(paths: SweepPaths) -> None:
     scores = read_json(paths.best / "scores.json")
     scores["winner"]["details"] = {"numeric_match": {"answered": 0.5, "r_squared": -4.3231}}
-    scores["rescored"]["0000"]["num_cut_answers"] = 52
-    scores["verdict"]["note"] = "52 of 60 were cut"
+    scores["rescored"]["0000"]["num_cut_answers"] = 32
+    scores["verdict"]["note"] = "32 of 40 were cut"
     write_json(paths.best / "scores.json", scores)
     story = read_story(paths)
     tables = [block for block in tell_verdict(story).blocks if isinstance(block, Table)]
     details = next(table for table in tables if table.header[0] == "numeric_match")
     assert (details.header[1:], details.rows) == (("answered", "r_squared"), (("winner", "0.500", "-4.323"),))
-    assert "60 (52 cut)" in [cell for table in tables for row in table.rows for cell in row]
-    assert "Note: 52 of 60 were cut." in lead_of(story)
+    assert "40 (32 cut)" in [cell for table in tables for row in table.rows for cell in row]
+    assert "Note: 32 of 40 were cut." in lead_of(story)

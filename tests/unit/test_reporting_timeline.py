@@ -10,7 +10,7 @@ import pytest
 from qlora_ray.reporting.timeline import Timeline, read_timeline
 from qlora_ray.reporting.trials import read_trials
 from qlora_ray.runs import SweepPaths, read_events
-from tests.unit.reporting_sweeps import REPORT_S, Sketch, write_sweep
+from tests.sweep_folder import REPORT_S, Sketch, write_sweep
 
 
 def timeline_of(paths: SweepPaths) -> Timeline:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.reporting.trials import rank_trials, read_trials
-from tests.unit.reporting_sweeps import Sketch, usual_sketches, write_sweep
+from tests.sweep_folder import Sketch, usual_sketches, write_sweep
 
 
 def test_a_trial_is_read_with_its_reports_and_the_last_line_of_its_traceback(tmp_path: Path) -> None:
