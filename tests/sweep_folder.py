@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from qlora_ray import embedded
 from qlora_ray.config.documents import Document
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.orchestration.trial_entry import TrialEntry
-from qlora_ray.runs import SweepPaths, append_line, write_json, write_text
+from qlora_ray.runs import SweepPaths, append_line, read_json, write_json, write_text
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus, write_record
 from qlora_ray.search.parsing import parse_space
@@ -124,6 +125,14 @@ def write_adapter(folder: Path, *, base: str = "embedded") -> Path:
     save_file({"x.lora_A.weight": np.ones((4, 8), np.float32)}, folder / "adapter_model.safetensors")
     (folder / "README.md").write_text("PEFT's own")
     return folder
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[dict[str, Any]]:
+    """A JSON file's object, which is written again with what the block changes."""
+    data = read_json(path)
+    yield data
+    write_json(path, data)
 
 
 def train_losses(report_index: int, loss: float) -> list[tuple[int, float]]:

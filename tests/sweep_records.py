@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
+from qlora_ray.exporting.merge.report import MeasuredModel, MergeReport
 from qlora_ray.modeling.loading import hash_base
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.runs.record_parts import (
@@ -171,3 +172,63 @@ def make_scores(word: str, *, winner: str, rescored: Sequence[str] = ()) -> dict
         "base": {**scores, "loss": 1.09, "metrics": {"exact_match": 0.25}},
         "rescored": dict.fromkeys((winner, *rescored), scores),
     }
+
+
+def make_comparison(word: str, *, base: str = "base", tuned: str = "merged", prompts: str = "0-shot") -> dict[str, Any]:
+    """A comparison as evaluation.json has it, on twenty rows that one model answers and the other does not."""
+    right, wrong = [1.0] * 20, [0.0] * 20
+    pair = (wrong, right) if word == "better" else (right, wrong)
+    figures = compare_rows("exact_match", *pair, higher_is_better=True).to_dict()
+    return {"prompts": prompts, "base_model": base, "tuned_model": tuned, **figures}
+
+
+def make_evaluation(
+    word: str = "better", *, models: Sequence[str] = ("base", "merged"), kind: str = "bundle", **changes: Any
+) -> dict[str, Any]:
+    """evaluation.json of trial 0001 with three examples in each prompt: every other model against the first.
+
+    Args:
+        word: better or worse, of each comparison.
+        models: By their names in the file.
+        kind: Of what was evaluated.
+        changes: Whole parts of the file.
+    """
+    first, *others = models
+    measured = {"prompts": "3-shot", "num_rows": 20}
+    return {
+        "target": {"kind": kind, "trial": "0001", "adapter": None},
+        "rows": {"split": "test", "reason": "test: held out", "num_rows": 20, "fingerprint": DATA_FINGERPRINT},
+        "models": {name: f"{name} as it was trained" for name in models},
+        "scores": [
+            {"model": first, "loss": 1.0, "metrics": {"exact_match": 0.0}, **measured},
+            *({"model": name, "loss": 0.5, "metrics": {"exact_match": 1.0}, **measured} for name in others),
+        ],
+        "comparisons": [make_comparison(word, base=first, tuned=name, prompts="3-shot") for name in others],
+        "notes": [],
+        **changes,
+    }
+
+
+# A merge of which "dequant" was kept.
+MERGE_REPORT = MergeReport(
+    rule="dequant",
+    reason="Its KL from the trained model is lower: 0.001 against 0.02 nats per token for w16.",
+    options={"rule": "auto"},
+    dtype="bf16",
+    head_dtype="bf16",
+    tying="tied",
+    adapter={"kind": "LoRA", "r": 4},
+    base={"name": "embedded"},
+    quantization={"method": "nf4"},
+    rows={"split": "validation", "num_rows": 64, "num_positions": 2261, "num_answers": 16},
+    models=[
+        MeasuredModel("nf4 + adapter", 0.08, 0.0, 0.0, 1.0, 1.0, "nf4"),
+        MeasuredModel("w16", 0.1, 0.02, 0.02, 0.99, 0.8125, "bf16", 0.991, 0.5, 100, 1),
+        MeasuredModel("dequant", 0.0801, 0.0001, 0.001, 1.0, None, "bf16", 0.991, 0.5, 100, 1),
+    ],
+    notes=["A note."],
+    nf4_copy=None,
+    seconds=8.3,
+    peak_memory_bytes=1000,
+    versions={"torch": "2.13.0"},
+)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from huggingface_hub import ModelCard
 
 from qlora_ray.exporting.card.card import make_card
 from qlora_ray.exporting.card.figures import CardFacts
-from qlora_ray.exporting.merge.report import MeasuredModel, MergeReport
 from qlora_ray.exporting.selection import select_trial
-from qlora_ray.scoring.comparison import Comparison, compare_rows
-from tests.sweep_records import DATA_FINGERPRINT, make_verdict
+from qlora_ray.scoring.comparison import Comparison
+from tests.sweep_folder import edited
+from tests.sweep_records import MERGE_REPORT, make_evaluation, make_verdict
 from tests.unit.exporting_fixtures import write_sweep
 
 NAME = "embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
@@ -27,55 +25,6 @@ def card_of(sweep, tmp_path, **settings):
     path = tmp_path / "README.md"
     path.write_text(str(make_card(facts_of(sweep, **settings))))
     return ModelCard.load(path)
-
-
-def edit(path, change):
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
-def make_merge():
-    trained = MeasuredModel("nf4 + adapter", 0.08, 0.0, 0.0, 1.0, 1.0, "fp32")
-    merged = MeasuredModel("dequant", 0.0797, -0.0003, 1.1e-4, 1.0, 1.0, "bf16", changed_share=0.99)
-    return MergeReport(
-        rule="dequant",
-        reason="Its KL is lower.",
-        options={},
-        dtype="bf16",
-        head_dtype="bf16",
-        tying="tied",
-        adapter={},
-        base={},
-        quantization={},
-        rows={"split": "validation", "num_rows": 8, "num_positions": 100, "num_answers": 8},
-        models=[trained, merged],
-        notes=[],
-        nf4_copy=None,
-        seconds=1.0,
-        peak_memory_bytes=1,
-        versions={},
-    )
-
-
-def make_evaluation(word="better"):
-    base, tuned = [0.0] * 20, [1.0] * 20
-    pair = (base, tuned) if word == "better" else (tuned, base)
-    comparison = compare_rows("exact_match", *pair, higher_is_better=True)
-    scores = [
-        {"model": "base", "prompts": "3-shot", "loss": 1.0, "num_rows": 20, "metrics": {"exact_match": 0.0}},
-        {"model": "merged", "prompts": "3-shot", "loss": 0.5, "num_rows": 20, "metrics": {"exact_match": 1.0}},
-    ]
-    one = {"prompts": "3-shot", "base_model": "base", "tuned_model": "merged", **comparison.to_dict()}
-    return {
-        "target": {"kind": "bundle", "trial": "0001", "adapter": None},
-        "rows": {"split": "test", "reason": "test: rows that no trial was chosen by", "num_rows": 20}
-        | {"fingerprint": DATA_FINGERPRINT},
-        "models": {"base": "nf4, as its record says", "merged": "fp32 weights, computed in fp32"},
-        "scores": scores,
-        "comparisons": [one],
-        "notes": [],
-    }
 
 
 @pytest.fixture
@@ -95,20 +44,16 @@ def test_the_metadata_is_read_back_as_it_was_meant(sweep, tmp_path):
 
 
 def test_a_base_and_data_of_the_hub_are_named_in_it(sweep, tmp_path):
-    def of_hub(record):
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
         record["base"] = {"name": "Qwen/Qwen3-0.6B", "revision": "main", "hash": "hub:Qwen/Qwen3-0.6B@main"}
         record["dataset"]["sources"]["train"] = "openai/gsm8k:main train"
 
-    edit(sweep / "trials" / "0001" / "record.json", of_hub)
-
-    def of_hub_too(manifest):
+    with edited(sweep / "manifest.json") as manifest:
         manifest["config"]["model"]["name"] = "Qwen/Qwen3-0.6B"
         manifest["config"]["model"]["revision"] = "main"
         manifest["config"]["data"]["train"] = "openai/gsm8k:main"
         manifest["config"]["data"]["test"] = "test"
         manifest["data"]["sources"] = {"train": "openai/gsm8k:main train", "test": "openai/gsm8k:main test"}
-
-    edit(sweep / "manifest.json", of_hub_too)
     card = card_of(sweep, tmp_path)
     assert "of test, from `openai/gsm8k:main test`" in card.text
     assert {(one.dataset_type, one.dataset_split) for one in card.data.eval_results} == {("openai/gsm8k", "test")}
@@ -132,11 +77,9 @@ def test_a_trial_that_was_never_compared_says_so(sweep, tmp_path):
 
 
 def test_an_older_sweep_without_a_verdict_still_has_its_scores(sweep, tmp_path):
-    def older(scores):
+    with edited(sweep / "best" / "scores.json") as scores:
         del scores["verdict"]
         scores["beats_base"] = True
-
-    edit(sweep / "best" / "scores.json", older)
     text = card_of(sweep, tmp_path).text
     assert "not compared with its base" in text
     assert "| adapter | 0-shot, validation | 0.07 | 104 | 0.75 |" in text
@@ -156,7 +99,7 @@ def test_the_scores_say_which_rows_they_are_over_and_how_each_model_was_loaded(s
     card = card_of(sweep, tmp_path, evaluation=make_evaluation())
     rows, _, table = card.text.partition("| model | prompts |")
     assert "- Rows: 20 of test" in rows and "from `embedded/test.jsonl`" in rows
-    assert "- base: nf4, as its record says.\n- merged: fp32 weights, computed in fp32." in rows
+    assert "- base: base as it was trained.\n- merged: merged as it was trained." in rows
     assert "rows like those it was trained on" in table
     assert {result.dataset_split for result in card.data.eval_results} == {"test"}
 
@@ -173,10 +116,8 @@ def test_rows_that_are_not_the_sweeps_are_not_said_to_be_like_them(sweep, tmp_pa
 def test_rows_held_out_of_a_file_are_named_by_it_and_not_by_its_path(sweep, tmp_path):
     held = "0.1 of /somewhere/private/rows.jsonl, by data_seed 7 (ours)"
 
-    def own_rows(record):
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
         record["dataset"]["sources"] = {"train": "/somewhere/private/rows.jsonl", "validation": held}
-
-    edit(sweep / "trials" / "0001" / "record.json", own_rows)
     evaluation = make_evaluation()
     evaluation["rows"] |= {"split": "validation", "reason": "validation: as --split says"}
     card = card_of(sweep, tmp_path, evaluation=evaluation)
@@ -186,8 +127,8 @@ def test_rows_held_out_of_a_file_are_named_by_it_and_not_by_its_path(sweep, tmp_
 
 
 def test_a_merge_is_told_in_figures_and_only_where_there_is_one(sweep, tmp_path):
-    text = card_of(sweep, tmp_path, merge=make_merge()).text
-    assert "dequant *" in text and "1.10e-04" in text and "Kept: dequant." in text
+    text = card_of(sweep, tmp_path, merge=MERGE_REPORT).text
+    assert "dequant *" in text and "1.00e-03" in text and "Kept: dequant." in text
     assert 'AutoModelForCausalLM.from_pretrained("merged", dtype="auto")' in text
     assert "merged" not in card_of(sweep, tmp_path).text.lower()
 
@@ -203,10 +144,8 @@ def test_no_path_of_this_machine_is_in_it(tmp_path):
 
 
 def test_only_a_quantized_base_has_the_tag_qlora(sweep, tmp_path):
-    def as_it_is(record):
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
         record["ran"]["quantization"] |= {"method": "none", "bits": 16, "compute_dtype": "bf16"}
-
-    edit(sweep / "trials" / "0001" / "record.json", as_it_is)
     card = card_of(sweep, tmp_path)
     assert "qlora" not in card.data.tags and "dtype=torch.bfloat16" in card.text
 
@@ -222,8 +161,6 @@ def test_cut_answers_and_further_figures_stand_on_the_card(sweep, tmp_path):
     plain = card_of(sweep, tmp_path, evaluation=make_evaluation()).text
     assert "numeric_match" not in plain and "Note (" not in plain
 
-    def of_the_sweep(scores):
+    with edited(sweep / "best" / "scores.json") as scores:
         scores["winner"]["details"] = {"numeric_match": {"answered": 1.0}}
-
-    edit(sweep / "best" / "scores.json", of_the_sweep)
     assert "| adapter | 0-shot, test | 1.000 |" in card_of(sweep, tmp_path).text

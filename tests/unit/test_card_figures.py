@@ -22,11 +22,9 @@ from qlora_ray.exporting.card.figures import (
     verdict_sentences,
 )
 from qlora_ray.exporting.selection import Selection, select_trial
-from qlora_ray.scoring.comparison import Comparison, compare_rows
-from tests.sweep_records import DATA_FINGERPRINT, make_verdict
+from qlora_ray.scoring.comparison import Comparison
+from tests.sweep_records import make_comparison, make_evaluation, make_verdict
 from tests.unit.exporting_fixtures import write_sweep
-
-RIGHT, WRONG = [1.0] * 20, [0.0] * 20
 
 
 def facts_of(tmp_path: Path, *, trial: str = "best", evaluation: Any = None, verdict: str = "better") -> CardFacts:
@@ -34,23 +32,10 @@ def facts_of(tmp_path: Path, *, trial: str = "best", evaluation: Any = None, ver
     return CardFacts("a name", select_trial(sweep, trial=trial), None, evaluation)
 
 
-def pair(base: str, tuned: str, *, is_better: bool, note: str | None = None) -> dict[str, Any]:
-    """A comparison as evaluation.json has it, on twenty rows that one model answers and the other does not."""
-    scores = (WRONG, RIGHT) if is_better else (RIGHT, WRONG)
-    figures = compare_rows("exact_match", *scores, higher_is_better=True).to_dict()
-    return {"prompts": "0-shot", "base_model": base, "tuned_model": tuned, "note": note, **figures}
-
-
 def evaluation_of(*comparisons: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {
-        "target": {"kind": "bundle"},
-        "rows": {"split": "test", "reason": "test: as --split says", "num_rows": 20, "fingerprint": DATA_FINGERPRINT},
-        "models": {"base": "nf4", "adapter": "nf4 too"},
-        "scores": [{"model": "base", "prompts": "0-shot", "loss": 1.0}],
-        "comparisons": list(comparisons),
-        "notes": [],
-        **changes,
-    }
+    """An evaluation of base and adapter, whose rows of plain text have no metrics."""
+    scores = [{"model": "base", "prompts": "0-shot", "loss": 1.0}]
+    return make_evaluation(models=("base", "adapter"), comparisons=list(comparisons), **{"scores": scores, **changes})
 
 
 def with_sources(selection: Selection, sources: dict[str, str], **data: Any) -> Selection:
@@ -66,8 +51,8 @@ def with_sources(selection: Selection, sources: dict[str, str], **data: Any) -> 
 
 
 def test_the_sweeps_verdict_comes_first_then_each_pair_then_each_note_once(tmp_path: Path) -> None:
-    first = pair("base", "adapter", is_better=True, note="3 were cut")
-    second = {**pair("base", "merged", is_better=False), "prompts": "3-shot"}
+    first = {**make_comparison("better", tuned="adapter"), "note": "3 were cut"}
+    second = make_comparison("worse", prompts="3-shot")
     # A pair has a line for each measure, and the same note on each.
     facts = facts_of(tmp_path, evaluation=evaluation_of(first, first, second))
     verdict = make_verdict("better")
@@ -101,13 +86,12 @@ def test_the_sweeps_scores_are_of_base_and_adapter_on_its_rows(tmp_path: Path) -
 
 def test_an_evaluation_of_its_own_goes_before_the_sweeps_scores(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, evaluation=evaluation_of())
-    # A row of plain text has no metrics.
     assert score_rows(facts) == [{"model": "base", "prompts": "0-shot", "loss": 1.0, "metrics": {}}]
     rows, *models = describe_rows(facts)
     assert rows.startswith("Rows: 20 of test") and "from `embedded/test.jsonl`" in rows
-    assert models == ["base: nf4.", "adapter: nf4 too."]
+    assert models == ["base: base as it was trained.", "adapter: adapter as it was trained."]
     only_prompts = replace(facts, evaluation=evaluation_of(rows={"split": None}))
-    assert describe_rows(only_prompts) == ["base: nf4.", "adapter: nf4 too."]
+    assert describe_rows(only_prompts) == models
     assert rows_split(only_prompts) is None
 
 
@@ -136,19 +120,19 @@ def test_rows_are_the_sweeps_by_fingerprint_or_by_what_evaluate_found(
 
 
 @pytest.mark.parametrize(
-    ("is_better", "other_base", "verdict", "expected"),
+    ("word", "other_base", "verdict", "expected"),
     [
-        (True, "base", "better", False),
-        (False, "base", "better", True),
-        (True, "base", "worse", True),
+        ("better", "base", "better", False),
+        ("worse", "base", "better", True),
+        ("better", "base", "worse", True),
         # The merged model may fall behind its adapter and still be better than the base.
-        (False, "adapter", "better", False),
+        ("worse", "adapter", "better", False),
     ],
 )
 def test_worse_is_worse_than_the_base_by_any_measure(
-    tmp_path: Path, is_better: bool, other_base: str, verdict: str, expected: bool
+    tmp_path: Path, word: str, other_base: str, verdict: str, expected: bool
 ) -> None:
-    evaluation = evaluation_of(pair(other_base, "merged", is_better=is_better))
+    evaluation = evaluation_of(make_comparison(word, base=other_base))
     assert is_worse(facts_of(tmp_path, evaluation=evaluation, verdict=verdict)) is expected
 
 

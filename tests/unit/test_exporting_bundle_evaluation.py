@@ -12,6 +12,7 @@ from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
 from qlora_ray.modeling.loading import hash_base
 from tests.sweep_folder import write_adapter
+from tests.sweep_records import make_evaluation
 from tests.unit.exporting_fixtures import files_of, write_sweep
 
 
@@ -31,19 +32,14 @@ def folder(tmp_path):
     return folder
 
 
-def evaluate(place, folder, *, models=("base", "adapter"), merged=None, adapter=None, verdict="better"):
+def evaluate(place, folder, *, models=("base", "adapter"), merged=None, adapter=None, word="better"):
     """An evaluation of the bundle's own adapter, unless another hash is given."""
     place.mkdir(exist_ok=True)
-    pairs = [("base", name) for name in models[1:]]
-    found = {
-        "target": {"kind": "bundle", "adapter": adapter or hash_adapter(folder / "adapter")},
-        "scores": [{"model": name, "loss": 1.0} for name in models],
-        "comparisons": [{"base_model": a, "tuned_model": b, "verdict": f"{verdict} for {b}"} for a, b in pairs],
-        "models": dict.fromkeys(models, "as trained"),
-        "exports": {"0-shot": "answers.jsonl"},
-        "lm_eval": {"task": 1},
-        "verdict": f"{verdict} for merged",
-    }
+    found = make_evaluation(word, models=models, exports={"0-shot": "answers.jsonl"}, lm_eval={"task": 1})
+    found["target"]["adapter"] = adapter or hash_adapter(folder / "adapter")
+    found["verdict"] = f"{word} for merged"
+    for one in found["comparisons"]:
+        one["verdict"] = f"{word} for {one['tuned_model']}"
     (place / "evaluation.json").write_text(json.dumps(found))
     (place / "evaluation.md").write_text("a table")
     (place / "settings.json").write_text(json.dumps({"models": {"merged": {"hash": merged}}} if merged else {}))
@@ -68,7 +64,7 @@ def test_the_one_beside_the_bundle_goes_before_the_sweeps(sweep, folder, tmp_pat
     beside = evaluate(
         evaluation_beside(tmp_path / "b"), folder, models=("base", "adapter", "merged"), merged=merged_hash(folder)
     )
-    evaluate(sweep / "evaluation", folder, verdict="worse")
+    evaluate(sweep / "evaluation", folder, word="worse")
     assert take(sweep, folder, tmp_path) == (beside, [])
     assert json.loads((folder / "evaluation" / "evaluation.json").read_text()) == beside
     assert {name for name in files_of(folder) if name.startswith("evaluation")} == {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from qlora_ray.config import load_config
@@ -18,6 +16,7 @@ from qlora_ray.exporting.selection import select_trial
 from qlora_ray.search.parsing import load_space
 from qlora_ray.search.space import apply_values
 from qlora_ray.sweep import make_parser
+from tests.sweep_folder import edited
 from tests.unit.exporting_fixtures import PARAMS, SPACE, write_sweep
 
 
@@ -56,10 +55,8 @@ def test_the_trials_config_trains_that_trial_and_no_other(selection, tmp_path, m
 
 def test_choices_that_are_lists_are_points_too(tmp_path):
     sweep = write_sweep(tmp_path / "s")
-    record_path = sweep / "trials" / "0001" / "record.json"
-    record = json.loads(record_path.read_text())
-    record["params"]["lora.target_modules"] = ["q_proj", "v_proj"]
-    record_path.write_text(json.dumps(record))
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
+        record["params"]["lora.target_modules"] = ["q_proj", "v_proj"]
     config = load(render_trial_config(select_trial(sweep)), tmp_path)
     point = load_space(config).points_to_evaluate[0]
     assert apply_values(config, point).lora.target_modules == ["q_proj", "v_proj"]

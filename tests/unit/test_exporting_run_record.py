@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 
@@ -10,6 +9,7 @@ import pytest
 
 from qlora_ray.exporting.run_record import NOT_RECORDED, render_run_record, resolved_command, value
 from qlora_ray.exporting.selection import select_trial
+from tests.sweep_folder import edited
 from tests.unit.exporting_fixtures import write_sweep
 
 # The run-record template of the study that this record is for, its values left out.
@@ -31,12 +31,6 @@ def sweep(tmp_path):
 
 def render(sweep):
     return render_run_record(select_trial(sweep), name="X", evaluation_files=["evaluation/evaluation.json"])
-
-
-def edit(path, change):
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
 
 
 def keys_of(text):
@@ -96,24 +90,20 @@ def test_the_command_can_be_typed_again(sweep):
 
 
 def test_on_a_gpu_the_precision_that_ran_is_told(sweep):
-    def on_t4(record):
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
         record |= {"bf16": False, "fp16": True}
         record["executor"] |= {"device": "Tesla T4", "cuda_available": True, "cuda": "12.8", "compute_capability": 7.5}
-
-    edit(sweep / "trials" / "0001" / "record.json", on_t4)
     text = render(sweep)
     for line in ("bf16=False", "fp16=True", "GPU: Tesla T4", "CUDA available: True", "CUDA: 12.8"):
         assert f"- {line}\n" in text
 
 
 def test_what_is_not_known_is_said_to_be(sweep):
-    def forget(record):
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
         record["git"] = {"commit": None, "dirty": None}
         record["executor"] = {}
         record["memory"] = {"peak_bytes": None, "estimated_bytes": None}
         record["bf16"] = None
-
-    edit(sweep / "trials" / "0001" / "record.json", forget)
     text = render(sweep)
     for key in ("Commit: ", "GPU: ", "CUDA available: ", "bf16=", "peak_memory_bytes="):
         assert f"- {key}{NOT_RECORDED}\n" in text
@@ -121,7 +111,8 @@ def test_what_is_not_known_is_said_to_be(sweep):
 
 
 def test_uncommitted_changes_are_told(sweep):
-    edit(sweep / "trials" / "0001" / "record.json", lambda record: record["git"].update(dirty=True))
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
+        record["git"]["dirty"] = True
     assert "- Commit: a5a89b5 (with uncommitted changes)\n" in render(sweep)
 
 

@@ -13,6 +13,7 @@ from qlora_ray.exporting.reproduction import render_sweep_config
 from qlora_ray.exporting.selection import own_rights, select_trial
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.winner import find_trial
+from tests.sweep_folder import edited
 from tests.unit.exporting_fixtures import PARAMS, write_alone, write_sweep
 from tests.unit.hub_fixtures import FIRST, use_download_hub
 from tests.unit.model_fixtures import copy_base
@@ -84,8 +85,8 @@ def test_the_winner_is_what_its_own_folder_says(sweep):
 
 
 def test_a_trial_with_an_adapter_that_did_not_end_is_not_named_as_complete(sweep):
-    record = json.loads((sweep / "trials" / "0002" / "record.json").read_text())
-    (sweep / "trials" / "0002" / "record.json").write_text(json.dumps(record | {"state": "failed", "cause": "x"}))
+    with edited(sweep / "trials" / "0002" / "record.json") as record:
+        record |= {"state": "failed", "cause": "x"}
     with pytest.raises(RunError, match=r"failed \(x\)\. Complete: 0001\."):
         select_trial(sweep, trial="2")
 
@@ -93,10 +94,8 @@ def test_a_trial_with_an_adapter_that_did_not_end_is_not_named_as_complete(sweep
 def test_a_base_that_cannot_be_compared_is_said_to_be_unverified(tmp_path):
     base = copy_base(tmp_path / "base")
     sweep = write_sweep(tmp_path / "s", model={"name": str(base)})
-    path = sweep / "trials" / "0001" / "record.json"
-    record = json.loads(path.read_text())
-    record["base"] = {"name": "Qwen/Qwen3-0.6B", "revision": "main", "hash": "hub:Qwen/Qwen3-0.6B@main"}
-    path.write_text(json.dumps(record))
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
+        record["base"] = {"name": "Qwen/Qwen3-0.6B", "revision": "main", "hash": "hub:Qwen/Qwen3-0.6B@main"}
     (note,) = select_trial(sweep).notes
     assert "could not be verified" in note and "hub:Qwen/Qwen3-0.6B@main" in note
     assert note in write_alone(sweep, tmp_path / "b").notes
@@ -120,8 +119,8 @@ def test_a_base_that_is_gone_is_named_and_can_be_named_anew(tmp_path):
 def test_another_base_is_refused(tmp_path):
     base = copy_base(tmp_path / "base")
     sweep = write_sweep(tmp_path / "s", model={"name": str(base)})
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    with edited(base / "config.json") as config:
+        config["rms_norm_eps"] = 0.5
     with pytest.raises(ModelError, match="the base it was trained on"):
         select_trial(sweep)
 
@@ -176,9 +175,8 @@ def test_a_base_on_the_hub_is_exported_at_the_commit_it_was_trained_on(tmp_path,
         assert (pinned.config.model.revision, pinned.notes, hub.requests) == (FIRST, (), [])
         # A sweep of before commits were recorded.
         sweep = write_sweep(tmp_path / "t", model={"name": "org/tiny"})
-        record = json.loads((sweep / "trials" / "0001" / "record.json").read_text())
-        record["base"]["hash"] = "hub:org/tiny@main"
-        (sweep / "trials" / "0001" / "record.json").write_text(json.dumps(record))
+        with edited(sweep / "trials" / "0001" / "record.json") as record:
+            record["base"]["hash"] = "hub:org/tiny@main"
         older = select_trial(sweep)
         assert older.config.model.revision == FIRST
         assert "could not be verified" in older.notes[0] and "hub:org/tiny@main" in older.notes[0]

@@ -20,8 +20,8 @@ from qlora_ray.report import main
 from qlora_ray.reporting import write_report
 from qlora_ray.reporting.story import read_story
 from qlora_ray.reporting.writing import compose
-from qlora_ray.runs import SweepPaths, read_json, write_json
-from tests.sweep_folder import Sketch, write_sweep
+from qlora_ray.runs import SweepPaths
+from tests.sweep_folder import Sketch, edited, write_sweep
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)> | 漢字 `a` [b](javascript:c)\n# d"
 TITLES = [
@@ -90,14 +90,12 @@ def evil_sweep(root: Path) -> SweepPaths:
         Sketch([], {"lora.target_modules": "all-linear"}, "failed", EVIL, EVIL, EVIL),
     ]
     paths = write_sweep(root, sketches, space=space, winner=0)
-    manifest = read_json(paths.manifest)
-    manifest["data"]["warnings"] = manifest["unused"] = manifest["plan"]["notes"] = [EVIL]
-    manifest["config"]["model"]["name"] = EVIL
-    write_json(paths.manifest, manifest)
-    for record in (paths.trial("0000").record, paths.best / "record.json"):
-        values = read_json(record)
-        values["executor"] = {**values["executor"], "hostname": EVIL, "device": EVIL}
-        write_json(record, values)
+    with edited(paths.manifest) as manifest:
+        manifest["data"]["warnings"] = manifest["unused"] = manifest["plan"]["notes"] = [EVIL]
+        manifest["config"]["model"]["name"] = EVIL
+    for path in (paths.trial("0000").record, paths.best / "record.json"):
+        with edited(path) as record:
+            record["executor"] |= {"hostname": EVIL, "device": EVIL}
     return paths
 
 

@@ -12,7 +12,7 @@ from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.verdicts import tell_verdict
 from qlora_ray.scoring.comparison import compare_rows
-from tests.unit.test_merge_report import REPORT
+from tests.sweep_records import MERGE_REPORT
 
 B = TypeVar("B")
 ROWS = {"base": [0.0] * 8 + [1.0] * 2, "adapter": [1.0] * 9 + [0.0], "merged": [1.0] * 9 + [0.0]}
@@ -93,8 +93,8 @@ def test_no_evaluation_and_no_merge_are_no_sections(usual: Story) -> None:
 
 
 def test_a_merge_is_told_by_its_measured_models(usual: Story) -> None:
-    models = [REPORT.models[0], replace(REPORT.models[2], changed_share=0.75, num_bytes=4 * 1024**2)]
-    report = replace(REPORT, models=models).to_dict()
+    models = [MERGE_REPORT.models[0], replace(MERGE_REPORT.models[2], changed_share=0.75, num_bytes=4 * 1024**2)]
+    report = replace(MERGE_REPORT, models=models).to_dict()
     section = tell_merges(replace(usual, merges={"bundle/merged": report}))
     assert section is not None
     assert of_kind(section, Words)[0].text.startswith("bundle/merged: kept dequant")

@@ -15,8 +15,7 @@ from qlora_ray.reporting.figures_parameters import draw_front
 from qlora_ray.reporting.importance import read_front
 from qlora_ray.reporting.searches import tell_search
 from qlora_ray.reporting.story import Story, read_story
-from qlora_ray.runs import read_json, write_json
-from tests.sweep_folder import Sketch, traces, write_sweep
+from tests.sweep_folder import Sketch, edited, traces, write_sweep
 
 OBJECTIVES = ("eval_loss", "trainable_parameters")
 # Sketches have 1000 parameters times their number: the second is beaten by the first in both.
@@ -39,9 +38,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     sketches = [Sketch([1.0, loss]) for loss in LOSSES] + [Sketch([2.0], state="failed", cause="oom")]
     root = tmp_path_factory.mktemp("front") / "s"
     paths = write_sweep(root, sketches, winner=3, has_journal=False)
-    manifest = read_json(paths.manifest)
-    manifest["config"]["search"]["objectives"] = dict.fromkeys(OBJECTIVES, "min")
-    write_json(paths.manifest, manifest)
+    with edited(paths.manifest) as manifest:
+        manifest["config"]["search"]["objectives"] = dict.fromkeys(OBJECTIVES, "min")
     write_study(paths.study)
     return read_story(paths)
 

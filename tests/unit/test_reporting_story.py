@@ -16,7 +16,7 @@ from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary
 from qlora_ray.reporting.writing import write_reports
 from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
 from qlora_ray.training.engine import UNEVALUATED
-from tests.sweep_folder import START, Sketch, usual_sketches, write_sweep
+from tests.sweep_folder import START, Sketch, edited, usual_sketches, write_sweep
 
 
 def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(paths: SweepPaths) -> None:
@@ -34,10 +34,9 @@ def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(paths
 
 @pytest.mark.parametrize(("word", "tone"), [("no different", "warn"), ("worse", "bad")])
 def test_a_verdict_that_is_no_improvement_is_said_as_plainly(paths: SweepPaths, word: str, tone: str) -> None:
-    scores = read_json(paths.best / "scores.json")
-    scores["verdict"]["deciding"]["verdict"] = word
-    scores["verdict"]["note"] = "chosen on these rows"
-    write_json(paths.best / "scores.json", scores)
+    with edited(paths.best / "scores.json") as scores:
+        scores["verdict"]["deciding"]["verdict"] = word
+        scores["verdict"]["note"] = "chosen on these rows"
     story = read_story(paths)
     headline = headline_of(story)
     assert word in headline[0] and headline[1] == tone
@@ -45,9 +44,9 @@ def test_a_verdict_that_is_no_improvement_is_said_as_plainly(paths: SweepPaths, 
 
 
 def test_an_older_sweep_has_a_winner_without_a_test(paths: SweepPaths) -> None:
-    scores = read_json(paths.best / "scores.json")
-    del scores["verdict"]
-    write_json(paths.best / "scores.json", {**scores, "beats_base": True})
+    with edited(paths.best / "scores.json") as scores:
+        del scores["verdict"]
+        scores["beats_base"] = True
     story = read_story(paths)
     assert "not tested" in headline_of(story)[0]
     assert story.problems == ()
@@ -110,8 +109,8 @@ def test_a_sweep_that_has_ended_says_which_trials_can_go_on_and_why_they_do_not(
 def test_a_trial_that_another_has_gone_on_with_is_no_open_end(tmp_path: Path) -> None:
     sketches = [Sketch([1.0], state="interrupted", cause="no room", message="no room"), Sketch([1.0, 0.5, 0.3, 0.2])]
     paths = write_sweep(tmp_path / "s", sketches, winner=1)
-    record = paths.trial("0001").record
-    write_json(record, {**read_json(record), "resumed_from": "0000"})
+    with edited(paths.trial("0001").record) as record:
+        record["resumed_from"] = "0000"
     story = read_story(paths)
     assert story.counts == {"complete": 1, "interrupted": 1}
     assert not any(isinstance(block, Code) for block in tell_verdict(story).blocks)
@@ -210,9 +209,10 @@ def test_answers_of_base_and_winner_are_paired_by_row(paths: SweepPaths) -> None
 def test_a_run_interrupted_after_a_complete_one_is_not_mixed_with_it(paths: SweepPaths) -> None:
     append_line(paths.best / "answers.jsonl", {"model": "base", "row": 0, "answer": "no", "reference": "yes"})
     append_line(paths.best / "answers.jsonl", {"model": "0003", "row": 0, "answer": "yes", "reference": "yes"})
-    scores = read_json(paths.best / "scores.json")
-    write_json(paths.best / "scores.json", {**scores, "verdict": {**scores["verdict"], "split": "validation"}})
-    write_json(paths.summary, {**read_json(paths.summary), "status": "interrupted", "winner": None, "verdict": None})
+    with edited(paths.best / "scores.json") as scores:
+        scores["verdict"]["split"] = "validation"
+    with edited(paths.summary) as summary:
+        summary |= {"status": "interrupted", "winner": None, "verdict": None}
     story = read_story(paths)
     assert "interrupted" in headline_of(story)[0]
     assert any("winner chosen before: trial 0003" in text for text in lead_of(story))
@@ -222,7 +222,8 @@ def test_a_run_interrupted_after_a_complete_one_is_not_mixed_with_it(paths: Swee
 
 
 def test_who_the_winner_is_stands_with_its_scores(paths: SweepPaths) -> None:
-    write_json(paths.summary, {**read_json(paths.summary), "winner": "0000"})
+    with edited(paths.summary) as summary:
+        summary["winner"] = "0000"
     assert read_story(paths).outcome.winner == "0003"
 
 
@@ -230,11 +231,10 @@ def test_who_the_winner_is_stands_with_its_scores(paths: SweepPaths) -> None:
 def test_the_base_is_drawn_if_it_was_scored_on_the_trials_rows(
     paths: SweepPaths, split: str, expected: float | None
 ) -> None:
-    scores = read_json(paths.best / "scores.json")
-    # A verdict that this version cannot read still says its split.
-    write_json(
-        paths.best / "scores.json", {**scores, "verdict": {"split": split}, "base": {**scores["base"], "loss": 2.5}}
-    )
+    with edited(paths.best / "scores.json") as scores:
+        # A verdict that this version cannot read still says its split.
+        scores["verdict"] = {"split": split}
+        scores["base"]["loss"] = 2.5
     story = read_story(paths)
     assert story.outcome.verdict is None and any("cannot be read" in one for one in story.problems)
     assert base_validation_loss(story) == expected
@@ -251,7 +251,8 @@ def test_the_base_is_drawn_if_it_was_scored_on_the_trials_rows(
 def test_an_executor_without_a_trial_has_the_slots_of_the_plan(
     paths: SweepPaths, placement: dict[str, object], num_slots: int
 ) -> None:
-    write_json(paths.manifest, {**read_json(paths.manifest), "plan": {"placements": [placement]}})
+    with edited(paths.manifest) as manifest:
+        manifest["plan"] = {"placements": [placement]}
     append_line(paths.events, {"time": START + 1, "event": "executor_ready", "executor": 9, "hostname": "node"})
     timeline = read_story(paths).timeline
     assert timeline is not None
@@ -259,11 +260,10 @@ def test_an_executor_without_a_trial_has_the_slots_of_the_plan(
 
 
 def test_further_figures_and_cut_answers_stand_with_the_verdict(paths: SweepPaths) -> None:
-    scores = read_json(paths.best / "scores.json")
-    scores["winner"]["details"] = {"numeric_match": {"answered": 0.5, "r_squared": -4.3231}}
-    scores["rescored"]["0000"]["num_cut_answers"] = 32
-    scores["verdict"]["note"] = "32 of 40 were cut"
-    write_json(paths.best / "scores.json", scores)
+    with edited(paths.best / "scores.json") as scores:
+        scores["winner"]["details"] = {"numeric_match": {"answered": 0.5, "r_squared": -4.3231}}
+        scores["rescored"]["0000"]["num_cut_answers"] = 32
+        scores["verdict"]["note"] = "32 of 40 were cut"
     story = read_story(paths)
     tables = [block for block in tell_verdict(story).blocks if isinstance(block, Table)]
     details = next(table for table in tables if table.header[0] == "numeric_match")
