@@ -219,13 +219,13 @@ def _count_dequantized_bytes(shape: ModelShape, workload: Workload) -> int:
         return 0
     if workload.hold_dequantized:
         return shape.num_linear_parameters * workload.compute_bytes
-    return max(d_in * d_out for d_in, d_out in shape.linears().values()) * workload.compute_bytes
+    return max(d_in * d_out for d_in, d_out in shape.linears.values()) * workload.compute_bytes
 
 
 def _count_base_bytes(shape: ModelShape, workload: Workload) -> int:
     linear_bytes = shape.num_linear_parameters * bytes_per_linear_weight(workload)
     if workload.method == "int8":
-        rows = shape.num_layers * sum(d_out for _, d_out in shape.linears().values())
+        rows = shape.num_layers * sum(d_out for _, d_out in shape.linears.values())
         linear_bytes += 4 * rows
     embedding_bytes = 4 if workload.fp32_parameters == "all" else workload.compute_bytes
     norm_bytes = workload.compute_bytes if workload.fp32_parameters == "none" else 4

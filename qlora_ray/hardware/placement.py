@@ -143,7 +143,7 @@ def _note_cluster(devices: Sequence[NodeDevice], shape: ModelShape) -> list[str]
     if cpu_hosts and len(cpu_hosts) < len(devices):
         notes.append(f"{', '.join(cpu_hosts)}: no GPU, so no trials there")
     if shape.layout_assumed:
-        notes.append(f"model type {shape.model_type} is not known here; its layers are counted as Llama's")
+        notes.append(f"model type {shape.model_type} is not known here; its memory is estimated as a Llama's")
     return notes
 
 

@@ -1,10 +1,10 @@
-"""The sizes of a model, read from its config.json: enough to count its bytes without loading it."""
+"""The sizes of a model: enough to count its bytes without loading it. Here they are read from config.json alone."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from qlora_ray.errors import ModelError
@@ -45,6 +45,7 @@ EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_inte
 # transformers leaves a key out of config.json when it has the class's default; these defaults are not False.
 TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "cohere", "cohere2", "starcoder2")
 HEAD_DIM_DEFAULTS = {"gemma": 256, "gemma2": 256, "gemma3": 256, "gemma3_text": 256, "qwen3": 128}
+NORMS_PER_LAYER = dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), 4)  # else 2
 DEFAULT_MAX_POSITIONS = 2048
 
 
@@ -52,7 +53,16 @@ DEFAULT_MAX_POSITIONS = 2048
 class ModelShape:
     """The sizes of a decoder-only model.
 
-    `layout_assumed` is True for a model type that is not in LAYOUT_OF_TYPE and is taken to be like Llama.
+    `from_hf_config` takes the counts from the tables above, without norms of single heads and biases;
+    `modeling.shape.count_shape` from the model as transformers builds it.
+
+    Attributes:
+        linears: Module name -> (in, out) of the linears of one decoder layer: those that are quantized.
+        presets: Preset of lora.target_modules -> the names of the linears that it adapts.
+        num_embedding_parameters: Input embeddings, learnt positions, and the head where it is not tied to them.
+        num_norm_parameters: All that is neither linears nor embeddings.
+        num_norms_per_layer: Those over the whole hidden state.
+        layout_assumed: Whether the model type is not in LAYOUT_OF_TYPE, and is taken to be like Llama.
     """
 
     model_type: str
@@ -63,43 +73,14 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
-    tie_word_embeddings: bool
     max_position_embeddings: int
+    linears: Mapping[str, tuple[int, int]]
+    presets: Mapping[str, tuple[str, ...]]
+    num_embedding_parameters: int
+    num_norm_parameters: int
+    num_norms_per_layer: int
     layout: Layout = "llama"
     layout_assumed: bool = False
-
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Module name -> (in, out) of the linears of one decoder layer: those that are quantized."""
-        h, i = self.hidden_size, self.intermediate_size
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        separate = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv)}
-        if self.layout == "llama":
-            return {
-                **separate,
-                "o_proj": (q, h),
-                "gate_proj": (h, i),
-                "up_proj": (h, i),
-                "down_proj": (i, h),
-            }
-        if self.layout == "phi3":
-            return {
-                "qkv_proj": (h, q + 2 * kv),
-                "o_proj": (q, h),
-                "gate_up_proj": (h, 2 * i),
-                "down_proj": (i, h),
-            }
-        if self.layout == "gpt_neox":
-            return {
-                "query_key_value": (h, 3 * h),
-                "attention.dense": (h, h),
-                "dense_h_to_4h": (h, i),
-                "dense_4h_to_h": (i, h),
-            }
-        if self.layout == "gpt2":
-            return {"c_attn": (h, 3 * h), "attn.c_proj": (h, h), "c_fc": (h, i), "mlp.c_proj": (i, h)}
-        if self.model_type == "phi":
-            return {**separate, "dense": (q, h), "fc1": (h, i), "fc2": (i, h)}
-        return {**separate, "o_proj": (q, h), "c_fc": (h, i), "c_proj": (i, h)}
 
     def target_linears(self, targets: str | Sequence[str]) -> dict[str, tuple[int, int]]:
         """The linears of one layer that a preset or a list of names adapts.
@@ -109,29 +90,26 @@ class ModelShape:
         Raises:
             ModelError: A name matches no linear.
         """
-        linears = self.linears()
         if targets == "all-linear":
-            return linears
+            return dict(self.linears)
         if isinstance(targets, str):
-            presets = dict(PRESETS[self.layout])
-            if self.model_type == "phi":
-                presets["attention"] = ("q_proj", "k_proj", "v_proj", "dense")
-            if targets not in presets:
+            if targets not in self.presets:
                 raise ModelError(
-                    f"lora.target_modules must be {', '.join(presets)}, all-linear or a list, got {targets!r}."
+                    f"lora.target_modules must be {', '.join(self.presets)}, all-linear or a list, got {targets!r}."
                 )
-            targets = presets[targets]
+            targets = self.presets[targets]
         chosen: dict[str, tuple[int, int]] = {}
         for target in targets:
             name = target.rpartition(".")[2]
-            found = {key: dims for key, dims in linears.items() if _matches(key, target)}
+            found = {key: dims for key, dims in self.linears.items() if _matches(key, target)}
             if not found and name == "lm_head":
                 continue  # one module, not one per layer: counted by num_adapter_parameters
             if not found:
-                near = difflib.get_close_matches(name, linears, n=1)
+                near = difflib.get_close_matches(name, self.linears, n=1)
                 hint = f" Did you mean {near[0]}?" if near else ""
                 raise ModelError(
-                    f"lora.target_modules: a {self.model_type} layer has {', '.join(linears)}, got {target!r}.{hint}"
+                    f"lora.target_modules: a {self.model_type} layer has {', '.join(self.linears)}, got {target!r}."
+                    f"{hint}"
                 )
             chosen.update(found)
         return chosen
@@ -147,23 +125,7 @@ class ModelShape:
     @property
     def num_linear_parameters(self) -> int:
         """Weights of the decoder layers' linears: those that are quantized."""
-        return self.num_layers * sum(d_in * d_out for d_in, d_out in self.linears().values())
-
-    @property
-    def num_embedding_parameters(self) -> int:
-        """Input embeddings, learnt positions of gpt2, and the head where it is not tied to them."""
-        tables = 1 if self.tie_word_embeddings else 2
-        positions = self.max_position_embeddings if self.layout == "gpt2" else 0
-        return (tables * self.vocab_size + positions) * self.hidden_size
-
-    @property
-    def num_norms_per_layer(self) -> int:
-        return 4 if self.model_type in ("gemma2", "gemma3", "gemma3_text") else 2
-
-    @property
-    def num_norm_parameters(self) -> int:
-        """Norm weights of the layers and the last one. Biases and norms of single heads are left out."""
-        return (self.num_norms_per_layer * self.num_layers + 1) * self.hidden_size
+        return self.num_layers * sum(d_in * d_out for d_in, d_out in self.linears.values())
 
     @property
     def has_grouped_keys(self) -> bool:
@@ -171,20 +133,9 @@ class ModelShape:
         return self.num_kv_heads < self.num_heads
 
     @property
-    def num_other_parameters(self) -> int:
-        """What is not quantized."""
-        return self.num_embedding_parameters + self.num_norm_parameters
-
-    @property
     def num_parameters(self) -> int:
-        return self.num_linear_parameters + self.num_other_parameters
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelShape:
-        return cls(**values)
+        """All of them."""
+        return self.num_linear_parameters + self.num_embedding_parameters + self.num_norm_parameters
 
     @classmethod
     def from_hf_config(cls, config: dict[str, Any]) -> ModelShape:
@@ -201,20 +152,54 @@ class ModelShape:
         model_type = str(config.get("model_type") or "unknown")
         _check_layout(model_type, config)
         sizes = {name: _read_size(model_type, config, keys) for name, keys in KEY_NAMES.items()}
-        hidden_size, num_heads = sizes["hidden_size"], sizes["num_heads"]
+        hidden_size, num_heads, num_layers = sizes["hidden_size"], sizes["num_heads"], sizes["num_layers"]
+        intermediate_size = _read_intermediate_size(model_type, config, hidden_size)
+        num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+        head_dim = int(config.get("head_dim") or HEAD_DIM_DEFAULTS.get(model_type) or hidden_size // num_heads)
+        max_positions = int(config.get("max_position_embeddings") or config.get("n_positions") or DEFAULT_MAX_POSITIONS)
+        layout = LAYOUT_OF_TYPE.get(model_type, "llama")
+        presets = dict(PRESETS[layout])
+        if model_type == "phi":
+            presets["attention"] = ("q_proj", "k_proj", "v_proj", "dense")
+        num_tables = 1 if (model_type in TIED_BY_DEFAULT if tied is None else tied) else 2
+        num_positions = max_positions if layout == "gpt2" else 0
+        num_norms = NORMS_PER_LAYER.get(model_type, 2)
         return cls(
             model_type=model_type,
-            intermediate_size=_read_intermediate_size(model_type, config, hidden_size),
-            num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-            head_dim=int(config.get("head_dim") or HEAD_DIM_DEFAULTS.get(model_type) or hidden_size // num_heads),
-            tie_word_embeddings=model_type in TIED_BY_DEFAULT if tied is None else bool(tied),
-            max_position_embeddings=int(
-                config.get("max_position_embeddings") or config.get("n_positions") or DEFAULT_MAX_POSITIONS
+            intermediate_size=intermediate_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            max_position_embeddings=max_positions,
+            linears=_list_linears(
+                layout, model_type, hidden_size, intermediate_size, num_heads * head_dim, num_kv_heads * head_dim
             ),
-            layout=LAYOUT_OF_TYPE.get(model_type, "llama"),
+            presets=presets,
+            num_embedding_parameters=(num_tables * sizes["vocab_size"] + num_positions) * hidden_size,
+            num_norm_parameters=(num_norms * num_layers + 1) * hidden_size,
+            num_norms_per_layer=num_norms,
+            layout=layout,
             layout_assumed=model_type not in LAYOUT_OF_TYPE,
             **sizes,
         )
+
+
+def _list_linears(layout: Layout, model_type: str, h: int, i: int, q: int, kv: int) -> dict[str, tuple[int, int]]:
+    """Returns the linears of a decoder layer; h hidden, i intermediate, q query and kv key width."""
+    separate = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv)}
+    if model_type == "phi":
+        return {**separate, "dense": (q, h), "fc1": (h, i), "fc2": (i, h)}
+    match layout:
+        case "llama":
+            return {**separate, "o_proj": (q, h), "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
+        case "phi3":
+            return {"qkv_proj": (h, q + 2 * kv), "o_proj": (q, h), "gate_up_proj": (h, 2 * i), "down_proj": (i, h)}
+        case "gpt_neox":
+            neox = {"dense_h_to_4h": (h, i), "dense_4h_to_h": (i, h)}
+            return {"query_key_value": (h, 3 * h), "attention.dense": (h, h), **neox}
+        case "gpt2":
+            return {"c_attn": (h, 3 * h), "attn.c_proj": (h, h), "c_fc": (h, i), "mlp.c_proj": (i, h)}
+        case "mlp":
+            return {**separate, "o_proj": (q, h), "c_fc": (h, i), "c_proj": (i, h)}
 
 
 def _matches(key: str, target: str) -> bool:

@@ -11,6 +11,7 @@ from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
 from qlora_ray.modeling.loading import load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
+from qlora_ray.modeling.shape import count_shape
 from qlora_ray.modeling.targets import build_skeleton, check_targets
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import describe_unused
@@ -60,6 +61,7 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     for corner in extremes:
         make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
     skeleton = build_skeleton(config.model)
+    shape = count_shape(skeleton, shape)
     choices = [corner.lora for corner in extremes]
     check_targets(skeleton, choices)
     single_reason = find_packing_problem(skeleton, choices)
