@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.config import SweepConfig, load_config, parse_override
-from qlora_ray.config.documents import Document
+from qlora_ray.config.documents import Document, read_document
 from qlora_ray.config.loading import apply_overrides, validate_document
+from qlora_ray.runs.records import Manifest, modernize_config
 
 # Keys whose values may be paths; in a manifest, from the folder that the sweep was started in.
 PATH_KEYS = (
@@ -23,7 +24,7 @@ PATH_KEYS = (
 TRUST = "model.trust_remote_code"
 
 
-def read_intent(manifest: dict[str, Any] | None, *, config: Path | None, overrides: Sequence[str]) -> SweepConfig:
+def read_intent(manifest: Manifest | None, *, config: Path | None, overrides: Sequence[str]) -> SweepConfig:
     """Returns the validated config: `config` if there is one, else the manifest's, else the defaults.
 
     Args:
@@ -36,8 +37,20 @@ def read_intent(manifest: dict[str, Any] | None, *, config: Path | None, overrid
     """
     if config is not None or manifest is None:
         return load_config(config, overrides=list(overrides))
-    document = Document("manifest.json", copy.deepcopy(manifest["config"]))
-    _anchor(document.data, Path(manifest.get("folder") or "."))
+    document = Document("manifest.json", copy.deepcopy(dict(manifest.config)))
+    _anchor(document.data, Path(manifest.folder or "."))
+    apply_overrides(document, overrides)
+    return validate_document(document)
+
+
+def read_bundle_config(path: Path, *, overrides: Sequence[str]) -> SweepConfig:
+    """Returns the validated config of a bundle, which may be one of an older version.
+
+    Raises:
+        ConfigError: With every problem found, one line each.
+    """
+    document = read_document(path)
+    document.data = modernize_config(document.data)
     apply_overrides(document, overrides)
     return validate_document(document)
 

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from qlora_ray.errors import QloraRayError, RunError
@@ -31,9 +31,9 @@ from qlora_ray.exporting.run_record import render_run_record
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.identity import read_adapter_origin, write_adapter_origin
 from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
-from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs import write_json, write_text
 from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT
+from qlora_ray.runs.records import write_record
 from qlora_ray.runs.whole import whole_folder
 
 
@@ -67,7 +67,7 @@ def write_bundle(
         report = None
         if merge is not None:
             report = _merge(selection, folder, merge, device=device, tell=tell)
-        name = _name(selection, head_dtype=report.head_dtype if report else selection.quantization["compute_dtype"])
+        name = _name(selection, head_dtype=report.head_dtype if report else selection.quantization.compute_dtype)
         evaluation = take_evaluation(selection, folder, to=to, notes=notes)
         _write_records(selection, folder, name=str(name))
         facts = CardFacts(str(name), selection, report, evaluation)
@@ -82,7 +82,7 @@ def write_bundle(
 
 def expected_name(selection: Selection, *, merge: MergeOptions | None) -> BundleName | None:
     """The name that the bundle will have, as far as it is known before the merge; None if the base's files decide."""
-    compute_dtype = selection.quantization["compute_dtype"]
+    compute_dtype = selection.quantization.compute_dtype
     head = merge.expected_head_dtype(compute_dtype=compute_dtype) if merge else compute_dtype
     return _name(selection, head_dtype=head) if head else None
 
@@ -91,8 +91,8 @@ def _name(selection: Selection, *, head_dtype: str) -> BundleName:
     """The bundle's name; the head's dtype is the merged model's, or, without one, what the trial computed in."""
     return name_bundle(
         base=selection.base_name,
-        dataset=str(selection.manifest["config"]["data"]["train"]),
-        lora=selection.record["ran"]["lora"],
+        dataset=str(selection.manifest.setting("data", "train")),
+        lora=selection.lora,
         quantization=selection.quantization,
         head_dtype=head_dtype,
     )
@@ -109,12 +109,12 @@ def _write_adapter(selection: Selection, folder: Path) -> list[str]:
     base = name if selection.base_is_on_hub else resolve_model_name(selection.config.model.name)
     config = dict(selection.adapter.config) | {
         "base_model_name_or_path": base,
-        "revision": selection.record["base"].get("revision"),
+        "revision": selection.record.base.revision,
     }
     write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     if read_adapter_origin(folder) is None:
         # Of a sweep of before adapters had it.
-        base_facts, quantization = selection.record["base"], selection.quantization
+        base_facts, quantization = asdict(selection.record.base), selection.quantization.to_dict()
         write_adapter_origin(folder, {"trial": selection.trial, "base": base_facts, "quantization": quantization})
     if selection.base_is_on_hub:
         return []
@@ -135,14 +135,14 @@ def _merge(
     config = selection.config
     tokenizer = load_tokenizer(config.model)
     prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
-    before = selection.manifest["data"]["digests"]
+    before = selection.data.digests
     changed = [split for split, digest in prepared.report.digests.items() if before.get(split, digest) != digest]
     if changed:
         tell(f"the rows of {', '.join(changed)} have changed since the sweep: the merge is measured on the new ones")
     report = merge_adapter(
         selection.adapter.folder,
         model=config.model,
-        quantization=QuantizationSpec(**selection.quantization),
+        quantization=selection.quantization,
         # Not the test rows: a rule chosen on them would flatter the merged model's scores.
         held_out=prepared.validation,
         to=folder / "merged",
@@ -159,7 +159,7 @@ def _merge(
 
 def _write_records(selection: Selection, folder: Path, *, name: str) -> None:
     # The adapter is in this bundle now.
-    write_json(folder / "record.json", {**selection.record, "adapter": "adapter"})
+    write_record(folder / "record.json", replace(selection.record, adapter="adapter"))
     if selection.scores:
         write_json(folder / "scores.json", selection.scores)
     report = selection.paths.root / "report.html"

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def take_inventory(selection: Selection, folder: Path, *, name: str, merge: Merg
         "trial": selection.trial,
         "is_winner": selection.is_winner,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "base": selection.record["base"],
+        "base": asdict(selection.record.base),
         "merge": merge.rule if merge else None,
         "files": files,
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from qlora_ray.modeling.loading import EMBEDDED
+from qlora_ray.modeling.quantization import QuantizationSpec
+from qlora_ray.runs.record_parts import LoraRecord
 
 # What the shipped rows are about (qlora_ray.embedded).
 EMBEDDED_TASK = "classicmodels"
@@ -61,25 +61,25 @@ class BundleName:
 
 
 def name_bundle(
-    *, base: str, dataset: str, lora: Mapping[str, Any], quantization: Mapping[str, Any], head_dtype: str
+    *, base: str, dataset: str, lora: LoraRecord, quantization: QuantizationSpec, head_dtype: str
 ) -> BundleName:
     """The name of a bundle.
 
     Args:
         base: The config's model.name.
         dataset: The config's data.train.
-        lora: The adapter as it ran: r, use_dora, use_rslora.
-        quantization: The base as it ran: method, bits.
+        lora: The adapter as it ran.
+        quantization: The base as it ran.
         head_dtype: What the output head is in.
     """
     return BundleName(
         _clean(f"{shorten_source(base)}-{shorten_dataset(dataset)}"),
-        int(lora["r"]),
-        str(quantization["method"]),
-        int(quantization["bits"]),
+        lora.r or 0,
+        quantization.method,
+        quantization.bits,
         head_dtype,
-        bool(lora.get("use_dora")),
-        bool(lora.get("use_rslora")),
+        bool(lora.use_dora),
+        bool(lora.use_rslora),
     )
 
 

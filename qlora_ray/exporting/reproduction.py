@@ -29,7 +29,7 @@ def sweep_command() -> str:
 def render_sweep_config(selection: Selection) -> str:
     """sweep.yaml: the sweep's resolved config, with its search space in it."""
     config = _portable(selection)
-    config["search"]["space"] = selection.manifest["space"]
+    config["search"]["space"] = dict(selection.manifest.space)
     return _render(
         config,
         f"The resolved config of sweep {selection.paths.name}, with its search space. Searches again:",
@@ -40,7 +40,7 @@ def render_sweep_config(selection: Selection) -> str:
 def render_trial_config(selection: Selection) -> str:
     """trial.yaml: a sweep of one trial, which has this trial's values and is not stopped early."""
     config = _portable(selection)
-    params = selection.record["params"]
+    params = selection.record.params
     config["search"] |= {
         "space": {path: {"choices": [value]} for path, value in params.items()} | {POINTS_KEY: [dict(params)]},
         "num_trials": 1,

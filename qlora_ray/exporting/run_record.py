@@ -10,6 +10,7 @@ from typing import Any
 
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.formats import format_gib
+from qlora_ray.runs.typed_json import to_json
 from qlora_ray.training.budget import make_budget
 
 NOT_RECORDED = "not recorded"
@@ -35,7 +36,7 @@ def render_run_record(selection: Selection, *, name: str, evaluation_files: Sequ
         _section("LoRA", _lora(selection)),
         _section("Quantization", _quantization(selection)),
         _section("Environment", _environment(selection)),
-        _section("Seeds", [f"{key}={value(selection.record['seeds'].get(key))}" for key in _SEEDS]),
+        _section("Seeds", [f"{key}={value(getattr(selection.record.seeds, key))}" for key in _SEEDS]),
         _section("Measured", _measured(selection)),
         _section("Evaluation outputs", [f"`{path}`" for path in evaluation_files] or ["none: not evaluated"]),
     ]
@@ -61,14 +62,11 @@ def resolved_command(command: Sequence[str] | None) -> str | None:
 
 
 def _head(selection: Selection, name: str) -> str:
-    record, data = selection.record, selection.record["dataset"]
-    closed = record["times"].get("closed")
-    git = record.get("git") or {}
-    commit = git.get("commit")
-    changed = " (with uncommitted changes)" if git.get("dirty") else ""
-    train = selection.manifest.get("data", {}).get("digests", {}).get("train")
-    command = resolved_command(selection.manifest.get("command"))
-    base = record["base"]
+    record, data, base = selection.record, selection.record.dataset, selection.record.base
+    closed, commit = record.times.closed, record.git.commit
+    changed = " (with uncommitted changes)" if record.git.dirty else ""
+    train = selection.data.digests.get("train")
+    command = resolved_command(selection.manifest.command)
     return "\n".join(
         [
             f"### QLoRA Run Record: {name}",
@@ -78,20 +76,19 @@ def _head(selection: Selection, name: str) -> str:
             "- Notebook: none, a command",
             f"- Command: {f'`{command}`' if command else NOT_RECORDED}",
             f"- Sweep: `{selection.paths.name}`, trial {selection.trial}",
-            f"- Base model: `{base['name']}` (revision {base.get('revision') or 'main'}, `{base['hash']}`)",
-            f"- Train file: `{data['sources']['train']}` (n={data['num_rows']['train']}, "
-            f"overlap check={data.get('overlap_check') or NOT_RECORDED}, sha256={train or NOT_RECORDED})",
-            f"- Truncated train rows: {data['num_truncated'].get('train', NOT_RECORDED)}",
+            f"- Base model: `{base.name}` (revision {base.revision or 'main'}, `{base.hash}`)",
+            f"- Train file: `{data.sources.get('train', NOT_RECORDED)}` (n={data.num_rows.get('train', NOT_RECORDED)}, "
+            f"overlap check={data.overlap_check or NOT_RECORDED}, sha256={train or NOT_RECORDED})",
+            f"- Truncated train rows: {data.num_truncated.get('train', NOT_RECORDED)}",
             "- Output dir: `adapter`",
         ]
     )
 
 
 def _training(selection: Selection) -> list[str]:
-    ran, config, record = selection.record["ran"], selection.trial_config, selection.record
-    training = dict(ran["training"])
-    num_steps, num_samples = ran.get("num_steps"), ran.get("num_samples")
-    num_rows = record["dataset"]["num_rows"]["train"]
+    ran, config, record = selection.record.ran, selection.trial_config, selection.record
+    training, num_samples = ran.training, ran.num_samples
+    num_rows = record.dataset.num_rows["train"]
     epochs = f"{num_samples / num_rows:.6g} ({num_samples} samples of {num_rows} rows)" if num_samples else NOT_RECORDED
     reports = make_budget(config.training, num_train_rows=num_rows, num_reports=config.search.num_reports).report_steps
     interval = _interval(reports)
@@ -100,10 +97,10 @@ def _training(selection: Selection) -> list[str]:
     lines = [
         _line(training, "per_device_train_batch_size"),
         _line(training, "gradient_accumulation_steps"),
-        f"effective_batch_size={value(ran.get('effective_batch'))}",
+        f"effective_batch_size={value(ran.effective_batch)}",
         _line(training, "learning_rate"),
         f"num_train_epochs={epochs}",
-        f"max_steps={value(num_steps)}",
+        f"max_steps={value(ran.num_steps)}",
         f"warmup_ratio={value(config.training.warmup_ratio)}",
         _line(training, "warmup_steps"),
         # Records from before the training loss had points of its own know the reports only.
@@ -112,8 +109,8 @@ def _training(selection: Selection) -> list[str]:
         f"save_steps={interval} (at each report)" if keeps else "save_steps=none (no states were kept)",
         f"save_total_limit={1 if keeps else 0}",
         _line(training, "optim"),
-        f"bf16={value(record.get('bf16'))}",
-        f"fp16={value(record.get('fp16'))}",
+        f"bf16={value(record.bf16)}",
+        f"fp16={value(record.fp16)}",
         "report_to=[]",
         f"max_length={config.data.max_length}",
     ]
@@ -122,50 +119,48 @@ def _training(selection: Selection) -> list[str]:
 
 
 def _lora(selection: Selection) -> list[str]:
-    lora = selection.record["ran"]["lora"]
+    lora = to_json(selection.lora)
     told = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules")
     rest = [f"{key}={value(found) if found is not None else None}" for key, found in lora.items() if key not in told]
     return [_line(lora, key) for key in told] + rest
 
 
 def _quantization(selection: Selection) -> list[str]:
-    quantization = selection.quantization
-    has_blocks = quantization.get("block_size") is not None
-    lines = [f"{key}={value(found)}" for key, found in quantization.items() if key != "block_size"]
-    lines.append(f"block_size={value(quantization['block_size']) if has_blocks else 'none'}")
+    quantization = selection.quantization.to_dict()
+    block_size = quantization.pop("block_size")
+    lines = [f"{key}={value(found)}" for key, found in quantization.items()]
+    lines.append(f"block_size={'none' if block_size is None else block_size}")
     # bitsandbytes has no other for 4 and 8 bits, and quantizes nothing but weights.
     return [*lines, "activations=none (not quantized)", "kv_cache=none (not quantized)"]
 
 
 def _environment(selection: Selection) -> list[str]:
-    executor, versions = selection.record["executor"], selection.record["versions"]
-    ran_with = executor.get("versions") or versions
-    on_cpu = executor.get("cuda_available") is False
-    gpu = f"none (CPU: {executor.get('cpu')})" if on_cpu else executor.get("device") or NOT_RECORDED
+    executor = selection.record.executor
+    ran_with = executor.versions or selection.record.versions
+    on_cpu = executor.cuda_available is False
+    gpu = f"none (CPU: {executor.cpu})" if on_cpu else executor.device or NOT_RECORDED
     not_there = "none" if on_cpu else NOT_RECORDED
     return [
         f"GPU: {gpu}",
-        f"Compute capability: {executor.get('compute_capability') or not_there}",
-        f"CUDA available: {value(executor.get('cuda_available'))}",
-        f"CUDA: {executor.get('cuda') or not_there}",
-        f"Driver: {executor.get('driver') or not_there}",
-        f"Precision: {executor.get('precision_reason') or NOT_RECORDED}",
-        f"Engine: {executor.get('engine') or NOT_RECORDED}",
+        f"Compute capability: {executor.compute_capability or not_there}",
+        f"CUDA available: {value(executor.cuda_available)}",
+        f"CUDA: {executor.cuda or not_there}",
+        f"Driver: {executor.driver or not_there}",
+        f"Precision: {executor.precision_reason or NOT_RECORDED}",
+        f"Engine: {executor.engine or NOT_RECORDED}",
         *(f"{package}={version}" for package, version in ran_with.items()),
-        f"qlora_ray={selection.manifest.get('qlora_ray') or NOT_RECORDED}",
+        f"qlora_ray={selection.manifest.qlora_ray or NOT_RECORDED}",
     ]
 
 
 def _measured(selection: Selection) -> list[str]:
     record = selection.record
-    memory, ran = record["memory"], record["ran"]
-    lines = [f"{name}={value(found)}" for name, found in record["objective"].items()]
-    lines += [f"trainable_parameters={value(ran.get('trainable_parameters'))}"]
-    for name, key in (("peak", "peak_bytes"), ("estimated", "estimated_bytes")):
-        found = memory.get(key)
+    lines = [f"{name}={value(found)}" for name, found in record.objective.items()]
+    lines.append(f"trainable_parameters={value(record.ran.trainable_parameters)}")
+    for name, found in (("peak", record.memory.peak_bytes), ("estimated", record.memory.estimated_bytes)):
         lines.append(f"{name}_memory_bytes={f'{found} ({format_gib(found)})' if found else NOT_RECORDED}")
-    lines.append(f"train_s={value(record['times'].get('train_s'))}")
-    lines.append(f"tokens_per_s={value(record.get('tokens_per_s'))}")
+    lines.append(f"train_s={value(record.times.train_s)}")
+    lines.append(f"tokens_per_s={value(record.tokens_per_s)}")
     return lines
 
 

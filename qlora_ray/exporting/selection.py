@@ -13,7 +13,10 @@ from qlora_ray.config.schema import Model, SweepConfig
 from qlora_ray.errors import ConfigError, ModelError, RunError
 from qlora_ray.modeling.identity import AdapterFacts, check_base, read_adapter
 from qlora_ray.modeling.loading import pin_revision, resolve_model_name
+from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.record_parts import DataRecord, LoraRecord
+from qlora_ray.runs.records import Manifest, TrialRecord, read_record
 from qlora_ray.runs.winner import BEST, SCORES, find_trial
 from qlora_ray.search.space import apply_values
 
@@ -40,8 +43,8 @@ class Selection:
     paths: SweepPaths
     trial: str
     config: SweepConfig
-    manifest: dict[str, Any]
-    record: dict[str, Any]
+    manifest: Manifest
+    record: TrialRecord
     scores: dict[str, Any] | None
     adapter: AdapterFacts
     notes: tuple[str, ...] = ()
@@ -49,7 +52,7 @@ class Selection:
     @property
     def trial_config(self) -> SweepConfig:
         """The config with the trial's own values in it."""
-        return apply_values(self.config, self.record["params"])
+        return apply_values(self.config, dict(self.record.params))
 
     @property
     def evaluation(self) -> Path:
@@ -64,22 +67,34 @@ class Selection:
     @property
     def base_name(self) -> str:
         """The base as the sweep's config named it: `embedded`, a folder, or a hub id."""
-        return str(self.record["base"]["name"])
+        return str(self.record.base.name)
 
     @property
     def base_is_on_hub(self) -> bool:
         """Whether others can fetch the base by its name."""
-        return str(self.record["base"]["hash"]).startswith("hub:")
+        return str(self.record.base.hash).startswith("hub:")
 
     @property
     def needs_code(self) -> bool:
         """Whether the sweep let the base's own code run, without which others cannot load it either."""
-        return bool(self.manifest["config"]["model"].get("trust_remote_code"))
+        return bool(self.manifest.setting("model", "trust_remote_code"))
 
     @property
-    def quantization(self) -> dict[str, Any]:
+    def quantization(self) -> QuantizationSpec:
         """How the base was held while the trial trained."""
-        return dict(self.record["ran"]["quantization"])
+        assert self.record.ran.quantization is not None
+        return QuantizationSpec(**vars(self.record.ran.quantization))
+
+    @property
+    def data(self) -> DataRecord:
+        """The sweep's rows, as its manifest has them."""
+        return self.manifest.data or DataRecord()
+
+    @property
+    def lora(self) -> LoraRecord:
+        """The adapter as it ran."""
+        assert self.record.ran.lora is not None
+        return self.record.ran.lora
 
 
 def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = ()) -> Selection:
@@ -98,7 +113,7 @@ def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = (
     paths = SweepPaths(sweep)
     if not paths.manifest.is_file():
         raise RunError(f"{sweep}: must be a sweep's folder, got one without manifest.json. Give results/<name>.")
-    manifest = read_json(paths.manifest)
+    manifest = read_record(paths.manifest, Manifest)
     config, notes = _read_config(manifest, overrides)
     trial_id, is_winner = find_trial(paths, trial)
     own = paths.trial(trial_id).record
@@ -107,7 +122,7 @@ def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = (
         trial=trial_id,
         config=config,
         manifest=manifest,
-        record=read_json(own if own.is_file() or not is_winner else paths.best / "record.json"),
+        record=_read_record(own if own.is_file() or not is_winner else paths.best / "record.json"),
         scores=_read_scores(paths) if is_winner else None,
         # Only the winner's copy has the tokenizer beside it.
         adapter=read_adapter(paths.best / "adapter" if is_winner else paths.trial(trial_id).adapter),
@@ -120,7 +135,17 @@ def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = (
 
 def own_rights(paths: SweepPaths) -> tuple[str, ...]:
     """The overrides that an export which is a part of the user's own sweep goes by: what its config allowed."""
-    return (f"{TRUST}=true",) if read_json(paths.manifest)["config"]["model"].get("trust_remote_code") else ()
+    is_trusted = read_record(paths.manifest, Manifest).setting("model", "trust_remote_code")
+    return (f"{TRUST}=true",) if is_trusted else ()
+
+
+def _read_record(path: Path) -> TrialRecord:
+    """The record of a complete trial; raises RunError if it does not say how that ran."""
+    record = read_record(path, TrialRecord)
+    quantization = record.ran.quantization
+    if quantization is None or quantization.method is None or record.ran.lora is None or record.base.hash is None:
+        raise RunError(f"{path}: must say how the trial ran: its base, ran.lora and ran.quantization. Restore it.")
+    return record
 
 
 def _read_scores(paths: SweepPaths) -> dict[str, Any]:
@@ -129,21 +154,21 @@ def _read_scores(paths: SweepPaths) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_config(manifest: dict[str, Any], overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+def _read_config(manifest: Manifest, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
     """The sweep's config, without a right to run code that only came with it, and a note if it had it."""
     for text in overrides:
         key, _ = parse_override(text)
         if key not in RELOCATABLE:
             raise ConfigError(f"--set {key}: an export can set only {', '.join(RELOCATABLE)}. Drop it.")
     config = read_intent(manifest, config=None, overrides=overrides)
-    config = drop_foreign_revision(config, overrides, own_name=manifest["config"]["model"]["name"])
+    config = drop_foreign_revision(config, overrides, own_name=manifest.setting("model", "name"))
     return distrust(config, overrides)
 
 
 def _check_base(selection: Selection) -> tuple[Model, str | None]:
     """The base as it will be loaded, and a note if it could not be verified."""
     model = selection.config.model
-    expected = str(selection.record["base"]["hash"])
+    expected = str(selection.record.base.hash)
     folder = selection.adapter.folder
     name = resolve_model_name(model.name)
     if expected.startswith("sha256:") and not Path(name).is_dir():

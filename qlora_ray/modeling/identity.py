@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from qlora_ray.errors import ModelError
 from qlora_ray.modeling.hub import is_commit
 from qlora_ray.modeling.loading import hash_base
 from qlora_ray.runs.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
+from qlora_ray.runs.typed_json import parse_record
 
 # Beside PEFT's files in an adapter's folder: how it was trained. PEFT passes it over.
 ADAPTER_ORIGIN = "qlora_ray.json"
@@ -36,6 +38,15 @@ class AdapterFacts:
     def r(self) -> int:
         """The rank."""
         return int(self.config["r"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOrigin:
+    """qlora_ray.json: how an adapter was trained."""
+
+    trial: str | None = None
+    base: BaseRecord = field(default_factory=BaseRecord)
+    quantization: QuantizationRecord = field(default_factory=QuantizationRecord)
 
 
 def read_adapter(folder: Path) -> AdapterFacts:
@@ -91,8 +102,8 @@ def write_adapter_origin(folder: Path, origin: dict[str, Any]) -> None:
     (folder / ADAPTER_ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
 
 
-def read_adapter_origin(folder: Path) -> dict[str, Any] | None:
-    """How an adapter was trained, as its own folder says: trial, base, quantization; None where it does not.
+def read_adapter_origin(folder: Path) -> AdapterOrigin | None:
+    """How an adapter was trained, as its own folder says; None where it does not.
 
     Raises:
         ModelError: If the file is there, and is not what this package writes.
@@ -107,7 +118,7 @@ def read_adapter_origin(folder: Path) -> dict[str, Any] | None:
     parts = [written.get(key) for key in ("base", "quantization")] if isinstance(written, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise ModelError(f"{path}: must say base and quantization, got something else. Restore it, or delete it.")
-    return dict(written)
+    return parse_record(AdapterOrigin, written)
 
 
 def compare_bases(expected: str, found: str) -> Literal["same", "other", "unknown"]:

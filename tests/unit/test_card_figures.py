@@ -41,12 +41,14 @@ def evaluation_of(*comparisons: dict[str, Any], **changes: Any) -> dict[str, Any
 def with_sources(selection: Selection, sources: dict[str, str], **data: Any) -> Selection:
     """The selection of a sweep whose data is from elsewhere."""
     config = selection.config.model_copy(update={"data": selection.config.data.model_copy(update=data)})
-    manifest = {
-        **selection.manifest,
-        "data": {**selection.manifest["data"], "sources": sources},
-        "config": {**selection.manifest["config"], "data": {**selection.manifest["config"]["data"], **data}},
-    }
-    record = {**selection.record, "dataset": {**selection.record["dataset"], "sources": {"train": sources["train"]}}}
+    written = selection.manifest.config
+    manifest = replace(
+        selection.manifest,
+        data=replace(selection.data, sources=sources),
+        config={**written, "data": {**written["data"], **data}},
+    )
+    dataset = replace(selection.record.dataset, sources={"train": sources["train"]})
+    record = replace(selection.record, dataset=dataset)
     return replace(selection, config=config, manifest=manifest, record=record)
 
 

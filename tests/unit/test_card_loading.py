@@ -15,6 +15,7 @@ from qlora_ray.config.schema import Quantization
 from qlora_ray.exporting.card.loading import guide_loading
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.quantization import make_bitsandbytes_config, specify_quantization
+from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
 from tests.unit.exporting_fixtures import write_sweep
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -27,15 +28,12 @@ def selection(tmp_path):
 
 def on_base(selection, *, name="embedded", fingerprint="sha256:0", revision=None, spec=None, needs_code=False):
     """The same trial on another base, held in another way."""
-    base = {"name": name, "hash": fingerprint, "revision": revision}
-    ran = {**selection.record["ran"], **({"quantization": spec.to_dict()} if spec else {})}
-    config = {**selection.manifest["config"]}
-    config["model"] = {**config["model"], "trust_remote_code": needs_code}
-    return replace(
-        selection,
-        record={**selection.record, "base": base, "ran": ran},
-        manifest={**selection.manifest, "config": config},
-    )
+    record, manifest = selection.record, selection.manifest
+    quantization = QuantizationRecord(**spec.to_dict()) if spec else record.ran.quantization
+    ran = replace(record.ran, quantization=quantization)
+    base = BaseRecord(name=name, hash=fingerprint, revision=revision)
+    config = {**manifest.config, "model": {**manifest.config["model"], "trust_remote_code": needs_code}}
+    return replace(selection, record=replace(record, base=base, ran=ran), manifest=replace(manifest, config=config))
 
 
 def codes_of(selection, *, has_merged=False):

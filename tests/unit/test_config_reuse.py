@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.config import SweepConfig
-from qlora_ray.config.reuse import is_overridden, read_intent
+from qlora_ray.config.reuse import is_overridden, read_bundle_config, read_intent
 from qlora_ray.errors import ConfigError
+from qlora_ray.runs.records import Manifest
 
 
-def make_manifest(folder: Path, **data: object) -> dict[str, object]:
+def make_manifest(folder: Path, **data: object) -> Manifest:
     config = SweepConfig().model_dump()
     config["data"] |= data
-    return {"config": config, "folder": str(folder)}
+    return Manifest(config=config, folder=str(folder))
 
 
 def test_the_sweeps_config_counts_and_a_file_goes_before_it(tmp_path: Path) -> None:
@@ -55,6 +56,14 @@ def test_all_wrong_overrides_are_named(tmp_path: Path) -> None:
         read_intent(make_manifest(tmp_path), config=None, overrides=["evaluate.shot=[3]"])
     with pytest.raises(ConfigError, match=r"(?s)--set nokey.*--set alsonot"):
         read_intent(make_manifest(tmp_path), config=None, overrides=["nokey", "alsonot"])
+
+
+def test_a_bundles_config_may_have_the_packing_of_the_version_before_and_a_users_may_not(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("cluster: {packing: fused}\n")
+    assert read_bundle_config(path, overrides=[]).cluster.packing == "packed"
+    with pytest.raises(ConfigError, match=r"cluster\.packing must be 'auto', 'packed', 'single' or 'off', got 'fused'"):
+        read_intent(None, config=path, overrides=[])
 
 
 def test_an_override_of_a_key_or_under_it_is_seen() -> None:

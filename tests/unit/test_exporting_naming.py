@@ -7,20 +7,27 @@ import itertools
 import pytest
 from huggingface_hub.utils import validate_repo_id
 
+from qlora_ray.config.schema import Quantization
 from qlora_ray.exporting.naming import BundleName, name_bundle, parse_name, shorten_dataset
+from qlora_ray.modeling.quantization import specify_quantization
+from qlora_ray.runs.record_parts import LoraRecord
 
-NF4 = {"method": "nf4", "bits": 4}
+NF4 = specify_quantization(Quantization(), compute_dtype="bf16")
 
 
 def name(**changes):
     facts = {
         "base": "Qwen/Qwen3-0.6B",
         "dataset": "someone/openmath",
-        "lora": {"r": 64, "use_dora": False, "use_rslora": False},
+        "lora": LoraRecord(r=64),
         "quantization": NF4,
         "head_dtype": "bf16",
     }
     return str(name_bundle(**{**facts, **changes}))
+
+
+def held(method, compute_dtype="bf16"):
+    return specify_quantization(Quantization(method=method), compute_dtype=compute_dtype)
 
 
 def test_the_rules_example_is_named_so():
@@ -31,13 +38,13 @@ def test_the_rules_example_is_named_so():
 @pytest.mark.parametrize(
     ("changes", "tag"),
     [
-        ({"lora": {"r": 8, "use_dora": True}}, "DoRa8_QLORA_w4_headbf16"),
-        ({"lora": {"r": 8, "use_rslora": True}}, "rsLoRa8_QLORA_w4_headbf16"),
-        ({"lora": {"r": 8, "use_dora": True, "use_rslora": True}}, "rsDoRa8_QLORA_w4_headbf16"),
-        ({"quantization": {"method": "fp4", "bits": 4}}, "LoRa64_QLORA_w4fp4_headbf16"),
-        ({"quantization": {"method": "int8", "bits": 8}}, "LoRa64_QLORA_w8_headbf16"),
-        ({"quantization": {"method": "none", "bits": 16}}, "LoRa64_LORA_w16_headbf16"),
-        ({"quantization": {"method": "none", "bits": 32}, "head_dtype": "fp32"}, "LoRa64_LORA_w32_headfp32"),
+        ({"lora": LoraRecord(r=8, use_dora=True)}, "DoRa8_QLORA_w4_headbf16"),
+        ({"lora": LoraRecord(r=8, use_rslora=True)}, "rsLoRa8_QLORA_w4_headbf16"),
+        ({"lora": LoraRecord(r=8, use_dora=True, use_rslora=True)}, "rsDoRa8_QLORA_w4_headbf16"),
+        ({"quantization": held("fp4")}, "LoRa64_QLORA_w4fp4_headbf16"),
+        ({"quantization": held("int8")}, "LoRa64_QLORA_w8_headbf16"),
+        ({"quantization": held("none")}, "LoRa64_LORA_w16_headbf16"),
+        ({"quantization": held("none", "fp32"), "head_dtype": "fp32"}, "LoRa64_LORA_w32_headfp32"),
     ],
 )
 def test_every_way_of_training_has_its_tag(changes, tag):

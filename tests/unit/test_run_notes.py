@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,9 @@ from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.notes import MAYBE_CHOSEN_ON_THEM, note_weaknesses
 from qlora_ray.evaluation.target.target import Target
+from qlora_ray.runs.record_parts import DataRecord, DatasetRecord
+from qlora_ray.runs.records import Manifest, TrialRecord
+from qlora_ray.runs.typed_json import parse_record
 from qlora_ray.scoring.token_budget import TokenBudget
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
 
@@ -41,7 +43,7 @@ def target_of(**facts: Any) -> Target:
     """A sweep's winner, whose data is named."""
     config = SweepConfig(data=Data(train="rows.jsonl"))
     target = Target("sweep", "results/s", config, None, None, "as it trained", Path("to"))
-    return replace(target, **{"manifest": {}, "trial": "0001", **facts})
+    return replace(target, **{"manifest": Manifest(), "trial": "0001", **facts})
 
 
 def notes_of(
@@ -55,9 +57,9 @@ def notes_of(
     return note_weaknesses(target, prepared, split, sets, limited)
 
 
-def manifest_of(prepared: PreparedData, **changes: Any) -> dict[str, Any]:
+def manifest_of(prepared: PreparedData, **changes: Any) -> Manifest:
     """A sweep's manifest, that had these rows but for the changes."""
-    return {"data": copy.deepcopy(prepared.report.to_dict()) | changes}
+    return Manifest(data=parse_record(DataRecord, prepared.report.to_dict() | changes))
 
 
 def test_the_sweeps_own_test_rows_need_no_note_though_they_were_moved(prepared: PreparedData) -> None:
@@ -89,23 +91,25 @@ def test_validation_rows_of_the_sweep_chose_its_winner(prepared: PreparedData) -
 
 
 @pytest.mark.parametrize(
-    ("record", "trial", "expected"),
+    ("fingerprint", "trial", "expected"),
     [
-        ({"dataset": {"fingerprint": "these"}}, "0001", [CHOSEN_ON_THEM]),
+        ("these", "0001", [CHOSEN_ON_THEM]),
         # A record of before there were fingerprints: it may well be these.
-        ({}, "0001", [CHOSEN_ON_THEM]),
-        ({"dataset": {"fingerprint": "others"}}, "0001", []),
+        ("", "0001", [CHOSEN_ON_THEM]),
+        ("others", "0001", []),
         # No sweep chose an adapter that is of no trial.
-        ({"dataset": {"fingerprint": "these"}}, None, []),
+        ("these", None, []),
         (None, None, []),
         # Copied without its record: its trial is known, and that trial's rows are not.
         (None, "0001", [MAYBE_CHOSEN_ON_THEM]),
     ],
 )
 def test_without_a_manifest_the_record_says_whether_rows_chose_the_adapter(
-    prepared: PreparedData, record: dict[str, Any] | None, trial: str | None, expected: list[str]
+    prepared: PreparedData, fingerprint: str | None, trial: str | None, expected: list[str]
 ) -> None:
     these = replace(prepared, report=replace(prepared.report, fingerprint="these"))
+    dataset = DatasetRecord(fingerprint=fingerprint or None)
+    record = None if fingerprint is None else TrialRecord(trial="0001", dataset=dataset)
     target = target_of(manifest=None, record=record, trial=trial)
     assert notes_of(target, these, these.validation) == expected
     assert notes_of(target, these, these.test) == []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data import PreparedData, TokenizedSplit
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.target.target import Target
+from qlora_ray.runs.record_parts import DataRecord
 from qlora_ray.scoring.token_budget import LIMITS, TokenBudget
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
 
@@ -35,7 +35,7 @@ def note_weaknesses(
     notes = []
     if split is not None and target.manifest is None and target.config.data == Data():
         notes.append("the rows are the embedded task's: no sweep or --config names others")
-    written = (target.manifest or {}).get("data")
+    written = target.manifest.data if target.manifest is not None else None
     if written is not None and split is not None and not _is_same(written, prepared, split.name):
         notes.append(f"{split.name} is not what the sweep had: its rows, template or tokenizer differ")
     elif split is not None and split.name == "validation":
@@ -55,20 +55,19 @@ def _note_choice(target: Target, prepared: PreparedData) -> list[str]:
     A record has the fingerprint only: of rows, template and tokenizer in one.
     """
     if target.manifest is not None:
-        return [CHOSEN_ON_THEM] if "data" in target.manifest else []
+        return [CHOSEN_ON_THEM] if target.manifest.data is not None else []
     if target.trial is None:
         return []
     if target.record is None:
         return [MAYBE_CHOSEN_ON_THEM]
-    fingerprint = (target.record.get("dataset") or {}).get("fingerprint")
-    return [CHOSEN_ON_THEM] if fingerprint in (None, prepared.report.fingerprint) else []
+    return [CHOSEN_ON_THEM] if target.record.dataset.fingerprint in (None, prepared.report.fingerprint) else []
 
 
-def _is_same(written: dict[str, Any], prepared: PreparedData, split: str) -> bool:
+def _is_same(written: DataRecord, prepared: PreparedData, split: str) -> bool:
     """Whether the rows are the sweep's: by fingerprint, else by their source's bytes, template and token counts."""
-    report = prepared.report.to_dict()
-    if written["fingerprint"] == report["fingerprint"]:
+    report = prepared.report
+    if written.fingerprint == report.fingerprint:
         return True
     keys = ("digests", "num_rows", "num_tokens", "num_completion_tokens")
-    same_counts = all(written[key].get(split) == report[key].get(split) for key in keys)
-    return same_counts and written["template"] == report["template"]
+    same_counts = all(getattr(written, key).get(split) == getattr(report, key).get(split) for key in keys)
+    return same_counts and written.template == report.template

@@ -15,17 +15,18 @@ from qlora_ray.evaluation.target.folders import (
     RECORD,
     describe_folder,
     find_bundle_of,
+    find_record,
     find_trial_of,
     read_manifest,
     read_merge_report,
-    read_record,
 )
 from qlora_ray.evaluation.target.provenance import Origin, target_of_adapter, target_of_merged
 from qlora_ray.evaluation.target.target import Request, Target
 from qlora_ray.modeling.hub import reach_repository
 from qlora_ray.modeling.loading import EMBEDDED, pin_revision
-from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.paths import ADAPTER_CONFIG
+from qlora_ray.runs.records import TrialRecord, read_record
 from qlora_ray.runs.winner import BEST, find_trial
 
 # Of a repository: no pickles. A bundle's config is YAML.
@@ -74,7 +75,7 @@ def _read_sweep(folder: Path, request: Request) -> Target:
     paths = SweepPaths(folder)
     trial, is_winner = find_trial(paths, request.trial)
     home = paths.best if is_winner else paths.trial(trial).root
-    origin = Origin(read_json(home / RECORD), read_manifest(folder))
+    origin = Origin(read_record(home / RECORD, TrialRecord), read_manifest(folder))
     to = (folder if is_winner else home) / "evaluation"
     target = target_of_adapter(home / "adapter", origin, request, path=str(folder), to=to)
     return replace(target, kind="sweep", trial=trial)
@@ -87,7 +88,7 @@ def _read_adapter(folder: Path, request: Request) -> Target:
         return replace(_read_bundle(bundle, request), kind="adapter", path=str(folder), merged=None)
     # results/X/best/adapter and results/X/trials/0005/adapter.
     sweep = next((up for up in folder.parents[1:3] if read_manifest(up) is not None), None)
-    origin = Origin(read_record(folder, folder.parent), read_manifest(sweep) if sweep else None)
+    origin = Origin(find_record(folder, folder.parent), read_manifest(sweep) if sweep else None)
     to = _beside(folder)
     if sweep is not None:
         to = (sweep if folder.parent == sweep / BEST else folder.parent) / "evaluation"
@@ -106,7 +107,7 @@ def _origin_of_bundle(folder: Path) -> Origin:
     """What a bundle's parts came with: its record, and its sweep's manifest where it lies in one, else its YAML."""
     manifest = next(filter(None, map(read_manifest, folder.resolve().parents[:2])), None)
     own = folder / BUNDLE_CONFIG
-    return Origin(read_record(folder), manifest, own if manifest is None and own.is_file() else None)
+    return Origin(find_record(folder), manifest, own if manifest is None and own.is_file() else None)
 
 
 def _beside(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT, NF4_SUFFIX
+from qlora_ray.runs.records import Manifest, TrialRecord, read_record
 from qlora_ray.runs.winner import BEST
 
 MANIFEST = "manifest.json"
@@ -18,20 +19,18 @@ BUNDLE_CONFIG = "sweep.yaml"
 BUNDLE_FILES = ("bundle.json", BUNDLE_CONFIG)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> Manifest | None:
     """A sweep's manifest; None where there is none, or a file of that name is something else's."""
     try:
-        written = read_json(folder / MANIFEST)
+        return read_record(folder / MANIFEST, Manifest)
     except RunError:
         return None
-    return written if isinstance(written, dict) and isinstance(written.get("config"), dict) else None
 
 
-def read_record(*folders: Path) -> dict[str, Any] | None:
-    """The trial's record that is in the first of the folders which has one."""
+def find_record(*folders: Path) -> TrialRecord | None:
+    """The trial's record in the first of the folders that has one; raises RunError if it is something else's."""
     found = next((folder / RECORD for folder in folders if (folder / RECORD).is_file()), None)
-    record = read_json(found) if found is not None else None
-    return record if isinstance(record, dict) else None
+    return None if found is None else read_record(found, TrialRecord)
 
 
 def read_merge_report(folder: Path) -> dict[str, Any] | None:

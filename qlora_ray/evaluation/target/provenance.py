@@ -4,31 +4,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from qlora_ray.config.reuse import distrust, drop_foreign_revision, is_overridden, read_intent
+from qlora_ray.config.reuse import distrust, drop_foreign_revision, is_overridden, read_bundle_config, read_intent
 from qlora_ray.config.schema import Model, Quantization, SweepConfig
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.target.folders import MODEL_CONFIG, read_merge_report
 from qlora_ray.evaluation.target.target import Request, Target
-from qlora_ray.modeling.identity import ADAPTER_ORIGIN, AdapterFacts, check_base, read_adapter, read_adapter_origin
+from qlora_ray.modeling.identity import (
+    ADAPTER_ORIGIN,
+    AdapterFacts,
+    AdapterOrigin,
+    check_base,
+    read_adapter,
+    read_adapter_origin,
+)
 from qlora_ray.modeling.loading import pin_revision, resolve_model_name
 from qlora_ray.runs.paths import MERGE_REPORT
+from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
+from qlora_ray.runs.records import Manifest, TrialRecord
+from qlora_ray.runs.typed_json import parse_record
 
 
 @dataclass(frozen=True)
 class Origin:
     """What came with an adapter: its trial's record, and its sweep's config as a manifest or a YAML."""
 
-    record: dict[str, Any] | None = None
-    manifest: dict[str, Any] | None = None
+    record: TrialRecord | None = None
+    manifest: Manifest | None = None
     config: Path | None = None
 
     def read_config(self, request: Request) -> tuple[SweepConfig, list[str]]:
         """The config to go by, without a right to run code that only came with the target, and a note if it had it."""
-        config = read_intent(self.manifest, config=request.config or self.config, overrides=request.overrides)
+        if request.config is None and self.manifest is None and self.config is not None:
+            config = read_bundle_config(self.config, overrides=request.overrides)
+        else:
+            config = read_intent(self.manifest, config=request.config, overrides=request.overrides)
         return (config, []) if request.config is not None else distrust(config, request.overrides)
 
 
@@ -47,9 +59,9 @@ def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: 
         ConfigError: If the config is wrong.
     """
     facts = read_adapter(adapter)
-    own = read_adapter_origin(adapter) or {}
-    record = origin.record or {}
-    written = record.get("base") or own.get("base") or {}
+    own = read_adapter_origin(adapter) or AdapterOrigin()
+    record = origin.record or TrialRecord()
+    written = own.base if record.base == BaseRecord() else record.base
     config, notes = origin.read_config(request)
     base = _name_base(config, origin, request, facts=facts, written=written)
     check_there(base, where=str(adapter))
@@ -72,8 +84,8 @@ def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: 
         reason,
         to,
         adapter=adapter,
-        trial=record.get("trial") or own.get("trial"),
-        base_hash=written.get("hash"),
+        trial=record.trial or own.trial,
+        base_hash=written.hash,
         manifest=origin.manifest,
         record=origin.record,
         notes=notes,
@@ -95,13 +107,13 @@ def target_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path
     """
     config, notes = origin.read_config(request)
     report = read_merge_report(folder) or {}
-    written = report.get("base") or {}
+    written = parse_record(BaseRecord, report.get("base") or {})
     is_named = is_overridden(request.overrides, "model.name")
     base: Model | None = None
-    if is_named or written.get("name"):
-        config = drop_foreign_revision(config, request.overrides, own_name=written.get("name"))
-        revision = config.model.revision if is_named else written.get("revision")
-        name = config.model.name if is_named else str(written["name"])
+    if is_named or written.name:
+        config = drop_foreign_revision(config, request.overrides, own_name=written.name)
+        revision = config.model.revision if is_named else written.revision
+        name = config.model.name if is_named else str(written.name)
         try:
             base = _find_base_of_merged(config.model, name, revision, written=written, where=str(folder), notes=notes)
         except ModelError as error:
@@ -110,7 +122,8 @@ def target_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path
             notes.append(f"the merged model is scored alone, its base cannot be had: {error}")
     quantization, reason = None, "as its own config.json says"
     if base is not None and report.get("quantization"):
-        quantization = _read_quantization(report["quantization"], where=str(folder / MERGE_REPORT))
+        stored = parse_record(QuantizationRecord, report["quantization"])
+        quantization = _read_quantization(stored, where=str(folder / MERGE_REPORT))
         reason = f"as {MERGE_REPORT} says"
     return Target(
         "model",
@@ -137,10 +150,10 @@ def check_there(base: Model, *, where: str) -> None:
 
 
 def _name_base(
-    config: SweepConfig, origin: Origin, request: Request, *, facts: AdapterFacts, written: dict[str, Any]
+    config: SweepConfig, origin: Origin, request: Request, *, facts: AdapterFacts, written: BaseRecord
 ) -> Model:
     """The base by the command line or config, by the adapter's record, or by PEFT's own file."""
-    own_name = written.get("name") or facts.base
+    own_name = written.name or facts.base
     if request.config is None:
         config = drop_foreign_revision(config, request.overrides, own_name=own_name)
     has_config = origin.manifest is not None or (request.config or origin.config) is not None
@@ -149,8 +162,8 @@ def _name_base(
     )
     if is_chosen:
         name, revision = config.model.name, config.model.revision
-    elif written.get("name"):
-        name, revision = str(written["name"]), written.get("revision")
+    elif written.name:
+        name, revision = written.name, written.revision
     elif facts.base is not None:
         name, revision = facts.base, facts.config.get("revision")
     else:
@@ -161,40 +174,40 @@ def _name_base(
 
 
 def _quantization_of(
-    config: SweepConfig, origin: Origin, request: Request, *, own: dict[str, Any]
+    config: SweepConfig, origin: Origin, request: Request, *, own: AdapterOrigin
 ) -> tuple[Quantization, str]:
     """The base's storage in training: by the command line, the record, the adapter's folder, the sweep, or nothing."""
     if is_overridden(request.overrides, "model.quantization"):
         return config.model.quantization, "as --set says"
-    ran = ((origin.record or {}).get("ran") or {}).get("quantization")
-    if ran:
+    ran = origin.record.ran.quantization if origin.record is not None else None
+    if ran is not None:
         return _read_quantization(ran, where="record.json"), "as its record says"
-    if own.get("quantization"):
-        return _read_quantization(own["quantization"], where=ADAPTER_ORIGIN), f"as its {ADAPTER_ORIGIN} says"
+    if own.quantization != QuantizationRecord():
+        return _read_quantization(own.quantization, where=ADAPTER_ORIGIN), f"as its {ADAPTER_ORIGIN} says"
     if origin.manifest is not None or "quantization" in config.model.model_fields_set:
         return config.model.quantization, "as the config says"
     return Quantization(), ""
 
 
-def _read_quantization(written: dict[str, Any], *, where: str) -> Quantization:
-    double = bool(written.get("double_quantization", True))
+def _read_quantization(written: QuantizationRecord, *, where: str) -> Quantization:
     try:
-        return Quantization(method=written["method"], double_quantization=double)
-    except (KeyError, ValidationError):
+        return Quantization.model_validate(
+            {"method": written.method, "double_quantization": written.double_quantization is not False}
+        )
+    except ValidationError:
         raise ModelError(
-            f"{where}: must name a quantization that is known, got {written.get('method')!r}. "
+            f"{where}: must name a quantization that is known, got {written.method!r}. "
             "Say it with --set model.quantization.method=."
         ) from None
 
 
 def _find_base_of_merged(
-    model: Model, name: str, revision: str | None, *, written: dict[str, Any], where: str, notes: list[str]
+    model: Model, name: str, revision: str | None, *, written: BaseRecord, where: str, notes: list[str]
 ) -> Model:
     base = model.model_copy(update={"name": name, "revision": revision})
     check_there(base, where=where)
     base = pin_revision(base)
-    expected = written.get("hash")
-    note = check_base(base, expected_hash=expected, where=where) if expected else None
+    note = check_base(base, expected_hash=written.hash, where=where) if written.hash else None
     if note:
         notes.append(note)
     return base

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from qlora_ray.config.schema import Model, Quantization, SweepConfig
+from qlora_ray.runs.records import Manifest, TrialRecord
 
 ModelName = Literal["base", "adapter", "merged"]
 MODEL_NAMES: tuple[ModelName, ...] = ("base", "adapter", "merged")
@@ -57,8 +58,8 @@ class Target:
     merged: Path | None = None
     trial: str | None = None
     base_hash: str | None = None
-    manifest: dict[str, Any] | None = None
-    record: dict[str, Any] | None = None
+    manifest: Manifest | None = None
+    record: TrialRecord | None = None
     notes: list[str] = field(default_factory=list)
 
     @property

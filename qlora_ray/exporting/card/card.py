@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qlora_ray.exporting.card.figures import (
     CardFacts,
@@ -22,6 +22,7 @@ from qlora_ray.exporting.run_record import value
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.formats import format_gib
 from qlora_ray.modeling.loading import EMBEDDED
+from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.scoring.details import describe_details
 
 if TYPE_CHECKING:
@@ -49,16 +50,15 @@ def make_card(facts: CardFacts) -> ModelCard:
 
 def _about(facts: CardFacts) -> str:
     selection = facts.selection
-    lora, quantization = selection.record["ran"]["lora"], selection.quantization
-    kind = "DoRA" if lora.get("use_dora") else "LoRA"
-    data = selection.record["dataset"]
-    held = "not quantized" if quantization["method"] == "none" else f"held in {quantization['method'].upper()}"
+    lora, quantization = selection.lora, selection.quantization
+    kind = "DoRA" if lora.use_dora else "LoRA"
+    held = "not quantized" if quantization.method == "none" else f"held in {quantization.method.upper()}"
     merged = ", and the two merged into one model" if facts.merge else ""
     rank = "the winner" if selection.is_winner else f"trial {selection.trial}, which is not the winner,"
     return (
-        f"A {kind} adapter of rank {lora['r']} on {_base_label(selection)} ({held} while it trained){merged}. "
-        f"Trained on {data['num_rows']['train']} rows of `{_dataset_label(selection)}`. "
-        f"It is {rank} of a sweep of {selection.manifest['config']['search']['num_trials']} trials."
+        f"A {kind} adapter of rank {lora.r} on {_base_label(selection)} ({held} while it trained){merged}. "
+        f"Trained on {_num_train_rows(selection)} rows of `{_dataset_label(selection)}`. "
+        f"It is {rank} of a sweep of {selection.manifest.setting('search', 'num_trials')} trials."
     )
 
 
@@ -99,24 +99,23 @@ def _merge(facts: CardFacts) -> str:
 
 def _settings(facts: CardFacts) -> str:
     selection = facts.selection
-    record, ran = selection.record, selection.record["ran"]
-    training, lora, executor = ran["training"], ran["lora"], record["executor"]
-    memory = record["memory"]
+    record, ran, lora = selection.record, selection.record.ran, selection.lora
+    training, memory = ran.training, record.memory
     rows = [
         ["setting", "value"],
-        ["rank, alpha, dropout", f"{lora['r']}, {value(lora['lora_alpha'])}, {lora['lora_dropout']:.4g}"],
-        ["target modules", ", ".join(lora["target_modules"])],
+        ["rank, alpha, dropout", f"{lora.r}, {value(lora.lora_alpha)}, {lora.lora_dropout or 0.0:.4g}"],
+        ["target modules", ", ".join(lora.target_modules)],
         ["learning rate", f"{training['learning_rate']:.4g}, {training['lr_scheduler_type']}"],
-        ["effective batch", f"{value(ran.get('effective_batch'))} samples"],
-        ["steps", f"{value(ran.get('num_steps'))} ({value(ran.get('num_samples'))} samples)"],
+        ["effective batch", f"{value(ran.effective_batch)} samples"],
+        ["steps", f"{value(ran.num_steps)} ({value(ran.num_samples)} samples)"],
         ["optimizer", training["optim"]],
-        ["precision", value(ran.get("precision")).strip('"')],
+        ["precision", value(ran.precision).strip('"')],
         ["quantization", _quantization(selection.quantization)],
-        ["prompts", f"{selection.manifest['data']['template']} template"],
-        ["device", executor.get("device") or "not recorded"],
-        ["trainable parameters", f"{value(ran.get('trainable_parameters'))}"],
-        ["training", f"{record['times']['train_s']:.0f} s"],
-        ["peak memory", _gib(memory.get("peak_bytes")) + f", estimated {_gib(memory.get('estimated_bytes'))}"],
+        ["prompts", f"{selection.data.template or 'not recorded'} template"],
+        ["device", record.executor.device or "not recorded"],
+        ["trainable parameters", f"{value(ran.trainable_parameters)}"],
+        ["training", f"{record.times.train_s:.0f} s"],
+        ["peak memory", _gib(memory.peak_bytes) + f", estimated {_gib(memory.estimated_bytes)}"],
     ]
     return _table(rows) + "\n\nEvery value: [RUN_RECORD.md](RUN_RECORD.md) and [record.json](record.json)."
 
@@ -142,9 +141,9 @@ def _reproduction(facts: CardFacts) -> str:
 
 def _limits(facts: CardFacts) -> str:
     selection = facts.selection
-    data = selection.record["dataset"]
+    data = selection.record.dataset
     lines = [
-        f"Trained with one seed ({selection.record['seeds']['seed']}) on {data['num_rows']['train']} rows; another "
+        f"Trained with one seed ({selection.record.seeds.seed}) on {_num_train_rows(selection)} rows; another "
         "seed gives other figures.",
         _limit_of_rows(facts),
         "The licenses of base and data were not recorded; they hold for this model too.",
@@ -154,9 +153,9 @@ def _limits(facts: CardFacts) -> str:
     elif is_worse(facts):
         lines.insert(0, "**It is worse than its base on at least one measure above.**")
     if selection.is_winner:
-        num_rows = data["num_rows"].get("validation")
+        num_rows = data.num_rows.get("validation")
         lines.append(f"It was chosen by its loss on {num_rows} validation rows, which flatters figures on these.")
-    if data.get("overlap_check") == "fail":
+    if data.overlap_check == "fail":
         lines.append("Some evaluation rows have prompts that are in train too: scores on them measure memory.")
     return _list(line for line in lines if line)
 
@@ -169,11 +168,11 @@ def _limit_of_rows(facts: CardFacts) -> str:
     return "Scored on rows that are not the sweep's: whether they are like those it was trained on is not known here."
 
 
-def _quantization(quantization: dict[str, Any]) -> str:
-    if quantization["method"] == "none":
-        return f"none, {quantization['compute_dtype']}"
-    double = ", double quantization" if quantization["double_quantization"] else ""
-    return f"{quantization['method']}{double}, computed in {quantization['compute_dtype']}"
+def _quantization(quantization: QuantizationSpec) -> str:
+    if quantization.method == "none":
+        return f"none, {quantization.compute_dtype}"
+    double = ", double quantization" if quantization.double_quantization else ""
+    return f"{quantization.method}{double}, computed in {quantization.compute_dtype}"
 
 
 def _base_label(selection: Selection) -> str:
@@ -184,7 +183,11 @@ def _base_label(selection: Selection) -> str:
 
 
 def _dataset_label(selection: Selection) -> str:
-    return hub_dataset(selection) or shorten_dataset(str(selection.manifest["config"]["data"]["train"]))
+    return hub_dataset(selection) or shorten_dataset(str(selection.manifest.setting("data", "train")))
+
+
+def _num_train_rows(selection: Selection) -> int | str:
+    return selection.record.dataset.num_rows.get("train", "an unknown number of")
 
 
 def _gib(num_bytes: float | None) -> str:

@@ -98,7 +98,7 @@ def rows_are_the_sweeps(facts: CardFacts) -> bool:
     if facts.evaluation is None:
         return bool(score_rows(facts))
     rows = facts.evaluation.get("rows") or {}
-    own = facts.selection.manifest.get("data", {}).get("fingerprint")
+    own = facts.selection.data.fingerprint
     if own is not None and rows.get("fingerprint") == own:
         return True
     # The fingerprint is of paths too: `evaluate` compares what is in the files, and writes down where they differ.
@@ -139,7 +139,7 @@ def rows_split(facts: CardFacts) -> str | None:
 def find_source(selection: Selection, split: str) -> RowsSource | None:
     """Where a split of the sweep is from, without paths of this machine."""
     # The record is of what the trial trained with; the test rows stand in the manifest alone.
-    sources = selection.manifest.get("data", {}).get("sources", {}) | selection.record["dataset"]["sources"]
+    sources = {**selection.data.sources, **selection.record.dataset.sources}
     source = sources.get(split)
     if source is None:
         return None
@@ -148,10 +148,11 @@ def find_source(selection: Selection, split: str) -> RowsSource | None:
         return replace(train, label=f"{train.label}, held out") if train else None
     if source.startswith(f"{EMBEDDED}/"):
         return RowsSource(source, EMBEDDED_TASK, EMBEDDED_TASK)
-    written, data = selection.manifest["config"]["data"], selection.config.data
+    here = selection.config.data
     # Without one of its own, or with a split's name, a split is of train's dataset.
-    own = {"validation": data.validation, "test": data.test}.get(split)
-    for name, found in ((written.get(split), own), (written["train"], data.train)):
+    own = {"validation": here.validation, "test": here.test}.get(split)
+    written = {part: selection.manifest.setting("data", part) for part in (split, "train")}
+    for name, found in ((written[split], own), (written["train"], here.train)):
         # A hub id's rows are named by it and their split; a path begins with one of these.
         if name and source.startswith(f"{name} ") and not str(found).startswith(("/", ".", "~")):
             return RowsSource(source, name.partition(":")[0], shorten_dataset(name))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qlora_ray.exporting.naming import shorten_source
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.loading import EMBEDDED
+from qlora_ray.modeling.quantization import QuantizationSpec
 
 _TORCH_DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
 
@@ -20,7 +19,7 @@ def guide_loading(selection: Selection, *, has_merged: bool) -> str:
     if not selection.base_is_on_hub and selection.base_name != EMBEDDED:
         parts.append(
             f"The base is a folder, `{shorten_source(selection.base_name)}`, that is not on the hub: put its path in "
-            f"above. Its fingerprint is `{selection.record['base']['hash']}`."
+            f"above. Its fingerprint is `{selection.record.base.hash}`."
         )
     return "\n\n".join(parts)
 
@@ -41,9 +40,9 @@ def _trust_code(selection: Selection) -> str:
 
 def _adapter_code(selection: Selection) -> str:
     quantization = selection.quantization
-    dtype = _TORCH_DTYPES[quantization["compute_dtype"]]
+    dtype = _TORCH_DTYPES[quantization.compute_dtype]
     arguments = [f"dtype={dtype}"]
-    revision = selection.record["base"].get("revision")
+    revision = selection.record.base.revision
     if revision:
         arguments.append(f'revision="{revision}"')
     config = _config_code(quantization, dtype)
@@ -66,16 +65,16 @@ def _adapter_code(selection: Selection) -> str:
     return "\n".join(lines)
 
 
-def _config_code(quantization: dict[str, Any], dtype: str) -> list[str]:
-    if quantization["method"] == "none":
+def _config_code(quantization: QuantizationSpec, dtype: str) -> list[str]:
+    if quantization.method == "none":
         return []
-    if quantization["method"] == "int8":
+    if quantization.method == "int8":
         return ["quantization = BitsAndBytesConfig(load_in_8bit=True)"]
     return [
         "quantization = BitsAndBytesConfig(",
         "    load_in_4bit=True,",
-        f'    bnb_4bit_quant_type="{quantization["method"]}",',
-        f"    bnb_4bit_use_double_quant={quantization['double_quantization']},",
+        f'    bnb_4bit_quant_type="{quantization.method}",',
+        f"    bnb_4bit_use_double_quant={quantization.double_quantization},",
         f"    bnb_4bit_compute_dtype={dtype},",
         ")",
     ]

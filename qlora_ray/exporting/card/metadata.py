@@ -18,9 +18,9 @@ def make_card_data(facts: CardFacts) -> ModelCardData:
     selection = facts.selection
     quantization = selection.quantization
     tags = ["lora", "sft", "text-generation", "qlora_ray"]
-    if quantization["method"] != "none":
-        tags += ["qlora", quantization["method"], "bitsandbytes"]
-    if selection.record["ran"]["lora"].get("use_dora"):
+    if quantization.method != "none":
+        tags += ["qlora", quantization.method, "bitsandbytes"]
+    if selection.lora.use_dora:
         tags.append("dora")
     # The hub takes nothing but names of its own here.
     base = selection.base_name if selection.base_is_on_hub else None
