@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from qlora_ray.runs import SweepPaths
     from qlora_ray.runs.records import Manifest, Summary
 
-# By how the sweep ended: 0 only with a winner, 130 after Ctrl-C, as shells expect.
-EXIT_CODES = {"complete": 0, "no_winner": 1, "interrupted": 130}
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 # What may change between the halves of a sweep: how long it is, and where it runs. Anything else is another sweep.
 RESUMABLE = ("search.num_trials", "cluster.")
@@ -105,7 +103,7 @@ def _run(arguments: argparse.Namespace) -> int:
     is_refused = arguments.require_improvement and summary.status == "complete" and summary.verdict != "better"
     if is_exported:
         _export(arguments.export, paths=paths, summary=summary, is_refused=is_refused)
-    return 1 if is_refused else EXIT_CODES[summary.status]
+    return 1 if is_refused else summary.exit_code
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

@@ -147,6 +147,11 @@ class Summary:
     device_wait_share: float | None = None
     verdict_note: str | None = None
 
+    @property
+    def exit_code(self) -> int:
+        """0 only with a winner; 130 after Ctrl-C, as shells expect."""
+        return {SweepStatus.COMPLETE: 0, SweepStatus.INTERRUPTED: 130}.get(self.status, 1)
+
 
 class _Mark(NamedTuple):
     """By what a record is told from another program's JSON: a key, and the type of its value."""

@@ -15,10 +15,11 @@ import ray
 from ray.tune.search import Searcher
 
 from qlora_ray.orchestration import driver
-from qlora_ray.orchestration.summary import Summary
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths, read_events
+from qlora_ray.runs.record_parts import BaseRecord, SweepFacts
+from qlora_ray.runs.records import Manifest, Summary
 from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.verdict import Verdict
@@ -58,8 +59,8 @@ class World:
             "probe_cluster": lambda: self.nodes,
             "check_shared_storage": lambda folder: self.done.append("check storage"),
             "plan_sweep": lambda preflight, profiles: plan(*profiles),
-            "common_facts": lambda preflight: {"base": {"hash": "sha256:b"}},
-            "describe_sweep": lambda preflight, plan, profiles, *, common: {"now": True},
+            "common_facts": lambda preflight: SweepFacts(base=BaseRecord(hash="sha256:b")),
+            "describe_sweep": lambda preflight, plan, profiles, *, common: Manifest(command=("sweep.py",)),
             "run_trials": self._run_trials,
             "choose_winner": self._choose_winner,
         }.items():

@@ -16,6 +16,7 @@ from qlora_ray.console import Console
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.searcher import StudySearcher
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.search.parsing import load_space
 from qlora_ray.search.study import enqueue_known_points, open_study
 
@@ -36,7 +37,7 @@ class Books:
         choices = {"space": SPACE, "num_trials": 3, "num_reports": 4, "sampler": "random", **search}
         self.config = SweepConfig.model_validate({"search": choices})
         self.text = io.StringIO()
-        self.ledger = Ledger(self.config, paths=self.paths, console=Console(self.text), common={})
+        self.ledger = Ledger(self.config, paths=self.paths, console=Console(self.text), common=SweepFacts())
         self.space = load_space(self.config)
         self.study = open_study(self.paths.study, name="sweep", search=self.config.search, space=self.space)
         enqueue_known_points(self.study, search=self.config.search, space=self.space)

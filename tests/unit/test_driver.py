@@ -114,13 +114,13 @@ def test_a_resumed_sweep_runs_what_is_missing_and_keeps_how_it_began(
     world.search = lambda searcher, gate: (searcher.suggest("t0"), signal.raise_signal(signal.SIGINT))
     assert world.run().status == "interrupted"
     monkeypatch.setattr(driver, "check_same_inputs", lambda preflight, first, *, common: ["the base is a branch"])
-    monkeypatch.setattr(driver, "add_resume", lambda first, now: {"began": first, **now})
     world.search = complete_all
     summary = world.run(is_resume=True)
     assert (summary.status, summary.counts) == ("complete", {"complete": 3, "interrupted": 1})
     assert read_json(world.paths.trial("0001").record)["resumed_from"] == "0000"
     assert world.events().count("sweep_started") == world.events().count("sweep_resumed") == 1
-    assert read_json(world.paths.manifest)["began"] == {"now": True}
+    manifest = read_json(world.paths.manifest)
+    assert manifest["command"] == ["sweep.py"] and len(manifest["resumes"]) == 1
     assert "note  the base is a branch" in capfd.readouterr().out
 
     del world.done[:]
@@ -195,7 +195,7 @@ def test_the_loss_of_every_executor_keeps_the_folder_for_a_resume(world: World) 
     assert world.paths.trial("0000").record.exists() and not world.paths.summary.exists()
 
 
-@pytest.mark.parametrize("moment", ["write_json", "run_trials", "write_summary"])
+@pytest.mark.parametrize("moment", ["write_record", "run_trials", "write_summary"])
 def test_a_full_disk_is_one_line_with_the_traceback_in_the_log(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_line_with_the_traceback_in_the_log(
     assert len(str(caught.value).splitlines()) == 1
     log = world.paths.logs / "driver.log"
     assert str(log) in str(caught.value) and "Traceback" in log.read_text()
-    is_started = moment != "write_json"
+    is_started = moment != "write_record"
     assert (world.paths.events.exists() and "sweep_failed" in world.events()) is is_started
 
 
