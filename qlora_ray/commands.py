@@ -26,7 +26,7 @@ def run_command(run: Callable[[], int], *, stopped: str = "stopped", has_own_sig
     """Runs a command's work; returns its exit code, or that of the error that ended it.
 
     Args:
-        run: The work.
+        run: Does the command's work and returns its exit code.
         stopped: What is said after Ctrl-C or SIGTERM.
         has_own_signals: The work handles SIGTERM itself.
     """

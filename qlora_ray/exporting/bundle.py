@@ -48,7 +48,7 @@ def write_bundle(
     """Writes the bundle of one trial.
 
     Args:
-        selection: The trial.
+        selection: The trial, as `select_trial` returned it.
         to: The bundle's folder; an earlier bundle there is replaced.
         merge: How to merge; None leaves the merged model out.
         device: Where merging computes: `cpu` or `cuda:0`.

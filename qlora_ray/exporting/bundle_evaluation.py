@@ -89,9 +89,9 @@ def _without_merged(evaluation: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in evaluation.items() if key not in _OF_ALL_MODELS}
     rest["scores"] = [row for row in evaluation.get("scores", []) if row["model"] != MERGED]
     pairs = evaluation.get("comparisons", [])
-    rest["comparisons"] = [one for one in pairs if MERGED not in (one["base_model"], one["tuned_model"])]
+    rest["comparisons"] = [pair for pair in pairs if MERGED not in (pair["base_model"], pair["tuned_model"])]
     rest["models"] = {name: how for name, how in (evaluation.get("models") or {}).items() if name != MERGED}
-    rest["verdict"] = next((one["verdict"] for one in rest["comparisons"] if one["base_model"] == "base"), None)
+    rest["verdict"] = next((pair["verdict"] for pair in rest["comparisons"] if pair["base_model"] == "base"), None)
     return rest
 
 

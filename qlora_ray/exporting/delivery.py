@@ -43,7 +43,14 @@ def check_place(to: Path, *, sweep: Path, has_zip: bool = False, option: str = "
 
 
 def pick_trial(sweep: Path, *, trial: str, overrides: Sequence[str], tell: Callable[[str], None]) -> Selection:
-    """The trial to export, which is told; raises as `select_trial`."""
+    """Returns the trial to export, and tells the user which it is; raises as `select_trial`.
+
+    Args:
+        sweep: The sweep's folder.
+        trial: A trial's number, or `best` for the winner.
+        overrides: The user's `--set` values, as `section.key=value`.
+        tell: Takes lines for the user.
+    """
     selection = select_trial(sweep, trial=trial, overrides=overrides)
     winner = "the winner" if selection.is_winner else "not the winner"
     tell(f"trial {selection.trial} of {selection.paths.name}, {winner}")
@@ -56,7 +63,7 @@ def deliver(
     """Writes a trial's bundle, on the first GPU if there is one, tells of it, and notes it in the sweep's folder.
 
     Args:
-        selection: The trial.
+        selection: The trial, as `pick_trial` returned it.
         to: The bundle's folder; an earlier bundle there is replaced.
         merge: How to merge; None leaves the merged model out.
         tell: Takes lines for the user.
@@ -86,6 +93,11 @@ def deliver(
 def deliver_winner(paths: SweepPaths, *, to: Path, tell: Callable[[str], None]) -> Bundle:
     """Exports the winner of a sweep that has just ended, as `python -m qlora_ray.export` does by default.
 
+    Args:
+        paths: The sweep's folder.
+        to: The bundle's folder; an earlier bundle there is replaced.
+        tell: Takes lines for the user.
+
     Raises:
         QloraRayError: As `select_trial` and `write_bundle`; the message says how to go on.
     """
@@ -114,7 +126,7 @@ def deliver_winner(paths: SweepPaths, *, to: Path, tell: Callable[[str], None]) 
 
 def export_command(paths: SweepPaths, *, to: Path) -> str:
     """The command that exports a sweep's winner with what its own config allowed."""
-    rights = [word for one in own_rights(paths) for word in ("--set", one)]
+    rights = [word for right in own_rights(paths) for word in ("--set", right)]
     return shlex.join(["python", "-m", "qlora_ray.export", str(paths.root), "--to", str(to), *rights])
 
 

@@ -19,6 +19,11 @@ def push_bundle(bundle: Bundle, *, plan: PushPlan, tell: Callable[[str], None]) 
 
     What an earlier push has sent already is not sent again.
 
+    Args:
+        bundle: The bundle that was written.
+        plan: Where it goes, as `plan_push` checked it.
+        tell: Takes lines for the user.
+
     Raises:
         RunError: If the repository cannot be made, or the upload breaks.
     """

@@ -46,7 +46,14 @@ def answers_within(seconds: float) -> Iterator[None]:
 
 
 def explain_silence(error: Exception, api: HfApi, *, where: str, token: str) -> RunError:
-    """The hub cannot be reached, or does not answer."""
+    """Returns the error for a hub that cannot be reached, or does not answer.
+
+    Args:
+        error: What the client raised.
+        api: The client, which knows the address.
+        where: The option that the message begins with.
+        token: The hub's token, which is cut out of what the client said.
+    """
     return RunError(
         f"{where}: {api.endpoint} cannot be reached: {first_line(error, token)}. Check the network, or export without "
         "--push now and push the bundle later."
@@ -54,7 +61,13 @@ def explain_silence(error: Exception, api: HfApi, *, where: str, token: str) -> 
 
 
 def explain_refusal(error: Any, *, where: str, token: str) -> RunError:
-    """What the hub does not allow, by its status."""
+    """Returns the error for what the hub refused, in words that fit its HTTP status.
+
+    Args:
+        error: The client's HfHubHTTPError.
+        where: The option that the message begins with.
+        token: The hub's token, which is cut out of what the hub said.
+    """
     messages = {
         401: f"the hub does not know the token. Check {TOKEN_NAME}.",
         403: "the token may not write there: the name is another's, or the token may only read. Choose another name.",

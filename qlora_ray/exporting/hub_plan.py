@@ -31,7 +31,7 @@ class PushPlan:
     """Where a bundle goes.
 
     Attributes:
-        repo_id: `user/repository`.
+        repo_id: The repository on the hub, as `user/repository`.
         is_public: Whether a repository that is made is public.
         exists: Whether the repository is there already.
         endpoint: The hub's address.
@@ -88,7 +88,13 @@ def plan_push(
 
 
 def check_user(user: str, *, token: str | None = None, endpoint: str | None = None) -> None:
-    """Checks what a push to a user needs while the repository's name is not known yet; raises as `plan_push`."""
+    """Checks what a push to a user needs while the repository's name is not known yet; raises as `plan_push`.
+
+    Args:
+        user: The user or organization.
+        token: The hub's token; None: `find_token`.
+        endpoint: The hub's address; None: HF_ENDPOINT, else the public hub.
+    """
     where = f"--push {user}"
     check_repo_id(f"{user}/x")
     endpoint, token = _find_access(where, token=token, endpoint=endpoint)
@@ -175,7 +181,7 @@ def _check_namespace(api: HfApi, namespace: str, *, where: str, token: str) -> s
     except Exception as error:
         raise explain_silence(error, api, where=where, token=token) from None
     user = str(who.get("name"))
-    mine = {user, *(one.get("name") for one in who.get("orgs") or [])}
+    mine = {user, *(organization.get("name") for organization in who.get("orgs") or [])}
     role = ((who.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
         raise RunError(f"{where}: needs a token that may write, got one that may read. Make another.")

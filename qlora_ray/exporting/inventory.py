@@ -119,7 +119,13 @@ def looking_into(where: str) -> Iterator[None]:
 
 
 def check_target(to: Path, *, sweep: Path, option: str = "--to") -> None:
-    """Raises RunError unless the bundle's folder is new, empty, or an earlier bundle with nothing beside it."""
+    """Raises RunError unless the bundle's folder is new, empty, or an earlier bundle with nothing beside it.
+
+    Args:
+        to: The bundle's folder.
+        sweep: The sweep's folder, which must not be inside it.
+        option: What the user gave the folder by.
+    """
     target, root = to.expanduser().resolve(), sweep.resolve()
     kept = [root / part for part in ("trials", "best", "logs", "evaluation")]
     if root == target or root.is_relative_to(target) or any(target.is_relative_to(part) for part in kept):
@@ -150,7 +156,14 @@ def _check_content(to: Path, *, option: str) -> None:
 
 
 def take_inventory(selection: Selection, folder: Path, *, name: str, merge: MergeReport | None) -> dict[str, Any]:
-    """bundle.json: what the bundle is, and every file in it."""
+    """Returns bundle.json: what the bundle is, and every file in it with size and sha256.
+
+    Args:
+        selection: The trial that was exported.
+        folder: The bundle.
+        name: The bundle's name.
+        merge: How the merge came out; None where there is no merged model.
+    """
     files = [
         {"path": path, "bytes": (folder / path).stat().st_size, "sha256": hash_file(folder / path)}
         for path in list_files(folder)

@@ -23,7 +23,7 @@ def render_run_record(selection: Selection, *, name: str, evaluation_files: Sequ
     """The record of one trial as Markdown, from record.json and manifest.json alone.
 
     Args:
-        selection: The trial.
+        selection: The trial, as `select_trial` returned it.
         name: What the record is headed with.
         evaluation_files: Paths of evaluation outputs in the bundle.
 

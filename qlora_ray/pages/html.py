@@ -38,7 +38,7 @@ def render_page(title: str, *, body_html: str, figures: Mapping[str, Figure], ex
     """Returns the page as one self-contained HTML document; plotly.js is in it once if there is a figure.
 
     Args:
-        title: Plain text.
+        title: The page's title, as plain text.
         body_html: What stands in `<main>`, its user texts escaped, with `figure_place(name)` for each figure. Wide
             tables belong into `<div class="scroll">`.
         figures: Each figure of the body by its name. A layout without a height gets 340 px.

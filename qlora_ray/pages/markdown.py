@@ -41,7 +41,7 @@ def _block(block: Block) -> str:
         return _table(block)
     if isinstance(block, Drawing | Grid):
         return f"Figure: {escape(block.caption)}"
-    return "\n\n".join([f"### {escape(block.summary)}", *(_block(one) for one in block.blocks)])
+    return "\n\n".join([f"### {escape(block.summary)}", *(_block(inner) for inner in block.blocks)])
 
 
 def _table(table: Table) -> str:

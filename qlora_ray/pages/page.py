@@ -74,7 +74,7 @@ def _block(block: Block, figures: dict[str, Figure]) -> str:
             figures[drawing.name] = drawing.figure
             places.append(figure_place(drawing.name, label=drawing.caption))
         return f'<figure><div class="grid">{"".join(places)}</div>{_caption(block.caption)}</figure>'
-    inner = "\n".join(_block(one, figures) for one in block.blocks)
+    inner = "\n".join(_block(part, figures) for part in block.blocks)
     return f"<details><summary>{html.escape(block.summary)}</summary>\n{inner}\n</details>"
 
 

@@ -31,7 +31,7 @@ def whole_folder(path: Path, *, taken: str | None = None) -> Iterator[Path]:
     the older one has another name, until `restore_folder` or the next writer puts it back.
 
     Args:
-        path: The folder's name.
+        path: The folder that is to be written, which need not be there.
         taken: What is said where somebody else is at work on the same name; None lets both work, and the last one
             wins.
 
@@ -240,7 +240,7 @@ def _find_left(path: Path) -> list[Path]:
     """The temporary files and folders of `path`, of living processes and of killed ones."""
     endings = rf"({re.escape(OLDER)}({re.escape(GONE)})?)?"
     name = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}{endings}")
-    return [one for one in path.parent.iterdir() if name.fullmatch(one.name)]
+    return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
 
 
 @contextmanager

@@ -39,14 +39,14 @@ def verdict_sentences(facts: CardFacts) -> list[str]:
         lines.append(f"**{verdict.word}** on the {verdict.split} rows: {verdict.deciding.sentence()}")
         lines += [f"{other.verdict}: {other.sentence()}" for other in verdict.others]
         lines += [f"Note: {verdict.note}"] if verdict.note else []
-    for one in _comparisons(facts):
-        comparison = Comparison.from_dict(one)
-        pair = f"{one['tuned_model']} against {one['base_model']}, {one['prompts']}"
+    for values in _comparisons(facts):
+        comparison = Comparison.from_dict(values)
+        pair = f"{values['tuned_model']} against {values['base_model']}, {values['prompts']}"
         lines.append(f"{comparison.verdict} ({pair}): {comparison.sentence()}")
     notes = {
-        f"Note ({one['tuned_model']}, {one['prompts']}): {one['note']}": None
-        for one in _comparisons(facts)
-        if one.get("note")
+        f"Note ({values['tuned_model']}, {values['prompts']}): {values['note']}": None
+        for values in _comparisons(facts)
+        if values.get("note")
     }
     return [*lines, *notes]
 
@@ -163,8 +163,8 @@ def is_worse(facts: CardFacts) -> bool:
     """Whether any measure says that it is worse than its base."""
     verdict = _sweep_verdict(facts.selection)
     told = [verdict["deciding"], *verdict["others"]] if verdict else []
-    told += [one for one in _comparisons(facts) if one["base_model"] == "base"]
-    return any(one["verdict"] == "worse" for one in told)
+    told += [comparison for comparison in _comparisons(facts) if comparison["base_model"] == "base"]
+    return any(comparison["verdict"] == "worse" for comparison in told)
 
 
 def _describe_answers(sampling: dict[str, Any] | None) -> list[str]:

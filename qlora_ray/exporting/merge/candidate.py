@@ -54,6 +54,16 @@ def write_candidate(
 ) -> Candidate:
     """Writes the merged weights of one rule, with at most one shard in memory.
 
+    Args:
+        folder: A folder that is not there yet.
+        rule: Whether the change is added to the original weights (`w16`) or the dequantized ones (`dequant`).
+        plan: The tensors of the merged model and their dtypes.
+        checkpoint: The base's weights.
+        changes: What the adapter changes.
+        device: Where the products are computed: `cpu` or `cuda:0`.
+        max_shard_bytes: Bytes of weights in one file, at most.
+        tell: Takes lines for the user.
+
     Raises:
         ModelError: If a merged weight is not finite in its dtype.
     """
@@ -81,7 +91,7 @@ def write_candidate(
         return result.cpu()
 
     folder.mkdir()
-    sizes = {name: one.num_bytes for name, one in plan.tensors.items()}
+    sizes = {name: tensor.num_bytes for name, tensor in plan.tensors.items()}
     num_shards = write_shards(folder, sizes, make, max_shard_bytes=max_shard_bytes, tell=tell)
     return Candidate(rule, folder, num_shards, num_changed / max(1, num_weights), largest)
 
@@ -89,7 +99,14 @@ def write_candidate(
 def write_side_files(
     folder: Path, *, checkpoint: Checkpoint, plan: MergePlan, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Writes config.json, generation_config.json and the tokenizer with its chat template beside the weights."""
+    """Writes config.json, generation_config.json and the tokenizer with its chat template beside the weights.
+
+    Args:
+        folder: The merged model's folder.
+        checkpoint: The base; its generation_config.json and its own code are copied.
+        plan: The dtype and whether embedding and head are tied, for config.json.
+        tokenizer: The base's tokenizer.
+    """
     config = _merged_config(checkpoint, plan)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     generation = checkpoint.find_file("generation_config.json")
@@ -114,7 +131,7 @@ def _merged_config(checkpoint: Checkpoint, plan: MergePlan) -> dict[str, Any]:
         # Beside the weights lies the code of the base's own commit: its name would stand for what main has today.
         own = f"{checkpoint.name}--"
         config["auto_map"] = {
-            key: [_without(own, one) for one in value] if isinstance(value, list) else _without(own, value)
+            key: [_without(own, item) for item in value] if isinstance(value, list) else _without(own, value)
             for key, value in config["auto_map"].items()
         }
     return dict(config)
@@ -133,9 +150,13 @@ def _find_code(checkpoint: Checkpoint, auto_map: dict[str, Any]) -> list[Path]:
 
     found: dict[str, Path] = {}
     # A tokenizer's are two: the slow one's class and the fast one's.
-    references = [one for value in auto_map.values() for one in (value if isinstance(value, list) else [value])]
+    references = [
+        reference for value in auto_map.values() for reference in (value if isinstance(value, list) else [value])
+    ]
     # `org/code--module.Class` is another repository's, and stays there.
-    waiting = [one.split(".")[0] for one in references if isinstance(one, str) and "--" not in one]
+    waiting = [
+        reference.split(".")[0] for reference in references if isinstance(reference, str) and "--" not in reference
+    ]
     while waiting:
         module = waiting.pop()
         file = None if module in found else checkpoint.find_file(f"{module}.py")

@@ -149,7 +149,7 @@ def check_space(folder: Path, num_bytes: int) -> None:
     """Holds what is to be written against what is free.
 
     Raises:
-        RunError: If it does not fit.
+        RunError: If fewer than `num_bytes` bytes are free on the folder's disk.
     """
     free = shutil.disk_usage(folder).free
     needed = num_bytes + SIDE_FILES_BYTES
@@ -200,12 +200,12 @@ def _find_weights(name: str, revision: str | None, *, where: str) -> list[Path]:
     index = _find_file(name, revision, WEIGHTS_INDEX)
     if index is not None:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {one: _find_file(name, revision, one) for one in sorted(set(weight_map.values()))}
-        missing = [one for one, file in files.items() if file is None]
+        files = {shard: _find_file(name, revision, shard) for shard in sorted(set(weight_map.values()))}
+        missing = [shard for shard, file in files.items() if file is None]
         if missing:
             raise ModelError(f"{where} must have every shard of its index, got no {missing[0]}. Fetch the base again.")
         return [file for file in files.values() if file is not None]
-    if any(_find_file(name, revision, one) for one in PICKLES):
+    if any(_find_file(name, revision, pickle) for pickle in PICKLES):
         # A pickle can run code when it is read.
         raise ModelError(
             f"{where} must have its weights as safetensors, got .bin files only. "

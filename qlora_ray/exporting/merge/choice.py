@@ -17,12 +17,17 @@ SMALL_CHANGED_SHARE = 0.01
 def check_changed(candidates: list[Candidate], *, adapter: Path, dtype: str) -> None:
     """Fails on a merge that changes nothing.
 
+    Args:
+        candidates: The merged models that were written.
+        adapter: The adapter's folder, for the message.
+        dtype: What the merged weights are stored in, for the message.
+
     Raises:
         ModelError: If every delta is 0, or no weight differs once it is cast.
     """
-    if any(one.changed_share > 0 for one in candidates):
+    if any(candidate.changed_share > 0 for candidate in candidates):
         return
-    largest = max(one.largest_change for one in candidates)
+    largest = max(candidate.largest_change for candidate in candidates)
     if largest == 0:
         raise ModelError(
             f"{adapter}: the adapter must change its base, got changes of 0 everywhere. "
@@ -37,17 +42,24 @@ def check_changed(candidates: list[Candidate], *, adapter: Path, dtype: str) -> 
 def choose_candidate(
     candidates: list[Candidate], measured: list[MeasuredModel], *, is_quantized: bool
 ) -> tuple[Candidate, str]:
-    """The candidate closest to the trained model (the first of equals), and why.
+    """Returns the candidate with the least KL divergence from the trained model (the first of equals), and why.
 
     One that changes nothing is not chosen where another does, and one whose outputs are no numbers never is.
+
+    Args:
+        candidates: The merged models that were written.
+        measured: The figures of each, in the same order.
+        is_quantized: Whether the base was trained in 8 or 4 bits.
 
     Raises:
         ModelError: If none can be chosen.
     """
-    changing = [(one, model) for one, model in zip(candidates, measured, strict=True) if one.changed_share > 0]
-    pairs = [(one, model) for one, model in changing if not is_nan(model)]
+    changing = [
+        (candidate, model) for candidate, model in zip(candidates, measured, strict=True) if candidate.changed_share > 0
+    ]
+    pairs = [(candidate, model) for candidate, model in changing if not is_nan(model)]
     if not pairs:
-        dtype, rules = changing[0][1].dtype, " and ".join(one.rule for one, _ in changing)
+        dtype, rules = changing[0][1].dtype, " and ".join(candidate.rule for candidate, _ in changing)
         wider = "fp32" if dtype == "bf16" else "bf16 or fp32"
         raise ModelError(
             f"merge: a merged model must give numbers, got NaN from {rules} in {dtype}: values overflow in it. "
@@ -62,7 +74,7 @@ def choose_candidate(
         return best, "The other rule's outputs are no numbers (NaN)."
     if len(pairs) == 1:
         return best, "The other rule's weights lose the whole adapter to rounding."
-    other = next(model for one, model in pairs if one is not best)
+    other = next(model for candidate, model in pairs if candidate is not best)
     words = "is lower" if closest.kl < other.kl else "is the same"
     return best, (
         f"Its KL from the trained model {words}: {closest.kl:.3g} against {other.kl:.3g} nats per token for "
@@ -85,12 +97,18 @@ def explain_nan(measured: list[MeasuredModel]) -> list[str]:
 
 
 def explain_merge(candidates: list[Candidate], plan: MergePlan, *, asked_head: str | None) -> list[str]:
-    """What the figures do not say by themselves, a sentence each."""
+    """Returns notes on a merge, a sentence each: rounding that lost most of the change, and tied weights.
+
+    Args:
+        candidates: The merged models that were written.
+        plan: The dtypes of the merged model, and whether embedding and head are one tensor.
+        asked_head: The dtype that the user asked of the head; None if none was.
+    """
     notes = [
-        f"{one.rule}: only {100 * one.changed_share:.2g} % of the merged layers' weights changed in {plan.dtype}; "
-        "the rest of the adapter is lost to rounding. The dtype fp32 keeps it."
-        for one in candidates
-        if one.changed_share < SMALL_CHANGED_SHARE
+        f"{candidate.rule}: only {100 * candidate.changed_share:.2g} % of the merged layers' weights changed in "
+        f"{plan.dtype}; the rest of the adapter is lost to rounding. The dtype fp32 keeps it."
+        for candidate in candidates
+        if candidate.changed_share < SMALL_CHANGED_SHARE
     ]
     if plan.tying == "untied by the merge":
         notes.append(

@@ -110,7 +110,7 @@ class AdapterChanges:
         """A weight with the adapter's change, in float32.
 
         Args:
-            name: One of `changed`.
+            name: A parameter that the adapter changes: one of `changed`.
             weight: The base's weight in float32, laid out as the checkpoint has it.
 
         Raises:
@@ -154,7 +154,7 @@ class AdapterChanges:
         from peft.tuners import lora
         from peft.tuners.lora.variants import DoraLinearVariant
 
-        plain = [lora.Linear, lora.Embedding, *(getattr(lora, one, lora.Linear) for one in BITSANDBYTES_LAYERS)]
+        plain = [lora.Linear, lora.Embedding, *(getattr(lora, layer, lora.Linear) for layer in BITSANDBYTES_LAYERS)]
         variant = layer.lora_variant.get(ADAPTER)
         if isinstance(layer, tuple(plain)) and (variant is None or type(variant) is DoraLinearVariant):
             return
@@ -181,8 +181,8 @@ def _checkpoint_renaming(model: PreTrainedModel) -> Callable[[str], str | None]:
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     mapping = get_model_conversion_mapping(model)
-    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
-    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
+    converters = [step for step in mapping if isinstance(step, WeightConverter)]
     state = dict(model.named_parameters(remove_duplicate=False))
 
     def rename(stored: str) -> str | None:

@@ -167,7 +167,8 @@ def measure_reference(runner: Runner, rows: MeasuredRows, *, name: str, dtype: s
 
     Args:
         runner: The quantized base with the adapter on it.
-        name: What reports call it.
+        rows: The held-out rows.
+        name: The model's name in reports.
         dtype: What its weights are in.
         folder: Takes one file of log-probabilities per row.
 
@@ -191,7 +192,9 @@ def measure_model(runner: Runner, reference: Reference, *, name: str, dtype: str
     """How far a model is from the reference on its rows; KL and loss are NaN where its outputs are.
 
     Args:
-        name: What reports call it.
+        runner: The model.
+        reference: What the trained model said on the same rows.
+        name: The model's name in reports.
         dtype: What its weights are in.
     """
     kls: list[float] = []
@@ -203,7 +206,7 @@ def measure_model(runner: Runner, reference: Reference, *, name: str, dtype: str
         num_same += int((expected_NV.argmax(-1) == found_NV.argmax(-1)).sum())
     loss = runner.loss(reference.rows)
     answers = runner.answers(reference.rows)
-    num_equal = sum(one == other for one, other in zip(answers, reference.answers, strict=True))
+    num_equal = sum(answer == other for answer, other in zip(answers, reference.answers, strict=True))
     return MeasuredModel(
         name=name,
         loss=loss,

@@ -54,7 +54,9 @@ class MergedModels:
         """Writes a merged model in 4 bits, and gives its figures.
 
         Args:
-            folder: An empty folder.
+            kept: The merged model that is kept.
+            folder: An empty folder for the quantized copy.
+            max_shard_bytes: Bytes of weights in one file, at most.
         """
         spec = self.quantization
         if spec.bits != 4:

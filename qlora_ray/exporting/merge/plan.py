@@ -52,7 +52,7 @@ class MergePlan:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(one.num_bytes for one in self.tensors.values())
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
 
 
 def plan_merge(
@@ -74,17 +74,17 @@ def plan_merge(
     """
     parameters = {stored: names.find_parameter(stored) for stored in checkpoint.tensors}
     stored_by_parameter = {parameter: stored for stored, parameter in parameters.items() if parameter}
-    outputs: dict[str, tuple[str, str | None]] = {stored: (stored, one) for stored, one in parameters.items()}
+    outputs: dict[str, tuple[str, str | None]] = {stored: (stored, name) for stored, name in parameters.items()}
     tying: Tying = "separate"
     for group in names.tied:
         kept = _stays_tied(group, changes)
         if names.head in group:
             tying = "tied" if kept else "untied by the merge"
-        present = next((stored_by_parameter[one] for one in sorted(group) if one in stored_by_parameter), None)
-        for one in group - stored_by_parameter.keys() if present else ():
-            stored_by_parameter[one] = str(present)
+        present = next((stored_by_parameter[name] for name in sorted(group) if name in stored_by_parameter), None)
+        for name in group - stored_by_parameter.keys() if present else ():
+            stored_by_parameter[name] = str(present)
             if not kept:
-                outputs[one] = (str(present), one)
+                outputs[name] = (str(present), name)
     _check_found(stored_by_parameter, changes, checkpoint.name)
     heads = set() if names.head is None else {names.head}
     if tying == "tied":
@@ -95,7 +95,7 @@ def plan_merge(
         tensors[name] = _plan_tensor(checkpoint, stored, parameter, wanted)
     own: Precision = STORED_DTYPES.get(_most_common_dtype(checkpoint), "fp32")
     resolved: Precision = own if dtype == "checkpoint" else dtype
-    head = next((one.dtype for one in tensors.values() if one.parameter in heads and one.dtype), resolved)
+    head = next((tensor.dtype for tensor in tensors.values() if tensor.parameter in heads and tensor.dtype), resolved)
     return MergePlan(tensors, resolved, head, tying)
 
 

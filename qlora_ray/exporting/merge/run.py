@@ -65,7 +65,7 @@ def merge_adapter(
         quantization: What the base was stored and computed in.
         held_out: Rows to measure on; the first 64 with an answer are used.
         to: The merged model's folder; one that is there is replaced.
-        options: Rule, dtypes, shards.
+        options: Which rule, the dtypes of weights and head, and the size of a shard.
         device: `cpu` or `cuda:0`; a merged model that does not fit the GPU is measured on the CPU.
         tell: Takes lines for the user.
 
@@ -134,9 +134,9 @@ class _Merge:
             notes = explain_merge(trained.candidates, trained.plan, asked_head=self.options.head_dtype)
             models = MergedModels(self.model, self.quantization, trained.reference, trained.plan, self.device)
             measured = []
-            for one in trained.candidates:
-                self.tell(f"merge: measuring {one.rule}")
-                measured.append(models.measure(one))
+            for candidate in trained.candidates:
+                self.tell(f"merge: measuring {candidate.rule}")
+                measured.append(models.measure(candidate))
             kept, reason = choose_candidate(
                 trained.candidates, measured, is_quantized=self.quantization.method != "none"
             )
@@ -186,8 +186,8 @@ class _Merge:
             ]
             check_changed(candidates, adapter=self.adapter, dtype=plan.dtype)
             facts = _adapter_facts(self.adapter, changes)
-        for one in candidates:
-            write_side_files(one.folder, checkpoint=checkpoint, plan=plan, tokenizer=base.tokenizer)
+        for candidate in candidates:
+            write_side_files(candidate.folder, checkpoint=checkpoint, plan=plan, tokenizer=base.tokenizer)
         return _Trained(reference, yardstick, checkpoint, plan, candidates, facts)
 
     @property
@@ -239,9 +239,9 @@ class _Merge:
 
 def _keep_only(kept: Candidate, candidates: list[Candidate], folder: Path) -> None:
     """Moves the kept model up into the folder, and deletes the others."""
-    for one in candidates:
-        if one is not kept:
-            shutil.rmtree(one.folder)
+    for candidate in candidates:
+        if candidate is not kept:
+            shutil.rmtree(candidate.folder)
     for path in kept.folder.iterdir():
         path.replace(folder / path.name)
     kept.folder.rmdir()
