@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,37 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: cannot be read: {error}.") from None
 
 
-def append_line(path: Path, data: dict[str, Any]) -> None:
-    """Appends one JSON line in a single write, so that a reader never sees half of one.
+def append_line(path: Path, data: Mapping[str, Any]) -> None:
+    """Appends one JSON line, as `append_lines` does."""
+    append_lines(path, [data])
+
+
+def append_lines(path: Path, rows: Sequence[Mapping[str, Any]], *, is_synced: bool = False) -> None:
+    """Appends JSON lines in a single write, so that a reader never sees half of one.
+
+    A last line that a crash cut off is ended first: it must not swallow the next.
+
+    Args:
+        path: The file; made with its folder where there is none.
+        rows: A line each.
+        is_synced: Whether they are on the disk when this returns.
 
     Raises:
         RunError: If the disk is full or the file cannot be written.
     """
-    line = (json.dumps(to_plain_json(data), allow_nan=False) + "\n").encode()
+    # ASCII: some characters of JSON text (U+2028) end a line for those who read it by lines.
+    content = "".join(json.dumps(to_plain_json(row), allow_nan=False) + "\n" for row in rows).encode()
     try:
+        path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                # A crash cut the last line off: it must not swallow this one.
-                line = b"\n" + line
-            if os.write(descriptor, line) < len(line):
+                content = b"\n" + content
+            if os.write(descriptor, content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if is_synced:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ray.errors import RunError
+from qlora_ray.runs.locks import is_locked, locked_file
 
 # Names that peft 0.21 gives the two files of an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -161,10 +161,10 @@ class SweepPaths:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the sweep for this process; raises RunError if another one has it."""
-        with self._lock_file.open("w") as stream:
+        with ExitStack() as held:
             for tries_left in reversed(range(LOCK_TRIES)):
                 try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held.enter_context(locked_file(self._lock_file))
                     break
                 except OSError:
                     if not tries_left:
@@ -175,15 +175,7 @@ class SweepPaths:
 
     def is_held(self) -> bool:
         """Whether a process holds the sweep, as far as this machine sees: it runs."""
-        try:
-            with self._lock_file.open() as stream:
-                # For a moment; `lock` tries again for that reason.
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return is_locked(self._lock_file)
 
     def check_space(self) -> None:
         """Raises RunError if the disk has too little room for a sweep."""

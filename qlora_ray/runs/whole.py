@@ -6,17 +6,17 @@ the next.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from qlora_ray.errors import RunError
+from qlora_ray.runs.locks import held_if_free, hold, locked_file
 
 # What the name of a folder ends in while its replacement takes its place, and then until it is taken away.
 OLDER = ".old"
@@ -75,7 +75,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     for left in _find_left(path):
         # What is left of a folder of the same name is not this one's.
         if left.is_file():
-            with _held_if_free(left) as is_free:
+            with held_if_free(left) as is_free:
                 if is_free:
                     left.unlink(missing_ok=True)
     temporary, handle = _make_held(path, is_folder=False)
@@ -109,16 +109,11 @@ def _make_held(path: Path, *, is_folder: bool) -> tuple[Path, int]:
         else:
             descriptor, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
             temporary = Path(name)
-        _hold(descriptor)
+        # A file system without locks says nothing, and nothing is tidied up there.
+        hold(descriptor)
         if temporary.exists():
             return temporary, descriptor
         os.close(descriptor)
-
-
-def _hold(descriptor: int) -> None:
-    """Says that somebody is at work here; a file system without locks says nothing, and nothing is tidied up there."""
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -186,29 +181,16 @@ def _turn(path: Path) -> Iterator[bool]:
     Its file is there for these moments only. Whoever dies in them leaves it, and no lock.
     """
     file = _turn_file(path)
-    while True:
-        with file.open("ab") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            except OSError:
-                has_turn = False
-            else:
-                has_turn = True
-                if not _is_same(stream.fileno(), file):
-                    # Whose turn it was has taken the file away.
-                    continue
-            try:
-                yield has_turn
-            finally:
-                file.unlink(missing_ok=True)
-            return
-
-
-def _is_same(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+    with ExitStack() as turn:
+        try:
+            turn.enter_context(locked_file(file, waits=True))
+            has_turn = True
+        except OSError:
+            has_turn = False
+        try:
+            yield has_turn
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def _tidy_up(path: Path, *, taken: str | None = None, own: Path | None = None) -> None:
@@ -229,7 +211,7 @@ def _tidy_up(path: Path, *, taken: str | None = None, own: Path | None = None) -
         if left.name.endswith(GONE):
             _remove(left)
         elif left.is_dir() and left != own and not left.name.endswith(OLDER):
-            with _held_if_free(left) as is_free:
+            with held_if_free(left) as is_free:
                 if is_free:
                     shutil.rmtree(left, ignore_errors=True)
                 elif is_free is False and taken is not None:
@@ -241,25 +223,3 @@ def _find_left(path: Path) -> list[Path]:
     endings = rf"({re.escape(OLDER)}({re.escape(GONE)})?)?"
     name = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}{endings}")
     return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
-
-
-@contextmanager
-def _held_if_free(path: Path) -> Iterator[bool | None]:
-    """Holds a temporary file or folder: True if it is this process's now, False if another's, None if none can say."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        yield None
-        return
-    try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            except OSError:
-                yield None
-            else:
-                yield True
-    finally:
-        os.close(descriptor)

@@ -111,7 +111,7 @@ def test_where_there_are_no_locks_nothing_is_tidied_up(tmp_path, monkeypatch):
     def no_locks(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("qlora_ray.runs.whole.fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     with whole_folder(tmp_path / "a") as folder:
         (folder / "new").touch()
     assert left.is_dir()

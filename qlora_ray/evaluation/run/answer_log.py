@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.target.target import MODEL_NAMES
 from qlora_ray.runs import read_json, write_json, write_text
-from qlora_ray.runs.files import read_lines, to_plain_json
+from qlora_ray.runs.files import append_lines, read_lines, to_plain_json
+from qlora_ray.runs.locks import locked_file
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
@@ -92,40 +91,25 @@ class AnswerLog:
             RunError: If it cannot be written, or another process has it.
         """
         made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        stream = self._lock()
-        try:
-            yield
-        finally:
-            if made and self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [LOCK]:
-                (self.folder / LOCK).unlink()
-                for folder in made:
-                    if any(folder.iterdir()):
-                        break
-                    folder.rmdir()
-            stream.close()
+        with ExitStack() as held:
+            self._lock(held)
+            try:
+                yield
+            finally:
+                if made and self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [LOCK]:
+                    (self.folder / LOCK).unlink()
+                    for folder in made:
+                        if any(folder.iterdir()):
+                            break
+                        folder.rmdir()
 
-    def _lock(self) -> IO[str]:
-        path = self.folder / LOCK
-        while True:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stream = path.open("w")
-            except OSError as error:
-                raise RunError(
-                    f"--to {self.folder}: cannot be written: {error.strerror}. Choose another folder."
-                ) from None
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Not one that its owner has just taken away with the folder.
-                if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
-                    return stream
-                stream.close()
-            except BlockingIOError:
-                stream.close()
-                raise RunError(f"{self.folder}: another evaluation runs there. Wait for it, or stop it.") from None
-            except OSError as error:
-                stream.close()
-                raise RunError(f"{path}: cannot be locked: {error.strerror}. Choose another --to.") from None
+    def _lock(self, held: ExitStack) -> None:
+        try:
+            held.enter_context(locked_file(self.folder / LOCK))
+        except BlockingIOError:
+            raise RunError(f"{self.folder}: another evaluation runs there. Wait for it, or stop it.") from None
+        except OSError as error:
+            raise RunError(f"--to {self.folder}: cannot be written: {error.strerror}. Choose another folder.") from None
 
     def clear(self) -> None:
         """Removes the rows and results of the evaluation that is there, and nothing else; then it is this one's folder.
@@ -179,7 +163,7 @@ class AnswerLog:
             prompts: The prompt set's name.
             lines: A JSON object per answer, each with its `row`.
         """
-        _append(self._answers(model, prompts), lines)
+        append_lines(self._answers(model, prompts), lines, is_synced=True)
 
     def add_losses(self, model: str, prompts: str, lines: Sequence[dict[str, Any]]) -> None:
         """Appends a batch, flushed to disk before it returns.
@@ -189,7 +173,7 @@ class AnswerLog:
             prompts: The prompt set's name.
             lines: A JSON object per row: `row`, `nll` (nats, summed over the row) and `tokens`.
         """
-        _append(self._losses(model, prompts), lines)
+        append_lines(self._losses(model, prompts), lines, is_synced=True)
 
     def tidy(self, model: str, prompts: str) -> None:
         """Puts a finished set's lines in the order of its rows, each once, whole or not at all."""
@@ -225,31 +209,6 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     if not isinstance(written, dict) or "format" not in written or not isinstance(written.get("target"), dict):
         return None
     return written if all(isinstance(written.get(key, {}), dict) for key in (*GROWING, "loaded")) else None
-
-
-def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Appends JSON lines in one write that is on the disk when this returns.
-
-    Raises:
-        RunError: If the disk is full or the file cannot be written.
-    """
-    # ASCII: some characters of JSON text (U+2028) end a line for those who read it by lines.
-    content = "".join(json.dumps(to_plain_json(line), allow_nan=False) + "\n" for line in lines).encode()
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a+b", buffering=0) as stream:
-            size = stream.seek(0, os.SEEK_END)
-            if size:
-                stream.seek(size - 1)
-                if stream.read(1) != b"\n":
-                    # A crash cut the last line off: it must not swallow this one.
-                    content = b"\n" + content
-            written = stream.write(content)
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Free or choose another --to.") from None
-    if written != len(content):
-        raise RunError(f"{path}: cannot be written whole, the disk is full. Free some, and run it again.")
 
 
 def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
