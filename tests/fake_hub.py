@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,21 +57,11 @@ class FakeHub:
 def running_hub(**settings: Any) -> Iterator[FakeHub]:
     """A hub that answers at `endpoint` for the length of the block."""
     hub = FakeHub(**settings)
-
-    class Handler(_Handler):
-        state = hub
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.ends.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(_Handler, hub) as hub.endpoint:
+        try:
+            yield hub
+        finally:
+            hub.ends.set()
 
 
 def go_online(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -84,9 +74,46 @@ def go_online(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.chdir(folder)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    state: FakeHub
+@contextmanager
+def serving(handler: type[HubHandler], hub: Any) -> Iterator[str]:
+    """The address at which the handler answers for the length of the block; `hub` is its state."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"state": hub}))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """What both hubs of the tests have in common."""
+
     protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keeps quiet."""
+
+    def hang_up(self) -> None:
+        """Ends the connection without an answer."""
+        self.close_connection = True
+        self.connection.close()
+
+    def send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        """Answers a request; one for the headers alone gets no content."""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        for name, text in headers.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+class _Handler(HubHandler):
+    state: FakeHub
 
     def do_GET(self) -> None:
         self._answer("GET")
@@ -97,9 +124,6 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._answer("PUT")
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keeps quiet."""
-
     def _answer(self, method: str) -> None:
         path = urlsplit(self.path).path
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -109,9 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         if failure == "hang":
             self.state.ends.wait()
         if failure in ("drop", "hang"):
-            self.close_connection = True
-            self.connection.close()
-            return
+            return self.hang_up()
         if failure is not None:
             return self._send(int(failure), {"error": "as the test wants it"})
         if method == "PUT":
@@ -125,14 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(404, {"error": f"no route {method} {path}"})
 
     def _send(self, status: int, data: Any, headers: dict[str, str] | None = None) -> None:
-        content = json.dumps(data).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        for name, text in (headers or {}).items():
-            self.send_header(name, text)
-        self.end_headers()
-        self.wfile.write(content)
+        self.send(status, json.dumps(data).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def _store(self, path: str, body: bytes) -> None:
         oid = path.rsplit("/", 1)[-1]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +17,7 @@ import pytest
 
 import qlora_ray.modeling.hub
 from qlora_ray.modeling.hub import GAVE_UP
+from tests.fake_hub import HubHandler, serving
 
 FIRST, SECOND = "1" * 40, "2" * 40
 
@@ -50,22 +49,11 @@ def use_download_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[D
     from huggingface_hub import constants
 
     hub = DownloadHub()
-
-    class Handler(_Handler):
-        state = hub
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    use_endpoint(f"http://127.0.0.1:{server.server_port}", cache, monkeypatch)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    try:
+    with serving(_Handler, hub) as endpoint:
+        use_endpoint(endpoint, cache, monkeypatch)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def use_endpoint(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +89,8 @@ def _take_modules(package: str) -> dict[str, ModuleType]:
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == package}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(HubHandler):
     state: DownloadHub
-    protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -111,19 +98,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keeps quiet."""
-
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.state.requests.append(f"{self.command} {path}")
         if self.state.is_away:
-            self.close_connection = True
-            self.connection.close()
-            return
+            return self.hang_up()
         if self.state.refusal is not None:
             status, headers = self.state.refusal
-            return self._send(status, b"{}", headers)
+            return self.send(status, b"{}", headers)
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[4:])
@@ -134,43 +116,34 @@ class _Handler(BaseHTTPRequestHandler):
     def _describe(self, name: str, rest: list[str]) -> None:
         commit = self._commit(name, rest[1] if len(rest) > 1 else "main")
         if commit is None:
-            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound" if name in self.state.main else "RepoNotFound"})
+            self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound" if name in self.state.main else "RepoNotFound"})
         elif rest[:1] == ["tree"] and rest[2:]:
             # No model here has a folder that the library looks into.
-            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         elif rest[:1] == ["tree"]:
             folder = self.state.commits[name, commit]
             rows = [_describe_file(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
-            self._send(200, json.dumps(rows).encode(), {})
+            self.send(200, json.dumps(rows).encode(), {})
         else:
             folder = self.state.commits[name, commit]
             siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in folder.rglob("*.*")]
-            self._send(200, json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode(), {})
+            self.send(200, json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode(), {})
 
     def _send_file(self, name: str, revision: str, file: str) -> None:
         commit = self._commit(name, revision)
         if commit is None:
-            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         path = self.state.commits[name, commit] / file
         if not path.is_file():
-            return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            return self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         content = path.read_bytes()
         etag = hashlib.sha1(content).hexdigest()
-        return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
+        return self.send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
 
     def _commit(self, name: str, revision: str) -> str | None:
         if revision == "main":
             return self.state.main.get(name)
         return revision if (name, revision) in self.state.commits else None
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        for name, text in headers.items():
-            self.send_header(name, text)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
 
 
 def _describe_file(folder: Path, path: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_choices_that_are_lists_are_points_too(tmp_path):
     assert apply_values(config, point).lora.target_modules == ["q_proj", "v_proj"]
 
 
-def test_the_commands_are_ones_that_the_door_takes():
+def test_the_commands_are_ones_that_sweep_takes():
     for command in (trial_command(), sweep_command()):
         program, _, arguments = command.partition("qlora_ray.sweep ")
         assert program == "python -m "

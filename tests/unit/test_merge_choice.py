@@ -12,6 +12,8 @@ from qlora_ray.exporting.merge.choice import check_changed, choose_candidate, ex
 from qlora_ray.exporting.merge.plan import MergePlan
 from qlora_ray.exporting.merge.report import MeasuredModel
 
+NAN = float("nan")
+
 
 def candidate(rule, *, share=0.9, largest=0.1):
     return Candidate(rule, Path(rule), num_shards=1, changed_share=share, largest_change=largest)
@@ -26,33 +28,30 @@ def choose(*pairs, is_quantized=True):
     return choose_candidate(candidates, [figures(one.rule, kl) for one, kl in pairs], is_quantized=is_quantized)
 
 
-@pytest.mark.parametrize(("w16", "dequant", "kept"), [(0.2, 0.1, "dequant"), (0.1, 0.2, "w16"), (0.1, 0.1, "w16")])
-def test_the_lower_kl_is_kept_and_of_equals_the_first(w16, dequant, kept):
-    best, reason = choose((candidate("w16"), w16), (candidate("dequant"), dequant))
-    assert best.rule == kept
-    assert ("is the same: 0.1 against 0.1" if w16 == dequant else "is lower: 0.1 against 0.2") in reason
+@pytest.mark.parametrize(
+    ("w16", "dequant", "share", "kept", "reason"),
+    [
+        (0.2, 0.1, 0.9, "dequant", "lower: 0.1 against 0.2"),
+        (0.1, 0.2, 0.9, "w16", "lower: 0.1 against 0.2"),
+        (0.1, 0.1, 0.9, "w16", "same: 0.1 against 0.1"),
+        (NAN, 0.2, 0.9, "dequant", "NaN"),
+        (0.2, NAN, 0.9, "w16", "NaN"),
+        (0.1, 0.5, 0.0, "dequant", "rounding"),
+    ],
+)
+def test_the_lower_kl_is_kept_of_those_that_give_numbers_and_change_something(w16, dequant, share, kept, reason):
+    best, told = choose((candidate("w16", share=share), w16), (candidate("dequant"), dequant))
+    assert best.rule == kept and reason in told
 
 
-def test_a_candidate_that_changes_nothing_is_not_kept_where_another_does():
-    best, reason = choose((candidate("w16", share=0.0), 0.1), (candidate("dequant"), 0.5))
-    assert best.rule == "dequant"
-    assert "rounding" in reason
+def test_a_candidate_whose_outputs_are_nan_is_noted():
+    (note,) = explain_nan([figures("w16", NAN), figures("dequant", 0.1)])
+    assert note.startswith("w16: ") and "bf16" in note and "NaN" in note
 
 
 def test_one_candidate_is_kept_for_the_reason_that_there_is_one():
     assert choose((candidate("w16"), 0.5))[1] == "It was asked for."
     assert "same weights" in choose((candidate("w16"), 0.5), is_quantized=False)[1]
-
-
-NAN = float("nan")
-
-
-@pytest.mark.parametrize(("w16", "dequant", "kept"), [(NAN, 0.2, "dequant"), (0.2, NAN, "w16")])
-def test_a_candidate_whose_outputs_are_nan_is_never_kept(w16, dequant, kept):
-    best, reason = choose((candidate("w16"), w16), (candidate("dequant"), dequant))
-    assert best.rule == kept and "NaN" in reason
-    (note,) = explain_nan([figures("w16", w16), figures("dequant", dequant)])
-    assert note.startswith("w16: " if kept == "dequant" else "dequant: ") and "bf16" in note and "NaN" in note
 
 
 def test_where_no_candidate_gives_numbers_the_dtype_is_named():

@@ -43,28 +43,35 @@ def run(model):
     return Runner(model, make_tokenizer(), "fp32")
 
 
+@pytest.fixture
+def reference(model, tmp_path):
+    """The model itself, measured on all rows."""
+    rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
+    return measure_reference(run(model), rows, name="trained", dtype="nf4", folder=tmp_path)
+
+
 def test_kl_is_scipys():
     first, second = torch.randn(5, 40).log_softmax(-1), torch.randn(5, 40).log_softmax(-1)
     expected = entropy(first.exp().double().numpy(), second.exp().double().numpy(), axis=1)
     np.testing.assert_allclose(kl_divergence(first, second).numpy(), expected, rtol=1e-5)
 
 
+IMPOSSIBLE = torch.tensor([[0.5, 0.5, 0.0]]).log()
+
+
 def test_kl_is_zero_of_equals_even_where_a_token_is_impossible_and_infinite_where_only_one_can_say_it():
-    possible = torch.tensor([[0.5, 0.5, 0.0]]).log()
     narrow = torch.tensor([[1.0, 0.0, 0.0]]).log()
-    assert kl_divergence(possible, possible).item() == 0
-    assert kl_divergence(narrow, possible).item() == pytest.approx(np.log(2))
-    assert kl_divergence(possible, narrow).item() == np.inf
+    assert kl_divergence(IMPOSSIBLE, IMPOSSIBLE).item() == 0
+    assert kl_divergence(narrow, IMPOSSIBLE).item() == pytest.approx(np.log(2))
+    assert kl_divergence(IMPOSSIBLE, narrow).item() == np.inf
 
 
 def test_kl_of_a_model_that_gives_no_numbers_is_none():
     expected = torch.randn(3, 5).log_softmax(-1)
-    assert kl_divergence(expected, torch.full((3, 5), torch.nan)).isnan().all()
     found = expected.clone()
     found[1] = torch.nan
     assert kl_divergence(expected, found).isnan().tolist() == [False, True, False]
-    impossible = torch.tensor([[0.5, 0.5, 0.0]]).log()
-    assert kl_divergence(impossible, torch.full((1, 3), torch.nan)).isnan().all()
+    assert kl_divergence(IMPOSSIBLE, torch.full((1, 3), torch.nan)).isnan().all()
 
 
 def broken_copy(model):
@@ -75,12 +82,11 @@ def broken_copy(model):
     return other
 
 
-def test_a_model_whose_outputs_are_nan_is_close_to_none_and_no_reference(model, tmp_path):
-    rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
-    reference = measure_reference(run(model), rows, name="trained", dtype="fp32", folder=tmp_path)
+def test_a_model_whose_outputs_are_nan_is_close_to_none_and_no_reference(model, reference, tmp_path):
     broken = run(broken_copy(model))
     found = measure_model(broken, reference, name="broken", dtype="fp16")
     assert np.isnan(found.kl) and np.isnan(found.loss)
+    rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
     with pytest.raises(ModelError, match=r"nf4 \+ adapter must give numbers, got NaN .* validation"):
         measure_reference(broken, rows, name="nf4 + adapter", dtype="nf4", folder=tmp_path)
 
@@ -106,18 +112,14 @@ def test_a_split_without_answers_cannot_measure_a_merge():
         choose_rows(make_split([(5, 0)]), vocab_size=VOCAB_SIZE)
 
 
-def test_the_reference_is_as_far_from_itself_as_rounding(model, tmp_path):
-    rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
-    reference = measure_reference(run(model), rows, name="trained", dtype="nf4", folder=tmp_path)
+def test_the_reference_is_as_far_from_itself_as_rounding(model, reference):
     again = measure_model(run(model), reference, name="again", dtype="fp32")
-
     assert (reference.model.name, reference.model.dtype, reference.model.kl) == ("trained", "nf4", 0.0)
     assert (again.kl, again.loss_difference, again.token_agreement, again.answer_agreement) == (0.0, 0.0, 1.0, 1.0)
 
 
-def test_figures_of_another_model_are_those_of_whole_forwards(model, moved, tmp_path):
+def test_figures_of_another_model_are_those_of_whole_forwards(model, moved, reference):
     rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
-    reference = measure_reference(run(model), rows, name="trained", dtype="fp32", folder=tmp_path)
     found = measure_model(run(moved), reference, name="moved", dtype="fp32")
 
     kls, same = [], []

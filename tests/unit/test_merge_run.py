@@ -184,13 +184,9 @@ def test_a_base_that_does_not_fit_the_device_is_merged_on_the_cpu(llama, tmp_pat
     assert "cuda:0" in lines[0] and "CPU" in lines[0]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate"), MemoryError()],
-)
-def test_a_base_that_fits_nowhere_is_one_error_and_leaves_nothing(llama, tmp_path, monkeypatch, error):
+def test_a_base_that_fits_nowhere_is_one_error_and_leaves_nothing(llama, tmp_path, monkeypatch):
     def run_out(*args, **kwargs):
-        raise error
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(merge, "load_base", run_out)
     # It goes on to the CPU, and fails there too.
@@ -218,14 +214,6 @@ def test_a_quantized_copy_lies_beside_the_merged_model(llama, tmp_path):
     # Alone it still says what it was made of.
     reports = [read_json(tmp_path / name / "merge_report.json") for name in ("merged", "merged-nf4")]
     assert reports[0] == reports[1] and reports[0]["nf4_copy"] == "merged-nf4"
-
-
-def test_an_adapter_that_was_never_trained_fails_and_leaves_nothing(llama, tmp_path):
-    base, _ = llama
-    zeros = save_adapter(tmp_path / "adapter", base, scale=0.0)
-    with pytest.raises(ModelError, match="got changes of 0 everywhere"):
-        run(base, zeros, tmp_path / "out" / "merged", nf4_copy=True)
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_changes_lost_in_bf16_fail_and_are_kept_in_fp32(llama, tmp_path):

@@ -4,71 +4,48 @@ from __future__ import annotations
 
 import json
 import math
-from html.parser import HTMLParser
 
 import pytest
 from plotly.graph_objects import Figure
 
 from qlora_ray.pages.html import COLOURS, figure_place, figure_text, render_page
+from tests.unit.page_reader import PageReader
 
 EVIL = "</script><script>alert(1)</script><!--<b>&"
 
 
-class _Elements(HTMLParser):
-    """What a browser would find: elements with their attributes, and the text of each script."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.title = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        tag = self.found[-1][0] if self.found else ""
-        if tag == "script":
-            self.scripts[-1] += data
-        elif tag == "title" and not self.title:
-            self.title = data
-
-
-def _page(figure: Figure, name: str = "curve") -> _Elements:
-    return _Elements(render_page("A page", body_html=figure_place(name, label="A curve"), figures={name: figure}))
+def _page(figure: Figure, name: str = "curve") -> PageReader:
+    return PageReader(render_page("A page", body_html=figure_place(name, label="A curve"), figures={name: figure}))
 
 
 def test_a_page_loads_nothing_and_holds_plotly_once() -> None:
     figures = {"one": Figure(), "two": Figure()}
     body = "".join(figure_place(name, label=name) for name in figures)
-    page = _Elements(render_page("Two", body_html=body, figures=figures))
-    links = [attrs.get(key) for _, attrs in page.found for key in ("src", "href") if key in attrs]
+    page = PageReader(render_page("Two", body_html=body, figures=figures))
+    links = [attrs.get(key) for _, attrs in page.elements for key in ("src", "href") if key in attrs]
     assert links == ["data:,"]
-    assert sum("plotly.js v" in script for script in page.scripts) == 1
+    assert sum("plotly.js v" in script for script in page.texts["script"]) == 1
 
 
 def test_a_page_without_figures_holds_no_script() -> None:
-    assert not _Elements(render_page("Text", body_html="<p>Nothing ran.</p>", figures={})).scripts
+    assert not PageReader(render_page("Text", body_html="<p>Nothing ran.</p>", figures={})).texts["script"]
 
 
 def test_texts_of_users_stay_texts() -> None:
     figure = Figure()
     figure.add_scatter(x=[1], y=[2], name=EVIL)
-    page = _Elements(render_page(EVIL, body_html=figure_place(EVIL, label=f'"{EVIL}'), figures={EVIL: figure}))
-    assert page.title == EVIL
-    assert len(page.scripts) == 3
-    assert json.loads(page.scripts[0])[EVIL]["data"][0]["name"] == EVIL
-    place = next(attrs for _, attrs in page.found if "data-figure" in attrs)
+    page = PageReader(render_page(EVIL, body_html=figure_place(EVIL, label=f'"{EVIL}'), figures={EVIL: figure}))
+    assert page.texts["title"] == [EVIL]
+    assert len(page.texts["script"]) == 3
+    assert json.loads(page.texts["script"][0])[EVIL]["data"][0]["name"] == EVIL
+    place = next(attrs for _, attrs in page.elements if "data-figure" in attrs)
     assert (place["data-figure"], place["aria-label"]) == (EVIL, f'"{EVIL}')
 
 
 def test_numbers_that_are_not_finite_are_gaps() -> None:
     figure = Figure()
     figure.add_scatter(x=[1, 2, 3], y=[1.0, math.nan, math.inf])
-    data = json.loads(_page(figure).scripts[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    data = json.loads(_page(figure).texts["script"][0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert data["curve"]["data"][0]["y"] == [1.0, None, None]
 
 

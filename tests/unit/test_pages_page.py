@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from qlora_ray.reporting.story import read_story
 from qlora_ray.reporting.writing import compose
 from qlora_ray.runs import SweepPaths
 from tests.sweep_folder import Sketch, edited, write_sweep
+from tests.unit.page_reader import PageReader
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)> | 漢字 `a` [b](javascript:c)\n# d"
 TITLES = [
@@ -37,35 +37,6 @@ TITLES = [
     "What really ran",
     "How to get this again",
 ]
-
-
-class Reader(HTMLParser):
-    """Collects elements, headings and visible text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.headings: list[str] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._open.append(tag)
-        if tag == "h2":
-            self.headings.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._open and self._open.pop() != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        if "script" in self._open or "style" in self._open:
-            return
-        self.text += data
-        if self._open and self._open[-1] == "h2":
-            self.headings[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +71,13 @@ def evil_sweep(root: Path) -> SweepPaths:
 
 
 def test_the_page_has_every_section_in_order(written: Path) -> None:
-    assert Reader((written / "report.html").read_text()).headings == TITLES
+    assert PageReader((written / "report.html").read_text()).texts["h2"] == TITLES
     markdown = (written / "report.md").read_text()
     assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == TITLES
 
 
 def test_everything_the_page_needs_stands_in_it(written: Path) -> None:
-    page = Reader((written / "report.html").read_text())
+    page = PageReader((written / "report.html").read_text())
     loaded = [(tag, attrs) for tag, attrs in page.elements if attrs.get("src") or tag in ("iframe", "object", "embed")]
     assert loaded == []
     links = [attrs["href"] for tag, attrs in page.elements if attrs.get("href")]
@@ -114,7 +85,7 @@ def test_everything_the_page_needs_stands_in_it(written: Path) -> None:
 
 
 def test_figures_have_their_takeaway_in_words(written: Path) -> None:
-    page = Reader((written / "report.html").read_text())
+    page = PageReader((written / "report.html").read_text())
     labels = {attrs["data-figure"]: attrs["aria-label"] for _, attrs in page.elements if "data-figure" in attrs}
     assert {"verdict", "curves", "parallel", "slice0", "slice1", "timeline", "memory"} <= set(labels)
     for name, facts in {
@@ -135,7 +106,7 @@ def test_the_winners_row_stands_out_and_trials_can_be_sorted(written: Path) -> N
 
 
 def test_texts_of_users_cannot_become_markup(evil: Document) -> None:
-    page = Reader(write_page(evil))
+    page = PageReader(write_page(evil))
     assert page.text.count("onerror=alert(1)") > 5
     assert not [attrs for tag, attrs in page.elements if tag == "img" or "onerror" in attrs]
     # Ours: the figures' data, plotly.js, drawing, and sorting with unfolding.
@@ -185,22 +156,22 @@ def test_a_sweep_without_trials_has_a_page_without_plotly(tmp_path: Path) -> Non
 
 def test_problems_with_files_stand_on_the_page(paths: SweepPaths) -> None:
     (paths.best / "scores.json").write_text("[]")
-    text = Reader(write_page(compose(read_story(paths)))).text
+    text = PageReader(write_page(compose(read_story(paths)))).text
     assert "scores.json" in text and "got list" in text
 
 
 def test_the_command_can_be_copied(written: Path) -> None:
     command = shlex.join(["python", "-m", "qlora_ray.sweep", "--set", "results.name=it's a b"])
-    assert command in Reader((written / "report.html").read_text()).text
+    assert command in PageReader((written / "report.html").read_text()).text
     assert f"    {command}\n" in (written / "report.md").read_text()
 
 
 def test_the_winners_record_is_told_in_full_and_in_units(written: Path) -> None:
-    text = Reader((written / "report.html").read_text()).text
+    text = PageReader((written / "report.html").read_text()).text
     assert all(fact in text for fact in ("memory.peak_bytes", "1 GiB", "times.train_s", "40.0 s"))
 
 
-def test_the_door_prints_the_verdict_and_both_paths(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_verdict_and_both_paths(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(paths.root)]) == 0
     verdict, page, markdown = capsys.readouterr().out.splitlines()
     assert verdict.startswith("Trial 0003 is better than its base.") and "exact_match" in verdict
@@ -209,7 +180,7 @@ def test_the_door_prints_the_verdict_and_both_paths(paths: SweepPaths, capsys: p
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_the_door_refuses_what_is_no_sweep_in_one_line(
+def test_the_command_refuses_what_is_no_sweep_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], exists: bool
 ) -> None:
     folder = tmp_path if exists else tmp_path / "nowhere"
@@ -231,7 +202,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing(paths: SweepPaths, monke
     assert sorted(paths.root.iterdir()) == before
 
 
-def test_the_package_and_the_door_load_nothing_heavy() -> None:
+def test_the_package_and_the_command_load_nothing_heavy() -> None:
     code = (
         "import sys, qlora_ray.report, qlora_ray.reporting; "
         "print(sorted({'torch', 'ray', 'plotly', 'optuna', 'transformers'} & set(sys.modules)))"

@@ -39,25 +39,24 @@ def test_training_losses_are_read_by_samples_seen(tmp_path: Path) -> None:
     assert [loss for _, loss in trial.train_losses] == pytest.approx([1.1, 1.0, 0.9, 0.55, 0.5, 0.45])
 
 
-def test_an_older_trial_has_the_mean_training_loss_of_each_report(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path / "s", [Sketch([1.0, 0.5])])
-    metrics = paths.trial("0000").metrics
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    for line in lines:
-        del line["train_losses"]
-        line["train_loss"] = 0.9 * line["eval_loss"]
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (trial,), _ = read_trials(paths)
-    assert trial.train_losses == ((600, 0.9), (1200, 0.45))
-
-
-def test_a_training_loss_that_is_no_point_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        # A sweep of before there were points has the mean of each report.
+        ({"train_loss": 0.9}, (600, 0.9)),
+        ({"train_losses": [[25, None], [50], ["x", 1.0], [75, 0.5]]}, (600, 0.5)),
+    ],
+)
+def test_older_training_losses_are_read_and_what_is_no_point_is_left_out(
+    tmp_path: Path, written: dict[str, object], read: tuple[int, float]
+) -> None:
     paths = write_sweep(tmp_path / "s", [Sketch([1.0])])
-    line = json.loads(paths.trial("0000").metrics.read_text())
-    line["train_losses"] = [[25, None], [50], ["x", 1.0], [75, 0.5]]
-    paths.trial("0000").metrics.write_text(json.dumps(line) + "\n")
+    metrics = paths.trial("0000").metrics
+    line = json.loads(metrics.read_text())
+    del line["train_losses"]
+    metrics.write_text(json.dumps({**line, **written}) + "\n")
     (trial,), _ = read_trials(paths)
-    assert trial.train_losses == ((600, 0.5),)
+    assert trial.train_losses == (read,)
 
 
 def test_without_metrics_the_record_tells_the_reports(tmp_path: Path) -> None:
