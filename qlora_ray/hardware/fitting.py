@@ -101,7 +101,14 @@ def find_problem(profile: DeviceProfile, quantization: Quantization) -> str | No
 def describe_workload(
     devices: Sequence[NodeDevice], question: Question, precision: PrecisionChoice, *, engine: EngineName
 ) -> Workload:
-    """The largest trial on this class by itself, one row at a time."""
+    """Returns the workload of the largest trial by itself, one row at a time, for the memory model.
+
+    Args:
+        devices: The devices of one class.
+        question: The base, the largest trial, and what the config says of the cluster.
+        precision: What the class computes in.
+        engine: `packed` or `single`.
+    """
     demand, profile = question.demand, devices[0].profile
     if profile.kind == "cpu":
         context_bytes = CPU_PROCESS_BYTES
@@ -158,7 +165,13 @@ def _choose_loss(devices: Sequence[NodeDevice]) -> Loss:
 def find_fitting(
     devices: list[NodeDevice], question: Question, workload: Workload
 ) -> tuple[list[NodeDevice], list[str]] | Refusal:
-    """The devices of a class with room for this much, and a note on each that has not; a refusal if none has."""
+    """Returns the devices with enough free memory and a note on each without; a refusal if none has.
+
+    Args:
+        devices: The devices of one class.
+        question: Has the safety factor of the estimate.
+        workload: What one executor is to hold.
+    """
     needed_bytes = question.count_needed_bytes(workload)
     fitting = [device for device in devices if device.free_bytes >= needed_bytes]
     if not fitting:
@@ -180,7 +193,15 @@ def find_fitting(
 
 
 def refuse_slots(device: NodeDevice, question: Question, *, at_most: int, room_bytes: int, words: str) -> Refusal:
-    """The config asks for more slots per device than fit."""
+    """Returns the refusal where `cluster.slots_per_device` asks for more than fit.
+
+    Args:
+        device: A device of the class, for the message.
+        question: What the config asks for.
+        at_most: Slots that fit.
+        room_bytes: Free memory of the class's fullest device.
+        words: What each slot needs, in words.
+    """
     return Refusal(
         f"{device.profile.name} on {device.label}: cluster.slots_per_device must be at most {at_most} here, got "
         f"{question.cluster.slots_per_device}: {format_gib(room_bytes)} are free and {words}. Lower or drop it.",
@@ -189,7 +210,13 @@ def refuse_slots(device: NodeDevice, question: Question, *, at_most: int, room_b
 
 
 def find_eval_batch(workload: Workload, question: Question, share_bytes: int) -> int:
-    """Most validation rows at once in one process's share; at least 1."""
+    """Returns the most validation rows that fit one process at once; at least 1.
+
+    Args:
+        workload: What the process trains.
+        question: Has `per_device_eval_batch_size`, the upper bound, and the safety factor.
+        share_bytes: The process's share of the device's memory.
+    """
     for eval_batch in range(question.demand.eval_batch, 1, -1):
         rows = replace(workload, micro_batch=eval_batch, micro_batch_tokens=None)
         needed = estimate_evaluation_bytes(question.shape, rows)
@@ -199,7 +226,13 @@ def find_eval_batch(workload: Workload, question: Question, share_bytes: int) ->
 
 
 def share_cpus(devices: Sequence[NodeDevice], *, processes: int, num_threads: int) -> float:
-    """Ray's CPU request per process: one per thread, or what the node can give to all of a device's processes."""
+    """Returns Ray's CPU request per process: one per thread, or less where the node cannot give that to all.
+
+    Args:
+        devices: The devices of one class; the node with the least CPUs per process decides.
+        processes: Executors per device.
+        num_threads: Threads of one executor.
+    """
     shares = [
         (device.node.num_cpus - RESERVED_CPUS_PER_NODE) / (processes * len(device.node.devices)) for device in devices
     ]
@@ -207,7 +240,13 @@ def share_cpus(devices: Sequence[NodeDevice], *, processes: int, num_threads: in
 
 
 def cap_memory(device: NodeDevice, estimate: MemoryEstimate, share_bytes: int) -> float | None:
-    """The part of a GPU that a process's tensors may take of its share; None on a CPU."""
+    """Returns the fraction of a GPU's memory that a process's tensors may take; None on a CPU.
+
+    Args:
+        device: A device of the class.
+        estimate: Of one executor; its CUDA context is not the allocator's to take.
+        share_bytes: The executor's share of the device's memory.
+    """
     if device.profile.kind == "cpu":
         return None
     return round_down((share_bytes - estimate.context_bytes) / device.profile.total_memory_bytes)

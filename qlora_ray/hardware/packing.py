@@ -61,7 +61,16 @@ class _Pack:
 def place_pack(
     devices: list[NodeDevice], question: Question, precision: PrecisionChoice
 ) -> tuple[Placement, list[str]] | Refusal:
-    """Place a pack of the largest trial on the devices of one class; also notes on devices that are too full."""
+    """Places a pack of the largest trial on the devices of one class.
+
+    Args:
+        devices: The devices of one class.
+        question: The base, the largest trial, and what the config says of the cluster.
+        precision: What the class computes in.
+
+    Returns:
+        The placement and notes on devices that are too full; or why there is none.
+    """
     demand = question.demand
     workload = describe_workload(devices, question, precision, engine="packed")
     workload = replace(workload, micro_batch_tokens=demand.max_seq_length)

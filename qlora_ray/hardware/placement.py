@@ -32,8 +32,8 @@ def plan_placements(
 
     Args:
         nodes: What probe_node found, one per node.
-        shape: The base's sizes.
-        demand: The largest trial.
+        shape: The base's layers and widths, from its config.
+        demand: What the largest trial of the space needs.
         cluster: The config's cluster section.
         quantization: The config's model.quantization section.
         precision_requested: The config's training.precision.

@@ -48,7 +48,7 @@ def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> Preci
     """Choose bf16 where the silicon has it, else fp16; fp32 on a CPU.
 
     Args:
-        device: What the probe found.
+        device: The device, as the probe found it.
         requested: `auto`, or the format that the config insists on.
 
     Raises:

@@ -42,9 +42,9 @@ def place_processes(
     """Place the largest trial on the devices of one class; also notes on devices of it that are too full.
 
     Args:
-        devices: The devices.
-        question: What is to be placed.
-        precision: What they compute in.
+        devices: The devices of one class.
+        question: The base, the largest trial, and what the config says of the cluster.
+        precision: What the class computes in.
         why: Why the trials are no pack, where the config leaves that open.
     """
     workload = describe_workload(devices, question, precision, engine="single")

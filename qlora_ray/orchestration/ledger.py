@@ -58,7 +58,13 @@ class Ledger:
         self.first_failure: list[str] | None = None
 
     def open(self, number: int, params: dict[str, Any], *, ancestors: Sequence[int] = ()) -> None:
-        """Enters a new trial; `ancestors` are the interrupted ones that it goes on with, nearest first."""
+        """Enters a new trial.
+
+        Args:
+            number: Its number in the study.
+            params: Values of the search space, by config path.
+            ancestors: Numbers of the interrupted trials that it goes on with, the latest first.
+        """
         resumed_from = ancestors[0] if ancestors else None
         entry = TrialEntry(number, params, time.time(), resumed_from)
         self.entries[number] = entry
@@ -158,7 +164,14 @@ class Ledger:
             self.close(entry.number, crashed=False)
 
     def note(self, event: str, *, reason: str = "", line: str | None = None, **facts: Any) -> None:
-        """Writes an event that is no trial's, and a line where the user should know."""
+        """Writes an event that is no trial's, and a line where the user should know.
+
+        Args:
+            event: The event's name.
+            reason: Why it happened.
+            line: What the terminal shows; None shows nothing.
+            **facts: Further keys of the event.
+        """
         self._events.write(event, reason=reason, **facts)
         if line:
             self._console.event(line)

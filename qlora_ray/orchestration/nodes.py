@@ -88,7 +88,7 @@ def check_shared_storage(folder: Path) -> None:
     """Makes sure that every node sees the sweep's folder, before any trial finds out that it does not.
 
     Raises:
-        RunError: If a node does not.
+        RunError: If a node does not see the folder.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node_id for node_id in _living_nodes() if node_id != here]

@@ -104,7 +104,13 @@ class StudySearcher(Searcher):
 
 
 def tell_outcome(study: optuna.Study, number: int, outcome: Outcome) -> None:
-    """Tells the study a trial's end; interrupted ones are left, `end_interrupted` ends them together."""
+    """Tells the study a trial's end; interrupted ones are left, `end_interrupted` ends them together.
+
+    Args:
+        study: The study.
+        number: The trial's number.
+        outcome: How it ended, with its objectives where it is complete.
+    """
     import optuna
 
     if outcome.state is TrialStatus.COMPLETE:

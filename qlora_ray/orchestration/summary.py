@@ -47,7 +47,15 @@ def write_summary(
     interrupted: bool,
     device_wait_share: float | None = None,
 ) -> Summary:
-    """Writes summary.json, last of all files."""
+    """Writes summary.json, last of all files.
+
+    Args:
+        ledger: All trials of the sweep.
+        winner: None without a complete trial.
+        paths: The sweep's folder.
+        interrupted: Whether the sweep was stopped before its end.
+        device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
+    """
     ended = SweepStatus.COMPLETE if winner else SweepStatus.NO_WINNER
     failure = ledger.first_failure
     summary = Summary(
@@ -65,7 +73,14 @@ def write_summary(
 
 
 def print_plan(console: Console, preflight: Preflight, plan: Plan, paths: SweepPaths) -> None:
-    """What will run, on what, and why."""
+    """Prints what will run, on which devices, and why.
+
+    Args:
+        console: The terminal.
+        preflight: Config, data and what will not be used of the config.
+        plan: The placements.
+        paths: The sweep's folder.
+    """
     config = preflight.config
     console.end_progress()
     console.line(f"sweep {paths.name}: {describe_search(config)}")
@@ -104,7 +119,16 @@ def print_outcome(
     paths: SweepPaths,
     report: Path | None,
 ) -> None:
-    """The table of trials, the winner beside its base, and where everything lies."""
+    """Prints the table of trials, the winner beside its base, and where everything lies.
+
+    Args:
+        console: The terminal.
+        summary: How the sweep ended.
+        ledger: All trials.
+        winner: None without a complete trial.
+        paths: The sweep's folder.
+        report: The report's page; None if it could not be written.
+    """
     console.line()
     console.line(_trials_table(ledger, winner))
     console.line()

@@ -129,7 +129,15 @@ def _line_of(name: str, reason: str, event: dict[str, Any]) -> str | None:
 
 
 def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search: Search, logs: Path) -> None:
-    """Runs the search to its end; what came of it is in the ledger and the study."""
+    """Runs the search to its end; what came of it is in the ledger and the study.
+
+    Args:
+        terms: What each trial actor is told.
+        searcher: Asks the study for settings.
+        gate: Holds trials back while no slot is free, and stops the search.
+        search: The config section `search`.
+        logs: Where Tune's own files go.
+    """
     os.environ.update(
         {
             # Our ledger writes what Tune's CSV, JSON and TensorBoard loggers would, once.

@@ -51,7 +51,18 @@ class Winner:
 def choose_winner(
     ledger: Ledger, *, paths: SweepPaths, config: SweepConfig, data: PreparedData, pool: Any
 ) -> Winner | None:
-    """Scores the best again, judges the winner, and keeps it in best/; None without a complete trial."""
+    """Scores the best trials again, judges the winner, and keeps it in best/; None without a complete trial.
+
+    Args:
+        ledger: All trials of the sweep.
+        paths: The sweep's folder, which has the adapters.
+        config: Has `evaluate.top_k` and how often scoring is tried again after an executor died.
+        data: The validation and test rows.
+        pool: The pool's handle; its executors score.
+
+    Raises:
+        SweepFailed: If no executor is left, or no loss is finite.
+    """
     for attempt in itertools.count(1):
         try:
             ray.get(pool.wait_ready.remote())
@@ -79,6 +90,7 @@ def score_best(
 
     Trials may have been trained in different precisions on different GPUs; what decides is one measurement of
     all of them on the same kind of device. Without test rows the verdict is on the validation rows, and says so.
+    The arguments are those of `choose_winner`.
     """
     best = ledger.ranked()[: config.evaluate.top_k]
     if not best:
@@ -123,7 +135,13 @@ def _workers_of_one_class(paths: SweepPaths, pool: Any) -> list[Any]:
 
 
 def keep_winner(winner: Winner, *, paths: SweepPaths, config: SweepConfig) -> None:
-    """Writes best/: the adapter with its tokenizer, the record, the verdict, and the scores beside the base's."""
+    """Writes best/: the adapter with its tokenizer, the record, the verdict, and the scores beside the base's.
+
+    Args:
+        winner: The trial and its scores.
+        paths: The sweep's folder.
+        config: Names the base, whose tokenizer is saved.
+    """
     tokenizer = load_tokenizer(config.model)
     with whole_folder(paths.best) as folder:
         shutil.copytree(paths.trial(winner.entry.id).adapter, folder / "adapter")

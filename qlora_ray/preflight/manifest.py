@@ -32,11 +32,16 @@ from qlora_ray.runs.typed_json import parse_record
 def check_same_inputs(preflight: Preflight, manifest: Manifest, *, common: SweepFacts) -> list[str]:
     """Holds rows and base against those that the sweep began with.
 
+    Args:
+        preflight: The data as they are now.
+        manifest: The sweep's manifest.
+        common: Has the fingerprint of the base as it is now.
+
     Returns:
         A note if the base could not be verified, else nothing.
 
     Raises:
-        RunError: If they are others.
+        RunError: If rows or base are others than at the sweep's beginning.
     """
     before, now = (manifest.data or DataRecord()).fingerprint or "unknown", preflight.data.report.fingerprint
     if before != now:
@@ -60,7 +65,14 @@ def check_same_inputs(preflight: Preflight, manifest: Manifest, *, common: Sweep
 
 
 def describe_sweep(preflight: Preflight, plan: Plan, nodes: list[NodeProfile], *, common: SweepFacts) -> Manifest:
-    """The manifest: resolved config, space, plan, versions, commit, data fingerprints, command."""
+    """Returns the manifest: resolved config, space, plan, versions, commit, data fingerprints, command.
+
+    Args:
+        preflight: Config, space and data.
+        plan: The placements.
+        nodes: What the probe found, one profile per node.
+        common: What the manifest has in common with every trial's record.
+    """
     return Manifest(
         qlora_ray=__version__,
         folder=str(Path.cwd()),

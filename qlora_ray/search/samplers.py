@@ -26,8 +26,8 @@ def make_sampler(search: Search, space: SearchSpace, *, num_proposed: int = 0) -
     """Returns the sampler that a config names.
 
     Args:
-        search: The config section.
-        space: What it searches.
+        search: The config section `search`.
+        space: The parameters and their ranges.
         num_proposed: Trials the study has already. A sampler of the same seed would propose the first ones again.
 
     Raises:

@@ -149,7 +149,7 @@ def apply_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
     """The config of one trial.
 
     Args:
-        config: The sweep's config.
+        config: The sweep's config, which keeps what is not searched.
         values: Config values by dotted path.
 
     Raises:

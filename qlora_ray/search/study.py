@@ -33,6 +33,15 @@ def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> 
     """Opens the study in its journal file, creating it when new.
 
     Optuna's documentation advises JournalStorage over SQLite where several processes or NFS are at hand.
+
+    Args:
+        path: The journal file, `study.journal`.
+        name: The study's name in it.
+        search: The config section `search`: sampler and objectives.
+        space: The search space.
+
+    Raises:
+        RunError: If the journal cannot be read.
     """
     try:
         return _create_study(path, name=name, search=search, space=space)
@@ -85,7 +94,13 @@ def describe_unused(search: Search, space: SearchSpace) -> list[str]:
 
 
 def enqueue_known_points(study: optuna.Study, *, search: Search, space: SearchSpace) -> None:
-    """Puts the space's known good settings first in line, once; a grid visits its own points only."""
+    """Queues the space's `points_to_evaluate` before all others, once; a grid visits its own points only.
+
+    Args:
+        study: The study.
+        search: Has the sampler's name.
+        space: Has the points.
+    """
     if SAMPLERS[search.sampler].visits_grid:
         return
     for point in space.points_to_evaluate:
@@ -113,7 +128,7 @@ def requeue_interrupted(study: optuna.Study) -> list[int]:
     """Queues the parameters of every interrupted trial again, once.
 
     Returns:
-        The interrupted trials queued now: their numbers.
+        The numbers of the interrupted trials that were queued now.
     """
     end_interrupted(study)
     trials = study.get_trials(deepcopy=False)

@@ -34,9 +34,9 @@ def make_budget(training: Training, *, num_train_rows: int, num_reports: int) ->
     """The budget of one trial.
 
     Args:
-        training: The trial's config.
-        num_train_rows: Rows one epoch has.
-        num_reports: R, reports per trial.
+        training: The trial's config section `training`.
+        num_train_rows: Training rows, which one epoch goes through once.
+        num_reports: `search.num_reports`: reports per trial.
 
     Raises:
         ConfigError: If the trial has fewer optimizer steps than reports.
@@ -64,6 +64,11 @@ def sample_order(*, num_rows: int, num_samples: int, data_seed: int) -> list[int
 
     It depends on the data seed and on nothing else, so that trials of any batch size, on any device, see the
     same samples in the same order.
+
+    Args:
+        num_rows: Training rows.
+        num_samples: Samples that the trial sees.
+        data_seed: `training.data_seed`.
     """
     import numpy as np
 

@@ -162,7 +162,7 @@ def flatten_optimizer(
     its 8-bit moments.
 
     Args:
-        optimizer: The optimizer.
+        optimizer: AdamW of torch or bitsandbytes.
         names: Its parameters' names, in its own order.
     """
     import torch
@@ -187,7 +187,14 @@ def flatten_optimizer(
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], facts: dict[str, Any], names: Sequence[str]
 ) -> None:
-    """Puts back what `flatten_optimizer` took; learning rates and groups stay as the optimizer has them."""
+    """Puts back what `flatten_optimizer` took; learning rates and groups stay as the optimizer has them.
+
+    Args:
+        optimizer: An optimizer of the same kind over the same parameters.
+        tensors: The first part of what `flatten_optimizer` returned.
+        facts: The second part.
+        names: The parameters' names, in the optimizer's own order.
+    """
     numbers = {name: number for number, name in enumerate(names)}
     state: dict[Any, Any] = {}
     for path, value in {**tensors, **facts}.items():

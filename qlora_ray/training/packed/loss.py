@@ -31,13 +31,13 @@ def backward_losses(
     """Computes the micro-batch's losses and runs its backward.
 
     Args:
-        hidden_BTD: The body's output.
+        hidden_BTD: The last hidden states of the micro-batch.
         positions_N: Flat positions (row * T + token) that predict an answer token.
         labels_N: The tokens to be predicted there.
-        trials_N: Whose they are.
+        trials_N: The number of the trial that each of them belongs to, 0 to M - 1.
         weights_N: What each token's loss is multiplied with in the backward: 1 / (the trial's answer tokens in its
             whole step), times the trial's loss scale.
-        num_trials: M.
+        num_trials: M, the trials that take this step.
         vocab_size: V, which the size of a chunk follows from.
         logits_of: Head and whatever the model does after it, [n, D] -> [n, V].
 

@@ -85,7 +85,14 @@ class PeakMeter:
         return max(1, int(room / fit.bytes_per_token)) if fit.bytes_per_token > 0 else planned
 
     def max_trials(self, *, now: int, bytes_per_trial: int, num_tokens: int, planned: int) -> int:
-        """Trials that fit beside a micro-batch of so many tokens: at most as planned, at least those that are here."""
+        """Returns how many trials fit: at most as planned, at least those that are here.
+
+        Args:
+            now: Trials that are here.
+            bytes_per_trial: What one more takes: weights, gradients and moments.
+            num_tokens: Padded tokens of the longest micro-batch.
+            planned: The planner's number.
+        """
         fit = self.fit()
         if fit is None or self.limit_bytes is None or bytes_per_trial <= 0:
             return planned

@@ -19,7 +19,7 @@ def rate_factor(training: Training, *, position: int, num_steps: int) -> float:
     """What the learning rate is multiplied with at a step, as transformers.get_scheduler has it.
 
     Args:
-        training: Schedule and warm-up.
+        training: Has `lr_scheduler_type` and `warmup_ratio`.
         position: Optimizer steps taken so far.
         num_steps: Steps of the whole trial.
     """

@@ -24,10 +24,10 @@ def sft_arguments(
     """SFTConfig's arguments for one trial.
 
     Args:
-        spec: The trial.
+        spec: The trial's config and budget.
         micro_batch: Rows per forward; accumulation follows from the trial's effective batch.
-        precision: bf16, fp16 or fp32.
-        device: `cpu` or `cuda:0`.
+        precision: What the device computes in: bf16, fp16 or fp32.
+        device: Where the base is: `cpu` or `cuda:0`.
         output_dir: A scratch folder; nothing is saved there by the trainer.
         num_steps: Optimizer steps this trainer runs: all, or what is left after a state.
     """
