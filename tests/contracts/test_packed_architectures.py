@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_contract import make_spec, plain_validation_loss, run_trial
-from packed_models import ARCHITECTURES, GPT2, load_saved_base, save_random_base
 
 from qlora_ray.config.schema import Data, Model
 from qlora_ray.data import PreparedData, prepare_data
@@ -17,6 +15,8 @@ from qlora_ray.modeling.loading import LoadedBase, load_tokenizer
 from qlora_ray.training.engine import Report, TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.single.engine import SingleEngine
+from tests.contracts.engine_contract import make_spec, plain_validation_loss, run_trial
+from tests.contracts.packed_models import ARCHITECTURES, GPT2, load_saved_base, save_random_base
 
 NUM_STEPS = 4
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from engine_contract import EngineContract, bench
-
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.engine import TrainingData
 from qlora_ray.training.packed.engine import PackedEngine
+from tests.contracts.engine_contract import EngineContract, bench
 
 __all__ = ["bench"]
 

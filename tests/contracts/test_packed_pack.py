@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine_contract import BATCH, NUM_STEPS, Bench, bench, hash_weights, load_nf4, losses, make_spec, run_trial
 
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase
@@ -18,6 +17,17 @@ from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.packed.reporting import Reporter
 from qlora_ray.training.packed.step import StepRunner
 from qlora_ray.training.single.engine import SingleEngine
+from tests.contracts.engine_contract import (
+    BATCH,
+    NUM_STEPS,
+    Bench,
+    bench,
+    hash_weights,
+    load_nf4,
+    losses,
+    make_spec,
+    run_trial,
+)
 
 __all__ = ["bench"]
 

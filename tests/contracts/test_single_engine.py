@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_contract import BATCH, Bench, EngineContract, bench, losses, make_spec, run_trial
 
 from qlora_ray.config.schema import Model, Quantization
 from qlora_ray.data import PreparedData
@@ -13,6 +12,7 @@ from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training.engine import Report, TrainingData
 from qlora_ray.training.single import run as sft_run
 from qlora_ray.training.single.engine import SingleEngine
+from tests.contracts.engine_contract import BATCH, Bench, EngineContract, bench, losses, make_spec, run_trial
 
 __all__ = ["bench"]
 

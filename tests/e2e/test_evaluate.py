@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from sweeps import read_until
 
 from qlora_ray import embedded
 from qlora_ray.config import SweepConfig
@@ -31,6 +30,7 @@ from qlora_ray.runs import read_json
 from qlora_ray.scoring import resolve_metrics
 from qlora_ray.scoring.scores import score_model
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
+from tests.e2e.sweeps import read_until
 
 NUM_ROWS = 8
 FAST = ("--rows", str(NUM_ROWS), "--set", "evaluate.max_new_tokens=40", "--set", "evaluate.batch_size=4")

@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from sweeps import read_until, run_sweep, started_sweep, write_config
 
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
+from tests.e2e.sweeps import read_until, run_sweep, started_sweep, write_config
 
 # A test may have to wait for three sweeps, one after another, on a machine that runs other tests.
 pytestmark = pytest.mark.timeout(600)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from sweeps import read_until, run_sweep, started_sweep, write_config
 
 from qlora_ray import embedded, sweep
 from qlora_ray.runs import SweepPaths, read_events, read_json
+from tests.e2e.sweeps import read_until, run_sweep, started_sweep, write_config
 
 OPTIONS = ("--set", "results.name=s")
 

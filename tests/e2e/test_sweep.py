@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from sweeps import run_sweep, write_config
 from transformers import AutoTokenizer
 
 from qlora_ray import embedded
@@ -28,6 +27,7 @@ from qlora_ray.search.study import count_finished, open_study
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
+from tests.e2e.sweeps import run_sweep, write_config
 
 OPTIONS = ("--set", "results.name=small")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from evaluation_fixtures import make_split, make_tokenizer, tiny_sizes
 
 from qlora_ray.config.schema import Model, Quantization
 from qlora_ray.exporting.merge.candidate import Candidate, write_candidate, write_side_files
@@ -19,6 +18,7 @@ from qlora_ray.exporting.merge.plan import plan_merge
 from qlora_ray.modeling.adapters import saved_adapter
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
+from tests.unit.evaluation_fixtures import make_split, make_tokenizer, tiny_sizes
 
 SPLIT = make_split([(8, 6), (5, 9), (7, 3), (6, 7)])
 # Wide weights make a random model prefer one token clearly.

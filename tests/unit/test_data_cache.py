@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-from data_tokenizer import CHATML, build_byte_level
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data import preparation, prepare_data
 from qlora_ray.data.cache import compute_fingerprint, default_cache_dir, load_prepared
 from qlora_ray.errors import DataError
+from tests.unit.data_tokenizer import CHATML, build_byte_level
 
 
 @pytest.fixture(scope="module")

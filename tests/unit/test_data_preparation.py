@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from data_tokenizer import build_byte_level
 
 from qlora_ray import embedded
 from qlora_ray.config.schema import Data
 from qlora_ray.data import prepare_data, render_preview
 from qlora_ray.errors import DataError
+from tests.unit.data_tokenizer import build_byte_level
 
 
 @pytest.fixture(scope="module")

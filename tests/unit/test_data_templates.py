@@ -1,11 +1,11 @@
 """Templates render rows into context and answers, and say when they cannot."""
 
 import pytest
-from data_tokenizer import CHATML, build_byte_level
 
 from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.templates import choose_template, render
 from qlora_ray.errors import DataError
+from tests.unit.data_tokenizer import CHATML, build_byte_level
 
 ASK = (Turn("user", "Hi"), Turn("assistant", "Ho"))
 TWO_ROUNDS = (*ASK, Turn("user", "And"), Turn("assistant", "So"))

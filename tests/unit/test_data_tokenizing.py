@@ -1,12 +1,12 @@
 """Tokens are those of the tokenizer itself, and the mask covers answers and their end tokens only."""
 
 import pytest
-from data_tokenizer import CHATML, build_byte_level, build_metaspace
 
 from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.templates import choose_template
 from qlora_ray.data.tokenizing import tokenize_split
 from qlora_ray.errors import DataError
+from tests.unit.data_tokenizer import CHATML, build_byte_level, build_metaspace
 
 ASK = (Turn("user", "Which product lines are there?"), Turn("assistant", "SELECT productLine FROM productlines;"))
 TWO_ROUNDS = (

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import DIVERGING_DECAY, UNEVALUATED_DECAY, WAIT_S, FakeEngine, fake_loss
 
 from qlora_ray.config.schema import Lora, Training
 from qlora_ray.orchestration.executor.admission import LeaseLost
@@ -16,6 +15,7 @@ from qlora_ray.runs import SweepPaths, TrialPaths
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import UNEVALUATED, TrialSpec
+from tests.fake_engine import DIVERGING_DECAY, UNEVALUATED_DECAY, WAIT_S, FakeEngine, fake_loss
 
 
 class Clock:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import WAIT_S, FakeEngine, GatedEngine
 
 from qlora_ray.config.schema import Lora, Training
 from qlora_ray.orchestration.executor.admission import Evicted, LeaseLost
@@ -18,6 +17,7 @@ from qlora_ray.runs import SweepPaths
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import TrialSpec
+from tests.fake_engine import WAIT_S, FakeEngine, GatedEngine
 
 MakeCore = Callable[..., ExecutorCore]
 

@@ -13,11 +13,28 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.export import make_parser
 from qlora_ray.exporting import delivery
-from qlora_ray.exporting.delivery import check_place, deliver, deliver_winner, export_command, pick_trial
+from qlora_ray.exporting.delivery import (
+    check_place,
+    deliver,
+    deliver_winner,
+    describe_bundle,
+    export_command,
+    next_commands,
+    pick_trial,
+)
+from qlora_ray.exporting.inventory import Bundle
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.whole import whole_folder
 from tests.unit.exporting_fixtures import files_of, write_sweep
+
+FILES = [
+    {"path": "README.md", "bytes": 512},
+    {"path": "adapter/adapter_model.safetensors", "bytes": 1024},
+    {"path": "adapter/tokenizer.json", "bytes": 1024},
+    {"path": "merged/model.safetensors", "bytes": 3 * 2**30},
+]
+BUNDLE = Bundle(Path("out/b"), {"name": "x_SFT_LoRa4_QLORA_w4_headfp32", "files": FILES}, notes=("look",))
 
 
 @pytest.fixture
@@ -176,3 +193,22 @@ def test_the_command_to_go_on_with_has_the_rights_that_the_sweeps_config_gave(tm
     assert selection.config.model.trust_remote_code
     plain = write_sweep(tmp_path / "plain")
     assert "--set" not in export_command(SweepPaths(plain), to=tmp_path / "b")
+
+
+def test_folders_are_summed_and_notes_come_last():
+    assert describe_bundle(BUNDLE) == [
+        "bundle  out/b (3 GiB): x_SFT_LoRa4_QLORA_w4_headfp32",
+        "  README.md               512 B",
+        "  adapter/                2 KiB",
+        "  merged/                 3 GiB",
+        "note: look",
+    ]
+
+
+def test_the_next_commands_evaluate_and_push_and_can_be_typed():
+    lines = next_commands(BUNDLE, is_pushed=False)
+    assert lines[0].endswith("python -m qlora_ray.evaluate out/b")
+    pushed = next(line for line in lines if "--push" in line).partition("qlora_ray.export ")[2]
+    arguments = make_parser().parse_args(pushed.split())
+    assert arguments.source == Path("out/b") and arguments.push == "USER/x_SFT_LoRa4_QLORA_w4_headfp32"
+    assert not [line for line in next_commands(BUNDLE, is_pushed=True) if "--push" in line]

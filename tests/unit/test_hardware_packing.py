@@ -6,7 +6,18 @@ import json
 from dataclasses import replace
 
 import pytest
-from hardware_fixtures import (
+
+from qlora_ray.config.schema import Quantization
+from qlora_ray.errors import PlacementError
+from qlora_ray.hardware import DeviceProfile, Placement, Plan
+from qlora_ray.hardware.packing import (
+    HOLD_SHARE,
+    MAX_PACKED_SLOTS,
+    MIN_PACKED_SLOTS,
+    PASS_TOKENS_PER_SATURATION,
+    SATURATION_TOKENS,
+)
+from tests.unit.hardware_fixtures import (
     DEMAND,
     EXPECTED_PRECISION,
     GIB,
@@ -22,17 +33,6 @@ from hardware_fixtures import (
     gpu,
     node,
     plan,
-)
-
-from qlora_ray.config.schema import Quantization
-from qlora_ray.errors import PlacementError
-from qlora_ray.hardware import DeviceProfile, Placement, Plan
-from qlora_ray.hardware.packing import (
-    HOLD_SHARE,
-    MAX_PACKED_SLOTS,
-    MIN_PACKED_SLOTS,
-    PASS_TOKENS_PER_SATURATION,
-    SATURATION_TOKENS,
 )
 
 DORA = "lora.use_dora: DoRA trains magnitudes that packed layers do not have"

@@ -6,12 +6,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from hardware_fixtures import DEMAND, LLAMA_8B, MIXED, QWEN_HALF_B, TINY, cpu_node, gpu, node, plan
 
 from qlora_ray.config.schema import Quantization
 from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import Plan
 from qlora_ray.hardware.plan import TABLE_COLUMNS
+from tests.unit.hardware_fixtures import DEMAND, LLAMA_8B, MIXED, QWEN_HALF_B, TINY, cpu_node, gpu, node, plan
 
 
 def test_the_same_input_gives_the_same_plan_and_changes_nothing():

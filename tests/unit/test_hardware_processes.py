@@ -6,7 +6,11 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from hardware_fixtures import (
+
+from qlora_ray.errors import PlacementError
+from qlora_ray.hardware import DeviceProfile, TrialDemand
+from qlora_ray.hardware.plan import largest_divisor
+from tests.unit.hardware_fixtures import (
     DEMAND,
     EXPECTED_PRECISION,
     GIB,
@@ -21,11 +25,7 @@ from hardware_fixtures import (
     gpu,
     node,
 )
-from hardware_fixtures import plan as plan_any
-
-from qlora_ray.errors import PlacementError
-from qlora_ray.hardware import DeviceProfile, TrialDemand
-from qlora_ray.hardware.plan import largest_divisor
+from tests.unit.hardware_fixtures import plan as plan_any
 
 plan = partial(plan_any, packing="single")
 

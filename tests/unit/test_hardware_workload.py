@@ -9,8 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hardware_fixtures import LLAMA_8B
-from model_fixtures import CONFIGS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,6 +21,8 @@ from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
+from tests.unit.hardware_fixtures import LLAMA_8B
+from tests.unit.model_fixtures import CONFIGS
 
 NUM_TRIALS, BATCH, TOKENS, VOCABULARY = 3, 4, 96, 512
 # As of the measured rows in test_hardware_memory.py: tensors within a tenth, never more than a twentieth under.

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hub_fixtures import FIRST, SECOND, use_download_hub, use_modules_cache
-from merge_fixtures import load_merged, loaded, merge_only, merged_by_peft, save_adapter, save_base
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
@@ -16,6 +14,8 @@ from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.exporting.merge.candidate import write_side_files
 from qlora_ray.exporting.merge.checkpoint import open_checkpoint
+from tests.unit.hub_fixtures import FIRST, SECOND, use_download_hub, use_modules_cache
+from tests.unit.merge_fixtures import load_merged, loaded, merge_only, merged_by_peft, save_adapter, save_base
 
 TOKENS = torch.arange(3, 43)[None]
 # fp32 sums of some hundred products, in another order: a few of the last bits.

@@ -10,12 +10,12 @@ from collections import namedtuple
 import pytest
 import torch
 import transformers
-from merge_fixtures import save_base
 from safetensors.torch import load_file
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.exporting.merge.checkpoint import check_space, full_disk_as_run_error, open_checkpoint, write_shards
+from tests.unit.merge_fixtures import save_base
 
 SHARD_BYTES = 100_000
 WEIGHTS = "model.safetensors"

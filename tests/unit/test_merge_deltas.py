@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 import transformers
-from evaluation_fixtures import tiny_sizes
-from merge_fixtures import loaded, save_adapter, save_base
 from safetensors.torch import load_file
 
 from qlora_ray.errors import ModelError
 from qlora_ray.exporting.merge.deltas import BaseNames
+from tests.unit.evaluation_fixtures import tiny_sizes
+from tests.unit.merge_fixtures import loaded, save_adapter, save_base
 
 
 @pytest.fixture(scope="module")

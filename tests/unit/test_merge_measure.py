@@ -8,7 +8,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import make_llama, make_split, make_tokenizer
 from scipy.stats import entropy
 
 from qlora_ray.errors import DataError, ModelError
@@ -16,6 +15,7 @@ from qlora_ray.exporting.merge import measure as merge_measure
 from qlora_ray.exporting.merge.measure import Runner, choose_rows, kl_divergence, measure_model, measure_reference
 from qlora_ray.scoring.generation import generate_answers
 from qlora_ray.scoring.loss import evaluate_loss
+from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 import transformers
-from merge_fixtures import SPLIT, as_model, loaded, merge_only, save_adapter, save_base
 
 from qlora_ray.exporting.merge import merged_models
 from qlora_ray.exporting.merge.measure import Runner, choose_rows, measure_reference
 from qlora_ray.exporting.merge.merged_models import MergedModels
 from qlora_ray.exporting.merge.plan import MergePlan
+from tests.unit.merge_fixtures import SPLIT, as_model, loaded, merge_only, save_adapter, save_base
 
 pytestmark = pytest.mark.slow
 

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from merge_fixtures import loaded, save_adapter, save_base
 from safetensors.torch import load_file, save_file
 
 from qlora_ray.errors import ModelError
 from qlora_ray.exporting.merge.checkpoint import open_checkpoint
 from qlora_ray.exporting.merge.plan import plan_merge
+from tests.unit.merge_fixtures import loaded, save_adapter, save_base
 
 
 @pytest.fixture(scope="module")

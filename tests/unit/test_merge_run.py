@@ -10,8 +10,6 @@ import math
 import pytest
 import torch
 import transformers
-from evaluation_fixtures import make_split
-from merge_fixtures import SPLIT, as_model, save_adapter, save_base
 
 from qlora_ray.config.schema import Data, Lora, Model
 from qlora_ray.data import prepare_data
@@ -26,6 +24,8 @@ from qlora_ray.modeling import adapters
 from qlora_ray.modeling.loading import load_base, load_tokenizer
 from qlora_ray.runs import read_json
 from qlora_ray.scoring.generation import generate_answers
+from tests.unit.evaluation_fixtures import make_split
+from tests.unit.merge_fixtures import SPLIT, as_model, save_adapter, save_base
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from evaluation_fixtures import make_database
 
 from qlora_ray import embedded
 from qlora_ray.config.schema import Evaluate, SweepConfig
@@ -18,6 +17,7 @@ from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid, resolv
 from qlora_ray.scoring.metrics import execution as metrics_module
 from qlora_ray.scoring.metrics.choice import check_references, resolve_data_metrics
 from qlora_ray.scoring.metrics.text import NormalizedMatch, TokenF1
+from tests.unit.evaluation_fixtures import make_database
 
 
 @pytest.fixture

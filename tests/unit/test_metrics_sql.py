@@ -6,11 +6,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from evaluation_fixtures import make_database
 
 from qlora_ray.errors import DataError
 from qlora_ray.scoring.metrics import sql as sql_module
 from qlora_ray.scoring.metrics.sql import SqlFailure, execution_match, has_top_level_order, run_query
+from tests.unit.evaluation_fixtures import make_database
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
 

@@ -7,8 +7,6 @@ import math
 
 import pytest
 import torch
-from hub_fixtures import FIRST, SECOND, use_download_hub
-from model_fixtures import assert_same_state, clone_state, copy_base
 from safetensors.torch import load_file, save_file
 
 from qlora_ray import embedded
@@ -24,6 +22,8 @@ from qlora_ray.modeling.adapters import (
 from qlora_ray.modeling.identity import write_adapter_origin
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
+from tests.unit.hub_fixtures import FIRST, SECOND, use_download_hub
+from tests.unit.model_fixtures import assert_same_state, clone_state, copy_base
 
 TOKENS = torch.arange(20, 60)[None]
 # The embedded base: 4 layers, hidden 192 (6 heads of 32, 6 key-value heads), intermediate 512.

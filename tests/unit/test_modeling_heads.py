@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from model_fixtures import assert_same_state, clone_state
 
 from qlora_ray.modeling.heads import SplitModel
+from tests.unit.model_fixtures import assert_same_state, clone_state
 
 SIZES = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GATED = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 128, "pad_token_id": 0}

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_fixtures import FIRST, SECOND, DownloadHub, use_download_hub, use_endpoint
 from huggingface_hub import constants
-from model_fixtures import copy_base
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
@@ -21,6 +19,8 @@ from qlora_ray.modeling.hub import find_cached, find_commit, gave_up, reach_repo
 from qlora_ray.modeling.identity import check_base
 from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.quantization import QuantizationSpec
+from tests.unit.hub_fixtures import FIRST, SECOND, DownloadHub, use_download_hub, use_endpoint
+from tests.unit.model_fixtures import copy_base
 
 NAME = "org/tiny"
 PLAIN = QuantizationSpec("none", 32, "torch", None, False, "fp32")

@@ -7,13 +7,13 @@ import json
 import bitsandbytes
 import pytest
 import torch
-from model_fixtures import assert_same_state, clone_state, copy_base
 
 from qlora_ray import embedded
 from qlora_ray.config.schema import Model, Quantization
 from qlora_ray.errors import ModelError
 from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer, read_shape, resolve_model_name
 from qlora_ray.modeling.quantization import specify_quantization
+from tests.unit.model_fixtures import assert_same_state, clone_state, copy_base
 
 NF4 = specify_quantization(Quantization(), compute_dtype="fp32")
 NONE = specify_quantization(Quantization(method="none"), compute_dtype="fp32")

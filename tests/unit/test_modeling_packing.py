@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from model_fixtures import CONFIGS, build_model
 
 from qlora_ray.config.schema import Lora, Model
 from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.targets import build_skeleton
+from tests.unit.model_fixtures import CONFIGS, build_model
 
 # Dropout of their own by default (transformers 5.23, configuration files): GPT-2 and OPT 0.1.
 WITH_DROPOUT = {"gpt2": "drop (p = 0.1)", "opt": "dropout = 0.1 in config.json"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hub_fixtures import FIRST, SECOND, use_download_hub, use_modules_cache
-from model_fixtures import CONFIGS, build_model, copy_base
 
 from qlora_ray.config.schema import Lora, Model
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
 from qlora_ray.modeling.targets import build_skeleton, check_targets, linear_names, resolve_targets
+from tests.unit.hub_fixtures import FIRST, SECOND, use_download_hub, use_modules_cache
+from tests.unit.model_fixtures import CONFIGS, build_model, copy_base
 
 GATED_MLP = ["down_proj", "gate_proj", "up_proj"]
 SEPARATE = ["k_proj", "o_proj", "q_proj", "v_proj"]

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from model_fixtures import copy_base
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -29,6 +28,7 @@ from qlora_ray.hardware import DeviceProfile
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter
 from qlora_ray.modeling.loading import hash_base, load_base
 from qlora_ray.modeling.quantization import specify_quantization
+from tests.unit.model_fixtures import copy_base
 
 pytestmark = pytest.mark.slow
 

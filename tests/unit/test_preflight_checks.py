@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hub_fixtures import FIRST, SECOND, use_download_hub
-from model_fixtures import copy_base
 
 from qlora_ray.config import load_config
 from qlora_ray.errors import DataError, RunError
@@ -18,6 +16,8 @@ from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_f
 from qlora_ray.runs.record_parts import BaseRecord, DataRecord, GitState, PlanRecord
 from qlora_ray.runs.records import Manifest
 from qlora_ray.search.parsing import load_space
+from tests.unit.hub_fixtures import FIRST, SECOND, use_download_hub
+from tests.unit.model_fixtures import copy_base
 
 
 def write_rows(path, answers):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_tokenizer import build_byte_level
 from transformers import PreTrainedTokenizerFast
 
 from qlora_ray.config.schema import Columns, Data, Evaluate, Model
@@ -16,6 +15,7 @@ from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet, choose_split, make_file_set, make_prompt_sets
 from qlora_ray.modeling.loading import load_tokenizer
+from tests.unit.data_tokenizer import build_byte_level
 
 SEED = 7
 TOKENIZER = build_byte_level()

@@ -9,8 +9,6 @@ from typing import get_args
 
 import optuna
 import pytest
-from fake_engine import FakeEngine
-from hardware_fixtures import cpu_node, plan
 from ray.tune.schedulers import FIFOScheduler
 
 from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, MetricEntry, SamplerEntry, SchedulerEntry
@@ -27,6 +25,8 @@ from qlora_ray.scoring import measure, resolve_metrics
 from qlora_ray.search.parsing import parse_space
 from qlora_ray.search.study import open_study
 from qlora_ray.training.engines import ENGINES, make_engine
+from tests.fake_engine import FakeEngine
+from tests.unit.hardware_fixtures import cpu_node, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

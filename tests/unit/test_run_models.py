@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
@@ -25,6 +24,7 @@ from qlora_ray.evaluation.run.models import FailedModel, ModelRuns, describe_lac
 from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.target.target import ModelName
 from qlora_ray.hardware import DeviceProfile
+from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 pytestmark = pytest.mark.slow
 

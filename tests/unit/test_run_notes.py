@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_fixtures import make_split, make_tokenizer
 
 from qlora_ray.config.schema import Data, SweepConfig
 from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
@@ -19,6 +18,7 @@ from qlora_ray.runs.records import Manifest, TrialRecord
 from qlora_ray.runs.typed_json import parse_record
 from qlora_ray.scoring.token_budget import TokenBudget
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
+from tests.unit.evaluation_fixtures import make_split, make_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
@@ -26,6 +25,7 @@ from qlora_ray.scoring import ExactMatch, Metric
 from qlora_ray.scoring.sampling import choose_sampling
 from qlora_ray.scoring.scores import score_model
 from qlora_ray.scoring.token_budget import TokenBudget
+from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 EVALUATE = Evaluate(max_new_tokens=8, batch_size=2, max_rows=None)
 LENGTHS = [(4, 6), (9, 3), (2, 2), (7, 0), (12, 4), (3, 9), (5, 5)]

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluation_fixtures import make_llama, make_split, make_tokenizer
 from peft import LoraConfig, get_peft_model
 
 from qlora_ray.errors import DataError
 from qlora_ray.scoring.generation import Answer, Answers, answer_in_batches, generate_answers
 from qlora_ray.scoring.sampling import Sampling
+from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 PROMPTS = make_split([(n, 0) for n in (3, 17, 1, 9, 9, 25, 4)], seed=3).prompt_ids
 

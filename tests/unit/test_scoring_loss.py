@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from evaluation_fixtures import Split, make_llama, make_split, tiny_sizes
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import (
@@ -21,6 +20,7 @@ from transformers import (
 from qlora_ray.errors import DataError
 from qlora_ray.scoring import loss as loss_module
 from qlora_ray.scoring.loss import LossResult, evaluate_loss
+from tests.unit.evaluation_fixtures import Split, make_llama, make_split, tiny_sizes
 
 LENGTHS = [(5, 3), (20, 12), (1, 1), (9, 0), (3, 30), (7, 7), (12, 2)]
 

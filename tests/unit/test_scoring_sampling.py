@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import make_llama, make_split, make_tokenizer
 from scipy.stats import chisquare, gumbel_r, kstest
 
 from qlora_ray.config.schema import Evaluate
@@ -13,6 +12,7 @@ from qlora_ray.scoring import ExactMatch
 from qlora_ray.scoring.generation import generate_answers
 from qlora_ray.scoring.sampling import GumbelNoise, Sampling, choose_sampling, draw_gumbel
 from qlora_ray.scoring.scores import Scores, score_model
+from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 PROMPTS = make_split([(n, 0) for n in (3, 17, 1, 9, 9, 25, 4)], seed=3).prompt_ids
 WARM = Sampling(temperature=0.8, top_p=1.0, seed=7)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_fixtures import Split, make_database, make_llama, make_split, make_tokenizer
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import ModelError
@@ -16,6 +15,7 @@ from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid
 from qlora_ray.scoring.generation import Answers, generate_answers
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.scores import ScoredAnswer, Scores, score_model
+from tests.unit.evaluation_fixtures import Split, make_database, make_llama, make_split, make_tokenizer
 
 SPLIT = make_split([(4, 6), (9, 3), (2, 2), (7, 0)])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from evaluation_fixtures import Split, make_split, make_tokenizer
 
 from qlora_ray.config.schema import Data
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
@@ -18,6 +17,7 @@ from qlora_ray.scoring.token_budget import (
     resolve_max_new_tokens,
 )
 from qlora_ray.scoring.verdict import describe_cuts, describe_limits
+from tests.unit.evaluation_fixtures import Split, make_split, make_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_fixtures import FIRST, use_download_hub
 
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.target.finding import download_adapter, find_target
 from qlora_ray.evaluation.target.target import MODEL_NAMES, Request
+from tests.unit.hub_fixtures import FIRST, use_download_hub
 
 LORA = json.dumps({"peft_type": "LORA", "r": 4, "base_model_name_or_path": "org/tiny", "target_modules": ["q_proj"]})
 # A header of two bytes, `{}`: no tensors.
