@@ -7,11 +7,10 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from fake_engine import FakeEngine
-
 from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs import SweepPaths
+from tests.fake_engine import FakeEngine
 
 
 @dataclass(frozen=True)

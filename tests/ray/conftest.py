@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import ray
-from fake_executor import FakeExecutor, FakePlacement
 
-TESTS = Path(__file__).parents[1]
+from tests.fake_executor import FakeExecutor, FakePlacement
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A local cluster whose workers can import the tests' fakes."""
-    os.environ["PYTHONPATH"] = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    """A local cluster whose workers can import the fakes of `tests`."""
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

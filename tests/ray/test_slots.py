@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import ray
-from fake_engine import fake_loss
-from fake_executor import FakePlacement
-from fake_sweep import NUM_TRIALS, Sweep
 
 from qlora_ray.orchestration.executor.actor import ExecutorTerms
 from qlora_ray.runs import read_events, read_json
+from tests.fake_engine import fake_loss
+from tests.fake_executor import FakePlacement
+from tests.fake_sweep import NUM_TRIALS, Sweep
 
 
 def test_no_more_trials_run_than_there_are_slots(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
@@ -33,7 +33,7 @@ def test_no_more_trials_run_than_there_are_slots(tmp_path: Path, make_pool: Call
 
 
 def test_a_pool_whose_executors_never_come_up_says_why(tmp_path: Path, make_pool: Callable[..., Any]) -> None:
-    from fake_executor import BrokenExecutor
+    from tests.fake_executor import BrokenExecutor
 
     sweep = Sweep(tmp_path, make_pool, num_trials=2)
     sweep.run(executor_class=BrokenExecutor)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import DIVERGING_DECAY, UNEVALUATED_DECAY, fake_loss
-from fake_sweep import NUM_REPORTS, NUM_TRIALS, SPACE, Sweep
 
 from qlora_ray.orchestration.searcher import settle_finished
 from qlora_ray.runs import read_json
 from qlora_ray.search.study import end_interrupted, requeue_interrupted
+from tests.fake_engine import DIVERGING_DECAY, UNEVALUATED_DECAY, fake_loss
+from tests.fake_sweep import NUM_REPORTS, NUM_TRIALS, SPACE, Sweep
 
 # Of so many ASHA stops some.
 NUM_ASHA_TRIALS = 8
