@@ -113,19 +113,6 @@ def test_rows_that_are_not_the_sweeps_are_not_said_to_be_like_them(sweep, tmp_pa
     assert {result.dataset_type for result in card.data.eval_results} == {"rows-0123456789ab"}
 
 
-def test_rows_held_out_of_a_file_are_named_by_it_and_not_by_its_path(sweep, tmp_path):
-    held = "0.1 of /somewhere/private/rows.jsonl, by data_seed 7 (ours)"
-
-    with edited(sweep / "trials" / "0001" / "record.json") as record:
-        record["dataset"]["sources"] = {"train": "/somewhere/private/rows.jsonl", "validation": held}
-    evaluation = make_evaluation()
-    evaluation["rows"] |= {"split": "validation", "reason": "validation: as --split says"}
-    card = card_of(sweep, tmp_path, evaluation=evaluation)
-    assert "20 of validation" in card.text and "`rows.jsonl, held out`" in card.text
-    assert "private" not in card.content
-    assert {one.dataset_type for one in card.data.eval_results} == {"rows"}
-
-
 def test_a_merge_is_told_in_figures_and_only_where_there_is_one(sweep, tmp_path):
     text = card_of(sweep, tmp_path, merge=MERGE_REPORT).text
     assert "dequant *" in text and "1.00e-03" in text and "Kept: dequant." in text

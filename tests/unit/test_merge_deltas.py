@@ -60,15 +60,6 @@ def test_every_linear_layer_of_a_quantized_base_is_known_changed_or_not(base, tm
     assert 0 < distance.max() < 0.16 * stored.abs().max()
 
 
-def test_trained_copies_of_whole_modules_replace_their_parameters(base, tmp_path):
-    adapter = save_adapter(tmp_path / "adapter", base, modules_to_save=["lm_head", "model.norm"])
-    saved = load_file(adapter / "adapter_model.safetensors")
-    with loaded(base, adapter) as one:
-        assert set(one.changes.saved) == {"lm_head.weight", "model.norm.weight"}
-        changed = one.changes.apply("lm_head.weight", torch.zeros(259, 64))
-    assert torch.equal(changed, saved["base_model.model.lm_head.weight"])
-
-
 def test_a_change_of_another_shape_is_refused(base, tmp_path):
     adapter = save_adapter(tmp_path / "adapter", base)
     with loaded(base, adapter) as one, pytest.raises(ModelError, match=r"must have the checkpoint's shape \[8, 8\]"):

@@ -13,7 +13,7 @@ from qlora_ray.reporting.figures_parameters import draw_importance, draw_slice
 from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import draw_learning_curves, draw_parallel_coordinates, parallel_width_px
 from qlora_ray.reporting.story import Story, read_story
-from qlora_ray.scoring.comparison import Comparison, compare_rows
+from qlora_ray.scoring.comparison import compare_rows
 from tests.sweep_folder import GIB, Sketch, traces, write_sweep
 
 # Needs WebGL, which not every browser has; headless ones among them.
@@ -154,8 +154,3 @@ def test_no_figure_needs_webgl(usual: Story) -> None:
     ]
     kinds = {trace["type"] for figure in figures for trace in json.loads(figure.to_json())["data"]}
     assert kinds and not kinds & WEBGL
-
-
-def test_the_comparison_of_another_file_can_be_drawn() -> None:
-    loss = compare_rows("loss", [1.0, 1.3] * 10, [0.5, 0.4] * 10, higher_is_better=False)
-    assert draw_differences([Comparison.from_dict(loss.to_dict())]) == draw_differences([loss])

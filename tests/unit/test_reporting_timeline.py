@@ -12,6 +12,30 @@ from qlora_ray.reporting.trials import read_trials
 from qlora_ray.runs import SweepPaths, read_events
 from tests.sweep_folder import REPORT_S, Sketch, write_sweep
 
+EVENTS = {
+    "started": "sweep_started",
+    "resumed": "sweep_resumed",
+    "ended": "sweep_ended",
+    "ready": "executor_ready",
+    "leased": "trial_leased",
+    "reported": "trial_reported",
+    "released": "trial_released",
+}
+
+
+def events_of(*lines: str) -> list[dict[str, Any]]:
+    """Events from lines of a time in seconds, what happened, which trial (`-`: none), and on which executor (0)."""
+    events: list[dict[str, Any]] = []
+    for line in lines:
+        time, name, *slot = line.split()
+        event: dict[str, Any] = {"time": float(time), "event": EVENTS[name]}
+        if slot:
+            event |= {"executor": int(slot[1]) if slot[1:] else 0, "hostname": "node"}
+        if slot and slot[0] != "-":
+            event["trial"] = slot[0]
+        events.append(event)
+    return events
+
 
 def timeline_of(paths: SweepPaths) -> Timeline:
     trials, _ = read_trials(paths)
@@ -24,25 +48,18 @@ def timeline_from(events: list[dict[str, Any]], trials: Any = (), **settings: An
     return timeline
 
 
-def lease(time: float, trial: str, event: str = "trial_leased", executor: int = 0) -> dict[str, Any]:
-    return {"time": time, "event": event, "trial": trial, "executor": executor, "hostname": "node"}
-
-
-def release(time: float, trial: str) -> dict[str, Any]:
-    return lease(time, trial, "trial_released")
-
-
 def test_the_idle_share_is_what_no_lease_covers() -> None:
-    events = [
-        {"time": 100.0, "event": "sweep_started"},
-        lease(110.0, "0000"),
-        lease(110.0, "0001"),
-        release(130.0, "0001"),
-        lease(140.0, "0002"),
-        release(150.0, "0000"),
-        release(150.0, "0002"),
-    ]
-    timeline = timeline_from(events)
+    timeline = timeline_from(
+        events_of(
+            "100 started",
+            "110 leased 0000",
+            "110 leased 0001",
+            "130 released 0001",
+            "140 leased 0002",
+            "150 released 0000",
+            "150 released 0002",
+        )
+    )
     assert [(span.trial, span.lane, span.start_s, span.end_s) for span in timeline.spans] == [
         ("0000", 0, 10.0, 50.0),
         ("0001", 1, 10.0, 30.0),
@@ -60,15 +77,8 @@ def test_slots_that_never_held_a_trial_are_lanes_too(tmp_path: Path) -> None:
 
 
 def test_the_clock_stands_still_between_two_runs() -> None:
-    events = [
-        {"time": 0.0, "event": "sweep_started"},
-        lease(10.0, "0000"),
-        {"time": 20.0, "event": "trial_reported", "trial": "0000"},
-        {"time": 5000.0, "event": "sweep_resumed"},
-        lease(5010.0, "0001"),
-        release(5020.0, "0001"),
-    ]
-    timeline = timeline_from(events)
+    killed = ("0 started", "10 leased 0000", "20 reported 0000")
+    timeline = timeline_from(events_of(*killed, "5000 resumed", "5010 leased 0001", "5020 released 0001"))
     # The killed run's lease ends with its last event.
     assert [(span.trial, span.start_s, span.end_s) for span in timeline.spans] == [("0000", 10, 20), ("0001", 30, 40)]
     assert timeline.resumed_s == (20.0,)
@@ -76,15 +86,12 @@ def test_the_clock_stands_still_between_two_runs() -> None:
 
 
 def test_a_lease_without_an_end_lasts_until_the_last_event() -> None:
-    events = [lease(0.0, "0000"), {"time": 30.0, "event": "trial_reported", "trial": "0000"}]
-    timeline = timeline_from(events)
-    (span,) = timeline.spans
+    (span,) = timeline_from(events_of("0 leased 0000", "30 reported 0000")).spans
     assert (span.end_s, span.is_open) == (30.0, True)
 
 
 def test_a_trial_that_moved_to_another_executor_has_two_spans() -> None:
-    events = [lease(0.0, "0000"), lease(10.0, "0000", executor=1), release(30.0, "0000")]
-    timeline = timeline_from(events)
+    timeline = timeline_from(events_of("0 leased 0000", "10 leased 0000 1", "30 released 0000"))
     assert [(span.executor, span.start_s, span.end_s) for span in timeline.spans] == [
         ("node · executor 0", 0.0, 10.0),
         ("node · executor 1", 10.0, 30.0),
@@ -104,20 +111,13 @@ def test_older_sweeps_are_told_by_their_records(tmp_path: Path) -> None:
 
 
 def test_without_any_slot_there_is_no_timeline() -> None:
-    assert read_timeline([{"time": 1.0, "event": "sweep_started"}], []) is None
+    assert read_timeline(events_of("1 started"), []) is None
     assert read_timeline([], []) is None
 
 
 def test_an_executor_that_was_ready_and_held_nothing_is_idle() -> None:
-    ready = {"event": "executor_ready", "hostname": "node"}
-    events = [
-        {"time": 0.0, "event": "sweep_started"},
-        {**ready, "time": 1.0, "executor": 0},
-        {**ready, "time": 1.0, "executor": 1},
-        lease(2.0, "0000"),
-        release(102.0, "0000"),
-    ]
-    timeline = timeline_from(events, num_slots=2)
+    ready = ("0 started", "1 ready - 0", "1 ready - 1")
+    timeline = timeline_from(events_of(*ready, "2 leased 0000", "102 released 0000"), num_slots=2)
     assert timeline.lanes == (
         "node · executor 0 · slot 1",
         "node · executor 1 · slot 1",
@@ -127,36 +127,18 @@ def test_an_executor_that_was_ready_and_held_nothing_is_idle() -> None:
 
 
 def test_scoring_after_the_last_release_and_the_start_of_a_resume_are_not_idle() -> None:
-    events = [
-        {"time": 0.0, "event": "sweep_started"},
-        lease(10.0, "0000"),
-        release(110.0, "0000"),
-        {"time": 400.0, "event": "sweep_ended"},
-        {"time": 1000.0, "event": "sweep_resumed"},
-        lease(1030.0, "0001"),
-        release(1080.0, "0001"),
-        {"time": 1100.0, "event": "sweep_ended"},
-    ]
-    timeline = timeline_from(events)
+    first = ("0 started", "10 leased 0000", "110 released 0000", "400 ended")
+    second = ("1000 resumed", "1030 leased 0001", "1080 released 0001", "1100 ended")
+    timeline = timeline_from(events_of(*first, *second))
     assert [(span.start_s, span.end_s, span.run) for span in timeline.spans] == [(10, 110, 0), (140, 190, 1)]
     assert timeline.resumed_s == (110.0,)
     assert timeline.idle_share == 0.0
 
 
 def test_a_run_has_the_slots_of_its_own_executors() -> None:
-    events = [
-        {"time": 0.0, "event": "sweep_started"},
-        lease(0.0, "0000"),
-        lease(0.0, "0001", executor=1),
-        release(100.0, "0000"),
-        lease(100.0, "0001", "trial_released", executor=1),
-        {"time": 1000.0, "event": "sweep_resumed"},
-        lease(1000.0, "0002"),
-        release(1050.0, "0002"),
-        lease(1060.0, "0003"),
-        release(1100.0, "0003"),
-    ]
-    timeline = timeline_from(events)
+    first = ("0 started", "0 leased 0000", "0 leased 0001 1", "100 released 0000", "100 released 0001 1")
+    second = ("1000 resumed", "1000 leased 0002", "1050 released 0002", "1060 leased 0003", "1100 released 0003")
+    timeline = timeline_from(events_of(*first, *second))
     assert len(timeline.lanes) == 2
     # 10 of 2 x 100 s + 1 x 100 s.
     assert timeline.idle_share == pytest.approx(10 / 300)
