@@ -73,7 +73,7 @@ def generate_answers(
 
     Raises:
         DataError: a prompt is empty.
-        RuntimeError, MemoryError: If one prompt alone does not fit the device (`shortage.is_out_of_memory`).
+        RuntimeError, MemoryError: If one prompt alone does not fit the device (`device_memory.is_out_of_memory`).
     """
     texts = [""] * len(prompt_ids)
     num_cut_answers = 0
@@ -126,7 +126,7 @@ def answer_in_batches(
 
     Raises:
         DataError: a prompt is empty.
-        RuntimeError, MemoryError: If one prompt alone does not fit the device (`shortage.is_out_of_memory`).
+        RuntimeError, MemoryError: If one prompt alone does not fit the device (`device_memory.is_out_of_memory`).
     """
     for row, ids in enumerate(prompt_ids):
         if not ids:

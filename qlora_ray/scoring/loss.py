@@ -60,7 +60,7 @@ def evaluate_loss(
 
     Raises:
         DataError: no row has a trained token.
-        RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
+        RuntimeError, MemoryError: If one row alone does not fit the device (`device_memory.is_out_of_memory`).
     """
     num_tokens = [sum(mask[1:]) for mask in split.completion_mask]
     rows = longest_first(split.input_ids, [row for row, num in enumerate(num_tokens) if num > 0])

@@ -5,38 +5,25 @@ from __future__ import annotations
 import random
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from qlora_ray.data import TokenizedSplit
+
 NUM_SPECIAL = 3
 VOCAB_SIZE = NUM_SPECIAL + 256
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows as qlora_ray.data makes them, by hand."""
-
-    input_ids: list[list[int]]
-    completion_mask: list[list[int]]
-    prompt_ids: list[list[int]]
-    references: list[str]
-    name: str = "validation"
-
-
-def make_split(lengths: list[tuple[int, int]], *, seed: int = 0) -> Split:
+def make_split(lengths: list[tuple[int, int]], *, seed: int = 0) -> TokenizedSplit:
     """Rows of random tokens: for each (prompt, answer), so many of both."""
     generator = random.Random(seed)
     rows = [[generator.randrange(NUM_SPECIAL, VOCAB_SIZE) for _ in range(p + a)] for p, a in lengths]
-    return Split(
-        input_ids=rows,
-        completion_mask=[[0] * p + [1] * a for p, a in lengths],
-        prompt_ids=[row[:p] for row, (p, _) in zip(rows, lengths, strict=True)],
-        references=["SELECT 1"] * len(rows),
-    )
+    masks = [[0] * p + [1] * a for p, a in lengths]
+    prompts = [row[:p] for row, (p, _) in zip(rows, lengths, strict=True)]
+    return TokenizedSplit("validation", rows, masks, prompts, ["SELECT 1"] * len(rows))
 
 
 def tiny_sizes(**changes: object) -> dict[str, object]:

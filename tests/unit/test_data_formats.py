@@ -56,11 +56,7 @@ def test_auto_knows_the_format_by_its_columns_and_says_which_it_saw(row, name, w
             {"columns": {"prompt": "nlq", "completion": "sqls"}},
             r"completion names a column 'sqls', .* mean 'sql'\?",
         ),
-        (
-            {"question": "hi", "output": "ho"},
-            {"format": "alpaca"},
-            "alpaca needs a column 'instruction'",
-        ),
+        ({"question": "hi", "output": "ho"}, {"format": "alpaca"}, "alpaca needs a column 'instruction'"),
     ],
 )
 def test_columns_that_fit_no_format_or_two_are_refused_by_their_names(row, data, words):

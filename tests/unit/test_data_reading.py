@@ -43,8 +43,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(name):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ['[{"q": "x"}, {"q": "y"}]', '{"data": [{"q": "x"}, {"q": "y"}]}', '{"q": "x"}\n{"q": "y"}\n'],
+    "text", ['[{"q": "x"}, {"q": "y"}]', '{"data": [{"q": "x"}, {"q": "y"}]}', '{"q": "x"}\n{"q": "y"}\n']
 )
 def test_json_is_a_list_or_an_object_with_data_or_lines(text):
     assert [row.values["q"] for row in read_rows("a.json", text.encode())] == ["x", "y"]

@@ -12,11 +12,7 @@ from qlora_ray import embedded
 from tools.embedded_task import build, splits
 from tools.embedded_task.grammar import KINDS
 
-SPLIT_PATHS = {
-    "train": embedded.train_path(),
-    "validation": embedded.validation_path(),
-    "test": embedded.test_path(),
-}
+SPLIT_PATHS = {"train": embedded.train_path(), "validation": embedded.validation_path(), "test": embedded.test_path()}
 MAX_ASSETS_BYTES = 8_000_000
 
 
@@ -79,11 +75,7 @@ def test_an_overlap_is_found_whatever_the_case_and_punctuation() -> None:
     pair = splits.Pair("How many offices are there?", "SELECT COUNT(*) FROM offices", "count")
     shouted = splits.Pair("HOW many  offices are there", "SELECT COUNT(*) FROM offices", "count")
     overlaps = splits.count_overlaps({"train": [pair], "test": [shouted]})
-    assert overlaps == {
-        "questions in train and test": 1,
-        "queries in train and test": 1,
-        "pairs in train and test": 1,
-    }
+    assert overlaps == {"questions in train and test": 1, "queries in train and test": 1, "pairs in train and test": 1}
 
 
 @pytest.mark.parametrize("name", SPLIT_PATHS)

@@ -52,12 +52,7 @@ def test_the_same_seed_writes_the_same_pairs() -> None:
 
 @pytest.mark.parametrize(
     ("style", "name"),
-    [
-        ("snake", "credit_limit"),
-        ("camel", "creditLimit"),
-        ("pascal", "CreditLimit"),
-        ("joined", "creditlimit"),
-    ],
+    [("snake", "credit_limit"), ("camel", "creditLimit"), ("pascal", "CreditLimit"), ("joined", "creditlimit")],
 )
 def test_a_phrase_is_spelled_in_each_style(style: str, name: str) -> None:
     assert spell("credit limit", style) == name

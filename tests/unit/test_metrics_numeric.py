@@ -152,8 +152,7 @@ def test_answers_without_a_number_lower_the_match_but_not_the_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("predictions", "references"),
-    [([], []), (["5"], ["5"]), (["5", "6"], ["5", "5"]), (["none", "none"], ["1", "2"])],
+    ("predictions", "references"), [([], []), (["5"], ["5"]), (["5", "6"], ["5", "5"]), (["none", "none"], ["1", "2"])]
 )
 def test_r_squared_of_rows_that_do_not_vary_is_none(predictions: list[str], references: list[str]) -> None:
     assert math.isnan(NumericMatch().details(predictions, references)["r_squared"])

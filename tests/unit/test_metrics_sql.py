@@ -211,11 +211,7 @@ def test_a_reference_that_does_not_run_is_a_data_error_that_names_it(database: P
         ("SELECT x'41'", "SELECT 'A'", False),
         ("SELECT 9e999", "SELECT 9e999", True),
         ("SELECT note, name FROM products ORDER BY 2", "SELECT note, name FROM products", True),
-        (
-            "SELECT price + 1e-9, name FROM products ORDER BY name DESC",
-            "SELECT price - 1e-9, name FROM products",
-            True,
-        ),
+        ("SELECT price + 1e-9, name FROM products ORDER BY name DESC", "SELECT price - 1e-9, name FROM products", True),
         ("SELECT name FROM products WHERE price = 10.5", "SELECT name FROM products WHERE price = 20.25", False),
     ],
 )

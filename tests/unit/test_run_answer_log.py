@@ -81,10 +81,7 @@ def test_the_same_settings_go_on_and_more_models_prompts_and_answers_may_join(tm
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"evaluate": {"max_new_tokens": 32, "batch_size": 16}},
-            r"max_new_tokens must stay .* \(96\), got 32",
-        ),
+        ({"evaluate": {"max_new_tokens": 32, "batch_size": 16}}, r"max_new_tokens must stay .* \(96\), got 32"),
         ({"prompts": {"0-shot": {**ASKED, "fingerprint": "f9"}}}, "prompts.0-shot.fingerprint must stay"),
         ({"prompts": {"0-shot": {**ASKED, "num_answered": 1}}}, r"0-shot.num_answered must stay .* \(2\), got 1"),
         ({"models": {"base": {"base": "sha256:3"}}}, "models.base.base must stay"),

@@ -58,6 +58,8 @@ def test_each_model_runs_once_and_pairs_are_compared(tmp_path: Path, harness: Ha
     found = read_harness(answer_log, ["base", "adapter"], EIGHT_ROWS)
     assert found["models"]["adapter"]["sums"]["metrics"]["acc"]["value"] == 1.0
     assert found["lines"][0] == "base  sums (0-shot)  acc 0.000" and found["notes"] == []
+    last = found["lines"][-1]
+    assert last.startswith("base -> adapter, sums: acc: better") and "0.000 -> 1.000" in last
     [compared] = found["comparisons"]
     assert (compared["base_model"], compared["tuned_model"], compared["verdict"]) == ("base", "adapter", "better")
     # McNemar, exact: 8 of 8 discordant pairs one way, 2 / 2^8.

@@ -14,7 +14,6 @@ import torch
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
-from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import DataError, ModelError
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest
 from qlora_ray.evaluation.models.loading import LoadedModel
@@ -54,9 +53,7 @@ class Device:
 
 
 def make_model_runs(folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> ModelRuns:
-    made = make_split([(4, 3), (6, 2)])
-    rows = TokenizedSplit("test", made.input_ids, made.completion_mask, made.prompt_ids, made.references)
-    prompts = PromptSet("0-shot", rows, ["0", "1"], 2, max_new_tokens=4)
+    prompts = PromptSet("0-shot", make_split([(4, 3), (6, 2)]), ["0", "1"], 2, max_new_tokens=4)
     answer_log = AnswerLog(folder, {"target": {}, "models": {}, "prompts": {}})
     evaluate = Evaluate(max_new_tokens=4, batch_size=2)
     prompt_run = PromptRun(answer_log, Console(io.StringIO()), evaluate, loss_batch_size=2, is_live=False)

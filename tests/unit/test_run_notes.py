@@ -47,11 +47,7 @@ def target_of(**facts: Any) -> Target:
 
 
 def notes_of(
-    target: Target,
-    prepared: PreparedData,
-    split: TokenizedSplit | None,
-    *sets: PromptSet,
-    **budgets: TokenBudget,
+    target: Target, prepared: PreparedData, split: TokenizedSplit | None, *sets: PromptSet, **budgets: TokenBudget
 ) -> list[str]:
     limited = {prompts.name: budgets.get(prompts.name, TokenBudget(96)) for prompts in sets}
     return note_weaknesses(target, prepared, split, sets, limited)
@@ -123,8 +119,7 @@ def test_rows_that_nobody_named_are_told(prepared: PreparedData) -> None:
 
 
 def test_each_set_says_what_did_not_fit(prepared: PreparedData) -> None:
-    rows = make_split([(3, 1)] * 4)
-    split = TokenizedSplit("test", rows.input_ids, rows.completion_mask, rows.prompt_ids, rows.references)
+    split = make_split([(3, 1)] * 4)
     zero = PromptSet("0-shot", split, list("abcd"), 4)
     few = PromptSet("few", split, list("abcd"), 4, num_dropped_shots=5)
     target = target_of(manifest=manifest_of(prepared))

@@ -15,7 +15,6 @@ import torch
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
-from qlora_ray.data import TokenizedSplit
 from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
@@ -32,8 +31,7 @@ LENGTHS = [(4, 6), (9, 3), (2, 2), (7, 0), (12, 4), (3, 9), (5, 5)]
 
 
 def make_prompts(name: str = "0-shot", **changes: Any) -> PromptSet:
-    made = make_split(LENGTHS)
-    rows = TokenizedSplit("test", made.input_ids, made.completion_mask, made.prompt_ids, made.references)
+    rows = make_split(LENGTHS)
     ids = [str(row) for row in range(len(rows))]
     return replace(PromptSet(name, rows, ids, len(rows), max_new_tokens=8), **changes)
 

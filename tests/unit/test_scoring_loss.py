@@ -17,19 +17,20 @@ from transformers import (
     GraniteForCausalLM,
 )
 
+from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import DataError
 from qlora_ray.scoring import loss as loss_module
 from qlora_ray.scoring.loss import LossResult, evaluate_loss
-from tests.unit.evaluation_fixtures import Split, make_llama, make_split, tiny_sizes
+from tests.unit.evaluation_fixtures import make_llama, make_split, tiny_sizes
 
 LENGTHS = [(5, 3), (20, 12), (1, 1), (9, 0), (3, 30), (7, 7), (12, 2)]
 
 
-def evaluate(model: torch.nn.Module, split: Split, *, batch_size: int = 3) -> LossResult:
+def evaluate(model: torch.nn.Module, split: TokenizedSplit, *, batch_size: int = 3) -> LossResult:
     return evaluate_loss(model, split, batch_size=batch_size, pad_token_id=0, precision="fp32")
 
 
-def reference_loss(model: torch.nn.Module, split: Split) -> float:
+def reference_loss(model: torch.nn.Module, split: TokenizedSplit) -> float:
     """Full logits, a row at a time, without padding: what evaluate_loss must equal."""
     model = copy.deepcopy(model).eval()
     total, num_tokens = 0.0, 0

@@ -113,11 +113,7 @@ def test_seed_row_and_step_each_change_the_noise(seed: int, row: int, step: int)
 
 
 def generate(
-    model: torch.nn.Module,
-    sampling: Sampling | None = WARM,
-    *,
-    batch_size: int = 4,
-    prompts: list[list[int]] = PROMPTS,
+    model: torch.nn.Module, sampling: Sampling | None = WARM, *, batch_size: int = 4, prompts: list[list[int]] = PROMPTS
 ) -> list[str]:
     options = {"max_new_tokens": 12, "batch_size": batch_size, "sampling": sampling}
     return generate_answers(model, make_tokenizer(), prompts, precision="fp32", **options).texts

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from qlora_ray.config.schema import Evaluate
+from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import ModelError
 from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid
 from qlora_ray.scoring.generation import Answers, generate_answers
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.scores import ScoredAnswer, Scores, score_model
-from tests.unit.evaluation_fixtures import Split, make_database, make_llama, make_split, make_tokenizer
+from tests.unit.evaluation_fixtures import make_database, make_llama, make_split, make_tokenizer
 
 SPLIT = make_split([(4, 6), (9, 3), (2, 2), (7, 0)])
 
@@ -30,7 +31,7 @@ class AnswerLength:
         return [float(len(prediction)) for prediction in predictions]
 
 
-def score(*, metrics: Sequence[Metric] = (), split: Split = SPLIT, **evaluate: Any) -> Scores:
+def score(*, metrics: Sequence[Metric] = (), split: TokenizedSplit = SPLIT, **evaluate: Any) -> Scores:
     return score_model(
         make_llama(),
         make_tokenizer(),

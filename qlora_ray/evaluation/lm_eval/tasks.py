@@ -86,7 +86,7 @@ def run_tasks(
     Raises:
         ConfigError: If the harness is not installed, or has no such task.
         DataError: If a task cannot be run: its data cannot be loaded, or it runs code the harness holds to be unsafe.
-        RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
+        RuntimeError, MemoryError: If one row alone does not fit the device (`device_memory.is_out_of_memory`).
     """
     check_installed()
     import copy

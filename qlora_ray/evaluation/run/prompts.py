@@ -52,7 +52,7 @@ class PromptRun:
 
         Raises:
             DataError: If a prompt is empty.
-            RuntimeError, MemoryError: If one row alone does not fit the device (`shortage.is_out_of_memory`).
+            RuntimeError, MemoryError: If one row alone does not fit the device (`device_memory.is_out_of_memory`).
         """
         num_before = len(self.answer_log.read_answers(loaded.name, prompts.name))
         if 0 < num_before < prompts.num_answered:
