@@ -17,7 +17,7 @@ from benchmarks.stopwatch import Run, Stopwatch
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import Placement
 from qlora_ray.modeling.loading import LoadedBase
-from qlora_ray.training.engine import Engine, Report, TrainingData
+from qlora_ray.training.engine import Engine, Preemption, Report, TrainingData
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.single.engine import SingleEngine
 
@@ -111,14 +111,15 @@ def _collect(engine: Engine, num_trials: int) -> list[Report]:
     """One report of each trial that is here."""
     reports: list[Report] = []
     while len(reports) < num_trials:
-        reports.extend(engine.advance())
-        for report in reports:
-            if report.failure is None:
-                continue
-            if report.failure.cause in ("oom", "evicted"):
-                raise torch.OutOfMemoryError(report.failure.message)
-            raise RunError(
-                f"benchmark: trial {report.trial_id} must train to its end, got {report.failure.cause}: "
-                f"{report.failure.message}. See tests/contracts."
-            )
+        for event in engine.advance():
+            if isinstance(event, Preemption):
+                raise torch.OutOfMemoryError(event.reason)
+            if event.failure is not None and event.failure.cause == "oom":
+                raise torch.OutOfMemoryError(event.failure.message)
+            if event.failure is not None:
+                raise RunError(
+                    f"benchmark: trial {event.trial_id} must train to its end, got {event.failure.cause}: "
+                    f"{event.failure.message}. See tests/contracts."
+                )
+            reports.append(event)
     return reports

@@ -19,7 +19,7 @@ from qlora_ray.errors import RunError
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.training.budget import make_budget
-from qlora_ray.training.engine import Engine, TrialSpec
+from qlora_ray.training.engine import Engine, Preemption, TrialSpec
 
 # Of a trial's training settings, what is the config's by another name.
 RENAMED = ("warmup_steps",)
@@ -66,6 +66,11 @@ def replay_engine(engine: Engine, specs: list[TrialSpec], stops: dict[str, int])
             engine.admit(coming.pop(0))
             num_here += 1
         for report in engine.advance():
+            if isinstance(report, Preemption):
+                raise RunError(
+                    f"benchmark: trial {report.trial_id} must train as it did in the sweep, but was preempted: "
+                    f"{report.reason}. Choose a device with more memory."
+                )
             if report.failure is not None:
                 raise RunError(
                     f"benchmark: trial {report.trial_id} must train as it did in the sweep, got "

@@ -11,7 +11,7 @@ import torch
 from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED, Failure, Report, TrainedListener, TrialSpec
+from qlora_ray.training.engine import UNEVALUATED, EngineEvent, Failure, Preemption, Report, TrainedListener, TrialSpec
 
 # A trial with this weight decay diverges at its second report.
 DIVERGING_DECAY = 0.5
@@ -32,7 +32,7 @@ class FakeEngine:
 
     Args:
         slots: Trials at once.
-        room: Trials that fit the memory at once; where more are to train, the newest is put out and the slots shrink.
+        room: Trials that fit the memory at once; where more are to train, the newest is preempted and the slots shrink.
         gathers: Trials that its first `advance` waits for.
     """
 
@@ -44,8 +44,8 @@ class FakeEngine:
         self._indices: dict[str, int] = {}
         self._runnable: set[str] = set()
         # Those that have trained to a report and not made it.
-        self._owing: set[str] = set()
-        self._came_owing: set[str] = set()
+        self._pending: set[str] = set()
+        self._came_pending: set[str] = set()
         self._lock = threading.Condition()
         self._on_trained: TrainedListener = lambda trial_id, is_final: None
         self.log: list[tuple[str, str]] = []
@@ -62,8 +62,8 @@ class FakeEngine:
                 raise RuntimeError(f"fake engine: has {self._slots} slots")
             self._specs[spec.trial_id] = spec
             if state is not None and state.has_pending_report:
-                self._owing.add(spec.trial_id)
-                self._came_owing.add(spec.trial_id)
+                self._pending.add(spec.trial_id)
+                self._came_pending.add(spec.trial_id)
             self._indices[spec.trial_id] = state.report_index if state else 0
             self._runnable.add(spec.trial_id)
             self.log.append(("admit", spec.trial_id))
@@ -76,8 +76,8 @@ class FakeEngine:
                 self._runnable.add(trial_id)
                 self.log.append(("proceed", trial_id))
 
-    def advance(self) -> list[Report]:
-        """One report of every runnable trial, or of the one that had to make room."""
+    def advance(self) -> list[EngineEvent]:
+        """One report of every runnable trial, or the preemption of the one that had to make room."""
         with self._lock:
             self._lock.wait_for(lambda: len(self._specs) >= self._gathers or not self._specs)
             self._gathers = 0
@@ -85,12 +85,12 @@ class FakeEngine:
                 self._slots = self._room
                 newest = list(self._specs)[-1]
                 self._runnable.discard(newest)
-                return [self._failure(newest, Failure("evicted", f"out of memory with {self._room + 1} trials"))]
+                return [Preemption(newest, f"out of memory with {self._room + 1} trials")]
             training = {trial_id: self._specs[trial_id] for trial_id in sorted(self._runnable)}
             self._runnable.clear()
-        self.train(sorted(training.keys() - self._owing))
+        self.train(sorted(training.keys() - self._pending))
         for spec in training.values():
-            self._owing.add(spec.trial_id)
+            self._pending.add(spec.trial_id)
             self._on_trained(spec.trial_id, self._indices[spec.trial_id] + 1 == len(spec.budget.report_steps))
         self.evaluate(sorted(training))
         with self._lock:
@@ -107,12 +107,12 @@ class FakeEngine:
         """What takes time; nothing here. Called without the lock: trials may come and go meanwhile."""
 
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The report index, in a state of the real form; before a report is made, of the one that owes it."""
+        """The report index, in a state of the real form; before a report is made, with it pending."""
         index = self._indices[trial_id]
-        owes = trial_id in self._owing
+        is_pending = trial_id in self._pending
         steps = (0, *self._specs[trial_id].budget.report_steps)
-        step = steps[index + owes]
-        pending_metrics = {"step": float(step)} if owes else {}
+        step = steps[index + is_pending]
+        pending_metrics = {"step": float(step)} if is_pending else {}
         return TrialState(trial_id, step, index, {"a": torch.ones(1)}, {}, {}, {}, pending_metrics=pending_metrics)
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
@@ -123,7 +123,7 @@ class FakeEngine:
         """Forgets a trial."""
         with self._lock:
             self._specs.pop(trial_id, None)
-            self._owing.discard(trial_id)
+            self._pending.discard(trial_id)
             self._runnable.discard(trial_id)
             self.log.append(("evict", trial_id))
             self._lock.notify_all()
@@ -140,18 +140,17 @@ class FakeEngine:
         if spec.training.weight_decay == DIVERGING_DECAY and index == 2:
             return self._failure(trial_id, Failure("diverged", f"loss is nan at step {step}"))
         is_last = index == len(spec.budget.report_steps)
-        if spec.training.weight_decay == UNEVALUATED_DECAY and is_last and trial_id not in self._came_owing:
+        if spec.training.weight_decay == UNEVALUATED_DECAY and is_last and trial_id not in self._came_pending:
             self._indices[trial_id] -= 1
             return self._failure(trial_id, Failure("unevaluated", f"{UNEVALUATED}: CUDA out of memory."))
-        self._owing.discard(trial_id)
+        self._pending.discard(trial_id)
         loss = fake_loss(spec.training.learning_rate, step)
         metrics = {"eval_loss": loss, "train_loss": loss, "step": float(step), "train_s": 1.0, "tokens_per_s": 10.0}
         facts = {"trainable_parameters": spec.lora.r * 100}
         return Report(trial_id, index, index == len(spec.budget.report_steps), metrics, facts)
 
     def _failure(self, trial_id: str, failure: Failure) -> Report:
-        is_final = failure.cause != "evicted"
-        return Report(trial_id, self._indices[trial_id], is_final, {}, failure=failure)
+        return Report(trial_id, self._indices[trial_id], True, {}, failure=failure)
 
 
 class GatedEngine(FakeEngine):

@@ -21,6 +21,7 @@ from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus, write_record
 from qlora_ray.search.parsing import parse_space
 from qlora_ray.search.study import open_study
+from qlora_ray.training.engine import Failure
 from tests.sweep_records import GIB, NUM_STEPS, SAMPLES_PER_STEP, make_facts, make_manifest, make_ran, make_scores
 
 START = 1_700_000_000.0
@@ -158,7 +159,7 @@ def _make_entry(number: int, sketch: Sketch, config: SweepConfig) -> TrialEntry:
         entry.closed_at = _time_of_report(entry, len(sketch.losses)) + 1
     entry.facts = make_ran(config, sketch.params, number=number)
     if sketch.message is not None:
-        entry.failure = [sketch.cause or "error", sketch.message, sketch.error or ""]
+        entry.failure = Failure(sketch.cause or "error", sketch.message, sketch.error or "")
     for index, loss in enumerate(sketch.losses, start=1):
         entry.metrics = _metrics_of_report(index, loss, sketch)
         entry.intermediate[index] = loss
@@ -253,7 +254,7 @@ def _write_summary(
         winner=None if winner is None else entries[winner].id,
         verdict=None if winner is None else verdict,
         objective="eval_loss",
-        first_failure=f"trial {failed.id}: {failed.failure[1]}" if failed and failed.failure else None,
+        first_failure=f"trial {failed.id}: {failed.failure.message}" if failed and failed.failure else None,
         device_wait_share=0.25,
     )
     write_record(paths.summary, summary)

@@ -18,6 +18,7 @@ from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record, write_record
 from qlora_ray.runs.whole import restore_folder
+from qlora_ray.training.engine import Failure
 
 # What a line of metrics.jsonl holds besides a report's metrics.
 NO_METRICS = ("report_index", "time", "train_losses")
@@ -55,7 +56,7 @@ class Ledger:
         self.entries: dict[int, TrialEntry] = {}
         self.objective, self.mode = next(iter(config.search.objectives.items()))
         self.is_stopping = False
-        self.first_failure: list[str] | None = None
+        self.first_failure: tuple[str, str] | None = None
 
     def open(self, number: int, params: dict[str, Any], *, ancestors: Sequence[int] = ()) -> None:
         """Enters a new trial.
@@ -91,7 +92,7 @@ class Ledger:
             entry = TrialEntry.of_record(record)
             self.entries[entry.number] = entry
             if entry.failure:
-                self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
+                self.first_failure = self.first_failure or (entry.id, entry.failure.message)
             if entry.state is TrialStatus.INTERRUPTED:
                 for line in read_lines(self._paths.trial(entry.id).metrics):
                     self._enter(entry, line["report_index"], line)
@@ -111,10 +112,11 @@ class Ledger:
         entry.is_final = result["is_final"]
         if result["failure"]:
             entry.failure = result["failure"]
-            if entry.failure[0] == "lost" and not self.is_stopping:
+            if entry.failure.cause == "lost" and not self.is_stopping:
                 self.is_stopping = True
-                self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
-                self.note("search_stopped", reason=entry.failure[1], line=f"the search ends: {entry.failure[1]}")
+                reason = entry.failure.message
+                self.first_failure = self.first_failure or (entry.id, reason)
+                self.note("search_stopped", reason=reason, line=f"the search ends: {reason}")
             return
         if not self._enter(entry, result["report_index"], result["metrics"]):
             return
@@ -133,8 +135,8 @@ class Ledger:
             entry.state, entry.cause = self._judge(entry, crashed=crashed)
             closed_at = time.time()
             if entry.failure:
-                write_text(self._paths.trial(entry.id).error, entry.failure[2] or entry.failure[1])
-                self.first_failure = self.first_failure or [entry.id, entry.failure[1]]
+                write_text(self._paths.trial(entry.id).error, entry.failure.traceback or entry.failure.message)
+                self.first_failure = self.first_failure or (entry.id, entry.failure.message)
             # The record comes before all that follows from it: a driver killed in between reads it and goes on.
             self._write_record(entry, closed_at=closed_at)
             entry.closed_at = closed_at
@@ -234,7 +236,7 @@ class Ledger:
                 self._enter(entry, line["report_index"], line)
         self._write_record(entry)
         earlier.state.replace(trial.state)
-        # Written again with the report that the state owes.
+        # Written again with the state's pending report.
         shutil.rmtree(earlier.adapter, ignore_errors=True)
 
     def _eta(self, done: int, total: int) -> str:
@@ -245,14 +247,16 @@ class Ledger:
         return format_duration(elapsed / len(here) * (total - done))
 
     def _judge(self, entry: TrialEntry, *, crashed: bool) -> tuple[TrialStatus, str | None]:
-        if entry.failure and entry.failure[0] in NOT_ITS_OWN:
-            return TrialStatus.INTERRUPTED, entry.failure[1]
+        if entry.failure and entry.failure.cause in NOT_ITS_OWN:
+            return TrialStatus.INTERRUPTED, entry.failure.message
         if entry.failure:
-            return TrialStatus.FAILED, entry.failure[0]
+            return TrialStatus.FAILED, entry.failure.cause
         if entry.is_final:
             return TrialStatus.COMPLETE, None
         if crashed:
-            entry.failure = ["error", "the trial's actor died", "The trial's actor died; logs/ has what Ray said."]
+            entry.failure = Failure(
+                "error", "the trial's actor died", "The trial's actor died; logs/ has what Ray said."
+            )
             return TrialStatus.FAILED, "error"
         if self.is_stopping:
             return TrialStatus.INTERRUPTED, SWEEP_STOPPED
@@ -267,7 +271,7 @@ class Ledger:
         if entry.state is TrialStatus.PRUNED:
             parts.append(f"after {max(entry.intermediate, default=0)}/{self._config.search.num_reports} reports")
         if entry.state in ("failed", "interrupted") and entry.failure:
-            parts.append(f"{entry.failure[0]}: {entry.failure[1].splitlines()[0]}")
+            parts.append(f"{entry.failure.cause}: {entry.failure.message.splitlines()[0]}")
         parts.append(describe_params(entry.params))
         best = self.ranked()
         if best and best[0] is entry:

@@ -140,11 +140,11 @@ class Pool:
                 await found[0].executor.evict.remote(trial_id)
         await self.release(trial_id)
 
-    async def report_put_out(self, trial_id: str, reason: str) -> None:
-        """A trial's executor has no room for it any more: its slot is given back, and the driver told."""
+    async def report_preempted(self, trial_id: str, reason: str) -> None:
+        """A trial was put off its device for memory: its slot is given back, and the driver told."""
         found = self._leases.get(trial_id)
         if found is not None:
-            self._tell("trial_put_out", self._members[found[0].executor_index], reason, trial=trial_id)
+            self._tell("trial_preempted", self._members[found[0].executor_index], reason, trial=trial_id)
         await self.release(trial_id)
 
     async def report_lost(self, executor_index: int, generation: int) -> None:

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, QloraRayError
-from qlora_ray.orchestration.executor.admission import Evicted, LeaseLost
+from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
 from qlora_ray.orchestration.pool import Lease, describe_death
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values
@@ -65,7 +65,7 @@ class SweepTrial(tune.Trainable):
             "metrics": report.metrics,
             "train_losses": report.train_losses,
             "facts": {**report.facts, **({"executor": self._lease.facts} if self._lease else {})},
-            "failure": None if failure is None else [failure.cause, failure.message, failure.traceback],
+            "failure": failure,
             "waited_s": self._waited_s,
             "executor": self._lease.executor_index if self._lease else None,
             "num_retries": self._num_retries,
@@ -119,9 +119,9 @@ class SweepTrial(tune.Trainable):
                         raise
                     _get(self._terms.pool.report_lost.remote(self._lease.executor_index, self._lease.generation))
                     self._retry(describe_death(error))
-                except Evicted as error:
+                except Preempted as error:
                     # For memory, which says nothing about the trial: it goes on in the next free slot.
-                    _get(self._terms.pool.report_put_out.remote(self._id, str(error)))
+                    _get(self._terms.pool.report_preempted.remote(self._id, str(error)))
                     self._lease, self._goes_on = None, True
                 except LeaseLost as error:
                     # The executor lives; it took this trial's silence (a long pause of its node) for its end.

@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import ExecutorRecord, MemoryRecord, RanFacts, SweepFacts, TimesRecord
 from qlora_ray.runs.records import TrialRecord, TrialStatus
 from qlora_ray.runs.typed_json import parse_record, to_json
+from qlora_ray.training.engine import Failure, FailureCause
 
 
 @dataclass
@@ -25,7 +26,7 @@ class TrialEntry:
         metrics: Of its last report.
         intermediate: The first objective by report.
         facts: What really ran, by its last report; under `executor`, what it ran on.
-        failure: Cause, message and traceback.
+        failure: Why it ended without a result.
     """
 
     number: int
@@ -38,7 +39,7 @@ class TrialEntry:
     metrics: dict[str, float] = field(default_factory=dict)
     intermediate: dict[int, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    failure: list[str] | None = None
+    failure: Failure | None = None
     is_final: bool = False
     num_retries: int = 0
     waited_s: float = 0.0
@@ -76,7 +77,7 @@ class TrialEntry:
             number=self.number,
             state=self.state,
             cause=self.cause,
-            message=self.failure[1] if self.failure else None,
+            message=self.failure.message if self.failure else None,
             params=self.params,
             resumed_from=None if self.resumed_from is None else trial_id_of(self.resumed_from),
             objective={"eval_loss": self.metrics.get("eval_loss")},
@@ -107,7 +108,9 @@ class TrialEntry:
         """A trial that an earlier driver finished, by its record."""
         times = record.times
         opened_at = times.opened or 0.0
-        failure = [record.cause or "error", record.message or "", ""] if record.state is TrialStatus.FAILED else None
+        failure = None
+        if record.state is TrialStatus.FAILED:
+            failure = Failure(cast(FailureCause, record.cause or "error"), record.message or "")
         return cls(
             number=record.number,
             params=dict(record.params),

@@ -122,7 +122,7 @@ def _line_of(name: str, reason: str, event: dict[str, Any]) -> str | None:
         "executor_lost": f"{executor} lost, starting another: {reason}",
         "executor_failed": f"{executor} given up: {reason}",
         "slots_changed": f"{executor} has {event.get('slots')} slots from now on: {reason}",
-        "trial_put_out": f"trial {event.get('trial')} put out of {executor} for memory; "
+        "trial_preempted": f"trial {event.get('trial')} preempted on {executor} for memory; "
         "it goes on in the next free slot",
     }
     return lines.get(name)

@@ -37,9 +37,9 @@ class TrialState:
         metrics: What the trial reported there: a driver killed before it heard of it is told again.
         facts: The report's facts.
         interval_losses: Each step's loss since that report, where the state is of a later step.
-        train_losses: The report's points of the training loss; of the report that is owed, where one is.
-        pending_metrics: What training says of the report that the state owes: it was taken before the evaluation.
-            Whoever goes on from it evaluates first. Empty where nothing is owed.
+        train_losses: The report's points of the training loss; of the pending report, where there is one.
+        pending_metrics: What training says of a report whose evaluation is still to come. Whoever goes on from the
+            state evaluates first. Empty where no report is pending.
     """
 
     trial_id: str
@@ -62,7 +62,7 @@ class TrialState:
         return bool(self.pending_metrics)
 
     def reported(self, report_index: int, *, metrics: dict[str, float]) -> TrialState:
-        """The same state after the report that it owed."""
+        """The same state once its pending report is made."""
         return replace(self, report_index=report_index, metrics=metrics, pending_metrics={})
 
     def save(self, folder: Path) -> None:

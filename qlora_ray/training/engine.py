@@ -1,16 +1,18 @@
-"""What an engine is: the contract that `single` meets, and `packed` will.
+"""What an engine is: the contract that `single` and `packed` meet.
 
 This module imports no torch: trial actors, which only pass specs and reports on, stay light.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from qlora_ray.config.schema import Lora, Training
+from qlora_ray.errors import QloraRayError
 from qlora_ray.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from qlora_ray.training.checkpoint import TrialState
 
 
-FailureCause = Literal["diverged", "oom", "error", "lost", "evicted", "unevaluated"]
+FailureCause = Literal["diverged", "oom", "error", "lost", "unevaluated"]
 UNEVALUATED = "trained, not evaluated: out of memory in evaluation at one row"
 # Trial id, and whether it has trained all its samples.
 TrainedListener = Callable[[str, bool], None]
@@ -38,14 +40,24 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a trial ended without a result: NaN or Inf (`diverged`), out of memory (`oom`), an error, or `lost`:
-    no executor was left, which says nothing about the trial. `evicted` is no end: the engine put the trial out to make
-    room in memory; its snapshot is of now, and it goes on from there elsewhere or later. `unevaluated`: it has trained
-    to a report, and there was no memory to evaluate one row; its snapshot owes that report."""
+    """Why a trial ended without a result.
+
+    Attributes:
+        cause: `diverged` (NaN or Inf), `oom` (out of memory even alone), `error`, `lost` (no executor was left, which
+            says nothing about the trial), or `unevaluated` (it has trained to a report, and there was no memory to
+            evaluate one row; its snapshot has that report pending).
+    """
 
     cause: FailureCause
     message: str
     traceback: str = ""
+
+    @classmethod
+    def from_error(cls, error: Exception) -> Failure:
+        """What an exception that nobody expected ends a trial with; our own errors need no traceback."""
+        if isinstance(error, QloraRayError):
+            return cls("error", str(error))
+        return cls("error", f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,20 @@ class Report:
     train_losses: list[tuple[int, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Preemption:
+    """A trial was put off the device to make room in memory, which is no failure.
+
+    Its snapshot is of this moment. It goes on from there on another device, or here when there is room.
+    """
+
+    trial_id: str
+    reason: str
+
+
+EngineEvent = Report | Preemption
+
+
 class Engine(Protocol):
     """Trains admitted trials in this process.
 
@@ -90,18 +116,18 @@ class Engine(Protocol):
     def proceed(self, trial_id: str) -> None:
         """Lets a trial that waits at a report train on; does nothing for one that is training."""
 
-    def advance(self) -> list[Report]:
-        """Trains until at least one admitted trial reports or ends; an empty list if none can train."""
+    def advance(self) -> list[EngineEvent]:
+        """Trains until at least one admitted trial reports, ends or is preempted; an empty list if none can train."""
 
     def on_trained(self, listener: TrainedListener) -> None:
         """Sets who is told that a trial has trained to a report, before it is evaluated there.
 
-        Told on the thread that trains it, which must not be held up for long. Meanwhile `snapshot` gives the state that
-        owes the report, and `save_adapter` works. The snapshot at the report differs from it in facts, not in tensors.
+        Told on the thread that trains it, which must not be held up for long. Meanwhile `snapshot` gives the state with
+        the pending report, and `save_adapter` works. The snapshot at the report has the same tensors and other facts.
         """
 
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The trial's state at its last report, which it may still owe; None before the first."""
+        """The trial's state at its last report, made or pending, or at its preemption; None before the first."""
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
         """Writes the adapter of a trial at a report in PEFT's format."""

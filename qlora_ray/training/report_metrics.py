@@ -10,7 +10,7 @@ from qlora_ray.training.checkpoint import TrialState
 # Digits of a point: a curve is looked at, not computed with.
 DIGITS = 6
 
-# Of a report's metrics, and of what training says of a report that is owed.
+# Of a report's metrics, and of the pending metrics that training leaves for a report.
 PEAK_METRIC = "peak_memory_bytes"
 
 
@@ -18,7 +18,7 @@ def reported_peak_bytes(state: TrialState, *, device: str) -> float:
     """A report's peak: of the training to it and of its evaluation, which may be another process's.
 
     Args:
-        state: The state that owes the report.
+        state: The state whose report is pending.
         device: Where it is evaluated.
     """
     return max(state.pending_metrics.get(PEAK_METRIC, 0), peak_memory_bytes(device))

@@ -12,7 +12,7 @@ import torch
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Report, TrainingData, TrialSpec
+from qlora_ray.training.engine import EngineEvent, Preemption, Report, TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.packed.reporting import Reporter
 from qlora_ray.training.packed.step import StepRunner
@@ -56,20 +56,21 @@ def engine(bench: Bench) -> PackedEngine:
 
 
 def run_pack(
-    engine: PackedEngine, specs: list[TrialSpec], *, on_report: Callable[[Report], None] = lambda report: None
+    engine: PackedEngine, specs: list[TrialSpec], *, on_event: Callable[[EngineEvent], None] = lambda event: None
 ) -> dict[str, list[Report]]:
-    """Trains trials together to their ends; they are gone afterwards."""
+    """Trains trials together to their ends or preemptions; they are gone afterwards."""
     for spec in specs:
         engine.admit(spec)
     seen: dict[str, list[Report]] = {spec.trial_id: [] for spec in specs}
-    while reports := engine.advance():
-        for report in reports:
-            seen[report.trial_id].append(report)
-            on_report(report)
-            if report.is_final or report.failure:
-                engine.evict(report.trial_id)
+    while events := engine.advance():
+        for event in events:
+            on_event(event)
+            if isinstance(event, Report):
+                seen[event.trial_id].append(event)
+            if isinstance(event, Preemption) or event.is_final:
+                engine.evict(event.trial_id)
             else:
-                engine.proceed(report.trial_id)
+                engine.proceed(event.trial_id)
     return seen
 
 
@@ -169,13 +170,13 @@ def test_a_neighbours_nan_weights_change_nothing(engine: PackedEngine) -> None:
     specs = [make_spec("0000"), make_spec("0001", seed=3)]
     clean = run_pack(engine, specs)
 
-    def poison(report: Report) -> None:
+    def poison(report: EngineEvent) -> None:
         if report.trial_id == "0001" and report.index == 1:
             trial = engine._roster.find("0001").trial
             trial.bind()
             trial.parameter.data.fill_(float("nan"))
 
-    poisoned = run_pack(engine, specs, on_report=poison)
+    poisoned = run_pack(engine, specs, on_event=poison)
     failure = poisoned["0001"][-1].failure
     assert failure is not None and failure.cause == "diverged"
     assert_close(losses(poisoned["0000"]), losses(clean["0000"]), rel=SAME_RANKS)
@@ -315,7 +316,7 @@ def test_out_of_memory_halves_the_passes_and_loses_nothing(
         assert_close(losses(packed[spec.trial_id]), losses(expected[spec.trial_id]), rel=MIXED_RANKS)
 
 
-def test_the_newest_trial_is_put_out_with_its_state_and_goes_on_later(
+def test_the_newest_trial_is_preempted_with_its_state_and_goes_on_later(
     engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [make_spec("0000"), make_spec("0001", seed=3), make_spec("0002", seed=4)]
@@ -331,27 +332,24 @@ def test_the_newest_trial_is_put_out_with_its_state_and_goes_on_later(
     monkeypatch.setattr(StepRunner, "run", count)
     out: list[TrialState | None] = []
 
-    def keep_state(report: Report) -> None:
-        if report.failure:
-            assert report.failure.cause == "evicted"
-            assert not report.is_final
-            out.append(engine.snapshot(report.trial_id))
+    def keep_state(event: EngineEvent) -> None:
+        if isinstance(event, Preemption):
+            out.append(engine.snapshot(event.trial_id))
 
-    packed = run_pack(engine, specs, on_report=keep_state)
+    packed = run_pack(engine, specs, on_event=keep_state)
     assert engine.slots == 2
     (state,) = out
     assert state is not None
-    # Put out between two reports: not a step is done twice.
+    # Preempted between two reports: not a step is done twice.
     assert state.step > 3
     for trial_id in ("0000", "0001"):
         assert_close(losses(packed[trial_id]), losses(expected[trial_id]), rel=MIXED_RANKS)
     rest = run_trial(engine, specs[2], state=state)
     engine.evict("0002")
-    kept = [report for report in packed["0002"] if not report.failure]
-    assert_close(losses(kept + rest), losses(expected["0002"]), rel=MIXED_RANKS)
+    assert_close(losses(packed["0002"] + rest), losses(expected["0002"]), rel=MIXED_RANKS)
 
 
-def test_an_optimizer_without_room_puts_its_trial_out_and_no_step_is_lost_or_taken_twice(
+def test_an_optimizer_without_room_preempts_its_trial_and_no_step_is_lost_or_taken_twice(
     engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [make_spec("0000"), make_spec("0001", seed=3)]
@@ -369,7 +367,9 @@ def test_an_optimizer_without_room_puts_its_trial_out_and_no_step_is_lost_or_tak
     monkeypatch.setattr(torch.optim.AdamW, "step", fail_once)
     out: list[TrialState | None] = []
     packed = run_pack(
-        engine, specs, on_report=lambda report: out.append(engine.snapshot("0001")) if report.failure else None
+        engine,
+        specs,
+        on_event=lambda event: out.append(engine.snapshot("0001")) if isinstance(event, Preemption) else None,
     )
     assert failed == [2]
     assert_close(losses(packed["0000"]), losses(expected["0000"]), rel=SAME_RANKS)
@@ -380,25 +380,27 @@ def test_an_optimizer_without_room_puts_its_trial_out_and_no_step_is_lost_or_tak
     assert_close(losses(rest), losses(expected["0001"]), rel=SAME_RANKS)
 
 
-def test_a_trial_without_room_for_its_evaluation_is_put_out_and_evaluated_later(
+def test_a_trial_without_room_for_its_evaluation_is_preempted_and_evaluated_later(
     engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [make_spec("0000"), make_spec("0001", seed=3)]
     expected = run_pack(engine, specs)
-    report = Reporter.report
+    report = Reporter._report
 
     def fail(self: Reporter, trial: Any) -> Report:
-        if trial.spec.trial_id == "0001" and len(engine._seated) == 2:
+        if trial.spec.trial_id == "0001" and len(engine._pack) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
         return report(self, trial)
 
-    monkeypatch.setattr(Reporter, "report", fail)
+    monkeypatch.setattr(Reporter, "_report", fail)
     out: list[TrialState | None] = []
     packed = run_pack(
-        engine, specs, on_report=lambda report: out.append(engine.snapshot("0001")) if report.failure else None
+        engine,
+        specs,
+        on_event=lambda event: out.append(engine.snapshot("0001")) if isinstance(event, Preemption) else None,
     )
     assert engine.slots == 1
-    assert packed["0001"][-1].failure is not None and packed["0001"][-1].failure.cause == "evicted"
+    assert packed["0001"] == []
     assert_close(losses(packed["0000"]), losses(expected["0000"]), rel=SAME_RANKS)
     (state,) = out
     assert state is not None and state.has_pending_report and state.step == NUM_STEPS // NUM_REPORTS
@@ -447,14 +449,14 @@ def test_a_trial_that_waits_holds_no_memory_of_an_earlier_pack(engine: PackedEng
 
 
 def test_one_trials_error_in_its_report_is_its_own(engine: PackedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = Reporter.report
+    report = Reporter._report
 
     def fail(self: Reporter, trial: Any, **kwargs: Any) -> Report:
         if trial.spec.trial_id == "0001":
             raise ValueError("no such metric")
         return report(self, trial, **kwargs)
 
-    monkeypatch.setattr(Reporter, "report", fail)
+    monkeypatch.setattr(Reporter, "_report", fail)
     packed = run_pack(engine, [make_spec("0000"), make_spec("0001", seed=3)])
     failure = packed["0001"][-1].failure
     assert failure is not None and (failure.cause, failure.message) == ("error", "ValueError: no such metric")

@@ -54,7 +54,7 @@ def test_six_trials_share_one_executor_of_four_slots(tmp_path: Path, make_pool: 
     assert facts["slots"] == 4
 
 
-def test_a_trial_put_out_for_memory_goes_on_and_the_slots_become_fewer(
+def test_a_trial_preempted_for_memory_goes_on_and_the_slots_become_fewer(
     tmp_path: Path, make_pool: Callable[..., Any]
 ) -> None:
     sweep = Sweep(tmp_path, make_pool, scheduler="none", num_trials=4)
@@ -63,14 +63,14 @@ def test_a_trial_put_out_for_memory_goes_on_and_the_slots_become_fewer(
     sweep.run(placement=FakePlacement(3, room=2, gathers=3))
     assert sweep.states() == ["COMPLETE"] * 4
     events = read_events(sweep.paths.events)
-    (put_out,) = [event for event in events if event["event"] == "trial_put_out"]
+    (preempted,) = [event for event in events if event["event"] == "trial_preempted"]
     (changed,) = [event for event in events if event["event"] == "slots_changed"]
     assert (changed["slots"], changed["ready_slots"]) == (2, 2)
-    assert changed["reason"] == put_out["reason"] == "out of memory with 3 trials"
+    assert changed["reason"] == preempted["reason"] == "out of memory with 3 trials"
     text = sweep.text.getvalue()
-    assert f"trial {put_out['trial']} put out of executor 0 for memory; it goes on in the next free slot" in text
+    assert f"trial {preempted['trial']} preempted on executor 0 for memory; it goes on in the next free slot" in text
     assert "executor 0 has 2 slots from now on: out of memory with 3 trials" in text
-    record = read_json(sweep.paths.trial(put_out["trial"]).record)
+    record = read_json(sweep.paths.trial(preempted["trial"]).record)
     assert (record["state"], record["num_retries"]) == ("complete", 0)
 
 

@@ -139,7 +139,7 @@ def test_a_trial_whose_state_cannot_be_read_starts_at_its_beginning_and_says_why
         assert report.facts["restarted"].startswith("holds no readable trial state: ")
         # It goes into the record, which is given to others.
         assert str(tmp_path) not in report.facts["restarted"]
-    # The next life goes on from what this one has written.
+    # The next admission goes on from what this one has written.
     core.evict("0000")
     assert core.admit(make_spec("0000")) is True
 
@@ -271,7 +271,7 @@ class EvaluatingEngine(FakeEngine):
         self.seen: list[tuple[int, bool, bool]] = []
 
     def evaluate(self, trial_ids: list[str]) -> None:
-        """Takes note of the state's step, whether it owes a report, and whether the adapter is there."""
+        """Takes note of the state's step, whether its report is pending, and whether the adapter is there."""
         assert self._written.acquire(timeout=WAIT_S)
         state = TrialState.load(self._trial.state)
         self.seen.append((state.step, state.has_pending_report, (self._trial.adapter / "adapter.txt").exists()))
@@ -293,14 +293,14 @@ def test_the_state_and_at_the_end_the_adapter_are_on_disk_before_the_evaluation_
     engine = EvaluatingEngine(written, trial)
     core = ExecutorCore(engine, paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True)
     core.admit(make_spec("0000"))
-    owed = []
+    pending = []
     for _ in range(4):
         core.next_report("0000", timeout_s=WAIT_S)
-        owed.append(TrialState.load(trial.state).has_pending_report)
+        pending.append(TrialState.load(trial.state).has_pending_report)
     core.close()
     assert engine.seen == [(2, True, False), (4, True, False), (6, True, False), (8, True, True)]
     # The last one is for a driver that is killed before it hears of the end: the report is made again.
-    assert owed == [False, False, False, True]
+    assert pending == [False, False, False, True]
     # Once a report, as large as they are.
     assert not written.acquire(blocking=False)
 

@@ -1,4 +1,4 @@
-"""ExecutorCore with several slots: trials come, go and are put out while others train. No test sleeps."""
+"""ExecutorCore with several slots: trials come, go and are preempted while others train. No test sleeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qlora_ray.config.schema import Lora, Training
-from qlora_ray.orchestration.executor.admission import Evicted, LeaseLost
+from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs import SweepPaths
 from qlora_ray.training.budget import make_budget
@@ -120,7 +120,7 @@ def test_a_report_of_a_trial_that_has_left_is_dropped(make_core: MakeCore, tmp_p
     assert not SweepPaths(tmp_path).trial("0000").state.exists()
 
 
-def test_a_trial_that_comes_again_never_gets_the_report_of_its_earlier_life(
+def test_a_trial_that_comes_again_never_gets_the_report_of_its_earlier_admission(
     make_core: MakeCore, ask: Callable[..., Future[Any]]
 ) -> None:
     engine = GatedEngine()
@@ -129,7 +129,7 @@ def test_a_trial_that_comes_again_never_gets_the_report_of_its_earlier_life(
     engine.wait_entered(1)
     core.evict("0000")
     again = ask(core.admit, make_spec("0000", learning_rate=1e-3))
-    # The engine is still on the step of the first life, and will report it.
+    # The engine is still on the step of the first admission, and will report it.
     engine.allow()
     assert again.result(WAIT_S) is False
     engine.allow()
@@ -138,7 +138,7 @@ def test_a_trial_that_comes_again_never_gets_the_report_of_its_earlier_life(
     assert report.metrics["eval_loss"] == pytest.approx(1 / 2)
 
 
-def test_one_who_asks_for_an_earlier_life_is_told_that_it_is_over(
+def test_a_caller_of_an_earlier_admission_is_told_that_it_is_over(
     make_core: MakeCore, ask: Callable[..., Future[Any]]
 ) -> None:
     engine = GatedEngine()
@@ -247,7 +247,7 @@ def test_a_trial_whose_state_cannot_be_written_fails_alone(make_core: MakeCore, 
 
 
 @pytest.mark.parametrize("keep_state", [True, False])
-def test_a_trial_put_out_for_memory_leaves_its_state_and_frees_its_slot(
+def test_a_trial_preempted_for_memory_leaves_its_state_and_frees_its_slot(
     make_core: MakeCore, tmp_path: Path, keep_state: bool
 ) -> None:
     core = make_core(FakeEngine(3, room=2), keep_state=keep_state)
@@ -255,7 +255,7 @@ def test_a_trial_put_out_for_memory_leaves_its_state_and_frees_its_slot(
         core.admit(make_spec(f"{number:04d}"))
         assert index_of(core, f"{number:04d}") == 1
     core.admit(make_spec("0002"))
-    with pytest.raises(Evicted, match="out of memory with 3 trials"):
+    with pytest.raises(Preempted, match="out of memory with 3 trials"):
         core.next_report("0002", timeout_s=WAIT_S)
     assert core.trials() == ["0000", "0001"]
     assert TrialState.load(SweepPaths(tmp_path).trial("0002").state).trial_id == "0002"
@@ -276,7 +276,7 @@ def test_fewer_slots_are_told_to_who_waits_for_a_change(make_core: MakeCore, ask
     after = core.describe_slots()
     assert (before["slots"], after["slots"]) == (2, 1)
     assert after["slots_reason"] == "out of memory with 2 trials"
-    with pytest.raises(Evicted, match="all 1 slots are held"):
+    with pytest.raises(Preempted, match="all 1 slots are held"):
         core.admit(make_spec("0002"))
 
 

@@ -16,9 +16,9 @@ from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.runs import SweepPaths, TrialPaths, read_events, read_json
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED
+from qlora_ray.training.engine import UNEVALUATED, Failure
 
-UNEVALUATED_FAILURE = ["unevaluated", f"{UNEVALUATED}: CUDA out of memory.", "traceback"]
+UNEVALUATED_FAILURE = Failure("unevaluated", f"{UNEVALUATED}: CUDA out of memory.", "traceback")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def enter(
     number: int,
     *,
     is_final: bool = True,
-    failure: list[str] | None = None,
+    failure: Failure | None = None,
     facts: dict[str, Any] | None = None,
 ) -> None:
     """A trial's report, or its failure."""
@@ -64,7 +64,7 @@ def open_trained(ledger: Ledger, trial: TrialPaths, number: int) -> None:
 def test_what_a_trial_leaves_is_what_its_end_has_use_for(
     make_ledger: Callable[[], Ledger],
     tmp_path: Path,
-    failure: list[str] | None,
+    failure: Failure | None,
     crashed: bool,
     state: str,
     left: set[str],
@@ -136,7 +136,7 @@ def test_a_failure_that_knows_nothing_of_what_ran_leaves_what_was_known(
     ledger = make_ledger()
     ledger.open(0, {})
     enter(ledger, 0, is_final=False, facts={"precision": "fp32", "executor": {"index": 0}})
-    enter(ledger, 0, is_final=False, failure=["error", "boom", ""], facts={"executor": {"index": 1}})
+    enter(ledger, 0, is_final=False, failure=Failure("error", "boom"), facts={"executor": {"index": 1}})
     ledger.close(0, crashed=False)
     record = read_json(SweepPaths(tmp_path / "s").trial("0000").record)
     assert (record["ran"]["precision"], record["executor"]["index"]) == ("fp32", 1)

@@ -10,11 +10,12 @@ from ray.tune.search import Searcher
 
 from qlora_ray.orchestration.searcher import settle_finished
 from qlora_ray.search.study import end_interrupted, interrupted_trials, requeue_interrupted
+from qlora_ray.training.engine import Failure
 from tests.unit.orchestration_fixtures import KNOWN_RATE, Books, make_result
 
-DIVERGED = ["diverged", "loss is nan at step 3", ""]
-LOST = ["lost", "no executor is left", ""]
-UNEVALUATED = ["unevaluated", "trained, not evaluated: out of memory", ""]
+DIVERGED = Failure("diverged", "loss is nan at step 3")
+LOST = Failure("lost", "no executor is left")
+UNEVALUATED = Failure("unevaluated", "trained, not evaluated: out of memory")
 
 
 def test_as_many_trials_are_asked_for_as_there_are_slots_and_one_that_waits(tmp_path: Path) -> None:

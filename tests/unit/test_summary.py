@@ -20,7 +20,7 @@ from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
 from qlora_ray.scoring.verdict import Verdict
-from qlora_ray.training.engine import UNEVALUATED
+from qlora_ray.training.engine import UNEVALUATED, Failure
 
 BASE = Scores(
     loss=10.2041,
@@ -83,7 +83,7 @@ def test_whatever_can_go_on_is_told_with_its_command_and_its_cause(
     result = {"report_index": 0, "is_final": True, "metrics": {}, "train_losses": [], "facts": {}, "waited_s": 0.0}
     for number in (0, 1):
         ledger.open(number, {})
-        failure = ["unevaluated", UNEVALUATED, ""]
+        failure = Failure("unevaluated", UNEVALUATED)
         ledger.report({**result, "number": number, "failure": failure, "executor": 0, "num_retries": 0})
         ledger.close(number, crashed=False)
     winner: Any = SimpleNamespace(

@@ -1,50 +1,177 @@
-"""One admission of a trial to an executor, and how one who asks for a trial hears that it is over."""
+"""The trials admitted to one executor, behind one lock, and how a caller hears that a trial has left it."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from qlora_ray.orchestration.executor.state_writer import Kept
-from qlora_ray.training.engine import Report, TrialSpec
-
-if TYPE_CHECKING:
-    from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.orchestration.executor.state_writer import PendingWrite
+from qlora_ray.training.admission import Admission, Phase
+from qlora_ray.training.engine import Engine, Report, TrialSpec
 
 
 class LeaseLost(RuntimeError):
-    """The trial is not on this executor any more: it was evicted, or its driver stopped asking."""
+    """The trial is not on this executor any more: it was evicted, or its driver fell silent."""
 
 
-class Evicted(LeaseLost):
+class Preempted(LeaseLost):
     """The executor has no room for the trial any more; it goes on from its state wherever a slot is free."""
 
 
 @dataclass(eq=False)
-class Life:
-    """One admission of a trial: one that was evicted and comes again has another life, and other reports.
+class ExecutorAdmission(Admission):
+    """An admission to an executor.
 
     Attributes:
-        state: What it enters the engine with, while it is not there yet.
-        num_kept: Files being written: of a report, or of a trial that is evaluated meanwhile.
-        kept: The state written before the evaluation under way.
-        has_adapter: Whether the adapter was.
+        num_writes: Files being written: of a report, or of a trial that is evaluated meanwhile.
+        trained_write: The write of its state that was given before the evaluation under way.
+        has_adapter: Whether its adapter was written before the evaluation under way.
+        report: The next one to hand out.
         restarted: Why it starts at its beginning although there is a state of it.
         silent_s: How long nobody has asked for it, as far as this process was awake to hear it.
     """
 
-    spec: TrialSpec
-    state: TrialState | None = None
-    in_engine: bool = False
-    is_training: bool = False
-    has_ended: bool = False
-    num_kept: int = 0
-    kept: Kept | None = None
+    num_writes: int = 0
+    trained_write: PendingWrite | None = None
     has_adapter: bool = False
     report: Report | None = None
     restarted: str | None = None
     silent_s: float = 0.0
 
+    @property
+    def is_in_engine(self) -> bool:
+        """Whether it holds one of the engine's slots."""
+        return self.phase not in (Phase.ENTERING, Phase.PREEMPTED)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it waits for its caller to ask for the next report."""
+        return self.phase in (Phase.ENTERING, Phase.REPORTED) and not self.report and not self.num_writes
+
     def explain(self, report: Report) -> Report:
         """The report with why the trial has started at its beginning again, where it has."""
         return replace(report, facts={**report.facts, "restarted": self.restarted}) if self.restarted else report
+
+
+class Admissions:
+    """The trials of one executor. `changed` guards them: methods that say so are called while it is held.
+
+    The engine has its own lock, and calls back holding none that is asked for under this one.
+
+    Args:
+        engine: The engine that they train in.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.changed = threading.Condition()
+        self.is_closed = False
+        self._engine = engine
+        self._admissions: dict[str, ExecutorAdmission] = {}
+        # Why trials were preempted whose callers have not heard of it.
+        self._preempted: dict[str, str] = {}
+        # Evictions under way, and trials that left during the `advance` under way: it may still report them.
+        self._evicting: set[str] = set()
+        self._departed: set[str] = set()
+        self.is_advancing = False
+
+    def add(self, spec: TrialSpec) -> ExecutorAdmission:
+        """Admits a trial; the engine takes it in with `go_on`.
+
+        Raises:
+            LeaseLost: If the executor is closing.
+            Preempted: If there is no slot for it.
+        """
+        admission = ExecutorAdmission(spec)
+        with self.changed:
+            self.changed.wait_for(
+                lambda: self.is_closed or (not self._evicting and spec.trial_id not in self._departed)
+            )
+            if self.is_closed:
+                raise LeaseLost("executor: is closing")
+            if len(self._admissions) >= self._engine.slots:
+                raise self._no_slot()
+            self._admissions[spec.trial_id] = admission
+        return admission
+
+    def remove(self, admission: ExecutorAdmission) -> None:
+        """Ends one admission, if it has not ended yet. Nothing is written for it once this has returned."""
+        trial_id = admission.spec.trial_id
+        with self.changed:
+            if not self.holds(admission):
+                return
+            del self._admissions[trial_id]
+            self._evicting.add(trial_id)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: not admission.num_writes)
+        try:
+            if admission.is_in_engine:
+                self._engine.evict(trial_id)
+        finally:
+            with self.changed:
+                self._evicting.discard(trial_id)
+                if self.is_advancing and admission.is_in_engine:
+                    self._departed.add(trial_id)
+                self.changed.notify_all()
+
+    def all(self) -> list[ExecutorAdmission]:
+        """All of them; under the lock."""
+        return list(self._admissions.values())
+
+    def find(self, trial_id: str) -> ExecutorAdmission | None:
+        """A trial's admission, if it is here; under the lock."""
+        return self._admissions.get(trial_id)
+
+    def holds(self, admission: ExecutorAdmission) -> bool:
+        """Whether this very admission is still in force."""
+        return self._admissions.get(admission.spec.trial_id) is admission
+
+    def require(self, trial_id: str, admission: ExecutorAdmission | None = None) -> ExecutorAdmission:
+        """A trial's admission; under the lock.
+
+        Args:
+            trial_id: The trial.
+            admission: The one that it must still be.
+
+        Raises:
+            Preempted: If the trial was preempted.
+            LeaseLost: If it is not here, or was admitted anew.
+        """
+        found = self._admissions.get(trial_id)
+        if found is None:
+            reason = self._preempted.pop(trial_id, None)
+            raise LeaseLost(f"executor: trial {trial_id} is not here") if reason is None else Preempted(reason)
+        if admission is not None and found is not admission:
+            raise LeaseLost(f"executor: trial {trial_id} was admitted anew")
+        return found
+
+    def go_on(self, admission: ExecutorAdmission) -> None:
+        """Lets a trial train; under the lock. Raises Preempted if there is no slot in the engine any more."""
+        if admission.is_in_engine:
+            self._engine.proceed(admission.spec.trial_id)
+        else:
+            if sum(other.is_in_engine for other in self._admissions.values()) >= self._engine.slots:
+                del self._admissions[admission.spec.trial_id]
+                self.changed.notify_all()
+                raise self._no_slot()
+            self._engine.admit(admission.spec, admission.state)
+            admission.state = None
+        admission.phase = Phase.TRAINING
+        self.changed.notify_all()
+
+    def preempt(self, admission: ExecutorAdmission, reason: str) -> None:
+        """Ends the admission of a trial that has left the engine; its caller hears why. Under the lock."""
+        del self._admissions[admission.spec.trial_id]
+        self._preempted[admission.spec.trial_id] = reason
+
+    def forget_preemption(self, trial_id: str) -> None:
+        """Nobody will ask for the trial any more; under the lock."""
+        self._preempted.pop(trial_id, None)
+
+    def end_advance(self) -> None:
+        """The engine rests: what it can still report is told. Under the lock."""
+        self.is_advancing = False
+        self._departed.clear()
+        self.changed.notify_all()
+
+    def _no_slot(self) -> Preempted:
+        return Preempted(f"all {self._engine.slots} slots are held")

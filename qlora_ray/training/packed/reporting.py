@@ -9,6 +9,8 @@ import math
 import time
 from typing import Any
 
+import torch
+
 from qlora_ray.errors import TrialDiverged
 from qlora_ray.modeling.device_memory import peak_memory_bytes
 from qlora_ray.modeling.multi_lora.dropout import rounded_rate
@@ -17,8 +19,10 @@ from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.budget import warmup_steps
-from qlora_ray.training.engine import Report
+from qlora_ray.training.engine import UNEVALUATED, Failure, Report
+from qlora_ray.training.packed.limits import Limits
 from qlora_ray.training.packed.optimizer import running_optim
+from qlora_ray.training.packed.step import StepRunner
 from qlora_ray.training.packed.trial import Interval, PackedTrial
 from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
 
@@ -30,22 +34,28 @@ class Reporter:
         wrapped: The base with its wrapped layers.
         validation: The rows that trials are compared on.
         max_eval_batch: Rows per forward that fit the device; None for no bound.
+        limits: The caps that trials train under.
+        runner: Who runs their steps.
     """
 
-    def __init__(self, wrapped: WrappedBase, validation: EvaluationSplit, *, max_eval_batch: int | None) -> None:
+    def __init__(
+        self,
+        wrapped: WrappedBase,
+        validation: EvaluationSplit,
+        *,
+        max_eval_batch: int | None,
+        limits: Limits,
+        runner: StepRunner,
+    ) -> None:
         self._wrapped = wrapped
         self._base = wrapped.base
         self._validation = validation
         self._max_eval_batch = max_eval_batch
+        self._limits = limits
+        self._runner = runner
 
-    def keep_state(self, trial: PackedTrial, *, max_tokens: int, checkpoints: bool) -> None:
-        """Keeps a trial's state after a step that its budget reports at: from now on it owes that report.
-
-        Args:
-            trial: The trial.
-            max_tokens: The cap on its micro-batches.
-            checkpoints: Whether its last step recomputed activations.
-        """
+    def keep_state(self, trial: PackedTrial) -> None:
+        """Keeps a trial's state after a step that its budget reports at: that report is pending from now on."""
         spec, interval = trial.spec, trial.interval
         pending_metrics = {
             "train_loss": sum(interval.losses) / len(interval.losses),
@@ -56,20 +66,31 @@ class Reporter:
             "samples_seen": spec.budget.samples_seen(trial.step),
             PEAK_METRIC: peak_memory_bytes(self._base.device),
         }
-        facts = self.describe(trial, max_tokens=max_tokens, checkpoints=checkpoints)
+        facts = self._describe(trial)
         points = thin_losses(interval.losses, last_step=trial.step, every=spec.training.logging_steps)
         trial.interval = Interval()
         state = trial.take_state()
         state.pending_metrics, state.train_losses, state.facts = pending_metrics, points, facts
         trial.state = state
 
-    def report(self, trial: PackedTrial) -> Report:
-        """Evaluates a trial that owes a report, and makes it.
+    def report(self, trial: PackedTrial) -> Report | Failure:
+        """Evaluates a trial with a pending report, and makes the report.
 
-        Raises:
-            TrialDiverged: Its evaluation loss is not finite.
-            torch.OutOfMemoryError: One validation row alone does not fit. The trial still owes the report.
+        Returns:
+            The report; or a failure: the loss is not finite (`diverged`), one validation row alone does not fit the
+            memory (`unevaluated`; the report stays pending), or an error, which is this trial's own: the others have
+            taken their steps, and their reports are worth as much as ever.
         """
+        try:
+            return self._report(trial)
+        except TrialDiverged as error:
+            return Failure("diverged", str(error))
+        except torch.OutOfMemoryError as error:
+            return Failure("unevaluated", f"{UNEVALUATED}: {str(error).splitlines()[0]}")
+        except Exception as error:
+            return Failure.from_error(error)
+
+    def _report(self, trial: PackedTrial) -> Report:
         spec, state = trial.spec, trial.state
         assert state is not None and state.has_pending_report
         started = time.perf_counter()
@@ -102,8 +123,15 @@ class Reporter:
                 precision=self._base.precision,
             ).loss
 
-    def describe(self, trial: PackedTrial, *, max_tokens: int, checkpoints: bool) -> dict[str, Any]:
-        """What really runs: every value resolved, none left as an expression. Arguments as for `keep_state`."""
+    def describe_run(self, trial: PackedTrial) -> dict[str, Any]:
+        """What really ran, for the last report of a trial that has failed, also where it never reported."""
+        if trial.state is not None and trial.has_pending_report:
+            # It has not trained since: what ran is what was kept with its state, also in another process.
+            return trial.state.facts
+        return self._describe(trial)
+
+    def _describe(self, trial: PackedTrial) -> dict[str, Any]:
+        """What runs: every value resolved, none left as an expression."""
         spec, blueprint = trial.spec, trial.blueprint
         training, budget = spec.training, spec.budget
         return {
@@ -111,7 +139,7 @@ class Reporter:
             "training": {
                 **training.model_dump(exclude={"num_train_epochs", "max_samples", "warmup_ratio", "precision"}),
                 "optim": running_optim(training),
-                "gradient_checkpointing": checkpoints,
+                "gradient_checkpointing": self._runner.checkpoints,
                 "max_steps": budget.num_steps,
                 "warmup_steps": warmup_steps(training, budget.num_steps),
                 "bf16": self._base.precision == "bf16",
@@ -129,7 +157,7 @@ class Reporter:
             "precision": self._base.precision,
             "quantization": self._base.quantization.to_dict(),
             "hold_dequantized": self._wrapped.holds_dequantized,
-            "max_tokens_per_micro_batch": max_tokens,
+            "max_tokens_per_micro_batch": self._limits.max_tokens,
             "pack": trial.interval.describe(),
             "trainable_parameters": blueprint.trainable_parameters,
             "total_parameters": blueprint.total_parameters,

@@ -6,28 +6,27 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from qlora_ray.training.admission import Admission, Phase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
+from qlora_ray.training.engine import Failure, Preemption, Report, TrialSpec
 from qlora_ray.training.packed.trial import PackedTrial
 
 
 @dataclass(eq=False)
-class Seat:
-    """A trial from admission to eviction. A trial that comes again has another seat.
+class PackedAdmission(Admission):
+    """An admission to the packed engine.
 
     Attributes:
         trial: There once the training thread has taken the trial in.
-        is_waiting: At a report.
-        is_reporting: Its report is being made: it is evaluated, and does not train meanwhile.
-        has_ended: It trains no further, whatever it is told; it waits to be evicted.
     """
 
-    spec: TrialSpec
-    state: TrialState | None
     trial: PackedTrial | None = None
-    is_waiting: bool = False
-    is_reporting: bool = False
-    has_ended: bool = False
+
+    @property
+    def packed(self) -> PackedTrial:
+        """The trial, of an admission that has been taken in."""
+        assert self.trial is not None, f"trial {self.spec.trial_id} is not in the pack"
+        return self.trial
 
     @property
     def report_index(self) -> int:
@@ -39,65 +38,62 @@ class Seat:
 
 @dataclass
 class Roster:
-    """The seats, behind one lock."""
+    """The admissions, behind one lock."""
 
     num_slots: int
-    _seats: dict[str, Seat] = field(default_factory=dict)
+    _admissions: dict[str, PackedAdmission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def admit(self, spec: TrialSpec, state: TrialState | None) -> None:
-        """Gives a trial a seat; raises RuntimeError if none is free."""
+        """Gives a trial a slot; raises RuntimeError if none is free."""
         with self._lock:
-            if len(self._seats) >= self.num_slots:
+            if len(self._admissions) >= self.num_slots:
                 raise RuntimeError(
-                    f"packed engine: all {self.num_slots} slots are held, by trials {', '.join(self._seats)}, "
+                    f"packed engine: all {self.num_slots} slots are held, by trials {', '.join(self._admissions)}, "
                     f"got {spec.trial_id}"
                 )
-            self._seats[spec.trial_id] = Seat(spec, state)
+            self._admissions[spec.trial_id] = PackedAdmission(spec, state)
 
     def proceed(self, trial_id: str) -> None:
-        """A trial that waits trains on."""
+        """Lets a trial that waits at a report train on."""
         with self._lock:
-            seat = self._seats.get(trial_id)
-            if seat is not None and not seat.has_ended:
-                seat.is_waiting = False
+            admission = self._admissions.get(trial_id)
+            if admission is not None and admission.phase is Phase.REPORTED:
+                admission.phase = Phase.TRAINING
 
     def evict(self, trial_id: str) -> None:
-        """A trial leaves."""
+        """Ends a trial's admission."""
         with self._lock:
-            self._seats.pop(trial_id, None)
+            self._admissions.pop(trial_id, None)
 
-    def find(self, trial_id: str) -> Seat:
-        """A trial's seat; raises RuntimeError if it has none."""
+    def find(self, trial_id: str) -> PackedAdmission:
+        """A trial's admission; raises RuntimeError if it has none."""
         with self._lock:
-            if trial_id not in self._seats:
+            if trial_id not in self._admissions:
                 raise RuntimeError(f"packed engine: trial {trial_id} is not here")
-            return self._seats[trial_id]
+            return self._admissions[trial_id]
 
-    def holds(self, seat: Seat) -> bool:
-        """Whether this very seat is still taken."""
+    def holds(self, admission: PackedAdmission) -> bool:
+        """Whether this very admission is still in force."""
         with self._lock:
-            return self._seats.get(seat.spec.trial_id) is seat
+            return self._admissions.get(admission.spec.trial_id) is admission
 
-    def coming(self) -> list[Seat]:
-        """Seats of trials to be taken in."""
+    def in_phase(self, phase: Phase) -> list[PackedAdmission]:
+        """The admissions in a phase, oldest first."""
         with self._lock:
-            return [seat for seat in self._seats.values() if seat.trial is None and not seat.has_ended]
+            return [admission for admission in self._admissions.values() if admission.phase is phase]
 
-    def running(self) -> list[Seat]:
-        """Seats of trials that train, oldest first."""
+    def move(self, admission: PackedAdmission, phase: Phase) -> None:
+        """A trial is in another phase from now on."""
         with self._lock:
-            return [seat for seat in self._seats.values() if seat.trial is not None and not seat.is_waiting]
+            admission.phase = phase
 
-    def wait(self, seat: Seat, *, has_ended: bool = False) -> None:
-        """A trial waits from now on."""
-        with self._lock:
-            seat.is_waiting, seat.has_ended = True, has_ended
+    def end(self, admission: PackedAdmission, failure: Failure, *, facts: dict[str, Any] | None = None) -> Report:
+        """The last report of a trial that has failed."""
+        self.move(admission, Phase.ENDED)
+        return Report(admission.spec.trial_id, admission.report_index, True, {}, facts or {}, failure)
 
-    def fail(
-        self, seat: Seat, cause: FailureCause, message: str, trace: str = "", *, facts: dict[str, Any] | None = None
-    ) -> Report:
-        """A trial's last report. One that was put out for memory goes on elsewhere or later: it is not final."""
-        self.wait(seat, has_ended=True)
-        failure = Failure(cause, message, trace or message)
-        return Report(seat.spec.trial_id, seat.report_index, cause != "evicted", {}, facts or {}, failure)
+    def preempt(self, admission: PackedAdmission, reason: str) -> Preemption:
+        """A trial is off the device from now on, and waits to be evicted."""
+        self.move(admission, Phase.PREEMPTED)
+        return Preemption(admission.spec.trial_id, reason)

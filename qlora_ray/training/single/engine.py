@@ -12,8 +12,9 @@ from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
+from qlora_ray.training.admission import Phase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Report, TrainedListener, TrainingData, TrialSpec
+from qlora_ray.training.engine import EngineEvent, TrainedListener, TrainingData, TrialSpec
 from qlora_ray.training.single.run import SingleRun, labelled_rows
 
 
@@ -75,20 +76,19 @@ class SingleEngine:
     def proceed(self, trial_id: str) -> None:
         """Lets a trial that waits at a report train on."""
         run = self._run
-        if run is not None and run.spec.trial_id == trial_id and run.is_waiting:
-            run.is_waiting = False
+        if run is not None and run.spec.trial_id == trial_id and run.phase is Phase.REPORTED:
             run.proceed()
 
-    def advance(self) -> list[Report]:
+    def advance(self) -> list[EngineEvent]:
         """Trains until the trial reports or ends; an empty list if none can train."""
         run = self._run
-        if run is None or run.is_waiting:
+        if run is None or run.phase in (Phase.REPORTED, Phase.ENDED):
             return []
         report = run.next_report()
         if report is None:
             return []
         # Of the run that reported: meanwhile it may have been evicted, and another trial admitted.
-        run.is_waiting = True
+        run.phase = Phase.ENDED if report.is_final else Phase.REPORTED
         return [report] if self._run is run else []
 
     def on_trained(self, listener: TrainedListener) -> None:
@@ -96,13 +96,13 @@ class SingleEngine:
         self._on_trained = listener
 
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The trial's state at its last report, also one that it owes; None before the first."""
+        """The trial's state at its last report, also a pending one; None before the first."""
         return self._admitted(trial_id).state
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
         """Writes the adapter of a trial at a report in PEFT's format."""
         run = self._admitted(trial_id)
-        if not (run.is_waiting or run.is_reporting) or run.model is None:
+        if run.model is None or run.phase in (Phase.ENTERING, Phase.TRAINING):
             raise RuntimeError(f"single engine: trial {trial_id} is training; its adapter can be saved at a report")
         save_adapter(run.model, folder)
 

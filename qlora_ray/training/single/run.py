@@ -7,7 +7,6 @@ import queue
 import tempfile
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,15 +15,16 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
 
-from qlora_ray.errors import QloraRayError, TrialDiverged
+from qlora_ray.errors import TrialDiverged
 from qlora_ray.hardware.plan import largest_divisor
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
 from qlora_ray.modeling.device_memory import peak_memory_bytes
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.scoring.loss import evaluate_loss
+from qlora_ray.training.admission import Phase
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED, Failure, FailureCause, Report, TrainedListener, TrialSpec
+from qlora_ray.training.engine import UNEVALUATED, Failure, Report, TrainedListener, TrialSpec
 from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
 from qlora_ray.training.single.sft_arguments import make_sft_config, sft_arguments
 from qlora_ray.training.single.trainer import OrderedTrainer, load_trainable
@@ -70,9 +70,8 @@ class SingleRun:
     ) -> None:
         self.spec = spec
         self.state = state
-        self.is_reporting = False
-        # Its report was taken, and nobody has told it to go on: the engine's to set.
-        self.is_waiting = False
+        # Its own thread's to set, but for REPORTED and ENDED, which are the engine's once it has taken the report.
+        self.phase = Phase.ENTERING
         self._on_trained = on_trained
         self.model: PeftModel | None = None
         self._trainer: OrderedTrainer | None = None
@@ -101,6 +100,7 @@ class SingleRun:
 
     def proceed(self) -> None:
         """Lets the trial train on."""
+        self.phase = Phase.TRAINING
         self._go.release()
 
     def stop(self) -> None:
@@ -114,53 +114,49 @@ class SingleRun:
         torch.set_num_threads(self._num_threads)
         try:
             while not self._stopping:
-                owed = self._owed_step
+                pending = self._pending_step
                 try:
                     self._train()
                     break
                 except torch.OutOfMemoryError as error:
-                    failure = str(error).splitlines()[0]
-                if not self._makes_room(owed, failure):
+                    problem = str(error).splitlines()[0]
+                if not self._makes_room(pending, problem):
                     break
         except TrialDiverged as error:
-            self._fail("diverged", str(error))
-        except QloraRayError as error:
-            self._fail("error", str(error))
+            self._fail(Failure("diverged", str(error)))
         except Exception as error:
-            self._fail("error", f"{type(error).__name__}: {error}", traceback.format_exc())
+            self._fail(Failure.from_error(error))
         finally:
             self._reports.put(None)
 
     @property
-    def _owed_step(self) -> int | None:
-        """The step of the report that the trial owes; None if it owes none."""
+    def _pending_step(self) -> int | None:
+        """The step of the trial's pending report; None if there is none."""
         return self.state.step if self.state is not None and self.state.has_pending_report else None
 
-    def _makes_room(self, owed: int | None, failure: str) -> bool:
+    def _makes_room(self, pending: int | None, problem: str) -> bool:
         """Whether the trial, out of memory, goes on in less of it. Nothing is lost: it does so from its last state.
 
         Args:
-            owed: The step of the report that it owed when it last began.
-            failure: What torch said.
+            pending: The step of the report that was pending when it last began.
+            problem: What torch said.
         """
-        if self._owed_step is not None:
+        if self._pending_step is not None:
             # It was not training that found no room. Trainer, optimizer and gradients are gone now, so once more.
-            if self._owed_step != owed:
+            if self._pending_step != pending:
                 return True
-            self._fail("unevaluated", f"{UNEVALUATED}: {failure}")
+            self._fail(Failure("unevaluated", f"{UNEVALUATED}: {problem}"))
             return False
         if self._micro_batch == 1:
-            self._fail("oom", failure)
+            self._fail(Failure("oom", problem))
             return False
         # Smaller micro-batches of the same effective batch.
         self._micro_batch = largest_divisor(self.spec.training.effective_batch, at_most=self._micro_batch // 2)
         return True
 
-    def _fail(self, cause: FailureCause, message: str, trace: str = "") -> None:
+    def _fail(self, failure: Failure) -> None:
         index = self.state.report_index if self.state else 0
-        self._reports.put(
-            Report(self.spec.trial_id, index, True, {}, failure=Failure(cause, message, trace or message))
-        )
+        self._reports.put(Report(self.spec.trial_id, index, True, {}, failure=failure))
 
     def _train(self) -> None:
         start_step = self.state.step if self.state else 0
@@ -173,7 +169,7 @@ class SingleRun:
         try:
             if self.state:
                 load_trainable(self.model, self.state.adapter)
-            if self._owed_step is not None:
+            if self._pending_step is not None:
                 self._report_and_wait()
             if self._stopping or start_step == self.spec.budget.num_steps:
                 return
@@ -187,6 +183,7 @@ class SingleRun:
             )
             self._facts = self._describe(arguments)
             self._trainer = self._make_trainer(arguments, start_step)
+            self.phase = Phase.TRAINING
             self._trainer.train()
         finally:
             # SFTTrainer patches the base's forward for its chunked loss; the next trial gets a clean one.
@@ -199,7 +196,7 @@ class SingleRun:
                 self._base.model.disable_input_require_grads()
             detach_adapter(self._base)
             self.model = self._trainer = None
-            self.is_reporting = False
+            self.phase = Phase.ENTERING
 
     def _make_trainer(self, arguments: dict[str, Any], start_step: int) -> OrderedTrainer:
         assert self.model is not None
@@ -247,7 +244,7 @@ class SingleRun:
         }
 
     def _keep_and_report(self, step: int) -> None:
-        """Keeps the state after a step, which owes its report from then on, and makes the report."""
+        """Keeps the state after a step, with its report pending, and makes the report."""
         assert self._trainer is not None
         training = self._trainer.take_metrics()
         state = self._trainer.take_state(step, self.state.report_index if self.state else 0)
@@ -271,7 +268,7 @@ class SingleRun:
         budget, state = self.spec.budget, self.state
         step = state.step
         is_final = step == budget.num_steps
-        self.is_reporting = True
+        self.phase = Phase.EVALUATING
         self._on_trained(self.spec.trial_id, is_final)
         started = time.perf_counter()
         result = evaluate_loss(
@@ -295,4 +292,3 @@ class SingleRun:
             Report(self.spec.trial_id, index, is_final, metrics, facts=state.facts, train_losses=state.train_losses)
         )
         self._go.acquire()
-        self.is_reporting = False

@@ -51,7 +51,7 @@ class OrderedTrainer(SFTTrainer):
         self.on_report = on_report
         self.is_stopping = is_stopping
         self._restored_state = state
-        # One that was put out between two reports brings the losses since the last one.
+        # One that was preempted between two reports brings the losses since the last one.
         self._step_losses: list[float] = list(state.interval_losses) if state else []
         self._micro_losses: list[torch.Tensor] = []
         self._train_s = 0.0

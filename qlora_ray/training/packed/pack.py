@@ -1,0 +1,92 @@
+"""The trials whose adapters are in memory, and the stacks that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
+from qlora_ray.modeling.multi_lora.adapters import draw_adapter
+from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
+from qlora_ray.training.packed.roster import PackedAdmission
+from qlora_ray.training.packed.trial import PackedTrial
+
+
+class Pack:
+    """The admissions whose adapters are in memory. Touches the base, so its callers hold the engine's training lock.
+
+    Args:
+        wrapped: The base with its wrapped layers, which are in place while any trial is here.
+        num_rows: Training rows there are.
+    """
+
+    def __init__(self, wrapped: WrappedBase, *, num_rows: int) -> None:
+        self._wrapped = wrapped
+        self._num_rows = num_rows
+        self._stacks: dict[StackKey, AdapterStack] = {}
+        # Oldest first.
+        self.admissions: list[PackedAdmission] = []
+
+    def __len__(self) -> int:
+        return len(self.admissions)
+
+    def enter(self, admission: PackedAdmission) -> None:
+        """Puts a trial's adapter in memory; `settle` must follow.
+
+        Raises:
+            QloraRayError: The adapter cannot be packed, or the state does not fit it.
+            torch.OutOfMemoryError: There is no room for it. Nothing of the trial stays.
+        """
+        spec = admission.spec
+        blueprint, tensors = draw_adapter(self._wrapped, spec.lora, seed=spec.training.seed)
+        key, base = blueprint.key, self._wrapped.base
+        if key not in self._stacks:
+            self._stacks[key] = AdapterStack(key, self._wrapped.widths, device=base.device)
+        stack = self._stacks[key]
+        try:
+            admission.trial = PackedTrial(
+                spec,
+                blueprint,
+                tensors,
+                stack=stack,
+                num_rows=self._num_rows,
+                state=admission.state,
+                scales_loss=base.precision == "fp16",
+            )
+        except BaseException:
+            # A state that does not fit the trial, or no memory for its moments: no half of it stays.
+            self._clear(stack, spec.trial_id)
+            raise
+        self.admissions.append(admission)
+
+    def leave(self, is_leaving: Callable[[PackedAdmission], bool]) -> bool:
+        """Takes trials' adapters out of memory; returns whether any left."""
+        leaving = [admission for admission in self.admissions if is_leaving(admission)]
+        for admission in leaving:
+            self.admissions.remove(admission)
+            self._clear(admission.packed.stack, admission.spec.trial_id)
+        if leaving or not self.admissions:
+            self.settle()
+        return bool(leaving)
+
+    def settle(self) -> None:
+        """Points every trial at its row, and wraps the base or gives it back its own layers.
+
+        Also the trials that wait: what they pointed at before is free memory again.
+        """
+        for admission in self.admissions:
+            admission.packed.bind()
+        if self.admissions:
+            self._wrapped.wrap()
+        else:
+            self._wrapped.unwrap()
+
+    def in_stack_order(self, admissions: Iterable[PackedAdmission]) -> list[PackedAdmission]:
+        """The admissions with those of one stack together, and in it by slot."""
+        order = {key: number for number, key in enumerate(self._stacks)}
+        return sorted(admissions, key=lambda admission: (order[admission.packed.stack.key], admission.packed.slot))
+
+    def _clear(self, stack: AdapterStack, trial_id: str) -> None:
+        if trial_id in stack.names:
+            stack.remove(trial_id)
+        if not len(stack):
+            del self._stacks[stack.key]
