@@ -299,11 +299,11 @@ def fail_micro_batches(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
         return run_micro_batch(self, rows, trials, answer_tokens)
 
-    monkeypatch.setattr(StepRunner, "_run_pass", run)
+    monkeypatch.setattr(StepRunner, "_run_micro_batch", run)
     return failed
 
 
-def test_out_of_memory_halves_the_passes_and_loses_nothing(
+def test_out_of_memory_halves_the_micro_batches_and_loses_nothing(
     engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = run_pack(engine, SAME_RANK_SPECS)

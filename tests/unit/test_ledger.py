@@ -56,7 +56,7 @@ def open_trained(ledger: Ledger, trial: TrialPaths, number: int) -> None:
     ("failure", "crashed", "state", "left"),
     [
         (None, False, "complete", {"adapter"}),
-        (["error", "no such metric", ""], False, "failed", set()),
+        (Failure("error", "no such metric"), False, "failed", set()),
         (None, True, "failed", set()),
         (UNEVALUATED_FAILURE, False, "interrupted", {"state", "adapter"}),
     ],
