@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from qlora_ray.config import SweepConfig
 from qlora_ray.config.schema import Model
@@ -18,53 +15,33 @@ from qlora_ray.evaluation.target.finding import find_target
 from qlora_ray.evaluation.target.target import MODEL_NAMES, Request, Target
 from qlora_ray.modeling.identity import write_adapter_origin
 from qlora_ray.modeling.loading import hash_base
+from qlora_ray.runs import write_json
+from tests.sweep_folder import Sketch, edited, write_adapter, write_sweep
 
 INT8 = {"method": "int8", "double_quantization": False}
 
 
-def write_adapter(folder: Path, *, base: str = "embedded") -> Path:
-    folder.mkdir(parents=True)
-    facts = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": base, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(facts))
-    save_file({"lora_A": np.ones((4, 8), dtype=np.float32)}, folder / "adapter_model.safetensors")
-    return folder
+def write_record(folder: Path, trial: str, *, quantization: dict[str, Any] = INT8) -> None:
+    """What a trial left of its base and how that was stored."""
+    base = {"name": "embedded", "revision": None, "hash": "sha256:0"}
+    write_json(folder / "record.json", {"trial": trial, "base": base, "ran": {"quantization": quantization}})
 
 
-def write_record(folder: Path, trial: str, **changes: Any) -> None:
-    record = {
-        "trial": trial,
-        "state": "complete",
-        "base": {"name": "embedded", "revision": None, "hash": "sha256:0"},
-        "ran": {"quantization": INT8},
-        **changes,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(record))
-
-
-def write_sweep(folder: Path, *, winner: str | None = "0001") -> Path:
-    """A sweep of three trials: 0000 pruned, 0001 and 0002 complete."""
-    folder.mkdir(parents=True)
-    config = SweepConfig().model_dump()
-    config["data"]["max_length"] = 77
-    (folder / "manifest.json").write_text(json.dumps({"config": config, "folder": str(folder), "data": {}}))
-    write_record(folder / "trials" / "0000", "0000", state="pruned")
-    for trial in ("0001", "0002"):
-        write_record(folder / "trials" / trial, trial)
-        write_adapter(folder / "trials" / trial / "adapter")
-    summary = {"status": "complete" if winner else "no_winner", "winner": winner, "first_failure": None}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    if winner:
-        write_record(folder / "best", winner)
-        write_adapter(folder / "best" / "adapter")
-    return folder
+def make_sweep(root: Path, *, winner: int | None = 1) -> Path:
+    """A sweep of three trials: 0000 pruned, 0001 and 0002 complete, trained in int8. Its manifest has nf4."""
+    config = SweepConfig.model_validate({"data": {"max_length": 77}, "model": {"quantization": INT8}})
+    sketches = [Sketch([1.0], state="pruned"), Sketch([0.5]), Sketch([0.6])]
+    status = "no_winner" if winner is None else "complete"
+    write_sweep(root, sketches, config=config, status=status, winner=winner, has_journal=False, has_adapters=True)
+    change_model(root, quantization={"method": "nf4"})
+    return root
 
 
 def write_model(folder: Path, *, merge_report: bool = False) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    write_json(folder / "config.json", {"model_type": "llama"})
     if merge_report:
-        (folder / "merge_report.json").write_text("{}")
+        write_json(folder / "merge_report.json", {})
     return folder
 
 
@@ -80,15 +57,14 @@ def write_merged(folder: Path, base: Path, **report: Any) -> Path:
     """A merged model, and what its report says of its base."""
     write_model(folder)
     written = {"name": str(base), "revision": None, "hash": hash_base(Model(name=str(base)))}
-    (folder / "merge_report.json").write_text(json.dumps({"base": written, "quantization": INT8, **report}))
+    write_json(folder / "merge_report.json", {"base": written, "quantization": INT8, **report})
     return folder
 
 
 def change_model(sweep: Path, **changes: Any) -> None:
     """Changes the model section of a sweep's config."""
-    manifest = json.loads((sweep / "manifest.json").read_text())
-    manifest["config"]["model"] |= changes
-    (sweep / "manifest.json").write_text(json.dumps(manifest))
+    with edited(sweep / "manifest.json") as manifest:
+        manifest["config"]["model"] |= changes
 
 
 def find(target: Path | str, **request: Any) -> Target:
@@ -106,11 +82,11 @@ def method_of(target: Target) -> str | None:
 
 
 def test_a_sweep_is_its_winner_on_the_base_and_quantization_of_its_record(tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path / "x")
+    sweep = make_sweep(tmp_path / "x")
     target = find(sweep)
     assert (target.kind, target.trial, target.available) == ("sweep", "0001", ("base", "adapter"))
     assert (target.adapter, target.to) == (sweep / "best" / "adapter", sweep / "evaluation")
-    assert (base_of(target).name, target.base_hash, method_of(target)) == ("embedded", "sha256:0", "int8")
+    assert (base_of(target).name, target.base_hash, method_of(target)) == ("embedded", hash_base(Model()), "int8")
     assert target.config.data.max_length == 77
 
 
@@ -130,7 +106,7 @@ def test_a_sweep_is_its_winner_on_the_base_and_quantization_of_its_record(tmp_pa
 def test_a_part_of_a_sweep_is_evaluated_as_the_sweep_would(
     tmp_path: Path, part: str, trial: str | None, kind: str, found: str, to: str
 ) -> None:
-    sweep = write_sweep(tmp_path / "x")
+    sweep = make_sweep(tmp_path / "x")
     target = find(sweep / part, trial=trial)
     assert (target.kind, target.trial, target.to) == (kind, found, sweep / to / "evaluation")
     assert (target.config.data.max_length, method_of(target)) == (77, "int8")
@@ -166,7 +142,7 @@ def test_a_model_folder_is_a_base_or_merged_by_its_report(tmp_path: Path) -> Non
 
 
 def test_a_merged_model_joins_a_sweep(tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path / "x")
+    sweep = make_sweep(tmp_path / "x")
     assert find(sweep, merged=write_model(tmp_path / "merged")).available == MODEL_NAMES
     with pytest.raises(ModelError, match=r"--merged .*gone: must be a model folder .* got no such folder"):
         find(sweep, merged=tmp_path / "gone")
@@ -184,11 +160,11 @@ def test_a_trial_that_is_not_there_or_not_complete_is_named(
     tmp_path: Path, part: str, trial: str | None, words: str
 ) -> None:
     with pytest.raises(RunError, match=words):
-        find(write_sweep(tmp_path / "x") / part, trial=trial)
+        find(make_sweep(tmp_path / "x") / part, trial=trial)
 
 
 def test_a_sweep_without_a_winner_says_so_and_names_a_complete_trial(tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path / "x", winner=None)
+    sweep = make_sweep(tmp_path / "x", winner=None)
     with pytest.raises(RunError, match=r"must have a winner, .*\(no_winner\).*--trial 0001"):
         find(sweep)
     (sweep / "summary.json").unlink()
@@ -231,7 +207,7 @@ def test_what_cannot_be_evaluated_is_one_message(
 @pytest.mark.parametrize("part", ["bundle", "bundle/adapter", "x", "x/best/adapter"])
 def test_what_came_with_a_target_cannot_let_its_code_run(tmp_path: Path, part: str) -> None:
     write_bundle(tmp_path / "bundle", "model: {trust_remote_code: true}\n")
-    change_model(write_sweep(tmp_path / "x"), trust_remote_code=True)
+    change_model(make_sweep(tmp_path / "x"), trust_remote_code=True)
     (tmp_path / "mine.yaml").write_text("model: {trust_remote_code: true}\n")
     target = find(tmp_path / part)
     assert not base_of(target).trust_remote_code and not target.config.model.trust_remote_code
@@ -257,7 +233,7 @@ def test_a_storage_that_cannot_be_had_is_refused_or_said(tmp_path: Path) -> None
         with pytest.raises(ConfigError, match="is a merged model, which is evaluated as it is stored"):
             find(merged, overrides=[text])
     (tmp_path / "mine.yaml").write_text("model: {name: embedded, quantization: {method: nf4}}\n")
-    target = find(write_sweep(tmp_path / "x"), config=tmp_path / "mine.yaml")
+    target = find(make_sweep(tmp_path / "x"), config=tmp_path / "mine.yaml")
     assert method_of(target) == "int8"
     assert "int8" in target.notes[0] and "--config has nf4" in target.notes[0]
     target = find(tmp_path / "x", overrides=["model={name: embedded, quantization: {method: nf4}}"])
@@ -295,7 +271,7 @@ def test_an_adapter_copied_without_its_record_says_itself_how_it_was_trained(tmp
     assert (base_of(target).name, target.base_hash, method_of(target)) == ("embedded", "sha256:7", "int8")
     assert target.trial == "0007"
     assert method_of(find(adapter, overrides=["model.quantization.method=none"])) == "none"
-    write_record(tmp_path, "0001", ran={"quantization": {"method": "none"}})
+    write_record(tmp_path, "0001", quantization={"method": "none"})
     recorded = find(adapter)
     assert (recorded.quantization_reason, recorded.trial) == ("as its record says", "0001")
 
@@ -317,7 +293,7 @@ def test_an_adapters_own_word_that_is_none_is_refused(tmp_path: Path, content: s
 
 
 def test_a_base_named_anew_is_not_asked_for_the_commit_of_the_old_one(tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path / "x")
+    sweep = make_sweep(tmp_path / "x")
     change_model(sweep, name=str(write_model(tmp_path / "base")), revision="v1")
     anew = f"model.name={write_model(tmp_path / 'moved')}"
     for overrides, revision in (([], "v1"), ([anew], None), ([anew, "model.revision=v2"], "v2")):
