@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import pkgutil
 from collections import Counter
 from collections.abc import Sequence
@@ -130,7 +131,12 @@ def _missing_column(source_name: str, column: str, seen: list[str], rule: str) -
 
 
 def _find(name: str) -> RowFormat:
-    row_format: RowFormat = pkgutil.resolve_name(FORMATS[name])
+    return _load(FORMATS[name])
+
+
+@functools.cache  # it is asked for each row
+def _load(target: str) -> RowFormat:
+    row_format: RowFormat = pkgutil.resolve_name(target)
     return row_format
 
 

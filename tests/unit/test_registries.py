@@ -11,10 +11,19 @@ import optuna
 import pytest
 from ray.tune.schedulers import FIFOScheduler
 
-from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, MetricEntry, SamplerEntry, SchedulerEntry
+from qlora_ray.config.choices import (
+    FORMATS,
+    METRICS,
+    SAMPLERS,
+    SCHEDULER_KEYS,
+    SCHEDULERS,
+    MetricEntry,
+    SamplerEntry,
+    SchedulerEntry,
+)
 from qlora_ray.config.documents import Document
 from qlora_ray.config.loading import validate_document
-from qlora_ray.config.schema import Data, Evaluate, Search
+from qlora_ray.config.schema import Data, Evaluate, Search, SweepConfig
 from qlora_ray.data.examples import Row, Turn
 from qlora_ray.data.formats import convert_rows
 from qlora_ray.data.row_formats import RowFormat
@@ -87,6 +96,32 @@ def test_a_name_that_is_in_no_table_fails_with_those_that_are(key, value, names)
     with pytest.raises(ConfigError, match=rf"{section}\.{name}.* must be ") as caught:
         validate_document(Document("a.yaml", {section: {name: value}}))
     assert [known for known in names if f"'{known}'" not in str(caught.value)] == []
+
+
+class Reading:
+    """A config section that remembers which of its keys were read."""
+
+    def __init__(self, section):
+        self._section, self.read = section, set()
+
+    def __getattr__(self, key):
+        self.read.add(key)
+        return getattr(self._section, key)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedulers_entry_says_which_keys_it_reads(name):
+    search = Reading(Search(scheduler=name))
+    pkgutil.resolve_name(SCHEDULERS[name].make)(search)
+    assert search.read & set(SCHEDULER_KEYS) == set(SCHEDULERS[name].reads)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_samplers_entry_says_whether_it_reads_the_startup_trials(name):
+    search = Reading(Search(sampler=name))
+    space = parse_space(Document("space", {"lora.r": {"choices": [4, 8]}}), SweepConfig())
+    pkgutil.resolve_name(SAMPLERS[name].make)(search, space, 7)
+    assert ("num_startup_trials" in search.read) is SAMPLERS[name].uses_startup_trials
 
 
 def test_a_sampler_is_added_by_one_line(monkeypatch, tmp_path):
