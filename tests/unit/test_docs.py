@@ -199,9 +199,13 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
             assert anchor in _anchors(target), f"{page.name}: {link}"
 
 
-def test_the_make_targets_in_the_docs_are_in_the_makefile() -> None:
+def _make_targets() -> set[str]:
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert phony is not None
+    return set(phony[1].split())
+
+
+def test_the_make_targets_in_the_docs_are_in_the_makefile() -> None:
     used = {
         target
         for page in PAGES
@@ -209,7 +213,23 @@ def test_the_make_targets_in_the_docs_are_in_the_makefile() -> None:
         if language == "console"
         for target in re.findall(r"^make ([a-z-]+)", body, re.MULTILINE)
     }
-    assert used and used <= set(phony[1].split())
+    assert used and used <= _make_targets()
+
+
+def test_continuous_integration_runs_every_tier_and_the_tiers_leave_no_test_out() -> None:
+    tiers = re.search(r"^for tier in (.*); do$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert tiers is not None and tiers[1].split() == ["check", "test", "test-all"]
+    assert set(tiers[1].split()) <= _make_targets()
+    recipes = re.findall(r"-m pytest .*$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    # What the one takes by its mark, the other leaves out; a GPU's tests are run by hand.
+    assert [re.findall(r"-m (unit|'[^']*')", recipe) for recipe in recipes] == [["unit"], ["'not unit and not gpu'"]]
+
+
+def test_the_readmes_plain_line_of_the_tests_is_what_make_test_runs() -> None:
+    recipe = re.search(r"^test: .*\n\t(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe is not None
+    plain = recipe[1].replace("$(BIN)", ".venv/bin").replace(" -rs", "").replace(" $(ARGS)", "")
+    assert f"\n{plain}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_names_every_format_sampler_and_scheduler() -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from model_fixtures import CONFIGS, build_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_ray.config.schema import Model
@@ -15,6 +14,7 @@ from qlora_ray.hardware import ModelShape, Workload, estimate_memory
 from qlora_ray.modeling.loading import read_shape
 from qlora_ray.modeling.shape import count_shape
 from qlora_ray.modeling.targets import build_skeleton
+from tests.unit.model_fixtures import CONFIGS, build_model
 
 # Llama 3.1 8B's own config.json.
 LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_key_value_heads": 8}
