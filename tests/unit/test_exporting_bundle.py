@@ -187,7 +187,7 @@ def test_what_somebody_else_put_there_is_never_overwritten(sweep, tmp_path, is_e
 @pytest.mark.parametrize("where", ["", "trials/0001", "trials/new", "best", "..", "logs/x"])
 def test_the_sweeps_own_folders_are_no_target(sweep, where):
     before = snapshot(sweep)
-    with pytest.raises(RunError, match="must not be the sweep's own folder, or in its trials"):
+    with pytest.raises(RunError, match="the sweep's own folder"):
         write(sweep, sweep / where)
     assert snapshot(sweep) == before
 

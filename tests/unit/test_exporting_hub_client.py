@@ -25,30 +25,20 @@ def test_a_token_is_hidden_however_an_error_writes_it():
         assert "hf_line" not in hide_token(text, token) and "***" in hide_token(text, token)
 
 
-def test_the_token_is_of_the_environment_before_the_file(monkeypatch, tmp_path):
+def test_the_token_is_of_the_environment_before_the_file_and_a_login_comes_last(monkeypatch, tmp_path):
+    assert find_token() is None
+    (tmp_path / "login").write_text("hf_login\n")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "login"))
+    assert find_token() == "hf_login"
     (tmp_path / ".env").write_text('OTHER=1\nHF_TOKEN="hf_file"\n')
     assert find_token() == "hf_file"
     assert "HF_TOKEN" not in os.environ
-    monkeypatch.setenv("HF_TOKEN", " hf_environment\n")
-    assert find_token() == "hf_environment"
-
-
-def test_a_blank_token_in_the_environment_does_not_hide_the_files(monkeypatch, tmp_path):
-    (tmp_path / ".env").write_text("HF_TOKEN=hf_file\n")
-    monkeypatch.setenv("HF_TOKEN", "  ")
-    assert find_token() == "hf_file"
+    for blank_or_not, found in (("  ", "hf_file"), (" hf_environment\n", "hf_environment")):
+        monkeypatch.setenv("HF_TOKEN", blank_or_not)
+        assert find_token() == found
 
 
 def test_an_env_file_in_another_encoding_is_said_to_be(tmp_path):
     (tmp_path / ".env").write_bytes(b"HF_TOKEN=hf_abc\nNAME=caf\xe9\n")
     with pytest.raises(ConfigError, match=r"\.env: must be UTF-8 text, got other bytes"):
         find_token()
-
-
-def test_the_token_of_a_login_is_the_last_that_is_looked_for(monkeypatch, tmp_path):
-    assert find_token() is None
-    (tmp_path / "login").write_text("hf_login\n")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "login"))
-    assert find_token() == "hf_login"
-    (tmp_path / ".env").write_text("HF_TOKEN=hf_file\n")
-    assert find_token() == "hf_file"
