@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qlora_ray.formats import format_number, format_value, shorten
-from qlora_ray.reporting.trials import as_mapping, as_number
+from qlora_ray.runs.typed_json import parse_number
 
 # A choice of many words would push the chart aside.
 MAX_LABEL = 18
@@ -40,7 +40,7 @@ class Axis:
         if self.kind == "choice":
             found = next((i for i, choice in enumerate(self.choices) if encode(choice) == encode(value)), None)
             return None if found is None else self._choice_place(found)
-        number = as_number(value)
+        number = parse_number(value)
         if number is None or (self.kind == "log" and number <= 0):
             return None
         low, high = self._scale(self.low), self._scale(self.high)
@@ -70,7 +70,7 @@ class Axis:
 def read_axes(space: Mapping[str, Any], params: Iterable[Mapping[str, Any]]) -> tuple[Axis, ...]:
     """The axes of a space as the manifest has it; of parameters it does not name, from the trials' own values."""
     params = list(params)
-    axes = [axis for path, words in space.items() if (axis := _read_axis(str(path), as_mapping(words))) is not None]
+    axes = [axis for path, words in space.items() if (axis := _read_axis(str(path), words)) is not None]
     known = {axis.path for axis in axes}
     others = dict.fromkeys(path for point in params for path in point if path not in known)
     for path in others:
@@ -82,7 +82,7 @@ def read_axes(space: Mapping[str, Any], params: Iterable[Mapping[str, Any]]) -> 
 def axis_of_values(path: str, values: Iterable[Any], *, log: bool = False) -> Axis:
     """An axis that spans the values; a choice if any of them is not a number."""
     values = list(values)
-    numbers = [number for value in values if (number := as_number(value)) is not None]
+    numbers = [number for value in values if (number := parse_number(value)) is not None]
     if len(numbers) < len(values) or not numbers:
         distinct = {encode(value): value for value in values}
         return Axis(path, "choice", choices=tuple(distinct[key] for key in sorted(distinct)))
@@ -94,7 +94,7 @@ def _read_axis(path: str, words: Mapping[str, Any]) -> Axis | None:
     choices = words.get("choices")
     if isinstance(choices, list) and choices:
         return Axis(path, "choice", choices=tuple(choices))
-    low, high = as_number(words.get("low")), as_number(words.get("high"))
+    low, high = parse_number(words.get("low")), parse_number(words.get("high"))
     if low is None or high is None:
         return None
     return Axis(path, "log" if words.get("log") and low > 0 else "linear", low=low, high=high)

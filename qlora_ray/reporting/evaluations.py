@@ -17,8 +17,8 @@ from qlora_ray.formats import (
 )
 from qlora_ray.pages.blocks import Block, Bullets, Folded, Section, Table, Words
 from qlora_ray.reporting.facts import table_of
+from qlora_ray.reporting.score_records import MergedModel, ScoreRecord
 from qlora_ray.reporting.story import Story
-from qlora_ray.reporting.trials import as_list, as_mapping, as_number
 from qlora_ray.reporting.verdicts import show_comparisons, show_details, show_sampling
 from qlora_ray.scoring.comparison import Comparison
 from qlora_ray.scoring.details import count_answers
@@ -35,44 +35,38 @@ MERGE_COLUMNS = (
     "changed weights",
     "size",
 )
-# What a merge report says in words elsewhere in its section.
-MERGE_WORDS = ("rule", "reason", "models", "notes")
 
 
 def tell_evaluation(story: Story) -> Section | None:
     """Base, adapter and merged on the same rows; None if there is no evaluation."""
     evaluation = story.evaluation
-    if not evaluation:
+    if evaluation is None:
         return None
-    scores = [as_mapping(one) for one in as_list(evaluation.get("scores"))]
-    on = as_mapping(evaluation.get("rows"))
-    rows_of = " ".join(format_value(on[key]) for key in ("num_rows", "split") if on.get(key) is not None)
-    trial = as_mapping(evaluation.get("target")).get("trial")
-    of = f" of trial {trial}" if trial else ""
-    reason = f" {on['reason']}." if on.get("reason") else ""
+    rows = evaluation.rows
+    rows_of = " ".join(format_value(value) for value in (rows.num_rows, rows.split) if value is not None)
+    of = f" of trial {evaluation.target.trial}" if evaluation.target.trial else ""
+    reason = f" {rows.reason}." if rows.reason else ""
     blocks: list[Block] = [
         Words(f"By python -m qlora_ray.evaluate{of}, on {rows_of or 'its'} rows.{reason}"),
-        _scores_table(scores),
-        *_details(scores),
+        _scores_table(evaluation.scores),
+        *_details(evaluation.scores),
         # Not of the scores: there older evaluations have none.
-        *show_sampling(as_mapping(as_mapping(evaluation.get("settings")).get("evaluate")).get("sampling")),
-        *_comparisons(as_list(evaluation.get("comparisons")), name="evaluation"),
+        *show_sampling(evaluation.settings.evaluate.sampling),
+        *_comparisons(evaluation.comparisons, name="evaluation"),
     ]
-    tasks, exports = (as_mapping(evaluation.get(key)) for key in ("lm_eval", "exports"))
-    task_comparisons = _comparisons(as_list(tasks.get("comparisons")), name="lm_eval")
+    task_comparisons = _comparisons(evaluation.lm_eval.comparisons, name="lm_eval")
     if task_comparisons:
         blocks += [Words("Tasks of the lm-evaluation-harness, paired by row:"), *task_comparisons]
-    warnings = tuple(map(format_value, [*as_list(evaluation.get("notes")), *as_list(exports.get("warnings"))]))
+    warnings = (*evaluation.notes, *evaluation.exports.warnings)
     if warnings:
         blocks += [Words("To know of these figures:", "warn"), Bullets(warnings, "warn")]
-    for title, values, shown_above in (
-        ("How the models were loaded", as_mapping(evaluation.get("models")), ()),
-        ("Answers, as exported", exports, ("warnings",)),
-        ("lm-evaluation-harness", tasks, ("comparisons", "lines")),
+    for title, values in (
+        ("How the models were loaded", evaluation.models),
+        ("Answers, as exported", evaluation.exports.extra),
+        ("lm-evaluation-harness", evaluation.lm_eval.extra),
     ):
-        rest = {key: value for key, value in values.items() if key not in shown_above}
-        if rest:
-            blocks.append(Folded(title, (table_of(rest),)))
+        if values:
+            blocks.append(Folded(title, (table_of(values),)))
     return Section("Evaluation", blocks)
 
 
@@ -82,68 +76,63 @@ def tell_merges(story: Story) -> Section | None:
         return None
     blocks: list[Block] = []
     for folder, report in story.merges.items():
-        rule, reason = report.get("rule"), report.get("reason")
-        blocks.append(Words(f"{folder}: kept {format_value(rule)}. {format_value(reason)}"))
-        models = [as_mapping(one) for one in as_list(report.get("models"))]
-        if models:
-            marked = next((i for i, one in enumerate(models) if one.get("name") == rule), None)
-            rows = tuple(_merge_row(one) for one in models)
+        blocks.append(Words(f"{folder}: kept {format_value(report.rule)}. {format_value(report.reason)}"))
+        if report.models:
+            marked = next((i for i, model in enumerate(report.models) if model.name == report.rule), None)
+            rows = tuple(map(_merge_row, report.models))
             blocks.append(Table(MERGE_COLUMNS, rows, numeric=frozenset(range(2, 9)), marked=marked))
             blocks.append(
                 Words("KL from the trained model in nats per token; the first row is what was trained.", "muted")
             )
-        notes = tuple(str(note) for note in as_list(report.get("notes")))
-        if notes:
-            blocks.append(Bullets(notes))
-        rest = {key: value for key, value in report.items() if key not in MERGE_WORDS}
-        if rest:
-            blocks.append(Folded("All of merge_report.json", (table_of(rest),)))
+        if report.notes:
+            blocks.append(Bullets(report.notes))
+        if report.extra:
+            blocks.append(Folded("All of merge_report.json", (table_of(report.extra),)))
     return Section("Merge", blocks)
 
 
-def _scores_table(scores: Sequence[Mapping[str, Any]]) -> Table:
-    metrics = list(dict.fromkeys(name for one in scores for name in as_mapping(one.get("metrics"))))
+def _scores_table(scores: Sequence[ScoreRecord]) -> Table:
+    metrics = list(dict.fromkeys(name for score in scores for name in score.metrics))
     rows = tuple(
         (
-            format_value(one.get("model")),
-            format_value(one.get("prompts")),
-            format_loss(as_number(one.get("loss"))),
-            format_score(as_number(one.get("perplexity"))),
-            *(format_score(as_number(as_mapping(one.get("metrics")).get(metric))) for metric in metrics),
-            format_count(as_number(one.get("num_rows"))),
-            count_answers(as_number(one.get("num_answers")), as_number(one.get("num_cut_answers"))),
+            format_value(score.model),
+            format_value(score.prompts),
+            format_loss(score.loss),
+            format_score(score.perplexity),
+            *(format_score(score.metrics.get(metric)) for metric in metrics),
+            format_count(score.num_rows),
+            count_answers(score.num_answers, score.num_cut_answers),
         )
-        for one in scores
+        for score in scores
     )
     header = (*SCORE_COLUMNS, *metrics, "rows", "answered")
     return Table(header, rows, numeric=frozenset(range(2, len(header))))
 
 
-def _details(scores: Sequence[Mapping[str, Any]]) -> list[Block]:
-    rows = [((format_value(one.get("model")), format_value(one.get("prompts"))), one.get("details")) for one in scores]
+def _details(scores: Sequence[ScoreRecord]) -> list[Block]:
+    rows = [((format_value(score.model), format_value(score.prompts)), score.details) for score in scores]
     return show_details(rows, labels=("prompts",))
 
 
-def _merge_row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    difference = as_number(one.get("loss_difference"))
+def _merge_row(model: MergedModel) -> tuple[str, ...]:
     return (
-        format_value(one.get("name")),
-        format_value(one.get("dtype")),
-        format_loss(as_number(one.get("loss"))),
-        "-" if difference is None else f"{difference:+.4f}",
-        format_number(as_number(one.get("kl"))),
-        format_share(as_number(one.get("token_agreement"))),
-        format_share(as_number(one.get("answer_agreement"))),
-        format_share(as_number(one.get("changed_share"))),
-        format_bytes(as_number(one.get("num_bytes"))),
+        format_value(model.name),
+        format_value(model.dtype),
+        format_loss(model.loss),
+        "-" if model.loss_difference is None else f"{model.loss_difference:+.4f}",
+        format_number(model.kl),
+        format_share(model.token_agreement),
+        format_share(model.answer_agreement),
+        format_share(model.changed_share),
+        format_bytes(model.num_bytes),
     )
 
 
-def _comparisons(found: list[Any], *, name: str) -> list[Block]:
+def _comparisons(found: Sequence[Mapping[str, Any]], *, name: str) -> list[Block]:
     """A figure and a table for each pair of models and prompt set; tasks of the harness have no prompt set."""
     pairs: dict[tuple[str, ...], list[Comparison]] = defaultdict(list)
     notes: dict[tuple[str, ...], str] = {}
-    for one in map(as_mapping, found):
+    for one in found:
         try:
             comparison = Comparison.from_dict(dict(one))
         except (KeyError, TypeError, ValueError):

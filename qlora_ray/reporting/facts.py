@@ -7,7 +7,7 @@ from typing import Any
 
 from qlora_ray.formats import format_bytes, format_duration, format_time, format_value
 from qlora_ray.pages.blocks import Table
-from qlora_ray.reporting.trials import as_number
+from qlora_ray.runs.typed_json import parse_number
 
 # Keys of records that hold seconds since 1970.
 TIME_KEYS = ("opened", "closed")
@@ -15,7 +15,7 @@ TIME_KEYS = ("opened", "closed")
 
 def format_fact(key: str, value: Any) -> str:
     """A record's value in the unit that its key names."""
-    number = as_number(value)
+    number = parse_number(value)
     if number is None:
         return format_value(value)
     if key.endswith("_bytes"):

@@ -26,7 +26,7 @@ from qlora_ray.reporting.style import (
     new_figure,
     scale_losses,
 )
-from qlora_ray.reporting.trials import Report, Trial, as_mapping, as_number
+from qlora_ray.reporting.trials import Report, Trial
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -76,11 +76,10 @@ def draw_learning_curves(story: Story) -> Figure | None:
 def base_validation_loss(story: Story) -> float | None:
     """The base's loss, if it was scored on the rows that the trials report on."""
     # As the file says it: a verdict that cannot be shown still tells which rows they were.
-    verdict = as_mapping(story.outcome.scores.get("verdict"))
+    scores = story.outcome.scores
     # Sweeps from before verdicts scored the base on the validation rows.
-    if verdict and verdict.get("split") != "validation":
-        return None
-    return as_number(as_mapping(story.outcome.scores.get("base")).get("loss"))
+    is_elsewhere = scores.verdict and scores.verdict.get("split") != "validation"
+    return None if is_elsewhere or scores.base is None else scores.base.loss
 
 
 def draw_parallel_coordinates(story: Story) -> Figure | None:

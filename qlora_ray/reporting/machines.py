@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from qlora_ray.formats import format_bytes, format_share, format_value, plural
 from qlora_ray.pages.blocks import Block, Bullets, Drawing, Section, Table, Words
 from qlora_ray.reporting.figures_machine import draw_memory, draw_timeline
 from qlora_ray.reporting.story import Story
-from qlora_ray.reporting.trials import as_list, as_mapping, as_number
+from qlora_ray.runs.record_parts import PlacementRecord
 
 # Room that a lane's label takes, and the chart beside it.
 TIMELINE_PX = 560
@@ -72,28 +69,27 @@ def tell_memory(story: Story) -> Section:
 
 def tell_plan(story: Story) -> Section:
     """The plan as it was made, with its reasons."""
-    plan = as_mapping(story.manifest.get("plan"))
-    placements = [as_mapping(one) for one in as_list(plan.get("placements"))]
-    if not placements:
+    plan = story.manifest.plan
+    if not plan.placements:
         return Section("Plan", [Words("manifest.json holds no plan.", "muted")])
     header = ("device", "count", "slots each", "engine", "precision", "micro-batch x accumulation", "needs", "free")
-    table = Table(header, tuple(_placement_row(one) for one in placements), numeric=frozenset({1, 2, 6, 7}))
-    reasons = [f"{format_value(one.get('device_name'))}: {one.get('reason')}" for one in placements]
-    reasons += [f"skipped: {text}" for text in as_list(plan.get("skipped"))]
-    reasons += [f"note: {text}" for text in as_list(plan.get("notes"))]
-    slots = plan.get("total_slots")
-    at_once: list[Block] = [Words(f"{plural(slots, 'trial')} at once.")] if isinstance(slots, int) else []
+    table = Table(header, tuple(_placement_row(one) for one in plan.placements), numeric=frozenset({1, 2, 6, 7}))
+    reasons = [f"{format_value(one.device_name)}: {one.reason}" for one in plan.placements]
+    reasons += [f"skipped: {text}" for text in plan.skipped]
+    reasons += [f"note: {text}" for text in plan.notes]
+    slots = plan.total_slots
+    at_once: list[Block] = [Words(f"{plural(slots, 'trial')} at once.")] if slots is not None else []
     return Section("Plan", [*at_once, table, Bullets(tuple(reasons))])
 
 
-def _placement_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+def _placement_row(placement: PlacementRecord) -> tuple[str, ...]:
     return (
-        format_value(one.get("device_name")),
-        format_value(one.get("num_devices")),
-        format_value(one.get("slots_per_device")),
-        format_value(one.get("engine")),
-        format_value(as_mapping(one.get("precision")).get("name")),
-        f"{format_value(one.get('micro_batch'))} x {format_value(one.get('gradient_accumulation_steps'))}",
-        format_bytes(as_number(one.get("needed_bytes"))),
-        format_bytes(as_number(one.get("available_bytes"))),
+        format_value(placement.device_name),
+        format_value(placement.num_devices),
+        format_value(placement.slots_per_device),
+        format_value(placement.engine),
+        format_value(placement.precision.name),
+        f"{format_value(placement.micro_batch)} x {format_value(placement.gradient_accumulation_steps)}",
+        format_bytes(placement.needed_bytes),
+        format_bytes(placement.available_bytes),
     )

@@ -11,7 +11,7 @@ from qlora_ray.formats import format_count, format_value
 from qlora_ray.pages.blocks import Block, Bullets, Code, Folded, Section, Table, Words
 from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story
-from qlora_ray.reporting.trials import as_list, as_mapping, as_number
+from qlora_ray.runs.records import to_dict
 
 # The parts of a record and what they are called; what is in none of them goes into the first.
 PARTS = {
@@ -31,18 +31,16 @@ def tell_record(story: Story) -> Section | None:
     record = story.winner_record
     if story.outcome.winner is None:
         return None
-    if not record:
+    if record is None:
         return Section("What really ran", [Words("The winner's record.json could not be read.", "warn")])
-    ran = as_mapping(record.get("ran"))
-    rest = {key: value for key, value in ran.items() if key not in ("training", "lora", "quantization")}
-    elsewhere = {"ran", *(names[0] for names in PARTS.values()), "base", "dataset", "seeds", "git"}
-    top = {key: value for key, value in record.items() if key not in elsewhere}
+    written = to_dict(record)
+    ran = written.pop("ran")
+    parts = {title: _take_part(written, ran, names) for title, names in PARTS.items()}
     blocks: list[Block] = [
         Words(f"The resolved record of trial {story.outcome.winner}, from best/record.json: values as they ran."),
-        Folded("Trial, parameters, times, memory", (table_of({**top, **rest}),)),
+        Folded("Trial, parameters, times, memory", (table_of({**written, **ran}),)),
     ]
-    for title, names in PARTS.items():
-        values = _part(record, names)
+    for title, values in parts.items():
         if values:
             blocks.append(Folded(title, (table_of(values),)))
     return Section("What really ran", blocks)
@@ -50,32 +48,30 @@ def tell_record(story: Story) -> Section | None:
 
 def tell_data(story: Story) -> Section:
     """Rows, cuts, overlap, and every warning."""
-    data = as_mapping(story.manifest.get("data"))
-    if not data:
+    data = story.manifest.data
+    if data is None:
         return Section("Data", [Words("manifest.json holds no data report.", "muted")])
-    splits = list(as_mapping(data.get("num_rows")))
     rows = tuple(
         (
             split,
-            format_value(as_mapping(data.get("sources")).get(split)),
-            *(
-                format_count(as_number(as_mapping(data.get(key)).get(split)))
-                for key in ("num_rows", "num_tokens", "num_completion_tokens", "num_truncated")
-            ),
-            format_count(sum(map(float, as_mapping(as_mapping(data.get("num_dropped")).get(split)).values()))),
-            format_count(as_number(as_mapping(as_mapping(data.get("lengths")).get(split)).get("max"))),
+            format_value(data.sources.get(split)),
+            format_count(data.num_rows.get(split)),
+            format_count(data.num_tokens.get(split)),
+            format_count(data.num_completion_tokens.get(split)),
+            format_count(data.num_truncated.get(split)),
+            format_count(sum(data.num_dropped.get(split, {}).values())),
+            format_count(data.lengths.get(split, {}).get("max")),
         )
-        for split in splits
+        for split in data.num_rows
     )
     table = Table(("split", "source", *DATA_COLUMNS), rows, numeric=frozenset(range(2, 8)))
-    warnings = tuple(str(text) for text in as_list(data.get("warnings")))
-    blocks: list[Block] = [Bullets(warnings, "warn") if warnings else Words("No warnings."), table]
-    overlap = ", ".join(f"{pair} {count}" for pair, count in as_mapping(data.get("overlap")).items())
+    blocks: list[Block] = [Bullets(data.warnings, "warn") if data.warnings else Words("No warnings."), table]
+    overlap = ", ".join(f"{pair} {count}" for pair, count in data.overlap.items())
     facts = [
-        f"format {data.get('format')}: {data.get('format_reason')}",
-        f"template {data.get('template')}: {data.get('template_reason')}",
-        f"rows of one split that are in another: {overlap or 'not checked'} ({data.get('overlap_verdict')})",
-        f"fingerprint {data.get('fingerprint')}",
+        f"format {data.format}: {data.format_reason}",
+        f"template {data.template}: {data.template_reason}",
+        f"rows of one split that are in another: {overlap or 'not checked'} ({data.overlap_verdict})",
+        f"fingerprint {data.fingerprint}",
     ]
     return Section("Data", [*blocks, Bullets(tuple(facts), "muted")])
 
@@ -83,28 +79,28 @@ def tell_data(story: Story) -> Section:
 def tell_origin(story: Story) -> Section:
     """The command, the commit, versions, and the config."""
     manifest = story.manifest
-    git = as_mapping(manifest.get("git"))
-    commit = f"Commit {git['commit']}" if git.get("commit") else "The commit is not known"
-    changed = ", with uncommitted changes" if git.get("dirty") else ""
+    commit = f"Commit {manifest.git.commit}" if manifest.git.commit else "The commit is not known"
+    changed = ", with uncommitted changes" if manifest.git.dirty else ""
     blocks: list[Block] = []
-    command = [str(part) for part in as_list(manifest.get("command"))]
+    command = manifest.command
     if command:
         blocks.append(Code(f"python -m qlora_ray.{Path(command[0]).stem} {shlex.join(command[1:])}".rstrip()))
-    blocks.append(Words(f"{commit}{changed}. qlora_ray {format_value(manifest.get('qlora_ray'))}."))
-    unused = tuple(str(text) for text in as_list(manifest.get("unused")))
-    if unused:
-        blocks.append(Bullets(unused, "warn"))
-    for title, key in (("Versions", "versions"), ("Config, resolved", "config"), ("Search space", "space")):
-        values = as_mapping(manifest.get(key))
+    blocks.append(Words(f"{commit}{changed}. qlora_ray {format_value(manifest.qlora_ray)}."))
+    if manifest.unused:
+        blocks.append(Bullets(manifest.unused, "warn"))
+    for title, values in (
+        ("Versions", manifest.versions),
+        ("Config, resolved", manifest.config),
+        ("Search space", manifest.space),
+    ):
         if values:
             blocks.append(Folded(title, (table_of(values),)))
     return Section("How to get this again", blocks)
 
 
-def _part(record: Mapping[str, Any], names: tuple[str, ...]) -> Mapping[str, Any]:
-    """One part of a record: a path into it for `ran`, else several of its keys."""
+def _take_part(record: dict[str, Any], ran: dict[str, Any], names: tuple[str, ...]) -> Mapping[str, Any]:
+    """Takes one part out of a record: a path into it for `ran`, else one of its keys, or several."""
     if names[0] == "ran":
-        return as_mapping(as_mapping(record.get("ran")).get(names[1]))
-    if len(names) == 1:
-        return as_mapping(record.get(names[0]))
-    return {name: record[name] for name in names if record.get(name) not in (None, {})}
+        return ran.pop(names[1]) or {}
+    taken = {name: record.pop(name) for name in names}
+    return taken if len(names) > 1 else taken[names[0]]

@@ -100,7 +100,7 @@ def _tell_losses(story: Story) -> list[Block]:
 
 
 def _points_words(story: Story) -> str:
-    steps = story.planned("config", "training", "logging_steps")
+    steps = story.manifest.setting("training", "logging_steps")
     every = f"every {plural(steps, 'step')} and " if isinstance(steps, int) else ""
     return f"The training loss has a point {every}at each report: the mean of the steps since the one before."
 

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qlora_ray.errors import RunError
 from qlora_ray.reporting.axes import Axis, read_axes
-from qlora_ray.reporting.exports import read_merges
 from qlora_ray.reporting.importance import Front, Importance, read_front, read_importance
+from qlora_ray.reporting.score_records import BestScores, EvaluationRecord, MergeRecord
 from qlora_ray.reporting.timeline import Timeline, read_timeline
-from qlora_ray.reporting.trials import (
-    STATES,
-    Trial,
-    as_list,
-    as_mapping,
-    as_number,
-    as_text,
-    as_whole,
-    read_trials,
-)
+from qlora_ray.reporting.trials import Trial, read_trials
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.paths import MERGE_REPORT
+from qlora_ray.runs.record_parts import PlacementRecord
+from qlora_ray.runs.records import AnyRecord, Manifest, Summary, SweepStatus, TrialRecord, TrialStatus, read_record
+from qlora_ray.runs.typed_json import parse_number, parse_record
 from qlora_ray.scoring.verdict import Verdict
 
+Found = TypeVar("Found")
+
 POINTS_KEY = "points_to_evaluate"
-UNFINISHED = "unfinished"
-INTERRUPTED = "interrupted"
+# Where a bundle has its merged model.
+MERGED = "merged"
 # What best/answers.jsonl calls the base.
 BASE = "base"
 NUM_EXAMPLES = 8
@@ -48,17 +44,17 @@ class Outcome:
         earlier_winner: The winner that best/ holds from the run before, if the last one has not ended or was
             interrupted.
         verdict: Winner against base; None for sweeps from before there was a test, or without a winner.
-        scores: best/scores.json as it stands; empty without a winner.
+        scores: best/scores.json; empty without a winner.
         failure: What the sweep broke on, in its own words, if that was the last that was heard of it.
         last_event_at: Seconds since 1970.
         device_wait_share: Of the devices' time from first step to last, how much they waited for a trial.
     """
 
-    status: str
+    status: SweepStatus
     winner: str | None
     earlier_winner: str | None
     verdict: Verdict | None
-    scores: Mapping[str, Any]
+    scores: BestScores
     first_failure: str | None
     failure: str | None
     last_event_at: float | None
@@ -83,9 +79,9 @@ class Story:
     Attributes:
         outcome: How it ended, or that it has not.
         front: The Pareto front, where two objectives were searched for.
-        manifest: Config, plan, data, versions: manifest.json as it stands.
+        manifest: Config, plan, data, versions; an empty one where manifest.json cannot be read.
         winner_record: best/record.json, or the winner's own.
-        evaluation: evaluation/evaluation.json; empty if the winner was not evaluated.
+        evaluation: evaluation/evaluation.json; None if the winner was not evaluated.
         merges: merge_report.json by its folder, also of bundles elsewhere as far as exports.jsonl knows them.
         examples: The first rows that base and winner answered.
         problems: Files that are missing or cannot be read, in words.
@@ -98,11 +94,11 @@ class Story:
     axes: tuple[Axis, ...]
     timeline: Timeline | None
     importance: Importance
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     front: Front | None = None
-    winner_record: Mapping[str, Any] = field(default_factory=dict)
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
-    merges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    winner_record: TrialRecord | None = None
+    evaluation: EvaluationRecord | None = None
+    merges: Mapping[str, MergeRecord] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -115,20 +111,15 @@ class Story:
     def counts(self) -> dict[str, int]:
         """Trials by state, as far as there are any."""
         states = [trial.state for trial in self.trials]
-        return {state: states.count(state) for state in STATES if state in states}
+        return {state: states.count(state) for state in TrialStatus if state in states}
 
     @property
     def resumable(self) -> tuple[Trial, ...]:
         """Interrupted trials that no later one goes on with."""
-        taken_up = {trial.record.get("resumed_from") for trial in self.trials}
-        return tuple(trial for trial in self.trials if trial.state == "interrupted" and trial.id not in taken_up)
-
-    def planned(self, *keys: str) -> Any:
-        """A value of the manifest by its keys, e.g. `planned("config", "search", "num_reports")`; None without it."""
-        value: Any = self.manifest
-        for key in keys:
-            value = as_mapping(value).get(key)
-        return value
+        taken_up = {trial.resumed_from for trial in self.trials}
+        return tuple(
+            trial for trial in self.trials if trial.state is TrialStatus.INTERRUPTED and trial.id not in taken_up
+        )
 
 
 def read_story(paths: SweepPaths) -> Story:
@@ -142,16 +133,18 @@ def read_story(paths: SweepPaths) -> Story:
     if not paths.manifest.exists() and not paths.study.exists():
         raise RunError(f"{paths.root}: a sweep's folder has manifest.json, got none. Name a folder that a sweep wrote.")
     files = _Files()
-    manifest = files.read(paths.manifest, needed=True)
+    manifest = files.read_record(paths.manifest, Manifest, needed=True) or Manifest()
     trials, problems = read_trials(paths)
     events = [event for event in read_events(paths.events) if isinstance(event, dict)]
     if not events:
         files.problems.append(f"{paths.events.name} is missing or empty: no slots can be shown")
     outcome = _read_outcome(paths, files, events)
-    space = {path: words for path, words in as_mapping(manifest.get("space")).items() if path != POINTS_KEY}
-    winner_record = files.read(paths.best / "record.json") or (
-        files.read(paths.trial(outcome.winner).record) if outcome.winner else {}
-    )
+    space = {path: words for path, words in manifest.space.items() if path != POINTS_KEY}
+    winner_record = None
+    if outcome.winner:
+        winner_record = files.read_record(paths.best / "record.json", TrialRecord) or files.read_record(
+            paths.trial(outcome.winner).record, TrialRecord
+        )
     evaluation = files.read(paths.root / "evaluation" / "evaluation.json")
     merges = {
         str(path.parent.relative_to(paths.root)): report
@@ -173,12 +166,22 @@ def read_story(paths: SweepPaths) -> Story:
         importance=read_importance(paths.study),
         front=_read_front(paths, manifest),
         manifest=manifest,
-        winner_record=winner_record if outcome.winner else {},
-        evaluation=evaluation,
-        merges=merges,
+        winner_record=winner_record,
+        evaluation=parse_record(EvaluationRecord, evaluation) if evaluation else None,
+        merges={name: parse_record(MergeRecord, merge) for name, merge in merges.items()},
         examples=_read_examples(paths, outcome.winner) if outcome.winner else (),
         problems=tuple(files.problems + problems),
     )
+
+
+@dataclass(frozen=True)
+class _Export:
+    """A line of exports.jsonl, as far as a report needs it."""
+
+    to: str | None = None
+    trial: str | None = None
+    time: str | None = None
+    merge: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Files:
@@ -189,74 +192,83 @@ class _Files:
 
     def read(self, path: Path, *, needed: bool = False) -> Mapping[str, Any]:
         """The object in a file; an empty one if it is missing or broken."""
-        if not path.exists():
-            if needed:
-                self.problems.append(f"{path.name} is missing")
-            return {}
-        try:
-            found = read_json(path)
-        except RunError as error:
-            self.problems.append(str(error))
+        found = self._try(lambda: read_json(path), path, needed=needed)
+        if found is None:
             return {}
         if not isinstance(found, dict):
             self.problems.append(f"{path}: must be a JSON object, got {type(found).__name__}.")
             return {}
         return found
 
+    def read_record(self, path: Path, kind: type[AnyRecord], *, needed: bool = False) -> AnyRecord | None:
+        """The record in a file; None if it is missing or broken."""
+        return self._try(lambda: read_record(path, kind), path, needed=needed)
+
+    def _try(self, read: Callable[[], Found], path: Path, *, needed: bool) -> Found | None:
+        if not path.exists():
+            if needed:
+                self.problems.append(f"{path.name} is missing")
+            return None
+        try:
+            return read()
+        except RunError as error:
+            self.problems.append(str(error))
+            return None
+
 
 def _read_outcome(paths: SweepPaths, files: _Files, events: list[dict[str, Any]]) -> Outcome:
-    summary = files.read(paths.summary)
-    if _was_resumed_since(paths.summary, events):
-        # The summary is of the run before.
-        summary = {}
-    status = as_text(summary.get("status")) or UNFINISHED
-    has_winner = as_text(summary.get("winner")) is not None
-    written = files.read(paths.best / "scores.json", needed=status == "complete")
-    held = as_text(written.get("trial"))
+    summary = files.read_record(paths.summary, Summary)
+    if summary is None or _was_resumed_since(paths.summary, events):
+        # Where there is one, it is of the run before.
+        summary = Summary()
+    has_winner = summary.winner is not None
+    has_no_end = summary.status in (SweepStatus.UNFINISHED, SweepStatus.INTERRUPTED)
+    written = files.read(paths.best / "scores.json", needed=summary.status is SweepStatus.COMPLETE)
+    held = parse_record(BestScores, written)
     # Of an earlier run: its figures do not belong to the trials of this one.
-    scores = written if has_winner else {}
+    scores = held if has_winner else BestScores()
     verdict = None
-    if isinstance(scores.get("verdict"), dict):
+    if scores.verdict:
         try:
-            verdict = Verdict.from_dict(scores["verdict"])
+            verdict = Verdict.from_dict(dict(scores.verdict))
         except (KeyError, TypeError, ValueError) as error:
             files.problems.append(f"best/scores.json: its verdict cannot be read: {type(error).__name__}: {error}")
     return Outcome(
-        status=status,
-        winner=(held or as_text(summary.get("winner"))) if has_winner else None,
-        earlier_winner=held if not has_winner and status in (UNFINISHED, INTERRUPTED) else None,
+        status=summary.status,
+        winner=(held.trial or summary.winner) if has_winner else None,
+        earlier_winner=held.trial if not has_winner and has_no_end else None,
         verdict=verdict,
         scores=scores,
-        first_failure=as_text(summary.get("first_failure")),
-        failure=as_text(events[-1].get("reason")) if events and events[-1].get("event") == "sweep_failed" else None,
-        last_event_at=max((time for event in events if (time := as_number(event.get("time")))), default=None),
-        device_wait_share=as_number(summary.get("device_wait_share")),
+        first_failure=summary.first_failure,
+        failure=str(events[-1].get("reason")) if events and events[-1].get("event") == "sweep_failed" else None,
+        last_event_at=max((time for event in events if (time := parse_number(event.get("time")))), default=None),
+        device_wait_share=summary.device_wait_share,
         is_held=paths.is_held(),
     )
 
 
 def _end_cut_off(trial: Trial) -> Trial:
     """A trial of a sweep that no process holds: what was running was cut off, as a resume will find."""
-    return replace(trial, state="interrupted", cause="the sweep was stopped") if trial.state == "running" else trial
+    if trial.state is not TrialStatus.RUNNING:
+        return trial
+    return replace(trial, state=TrialStatus.INTERRUPTED, cause="the sweep was stopped")
 
 
-def _read_front(paths: SweepPaths, manifest: Mapping[str, Any]) -> Front | None:
-    objectives = list(as_mapping(as_mapping(as_mapping(manifest.get("config")).get("search")).get("objectives")))
+def _read_front(paths: SweepPaths, manifest: Manifest) -> Front | None:
+    objectives = list(manifest.setting("search", "objectives") or ())
     return read_front(paths.study, (str(objectives[0]), str(objectives[1]))) if len(objectives) == 2 else None
 
 
-def _planned_slots(manifest: Mapping[str, Any]) -> int:
+def _planned_slots(manifest: Manifest) -> int:
     """Slots of an executor by the plan: the least of all its kinds of device, 1 if there is no plan."""
-    placements = as_list(as_mapping(manifest.get("plan")).get("placements"))
-    return min((_executor_slots(as_mapping(one)) for one in placements), default=1)
+    return min(map(_executor_slots, manifest.plan.placements), default=1)
 
 
-def _executor_slots(placement: Mapping[str, Any]) -> int:
+def _executor_slots(placement: PlacementRecord) -> int:
     """As `hardware.plan.Placement` counts them: slots are shared out among packs, or are one to a process."""
-    if placement.get("engine") != "packed":
+    if placement.engine != "packed":
         return 1
-    num_slots, num_packs = (as_whole(placement.get(key)) or 1 for key in ("slots_per_device", "packs_per_device"))
-    return max(1, num_slots // num_packs)
+    return max(1, (placement.slots_per_device or 1) // (placement.packs_per_device or 1))
 
 
 def _read_examples(paths: SweepPaths, winner: str) -> tuple[Example, ...]:
@@ -283,4 +295,39 @@ def _was_resumed_since(summary: Path, events: list[dict[str, Any]]) -> bool:
     if "sweep_resumed" not in names or not summary.exists():
         return False
     last = len(names) - 1 - names[::-1].index("sweep_resumed")
-    return "sweep_ended" not in names[last:] and summary.stat().st_mtime < (as_number(events[last].get("time")) or 0.0)
+    return "sweep_ended" not in names[last:] and summary.stat().st_mtime < (
+        parse_number(events[last].get("time")) or 0.0
+    )
+
+
+def read_merges(paths: SweepPaths) -> dict[str, Mapping[str, Any]]:
+    """The merge reports of bundles that are not right in the sweep's folder, of each the last, by what to call them.
+
+    They are as they were when the bundle was made: it may have been moved since. Its path stays out, because reports
+    are given to others.
+    """
+    latest: dict[str, _Export] = {}
+    for line in read_lines(paths.exports):
+        export = parse_record(_Export, line) if isinstance(line, dict) else _Export()
+        if export.to is not None:
+            # Taken out first, so that the order is that of the last exports.
+            latest.pop(export.to, None)
+            latest[export.to] = export
+    merges: dict[str, Mapping[str, Any]] = {}
+    root = paths.root.resolve()
+    for to, export in latest.items():
+        # One right in the sweep's folder is found by its own files.
+        is_here = Path(to).resolve().parent == root or _has_moved_along(Path(to), root, export.merge)
+        if not export.merge or is_here:
+            continue
+        name = f"{Path(to).name}/{MERGED}, of trial {export.trial or 'unknown'}"
+        merges[name if name not in merges else f"{name}, {export.time or to}"] = export.merge
+    return merges
+
+
+def _has_moved_along(to: Path, root: Path, report: Mapping[str, Any]) -> bool:
+    """Whether the bundle is right in the sweep's folder after all, which was moved or copied with it."""
+    try:
+        return bool(read_json(root / to.name / MERGED / MERGE_REPORT) == report)
+    except RunError:
+        return False

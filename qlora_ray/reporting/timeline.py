@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from qlora_ray.reporting.trials import Trial, as_number
+from qlora_ray.reporting.trials import Trial
+from qlora_ray.runs.typed_json import parse_number
 
 SLOT = " · slot "
 RUN_STARTS = ("sweep_started", "sweep_resumed")
@@ -120,7 +121,7 @@ def read_timeline(
 def _split_runs(events: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     runs: list[list[Mapping[str, Any]]] = []
     for event in events:
-        if as_number(event.get("time")) is None:
+        if parse_number(event.get("time")) is None:
             continue
         if not runs or event.get("event") in RUN_STARTS:
             runs.append([])
@@ -142,7 +143,7 @@ def _end_of(run: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _time_of(event: Mapping[str, Any]) -> float:
-    return as_number(event.get("time")) or 0.0
+    return parse_number(event.get("time")) or 0.0
 
 
 def _ready_executors(events: Iterable[Mapping[str, Any]], clock: _Clock) -> dict[int, set[str]]:
@@ -169,7 +170,7 @@ def _slot_seconds(spans: Sequence[Span], lanes: Sequence[str], ready: Mapping[in
 def _spans_of_leases(events: Iterable[Mapping[str, Any]], clock: _Clock) -> Iterable[Span]:
     held: dict[str, tuple[str, float]] = {}
     for event in events:
-        name, trial, time = event.get("event"), str(event.get("trial")), as_number(event.get("time"))
+        name, trial, time = event.get("event"), str(event.get("trial")), parse_number(event.get("time"))
         if name not in ("trial_leased", "trial_released", *RUN_STARTS) or time is None:
             continue
         if name in RUN_STARTS:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.runs import SweepPaths, TrialPaths, read_json
+from qlora_ray.runs import SweepPaths, TrialPaths
 from qlora_ray.runs.files import read_lines
-
-State = Literal["complete", "pruned", "failed", "interrupted", "running"]
-# The order of a leaderboard: trials that saw all samples first.
-STATES: tuple[State, ...] = ("complete", "pruned", "failed", "interrupted", "running")
+from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record
+from qlora_ray.runs.typed_json import parse_record
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,12 @@ class Trial:
         opened_at: Seconds since 1970; `closed_at` likewise.
         waited_s: Seconds it waited for slots.
         is_gpu: Whether it ran on a GPU; on a CPU memory is the whole process's.
-        record: The record as it stands, for the tables of the winner.
+        resumed_from: Id of the interrupted trial that it goes on with.
     """
 
     id: str
     number: int
-    state: State
+    state: TrialStatus
     cause: str | None
     message: str | None
     error_line: str | None
@@ -51,7 +49,7 @@ class Trial:
     loss: float | None
     trainable_parameters: int | None
     tokens_per_s: float | None
-    train_s: float | None
+    train_s: float
     opened_at: float | None
     closed_at: float | None
     waited_s: float
@@ -63,7 +61,7 @@ class Trial:
     is_gpu: bool | None
     precision: str | None
     num_retries: int
-    record: Mapping[str, Any]
+    resumed_from: str | None
 
 
 def read_trials(paths: SweepPaths) -> tuple[list[Trial], list[str]]:
@@ -85,89 +83,87 @@ def rank_trials(trials: Iterable[Trial]) -> list[Trial]:
     """
 
     def key(trial: Trial) -> tuple[int, int, float, int]:
-        num_reports = 0 if trial.state == "complete" else -len(trial.reports)
+        num_reports = 0 if trial.state is TrialStatus.COMPLETE else -len(trial.reports)
         loss = math.inf if trial.loss is None else trial.loss
-        return (STATES.index(trial.state), num_reports, loss, trial.number)
+        return (list(TrialStatus).index(trial.state), num_reports, loss, trial.number)
 
     return sorted(trials, key=key)
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line of metrics.jsonl; the fields are those of training.engine.Report."""
+
+    report_index: int | None = None
+    step: float | None = None
+    samples_seen: int | None = None
+    eval_loss: float | None = None
+    train_loss: float | None = None
+    train_losses: tuple[tuple[float | None, ...], ...] = ()
+
+
 def _read_trial(paths: TrialPaths) -> Trial:
-    record = read_json(paths.record)
-    if not isinstance(record, dict):
-        raise RunError(f"{paths.record}: a record must be a JSON object, got {type(record).__name__}.")
-    metrics, ran, executor = (as_mapping(record.get(key)) for key in ("metrics", "ran", "executor"))
-    times, memory = as_mapping(record.get("times")), as_mapping(record.get("memory"))
-    state = record.get("state")
-    name = paths.root.name
+    record = read_record(paths.record, TrialRecord)
+    executor, times = record.executor, record.times
     lines = _read_lines(paths)
     reports = _read_reports(lines, record)
-    loss = as_number(metrics.get("eval_loss"))
+    loss = record.metrics.get("eval_loss")
     return Trial(
-        id=str(record.get("trial", name)),
-        number=record.get("number", int(name) if name.isdigit() else 0),
-        state=state if state in STATES else "running",
-        cause=as_text(record.get("cause")),
-        message=as_text(record.get("message")),
+        id=record.trial,
+        number=record.number,
+        state=record.state,
+        cause=record.cause,
+        message=record.message,
         error_line=_last_line(paths),
-        params=as_mapping(record.get("params")),
+        params=record.params,
         reports=reports,
         train_losses=_read_train_losses(lines),
         # The record of a running trial is its first; its reports know more.
         loss=loss if loss is not None or not reports else reports[-1].loss,
-        trainable_parameters=as_whole(ran.get("trainable_parameters")),
-        tokens_per_s=as_number(record.get("tokens_per_s")),
-        train_s=as_number(times.get("train_s")),
-        opened_at=as_number(times.get("opened")),
-        closed_at=as_number(times.get("closed")),
-        waited_s=as_number(times.get("waited_s")) or 0.0,
-        peak_bytes=as_whole(memory.get("peak_bytes")),
-        estimated_bytes=as_whole(memory.get("estimated_bytes")),
-        device=as_text(executor.get("device")),
-        hostname=as_text(executor.get("hostname")),
-        num_slots=as_whole(executor.get("slots")),
-        is_gpu=executor.get("cuda_available"),
-        precision=as_text(ran.get("precision") or executor.get("precision")),
-        num_retries=as_whole(record.get("num_retries")) or 0,
-        record=record,
+        trainable_parameters=record.ran.trainable_parameters,
+        tokens_per_s=record.tokens_per_s,
+        train_s=times.train_s,
+        opened_at=times.opened,
+        closed_at=times.closed,
+        waited_s=times.waited_s,
+        peak_bytes=record.memory.peak_bytes,
+        estimated_bytes=record.memory.estimated_bytes,
+        device=executor.device,
+        hostname=executor.hostname,
+        num_slots=executor.slots,
+        is_gpu=executor.cuda_available,
+        precision=record.ran.precision or executor.precision,
+        num_retries=record.num_retries,
+        resumed_from=record.resumed_from,
     )
 
 
-def _read_lines(paths: TrialPaths) -> dict[int, Mapping[str, Any]]:
-    """The lines of metrics.jsonl by report."""
-    lines = {
-        line["report_index"]: line
-        for line in read_lines(paths.metrics)
-        if isinstance(line, dict) and isinstance(line.get("report_index"), int)
-    }
-    return dict(sorted(lines.items()))
+def _read_lines(paths: TrialPaths) -> list[_Line]:
+    """The lines of metrics.jsonl by report; of a report with several, the last."""
+    lines = [parse_record(_Line, line) for line in read_lines(paths.metrics) if isinstance(line, dict)]
+    by_index = {line.report_index: line for line in lines if line.report_index is not None}
+    return [by_index[index] for index in sorted(by_index)]
 
 
-def _read_train_losses(lines: Mapping[int, Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:
+def _read_train_losses(lines: Iterable[_Line]) -> tuple[tuple[int, float], ...]:
     """The training loss by samples seen; of a sweep from before there were points, its mean up to each report."""
     points = []
-    for line in lines.values():
-        step, samples = as_number(line.get("step")), as_whole(line.get("samples_seen"))
-        if not step or samples is None:
+    for line in lines:
+        if not line.step or line.samples_seen is None:
             continue
-        for point in as_list(line.get("train_losses")) or [[step, line.get("train_loss")]]:
-            if len(point) == 2 and None not in (as_number(point[0]), loss := as_number(point[1])):
-                assert loss is not None
+        for point in line.train_losses or ((line.step, line.train_loss),):
+            step, loss = point if len(point) == 2 else (None, None)
+            if step is not None and loss is not None:
                 # A step is as many samples all along.
-                points.append((round(point[0] * samples / step), loss))
+                points.append((round(step * line.samples_seen / line.step), loss))
     return tuple(points)
 
 
-def _read_reports(lines: Mapping[int, Mapping[str, Any]], record: Mapping[str, Any]) -> tuple[Report, ...]:
+def _read_reports(lines: Sequence[_Line], record: TrialRecord) -> tuple[Report, ...]:
     """The reports by metrics.jsonl, or by the record where that file is not there."""
-    by_index = {
-        index: Report(index, as_whole(line.get("samples_seen")), as_number(line.get("eval_loss")))
-        for index, line in lines.items()
-    }
-    if not by_index:
-        written = as_mapping(record.get("reports"))
-        by_index = {int(index): Report(int(index), None, as_number(loss)) for index, loss in written.items()}
-    return tuple(by_index[index] for index in sorted(by_index))
+    if not lines:
+        return tuple(Report(index, None, loss) for index, loss in sorted(record.reports.items()))
+    return tuple(Report(line.report_index or 0, line.samples_seen, line.eval_loss) for line in lines)
 
 
 def _last_line(paths: TrialPaths) -> str | None:
@@ -176,30 +172,3 @@ def _last_line(paths: TrialPaths) -> str | None:
     except OSError:
         return None
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
-
-
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is a mapping, else an empty one: files of older sweeps lack keys."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    """The value if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def as_number(value: Any) -> float | None:
-    """The value if it is a finite number."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
-
-
-def as_whole(value: Any) -> int | None:
-    """The value as a whole number, if it is a finite number."""
-    number = as_number(value)
-    return None if number is None else int(number)
-
-
-def as_text(value: Any) -> str | None:
-    """The value as text; None and the empty text are None."""
-    return str(value) if value not in (None, "") else None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from qlora_ray.formats import (
     format_count,
@@ -20,14 +19,14 @@ from qlora_ray.formats import (
 from qlora_ray.pages.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
 from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import base_validation_loss
-from qlora_ray.reporting.story import INTERRUPTED, UNFINISHED, Story
-from qlora_ray.reporting.trials import Trial, as_mapping, as_number
+from qlora_ray.reporting.score_records import ScoreRecord
+from qlora_ray.reporting.story import Story
+from qlora_ray.reporting.trials import Trial
+from qlora_ray.runs.records import SweepStatus, TrialStatus
 from qlora_ray.scoring.comparison import LOSS, Comparison
-from qlora_ray.scoring.details import count_answers, describe_details, describe_sampling, tabulate_details
+from qlora_ray.scoring.details import Details, count_answers, describe_details, describe_sampling, tabulate_details
 
 TONES: dict[str, Tone] = {"better": "good", "no different": "warn", "worse": "bad"}
-# What scores.json calls the two models.
-ROLES = (("base", "base"), ("winner", "winner"))
 RESUME = "python -m qlora_ray.sweep --resume {root}"
 
 
@@ -36,17 +35,17 @@ def headline_of(story: Story) -> tuple[str, Tone]:
     outcome = story.outcome
     if outcome.failure is not None:
         return "This sweep broke before it had a winner", "bad"
-    if outcome.status == UNFINISHED:
+    if outcome.status is SweepStatus.UNFINISHED:
         if outcome.is_held:
             return "This sweep is running", ""
         return "This sweep was killed: it has not ended, and no process holds it", "warn"
-    if outcome.status == INTERRUPTED:
+    if outcome.status is SweepStatus.INTERRUPTED:
         if outcome.earlier_winner is not None:
             return "This sweep was interrupted; best/ holds the winner of the run before", "warn"
         return "This sweep was interrupted before a winner was chosen", "warn"
     if outcome.winner is None:
         return "No winner: no trial was completed", "bad"
-    if outcome.verdict is None and "base" not in outcome.scores:
+    if outcome.verdict is None and outcome.scores.base is None:
         return f"Trial {outcome.winner} won; its verdict cannot be read", "bad"
     if outcome.verdict is None:
         return f"Trial {outcome.winner} won; whether it is better than its base was not tested", "warn"
@@ -65,9 +64,9 @@ def lead_of(story: Story) -> tuple[str, ...]:
             lead.append(f"Note: {outcome.verdict.note}.")
     elif outcome.winner is not None:
         lead.append(f"Its validation loss is {format_loss(_loss_of(story.winner))}.")
-    if outcome.status == "no_winner":
+    if outcome.status is SweepStatus.NO_WINNER:
         lead.append(f"First cause: {outcome.first_failure or 'all trials were stopped early'}.")
-    if outcome.status in (UNFINISHED, INTERRUPTED):
+    if outcome.status in (SweepStatus.UNFINISHED, SweepStatus.INTERRUPTED):
         best = best_so_far(story)
         if best is not None:
             lead.append(f"Best complete trial so far: {best.id}, loss {format_loss(best.loss)}.")
@@ -89,7 +88,7 @@ def facts_of(story: Story) -> tuple[tuple[str, str], ...]:
     if base_loss is not None:
         facts.append(("base's validation loss", format_loss(base_loss)))
     counts = story.counts
-    planned = story.planned("config", "search", "num_trials")
+    planned = story.manifest.setting("search", "num_trials")
     facts.append(("trials", f"{sum(counts.values())}" + (f" of {planned}" if isinstance(planned, int) else "")))
     if story.timeline is not None:
         end = "last event" if any(span.is_open for span in story.timeline.spans) else "last release"
@@ -106,10 +105,10 @@ def tell_verdict(story: Story) -> Section:
     if outcome.verdict is not None:
         comparisons = [outcome.verdict.deciding, *outcome.verdict.others]
         blocks += show_comparisons(comparisons, name="verdict", base="base", tuned=f"winner {outcome.winner}")
-        scores = {name: as_mapping(outcome.scores.get(key)) for name, key in ROLES}
-        blocks += show_details([((name,), one.get("details")) for name, one in scores.items()])
-        blocks += show_sampling(as_mapping(outcome.scores.get("winner")).get("sampling"))
-    elif outcome.winner is not None and as_mapping(outcome.scores.get("base")):
+        base, winner = outcome.scores.base or ScoreRecord(), outcome.scores.winner or ScoreRecord()
+        blocks += show_details([(("base",), base.details), (("winner",), winner.details)])
+        blocks += show_sampling(winner.sampling)
+    elif outcome.winner is not None and outcome.scores.base is not None:
         blocks += _older_scores(story)
     if outcome.winner is not None:
         blocks += _rescored(story)
@@ -129,9 +128,9 @@ def _how_to_go_on(story: Story) -> list[Block]:
     """The command that goes on with what has not ended; nothing where there is no such thing, or a sweep runs."""
     outcome = story.outcome
     # The sweep itself writes its page, holding its lock: that it is held says nothing once it was interrupted.
-    if outcome.status == INTERRUPTED or (outcome.status == UNFINISHED and not outcome.is_held):
+    if outcome.status is SweepStatus.INTERRUPTED or (outcome.status is SweepStatus.UNFINISHED and not outcome.is_held):
         words = "Go on with:"
-    elif outcome.status != UNFINISHED and story.resumable:
+    elif outcome.status is not SweepStatus.UNFINISHED and story.resumable:
         words = f"{plural(len(story.resumable), 'trial')} can go on:"
     else:
         return []
@@ -173,19 +172,9 @@ def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str,
     return blocks
 
 
-def show_details(rows: Sequence[tuple[Sequence[str], Any]], *, labels: Sequence[str] = ()) -> list[Block]:
+def show_details(rows: Sequence[tuple[Sequence[str], Details]], *, labels: Sequence[str] = ()) -> list[Block]:
     """A table for each metric that has further figures, and what these are over; see `tabulate_details`."""
-    readable = [
-        (
-            cells,
-            {
-                metric: {key: as_number(one) for key, one in as_mapping(figures).items()}
-                for metric, figures in as_mapping(details).items()
-            },
-        )
-        for cells, details in rows
-    ]
-    tables = tabulate_details(readable, labels=labels)
+    tables = tabulate_details(rows, labels=labels)
     first = 1 + len(labels)
     blocks: list[Block] = [
         Table(tuple(header), tuple(map(tuple, body)), numeric=frozenset(range(first, len(header))))
@@ -194,10 +183,9 @@ def show_details(rows: Sequence[tuple[Sequence[str], Any]], *, labels: Sequence[
     return [*blocks, *(Words(note.replace("`", ""), "muted") for note in describe_details(tables))]
 
 
-def show_sampling(sampling: Any) -> list[Block]:
+def show_sampling(sampling: Mapping[str, object]) -> list[Block]:
     """How answers were drawn; nothing where they are greedy."""
-    values = as_mapping(sampling)
-    return [Words(f"Answers: one per prompt, {describe_sampling(values)}.", "muted")] if values else []
+    return [Words(f"Answers: one per prompt, {describe_sampling(sampling)}.", "muted")] if sampling else []
 
 
 def _label(one: Comparison) -> str:
@@ -210,7 +198,7 @@ def _label(one: Comparison) -> str:
 
 def best_so_far(story: Story) -> Trial | None:
     """The complete trial with the lowest loss."""
-    complete = [trial for trial in story.trials if trial.state == "complete" and trial.loss is not None]
+    complete = [trial for trial in story.trials if trial.state is TrialStatus.COMPLETE and trial.loss is not None]
     return min(complete, key=lambda trial: trial.loss or 0.0, default=None)
 
 
@@ -220,30 +208,30 @@ def _loss_of(trial: Trial | None) -> float | None:
 
 def _older_scores(story: Story) -> list[Block]:
     """Sweeps from before verdicts wrote scores without a test."""
-    base, winner = (as_mapping(story.outcome.scores.get(key)) for key in ("base", "winner"))
+    base, winner = story.outcome.scores.base or ScoreRecord(), story.outcome.scores.winner or ScoreRecord()
     table = _scores_table([("base", base), (f"winner {story.outcome.winner}", winner)], marked=1)
     return [table, Words("This sweep's files hold no test of the difference, so no verdict is shown.", "muted")]
 
 
 def _rescored(story: Story) -> list[Block]:
-    rescored = as_mapping(story.outcome.scores.get("rescored"))
+    rescored = story.outcome.scores.rescored
     if len(rescored) < 2:
         return []
-    rows = [(str(trial), as_mapping(scores)) for trial, scores in rescored.items()]
+    rows = list(rescored.items())
     marked = next((i for i, (trial, _) in enumerate(rows) if trial == story.outcome.winner), None)
     words = "The best trials, scored again side by side on the validation rows. The lowest loss wins."
     return [Words(words), _scores_table(rows, marked=marked)]
 
 
-def _scores_table(rows: Sequence[tuple[str, Any]], *, marked: int | None) -> Table:
-    metrics = list(dict.fromkeys(name for _, scores in rows for name in as_mapping(scores.get("metrics"))))
+def _scores_table(rows: Sequence[tuple[str, ScoreRecord]], *, marked: int | None) -> Table:
+    metrics = list(dict.fromkeys(name for _, scores in rows for name in scores.metrics))
     cells = tuple(
         (
             name,
-            format_loss(as_number(scores.get("loss"))),
-            *(format_score(as_number(as_mapping(scores.get("metrics")).get(metric))) for metric in metrics),
-            format_value(scores.get("num_rows")),
-            count_answers(as_number(scores.get("num_answers")), as_number(scores.get("num_cut_answers"))),
+            format_loss(scores.loss),
+            *(format_score(scores.metrics.get(metric)) for metric in metrics),
+            format_value(scores.num_rows),
+            count_answers(scores.num_answers, scores.num_cut_answers),
         )
         for name, scores in rows
     )

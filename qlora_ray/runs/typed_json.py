@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -69,7 +69,7 @@ def _parse(kind: Any, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         return _parse(next(choice for choice in arguments if choice is not types.NoneType), value)
     if origin is tuple:
-        return tuple(_parse(arguments[0], item) for item in value) if isinstance(value, list | tuple) else None
+        return _parse_items(arguments[0], value) if isinstance(value, list | tuple) else None
     if origin is not None:
         return _parse_mapping(value, *arguments) if isinstance(value, Mapping) else None
     if dataclasses.is_dataclass(kind):
@@ -83,10 +83,22 @@ def _parse(kind: Any, value: Any) -> Any:
     return parse_number(value, kind)
 
 
-def _parse_mapping(value: Mapping[Any, Any], key_type: type, value_type: Any) -> dict[Any, Any]:
+def _parse_items(kind: Any, values: Iterable[Any]) -> tuple[Any, ...]:
+    """The items of this type; others are left out, or None where the type allows it."""
+    parsed = (_parse(kind, value) for value in values)
+    return tuple(item for item in parsed if item is not None or _takes_none(kind))
+
+
+def _parse_mapping(values: Mapping[Any, Any], key_type: type, kind: Any) -> dict[Any, Any]:
+    """As `_parse_items`; keys are text in JSON."""
     if key_type is int:
-        value = {int(key): item for key, item in value.items() if str(key).isdigit()}
-    return {key: _parse(value_type, item) for key, item in value.items()}
+        values = {int(key): value for key, value in values.items() if str(key).isdigit()}
+    parsed = {key: _parse(kind, value) for key, value in values.items()}
+    return {key: value for key, value in parsed.items() if value is not None or _takes_none(kind)}
+
+
+def _takes_none(kind: Any) -> bool:
+    return kind is Any or types.NoneType in get_args(kind)
 
 
 def parse_number(value: Any, kind: type[float] | type[int] = float) -> Any:

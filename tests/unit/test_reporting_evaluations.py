@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 from qlora_ray.pages.blocks import Bullets, Drawing, Folded, Section, Table, Words
 from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
 from qlora_ray.reporting.facts import table_of
+from qlora_ray.reporting.score_records import EvaluationRecord, MergeRecord
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.verdicts import tell_verdict
+from qlora_ray.runs.typed_json import parse_record
 from qlora_ray.scoring.comparison import compare_rows
 from tests.sweep_records import MERGE_REPORT
 
@@ -20,7 +22,7 @@ ROWS = {"base": [0.0] * 8 + [1.0] * 2, "adapter": [1.0] * 9 + [0.0], "merged": [
 
 def tell(usual: Story, **changes: Any) -> Section:
     """The section of a story whose evaluation has these parts."""
-    section = tell_evaluation(replace(usual, evaluation={**evaluation(), **changes}))
+    section = tell_evaluation(replace(usual, evaluation=parse_record(EvaluationRecord, {**evaluation(), **changes})))
     assert section is not None
     return section
 
@@ -95,7 +97,7 @@ def test_no_evaluation_and_no_merge_are_no_sections(usual: Story) -> None:
 def test_a_merge_is_told_by_its_measured_models(usual: Story) -> None:
     models = [MERGE_REPORT.models[0], replace(MERGE_REPORT.models[2], changed_share=0.75, num_bytes=4 * 1024**2)]
     report = replace(MERGE_REPORT, models=models).to_dict()
-    section = tell_merges(replace(usual, merges={"bundle/merged": report}))
+    section = tell_merges(replace(usual, merges={"bundle/merged": parse_record(MergeRecord, report)}))
     assert section is not None
     assert of_kind(section, Words)[0].text.startswith("bundle/merged: kept dequant")
     (table,) = of_kind(section, Table)
@@ -159,7 +161,9 @@ def test_cut_answers_and_further_figures_are_shown_with_what_they_do_to_the_verd
 
 def test_how_answers_were_drawn_is_told_by_evaluation_and_sweep(usual: Story) -> None:
     drawn = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
-    scores = {**usual.outcome.scores, "winner": {**usual.outcome.scores["winner"], "sampling": drawn}}
+    winner = usual.outcome.scores.winner
+    assert winner is not None
+    scores = replace(usual.outcome.scores, winner=replace(winner, sampling=drawn))
     sampled = replace(usual, outcome=replace(usual.outcome, scores=scores))
     for section, is_told in (
         (tell(usual, settings={"evaluate": {"sampling": drawn}}), True),

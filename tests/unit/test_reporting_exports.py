@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.reporting.evaluations import tell_merges
-from qlora_ray.reporting.exports import read_merges
-from qlora_ray.reporting.story import read_story
+from qlora_ray.reporting.score_records import MergeRecord
+from qlora_ray.reporting.story import read_merges, read_story
 from qlora_ray.runs import SweepPaths, append_line, write_json
 
 
@@ -30,7 +30,7 @@ def test_a_merge_beside_the_sweep_is_in_its_report_although_it_was_moved(paths: 
     note(paths, tmp_path / "out" / "bundle", rule="dequant")
     story = read_story(paths)
     assert story.merges == {
-        "bundle/merged, of trial 0003": {"rule": "dequant", "reason": "closer", "models": []},
+        "bundle/merged, of trial 0003": MergeRecord(rule="dequant", reason="closer"),
     }
     section = tell_merges(story)
     assert section is not None and "kept dequant" in str(section.blocks[0])

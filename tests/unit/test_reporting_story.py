@@ -10,11 +10,13 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.pages.blocks import Code, Table
 from qlora_ray.reporting.figures_search import base_validation_loss
+from qlora_ray.reporting.score_records import EvaluationRecord
 from qlora_ray.reporting.searches import tell_failures
-from qlora_ray.reporting.story import UNFINISHED, read_story
+from qlora_ray.reporting.story import read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
 from qlora_ray.reporting.writing import write_reports
 from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
+from qlora_ray.runs.records import SweepStatus
 from qlora_ray.training.engine import UNEVALUATED
 from tests.sweep_folder import START, Sketch, edited, usual_sketches, write_sweep
 
@@ -129,7 +131,7 @@ def test_merges_are_told_once_and_none_that_an_export_left_half_written(tmp_path
 def test_a_sweep_that_has_not_ended_says_when_it_was_last_heard_of(tmp_path: Path) -> None:
     sketches = [Sketch([1.0, 0.5, 0.3, 0.2]), Sketch([1.0], state="running")]
     story = read_story(write_sweep(tmp_path / "s", sketches, status=None))
-    assert story.outcome.status == UNFINISHED
+    assert story.outcome.status == SweepStatus.UNFINISHED
     best, last = lead_of(story)
     assert "0000, loss 0.2000" in best and "2023-11-14 22:1" in last
     # The running trial's loss is its last report's.
@@ -141,7 +143,7 @@ def test_a_resumed_sweep_is_not_told_by_the_summary_of_its_first_run(tmp_path: P
     assert read_story(paths).outcome.status == "interrupted"
     os.utime(paths.summary, (START + 100, START + 100))
     append_line(paths.events, {"time": START + 200, "event": "sweep_resumed"})
-    assert read_story(paths).outcome.status == UNFINISHED
+    assert read_story(paths).outcome.status == SweepStatus.UNFINISHED
     append_line(paths.events, {"time": START + 300, "event": "sweep_ended"})
     assert read_story(paths).outcome.status == "interrupted"
 
@@ -184,8 +186,8 @@ def test_what_came_after_the_sweep_is_found(paths: SweepPaths) -> None:
     write_json(paths.root / "merged" / "merge_report.json", {"rule": "w16"})
     write_json(paths.root / "bundle" / "merged" / "merge_report.json", {"rule": "dequant"})
     story = read_story(paths)
-    assert story.evaluation == {"scores": []}
-    assert {folder: report["rule"] for folder, report in story.merges.items()} == {
+    assert story.evaluation == EvaluationRecord()
+    assert {folder: report.rule for folder, report in story.merges.items()} == {
         "merged": "w16",
         "bundle/merged": "dequant",
     }
@@ -216,7 +218,7 @@ def test_a_run_interrupted_after_a_complete_one_is_not_mixed_with_it(paths: Swee
     story = read_story(paths)
     assert "interrupted" in headline_of(story)[0]
     assert any("winner chosen before: trial 0003" in text for text in lead_of(story))
-    assert (story.winner, story.outcome.verdict, story.examples, story.winner_record) == (None, None, (), {})
+    assert (story.winner, story.outcome.verdict, story.examples, story.winner_record) == (None, None, (), None)
     assert base_validation_loss(story) is None
     assert "base's validation loss" not in dict(facts_of(story))
 
