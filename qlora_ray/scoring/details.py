@@ -54,6 +54,6 @@ def count_answers(num_answers: float | None, num_cut: float | None) -> str:
 
 
 def describe_sampling(sampling: Mapping[str, object]) -> str:
-    """Returns how answers were drawn, from the values that a `Sampling` is written with, in words."""
+    """Returns how answers were drawn as a phrase, from the values that a `Sampling` is written with."""
     told = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in sampling.items())
     return f"sampled at {', '.join(told)}"

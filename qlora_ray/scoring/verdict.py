@@ -28,7 +28,7 @@ class Verdict:
         split: The rows both were scored on: test, or validation where there are no test rows.
         deciding: The comparison whose word is the verdict: the first metric, or the loss where nothing is answered.
         others: The comparisons that do not decide.
-        note: What weakens the verdict, in words; None if nothing does.
+        note: A sentence on what weakens the verdict; None if nothing does.
     """
 
     split: str

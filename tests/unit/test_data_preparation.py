@@ -182,7 +182,7 @@ def test_a_preview_beyond_the_rows_is_refused(folder, tokenizer):
         render_preview(prepare(tokenizer, train="a.jsonl"), tokenizer, index=9)
 
 
-def test_importing_the_room_loads_no_heavy_library():
+def test_importing_data_loads_no_heavy_library():
     heavy = ("torch", "transformers", "datasets", "pyarrow", "ray")
     code = f"import sys, qlora_ray.data; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

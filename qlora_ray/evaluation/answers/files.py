@@ -1,4 +1,4 @@
-"""Reads the answers an evaluation wrote, a file per model and prompt set, and says in words what is wrong with them."""
+"""Reads the answers an evaluation wrote, a file per model and prompt set, and warns of what is wrong with them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class LoadPlan:
     Attributes:
         precision: The data type that the models compute in.
         specs: The quantization of each model, or the dtype of its weights.
-        notes: What the user should know, in words.
+        notes: Sentences for the user: what could not be verified.
     """
 
     target: Target

@@ -47,7 +47,7 @@ class LoadedModel:
     """A model that answers.
 
     Attributes:
-        how: How it was loaded, in words.
+        how: How its weights are stored and computed, and on what device, as a phrase for results.
     """
 
     name: ModelName

@@ -147,7 +147,7 @@ class AnswerLog:
         write_json(self.folder / SETTINGS, self.settings)
 
     def read_answers(self, model: str, prompts: str) -> dict[int, dict[str, Any]]:
-        """The finished answers by row."""
+        """Returns the written answers by row, as JSON objects."""
         return {line["row"]: line for line in reversed(read_lines(self._answers(model, prompts)))}
 
     def read_losses(self, model: str, prompts: str) -> dict[int, tuple[float, int]]:

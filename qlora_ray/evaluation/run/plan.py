@@ -50,7 +50,7 @@ class Plan:
         rows: The split, as evaluation.json has it.
         metrics: By prompt set, the deciding one first.
         limited: The token budget of each prompt set.
-        notes: What the user should know, in words.
+        notes: Sentences for the user, of the target, the loading and the rows.
     """
 
     target: Target

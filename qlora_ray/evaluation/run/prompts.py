@@ -41,7 +41,7 @@ class PromptRun:
     is_live: bool
 
     def is_done(self, model: str, prompts: PromptSet) -> bool:
-        """Whether nothing is left to ask."""
+        """Whether every loss and answer of the set is written."""
         return not self._rows_without_loss(model, prompts) and not self._rows_without_answer(model, prompts)
 
     def run(self, loaded: LoadedModel, prompts: PromptSet) -> float | None:

@@ -39,12 +39,12 @@ class Target:
         kind: What the target was found to be.
         base: The base that is scored, alone and under the adapter; None for a merged model whose base is not to be had.
         quantization: How `base` is stored; None: as its own folder says, else unquantized in its own dtype.
-        quantization_reason: Where that comes from, in words.
+        quantization_reason: What decided that, for results: `as its record says`.
         base_hash: The base's fingerprint as the adapter's record has it.
         manifest: The manifest of the sweep it came from.
         record: The record of the trial that made the adapter.
         to: Where its evaluation is written unless the user says otherwise.
-        notes: What the user should know, in words.
+        notes: Sentences for the user: what could not be verified, or is not as asked.
     """
 
     kind: Literal["sweep", "adapter", "bundle", "model"]
@@ -64,6 +64,6 @@ class Target:
 
     @property
     def available(self) -> tuple[ModelName, ...]:
-        """The models there are."""
+        """The models that can be scored, in the order of `MODEL_NAMES`."""
         there = {"base": self.base, "adapter": self.adapter, "merged": self.merged}
         return tuple(name for name in MODEL_NAMES if there[name] is not None)
