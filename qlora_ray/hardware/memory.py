@@ -33,9 +33,8 @@ MOMENT_BYTES = {
 }
 
 # What backward needs from one decoder layer, in tensors per token, counted with torch's saved_tensors_hooks on a
-# Linear4bit Llama with PEFT (torch 2.13, transformers 5.23, peft 0.21): the inputs of the two factors of a gated MLP
-# and the activation's result; q, k, v and the output of attention; per norm one fp32 input.
-MLP_TENSORS = {"llama": 3, "phi3": 3, "mlp": 2, "gpt_neox": 2, "gpt2": 2}
+# Linear4bit Llama with PEFT (torch 2.13, transformers 5.23, peft 0.21): the MLP's own (ModelShape.num_mlp_tensors); q,
+# k, v and the output of attention; per norm one fp32 input.
 ATTENTION_TENSORS = 4
 NORM_INPUT_BYTES = 4
 # Going back through the MLP, one layer's recompute also holds the gradients of two of its tensors.
@@ -266,7 +265,7 @@ def _count_adapter_parameters(shape: ModelShape, workload: Workload) -> int:
 def _count_layer_bytes_per_token(shape: ModelShape, workload: Workload) -> int:
     """Bytes that backward needs from one decoder layer, per token."""
     query_width = shape.num_heads * shape.head_dim
-    tensors = MLP_TENSORS[shape.layout] * shape.intermediate_size + ATTENTION_TENSORS * query_width
+    tensors = shape.num_mlp_tensors * shape.intermediate_size + ATTENTION_TENSORS * query_width
     norm_bytes = shape.num_norms_per_layer * shape.hidden_size * NORM_INPUT_BYTES
     score_bytes = shape.num_heads * workload.seq_length * SCORE_BYTES[workload.attention]
     return tensors * workload.residual_bytes + norm_bytes + score_bytes + _count_lora_input_bytes(shape, workload)

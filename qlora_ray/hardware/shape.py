@@ -34,6 +34,7 @@ PRESETS: dict[Layout, dict[str, tuple[str, ...]]] = {
     "gpt_neox": {"attention-qv": ("query_key_value",), "attention": ("query_key_value", "attention.dense")},
     "gpt2": {"attention-qv": ("c_attn",), "attention": ("c_attn", "attn.c_proj")},
 }
+GATED_LAYOUTS = ("llama", "phi3")
 # config.json keys, with the older names that gpt2 uses.
 KEY_NAMES = {
     "hidden_size": ("hidden_size", "n_embd"),
@@ -62,7 +63,9 @@ class ModelShape:
         num_embedding_parameters: Input embeddings, learnt positions, and the head where it is not tied to them.
         num_norm_parameters: All that is neither linears nor embeddings.
         num_norms_per_layer: Those over the whole hidden state.
-        layout_assumed: Whether the model type is not in LAYOUT_OF_TYPE, and is taken to be like Llama.
+        num_mlp_tensors: Tensors of intermediate width that one layer's MLP keeps for backward: what comes out of its
+            first linears, and the activation's result.
+        layout_assumed: Whether the counts are Llama's, for want of a model and of a known model type.
     """
 
     model_type: str
@@ -79,7 +82,7 @@ class ModelShape:
     num_embedding_parameters: int
     num_norm_parameters: int
     num_norms_per_layer: int
-    layout: Layout = "llama"
+    num_mlp_tensors: int
     layout_assumed: bool = False
 
     def target_linears(self, targets: str | Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -177,7 +180,7 @@ class ModelShape:
             num_embedding_parameters=(num_tables * sizes["vocab_size"] + num_positions) * hidden_size,
             num_norm_parameters=(num_norms * num_layers + 1) * hidden_size,
             num_norms_per_layer=num_norms,
-            layout=layout,
+            num_mlp_tensors=3 if layout in GATED_LAYOUTS else 2,
             layout_assumed=model_type not in LAYOUT_OF_TYPE,
             **sizes,
         )

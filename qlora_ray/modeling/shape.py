@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+# An MLP's first linears, in widths of its intermediate state: up, or gate and up, which may be one module.
+PLAIN, GATED = 1, 2
+
 
 def count_shape(skeleton: PreTrainedModel, assumed: ModelShape) -> ModelShape:
     """Returns a base's shape with the linears, presets and parameters of its skeleton.
@@ -46,8 +49,22 @@ def count_shape(skeleton: PreTrainedModel, assumed: ModelShape) -> ModelShape:
         num_norm_parameters=0,
         num_norms_per_layer=sum(_is_norm(module, assumed.hidden_size) for module in layers[0].modules()),
     )
+    num_mlp_tensors = _count_mlp_tensors(counted)
+    if num_mlp_tensors is not None:
+        counted = replace(counted, num_mlp_tensors=num_mlp_tensors, layout_assumed=False)
     num_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     return replace(counted, num_norm_parameters=num_parameters - counted.num_parameters)
+
+
+def _count_mlp_tensors(shape: ModelShape) -> int | None:
+    """Returns num_mlp_tensors by the widths of what is not attention; None where these are not those of an MLP."""
+    if "attention" not in shape.presets:
+        return None
+    attention = shape.target_linears("attention")
+    width = sum(d_out for name, (_, d_out) in shape.linears.items() if name not in attention)
+    # One of them leads back to the hidden state.
+    num_first, rest = divmod(width - shape.hidden_size, shape.intermediate_size)
+    return num_first + 1 if rest == 0 and num_first in (PLAIN, GATED) else None
 
 
 def _linears_of(layer: torch.nn.Module) -> dict[str, tuple[int, int]]:

@@ -34,6 +34,7 @@ def test_skeleton_and_tables_count_the_same_linears_and_embeddings(architecture)
     assert counted is not assumed
     assert sorted(counted.linears.values()) == sorted(assumed.linears.values())
     assert counted.num_linear_parameters == assumed.num_linear_parameters
+    assert counted.num_mlp_tensors == assumed.num_mlp_tensors
     assert counted.num_embedding_parameters == assumed.num_embedding_parameters
     adapters = [[shape.num_adapter_parameters(preset, 4) for preset in PRESETS] for shape in (counted, assumed)]
     assert adapters[0] == adapters[1]
@@ -74,7 +75,8 @@ def test_a_type_that_no_table_knows_has_its_own_linears_and_presets():
     model = build_model("opt")
     config = {**model.config.to_dict(), "intermediate_size": 128}
     counted = count_shape(model, ModelShape.from_hf_config(config))
-    assert counted.layout_assumed
+    assert not counted.layout_assumed
+    assert counted.num_mlp_tensors == 2  # fc1's result and the activation's
     assert sorted(counted.linears) == ["fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"]
     assert sorted(counted.target_linears("attention")) == ["k_proj", "out_proj", "q_proj", "v_proj"]
     assert counted.num_parameters == sum(parameter.numel() for parameter in model.parameters())
