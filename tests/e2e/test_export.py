@@ -25,8 +25,8 @@ from qlora_ray.exporting.merge import run as merge_module
 from qlora_ray.modeling.adapters import attach_adapter, detach_adapter, save_adapter
 from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
+from tests.exporting_fixtures import write_sweep
 from tests.fake_hub import FakeRepository, running_hub
-from tests.unit.exporting_fixtures import write_sweep
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,6 +11,7 @@ import pytest
 from qlora_ray.reporting.story import Story, read_story
 from qlora_ray.runs import SweepPaths
 from tests.fake_hub import FakeHub, go_online, running_hub
+from tests.sweep_folder import usual_sketches, write_sweep
 
 
 @pytest.fixture
@@ -29,8 +30,6 @@ def hub(online: None) -> Iterator[FakeHub]:
 @pytest.fixture(scope="session")
 def usual_paths(tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
     """The sweep of `usual_sketches`, which trial 0003 won; no test changes it."""
-    from tests.sweep_folder import usual_sketches, write_sweep
-
     return write_sweep(tmp_path_factory.mktemp("usual") / "s", usual_sketches(), winner=3)
 
 

@@ -9,9 +9,9 @@ from qlora_ray.exporting.card.card import make_card
 from qlora_ray.exporting.card.figures import CardFacts
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.scoring.comparison import Comparison
+from tests.exporting_fixtures import write_sweep
 from tests.sweep_folder import edited
 from tests.sweep_records import MERGE_REPORT, make_evaluation, make_verdict
-from tests.unit.exporting_fixtures import write_sweep
 
 NAME = "embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
 

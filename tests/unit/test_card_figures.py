@@ -23,8 +23,8 @@ from qlora_ray.exporting.card.figures import (
 )
 from qlora_ray.exporting.selection import Selection, select_trial
 from qlora_ray.scoring.comparison import Comparison
+from tests.exporting_fixtures import write_sweep
 from tests.sweep_records import make_comparison, make_evaluation, make_verdict
-from tests.unit.exporting_fixtures import write_sweep
 
 
 def facts_of(tmp_path: Path, *, trial: str = "best", evaluation: Any = None, verdict: str = "better") -> CardFacts:

@@ -16,7 +16,7 @@ from qlora_ray.exporting.card.loading import guide_loading
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.quantization import make_bitsandbytes_config, specify_quantization
 from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
-from tests.unit.exporting_fixtures import write_sweep
+from tests.exporting_fixtures import write_sweep
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -11,7 +11,7 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.exporting.archive import archive_path, zip_bundle
 from qlora_ray.exporting.inventory import read_bundle
-from tests.unit.exporting_fixtures import snapshot, write_alone, write_sweep
+from tests.exporting_fixtures import snapshot, write_alone, write_sweep
 
 
 @pytest.fixture

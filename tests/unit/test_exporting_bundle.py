@@ -22,8 +22,8 @@ from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
 from qlora_ray.modeling.loading import hash_base
+from tests.exporting_fixtures import files_of, snapshot, write_sweep
 from tests.sweep_records import make_evaluation
-from tests.unit.exporting_fixtures import files_of, snapshot, write_sweep
 
 ALONE = {
     "README.md",

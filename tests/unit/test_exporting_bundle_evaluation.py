@@ -11,9 +11,9 @@ from qlora_ray.exporting.bundle_evaluation import evaluation_beside, take_evalua
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
 from qlora_ray.modeling.loading import hash_base
+from tests.exporting_fixtures import files_of, write_sweep
 from tests.sweep_folder import write_adapter
 from tests.sweep_records import make_evaluation
-from tests.unit.exporting_fixtures import files_of, write_sweep
 
 
 @pytest.fixture

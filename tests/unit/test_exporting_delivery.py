@@ -26,7 +26,7 @@ from qlora_ray.exporting.inventory import Bundle
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.whole import whole_folder
-from tests.unit.exporting_fixtures import files_of, write_sweep
+from tests.exporting_fixtures import files_of, write_sweep
 
 FILES = [
     {"path": "README.md", "bytes": 512},

@@ -16,8 +16,8 @@ from qlora_ray.exporting import hub as hub_module
 from qlora_ray.exporting.hub import push_bundle
 from qlora_ray.exporting.hub_plan import plan_push
 from qlora_ray.exporting.inventory import Bundle, list_files
+from tests.exporting_fixtures import snapshot
 from tests.fake_hub import FakeHub, FakeRepository
-from tests.unit.exporting_fixtures import snapshot
 
 REPO = "ann/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headbf16"
 CARD = "---\nlibrary_name: peft\n---\n\n# A card\n"

@@ -12,7 +12,7 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.exporting import inventory
 from qlora_ray.exporting.inventory import check_target, is_bundle, read_bundle
-from tests.unit.exporting_fixtures import write_alone, write_sweep
+from tests.exporting_fixtures import write_alone, write_sweep
 
 
 @pytest.fixture

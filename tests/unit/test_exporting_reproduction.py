@@ -16,8 +16,8 @@ from qlora_ray.exporting.selection import select_trial
 from qlora_ray.search.parsing import load_space
 from qlora_ray.search.space import apply_values
 from qlora_ray.sweep import make_parser
+from tests.exporting_fixtures import PARAMS, SPACE, write_sweep
 from tests.sweep_folder import edited
-from tests.unit.exporting_fixtures import PARAMS, SPACE, write_sweep
 
 
 @pytest.fixture

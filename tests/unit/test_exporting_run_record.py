@@ -9,8 +9,8 @@ import pytest
 
 from qlora_ray.exporting.run_record import NOT_RECORDED, render_run_record, resolved_command, value
 from qlora_ray.exporting.selection import select_trial
+from tests.exporting_fixtures import write_sweep
 from tests.sweep_folder import edited
-from tests.unit.exporting_fixtures import write_sweep
 
 # The run-record template of the study that this record is for, its values left out.
 TEMPLATE_KEYS = """

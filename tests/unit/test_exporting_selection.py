@@ -13,8 +13,8 @@ from qlora_ray.exporting.reproduction import render_sweep_config
 from qlora_ray.exporting.selection import own_rights, select_trial
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.winner import find_trial
+from tests.exporting_fixtures import PARAMS, write_alone, write_sweep
 from tests.sweep_folder import edited
-from tests.unit.exporting_fixtures import PARAMS, write_alone, write_sweep
 from tests.unit.hub_fixtures import FIRST, use_download_hub
 from tests.unit.model_fixtures import copy_base
 

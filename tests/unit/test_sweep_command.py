@@ -14,7 +14,7 @@ from qlora_ray.exporting import delivery
 from qlora_ray.orchestration import driver
 from qlora_ray.preflight import checks as preflight
 from qlora_ray.runs.records import Summary, SweepStatus
-from tests.unit.exporting_fixtures import write_sweep
+from tests.exporting_fixtures import write_sweep
 
 
 @pytest.fixture
