@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # How torch's message begins where memory of a CPU is short (torch 2.13, c10/core/impl/alloc_cpu.cpp).
 CPU_ALLOCATOR = "DefaultCPUAllocator: "
@@ -28,3 +30,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in (CPU_ALLOCATOR, NO_MEMORY))
+
+
+@contextmanager
+def as_out_of_memory() -> Iterator[None]:
+    """Raises every error that `is_out_of_memory` as torch.OutOfMemoryError, so that a CPU's is caught as a GPU's is.
+
+    A decorator, too.
+
+    Raises:
+        torch.OutOfMemoryError: The device had no room; its first line says for what.
+    """
+    import torch
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not is_out_of_memory(error):
+            raise
+        message = str(error)
+        # Before it torch names the check that failed in its own source.
+        raise torch.OutOfMemoryError(message[max(message.find(CPU_ALLOCATOR), 0) :] or type(error).__name__) from None

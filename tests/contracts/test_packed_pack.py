@@ -19,6 +19,7 @@ from qlora_ray.training.packed.step import StepRunner
 from qlora_ray.training.single.engine import SingleEngine
 from tests.contracts.engine_contract import (
     BATCH,
+    NO_ROOM,
     NUM_STEPS,
     Bench,
     bench,
@@ -286,7 +287,11 @@ def test_checkpointing_changes_no_gradient_of_a_pack_with_dropout(engine: Packed
 
 
 def fail_micro_batches(
-    monkeypatch: pytest.MonkeyPatch, does_fail: Callable[[int, int], bool], *, once: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    does_fail: Callable[[int, int], bool],
+    *,
+    once: bool = False,
+    error: Exception = NO_ROOM[0][0],
 ) -> list[int]:
     """Lets micro-batches run out of memory by their padded tokens and trials; returns the tokens of those that did."""
     failed: list[int] = []
@@ -296,18 +301,19 @@ def fail_micro_batches(
         tokens = len(rows) * max(row.num_tokens for row in rows)
         if does_fail(tokens, len(trials)) and not (once and failed):
             failed.append(tokens)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+            raise error
         return run_micro_batch(self, rows, trials, answer_tokens)
 
     monkeypatch.setattr(StepRunner, "_run_micro_batch", run)
     return failed
 
 
+@pytest.mark.parametrize("error", [error for error, _ in NO_ROOM])
 def test_out_of_memory_halves_the_micro_batches_and_loses_nothing(
-    engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
+    engine: PackedEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     expected = run_pack(engine, SAME_RANK_SPECS)
-    failed = fail_micro_batches(monkeypatch, lambda tokens, trials: tokens > 256)
+    failed = fail_micro_batches(monkeypatch, lambda tokens, trials: tokens > 256, error=error)
     packed = run_pack(engine, SAME_RANK_SPECS)
     assert failed
     assert engine.slots == 4

@@ -12,7 +12,7 @@ from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training.engine import Report, TrainingData
 from qlora_ray.training.single import run as sft_run
 from qlora_ray.training.single.engine import SingleEngine
-from tests.contracts.engine_contract import BATCH, Bench, EngineContract, bench, losses, make_spec, run_trial
+from tests.contracts.engine_contract import BATCH, NO_ROOM, Bench, EngineContract, bench, losses, make_spec, run_trial
 
 __all__ = ["bench"]
 
@@ -69,11 +69,12 @@ class TestSingleEngine(EngineContract):
         for (eval_a, _), (eval_b, _) in zip(losses(whole), losses(halved), strict=True):
             assert eval_b == pytest.approx(eval_a, rel=1e-4)
 
+    @pytest.mark.parametrize("error", [error for error, _ in NO_ROOM])
     def test_out_of_memory_at_one_row_is_the_trials_failure(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
         def fail(trainer: sft_run.OrderedTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+            raise error
 
         engine = self.make_engine(bench.base, bench.data, max_micro_batch=1)
         monkeypatch.setattr(sft_run.OrderedTrainer, "training_step", fail)

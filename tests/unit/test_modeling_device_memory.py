@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qlora_ray.modeling.device_memory import is_out_of_memory
+from qlora_ray.modeling.device_memory import as_out_of_memory, is_out_of_memory
 
 # As torch 2.13 words it where the address space is limited (RLIMIT_AS).
 NOT_MAPPED = "unable to mmap 247769200 bytes from file </models/model.safetensors>: Cannot allocate memory (12)"
@@ -31,3 +31,22 @@ def test_what_torch_raises_on_a_cpu_without_room_is_known() -> None:
 )
 def test_lack_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate"), "DefaultCPUAlloc"),
+    ],
+)
+def test_every_lack_of_memory_is_raised_as_one_error(error: Exception, message: str) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match=f"^{message}"), as_out_of_memory():
+        raise error
+
+
+def test_another_error_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match=r"^shapes$") as caught, as_out_of_memory():
+        raise RuntimeError("shapes")
+    assert not isinstance(caught.value, torch.OutOfMemoryError)

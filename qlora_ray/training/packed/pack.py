@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from qlora_ray.modeling.device_memory import as_out_of_memory
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
 from qlora_ray.modeling.multi_lora.adapters import draw_adapter
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
@@ -29,6 +30,7 @@ class Pack:
     def __len__(self) -> int:
         return len(self.admissions)
 
+    @as_out_of_memory()
     def enter(self, admission: PackedAdmission) -> None:
         """Puts a trial's adapter in memory; `settle` must follow.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qlora_ray.errors import TrialDiverged
-from qlora_ray.modeling.device_memory import peak_memory_bytes
+from qlora_ray.modeling.device_memory import as_out_of_memory, peak_memory_bytes
 from qlora_ray.modeling.multi_lora.dropout import rounded_rate
 from qlora_ray.modeling.multi_lora.layout import SoloLayout
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
@@ -90,6 +90,7 @@ class Reporter:
         except Exception as error:
             return Failure.from_error(error)
 
+    @as_out_of_memory()
     def _report(self, trial: PackedTrial) -> Report:
         spec, state = trial.spec, trial.state
         assert state is not None and state.has_pending_report

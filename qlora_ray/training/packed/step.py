@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qlora_ray.modeling.device_memory import as_out_of_memory
 from qlora_ray.modeling.heads import SplitModel
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack
@@ -72,6 +73,7 @@ class StepRunner:
         """Tokens of the longest row of the trials' next step."""
         return max(len(self._ids[row]) for trial in trials for row in trial.next_rows())
 
+    @as_out_of_memory()
     def run(self, trials: Sequence[PackedTrial], *, max_tokens: int) -> StepOutcome:
         """Trains every trial by one step.
 

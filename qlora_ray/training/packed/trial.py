@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from qlora_ray.hardware.memory import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES
+from qlora_ray.modeling.device_memory import as_out_of_memory
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack
 from qlora_ray.modeling.multi_lora.adapters import Blueprint, LayerTensors
 from qlora_ray.modeling.multi_lora.dropout import rounded_rate
@@ -130,6 +131,7 @@ class PackedTrial:
         self.parameter.data = self.adapter.weights_P
         self.parameter.grad = self.adapter.gradients_P
 
+    @as_out_of_memory()
     def finish_step(self, gradient_norm: float) -> None:
         """Clips, and takes the optimizer step, unless its loss scale was too large for it.
 

@@ -18,7 +18,7 @@ from transformers import PrinterCallback
 from qlora_ray.errors import TrialDiverged
 from qlora_ray.hardware.plan import largest_divisor
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
-from qlora_ray.modeling.device_memory import peak_memory_bytes
+from qlora_ray.modeling.device_memory import as_out_of_memory, peak_memory_bytes
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.training.admission import Phase
@@ -158,6 +158,7 @@ class SingleRun:
         index = self.state.report_index if self.state else 0
         self._reports.put(Report(self.spec.trial_id, index, True, {}, failure=failure))
 
+    @as_out_of_memory()
     def _train(self) -> None:
         start_step = self.state.step if self.state else 0
         base_forward = self._base.model.__dict__.get("forward")
