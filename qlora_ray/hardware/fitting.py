@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from qlora_ray.config.schema import Cluster, Quantization
@@ -14,7 +13,6 @@ from qlora_ray.hardware.memory import (
     CONTEXT_BYTES_BEFORE_AMPERE,
     CPU_PROCESS_BYTES,
     MemoryEstimate,
-    estimate_evaluation_bytes,
     estimate_memory,
 )
 from qlora_ray.hardware.plan import TrialDemand
@@ -30,9 +28,6 @@ INT8_COMPUTE_CAPABILITY = (7, 5)
 FLASH_COMPUTE_CAPABILITY = (8, 0)
 # From this version on SFTTrainer never holds all logits (read in 1.16.0); older ones are counted with the stock loss.
 TRL_TILED_LOSS_VERSION = (1, 16)
-RESOURCE_DECIMALS = 4  # Ray counts resources in units of 1e-4 (ray 2.60, FixedPoint)
-# Trial actors and Ray tasks need a little of a CPU beside the executors, or they would wait for ever.
-RESERVED_CPUS_PER_NODE = 0.1
 
 
 @dataclass(frozen=True)
@@ -207,51 +202,3 @@ def refuse_slots(device: NodeDevice, question: Question, *, at_most: int, room_b
         f"{question.cluster.slots_per_device}: {format_gib(room_bytes)} are free and {words}. Lower or drop it.",
         device,
     )
-
-
-def find_eval_batch(workload: Workload, question: Question, share_bytes: int) -> int:
-    """Returns the most validation rows that fit one process at once; at least 1.
-
-    Args:
-        workload: What the process trains.
-        question: Has `per_device_eval_batch_size`, the upper bound, and the safety factor.
-        share_bytes: The process's share of the device's memory.
-    """
-    for eval_batch in range(question.demand.eval_batch, 1, -1):
-        rows = replace(workload, micro_batch=eval_batch, micro_batch_tokens=None)
-        needed = estimate_evaluation_bytes(question.shape, rows)
-        if needed * question.safety_factor <= share_bytes:
-            return eval_batch
-    return 1
-
-
-def share_cpus(devices: Sequence[NodeDevice], *, processes: int, num_threads: int) -> float:
-    """Returns Ray's CPU request per process: one per thread, or less where the node cannot give that to all.
-
-    Args:
-        devices: The devices of one class; the node with the least CPUs per process decides.
-        processes: Executors per device.
-        num_threads: Threads of one executor.
-    """
-    shares = [
-        (device.node.num_cpus - RESERVED_CPUS_PER_NODE) / (processes * len(device.node.devices)) for device in devices
-    ]
-    return round_down(min(num_threads, *shares))
-
-
-def cap_memory(device: NodeDevice, estimate: MemoryEstimate, share_bytes: int) -> float | None:
-    """Returns the fraction of a GPU's memory that a process's tensors may take; None on a CPU.
-
-    Args:
-        device: A device of the class.
-        estimate: Of one executor; its CUDA context is not the allocator's to take.
-        share_bytes: The executor's share of the device's memory.
-    """
-    if device.profile.kind == "cpu":
-        return None
-    return round_down((share_bytes - estimate.context_bytes) / device.profile.total_memory_bytes)
-
-
-def round_down(number: float) -> float:
-    """To Ray's resolution, so that shares never add up to more than the whole."""
-    return math.floor(number * 10**RESOURCE_DECIMALS) / 10**RESOURCE_DECIMALS

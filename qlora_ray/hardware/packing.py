@@ -10,16 +10,14 @@ from qlora_ray.hardware.fitting import (
     NodeDevice,
     Question,
     Refusal,
-    cap_memory,
     describe_workload,
-    find_eval_batch,
     find_fitting,
     refuse_slots,
-    share_cpus,
 )
 from qlora_ray.hardware.memory import FRAGMENTATION, SMALLEST_SHOWN_BYTES, MemoryEstimate
-from qlora_ray.hardware.plan import Placement, largest_divisor
+from qlora_ray.hardware.plan import Placement
 from qlora_ray.hardware.precision import PrecisionChoice
+from qlora_ray.hardware.sharing import ExecutorSet, make_placement
 from qlora_ray.hardware.workload import Workload
 
 # Tokens of one step of a whole pack from which more trials gain little. A micro-batch of T tokens takes as long as
@@ -186,12 +184,9 @@ def _has_room_to_hold(workload: Workload, question: Question, room_bytes: int) -
 def _build_placement(
     devices: list[NodeDevice], question: Question, precision: PrecisionChoice, pack: _Pack, room_bytes: int
 ) -> Placement:
-    profile, demand, workload = devices[0].profile, question.demand, pack.workload
+    workload = pack.workload
     estimate = question.estimate(workload)
     slots = pack.per_device * workload.num_trials
-    num_threads = max(1, _count_threads(devices, question, slots) // pack.per_device)
-    max_micro_batch = max(1, workload.num_tokens // demand.max_seq_length)
-    micro_batch = largest_divisor(demand.effective_batch, at_most=max_micro_batch)
     whole = "in all" if pack.per_device == 1 else "each pack takes"
     words = [
         pack.words,
@@ -200,26 +195,18 @@ def _build_placement(
         *_say_hold(workload, estimate),
         precision.reason,
     ]
-    return Placement(
-        device_class=profile.class_key,
-        device_kind=profile.kind,
-        device_name=profile.name,
-        devices=tuple(device.label for device in devices),
-        engine="packed",
-        slots_per_device=slots,
-        num_gpus=1.0 if profile.kind == "cuda" else 0.0,
-        num_cpus=share_cpus(devices, processes=pack.per_device, num_threads=num_threads),
-        num_threads=num_threads,
-        memory_cap_fraction=cap_memory(devices[0], estimate, room_bytes),
-        precision=precision,
-        max_micro_batch=max_micro_batch,
-        micro_batch=micro_batch,
-        gradient_accumulation_steps=demand.effective_batch // micro_batch,
-        eval_batch=find_eval_batch(workload, question, room_bytes // pack.per_device),
+    executors = ExecutorSet(
+        workload=workload,
         estimate=estimate,
-        needed_bytes=math.ceil(estimate.total_bytes * question.safety_factor),
-        available_bytes=room_bytes,
+        slots=slots,
+        processes=pack.per_device,
+        num_threads=max(1, _count_threads(devices, question, slots) // pack.per_device),
+        max_micro_batch=max(1, workload.num_tokens // question.demand.max_seq_length),
         reason="; ".join(words),
+    )
+    placement = make_placement(devices, executors, question=question, precision=precision, room_bytes=room_bytes)
+    return replace(
+        placement,
         slot_bytes=int((1 + FRAGMENTATION) * estimate.adapter_bytes / workload.num_trials),
         max_tokens_per_micro_batch=workload.num_tokens,
         hold_dequantized=workload.hold_dequantized,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from qlora_ray.formats import format_gib, plural
@@ -10,17 +9,14 @@ from qlora_ray.hardware.fitting import (
     NodeDevice,
     Question,
     Refusal,
-    cap_memory,
     describe_workload,
-    find_eval_batch,
     find_fitting,
     refuse_slots,
-    round_down,
-    share_cpus,
 )
 from qlora_ray.hardware.memory import CPU_PROCESS_BYTES, MemoryEstimate
-from qlora_ray.hardware.plan import Placement, largest_divisor
+from qlora_ray.hardware.plan import Placement
 from qlora_ray.hardware.precision import PrecisionChoice
+from qlora_ray.hardware.sharing import ExecutorSet, make_placement
 from qlora_ray.hardware.workload import Workload
 
 # Processes on one GPU take turns: more of them gain only what one leaves idle between its kernels, and each pays for a
@@ -80,12 +76,9 @@ def _find_max_micro_batch(workload: Workload, question: Question, room_bytes: in
 def _build_placement(
     devices: list[NodeDevice], question: Question, precision: PrecisionChoice, workload: Workload, room_bytes: int
 ) -> Placement:
-    profile, demand = devices[0].profile, question.demand
+    demand = question.demand
     estimate = question.estimate(workload)
     count = _count_slots(devices, question, estimate, room_bytes)
-    num_threads = _count_threads(devices, question, count.slots)
-    share_bytes = room_bytes // count.slots
-    micro_batch = largest_divisor(demand.effective_batch, at_most=workload.micro_batch)
     words = [
         f"one trial takes {estimate.describe(safety_factor=question.safety_factor)} of {format_gib(room_bytes)}",
         count.words,
@@ -95,27 +88,16 @@ def _build_placement(
         words.append(
             f"{workload.micro_batch} of per_device_train_batch_size {demand.per_device_train_batch_size} rows fit"
         )
-    return Placement(
-        device_class=profile.class_key,
-        device_kind=profile.kind,
-        device_name=profile.name,
-        devices=tuple(device.label for device in devices),
-        engine="single",
-        slots_per_device=count.slots,
-        num_gpus=round_down(1 / count.slots) if profile.kind == "cuda" else 0.0,
-        num_cpus=share_cpus(devices, processes=count.slots, num_threads=num_threads),
-        num_threads=num_threads,
-        memory_cap_fraction=cap_memory(devices[0], estimate, share_bytes),
-        precision=precision,
-        max_micro_batch=workload.micro_batch,
-        micro_batch=micro_batch,
-        gradient_accumulation_steps=demand.effective_batch // micro_batch,
-        eval_batch=find_eval_batch(workload, question, share_bytes),
+    executors = ExecutorSet(
+        workload=workload,
         estimate=estimate,
-        needed_bytes=math.ceil(estimate.total_bytes * question.safety_factor),
-        available_bytes=room_bytes,
+        slots=count.slots,
+        processes=count.slots,
+        num_threads=_count_threads(devices, question, count.slots),
+        max_micro_batch=workload.micro_batch,
         reason="; ".join(words),
     )
+    return make_placement(devices, executors, question=question, precision=precision, room_bytes=room_bytes)
 
 
 def _count_slots(
