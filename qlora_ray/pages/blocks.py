@@ -49,7 +49,6 @@ class Table:
     numeric: frozenset[int] = frozenset()
     marked: int | None = None
     is_sortable: bool = False
-    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,30 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class SideBySide:
+    """Texts to compare, under what they answer.
+
+    Attributes:
+        key: Which one it is, to find it again.
+        prompt: What they answer.
+        texts: Whose each is, and the text.
+    """
+
+    key: str
+    prompt: str
+    texts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Folded:
     """Blocks behind one line that opens them."""
 
     summary: str
     blocks: tuple[Block, ...]
+    is_open: bool = False
 
 
-Block = Words | Bullets | Code | Table | Drawing | Grid | Folded
+Block = Words | Bullets | Code | Table | Drawing | Grid | SideBySide | Folded
 
 
 @dataclass(frozen=True)

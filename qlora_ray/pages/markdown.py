@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from qlora_ray.pages.blocks import Block, Bullets, Code, Document, Drawing, Grid, Table, Words
+from qlora_ray.pages.blocks import Block, Bullets, Code, Document, Drawing, Grid, SideBySide, Table, Words
 
 # Rows of a long table; the page and trials.csv have them all.
 MAX_ROWS = 30
@@ -41,6 +41,9 @@ def _block(block: Block) -> str:
         return _table(block)
     if isinstance(block, Drawing | Grid):
         return f"Figure: {escape(block.caption)}"
+    if isinstance(block, SideBySide):
+        texts = "\n".join(f"- {escape(name)}: {escape(text)}" for name, text in block.texts)
+        return f"**{escape(block.key)}** {escape(block.prompt)}\n\n{texts}"
     return "\n\n".join([f"### {escape(block.summary)}", *(_block(inner) for inner in block.blocks)])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from qlora_ray.pages.blocks import Block, Bullets, Code, Document, Drawing, Grid, Section, Table, Words
+from qlora_ray.pages.blocks import Block, Bullets, Code, Document, Drawing, Grid, Section, SideBySide, Table, Words
 from qlora_ray.pages.html import figure_place, render_page
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def write_page(document: Document) -> str:
 
 
 def _facts(facts: tuple[tuple[str, str], ...]) -> str:
+    if not facts:
+        return ""
     items = "".join(f"<div><dd>{html.escape(value)}</dd><dt>{html.escape(label)}</dt></div>" for label, value in facts)
     return f'<dl class="facts">{items}</dl>'
 
@@ -74,14 +76,25 @@ def _block(block: Block, figures: dict[str, Figure]) -> str:
             figures[drawing.name] = drawing.figure
             places.append(figure_place(drawing.name, label=drawing.caption))
         return f'<figure><div class="grid">{"".join(places)}</div>{_caption(block.caption)}</figure>'
+    if isinstance(block, SideBySide):
+        return _side_by_side(block)
     inner = "\n".join(_block(part, figures) for part in block.blocks)
-    return f"<details><summary>{html.escape(block.summary)}</summary>\n{inner}\n</details>"
+    is_open = " open" if block.is_open else ""
+    return f"<details{is_open}><summary>{html.escape(block.summary)}</summary>\n{inner}\n</details>"
 
 
 def _drawing(drawing: Drawing, figures: dict[str, Figure]) -> str:
     figures[drawing.name] = drawing.figure
     place = figure_place(drawing.name, label=drawing.caption, min_width_px=drawing.min_width_px)
     return f"<figure>{place}{_caption(drawing.caption)}</figure>"
+
+
+def _side_by_side(block: SideBySide) -> str:
+    texts = "".join(f"<div><h4>{html.escape(name)}</h4><p>{html.escape(text)}</p></div>" for name, text in block.texts)
+    return (
+        f'<div class="prompt"><p><code>{html.escape(block.key)}</code> {html.escape(block.prompt)}</p>'
+        f'<div class="texts">{texts}</div></div>'
+    )
 
 
 def _caption(text: str) -> str:
@@ -138,6 +151,12 @@ nav a:hover { color: var(--accent); }
 .facts dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .facts dt { color: var(--muted); font-size: .85rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(236px, 100%), 1fr)); gap: 8px 24px; }
+.prompt { margin: 20px 0; border-top: 1px solid var(--rule); padding-top: 12px; }
+.prompt > p { white-space: pre-wrap; max-width: none; }
+.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 8px; }
+.texts > div { background: var(--panel); border-radius: 6px; padding: 8px 12px; min-width: 0; }
+.texts h4 { margin: 0; font-size: .8rem; color: var(--muted); font-weight: 600; }
+.texts p { margin: 4px 0 0; white-space: pre-wrap; }
 .tall { max-height: 560px; overflow-y: auto; }
 .tall thead th { position: sticky; top: 0; background: var(--paper); }
 tr.marked td { color: var(--accent); font-weight: 600; }

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from qlora_ray.evaluation.answers.figures import draw_lengths, draw_refusals
 from qlora_ray.evaluation.answers.files import AnswerRow
-from qlora_ray.evaluation.answers.page import MAX_PROMPTS_SHOWN, draw_lengths, draw_refusals, render_answers_page
+from qlora_ray.evaluation.answers.page import MAX_PROMPTS_SHOWN, compose_answers
 from qlora_ray.evaluation.answers.statistics import AnsweredSet, summarize
+from qlora_ray.pages.markdown import write_markdown
+from qlora_ray.pages.page import write_page
 from tests.browsing import CUT_LABELS
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -56,27 +59,33 @@ def test_refusals_are_shares_with_their_counts() -> None:
 
 
 def test_a_page_says_when_nothing_declines() -> None:
-    page = render_answers_page(_sets()[:1], warnings=[])
+    page = write_page(compose_answers(_sets()[:1], warnings=[]))
     assert "No answer begins by declining." in page
     assert "every prompt was answered by every model" in page
 
 
 def test_texts_of_prompts_answers_and_warnings_are_escaped() -> None:
-    page = render_answers_page(_sets(), warnings=[f"adapter: {EVIL}"])
+    page = write_page(compose_answers(_sets(), warnings=[f"adapter: {EVIL}"]))
     assert EVIL not in page
     assert page.count(html.escape(EVIL)) == 2
+
+
+def test_the_answers_can_be_read_as_markdown_too() -> None:
+    text = write_markdown(compose_answers(_sets(), warnings=["look"]))
+    assert f"**a** ask a\n\n- base: {REFUSAL}\n- adapter: {REFUSAL}" in text
+    assert "<img" not in text.replace("\\<img", "")
 
 
 def test_a_large_set_shows_the_prompts_whose_answers_differ_first() -> None:
     base = [_row(str(at), "same") for at in range(100)]
     tuned = [*base[:99], _row("99", "other")]
-    page = render_answers_page([summarize("s", {"base": base, "adapter": tuned})], warnings=[])
+    page = write_page(compose_answers([summarize("s", {"base": base, "adapter": tuned})], warnings=[]))
     assert f"Answers: {MAX_PROMPTS_SHOWN} of 100, those that differ first" in page
     assert page.index("<code>99</code>") < page.index("<code>0</code>")
 
 
 def test_a_page_without_any_answer_is_still_a_page() -> None:
-    page = render_answers_page([summarize("s", {"base": [], "adapter": []})], warnings=["base/s.jsonl: empty"])
+    page = write_page(compose_answers([summarize("s", {"base": [], "adapter": []})], warnings=["base/s.jsonl: empty"]))
     assert "base/s.jsonl: empty" in page
     assert "data-figure=" not in page
 
@@ -89,7 +98,7 @@ def test_the_page_is_whole_silent_and_inside_its_window_in_a_browser(tmp_path: P
         "playwright.sync_api", reason="needs a browser: playwright, which is in the extra `test`"
     )
     path = tmp_path / "answers.html"
-    path.write_text(render_answers_page(_sets(), warnings=[]), encoding="utf-8")
+    path.write_text(write_page(compose_answers(_sets(), warnings=[])), encoding="utf-8")
     noise: list[str] = []
     with playwright.sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
