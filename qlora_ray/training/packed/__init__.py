@@ -1,1 +1,1 @@
-"""The `wrapped` engine: many trials trained at once on one frozen base."""
+"""The `packed` engine: many trials trained at once on one frozen base."""
