@@ -10,9 +10,9 @@ from typing import Any
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.orchestration.executor.actor import ExecutorTerms
+from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.searcher import StudySearcher
-from qlora_ray.orchestration.trial import TrialTerms
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.record_parts import SweepFacts
@@ -67,7 +67,7 @@ class Sweep:
             ledger=self.ledger,
             searcher=searcher,
             gate=gate,
-            num_seats=pool_options.get("num_executors", 1),
+            num_executors=pool_options.get("num_executors", 1),
         )
         try:
             run_trials(

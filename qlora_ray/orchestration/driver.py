@@ -196,11 +196,12 @@ def _start_pool(
     import ray
 
     from qlora_ray.orchestration.executor.actor import ExecutorTerms
-    from qlora_ray.orchestration.pool import Pool, Seat
+    from qlora_ray.orchestration.executor.launcher import ExecutorSpec, RayLauncher
+    from qlora_ray.orchestration.pool import Pool
 
     nodes = {profile.hostname: node_id for node_id, profile in profiles.items()}
-    seats = [
-        Seat(placement, nodes[device.rsplit(":", 1)[0]])
+    specs = [
+        ExecutorSpec(placement, nodes[device.rsplit(":", 1)[0]])
         for placement in plan.placements
         for device in placement.devices
         for _ in range(placement.executors_per_device)
@@ -208,7 +209,10 @@ def _start_pool(
     terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, asdict(base))
     actor: Any = ray.remote(Pool)
     pool = actor.options(num_cpus=0, max_concurrency=10_000).remote(
-        terms, seats, [ray.put(preflight.data)], plan.total_slots
+        RayLauncher(terms, ray.put(preflight.data)),
+        specs,
+        lease_timeout_s=preflight.config.cluster.lease_timeout_s,
+        max_slots=plan.total_slots,
     )
     ray.get(pool.start.remote())
     return pool
@@ -236,7 +240,7 @@ def _search(
     pool: Any,
     stops: StopSignals,
 ) -> None:
-    from qlora_ray.orchestration.trial import TrialTerms
+    from qlora_ray.orchestration.leased_trial import TrialTerms
 
     config = preflight.config
     searcher = StudySearcher(
@@ -249,8 +253,8 @@ def _search(
     if searcher.num_left <= 0:
         return
     gate = Gate(searcher, ledger, pool)
-    num_seats = sum(placement.executors_per_device * placement.num_devices for placement in plan.placements)
-    pump = EventPump(pool, ledger=ledger, searcher=searcher, gate=gate, num_seats=num_seats)
+    num_executors = sum(placement.executors_per_device * placement.num_devices for placement in plan.placements)
+    pump = EventPump(pool, ledger=ledger, searcher=searcher, gate=gate, num_executors=num_executors)
     terms = TrialTerms(config, len(preflight.data.train), pool)
     ledger.show_progress()
     try:

@@ -13,10 +13,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from qlora_ray.config.schema import Search
+from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.schedulers import make_scheduler
 from qlora_ray.orchestration.searcher import StudySearcher
-from qlora_ray.orchestration.trial import SweepTrial, TrialTerms
+from qlora_ray.orchestration.trial import SweepTrial
 from qlora_ray.runs.paths import trial_id_of
 
 # Tune refuses a request of exactly nothing.
@@ -68,12 +69,12 @@ class Gate(tune.Callback, tune.Stopper):
 class EventPump:
     """Brings the pool's events into the ledger, and its slots to the searcher, on a thread."""
 
-    def __init__(self, pool: Any, *, ledger: Ledger, searcher: StudySearcher, gate: Gate, num_seats: int) -> None:
+    def __init__(self, pool: Any, *, ledger: Ledger, searcher: StudySearcher, gate: Gate, num_executors: int) -> None:
         self._pool = pool
         self._ledger = ledger
         self._searcher = searcher
         self._gate = gate
-        self._num_seats = num_seats
+        self._num_executors = num_executors
         self._seen = 0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pool-events", daemon=True)
@@ -105,7 +106,7 @@ class EventPump:
         self._searcher.num_slots = max(1, event["ready_slots"])
         name, reason = event.pop("event"), event.pop("reason")
         self._ledger.note(name, reason=reason, line=_line_of(name, reason, event), **event)
-        if event["num_failed"] == self._num_seats:
+        if event["num_failed"] == self._num_executors:
             self._stop(reason)
 
     def _stop(self, reason: str) -> None:

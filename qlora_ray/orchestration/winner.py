@@ -16,8 +16,8 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData
 from qlora_ray.errors import SweepFailed
 from qlora_ray.modeling.loading import load_tokenizer
+from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.orchestration.ledger import Ledger
-from qlora_ray.orchestration.pool import describe_death
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs import SweepPaths, write_json
 from qlora_ray.runs.files import append_line

@@ -27,7 +27,8 @@ def cluster() -> Iterator[None]:
 @pytest.fixture
 def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
     """Starts pools of fake executors; all are closed at the end of the test."""
-    from qlora_ray.orchestration.pool import Pool, Seat
+    from qlora_ray.orchestration.executor.launcher import ExecutorSpec, RayLauncher
+    from qlora_ray.orchestration.pool import Pool
 
     pools: list[Any] = []
 
@@ -40,11 +41,16 @@ def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
         max_slots: int = 99,
     ) -> Any:
         node_id = ray.get_runtime_context().get_node_id()
-        seats = [Seat(placement or FakePlacement(), node_id) for _ in range(num_executors)]
+        specs = [ExecutorSpec(placement or FakePlacement(), node_id) for _ in range(num_executors)]
         pool = (
             ray.remote(Pool)
             .options(num_cpus=0, max_concurrency=1000)
-            .remote(terms, seats, [ray.put(None)], max_slots, executor_class)
+            .remote(
+                RayLauncher(terms, ray.put(None), executor_class),
+                specs,
+                lease_timeout_s=terms.config.cluster.lease_timeout_s,
+                max_slots=max_slots,
+            )
         )
         pools.append(pool)
         ray.get(pool.start.remote())

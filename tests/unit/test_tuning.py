@@ -107,11 +107,11 @@ def pool_event(name: str, *, reason: str = "why", slots: int = 2, num_failed: in
     return {"event": name, "reason": reason, **counts, **facts}
 
 
-def pump(books: Books, pool: FakePool, *, num_seats: int = 2) -> tuple[Gate, Any]:
+def pump(books: Books, pool: FakePool, *, num_executors: int = 2) -> tuple[Gate, Any]:
     """Listens to the pool until all of its events are read."""
     searcher = books.make_searcher(num_slots=2)
     gate = Gate(searcher, books.ledger, pool)
-    EventPump(pool, ledger=books.ledger, searcher=searcher, gate=gate, num_seats=num_seats).end()
+    EventPump(pool, ledger=books.ledger, searcher=searcher, gate=gate, num_executors=num_executors).end()
     return gate, searcher
 
 
@@ -139,7 +139,7 @@ def test_a_search_without_a_ready_executor_still_asks_for_one_trial(books: Books
 @pytest.mark.parametrize(("num_failed", "stops"), [(1, False), (2, True)])
 def test_the_search_ends_when_the_last_executor_is_given_up(books: Books, num_failed: int, stops: bool) -> None:
     event = pool_event("executor_failed", reason="CUDA driver died", slots=0, num_failed=num_failed)
-    gate, _ = pump(books, FakePool([event]), num_seats=2)
+    gate, _ = pump(books, FakePool([event]), num_executors=2)
     assert (gate.stop_reason, gate.stop_all()) == (("CUDA driver died", True) if stops else (None, False))
     # Trials that it cuts off are interrupted, not pruned.
     assert books.ledger.is_stopping is stops
@@ -158,7 +158,7 @@ def test_the_search_ends_when_the_pool_itself_is_gone(books: Books, monkeypatch:
     pool.next_events = remote(die)
     searcher = books.make_searcher()
     gate = Gate(searcher, books.ledger, pool)
-    listening = EventPump(pool, ledger=books.ledger, searcher=searcher, gate=gate, num_seats=1)
+    listening = EventPump(pool, ledger=books.ledger, searcher=searcher, gate=gate, num_executors=1)
     assert noted.wait(WAIT_S)
     listening.end()
     assert books.ledger.is_stopping and gate.stop_all()

@@ -1,0 +1,101 @@
+"""How executors are started and ended, and what Ray says of one that died."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from qlora_ray.errors import QloraRayError
+from qlora_ray.hardware import Placement
+from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
+
+# Calls an executor serves at once beside one long poll per slot: describe, evict, wait_change, trials, admit.
+SPARE_CALLS = 6
+# How Ray's account of an actor that failed to start names our exceptions.
+OUR_ERRORS = "qlora_ray.errors."
+
+
+@dataclass(frozen=True)
+class ExecutorSpec:
+    """One executor the plan wants: its placement, and the Ray node it belongs on."""
+
+    placement: Placement
+    node_id: str
+
+
+class Launcher(Protocol):
+    """Starts and ends executors. An executor's methods are called as `executor.method.remote(...)` and awaited."""
+
+    def start(self, spec: ExecutorSpec) -> Any:
+        """Starts an executor; returns before it is ready."""
+
+    def kill(self, executor: Any) -> None:
+        """Ends an executor at once; one that is dead stays dead."""
+
+
+@dataclass(frozen=True)
+class RayLauncher:
+    """Executors as Ray actors.
+
+    Attributes:
+        terms: What every executor is told.
+        data: The object reference of the prepared data.
+        executor_class: What each executor is; tests give one without a model.
+    """
+
+    terms: ExecutorTerms
+    data: Any
+    executor_class: type = Executor
+
+    def start(self, spec: ExecutorSpec) -> Any:
+        """See Launcher."""
+        placement = spec.placement
+        # soft=False: a placement is the plan for this node's device, not for whichever node has room.
+        return (
+            ray.remote(self.executor_class)
+            .options(
+                num_cpus=placement.num_cpus,
+                num_gpus=placement.num_gpus,
+                max_concurrency=SPARE_CALLS + self._most_slots(placement),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(spec.node_id, soft=False),
+            )
+            .remote(self.terms, placement, self.data)
+        )
+
+    def kill(self, executor: Any) -> None:
+        """See Launcher."""
+        ray.kill(executor)
+
+    def _most_slots(self, planned: Placement) -> int:
+        """Slots the executor can have: on a node of mixed GPUs, Ray chooses which it gets."""
+        plan = self.terms.plan
+        placements = [planned, *(plan.placements if plan is not None else ())]
+        return max(placement.slots_per_executor for placement in placements)
+
+
+def describe_death(error: Exception) -> str:
+    """One line of why an executor ended: its own error if it raised one, else Ray's account."""
+    cause = _cause_of(error)
+    if isinstance(cause, QloraRayError):
+        return str(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Ray appends the remote traceback to the message; the exception itself is its last line.
+    last = lines[-1] if lines else type(error).__name__
+    return last.split(": ", 1)[1] if last.startswith(OUR_ERRORS) else last
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an executor ended by an error of ours, which would come again: a base that cannot be loaded, say."""
+    lines = str(error).strip().splitlines()
+    return isinstance(_cause_of(error), QloraRayError) or (bool(lines) and lines[-1].startswith(OUR_ERRORS))
+
+
+def _cause_of(error: Exception) -> BaseException:
+    """The exception an actor raised, where Ray carries it: as the cause of a task, or in a failed creation."""
+    if isinstance(error, RayTaskError):
+        return error.cause
+    return error
