@@ -30,7 +30,7 @@ class PromptRun:
     """Runs models on prompt sets.
 
     Args:
-        loss_batch_size: Rows per forward where only losses are asked for.
+        loss_batch_size: Rows of a micro-batch where only losses are computed.
         is_live: Whether the console is a terminal.
     """
 
