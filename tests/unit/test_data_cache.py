@@ -77,6 +77,11 @@ def test_earlier_calls_of_the_tokenizer_do_not_change_the_fingerprint(train):
     assert compute_fingerprint(Data(), digests={}, tokenizer=tokenizer, data_seed=7) == before
 
 
+def replace_report(folder):
+    written = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(written | {"fingerprint": "0" * 64}))
+
+
 def replace_split(folder):
     shutil.rmtree(folder / "train")
     shutil.copytree(folder / "validation", folder / "train")
@@ -92,7 +97,7 @@ def cut_file(folder):
     [
         lambda folder: (folder / "report.json").unlink(),
         lambda folder: (folder / "report.json").write_text("{"),
-        lambda folder: (folder / "report.json").write_text(f'{{"fingerprint": "{"0" * 64}"}}'),
+        replace_report,
         lambda folder: shutil.rmtree(folder / "train"),
         cut_file,
         replace_split,
