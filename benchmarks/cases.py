@@ -110,7 +110,7 @@ def make_workload(case: Case, rows: TokenizedSplit) -> Workload:
     return Workload(
         case=case,
         rows=chosen,
-        validation=take_rows(chosen, [0]),
+        validation=chosen.take([0]),
         specs=make_specs(case, effective_batch=batch, data_seed=data_seed),
         tokens_per_trial=num_tokens / case.steps,
         batch_padding_share=1 - num_tokens / num_padded,
@@ -133,7 +133,7 @@ def fit_rows(rows: TokenizedSplit, *, tokens: int) -> tuple[TokenizedSplit, int]
             f"--tokens: rows must make about {tokens} tokens, got rows of {mean:.0f} tokens on average, and none near "
             "that length. Ask for a multiple of their mean."
         )
-    return take_rows(rows, near), 1
+    return rows.take(near), 1
 
 
 def make_specs(case: Case, *, effective_batch: int, data_seed: int) -> list[TrialSpec]:
@@ -175,17 +175,6 @@ def make_random_rows(*, tokens: int, vocab_size: int, seed: int = 7) -> Tokenize
     masks = [[0] * prompt + [1] * (length - prompt) for prompt, length in zip(prompts, lengths, strict=True)]
     starts = [row[:prompt] for row, prompt in zip(ids, prompts, strict=True)]
     return TokenizedSplit("random", ids, masks, starts, [""] * NUM_RANDOM_ROWS)
-
-
-def take_rows(split: TokenizedSplit, rows: list[int]) -> TokenizedSplit:
-    """Some rows of a split."""
-    return TokenizedSplit(
-        split.name,
-        [split.input_ids[row] for row in rows],
-        [split.completion_mask[row] for row in rows],
-        [split.prompt_ids[row] for row in rows],
-        [split.references[row] for row in rows],
-    )
 
 
 def _timed_batches(rows: TokenizedSplit, case: Case, batch: int, *, data_seed: int) -> list[list[int]]:

@@ -52,3 +52,8 @@ class SweepFailed(QloraRayError):
     """The sweep ran and found no winner."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says; its type's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qlora_ray.data.examples import Row
-from qlora_ray.errors import DataError
+from qlora_ray.errors import DataError, first_line
 
 
 def read_rows(name: str, content: bytes, *, limit: int | None = None) -> list[Row]:
@@ -137,7 +137,7 @@ def _read_parquet(name: str, content: bytes) -> Iterator[Row]:
         table = pyarrow.parquet.read_table(io.BytesIO(content))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{name}: must be a parquet file, got something else ({_first_line(error)}). Write it again."
+            f"{name}: must be a parquet file, got something else ({first_line(error).rstrip('.')}). Write it again."
         ) from None
     number = 0
     for batch in table.to_batches(max_chunksize=1024):
@@ -171,10 +171,6 @@ def _is_json_object(text: str) -> bool:
 
 def _kind(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 _PARSERS: dict[str, Callable[[str, bytes], Iterator[Row]]] = {

@@ -36,6 +36,16 @@ class TokenizedSplit:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def take(self, rows: Sequence[int]) -> TokenizedSplit:
+        """Returns some of its rows, in the order asked for."""
+        return TokenizedSplit(
+            self.name,
+            [self.input_ids[row] for row in rows],
+            [self.completion_mask[row] for row in rows],
+            [self.prompt_ids[row] for row in rows],
+            [self.references[row] for row in rows],
+        )
+
     @property
     def num_tokens(self) -> int:
         """Tokens of all rows."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qlora_ray.config.reuse import explain_distrust
 from qlora_ray.console import noise_to
-from qlora_ray.errors import ModelError, QloraRayError, RunError
+from qlora_ray.errors import ModelError, QloraRayError, RunError, first_line
 from qlora_ray.exporting.archive import check_archive_target
 from qlora_ray.exporting.inventory import Bundle, check_target
 from qlora_ray.exporting.merge.options import MergeOptions
@@ -115,7 +115,7 @@ def deliver_winner(paths: SweepPaths, *, to: Path, tell: Callable[[str], None]) 
         # Nobody's bad input: where the sweep's own tracebacks are.
         with log.open("a", encoding="utf-8") as stream:
             traceback.print_exc(file=stream)
-        cause = (str(error).splitlines() or [""])[0].rstrip(".")
+        cause = first_line(error).rstrip(".")
         raise RunError(
             f"--export {to}: the export broke: {type(error).__name__}: {cause}. The traceback is in {log}. {again}"
         ) from None

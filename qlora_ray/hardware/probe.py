@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from qlora_ray.errors import first_line
 from qlora_ray.formats import format_gib
 
 # Whose versions a trial's numbers can depend on.
@@ -145,7 +146,7 @@ def _read_gpu(torch: Any, index: int) -> DeviceProfile:
     try:
         free_bytes = torch.cuda.mem_get_info(index)[0]
     except RuntimeError as error:  # another process holds the device exclusively, or it is broken
-        problem = problem or f"cannot be opened: {str(error).splitlines()[0]}"
+        problem = problem or f"cannot be opened: {first_line(error)}"
     uuid = getattr(properties, "uuid", None)
     return DeviceProfile(
         index=index,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from qlora_ray.config.schema import Lora
-from qlora_ray.errors import ModelError
+from qlora_ray.errors import ModelError, first_line
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.targets import resolve_targets
 
@@ -59,7 +59,7 @@ def attach_adapter(base: LoadedBase, lora: Lora, *, seed: int) -> PeftModel:
         # Out of memory halfway leaves layers behind, and the next adapter would be put on top of them.
         _strip(base)
         if isinstance(error, ValueError):
-            raise ModelError(f"lora: PEFT cannot attach this adapter: {str(error).splitlines()[0]}") from None
+            raise ModelError(f"lora: PEFT cannot attach this adapter: {first_line(error)}") from None
         raise
     return model
 

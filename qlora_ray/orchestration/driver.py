@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.console import Console, noise_to
-from qlora_ray.errors import ModelError, NoExecutors, QloraRayError, SweepFailed
+from qlora_ray.errors import ModelError, NoExecutors, QloraRayError, SweepFailed, first_line
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.orchestration.executor.usage import wait_share
 from qlora_ray.orchestration.ledger import Ledger
@@ -104,7 +104,7 @@ def _run_or_explain(
         raise plain from None
     except Exception as error:
         traceback.print_exc()
-        cause = (str(error).splitlines() or [""])[0]
+        cause = first_line(error)
         if started.value:
             EventLog(paths.events).write("sweep_failed", reason=f"{type(error).__name__}: {cause}")
         raise SweepFailed(

@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qlora_ray.config.schema import Cluster
-from qlora_ray.errors import PlacementError, RunError
+from qlora_ray.errors import PlacementError, RunError, first_line
 from qlora_ray.hardware import NodeProfile, probe_node
 
 PROBE_TIMEOUT_S = 120.0
@@ -46,7 +46,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            cause = str(error).strip().splitlines()[0]
+            cause = first_line(error)
             raise PlacementError(
                 f"cluster.address: no Ray cluster can be joined at {address}: {cause} "
                 "Start one with `ray start --head`, or leave cluster.address null and RAY_ADDRESS unset."

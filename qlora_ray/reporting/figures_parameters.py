@@ -13,6 +13,7 @@ from qlora_ray.reporting.style import (
     ACCENT,
     INK,
     LABEL_SIZE,
+    LOSS_TITLE,
     MANY_TRIALS,
     MARKS,
     REST,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-LOSS_TITLE = "validation loss, nats per trained token"
 SIZE_TITLE = "trained parameters"
 FRONT_MARK = {"symbol": "circle", "size": 8, "color": INK}
 

@@ -13,6 +13,7 @@ from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import (
     ACCENT,
     INK,
+    LOSS_TITLE,
     MANY_TRIALS,
     MARKS,
     MUTED,
@@ -31,7 +32,6 @@ from qlora_ray.reporting.trials import Report, Trial
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-LOSS_TITLE = "validation loss, nats per trained token"
 # Room per axis, so that names and values do not run into each other.
 AXIS_PX = 118
 # Of a label's letter, with room to spare.

@@ -25,6 +25,7 @@ LOG_RATIO = 8.0
 # A label of a figure, in px.
 LABEL_SIZE = 12
 
+LOSS_TITLE = "validation loss, nats per trained token"
 # More trials than this in one state are drawn thinner and smaller.
 MANY_TRIALS = 60
 

@@ -39,12 +39,9 @@ def is_locked(path: Path) -> bool:
     try:
         with path.open() as stream:
             # For a moment: who wants the lock just then tries again.
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return _try_lock(stream.fileno(), fcntl.LOCK_SH) is False
     except OSError:
         return False
-    return False
 
 
 def hold(descriptor: int) -> None:
@@ -62,14 +59,15 @@ def held_if_free(path: Path) -> Iterator[bool | None]:
         yield None
         return
     try:
-        yield _try_lock(descriptor)
+        yield _try_lock(descriptor, fcntl.LOCK_EX)
     finally:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool | None:
+def _try_lock(descriptor: int, kind: int) -> bool | None:
+    """Returns whether the lock is this process's now; None on a file system without locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from qlora_ray import errors
-from qlora_ray.errors import ConfigError, ModelError, QloraRayError, SweepFailed
+from qlora_ray.errors import ConfigError, ModelError, QloraRayError, SweepFailed, first_line
 
 # Those of the module: in a run with Ray, Ray derives classes of its own from them.
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QloraRayError)]
@@ -46,3 +46,10 @@ def test_the_list_of_problems_is_a_copy():
 def test_every_error_is_caught_by_the_family_name():
     with pytest.raises(QloraRayError, match="no base"):
         raise ModelError("no base")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(ValueError("one\ntwo"), "one"), (ValueError("\n one"), "one"), (MemoryError(), "MemoryError")]
+)
+def test_the_first_line_of_an_error_is_never_empty(error, line):
+    assert first_line(error) == line

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, first_line
 
 EXAMPLE = "docs/lm_eval_task.yaml is an example"
 
@@ -98,7 +98,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"lm-eval: {path}{named} cannot be read: {error.strerror}. Check the path.") from None
     except yaml.YAMLError as error:
-        line = str(error).splitlines()[0].rstrip(".")
+        line = first_line(error).rstrip(".")
         raise ConfigError(f"lm-eval: {path}{named} must be a YAML file, got {line}. {EXAMPLE}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"lm-eval: {path}{named} must have keys and values, got neither. {EXAMPLE}.")

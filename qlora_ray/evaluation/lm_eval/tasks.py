@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Evaluate
-from qlora_ray.errors import ConfigError, DataError
+from qlora_ray.errors import ConfigError, DataError, first_line
 from qlora_ray.evaluation.lm_eval.results import TaskResult, read_results
 from qlora_ray.evaluation.lm_eval.task_files import EXAMPLE, find_task_files
 from qlora_ray.modeling.device_memory import is_out_of_memory
@@ -226,10 +226,6 @@ def _quiet() -> Iterator[None]:
 
 def _cannot_run(names: Sequence[str], error: Exception) -> DataError:
     return DataError(
-        f"lm-eval: {', '.join(names)} cannot be run, got {type(error).__name__}: {_first_line(error)}. "
+        f"lm-eval: {', '.join(names)} cannot be run, got {type(error).__name__}: {first_line(error).rstrip('.')}. "
         "Check the task's data (the hub needs a network) and its YAML."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

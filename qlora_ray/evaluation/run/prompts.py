@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
-from qlora_ray.data import TokenizedSplit
 from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
@@ -83,7 +82,7 @@ class PromptRun:
             if trained:
                 found = evaluate_loss(
                     loaded.model,
-                    _pick(rows, trained),
+                    rows.take(trained),
                     batch_size=size,
                     pad_token_id=pad_token_of(loaded.tokenizer),
                     precision=loaded.precision,
@@ -166,13 +165,3 @@ class PromptRun:
 
     def _rows_without_answer(self, model: str, prompts: PromptSet) -> set[int]:
         return set(range(prompts.num_answered)) - set(self.answer_log.read_answers(model, prompts.name))
-
-
-def _pick(split: TokenizedSplit, rows: Sequence[int]) -> TokenizedSplit:
-    return TokenizedSplit(
-        split.name,
-        [split.input_ids[row] for row in rows],
-        [split.completion_mask[row] for row in rows],
-        [split.prompt_ids[row] for row in rows],
-        [split.references[row] for row in rows],
-    )

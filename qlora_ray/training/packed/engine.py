@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from qlora_ray.config.schema import Evaluate
+from qlora_ray.errors import first_line
 from qlora_ray.hardware import Placement
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.multi_lora.adapters import answering
@@ -164,7 +165,7 @@ class PackedEngine:
             try:
                 self._pack.enter(admission)
             except torch.OutOfMemoryError as error:
-                events.append(self._refuse_for_memory(admission, str(error).splitlines()[0]))
+                events.append(self._refuse_for_memory(admission, first_line(error)))
             except Exception as error:
                 events.append(self._roster.end(admission, Failure.from_error(error)))
             else:
@@ -183,7 +184,7 @@ class PackedEngine:
         try:
             outcome = self._runner.run(trials, max_tokens=self._limits.max_tokens)
         except torch.OutOfMemoryError as error:
-            problem = str(error).splitlines()[0]
+            problem = first_line(error)
         else:
             return self._finish_step(admissions, outcome, time.perf_counter() - started)
         # Outside the handler: there the traceback would still hold the failed micro-batch's tensors.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qlora_ray.errors import TrialDiverged
+from qlora_ray.errors import TrialDiverged, first_line
 from qlora_ray.modeling.device_memory import as_out_of_memory, peak_memory_bytes
 from qlora_ray.modeling.multi_lora.dropout import rounded_rate
 from qlora_ray.modeling.multi_lora.layout import SoloLayout
@@ -86,7 +86,7 @@ class Reporter:
         except TrialDiverged as error:
             return Failure("diverged", str(error))
         except torch.OutOfMemoryError as error:
-            return Failure("unevaluated", f"{UNEVALUATED}: {str(error).splitlines()[0]}")
+            return Failure("unevaluated", f"{UNEVALUATED}: {first_line(error)}")
         except Exception as error:
             return Failure.from_error(error)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qlora_ray.errors import first_line
 from qlora_ray.modeling.device_memory import as_out_of_memory
 from qlora_ray.modeling.heads import SplitModel
 from qlora_ray.modeling.loading import LoadedBase
@@ -110,7 +111,7 @@ class StepRunner:
             try:
                 trial.finish_step(norms[position])
             except torch.OutOfMemoryError as error:
-                without_room[position] = str(error).splitlines()[0]
+                without_room[position] = first_line(error)
                 continue
             trial.interval.losses.append(losses[position])
         for micro_batch in micro_batches:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
 
-from qlora_ray.errors import TrialDiverged
+from qlora_ray.errors import TrialDiverged, first_line
 from qlora_ray.hardware.plan import largest_divisor
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
 from qlora_ray.modeling.device_memory import as_out_of_memory, peak_memory_bytes
@@ -119,7 +119,7 @@ class SingleRun:
                     self._train()
                     break
                 except torch.OutOfMemoryError as error:
-                    problem = str(error).splitlines()[0]
+                    problem = first_line(error)
                 if not self._makes_room(pending, problem):
                     break
         except TrialDiverged as error:
