@@ -49,6 +49,9 @@ def test_only_the_last_export_to_a_folder_counts_and_folders_of_one_name_are_tol
     }
     note(bare, Path("/y/a"), rule="w16", time="2026-11-22")
     assert list(read_merges(bare)) == ["a/merged, of trial 0003", "a/merged, of trial 0003, 2026-11-22"]
+    # In the order of the last exports.
+    note(bare, Path("/x/a"), rule="dequant", time="2026-11-23")
+    assert list(read_merges(bare)) == ["a/merged, of trial 0003", "a/merged, of trial 0003, 2026-11-23"]
 
 
 def test_a_bundle_in_the_sweeps_own_folder_is_shown_once_wherever_the_sweep_is(
