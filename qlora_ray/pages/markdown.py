@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 
 from qlora_ray.pages.blocks import Block, Bullets, Code, Document, Drawing, Grid, SideBySide, Table, Words
 
@@ -48,14 +49,24 @@ def _block(block: Block) -> str:
 
 
 def _table(table: Table) -> str:
-    rules = ["---:" if index in table.numeric else "---" for index in range(len(table.header))]
-    lines = [_row(table.header), "| " + " | ".join(rules) + " |"]
-    for number, row in enumerate(table.rows[:MAX_ROWS]):
-        cells = tuple(f"**{escape(cell)}**" if number == table.marked and cell else escape(cell) for cell in row)
-        lines.append("| " + " | ".join(cells) + " |")
+    rows = [[escape(cell) for cell in row] for row in table.rows[:MAX_ROWS]]
+    if table.marked is not None and table.marked < len(rows):
+        rows[table.marked] = [f"**{cell}**" if cell else cell for cell in rows[table.marked]]
     hidden = len(table.rows) - MAX_ROWS
-    return "\n".join(lines) + (f"\n\n... and {hidden} more rows in report.html" if hidden > 0 else "")
+    more = f"\n\n... and {hidden} more rows in report.html" if hidden > 0 else ""
+    return _join([[escape(cell) for cell in table.header], *rows], right=table.numeric) + more
 
 
-def _row(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
+def write_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """Returns a table of cells that may hold Markdown; bars and line breaks in them do not end a cell.
+
+    Args:
+        rows: Cells, all rows of one length; the first row is the header.
+        right: Indices of columns set flush right.
+    """
+    return _join([[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows], right=right)
+
+
+def _join(rows: Sequence[Sequence[str]], *, right: Collection[int]) -> str:
+    rule = ["---:" if column in right else "---" for column in range(len(rows[0]))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [rows[0], rule, *rows[1:]])

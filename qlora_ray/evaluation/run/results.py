@@ -11,6 +11,7 @@ from typing import Any
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.formats import format_loss, format_score, format_table
+from qlora_ray.pages.markdown import write_table
 from qlora_ray.scoring.comparison import Comparison, compare_scores
 from qlora_ray.scoring.details import bracket_details, count_answers, describe_details, tabulate_details
 from qlora_ray.scoring.metrics.metric import Metric
@@ -240,15 +241,8 @@ def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Sequence[Sequence[str]]) -> str:
-    header, *rows = table
-    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
-    return "\n".join(f"| {' | '.join(map(_markdown_cell, cells))} |" for cells in lines)
-
-
-def _markdown_cell(text: str) -> str:
-    """Returns the text for a cell of a Markdown table, whose ends are bars and line breaks."""
-    return " ".join(text.split()).replace("|", "\\|")
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    return write_table(rows, right=range(2, len(rows[0])))
 
 
 def _markdown_pair(pair: Pair) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from qlora_ray.exporting.card.figures import (
@@ -23,6 +23,7 @@ from qlora_ray.exporting.selection import Selection
 from qlora_ray.formats import format_gib
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.modeling.quantization import QuantizationSpec
+from qlora_ray.pages.markdown import write_table
 from qlora_ray.scoring.details import describe_details
 
 if TYPE_CHECKING:
@@ -87,7 +88,12 @@ def _scores(facts: CardFacts) -> str:
     ]
     note = "Loss: nats per answer token, over all rows. The metrics are over the rows that were answered."
     details = detail_tables(facts)
-    tables = [_table([header, *body]), note, *map(_table, details), *describe_details(details)]
+    tables = [
+        write_table([header, *body]),
+        note,
+        *map(write_table, details),
+        *describe_details(details),
+    ]
     return "\n\n".join(["## Scores", _list(describe_rows(facts)), *tables])
 
 
@@ -117,7 +123,7 @@ def _settings(facts: CardFacts) -> str:
         ["training", f"{record.times.train_s:.0f} s"],
         ["peak memory", _gib(memory.peak_bytes) + f", estimated {_gib(memory.estimated_bytes)}"],
     ]
-    return _table(rows) + "\n\nEvery value: [RUN_RECORD.md](RUN_RECORD.md) and [record.json](record.json)."
+    return write_table(rows) + "\n\nEvery value: [RUN_RECORD.md](RUN_RECORD.md) and [record.json](record.json)."
 
 
 def _reproduction(facts: CardFacts) -> str:
@@ -200,8 +206,3 @@ def _number(found: float | None) -> str:
 
 def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
