@@ -17,31 +17,25 @@ GPUS = {
     "NVIDIA H100 80GB HBM3": (79.1, (9, 0)),
     "NVIDIA H200": (139.8, (9, 0)),
 }
-EXPECTED_PRECISION = {
-    "NVIDIA GeForce GTX 1650": "fp16",
-    "Tesla T4": "fp16",
-    "Tesla V100-SXM2-16GB": "fp16",
-    "NVIDIA A10G": "bf16",
-    "NVIDIA GeForce RTX 3090": "bf16",
-    "NVIDIA A100-SXM4-80GB": "bf16",
-    "NVIDIA H100 80GB HBM3": "bf16",
-    "NVIDIA H200": "bf16",
-}
+# The silicon has bf16 from Ampere on: docs.nvidia.com/cuda/cuda-c-programming-guide, "Compute Capabilities".
+EXPECTED_PRECISION = {name: "bf16" if capability >= (8, 0) else "fp16" for name, (_, capability) in GPUS.items()}
 
 
-def shape(hidden, intermediate, layers, heads, kv_heads, vocabulary, *, tied, model_type="qwen2"):
-    return ModelShape.from_hf_config(
-        {
-            "model_type": model_type,
-            "hidden_size": hidden,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "vocab_size": vocabulary,
-            "tie_word_embeddings": tied,
-        }
-    )
+def config(hidden, intermediate, layers, heads, kv_heads, vocabulary, *, tied, model_type="qwen2"):
+    return {
+        "model_type": model_type,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+    }
+
+
+def shape(*sizes, **settings):
+    return ModelShape.from_hf_config(config(*sizes, **settings))
 
 
 TINY = shape(192, 512, 4, 6, 6, 1024, tied=True, model_type="llama")

@@ -16,10 +16,12 @@ GPT2 = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4}
 CONFIGS = {
     "llama": ("LlamaConfig", GATED),
     "qwen2": ("Qwen2Config", GATED),
+    "qwen3": ("Qwen3Config", {**GATED, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {**GATED, "head_dim": 16}),
     "phi3": ("Phi3Config", GATED),
     "gpt_neox": ("GPTNeoXConfig", {**SIZES, "intermediate_size": 128}),
     "gpt2": ("GPT2Config", GPT2),
+    "starcoder2": ("Starcoder2Config", GATED),
     "phi": ("PhiConfig", GATED),
     "opt": ("OPTConfig", {**SIZES, "ffn_dim": 128, "word_embed_proj_dim": 64}),
 }

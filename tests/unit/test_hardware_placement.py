@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
 from qlora_ray.config.schema import Quantization
 from qlora_ray.errors import PlacementError
-from qlora_ray.hardware import Plan
 from qlora_ray.hardware.plan import TABLE_COLUMNS
 from tests.unit.hardware_fixtures import DEMAND, LLAMA_8B, MIXED, QWEN_HALF_B, TINY, cpu_node, gpu, node, plan
+
+T4, SMALL = node("a", gpu("Tesla T4")), node("pc", gpu("NVIDIA GeForce GTX 1650"))
 
 
 def test_the_same_input_gives_the_same_plan_and_changes_nothing():
@@ -33,7 +33,7 @@ def test_a_mixed_cluster_gets_one_placement_per_class_largest_first_and_none_on_
 
 
 def test_one_precision_is_worth_no_note():
-    assert plan(node("a", gpu("Tesla T4")), node("b", gpu("Tesla V100-SXM2-16GB"))).notes == ()
+    assert plan(T4, node("b", gpu("Tesla V100-SXM2-16GB"))).notes == ()
 
 
 def test_packing_off_with_several_slots_asked_for_is_a_contradiction():
@@ -55,70 +55,58 @@ def test_max_slots_caps_the_whole_cluster_and_spreads_what_is_left():
 def test_no_room_anywhere_names_the_need_the_largest_gpu_and_the_remedy():
     demand = replace(DEMAND, gradient_checkpointing=False, max_seq_length=2048)
     message = (
-        r"placement: one trial needs \d+\.\d GiB \(activations \d+\.\d, base 5\.3, .*\); the largest free GPU has "
-        r"14\.4 GiB \(T4 on 10\.0\.0\.4\)\. Lower data\.max_length or lora\.r, use "
-        r"training\.gradient_checkpointing: true, or choose a smaller base\."
+        r"needs \d+\.\d GiB \(activations \d+\.\d, base 5\.3, .*free GPU has 14\.4 GiB \(T4 on 10\.0\.0\.4\)"
+        r".*data\.max_length or lora\.r, .*training\.gradient_checkpointing: true"
     )
     with pytest.raises(PlacementError, match=message):
-        plan(
-            node("pc", gpu("NVIDIA GeForce GTX 1650")), node("10.0.0.4", gpu("Tesla T4")), model=LLAMA_8B, demand=demand
-        )
+        plan(SMALL, node("10.0.0.4", gpu("Tesla T4")), model=LLAMA_8B, demand=demand)
 
 
 def test_the_remedy_names_only_what_is_not_done_yet():
     with pytest.raises(PlacementError, match=r"Lower data\.max_length or lora\.r, or choose a smaller base\."):
-        plan(node("pc", gpu("NVIDIA GeForce GTX 1650")), model=LLAMA_8B)
+        plan(SMALL, model=LLAMA_8B)
     with pytest.raises(PlacementError, match=r"use model\.quantization\.method: nf4"):
-        plan(node("a", gpu("Tesla T4")), model=LLAMA_8B, quantization=Quantization(method="none"))
+        plan(T4, model=LLAMA_8B, quantization=Quantization(method="none"))
 
 
 def test_a_class_that_is_too_small_is_skipped_with_the_reason():
-    result = plan(node("pc", gpu("NVIDIA GeForce GTX 1650")), node("a", gpu("Tesla T4")), model=LLAMA_8B)
+    result = plan(SMALL, T4, model=LLAMA_8B)
     assert [item.device_name for item in result.placements] == ["Tesla T4"]
     (words,) = result.skipped
-    assert words.startswith("NVIDIA GeForce GTX 1650 on pc:0: 3.6 GiB free, and one trial needs ")
+    assert words.startswith("NVIDIA GeForce GTX 1650 on pc:0: 3.6 GiB free")
 
 
 def test_a_gpu_that_is_too_full_is_left_out_of_its_class():
-    full, empty = node("full", gpu("Tesla T4", free_gib=1.0)), node("empty", gpu("Tesla T4"))
-    result = plan(full, empty, model=LLAMA_8B)
-    assert result.placements[0].devices == ("empty:0",)
-    assert any(note.startswith("full:0: only 1.0 GiB of its 14.6 GiB are free") for note in result.notes)
+    result = plan(node("full", gpu("Tesla T4", free_gib=1.0)), T4, model=LLAMA_8B)
+    assert result.placements[0].devices == ("a:0",)
+    assert any(note.startswith("full:0: only 1.0 GiB of its 14.6 GiB") for note in result.notes)
 
 
 def test_requested_bf16_skips_gpus_that_would_emulate_it():
     result = plan(*MIXED, precision="bf16")
     assert {item.precision.name for item in result.placements} == {"bf16"}
     assert any("got bf16" in words and "Tesla T4" in words for words in result.skipped)
-    with pytest.raises(PlacementError, match=r"on Tesla T4, got bf16: compute capability 7\.5 only emulates it"):
-        plan(node("a", gpu("Tesla T4")), precision="bf16")
+    with pytest.raises(PlacementError, match=r"Tesla T4, got bf16: compute capability 7\.5"):
+        plan(T4, precision="bf16")
 
 
 def test_a_device_that_the_libraries_cannot_use_is_skipped():
-    broken = replace(gpu("Tesla V100-SXM2-16GB"), problem="this torch has no kernels for compute capability 7.0")
-    result = plan(node("a", broken), node("b", gpu("Tesla T4")))
-    assert result.skipped == ("Tesla V100-SXM2-16GB on a:0: this torch has no kernels for compute capability 7.0",)
-    with pytest.raises(PlacementError, match=r"needs compute capability 7\.5 for int8, got 7\.0.*method: nf4"):
-        plan(node("a", gpu("Tesla V100-SXM2-16GB")), quantization=Quantization(method="int8"))
+    v100 = gpu("Tesla V100-SXM2-16GB")
+    result = plan(node("b", replace(v100, problem="no kernels")), T4)
+    assert result.skipped == ("Tesla V100-SXM2-16GB on b:0: no kernels",)
+    with pytest.raises(PlacementError, match=r"capability 7\.5 for int8, got 7\.0.*method: nf4"):
+        plan(node("a", v100), quantization=Quantization(method="int8"))
 
 
-def test_a_cluster_without_nodes_is_an_error():
+def test_an_unknown_model_type_is_noted_and_no_node_is_an_error():
+    assumed = replace(QWEN_HALF_B, model_type="newcomer", layout_assumed=True)
+    assert any("newcomer is not known" in note for note in plan(T4, model=assumed).notes)
     with pytest.raises(PlacementError, match="must have a node, got none"):
         plan()
 
 
-def test_an_unknown_model_type_is_noted():
-    assumed = replace(QWEN_HALF_B, model_type="newcomer", layout_assumed=True)
-    assert any("newcomer is not known" in note for note in plan(node("a", gpu("Tesla T4")), model=assumed).notes)
-
-
-def test_a_plan_survives_json():
-    result = plan(*MIXED, model=LLAMA_8B)
-    assert Plan.from_dict(json.loads(json.dumps(result.to_dict()))) == result
-
-
 def test_the_table_is_aligned_narrow_plain_and_tells_every_reason():
-    result = plan(*MIXED, node("pc", gpu("NVIDIA GeForce GTX 1650")), model=LLAMA_8B)
+    result = plan(*MIXED, SMALL, model=LLAMA_8B)
     text = result.render()
     lines = text.splitlines()
     assert max(map(len, lines)) <= TABLE_COLUMNS

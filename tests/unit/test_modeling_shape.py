@@ -30,21 +30,26 @@ def shapes_of(model):
 
 @pytest.mark.parametrize("architecture", KNOWN)
 def test_skeleton_and_tables_count_the_same_linears_and_embeddings(architecture):
-    assumed, counted = shapes_of(build_model(architecture))
+    model = build_model(architecture)
+    assumed, counted = shapes_of(model)
     assert counted is not assumed
     assert sorted(counted.linears.values()) == sorted(assumed.linears.values())
-    assert counted.num_linear_parameters == assumed.num_linear_parameters
-    assert counted.num_mlp_tensors == assumed.num_mlp_tensors
-    assert counted.num_embedding_parameters == assumed.num_embedding_parameters
-    adapters = [[shape.num_adapter_parameters(preset, 4) for preset in PRESETS] for shape in (counted, assumed)]
-    assert adapters[0] == adapters[1]
+    modules = [name for name, _ in model.named_modules()]
+    for name in assumed.linears:
+        assert sum(module.endswith(f".{name}") for module in modules) == 2, name  # one in each layer
+    for count in ("num_linear_parameters", "num_mlp_tensors", "num_embedding_parameters"):
+        assert getattr(counted, count) == getattr(assumed, count)
+    for preset in PRESETS:
+        assert counted.num_adapter_parameters(preset, 4) == assumed.num_adapter_parameters(preset, 4)
 
 
 @pytest.mark.parametrize("architecture", KNOWN)
-def test_the_skeleton_counts_every_parameter(architecture):
+def test_the_skeleton_counts_every_parameter_and_the_tables_nearly_all(architecture):
     model = build_model(architecture)
-    _, counted = shapes_of(model)
+    assumed, counted = shapes_of(model)
     assert counted.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    # The tables leave out biases and norms of single heads.
+    assert assumed.num_parameters == pytest.approx(counted.num_parameters, rel=0.05)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "phi3"])  # no biases, no norms of single heads
@@ -82,16 +87,12 @@ def test_a_type_that_no_table_knows_has_its_own_linears_and_presets():
     assert counted.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_layers_that_differ_leave_the_shape_as_it_was_assumed():
+@pytest.mark.parametrize(
+    ("place", "sizes"), [("model.layers.1.mlp", (64, 256)), ("", (8, 8))], ids=["layers differ", "outside of layers"]
+)
+def test_linears_that_no_layer_repeats_leave_the_shape_as_it_was_assumed(place, sizes):
     model = build_model("llama")
-    model.model.layers[1].mlp.up_proj = torch.nn.Linear(64, 256, bias=False, device="meta")
-    assumed, counted = shapes_of(model)
-    assert counted is assumed
-
-
-def test_linears_outside_of_the_layers_leave_the_shape_as_it_was_assumed():
-    model = build_model("llama")
-    model.vision = torch.nn.Linear(8, 8, device="meta")
+    model.get_submodule(place).up_proj = torch.nn.Linear(*sizes, bias=False, device="meta")
     assumed, counted = shapes_of(model)
     assert counted is assumed
 

@@ -19,7 +19,9 @@ SEPARATE = ["k_proj", "o_proj", "q_proj", "v_proj"]
 EXPECTED = {
     "llama": (["q_proj", "v_proj"], SEPARATE, sorted(SEPARATE + GATED_MLP)),
     "qwen2": (["q_proj", "v_proj"], SEPARATE, sorted(SEPARATE + GATED_MLP)),
+    "qwen3": (["q_proj", "v_proj"], SEPARATE, sorted(SEPARATE + GATED_MLP)),
     "gemma2": (["q_proj", "v_proj"], SEPARATE, sorted(SEPARATE + GATED_MLP)),
+    "starcoder2": (["q_proj", "v_proj"], SEPARATE, ["c_fc", "c_proj", *SEPARATE]),
     "phi3": (["qkv_proj"], ["o_proj", "qkv_proj"], ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]),
     "gpt_neox": (
         ["query_key_value"],
