@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray.tune.search import Searcher
 
+from qlora_ray.hardware import Plan
 from qlora_ray.orchestration import driver
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
@@ -38,10 +39,12 @@ class World:
         winner: What happens when the winner is chosen.
         pool: The pool that the driver gets; `pool_arguments` is what it was made with.
         nodes: The cluster.
+        folder: Where the user calls the sweep.
     """
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths = SweepPaths(root / "results" / "s")
+        self.folder = "first"
         self.done: list[str] = []
         self.pool = FakePool(calls=self.done)
         self.pool.start = remote(lambda: self.done.append("start executors"))
@@ -60,7 +63,7 @@ class World:
             "check_shared_storage": lambda folder: self.done.append("check storage"),
             "plan_sweep": lambda preflight, profiles: plan(*profiles),
             "common_facts": lambda preflight: SweepFacts(base=BaseRecord(hash="sha256:b")),
-            "describe_sweep": lambda preflight, plan, profiles, *, common: Manifest(command=("sweep.py",)),
+            "describe_sweep": self._describe_sweep,
             "run_trials": self._run_trials,
             "choose_winner": self._choose_winner,
         }.items():
@@ -103,6 +106,9 @@ class World:
             yield
         finally:
             self.done.append("leave Ray")
+
+    def _describe_sweep(self, preflight: Preflight, plan: Plan, profiles: Any, *, common: SweepFacts) -> Manifest:
+        return Manifest(**vars(common), folder=self.folder, config=preflight.config.model_dump())
 
     def _make_pool(self, *arguments: Any) -> FakePool:
         # A killed driver's folder says what was planned.

@@ -14,12 +14,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from qlora_ray.errors import ModelError, NoExecutors, PlacementError, QloraRayError, RunError, SweepFailed
 from qlora_ray.orchestration import driver
 from qlora_ray.runs import read_json
+from qlora_ray.training.engine import Failure
 from tests.unit.driver_fixtures import HEAD, World, complete_all, raising
 from tests.unit.hardware_fixtures import cpu_node, gpu, node, plan
 from tests.unit.orchestration_fixtures import make_result, remote
 
 WORKER = "b" * 56
-DIVERGED = ["diverged", "loss is nan at step 3", ""]
+DIVERGED = Failure("diverged", "loss is nan at step 3")
 BROKEN_BASE = "model.name: no-such-base cannot be loaded: it is not there."
 NO_EXECUTORS = RayTaskError("wait_ready", "remote traceback", NoExecutors("no executor is left: CUDA driver died"))
 
@@ -50,7 +51,7 @@ def test_a_sweep_does_all_in_order_and_ends_with_its_winner(world: World, capfd:
         "kill pool",
         "leave Ray",
     ]
-    assert (summary.status, summary.exit_code, summary.winner, summary.verdict) == ("complete", 0, "0000", "better")
+    assert (summary.status, summary.winner, summary.verdict) == ("complete", "0000", "better")
     # 1 s of 4 s; an executor that has died is left out.
     assert summary.device_wait_share == 0.25
     written = read_json(world.paths.summary)
@@ -80,7 +81,7 @@ def test_a_sweep_whose_trials_all_fail_has_no_winner_and_names_the_first_cause(
     world.search = lambda searcher, gate: complete_all(searcher, gate, metrics={}, failure=DIVERGED)
     world.winner = lambda ledger, **_: None
     summary = world.run()
-    assert (summary.status, summary.exit_code, summary.verdict) == ("no_winner", 1, None)
+    assert (summary.status, summary.verdict) == ("no_winner", None)
     assert summary.first_failure == "trial 0000: loss is nan at step 3"
     assert read_json(world.paths.summary)["counts"] == {"failed": 3}
     assert "First cause: trial 0000: loss is nan" in capfd.readouterr().out
@@ -102,7 +103,7 @@ def test_a_sweep_stopped_in_its_search_chooses_no_winner_and_can_go_on(
 
     world.search = stop
     summary = world.run()
-    assert (summary.status, summary.exit_code, summary.counts) == ("interrupted", 130, {"interrupted": 1})
+    assert (summary.status, summary.counts) == ("interrupted", {"interrupted": 1})
     assert "choose winner" not in world.done and world.done[-4:] == ["write report", "close", "kill pool", "leave Ray"]
     assert read_json(world.paths.trial("0000").record)["state"] == "interrupted"
     assert f"--resume {world.paths.root}" in capfd.readouterr().out
@@ -114,13 +115,13 @@ def test_a_resumed_sweep_runs_what_is_missing_and_keeps_how_it_began(
     world.search = lambda searcher, gate: (searcher.suggest("t0"), signal.raise_signal(signal.SIGINT))
     assert world.run().status == "interrupted"
     monkeypatch.setattr(driver, "check_same_inputs", lambda preflight, first, *, common: ["the base is a branch"])
-    world.search = complete_all
+    world.search, world.folder = complete_all, "second"
     summary = world.run(is_resume=True)
     assert (summary.status, summary.counts) == ("complete", {"complete": 3, "interrupted": 1})
     assert read_json(world.paths.trial("0001").record)["resumed_from"] == "0000"
     assert world.events().count("sweep_started") == world.events().count("sweep_resumed") == 1
     manifest = read_json(world.paths.manifest)
-    assert manifest["command"] == ["sweep.py"] and len(manifest["resumes"]) == 1
+    assert (manifest["folder"], [run["folder"] for run in manifest["resumes"]]) == ("first", ["second"])
     assert "note  the base is a branch" in capfd.readouterr().out
 
     del world.done[:]
@@ -143,7 +144,7 @@ def test_a_resume_with_other_inputs_is_refused_and_the_folder_stays(
 def test_a_sweep_stopped_while_it_scores_is_interrupted_and_keeps_its_trials(world: World) -> None:
     world.winner = lambda ledger, **_: signal.raise_signal(signal.SIGINT)
     summary = world.run()
-    assert (summary.status, summary.exit_code, summary.winner) == ("interrupted", 130, None)
+    assert (summary.status, summary.winner) == ("interrupted", None)
     assert summary.counts == {"complete": 3}
 
 
@@ -213,6 +214,6 @@ def test_a_report_that_cannot_be_made_takes_nothing_from_the_sweep(
     world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("qlora_ray.reporting.write_report", raising(ValueError("no such figure")))
-    assert world.run().exit_code == 0
+    assert world.run().status == "complete"
     assert "report    could not be made" in capfd.readouterr().out
     assert "no such figure" in (world.paths.logs / "driver.log").read_text()

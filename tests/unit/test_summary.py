@@ -12,7 +12,7 @@ import pytest
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.orchestration.ledger import Ledger
-from qlora_ray.orchestration.summary import print_next_steps, print_outcome, write_summary
+from qlora_ray.orchestration.summary import MAX_TABLE_ROWS, print_next_steps, print_outcome, printable, write_summary
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import read_json, write_json
@@ -21,6 +21,7 @@ from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
 from qlora_ray.scoring.verdict import Verdict
 from qlora_ray.training.engine import UNEVALUATED, Failure
+from tests.unit.orchestration_fixtures import Books, make_result
 
 BASE = Scores(
     loss=10.2041,
@@ -116,3 +117,43 @@ def test_how_to_export_is_told_unless_it_is_done_anyway(tmp_path: Any, is_export
     # With the right that the sweep's own config gave: without it the command would be refused.
     assert ("--set model.trust_remote_code=true" in text.getvalue()) is not is_exported
     assert ("export    python -m qlora_ray.export" in text.getvalue()) is not is_exported
+
+
+def test_the_table_has_the_best_trials_first_and_says_how_many_it_leaves_out(tmp_path: Any) -> None:
+    books = Books(tmp_path, num_trials=MAX_TABLE_ROWS + 3, scheduler="asha")
+    ends: list[dict[str, Any]] = [
+        *({"report_index": 4, "loss": 0.9 - index / 100, "is_final": True} for index in range(MAX_TABLE_ROWS - 3)),
+        {"report_index": 1, "loss": 0.1},
+        {"report_index": 2, "loss": 0.8},
+        {"report_index": 1, "metrics": {}, "failure": Failure("error", "boom")},
+    ]
+    for number, end in enumerate(ends):
+        books.ledger.open(number, {})
+        if end["report_index"] == 2:
+            books.ledger.report(make_result(number, 1))
+        books.ledger.report(make_result(number, **end))
+        books.ledger.close(number, crashed=False)
+    for number in range(len(ends), MAX_TABLE_ROWS + 3):
+        books.ledger.open(number, {})
+    books.ledger.interrupt()
+    text = io.StringIO()
+    summary = write_summary(books.ledger, None, paths=books.paths, interrupted=True)
+    print_outcome(Console(text), summary, ledger=books.ledger, winner=None, paths=books.paths, report=None)
+    rows = [line.split()[:2] for line in text.getvalue().splitlines() if line[:4].isdigit()]
+    complete = [[f"{number:04d}", "complete"] for number in reversed(range(MAX_TABLE_ROWS - 3))]
+    # The pruned one that got further comes first, whatever its loss.
+    assert rows == [*complete, ["0018", "pruned"], ["0017", "pruned"], ["0019", "failed"]]
+    assert "... and 3 more in trials.csv" in text.getvalue()
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(None, False), (0.1, False), (0.24, True)])
+def test_devices_that_waited_long_are_told(tmp_path: Any, share: float | None, is_told: bool) -> None:
+    books, text = Books(tmp_path), io.StringIO()
+    summary = write_summary(books.ledger, None, paths=books.paths, interrupted=False, device_wait_share=share)
+    print_outcome(Console(text), summary, ledger=books.ledger, winner=None, paths=books.paths, report=None)
+    assert ("in 24 % of the search" in text.getvalue()) is is_told
+    assert read_json(books.paths.summary)["device_wait_share"] == share
+
+
+def test_control_characters_of_a_models_answer_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\x07\u202e") == "a\\x1b[2Jb\\x07\\u202e"
