@@ -37,7 +37,7 @@ class World:
         done: What the driver did, in order.
         search: What happens in Tune's loop.
         winner: What happens when the winner is chosen.
-        pool: The pool that the driver gets; `pool_arguments` is what it was made with.
+        pool: The pool that the driver gets; it was told of the executors in `specs`, and of `max_slots`.
         nodes: The cluster.
         folder: Where the user calls the sweep.
     """
@@ -48,7 +48,6 @@ class World:
         self.done: list[str] = []
         self.pool = FakePool(calls=self.done)
         self.pool.start = remote(lambda: self.done.append("start executors"))
-        self.pool_arguments: tuple[Any, ...] = ()
         self.nodes = {HEAD: cpu_node("head")}
         self.search: Callable[..., None] = complete_all
         self.winner: Callable[..., Winner | None] = lambda ledger, **_: make_winner(ledger.ranked()[0])
@@ -110,10 +109,10 @@ class World:
     def _describe_sweep(self, preflight: Preflight, plan: Plan, profiles: Any, *, common: SweepFacts) -> Manifest:
         return Manifest(**vars(common), folder=self.folder, config=preflight.config.model_dump())
 
-    def _make_pool(self, *arguments: Any) -> FakePool:
+    def _make_pool(self, launcher: Any, specs: Any, *, lease_timeout_s: float, max_slots: int) -> FakePool:
         # A killed driver's folder says what was planned.
         assert self.paths.manifest.exists()
-        self.pool_arguments = arguments
+        self.specs, self.max_slots = specs, max_slots
         return self.pool
 
     def _run_trials(self, terms: Any, *, searcher: Any, gate: Any, search: Any, logs: Path) -> None:

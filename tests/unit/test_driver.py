@@ -63,8 +63,7 @@ def test_a_sweep_does_all_in_order_and_ends_with_its_winner(world: World, capfd:
 def test_executors_are_started_on_the_node_of_their_device(world: World) -> None:
     world.nodes = {HEAD: cpu_node("head"), WORKER: node("10.0.0.5", gpu("Tesla T4"), gpu("Tesla T4", index=1))}
     world.run()
-    _, specs, _, max_slots = world.pool_arguments
-    placed = sorted((spec.placement.device_kind, spec.node_id) for spec in specs)
+    placed = sorted((spec.placement.device_kind, spec.node_id) for spec in world.specs)
     planned = plan(*world.nodes.values())
     nodes_of = {"cuda": WORKER, "cpu": HEAD}
     assert placed == sorted(
@@ -72,7 +71,7 @@ def test_executors_are_started_on_the_node_of_their_device(world: World) -> None
         for one in planned.placements
         for _ in range(one.num_devices * one.executors_per_device)
     )
-    assert placed.count(("cuda", WORKER)) >= 2 and max_slots == planned.total_slots
+    assert placed.count(("cuda", WORKER)) >= 2 and world.max_slots == planned.total_slots
 
 
 def test_a_sweep_whose_trials_all_fail_has_no_winner_and_names_the_first_cause(
