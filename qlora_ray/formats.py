@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MIB = 1024**2
@@ -19,6 +19,8 @@ SMALL_SCORE = 0.01
 LARGE_SCORE = 1000.0
 HUGE_SCORE = 1e7
 LOSS_DECIMALS = 4
+# Names that a message lists; what is left out is counted.
+MAX_LISTED = 5
 
 
 def format_bytes(num_bytes: float | None) -> str:
@@ -136,6 +138,13 @@ def format_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) ->
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def list_first(names: Iterable[str], *, limit: int = MAX_LISTED) -> str:
+    """Returns the first names with commas, and how many there are besides: `a, b and 3 more`."""
+    listed = list(names)
+    rest = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def shorten(text: str, limit: int) -> str:

@@ -15,6 +15,7 @@ from qlora_ray import __version__
 from qlora_ray.errors import RunError
 from qlora_ray.exporting.merge.report import MergeReport
 from qlora_ray.exporting.selection import Selection
+from qlora_ray.formats import list_first
 from qlora_ray.modeling.identity import hash_file
 from qlora_ray.runs import read_json
 
@@ -148,9 +149,8 @@ def _check_content(to: Path, *, option: str) -> None:
     known = {file["path"] for file in read_json(to / INVENTORY)["files"]} | {INVENTORY} if is_bundle(to) else set()
     others = sorted(path for path in list_files(to) if path not in known)
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise RunError(
-            f"{option} {to}: must be a new folder or an earlier bundle, got one with {', '.join(others[:3])}{more}. "
+            f"{option} {to}: must be a new folder or an earlier bundle, got one with {list_first(others, limit=3)}. "
             "Choose another folder, or move these away."
         )
 

@@ -19,6 +19,7 @@ from qlora_ray.formats import (
     format_table,
     format_time,
     format_value,
+    list_first,
     plural,
     shorten,
 )
@@ -139,3 +140,7 @@ def test_times_are_in_utc_and_shares_in_percent() -> None:
 
 def test_what_is_no_number_has_no_score() -> None:
     assert [format_score(None), format_loss(math.nan), format_loss(1.08663)] == ["-", "-", "1.0866"]
+
+
+def test_of_many_names_the_first_are_listed_and_the_others_counted() -> None:
+    assert [list_first("abc"[:num], limit=2) for num in (1, 2, 3)] == ["a", "a, b", "a, b and 1 more"]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_ray.formats import plural
+from qlora_ray.formats import list_first, plural
 from qlora_ray.scoring.token_budget import LIMITS
 
-# What a warning names; further ones are counted.
-MAX_IDS_SHOWN = 5
 CUT = "length"
 
 
@@ -77,21 +75,21 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], list[str]]:
             rows[row.id] = row
     warnings = []
     if broken:
-        warnings.append(f"{where}: {plural(len(broken), 'line')} left out that cannot be read: {_some(broken)}")
+        warnings.append(f"{where}: {plural(len(broken), 'line')} left out that cannot be read: {list_first(broken)}")
     if repeated:
         warnings.append(
-            f"{where}: {plural(len(repeated), 'row')} left out whose id came before: {_some(dict.fromkeys(repeated))}"
+            f"{where}: {plural(len(repeated), 'row')} left out whose id came before: {list_first(dict.fromkeys(repeated))}"
         )
     if not rows:
         warnings.append(f"{where}: there is no answer in it")
     empty = [row.id for row in rows.values() if row.is_empty]
     if empty:
-        warnings.append(f"{where}: {plural(len(empty), 'empty answer')} of {len(rows)}: {_some(empty)}")
+        warnings.append(f"{where}: {plural(len(empty), 'empty answer')} of {len(rows)}: {list_first(empty)}")
     cut = [row.id for row in rows.values() if row.is_cut]
     if cut:
         warnings.append(
             f"{where}: {plural(len(cut), 'answer')} of {len(rows)} cut at evaluate.max_new_tokens, {LIMITS}: "
-            f"row {_some(cut)}"
+            f"row {list_first(cut)}"
         )
     return list(rows.values()), warnings
 
@@ -105,11 +103,11 @@ def find_pairing_problems(prompt_set: str, answers: Mapping[str, Sequence[Answer
         lacking = [key for key in every_id if key not in rows]
         if lacking:
             others = " and ".join(other for other in by_id if other != model)
-            ids = f"{plural(len(lacking), 'id')} that {others} answered: {_some(lacking)}"
+            ids = f"{plural(len(lacking), 'id')} that {others} answered: {list_first(lacking)}"
             problems.append(f"{model}/{prompt_set}.jsonl: lacks {ids}")
     differing = [key for key in every_id if len({rows[key].prompt for rows in by_id.values() if key in rows}) > 1]
     if differing:
-        ids = f"{plural(len(differing), 'id')}: {_some(differing)}"
+        ids = f"{plural(len(differing), 'id')}: {list_first(differing)}"
         problems.append(f"{prompt_set}: models were asked different prompts under {ids}")
     return problems
 
@@ -133,12 +131,6 @@ def _parse_line(line: bytes) -> tuple[AnswerRow | None, str]:
         num_tokens=values.get("num_tokens"),
         is_cut=values.get("finish") == CUT,
     ), ""
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    rest = len(listed) - MAX_IDS_SHOWN
-    return ", ".join(listed[:MAX_IDS_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 _FIELDS: dict[str, tuple[type, ...]] = {

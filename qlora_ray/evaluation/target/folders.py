@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import ModelError, RunError
+from qlora_ray.formats import list_first
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT, NF4_SUFFIX
 from qlora_ray.runs.records import Manifest, TrialRecord, read_record
@@ -73,8 +74,7 @@ def describe_folder(path: Path) -> str:
     if not path.is_dir():
         return "a file"
     names = sorted(inner.name for inner in path.iterdir())
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"a folder with {', '.join(names[:5])}{more}" if names else "an empty folder"
+    return f"a folder with {list_first(names)}" if names else "an empty folder"
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
