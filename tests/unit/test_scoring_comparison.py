@@ -136,6 +136,17 @@ def test_the_interval_covers_the_truth_about_95_times_in_100(kind: str, monkeypa
     assert 0.91 <= num_covered / num_samples <= 0.98
 
 
+@pytest.mark.slow
+def test_two_models_of_one_worth_are_seldom_called_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(significance, "NUM_RESAMPLES", 1000)
+    generator = np.random.default_rng(6)
+    words = [
+        compare_rows("x", *generator.exponential(size=(2, 40)), higher_is_better=True, seed=seed).verdict
+        for seed in range(300)
+    ]
+    assert sum(word != "no different" for word in words) <= 0.09 * 300
+
+
 @pytest.mark.parametrize(("higher_is_better", "word"), [(True, "better"), (False, "worse")])
 def test_the_word_follows_the_direction_that_is_better(higher_is_better: bool, word: str) -> None:
     found = compare_rows("x", *answers(5, 1, 20, 5), higher_is_better=higher_is_better)
