@@ -18,6 +18,8 @@ from qlora_ray.data import TokenizedSplit, prepare_data
 from qlora_ray.errors import RunError
 from qlora_ray.modeling.loading import load_tokenizer, resolve_model_name
 from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.runs.records import Manifest, Summary, TrialRecord, read_record
+from qlora_ray.runs.typed_json import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart.yaml"
@@ -53,15 +55,15 @@ class Trial:
     training: dict[str, Any]
 
     @classmethod
-    def of_record(cls, record: dict[str, Any]) -> Trial:
+    def of_record(cls, record: TrialRecord) -> Trial:
         """The trial behind a record.json."""
-        ran = record["ran"]
+        lora = to_json(record.ran.lora)
         return cls(
-            id=record["trial"],
-            num_reports=len(record["reports"]),
-            num_steps=int(record["metrics"]["step"]),
-            lora={key: ran["lora"][key] for key in LORA_KEYS},
-            training={key: ran["training"][key] for key in TRAINING_KEYS},
+            id=record.trial,
+            num_reports=len(record.reports),
+            num_steps=int(record.metrics["step"] or 0),
+            lora={key: lora[key] for key in LORA_KEYS},
+            training={key: record.ran.training[key] for key in TRAINING_KEYS},
         )
 
 
@@ -115,31 +117,30 @@ def read_ours(paths: SweepPaths, *, began: float, wall_s: float) -> OurSweep:
         began: When its command was started, seconds since 1970.
         wall_s: How long it took.
     """
-    records = [read_json(path) for path in sorted(paths.trials.glob("*/record.json"))]
-    trained = [record for record in records if record["reports"]]
+    records = [read_record(path, TrialRecord) for path in sorted(paths.trials.glob("*/record.json"))]
+    trained = [record for record in records if record.reports]
     reported = [event for event in read_events(paths.events) if event["event"] == "trial_reported"]
-    summary, manifest = read_json(paths.summary), read_json(paths.manifest)
+    summary, manifest = read_record(paths.summary, Summary), read_record(paths.manifest, Manifest)
     if not reported:
         raise RunError(f"{paths.root}: a sweep must have trained to be measured, got no report. See {paths.logs}.")
     first = paths.trial(reported[0]["trial"]).metrics.read_text().splitlines()[0]
     metrics = json.loads(first)
     first_step = reported[0]["time"] - metrics["train_s"] - metrics["eval_s"]
     search_s = reported[-1]["time"] - first_step
-    wait_share = summary.get("device_wait_share")
     return OurSweep(
-        config=validate_document(Document(str(paths.manifest), manifest["config"])),
+        config=validate_document(Document(str(paths.manifest), dict(manifest.config))),
         trials=[Trial.of_record(record) for record in trained],
-        num_steps=max(int(record["ran"]["num_steps"]) for record in trained),
+        num_steps=max(record.ran.num_steps or 0 for record in trained),
         wall_s=wall_s,
         startup_s=first_step - began,
         search_s=search_s,
-        training_s=search_s * (1 - (wait_share or 0.0)),
+        training_s=search_s * (1 - (summary.device_wait_share or 0.0)),
         scoring_s=began + wall_s - reported[-1]["time"],
-        device_wait_share=wait_share,
-        peak_bytes=max(int(record["metrics"]["peak_memory_bytes"]) for record in trained),
-        winner=summary["winner"],
+        device_wait_share=summary.device_wait_share,
+        peak_bytes=max(record.memory.peak_bytes or 0 for record in trained),
+        winner=summary.winner,
         untrained=len(records) - len(trained),
-        placement=manifest["plan"]["placements"][0],
+        placement=to_json(manifest.plan.placements[0]),
     )
 
 

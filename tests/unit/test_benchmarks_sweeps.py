@@ -16,6 +16,7 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import RunError
 from qlora_ray.runs import SweepPaths, append_line, write_json
+from qlora_ray.runs.records import TrialRecord, from_dict
 
 
 def make_record(trial_id: str, *, num_reports: int, step: int) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def make_record(trial_id: str, *, num_reports: int, step: int) -> dict[str, Any]
     return {
         "trial": trial_id,
         "reports": {str(index): 1.0 for index in range(1, num_reports + 1)},
-        "metrics": {"step": step, "peak_memory_bytes": 1000},
+        "metrics": {"step": step},
+        "memory": {"peak_bytes": 1000},
         "ran": {
             "num_steps": 40,
             "lora": {
@@ -93,7 +95,9 @@ def test_each_trial_is_stopped_at_the_report_where_ours_was(ours: OurSweep) -> N
 
 
 def test_a_trial_is_repeated_with_all_that_decides_its_result() -> None:
-    trial = Trial.of_record(make_record("0000", num_reports=4, step=40))
+    trial = Trial.of_record(
+        from_dict(make_record("0000", num_reports=4, step=40), TrialRecord, where=Path("record.json"))
+    )
     assert trial.lora == {
         "r": 8,
         "lora_alpha": 16.0,
