@@ -240,11 +240,16 @@ def _read_outcome(paths: SweepPaths, files: _Files, events: list[dict[str, Any]]
         verdict=verdict,
         scores=scores,
         first_failure=summary.first_failure,
-        failure=str(events[-1].get("reason")) if events and events[-1].get("event") == "sweep_failed" else None,
+        failure=_read_failure(events[-1]) if events else None,
         last_event_at=max((time for event in events if (time := parse_number(event.get("time")))), default=None),
         device_wait_share=summary.device_wait_share,
         is_held=paths.is_held(),
     )
+
+
+def _read_failure(last_event: Mapping[str, Any]) -> str | None:
+    is_failure = last_event.get("event") == "sweep_failed" and last_event.get("reason")
+    return str(last_event["reason"]) if is_failure else None
 
 
 def _end_cut_off(trial: Trial) -> Trial:

@@ -79,7 +79,7 @@ def _parse(kind: Any, value: Any) -> Any:
     if kind is bool:
         return value if isinstance(value, bool) else None
     if kind is str:
-        return str(value) or None
+        return None if isinstance(value, dict | list) else str(value) or None
     return parse_number(value, kind)
 
 
@@ -92,7 +92,7 @@ def _parse_items(kind: Any, values: Iterable[Any]) -> tuple[Any, ...]:
 def _parse_mapping(values: Mapping[Any, Any], key_type: type, kind: Any) -> dict[Any, Any]:
     """As `_parse_items`; keys are text in JSON."""
     if key_type is int:
-        values = {int(key): value for key, value in values.items() if str(key).isdigit()}
+        values = {int(key): value for key, value in values.items() if str(key).isdecimal()}
     parsed = {key: _parse(kind, value) for key, value in values.items()}
     return {key: value for key, value in parsed.items() if value is not None or _takes_none(kind)}
 
@@ -103,8 +103,9 @@ def _takes_none(kind: Any) -> bool:
 
 def parse_number(value: Any, kind: type[float] | type[int] = float) -> Any:
     """The value if it is a finite number, else None; whole numbers stay whole where a float is asked for."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return (int(value) if kind is int else value) if is_number else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return int(value) if kind is int else value
 
 
 def _unfold(value: Any) -> Any:

@@ -84,6 +84,7 @@ def test_what_is_absent_or_of_another_type_is_none_or_empty() -> None:
     for data in (
         {"trial": "0001"},
         {"trial": "0001", "ran": None, "metrics": [1], "times": 3, "state": "asleep", "num_retries": "many"},
+        {"trial": "0001", "cause": {"a": 1}, "reports": {"one": 0.5, "²": 1.0}},
     ):
         assert from_dict(data, TrialRecord, where=HERE) == TrialRecord(trial="0001")
     assert from_dict({"config": {}, "data": "x"}, Manifest, where=HERE) == Manifest()
