@@ -35,7 +35,7 @@ class Trial:
 # Rows that share no divisor, in two stacks; rows that are equal, in order: the slots need not be gathered.
 UNEVEN = (Trial(8, 3, 0.1), Trial(4, 2, 0.5), Trial(12, 2), Trial(16, 4, 0.3))
 EVEN = (Trial(8, 2), Trial(4, 2), Trial(8, 2))
-ONE_BANK_ELSEWHERE = (Trial(8, 2, 0.1), Trial(24, 3, 0.1, adapts=False), Trial(4, 1))
+ONE_STACK_ELSEWHERE = (Trial(8, 2, 0.1), Trial(24, 3, 0.1, adapts=False), Trial(4, 1))
 
 
 @dataclass
@@ -159,7 +159,7 @@ def assert_equal_to_autograd(wrapped: Results, plain: Results, *, rtol: float = 
         torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * other.abs().max().item())
 
 
-@pytest.mark.parametrize("trials", [UNEVEN, EVEN, ONE_BANK_ELSEWHERE], ids=["uneven", "even", "one bank elsewhere"])
+@pytest.mark.parametrize("trials", [UNEVEN, EVEN, ONE_STACK_ELSEWHERE], ids=["uneven", "even", "one stack elsewhere"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("held", [True, False])
 def test_a_stocklayer_is_autograds(trials: Sequence[Trial], bias: bool, held: bool) -> None:
@@ -168,7 +168,7 @@ def test_a_stocklayer_is_autograds(trials: Sequence[Trial], bias: bool, held: bo
     assert_equal_to_autograd(scene.run_wrapped(), scene.run_plain(weight_OD=frozen.weight))
 
 
-@pytest.mark.parametrize("trials", [UNEVEN, EVEN, ONE_BANK_ELSEWHERE], ids=["uneven", "even", "one bank elsewhere"])
+@pytest.mark.parametrize("trials", [UNEVEN, EVEN, ONE_STACK_ELSEWHERE], ids=["uneven", "even", "one stack elsewhere"])
 @pytest.mark.parametrize("held", [True, False])
 def test_an_nf4_layer_is_autograd_on_its_dequantized_weight(trials: Sequence[Trial], held: bool) -> None:
     frozen = make_nf4()

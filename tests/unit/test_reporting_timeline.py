@@ -20,6 +20,9 @@ EVENTS = {
     "leased": "trial_leased",
     "reported": "trial_reported",
     "released": "trial_released",
+    "preempted": "trial_preempted",
+    # As sweeps of version 0.1 say it.
+    "put-out": "trial_put_out",
 }
 
 
@@ -142,3 +145,13 @@ def test_a_run_has_the_slots_of_its_own_executors() -> None:
     assert len(timeline.lanes) == 2
     # 10 of 2 x 100 s + 1 x 100 s.
     assert timeline.idle_share == pytest.approx(10 / 300)
+
+
+@pytest.mark.parametrize("name", ["preempted", "put-out"])
+def test_a_preempted_trial_leaves_its_slot_and_goes_on_in_another(name: str) -> None:
+    held = ("0 started", "0 leased 0001", f"40 {name} 0001", "40 released 0001")
+    timeline = timeline_from(events_of(*held, "50 leased 0001 1", "90 released 0001 1"))
+    assert [(span.executor, span.start_s, span.end_s) for span in timeline.spans] == [
+        ("node · executor 0", 0, 40),
+        ("node · executor 1", 50, 90),
+    ]

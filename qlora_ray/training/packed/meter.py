@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-# Passes before the fit is believed, and how many of the latest it looks at.
-FEWEST_PASSES = 6
-LATEST_PASSES = 64
+# Micro-batches before the fit is believed, and how many of the latest it looks at.
+FEWEST_MICRO_BATCHES = 6
+LATEST_MICRO_BATCHES = 64
 # Reserved over allocated was 1.02-1.18 on measured rows (hardware/memory.py): what the limit must leave free.
 FRAGMENTATION = 1.1
 
@@ -59,7 +59,7 @@ class PeakMeter:
     def end(self, num_tokens: int) -> None:
         """After a micro-batch of so many padded tokens."""
         if self.limit_bytes is not None:
-            self._seen = [*self._seen[1 - LATEST_PASSES :], (num_tokens, self._read())]
+            self._seen = [*self._seen[1 - LATEST_MICRO_BATCHES :], (num_tokens, self._read())]
 
     def forget(self) -> None:
         """After trials came or went: the fixed part is another one."""
@@ -67,7 +67,7 @@ class PeakMeter:
 
     def fit(self) -> PeakFit | None:
         """Least squares over the latest micro-batches; None before there are enough of different lengths."""
-        if len(self._seen) < FEWEST_PASSES or len({tokens for tokens, _ in self._seen}) < 2:
+        if len(self._seen) < FEWEST_MICRO_BATCHES or len({tokens for tokens, _ in self._seen}) < 2:
             return None
         mean_tokens = sum(tokens for tokens, _ in self._seen) / len(self._seen)
         mean_bytes = sum(peak for _, peak in self._seen) / len(self._seen)
