@@ -77,9 +77,8 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], list[str]]:
     if broken:
         warnings.append(f"{where}: {plural(len(broken), 'line')} left out that cannot be read: {list_first(broken)}")
     if repeated:
-        warnings.append(
-            f"{where}: {plural(len(repeated), 'row')} left out whose id came before: {list_first(dict.fromkeys(repeated))}"
-        )
+        ids = list_first(dict.fromkeys(repeated))
+        warnings.append(f"{where}: {plural(len(repeated), 'row')} left out whose id came before: {ids}")
     if not rows:
         warnings.append(f"{where}: there is no answer in it")
     empty = [row.id for row in rows.values() if row.is_empty]
