@@ -155,7 +155,7 @@ def test_a_bundle_is_pushed_as_it_is(exported, monkeypatch, capfd):
     [
         (["{sweep}"], "--to: must name the bundle's folder, got none"),
         (["{sweep}", "--to", "{sweep}/trials"], "must not be the sweep's own folder"),
-        (["{sweep}", "--to", "b", "--trial", "3"], "must be a complete trial, got one that is pruned ("),
+        (["{sweep}", "--to", "b", "--trial", "0"], "must be a complete trial, got one that is pruned ("),
         (["{sweep}", "--to", "."], "must be a folder that can be replaced, got the folder this command runs in"),
         (["{sweep}", "--to", ""], "must be a folder that can be replaced, got the folder this command runs in"),
         (["{sweep}", "--to", "b", "--public"], "--public: says what --push makes, got no --push"),
