@@ -98,6 +98,11 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+def format_setting(value: Any) -> str:
+    """Returns a parameter's value as the terminal shows it, to be copied into `--set`: floats with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
 def format_score(value: float | None, *, sign: str = "", digits: int = 3) -> str:
     """Returns a score as every table and line shows it: `0.650`, `0.0004`, `4e-05`, `12346`, `2.7e+79`.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
-from qlora_ray.formats import format_duration, format_loss, format_value
+from qlora_ray.formats import format_duration, format_loss, format_setting
 from qlora_ray.orchestration.trial_entry import TrialEntry, format_csv
 from qlora_ray.runs import EventLog, SweepPaths, append_line, write_text
 from qlora_ray.runs.files import read_lines
@@ -286,6 +286,4 @@ class Ledger:
 
 def describe_params(params: dict[str, Any]) -> str:
     """Parameters in short: `r=8 learning_rate=2e-04`."""
-    return " ".join(
-        f"{path.rsplit('.', 1)[-1]}={format_value(value).replace(' ', '')}" for path, value in params.items()
-    )
+    return " ".join(f"{path.rsplit('.', 1)[-1]}={format_setting(value)}" for path, value in params.items())

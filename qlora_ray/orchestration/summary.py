@@ -12,9 +12,9 @@ from qlora_ray.formats import (
     format_duration,
     format_loss,
     format_score,
+    format_setting,
     format_share,
     format_table,
-    format_value,
     plural,
 )
 from qlora_ray.hardware import Plan
@@ -234,7 +234,7 @@ def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
                 str(len(entry.intermediate)),
                 format_loss(value),
                 f"{entry.tokens / entry.train_s:.0f}" if entry.train_s else "-",
-                *(format_value(entry.params[path]) if path in entry.params else "-" for path in paths),
+                *(format_setting(entry.params[path]) if path in entry.params else "-" for path in paths),
                 "<- winner" if winner and winner.entry is entry else "",
             ]
         )

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from qlora_ray.config import parse_override
 from qlora_ray.formats import (
     format_bytes,
     format_count,
@@ -14,6 +15,7 @@ from qlora_ray.formats import (
     format_loss,
     format_number,
     format_score,
+    format_setting,
     format_share,
     format_signed,
     format_table,
@@ -144,3 +146,12 @@ def test_what_is_no_number_has_no_score() -> None:
 
 def test_of_many_names_the_first_are_listed_and_the_others_counted() -> None:
     assert [list_first("abc"[:num], limit=2) for num in (1, 2, 3)] == ["a", "a, b", "a, b and 1 more"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2.71e-05, "2.71e-05"), (0.002, "0.002"), (16, "16"), (["q_proj", "v_proj"], "['q_proj','v_proj']")],
+)
+def test_settings_can_be_given_to_set_again(value: object, text: str) -> None:
+    assert format_setting(value) == text
+    assert parse_override(f"lora.x={text}")[1] == value
