@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.reporting.axes import Axis, read_axes
+from qlora_ray.reporting.folder_files import FolderFiles
 from qlora_ray.reporting.importance import Front, Importance, read_front, read_importance
-from qlora_ray.reporting.score_records import BestScores, EvaluationRecord, MergeRecord
+from qlora_ray.reporting.merges import read_merges
+from qlora_ray.reporting.outcome import Outcome, read_outcome
+from qlora_ray.reporting.score_records import EvaluationRecord, MergeRecord
 from qlora_ray.reporting.timeline import Timeline, read_timeline
 from qlora_ray.reporting.trials import Trial, read_trials
-from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.runs import SweepPaths, read_events
 from qlora_ray.runs.files import read_lines
-from qlora_ray.runs.paths import MERGE_REPORT
 from qlora_ray.runs.record_parts import PlacementRecord
-from qlora_ray.runs.records import AnyRecord, Manifest, Summary, SweepStatus, TrialRecord, TrialStatus, read_record
-from qlora_ray.runs.typed_json import parse_number, parse_record
-from qlora_ray.scoring.verdict import Verdict
-
-Found = TypeVar("Found")
+from qlora_ray.runs.records import Manifest, TrialRecord, TrialStatus
+from qlora_ray.runs.typed_json import parse_record
 
 POINTS_KEY = "points_to_evaluate"
-# Where a bundle has its merged model.
-MERGED = "merged"
 # What best/answers.jsonl calls the base.
 BASE = "base"
 NUM_EXAMPLES = 8
-# Where export puts merged models in the sweep's own folder: beside its other files, or in a bundle one level below.
-MERGE_REPORTS = (MERGE_REPORT, f"*/{MERGE_REPORT}", f"*/*/{MERGE_REPORT}")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the sweep stands.
-
-    Attributes:
-        status: complete, no_winner, interrupted, or unfinished: it still runs, or was killed.
-        is_held: Whether a process holds the sweep now.
-        winner: The winning trial's id: of best/scores.json, if the last run chose a winner.
-        earlier_winner: The winner that best/ holds from the run before, if the last one has not ended or was
-            interrupted.
-        verdict: Winner against base; None for sweeps from before there was a test, or without a winner.
-        scores: best/scores.json; empty without a winner.
-        failure: What the sweep broke on, in its own words, if that was the last that was heard of it.
-        last_event_at: Seconds since 1970.
-        device_wait_share: Of the devices' time from first step to last, how much they waited for a trial.
-    """
-
-    status: SweepStatus
-    winner: str | None
-    earlier_winner: str | None
-    verdict: Verdict | None
-    scores: BestScores
-    first_failure: str | None
-    failure: str | None
-    last_event_at: float | None
-    device_wait_share: float | None
-    is_held: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,13 +98,13 @@ def read_story(paths: SweepPaths) -> Story:
         raise RunError(f"{paths.root}: no such folder. Name a sweep's folder, e.g. results/quickstart.")
     if not paths.manifest.exists() and not paths.study.exists():
         raise RunError(f"{paths.root}: a sweep's folder has manifest.json, got none. Name a folder that a sweep wrote.")
-    files = _Files()
+    files = FolderFiles()
     manifest = files.read_record(paths.manifest, Manifest, needed=True) or Manifest()
     trials, problems = read_trials(paths)
     events = [event for event in read_events(paths.events) if isinstance(event, dict)]
     if not events:
         files.problems.append(f"{paths.events.name} is missing or empty: no slots can be shown")
-    outcome = _read_outcome(paths, files, events)
+    outcome = read_outcome(paths, files, events)
     space = {path: words for path, words in manifest.space.items() if path != POINTS_KEY}
     winner_record = None
     if outcome.winner:
@@ -146,16 +112,7 @@ def read_story(paths: SweepPaths) -> Story:
             paths.trial(outcome.winner).record, TrialRecord
         )
     evaluation = files.read(paths.root / "evaluation" / "evaluation.json")
-    merges = {
-        str(path.parent.relative_to(paths.root)): report
-        for pattern in MERGE_REPORTS
-        for path in sorted(paths.root.glob(pattern))
-        # A bundle that is being written, or was left by a killed export, is hidden.
-        if not any(part.startswith(".") for part in path.relative_to(paths.root).parts)
-        # A copy in NF4 has its merged model's report.
-        and (report := files.read(path))
-        and path.parent.name != report.get("nf4_copy")
-    } | read_merges(paths)
+    merges = read_merges(paths, files)
     return Story(
         name=paths.root.resolve().name,
         root=paths.root,
@@ -172,84 +129,6 @@ def read_story(paths: SweepPaths) -> Story:
         examples=_read_examples(paths, outcome.winner) if outcome.winner else (),
         problems=tuple(files.problems + problems),
     )
-
-
-@dataclass(frozen=True)
-class _Export:
-    """A line of exports.jsonl, as far as a report needs it."""
-
-    to: str | None = None
-    trial: str | None = None
-    time: str | None = None
-    merge: Mapping[str, Any] = field(default_factory=dict)
-
-
-class _Files:
-    """Reads JSON objects, and keeps in words what could not be read."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def read(self, path: Path, *, needed: bool = False) -> Mapping[str, Any]:
-        """The object in a file; an empty one if it is missing or broken."""
-        found = self._try(lambda: read_json(path), path, needed=needed)
-        if found is None:
-            return {}
-        if not isinstance(found, dict):
-            self.problems.append(f"{path}: must be a JSON object, got {type(found).__name__}.")
-            return {}
-        return found
-
-    def read_record(self, path: Path, kind: type[AnyRecord], *, needed: bool = False) -> AnyRecord | None:
-        """The record in a file; None if it is missing or broken."""
-        return self._try(lambda: read_record(path, kind), path, needed=needed)
-
-    def _try(self, read: Callable[[], Found], path: Path, *, needed: bool) -> Found | None:
-        if not path.exists():
-            if needed:
-                self.problems.append(f"{path.name} is missing")
-            return None
-        try:
-            return read()
-        except RunError as error:
-            self.problems.append(str(error))
-            return None
-
-
-def _read_outcome(paths: SweepPaths, files: _Files, events: list[dict[str, Any]]) -> Outcome:
-    summary = files.read_record(paths.summary, Summary)
-    if summary is None or _was_resumed_since(paths.summary, events):
-        # Where there is one, it is of the run before.
-        summary = Summary()
-    has_winner = summary.winner is not None
-    has_no_end = summary.status in (SweepStatus.UNFINISHED, SweepStatus.INTERRUPTED)
-    written = files.read(paths.best / "scores.json", needed=summary.status is SweepStatus.COMPLETE)
-    held = parse_record(BestScores, written)
-    # Of an earlier run: its figures do not belong to the trials of this one.
-    scores = held if has_winner else BestScores()
-    verdict = None
-    if scores.verdict:
-        try:
-            verdict = Verdict.from_dict(dict(scores.verdict))
-        except (KeyError, TypeError, ValueError) as error:
-            files.problems.append(f"best/scores.json: its verdict cannot be read: {type(error).__name__}: {error}")
-    return Outcome(
-        status=summary.status,
-        winner=(held.trial or summary.winner) if has_winner else None,
-        earlier_winner=held.trial if not has_winner and has_no_end else None,
-        verdict=verdict,
-        scores=scores,
-        first_failure=summary.first_failure,
-        failure=_read_failure(events[-1]) if events else None,
-        last_event_at=max((time for event in events if (time := parse_number(event.get("time")))), default=None),
-        device_wait_share=summary.device_wait_share,
-        is_held=paths.is_held(),
-    )
-
-
-def _read_failure(last_event: Mapping[str, Any]) -> str | None:
-    is_failure = last_event.get("event") == "sweep_failed" and last_event.get("reason")
-    return str(last_event["reason"]) if is_failure else None
 
 
 def _end_cut_off(trial: Trial) -> Trial:
@@ -292,47 +171,3 @@ def _read_examples(paths: SweepPaths, winner: str) -> tuple[Example, ...]:
         )
         for row in both
     )
-
-
-def _was_resumed_since(summary: Path, events: list[dict[str, Any]]) -> bool:
-    """Whether the sweep was resumed after its summary was written, and has not ended again."""
-    names = [event.get("event") for event in events]
-    if "sweep_resumed" not in names or not summary.exists():
-        return False
-    last = len(names) - 1 - names[::-1].index("sweep_resumed")
-    return "sweep_ended" not in names[last:] and summary.stat().st_mtime < (
-        parse_number(events[last].get("time")) or 0.0
-    )
-
-
-def read_merges(paths: SweepPaths) -> dict[str, Mapping[str, Any]]:
-    """The merge reports of bundles that are not right in the sweep's folder, of each the last, by what to call them.
-
-    They are as they were when the bundle was made: it may have been moved since. Its path stays out, because reports
-    are given to others.
-    """
-    latest: dict[str, _Export] = {}
-    for line in read_lines(paths.exports):
-        export = parse_record(_Export, line) if isinstance(line, dict) else _Export()
-        if export.to is not None:
-            # Taken out first, so that the order is that of the last exports.
-            latest.pop(export.to, None)
-            latest[export.to] = export
-    merges: dict[str, Mapping[str, Any]] = {}
-    root = paths.root.resolve()
-    for to, export in latest.items():
-        # One right in the sweep's folder is found by its own files.
-        is_here = Path(to).resolve().parent == root or _has_moved_along(Path(to), root, export.merge)
-        if not export.merge or is_here:
-            continue
-        name = f"{Path(to).name}/{MERGED}, of trial {export.trial or 'unknown'}"
-        merges[name if name not in merges else f"{name}, {export.time or to}"] = export.merge
-    return merges
-
-
-def _has_moved_along(to: Path, root: Path, report: Mapping[str, Any]) -> bool:
-    """Whether the bundle is right in the sweep's folder after all, which was moved or copied with it."""
-    try:
-        return bool(read_json(root / to.name / MERGED / MERGE_REPORT) == report)
-    except RunError:
-        return False

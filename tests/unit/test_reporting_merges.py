@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.reporting.evaluations import tell_merges
+from qlora_ray.reporting.merges import read_exported_merges
 from qlora_ray.reporting.score_records import MergeRecord
-from qlora_ray.reporting.story import read_merges, read_story
+from qlora_ray.reporting.story import read_story
 from qlora_ray.runs import SweepPaths, append_line, write_json
 
 
@@ -39,19 +40,19 @@ def test_a_merge_beside_the_sweep_is_in_its_report_although_it_was_moved(paths: 
 
 
 def test_only_the_last_export_to_a_folder_counts_and_folders_of_one_name_are_told_apart(bare: SweepPaths) -> None:
-    assert read_merges(bare) == {}
+    assert read_exported_merges(bare) == {}
     note(bare, Path("/x/a"), rule="w16")
     note(bare, Path("/x/b"), rule="w16", trial="0004")
     note(bare, Path("/x/a"), rule="dequant")
     note(bare, Path("/x/b"), rule=None)
-    assert {name: report["rule"] for name, report in read_merges(bare).items()} == {
+    assert {name: report["rule"] for name, report in read_exported_merges(bare).items()} == {
         "a/merged, of trial 0003": "dequant"
     }
     note(bare, Path("/y/a"), rule="w16", time="2026-11-22")
-    assert list(read_merges(bare)) == ["a/merged, of trial 0003", "a/merged, of trial 0003, 2026-11-22"]
+    assert list(read_exported_merges(bare)) == ["a/merged, of trial 0003", "a/merged, of trial 0003, 2026-11-22"]
     # In the order of the last exports.
     note(bare, Path("/x/a"), rule="dequant", time="2026-11-23")
-    assert list(read_merges(bare)) == ["a/merged, of trial 0003", "a/merged, of trial 0003, 2026-11-23"]
+    assert list(read_exported_merges(bare)) == ["a/merged, of trial 0003", "a/merged, of trial 0003, 2026-11-23"]
 
 
 def test_a_bundle_in_the_sweeps_own_folder_is_shown_once_wherever_the_sweep_is(
@@ -77,4 +78,4 @@ def test_a_bundle_deep_in_the_sweeps_own_folder_is_shown_too(paths: SweepPaths) 
 
 def test_lines_of_another_kind_are_passed_over(bare: SweepPaths) -> None:
     bare.exports.write_text('[1]\n{"to": 3}\n{"to": "/x/a", "merge": "w16"}\n{"to": "/x/a", "mer', encoding="utf-8")
-    assert read_merges(bare) == {}
+    assert read_exported_merges(bare) == {}
