@@ -42,13 +42,13 @@ def test_an_empty_file_is_an_empty_document(tmp_path, text):
     [
         ("lora: {r: 1\n", r"a\.yaml:2: not valid YAML: expected ',' or '}'"),
         ("lora:\n\tr: 1\n", r"a\.yaml:2: not valid YAML: found character '\\t'"),
-        ("a: 1\n---\nb: 2\n", r"a\.yaml:2: not valid YAML: but found another document"),
-        ("? [a, b]\n: 1\n", r"a\.yaml:1: not valid YAML: found unhashable key"),
-        ("a: !!python/object:os.system {}\n", r"a\.yaml:1: not valid YAML: could not determine a constructor"),
-        ("day: 2024-13-45\n", r"a\.yaml: not valid YAML: month must be in 1\.\.12"),
-        ("lora: &a\n  r: *a\n", r"a\.yaml: an alias \(\*name\) stands inside its own anchor\. Write the value out"),
-        ("- a\n- b\n", r"a\.yaml:1: must be a mapping of sections, got list"),
-        ("hello\n", r"a\.yaml:1: must be a mapping of sections, got str"),
+        ("a: 1\n---\nb: 2\n", r"a\.yaml:2: not valid YAML: but found another"),
+        ("? [a, b]\n: 1\n", r"a\.yaml:1: not valid YAML: found unhashable"),
+        ("a: !!python/object:os.system {}\n", r"a\.yaml:1: not valid YAML: .*constructor"),
+        ("day: 2024-13-45\n", r"a\.yaml: not valid YAML: month"),
+        ("lora: &a\n  r: *a\n", r"a\.yaml: an alias \(\*name\)"),
+        ("- a\n- b\n", r"a\.yaml:1: must be a mapping .*, got list"),
+        ("hello\n", r"a\.yaml:1: must be a mapping .*, got str"),
         (b"\xff\xfe\x00", r"a\.yaml: cannot be read: 'utf-8' codec"),
     ],
 )
@@ -57,14 +57,10 @@ def test_a_file_that_is_no_yaml_mapping_is_refused_with_its_line(tmp_path, text,
         read_document(write(tmp_path, text))
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nope\.yaml: no such file\. Give the path of a YAML file"):
-        read_document(tmp_path / "nope.yaml")
-
-
-def test_a_folder_is_not_a_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot be read: .*Is a directory"):
-        read_document(tmp_path)
+@pytest.mark.parametrize(("name", "message"), [("nope.yaml", r"nope\.yaml: no such file"), ("", "Is a directory")])
+def test_a_path_without_a_file_is_refused(tmp_path, name, message):
+    with pytest.raises(ConfigError, match=message):
+        read_document(tmp_path / name)
 
 
 def test_all_keys_written_twice_are_named_with_their_second_line(tmp_path):
@@ -101,15 +97,12 @@ def test_all_keys_written_twice_are_named_with_their_second_line(tmp_path):
         ("{a: 1e-4}", {"a": 1e-4}),
         (".inf", math.inf),
         ("-.inf", -math.inf),
+        (".nan", math.nan),
     ],
 )
 def test_a_value_is_read_as_yaml_with_exponents_as_numbers(text, value):
     read = parse_yaml_value(text)
-    assert read == value and type(read) is type(value)
-
-
-def test_nan_is_read_as_yaml_writes_it():
-    assert math.isnan(parse_yaml_value(".nan"))
+    assert str(read) == str(value) and type(read) is type(value)
 
 
 def test_setting_a_key_takes_over_its_place_and_those_below_it(tmp_path):

@@ -18,18 +18,16 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
 SPACES = sorted((ROOT / "search_spaces").rglob("*.y*ml"))
 
 
-def problems_of(tmp_path, text, overrides=()):
-    path = tmp_path / "a.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r".") as caught:
-        load_config(path, overrides=list(overrides))
-    return [problem.replace(str(tmp_path) + "/", "") for problem in caught.value.problems]
-
-
 def load_text(tmp_path, text, overrides=()):
     path = tmp_path / "a.yaml"
     path.write_text(text)
     return load_config(path, overrides=list(overrides))
+
+
+def problems_of(tmp_path, text, overrides=()):
+    with pytest.raises(ConfigError, match=r".") as caught:
+        load_text(tmp_path, text, overrides)
+    return [problem.replace(str(tmp_path) + "/", "") for problem in caught.value.problems]
 
 
 def test_there_are_configs_and_spaces_to_load():
@@ -68,48 +66,36 @@ def test_a_file_that_is_there_goes_before_a_shipped_one_of_its_name(tmp_path, mo
 
 
 def test_all_problems_are_named_at_once_with_file_line_and_key(tmp_path):
-    text = """\
-training:
-  learning_rate: -0.0002
-  optim: sgd
-lora:
-  r: 0
-  lora_drop: 0.1
-data:
-  columns: {prompt: q}
-model: nf4
-"""
-    assert problems_of(tmp_path, text) == [
-        "a.yaml:9: model must be a section with keys of its own, got 'nf4'",
-        "a.yaml:8: data.columns.completion is required and not given",
-        "a.yaml:5: lora.r must be > 0, got 0",
-        "a.yaml:6: lora.lora_drop is not a known key. Did you mean lora.lora_dropout?",
-        "a.yaml:2: training.learning_rate must be > 0, got -0.0002",
-        "a.yaml:3: training.optim must be 'adamw_torch', 'adamw_8bit' or 'paged_adamw_8bit', got 'sgd'",
-    ]
+    text = "training:\n  learning_rate: -0.0002\n  optim: sgd\nlora:\n  r: 0\n  lora_drop: 0.1\nmodel: nf4\n"
+    keys = ["7: model", "5: lora.r", "6: lora.lora_drop", "2: training.learning_rate", "3: training.optim"]
+    for found, key in zip(problems_of(tmp_path, text), keys, strict=True):
+        assert found.startswith(f"a.yaml:{key} ")
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "key", "rule"),
     [
-        ("lora: {lora_dropout: 1.0}", "a.yaml:1: lora.lora_dropout must be < 1, got 1.0"),
-        ("training: {warmup_ratio: 2}", "a.yaml:1: training.warmup_ratio must be <= 1, got 2"),
-        ("training: {weight_decay: -1}", "a.yaml:1: training.weight_decay must be >= 0, got -1"),
-        ("training: {learning_rate: .inf}", "a.yaml:1: training.learning_rate must be a finite number, got inf"),
-        ("training: {learning_rate: fast}", "a.yaml:1: training.learning_rate must be a valid number, unable to"),
-        ("results: {name: ../x}", "a.yaml:1: results.name must match pattern '^[A-Za-z0-9]"),
-        ("evaluate: {metrics: bleu}", "a.yaml:1: evaluate.metrics must be 'auto', got 'bleu', or must be a valid list"),
-        ("lora: {lora_alpha: 1, alpha_ratio: 1}", "a.yaml:1: lora: lora_alpha and alpha_ratio exclude each other"),
-        ("evaluate: {metrics: [sql_execution]}", "a.yaml:1: evaluate: sql_execution needs database"),
-        ("lora: {target_modules: attn}", "a.yaml:1: lora.target_modules must be one of attention-qv, attention, all-"),
-        ("lora:\n", "a.yaml:1: lora must be a section with keys of its own, got None"),
-        ("lora: {1: 2}", "a.yaml:1: lora.1 must be strings, got 1"),
-        ("data: {system_prompt: {a: 1}}", "a.yaml:1: data.system_prompt must be a valid string, got {'a': 1}"),
+        ("lora: {lora_dropout: 1.0}", "lora.lora_dropout", "must be < 1, got 1.0"),
+        ("training: {warmup_ratio: 2}", "training.warmup_ratio", "must be <= 1, got 2"),
+        ("training: {weight_decay: -1}", "training.weight_decay", "must be >= 0, got -1"),
+        ("training: {learning_rate: .inf}", "training.learning_rate", "must be a finite number, got inf"),
+        ("training: {learning_rate: fast}", "training.learning_rate", "must be a valid number"),
+        ("results: {name: ../x}", "results.name", "must match pattern"),
+        ("training: {optim: sgd}", "training.optim", "must be 'adamw_torch', 'adamw_8bit' or "),
+        ("evaluate: {metrics: bleu}", "evaluate.metrics", "must be 'auto', got 'bleu', or must be a valid list"),
+        ("lora: {lora_alpha: 1, alpha_ratio: 1}", "lora:", "lora_alpha and alpha_ratio exclude"),
+        ("evaluate: {metrics: [sql_execution]}", "evaluate:", "sql_execution needs database"),
+        ("lora: {target_modules: attn}", "lora.target_modules", "must be one of attention-qv, attention, all-"),
+        ("lora:\n", "lora", "must be a section with keys of its own, got None"),
+        ("model: nf4", "model", "must be a section with keys of its own, got 'nf4'"),
+        ("data: {columns: {prompt: q}}", "data.columns.completion", "is required"),
+        ("lora: {1: 2}", "lora.1", "must be strings, got 1"),
+        ("data: {system_prompt: {a: 1}}", "data.system_prompt", "must be a valid string, got {'a': 1}"),
     ],
 )
-def test_a_problem_says_the_rule_and_the_value(tmp_path, text, problem):
-    found = problems_of(tmp_path, text)
-    assert len(found) == 1 and found[0].startswith(problem)
+def test_a_problem_says_the_rule_and_the_value(tmp_path, text, key, rule):
+    (found,) = problems_of(tmp_path, text)
+    assert found.startswith(f"a.yaml:1: {key} {rule}")
 
 
 def test_a_long_value_is_shortened(tmp_path):
@@ -130,20 +116,19 @@ def test_a_long_value_is_shortened(tmp_path):
 )
 def test_an_unknown_key_comes_with_the_nearest_name(tmp_path, written, meant):
     (problem,) = problems_of(tmp_path, written)
-    assert problem.endswith(f"is not a known key. Did you mean {meant}?")
+    assert problem.endswith(f"Did you mean {meant}?")
 
 
 def test_an_unknown_key_with_no_name_near_points_to_the_list(tmp_path):
-    assert problems_of(tmp_path, "zzz: 1") == [
-        "a.yaml:1: zzz is not a known key. `--print-config` lists the known ones."
-    ]
+    (problem,) = problems_of(tmp_path, "zzz: 1")
+    assert problem.startswith("a.yaml:1: zzz is not a known key.") and "`--print-config`" in problem
 
 
 @pytest.mark.parametrize(("key", "name"), KNOWN_ELSEWHERE.items())
 def test_names_of_peer_tools_are_translated(tmp_path, key, name):
     for text in (f"{key}: 1", f"training: {{{key}: 1}}"):
         (problem,) = problems_of(tmp_path, text)
-        assert problem.endswith(f"is not a known key. Here it is {name}.")
+        assert problem.endswith(f"Here it is {name}.")
 
 
 def test_what_peer_names_are_translated_to_exists():
@@ -172,37 +157,34 @@ def test_an_override_takes_a_yaml_value(tmp_path, override, section, key, value)
     assert getattr(getattr(config, section), key) == value
 
 
-def test_an_override_may_replace_a_whole_section(tmp_path):
-    config = load_text(
-        tmp_path, "lora: {r: 4, use_dora: true}", ["lora={r: 8}", "data.columns={prompt: q, completion: a}"]
-    )
+def test_an_override_may_replace_a_whole_section_and_the_last_one_of_a_key_wins(tmp_path):
+    overrides = ["lora={r: 8}", "data.columns={prompt: q, completion: a}", "search.seed=2", "search.seed=3"]
+    config = load_text(tmp_path, "lora: {r: 4, use_dora: true}", overrides)
     assert (config.lora.r, config.lora.use_dora, config.data.columns.prompt) == (8, False, "q")
-
-
-def test_the_last_override_of_a_key_wins(tmp_path):
-    assert load_text(tmp_path, "lora: {r: 1}", ["lora.r=2", "lora.r=3"]).lora.r == 3
+    assert config.search.seed == 3
 
 
 @pytest.mark.parametrize(
-    ("override", "problem"),
+    ("override", "place", "rule"),
     [
-        ("lora.r=0", "--set lora.r: lora.r must be > 0, got 0"),
-        ("lora={r: 0}", "--set lora: lora.r must be > 0, got 0"),
-        ("lora.r=null", "--set lora.r: lora.r must be a valid integer, got None"),
-        ("seach.num_trials=3", "--set seach.num_trials: seach is not a known key. Did you mean search?"),
-        ("data.columns.prompt=q", "--set data.columns.prompt: data.columns.completion is required and not given"),
-        ("lora.r.x=3", "--set lora.r.x: lora.r is not a section, it is 4. Name a key that exists."),
-        ("lora.r={", "--set lora.r={: the value is not YAML: expected the node content, but found '<stream end>'."),
-        ("lora.r=2024-13-45", "--set lora.r=2024-13-45: the value is not YAML: month must be in 1..12."),
+        ("lora.r=0", "lora.r", "lora.r must be > 0, got 0"),
+        ("lora={r: 0}", "lora", "lora.r must be > 0, got 0"),
+        ("lora.r=null", "lora.r", "lora.r must be a valid integer, got None"),
+        ("seach.num_trials=3", "seach.num_trials", "seach is not a known key"),
+        ("data.columns.prompt=q", "data.columns.prompt", "data.columns.completion is required"),
+        ("lora.r.x=3", "lora.r.x", "lora.r is not a section, it is 4."),
+        ("lora.r={", "lora.r={", "the value is not YAML: "),
+        ("lora.r=2024-13-45", "lora.r=2024-13-45", "the value is not YAML: month"),
     ],
 )
-def test_an_override_that_breaks_a_rule_is_the_place_of_the_problem(tmp_path, override, problem):
-    assert problems_of(tmp_path, "lora:\n  r: 4\n", [override]) == [problem]
+def test_an_override_that_breaks_a_rule_is_the_place_of_the_problem(tmp_path, override, place, rule):
+    (found,) = problems_of(tmp_path, "lora:\n  r: 4\n", [override])
+    assert found.startswith(f"--set {place}: {rule}")
 
 
 @pytest.mark.parametrize("text", ["", "lora.r", "=3", "lora..r=3", ".r=3", "r.=3"])
 def test_an_override_must_name_a_key_and_a_value(text):
-    with pytest.raises(ConfigError, match=r"must be section\.key=value, e\.g\. --set training\.learning_rate=1e-4"):
+    with pytest.raises(ConfigError, match=r"must be section\.key=value"):
         parse_override(text)
 
 

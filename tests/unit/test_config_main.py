@@ -28,12 +28,9 @@ def test_the_command_prints_the_schema_and_nothing_else(schema):
     assert json.loads(result.stdout) == schema and result.stderr == ""
 
 
-def test_it_is_a_json_schema_of_the_draft_it_names(schema):
+def test_it_is_a_json_schema_that_validates_every_shipped_config(schema):
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     jsonschema.Draft202012Validator.check_schema(schema)
-
-
-def test_it_validates_every_shipped_config(schema):
     paths = sorted((ROOT / "configs").rglob("*.y*ml"))
     assert paths
     for path in paths:
@@ -43,7 +40,7 @@ def test_it_validates_every_shipped_config(schema):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"lora": {"r": 0}}, "0 is less than or equal to the minimum of 0"),
+        ({"lora": {"r": 0}}, "minimum of 0"),
         ({"lora": {"rank": 8}}, "'rank' was unexpected"),
         ({"training": {"optim": "sgd"}}, "'sgd' is not one of"),
     ],

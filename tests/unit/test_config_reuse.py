@@ -62,13 +62,19 @@ def test_a_bundles_config_may_have_the_packing_of_the_version_before_and_a_users
     path = tmp_path / "sweep.yaml"
     path.write_text("cluster: {packing: fused}\n")
     assert read_bundle_config(path, overrides=[]).cluster.packing == "packed"
-    with pytest.raises(ConfigError, match=r"cluster\.packing must be 'auto', 'packed', 'single' or 'off', got 'fused'"):
+    with pytest.raises(ConfigError, match=r"cluster\.packing must be .*, got 'fused'"):
         read_intent(None, config=path, overrides=[])
 
 
-def test_an_override_of_a_key_or_under_it_is_seen() -> None:
-    assert is_overridden(["model.quantization.method=none"], "model.quantization")
-    assert not is_overridden(["data.train=model.name"], "model.name")
-    assert is_overridden(["model={quantization: {method: int8}}"], "model.quantization")
-    assert not is_overridden(["model={name: x}"], "model.quantization")
-    assert not is_overridden(["model.names=x", "evaluate=null"], "model.name")
+@pytest.mark.parametrize(
+    ("overrides", "key", "expected"),
+    [
+        (["model.quantization.method=none"], "model.quantization", True),
+        (["model={quantization: {method: int8}}"], "model.quantization", True),
+        (["data.train=model.name"], "model.name", False),
+        (["model={name: x}"], "model.quantization", False),
+        (["model.names=x", "evaluate=null"], "model.name", False),
+    ],
+)
+def test_an_override_of_a_key_or_under_it_is_seen(overrides: list[str], key: str, expected: bool) -> None:
+    assert is_overridden(overrides, key) is expected

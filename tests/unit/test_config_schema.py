@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from qlora_ray.config.schema import Data, Evaluate, Lora, Search, Section, SweepConfig, Training
+from qlora_ray.config.schema import Lora, Section, SweepConfig, Training
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
@@ -28,30 +28,25 @@ def with_value(path: str, value: object) -> SweepConfig:
     return SweepConfig.model_validate(data)
 
 
+SEEDS = ("training.seed", "training.data_seed", "search.seed", "evaluate.shot_seed", "evaluate.sample_seed")
+
+
 def test_every_seed_is_7():
     seeds = {path: value for path, value in fields_of(SweepConfig).items() if path.endswith("seed")}
-    names = ("training.seed", "training.data_seed", "search.seed", "evaluate.shot_seed", "evaluate.sample_seed")
-    assert seeds == dict.fromkeys(names, 7)
+    assert seeds == dict.fromkeys(SEEDS, 7)
 
 
-def test_the_optimizer_defaults_are_those_of_training_arguments():
+def test_training_has_the_keys_and_the_optimizer_defaults_of_training_arguments():
     from transformers import TrainingArguments
 
-    upstream = {
-        name: TrainingArguments.__dataclass_fields__[name].default for name in Training.model_fields if "adam_" in name
-    }
-    names = ["weight_decay", "max_grad_norm", "num_train_epochs", "per_device_eval_batch_size"]
-    upstream |= {name: TrainingArguments.__dataclass_fields__[name].default for name in names}
-    assert len(upstream) == 7
-    assert upstream == {name: getattr(Training(), name) for name in upstream}
-
-
-def test_training_keys_are_those_of_training_arguments_but_for_the_ones_of_our_own():
-    from transformers import TrainingArguments
-
+    upstream = TrainingArguments.__dataclass_fields__
     # warmup_ratio was an argument of its own until transformers 5; warmup_steps takes a fraction since.
     own = {"max_samples", "precision", "warmup_ratio"}
-    assert set(Training.model_fields) - own <= set(TrainingArguments.__dataclass_fields__)
+    assert set(Training.model_fields) - own <= set(upstream)
+    names = [name for name in Training.model_fields if "adam_" in name]
+    names += ["weight_decay", "max_grad_norm", "num_train_epochs", "per_device_eval_batch_size"]
+    assert len(names) == 7
+    assert {name: upstream[name].default for name in names} == {name: getattr(Training(), name) for name in names}
 
 
 def test_lora_keys_are_those_of_peft_but_for_the_ratio():
@@ -117,16 +112,8 @@ BOUNDS = [
     ("training.weight_decay", 0.0, -0.1),
     ("training.weight_decay", 1.0, float("nan")),
     ("training.max_grad_norm", 0.0, -0.1),
-    ("training.seed", 0, -1),
-    ("training.seed", 2**32 - 1, 2**32),
-    ("training.data_seed", 0, -1),
-    ("training.data_seed", 2**32 - 1, 2**32),
-    ("search.seed", 0, -1),
-    ("search.seed", 2**32 - 1, 2**32),
-    ("evaluate.shot_seed", 0, -1),
-    ("evaluate.shot_seed", 2**32 - 1, 2**32),
-    ("evaluate.sample_seed", 0, -1),
-    ("evaluate.sample_seed", 2**32 - 1, 2**32),
+    *[(path, 0, -1) for path in SEEDS],
+    *[(path, 2**32 - 1, 2**32) for path in SEEDS],
     ("evaluate.temperature", 0.0, -1e-9),
     ("evaluate.temperature", 5.0, float("inf")),
     ("evaluate.top_p", 1.0, 1.01),
@@ -193,29 +180,8 @@ def test_alpha_is_as_given_or_the_ratio_times_r_or_twice_r(lora, expected):
     assert lora.resolved_alpha == expected
 
 
-def test_alpha_and_its_ratio_exclude_each_other():
-    with pytest.raises(ValidationError, match="lora_alpha and alpha_ratio exclude each other"):
-        Lora(lora_alpha=16, alpha_ratio=1.0)
-
-
 def test_the_effective_batch_is_rows_times_accumulation():
     assert Training(per_device_train_batch_size=4, gradient_accumulation_steps=6).effective_batch == 24
-
-
-def test_a_validation_file_may_be_named():
-    assert Data(validation="rows.jsonl").validation == "rows.jsonl"
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"format": "columns"}, "columns must be given when format is columns"),
-        ({"format": "alpaca", "columns": {"prompt": "q", "completion": "a"}}, "exclude each other; drop one"),
-    ],
-)
-def test_columns_and_their_format_belong_together(given, message):
-    with pytest.raises(ValidationError, match=message):
-        Data.model_validate(given)
 
 
 TWO = {"eval_loss": "min", "trainable_parameters": "min"}
@@ -224,39 +190,40 @@ TWO = {"eval_loss": "min", "trainable_parameters": "min"}
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"objectives": {}}, "one metric, or two"),
-        ({"objectives": TWO, "scheduler": "none", "sampler": "gp"}, "need sampler tpe, random, grid or nsga2, got gp"),
-        ({"objectives": TWO}, "two objectives need scheduler none"),
-        ({"objectives": {"trainable_parameters": "min"}}, "the first objective must be eval_loss: min"),
-        ({"objectives": {"eval_loss": "max"}}, "the first objective must be eval_loss: min"),
-        ({"grace_reports": 5}, "grace_reports must be <= num_reports, got 5 > 4"),
+        ({"lora": {"lora_alpha": 16, "alpha_ratio": 1.0}}, "lora_alpha and alpha_ratio exclude each other"),
+        ({"data": {"format": "columns"}}, "columns must be given when format is columns"),
+        ({"data": {"format": "alpaca", "columns": {"prompt": "q", "completion": "a"}}}, "exclude each other"),
+        ({"search": {"objectives": {}}}, "one metric, or two"),
+        ({"search": {"objectives": TWO, "scheduler": "none", "sampler": "gp"}}, "random, grid or nsga2, got gp"),
+        ({"search": {"objectives": TWO}}, "two objectives need scheduler none"),
+        ({"search": {"objectives": {"trainable_parameters": "min"}}}, "first objective must be eval_loss: min"),
+        ({"search": {"objectives": {"eval_loss": "max"}}}, "first objective must be eval_loss: min"),
+        ({"search": {"grace_reports": 5}}, "grace_reports must be <= num_reports, got 5 > 4"),
+        # Hyperband pauses trials, and goes on from their state.
+        ({"search": {"scheduler": "hyperband"}, "cluster": {"keep_trial_state": False}}, "keep_trial_state: true"),
+        ({"evaluate": {"metrics": ["sql_execution"]}}, "sql_execution needs database"),
+        ({"evaluate": {"top_p": 0.9}}, "top_p needs a temperature above 0"),
     ],
 )
-def test_search_settings_that_contradict_each_other_fail(given, message):
+def test_settings_that_contradict_each_other_fail(given, message):
     with pytest.raises(ValidationError, match=message):
-        Search.model_validate(given)
+        SweepConfig.model_validate(given)
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", "random", "tpe", "grid"])
-def test_two_objectives_run_without_a_scheduler(sampler):
-    assert Search.model_validate({"objectives": TWO, "scheduler": "none", "sampler": sampler}).objectives == TWO
-
-
-def test_hyperband_needs_the_state_of_the_trials_it_pauses():
-    with pytest.raises(ValidationError, match=r"hyperband pauses trials: it needs cluster\.keep_trial_state: true"):
-        SweepConfig.model_validate({"search": {"scheduler": "hyperband"}, "cluster": {"keep_trial_state": False}})
-
-
-def test_scoring_sql_needs_a_database():
-    with pytest.raises(ValidationError, match="sql_execution needs database"):
-        Evaluate(metrics=["sql_execution"])
-    assert Evaluate(metrics=["sql_execution"], database="embedded").database == "embedded"
-
-
-def test_top_p_needs_a_temperature():
-    with pytest.raises(ValidationError, match="top_p needs a temperature above 0: at 0 answers are greedy"):
-        Evaluate(top_p=0.9)
-    assert Evaluate(top_p=0.9, temperature=0.7).top_p == 0.9
+@pytest.mark.parametrize(
+    ("section", "given"),
+    [
+        ("data", {"validation": "rows.jsonl"}),
+        ("evaluate", {"metrics": ["sql_execution"], "database": "embedded"}),
+        ("evaluate", {"top_p": 0.9, "temperature": 0.7}),
+        *[
+            ("search", {"objectives": TWO, "scheduler": "none", "sampler": sampler})
+            for sampler in ("nsga2", "random", "tpe", "grid")
+        ],
+    ],
+)
+def test_settings_that_belong_together_are_taken(section, given):
+    assert getattr(SweepConfig.model_validate({section: given}), section).model_dump(include=set(given)) == given
 
 
 def test_values_are_checked_on_assignment_too():

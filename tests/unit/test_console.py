@@ -20,11 +20,18 @@ ERASE = "\r\x1b[2K"
 class Terminal:
     """A pseudo-terminal: a stream to write to, and what has been shown."""
 
-    def __init__(self, columns):
+    def __init__(self, columns=40):
         self.reader, writer = os.openpty()
         if columns:
             termios.tcsetwinsize(writer, (24, columns))
         self.stream = os.fdopen(writer, "w")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.stream.close()
+        os.close(self.reader)
 
     def shown(self):
         """Everything written; ends the terminal, because only its end says that nothing more is on its way."""
@@ -34,16 +41,6 @@ class Terminal:
             while part := os.read(self.reader, 100_000):
                 shown += part
         return shown.decode().replace("\r\n", "\n")
-
-
-@contextlib.contextmanager
-def open_terminal(columns=40):
-    terminal = Terminal(columns)
-    try:
-        yield terminal
-    finally:
-        terminal.stream.close()
-        os.close(terminal.reader)
 
 
 def test_lines_off_a_terminal_carry_no_escape_codes_and_no_progress():
@@ -58,7 +55,7 @@ def test_lines_off_a_terminal_carry_no_escape_codes_and_no_progress():
 
 
 def test_on_a_terminal_the_progress_line_stays_below_the_lines():
-    with open_terminal() as terminal:
+    with Terminal() as terminal:
         console = Console(terminal.stream)
         console.progress("3 of 12")
         console.line("first")
@@ -69,37 +66,24 @@ def test_on_a_terminal_the_progress_line_stays_below_the_lines():
     assert shown == f"3 of 12{ERASE}first\n3 of 12{ERASE}4 of 12{ERASE}last\n"
 
 
-def test_a_progress_line_never_wraps():
-    with open_terminal(columns=20) as terminal:
-        Console(terminal.stream).progress("x" * 50)
-        assert terminal.shown() == "x" * 19
-
-
-def test_a_terminal_that_does_not_know_its_width_counts_as_80_columns():
-    with open_terminal(columns=0) as terminal:
+@pytest.mark.parametrize(("columns", "width"), [(20, 19), (0, 79)])  # of unknown width, it counts as 80 columns
+def test_a_progress_line_never_wraps(columns, width):
+    with Terminal(columns) as terminal:
         Console(terminal.stream).progress("x" * 200)
-        assert terminal.shown() == "x" * 79
+        assert terminal.shown() == "x" * width
 
 
-def test_a_terminal_that_hangs_up_goes_quiet():
-    reader, writer = os.openpty()
+@pytest.mark.parametrize("open_ends", [os.openpty, os.pipe])
+def test_a_terminal_or_pipe_whose_reader_left_goes_quiet_and_its_stream_closes_quietly(open_ends):
+    reader, writer = open_ends()
     with os.fdopen(writer, "w") as stream:
         console = Console(stream)
         console.progress("3 of 12")
         os.close(reader)
         console.line("nobody reads this")
-        console.progress("nor this")
+        console.line("nor this")
+        console.progress("nor that")
         console.end_progress()
-
-
-def test_a_broken_pipe_goes_quiet_and_its_stream_closes_quietly():
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as stream:
-        console = Console(stream)
-        console.line("one")
-        console.line("two")
-        console.progress("three")
 
 
 @pytest.mark.parametrize(
@@ -142,12 +126,13 @@ def test_noise_of_every_kind_goes_to_the_log_and_the_console_to_the_old_output(t
     assert log.read_text() == "from C on 1\nfrom C on 2\nfrom a child\n"
 
 
-def test_what_was_printed_before_is_not_swallowed_by_the_log(tmp_path, capfd):
+def test_what_was_printed_before_is_not_swallowed_by_the_log_which_is_appended_to(tmp_path, capfd):
     print("before", end="")  # noqa: T201 - an unflushed line of Python's own buffer
-    with noise_to(tmp_path / "log"):
-        pass
+    for text in (b"one ", b"two"):
+        with noise_to(tmp_path / "log"):
+            os.write(1, text)
     assert capfd.readouterr().out == "before"
-    assert (tmp_path / "log").read_text() == ""
+    assert (tmp_path / "log").read_text() == "one two"
 
 
 def test_the_output_comes_back_after_an_exception_and_no_descriptor_leaks(tmp_path, capfd):
@@ -158,10 +143,3 @@ def test_the_output_comes_back_after_an_exception_and_no_descriptor_leaks(tmp_pa
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     os.write(1, b"here\n")
     assert capfd.readouterr().out == "here\n"
-
-
-def test_a_log_is_appended_to(tmp_path, capfd):
-    for text in (b"one ", b"two"):
-        with noise_to(tmp_path / "log"):
-            os.write(1, text)
-    assert (tmp_path / "log").read_text() == "one two"

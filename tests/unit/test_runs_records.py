@@ -58,12 +58,12 @@ def test_numbers_that_are_not_finite_are_none(tmp_path: Path) -> None:
 
 
 def test_the_names_of_the_version_before_are_read_as_todays() -> None:
-    executor = {"engine": "fused", "slots": 2}
-    record = from_dict(
-        {"trial": "0000", "ran": {"engine": "sft", "max_tokens_per_pass": 64}, "executor": executor},
-        TrialRecord,
-        where=HERE,
-    )
+    data = {
+        "trial": "0000",
+        "ran": {"engine": "sft", "max_tokens_per_pass": 64},
+        "executor": {"engine": "fused", "slots": 2},
+    }
+    record = from_dict(data, TrialRecord, where=HERE)
     assert (record.ran.engine, record.executor.engine) == ("single", "packed")
     assert record.ran.max_tokens_per_micro_batch == 64
     placement = {"engine": "fused", "max_tokens_per_pass": 64, "slot_bytes": 5}
@@ -99,10 +99,10 @@ def test_unknown_keys_are_kept() -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
-        ("[1]", TrialRecord, r"must be a trial's record, a JSON object, got list"),
-        ('{"name": "an app"}', TrialRecord, r"must be a trial's record, got a JSON object without a valid 'trial'"),
-        ('{"config": "x"}', Manifest, r"must be a sweep's manifest, got a JSON object without a valid 'config'"),
-        ("{}", Summary, r"must be a sweep's summary, got a JSON object without a valid 'winner'"),
+        ("[1]", TrialRecord, r"must be a trial's record, .*got list"),
+        ('{"name": "an app"}', TrialRecord, r"must be a trial's record, .*'trial'"),
+        ('{"config": "x"}', Manifest, r"must be a sweep's manifest, .*'config'"),
+        ("{}", Summary, r"must be a sweep's summary, .*'winner'"),
         ("{", Summary, r"cannot be read"),
     ],
 )

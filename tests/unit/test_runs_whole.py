@@ -17,9 +17,42 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.runs.whole import restore_folder, whole_file, whole_folder
 
+FILES = ("1", "2", "3")
+
 
 def fill_disk(*args):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_folder(path, text, *, names=FILES, **settings):
+    """A whole folder of files of one text."""
+    with whole_folder(path, **settings) as folder:
+        for name in names:
+            (folder / name).write_text(text)
+
+
+def read_whole(path):
+    """What the files of a whole folder all hold; fails for one that is not whole."""
+    contents = {file.name: file.read_text() for file in path.iterdir()}
+    assert set(contents) == set(FILES) and len(set(contents.values())) == 1
+    return contents["1"]
+
+
+def names_in(path):
+    return sorted(file.name for file in path.iterdir())
+
+
+def lose_first(monkeypatch, name, lose):
+    """Lets the first temporary file or folder that is made be lost before its maker goes on."""
+    real = getattr(tempfile, name)
+
+    def make_and_lose(**settings):
+        monkeypatch.setattr(tempfile, name, real)
+        made = real(**settings)
+        lose(made)
+        return made
+
+    monkeypatch.setattr(tempfile, name, make_and_lose)
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path):
@@ -35,34 +68,28 @@ def test_a_folder_takes_its_name_when_it_is_whole(tmp_path):
 def test_a_new_folder_replaces_the_old_one_entirely(tmp_path):
     path = tmp_path / "adapter"
     for name in ("a", "b"):
-        with whole_folder(path) as folder:
-            (folder / name).write_text(name)
-    assert [file.name for file in path.iterdir()] == ["b"]
+        write_folder(path, name, names=name)
+    assert names_in(path) == ["b"]
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt("boom")])
 def test_an_exception_leaves_the_old_folder_and_no_temporary_one(tmp_path, error):
     path = tmp_path / "adapter"
-    with whole_folder(path) as folder:
-        (folder / "a").write_text("1")
-    with pytest.raises(type(error), match="boom"), whole_folder(path) as folder:
-        (folder / "a").write_text("2")
-        raise error
-    assert (path / "a").read_text() == "1"
-    assert list(tmp_path.iterdir()) == [path]
+    for is_there in (False, True):
+        if is_there:
+            write_folder(path, "old")
+        with pytest.raises(type(error), match="boom"), whole_folder(path) as folder:
+            (folder / "1").write_text("new")
+            raise error
+        assert list(tmp_path.iterdir()) == ([path] if is_there else [])
+    assert read_whole(path) == "old"
 
 
-def test_an_exception_in_a_first_folder_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="boom"), whole_folder(tmp_path / "adapter"):
-        raise ValueError("boom")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["sync", "rename"])
+def test_a_full_disk_leaves_the_old_folder(tmp_path, monkeypatch, step):
     path = tmp_path / "adapter"
-    with whole_folder(path) as folder:
-        (folder / "a").write_text("1")
+    write_folder(path, "old")
     real_replace = Path.replace
 
     def replace(self, target):
@@ -70,10 +97,13 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
             fill_disk()
         return real_replace(self, target)
 
-    monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(OSError, match="No space left on device"), whole_folder(path):
-        pass
-    assert (path / "a").read_text() == "1"
+    if step == "sync":
+        monkeypatch.setattr(os, "fsync", fill_disk)
+    else:
+        monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_folder(path, "new")
+    assert read_whole(path) == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -86,8 +116,8 @@ def test_what_a_killed_process_left_of_a_folder_is_taken_away_and_one_at_work_is
             (folder / "new").touch()
             assert set(tmp_path.iterdir()) == {living, folder, other}
         (living / "last").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a"]
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["last"]
+    assert names_in(tmp_path) == [other.name, "a"]
+    assert names_in(tmp_path / "a") == ["last"]
 
 
 def test_an_older_folder_comes_back_if_its_replacement_was_killed_halfway(tmp_path):
@@ -96,11 +126,10 @@ def test_an_older_folder_comes_back_if_its_replacement_was_killed_halfway(tmp_pa
     (tmp_path / ".a.qlora_ray-0abc_xyz.old" / "kept").touch()
     with pytest.raises(ValueError, match="wrong"), whole_folder(path):
         raise ValueError("wrong")
-    assert [one.name for one in path.iterdir()] == ["kept"]
+    assert names_in(path) == ["kept"]
     (tmp_path / ".a.qlora_ray-1abc_xyz.old").mkdir()
-    with whole_folder(path) as folder:
-        (folder / "new").touch()
-    assert [one.name for one in path.iterdir()] == ["new"]
+    write_folder(path, "new")
+    assert read_whole(path) == "new"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -112,10 +141,8 @@ def test_where_there_are_no_locks_nothing_is_tidied_up(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    with whole_folder(tmp_path / "a") as folder:
-        (folder / "new").touch()
-    assert left.is_dir()
-    assert (tmp_path / "a" / "new").is_file()
+    write_folder(tmp_path / "a", "new")
+    assert left.is_dir() and read_whole(tmp_path / "a") == "new"
 
 
 def test_of_two_that_write_one_folder_the_second_is_refused_where_it_says_so(tmp_path):
@@ -132,34 +159,18 @@ def test_of_two_that_write_one_folder_the_second_is_refused_where_it_says_so(tmp
 
 def test_of_two_that_begin_at_once_never_both_go_on(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    real_mkdtemp = tempfile.mkdtemp
     others = contextlib.ExitStack()
-
-    def make_after_another(**settings):
-        # Between the first look and the folder of one's own, another one begins.
-        monkeypatch.setattr(tempfile, "mkdtemp", real_mkdtemp)
-        others.enter_context(whole_folder(path))
-        return real_mkdtemp(**settings)
-
-    monkeypatch.setattr(tempfile, "mkdtemp", make_after_another)
+    # Between the first look and the hold of one's own folder, another one begins.
+    lose_first(monkeypatch, "mkdtemp", lambda made: others.enter_context(whole_folder(path)))
     with others, pytest.raises(RunError, match="taken"), whole_folder(path, taken="taken"):
         pass
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_was_tidied_up_before_it_was_held_is_made_again(tmp_path, monkeypatch):
-    real_mkdtemp = tempfile.mkdtemp
-
-    def make_and_lose(**settings):
-        monkeypatch.setattr(tempfile, "mkdtemp", real_mkdtemp)
-        lost = real_mkdtemp(**settings)
-        Path(lost).rmdir()
-        return lost
-
-    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
-    with whole_folder(tmp_path / "a") as folder:
-        (folder / "b").touch()
-    assert [one.name for one in (tmp_path / "a").iterdir()] == ["b"]
+    lose_first(monkeypatch, "mkdtemp", os.rmdir)
+    write_folder(tmp_path / "a", "new")
+    assert read_whole(tmp_path / "a") == "new"
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
@@ -227,14 +238,6 @@ with whole_folder(Path(sys.argv[1])) as folder:
     for name in ("replace", "rename", "unlink", "rmdir", "fsync", "open"):
         setattr(os, name, dying(getattr(os, name)))
 """
-FILES = "123"
-
-
-def read_whole(path):
-    """What the files of a whole folder all hold; fails for one that is not whole."""
-    contents = {file.name: file.read_text() for file in path.iterdir()}
-    assert set(contents) == set(FILES) and len(set(contents.values())) == 1
-    return contents["1"]
 
 
 @pytest.mark.slow
@@ -243,9 +246,7 @@ def test_a_writer_killed_at_any_point_leaves_the_old_folder_or_the_new_one_whole
     seen = []
     for num_calls in range(100):
         path = tmp_path / str(num_calls) / "a"
-        with whole_folder(path) as folder:
-            for name in FILES:
-                (folder / name).write_text("old")
+        write_folder(path, "old")
         ended = subprocess.run([sys.executable, "-c", DYING_WRITER, str(path), str(num_calls)], check=False)
         if heir == "reader":
             restore_folder(path)
@@ -321,9 +322,7 @@ def test_of_two_writers_that_meet_anywhere_each_succeeds_or_is_refused_and_one_i
     outcomes = set()
     for at in range(200):
         path = tmp_path / str(at) / "a"
-        with whole_folder(path) as folder:
-            for name in FILES:
-                (folder / name).write_text("old")
+        write_folder(path, "old")
         if is_left:
             # Of one that was killed between the two renames.
             path.rename(path.parent / ".a.qlora_ray-0abc_xyz.old")
@@ -331,9 +330,7 @@ def test_of_two_writers_that_meet_anywhere_each_succeeds_or_is_refused_and_one_i
 
         def write(who, path=path, ends=ends):
             try:
-                with whole_folder(path, taken=taken) as folder:
-                    for name in FILES:
-                        (folder / name).write_text(who)
+                write_folder(path, who, taken=taken)
                 ends[who] = "done"
             except BaseException as error:
                 ends[who] = repr(error)
@@ -360,23 +357,22 @@ def test_an_older_folder_that_was_being_taken_away_never_comes_back(tmp_path):
     half = tmp_path / ".a.qlora_ray-0abc_xyz.old.gone"
     half.mkdir()
     (half / "half").touch()
-    restore_folder(tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
+    for path in (tmp_path / "a", tmp_path / "a", tmp_path / "missing" / "a"):  # there may be nothing to restore
+        restore_folder(path)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_older_folder_that_cannot_be_taken_away_is_left_to_the_next_one(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    path.mkdir()
-    (path / "old").touch()
+    write_folder(path, "old")
 
     def refuse(*args, **settings):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", refuse)
-        with whole_folder(path) as folder:
-            (folder / "new").touch()
-    assert [one.name for one in path.iterdir()] == ["new"] and len(list(tmp_path.iterdir())) == 2
+        write_folder(path, "new")
+    assert read_whole(path) == "new" and len(list(tmp_path.iterdir())) == 2
     restore_folder(path)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -392,7 +388,7 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch)
 
     def replace(self, target):
         if Path(target) == path:
-            assert {one.stat().st_ino for one in (self, *self.rglob("*"))} <= synced
+            assert {file.stat().st_ino for file in (self, *self.rglob("*"))} <= synced
         return real_replace(self, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -404,45 +400,24 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch)
     assert path.parent.stat().st_ino in synced
 
 
-def test_a_folder_whose_files_do_not_reach_the_disk_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    with whole_folder(path) as folder:
-        (folder / "old").touch()
-    monkeypatch.setattr(os, "fsync", fill_disk)
-    with pytest.raises(OSError, match="No space left on device"), whole_folder(path) as folder:
-        (folder / "new").touch()
-    assert [one.name for one in path.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [path]
-
-
 def test_a_link_to_a_folder_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine").touch()
     (tmp_path / "a").symlink_to("elsewhere")
-    with whole_folder(tmp_path / "a") as folder:
-        (folder / "new").touch()
+    write_folder(tmp_path / "a", "new")
     assert (tmp_path / "elsewhere" / "mine").is_file() and not (tmp_path / "a").is_symlink()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "elsewhere"]
-
-
-def test_nothing_is_restored_where_there_is_no_folder_at_all(tmp_path):
-    restore_folder(tmp_path / "missing" / "a")
-    restore_folder(tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == ["a", "elsewhere"]
 
 
 def test_a_file_that_was_tidied_up_before_it_was_held_is_made_again(tmp_path, monkeypatch):
     path = tmp_path / "a.zip"
-    real_mkstemp = tempfile.mkstemp
 
-    def make_and_lose(**settings):
-        monkeypatch.setattr(tempfile, "mkstemp", real_mkstemp)
-        handle, lost = real_mkstemp(**settings)
+    def write_another(made):
         with whole_file(path) as stream:
             stream.write(b"other's")
-        assert not Path(lost).exists()
-        return handle, lost
+        assert not Path(made[1]).exists()
 
-    monkeypatch.setattr(tempfile, "mkstemp", make_and_lose)
+    lose_first(monkeypatch, "mkstemp", write_another)
     with whole_file(path) as stream:
         stream.write(b"own")
     assert path.read_bytes() == b"own" and list(tmp_path.iterdir()) == [path]
