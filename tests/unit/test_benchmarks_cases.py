@@ -26,20 +26,18 @@ def make_rows(lengths: list[int]) -> TokenizedSplit:
 ROWS = make_rows([30, 35, 60, 62, 64, 66, 68, 127])
 
 
-def test_a_few_rows_make_the_tokens_where_their_mean_divides_them() -> None:
-    rows, batch = fit_rows(ROWS, tokens=512)
-    assert (len(rows), batch) == (8, 8)
-    assert fit_rows(ROWS, tokens=128)[1] == 2
-
-
-def test_rows_of_the_length_stand_for_fewer_tokens_than_a_mean_row_has() -> None:
-    rows, batch = fit_rows(ROWS, tokens=32)
-    assert batch == 1
-    assert [len(ids) for ids in rows.input_ids] == [30, 35]
+@pytest.mark.parametrize(
+    ("tokens", "num_rows", "batch"),
+    [(512, 8, 8), (128, 8, 2), (32, 2, 1)],  # 32: the rows of about that length stand for fewer than a mean row has
+)
+def test_a_few_rows_make_the_tokens(tokens: int, num_rows: int, batch: int) -> None:
+    rows, found = fit_rows(ROWS, tokens=tokens)
+    assert (len(rows), found) == (num_rows, batch)
+    assert tokens > 32 or [len(ids) for ids in rows.input_ids] == [30, 35]
 
 
 def test_tokens_that_no_row_can_make_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--tokens: rows must make about 9 tokens, got rows of 64 tokens on average"):
+    with pytest.raises(ConfigError, match=r"--tokens: .* about 9 tokens, got rows of 64 tokens"):
         fit_rows(ROWS, tokens=9)
 
 
@@ -55,30 +53,22 @@ def test_a_workload_counts_the_tokens_and_the_padding_of_its_timed_steps() -> No
     assert len(workload.validation) == 1
 
 
-def test_the_order_of_rows_is_one_whose_timed_steps_have_about_the_tokens_that_the_case_names() -> None:
-    workload = make_workload(Case(trials=1, tokens=128, steps=2), ROWS)
-    assert workload.tokens_per_trial == pytest.approx(128, abs=6)
-
-
-def test_all_trials_of_a_case_see_the_same_rows_in_the_same_order_for_as_many_steps() -> None:
-    specs = make_workload(Case(trials=8, tokens=128, steps=4), ROWS).specs
-    assert len({spec.training.data_seed for spec in specs}) == 1
-    assert len({spec.budget for spec in specs}) == 1
-    assert specs[0].budget.report_steps == (1, 5)
-
-
-def test_trials_differ_as_those_of_a_sweep_do() -> None:
+def test_trials_differ_as_those_of_a_sweep_do_but_see_the_same_rows_for_as_many_steps() -> None:
     specs = make_workload(Case(trials=8, tokens=128, steps=4), ROWS).specs
     assert {spec.lora.r for spec in specs} == {8, 16}
     assert {spec.lora.lora_dropout for spec in specs} == {0.0, 0.05, 0.1}
     assert len({(spec.lora.r, spec.lora.alpha_ratio) for spec in specs}) == 4
     assert len({spec.training.learning_rate for spec in specs}) == 8
+    assert len({(spec.training.data_seed, spec.budget) for spec in specs}) == 1
+    assert specs[0].budget.report_steps == (1, 5)
+    equal = make_workload(Case(trials=4, tokens=128, steps=4, equal=True), ROWS).specs
+    assert len({spec.trial_id for spec in equal}) == 4
+    assert all(replace(spec, trial_id="0000") == equal[0] for spec in equal)
 
 
-def test_equal_trials_differ_in_nothing_but_their_names() -> None:
-    specs = make_workload(Case(trials=4, tokens=128, steps=4, equal=True), ROWS).specs
-    assert len({spec.trial_id for spec in specs}) == 4
-    assert all(replace(spec, trial_id="0000") == specs[0] for spec in specs)
+def test_the_order_of_rows_is_one_whose_timed_steps_have_about_the_tokens_that_the_case_names() -> None:
+    workload = make_workload(Case(trials=1, tokens=128, steps=2), ROWS)
+    assert workload.tokens_per_trial == pytest.approx(128, abs=6)
 
 
 def test_random_rows_are_the_same_each_time_and_vary_in_length() -> None:
@@ -96,18 +86,22 @@ def test_small_cases_take_more_steps_than_large_ones_on_a_cpu() -> None:
     assert steps[-1] >= 2
 
 
-def test_the_command_measures_the_six_cases_of_the_table_by_default() -> None:
-    cases = list_cases(make_parser().parse_args(["--quick"]), on_cpu=True)
-    assert [case.name for case in cases] == ["k8-t32", "k8-t128", "k8-t512", "k1-t32", "k1-t128", "k1-t512"]
-    full = list_cases(make_parser().parse_args([]), on_cpu=True)
-    assert [case.name for case in full if case.equal] == ["k8-t128-equal"]
+SIX = ["k8-t32", "k8-t128", "k8-t512", "k1-t32", "k1-t128", "k1-t512"]
 
 
-def test_cases_can_be_chosen_by_name() -> None:
-    cases = list_cases(
-        make_parser().parse_args(["--cases", "k4-t256", "--trials", "1,4", "--tokens", "256"]), on_cpu=True
-    )
-    assert [(case.trials, case.tokens) for case in cases] == [(4, 256)]
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--quick", SIX),
+        ("", ["k8-t128-equal"]),
+        ("--cases k4-t256 --trials 1,4 --tokens 256", ["k4-t256"]),
+    ],
+)
+def test_the_command_measures_the_six_cases_of_the_table_or_those_chosen_by_name(
+    options: str, names: list[str]
+) -> None:
+    cases = list_cases(make_parser().parse_args(options.split()), on_cpu=True)
+    assert [case.name for case in cases if options or case.equal] == names
 
 
 @pytest.mark.parametrize(
@@ -136,13 +130,10 @@ def test_a_named_shape_has_the_parameters_that_its_model_card_says(shape: str, b
     assert choice.shape().vocab_size == SHAPES[shape]["vocab_size"]
 
 
-def test_an_unknown_shape_is_refused_with_those_there_are() -> None:
+def test_a_base_that_is_unknown_or_unreadable_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--shape must be one of qwen2-0\.5b, .*, got 'gpt5'"):
         choose_base(model="embedded", shape="gpt5")
-
-
-def test_a_config_that_transformers_cannot_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "nonsense"}))
-    with pytest.raises(ConfigError, match=r"--model: .*config\.json must be a config\.json of transformers"):
+    with pytest.raises(ConfigError, match=r"--model: .*config\.json must be a config\.json"):
         choose_base(model=str(path), shape=None)

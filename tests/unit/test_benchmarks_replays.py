@@ -74,21 +74,12 @@ def test_a_trial_is_stopped_at_its_report_and_the_next_one_takes_its_slot(config
     engine: Any = CountingEngine(slots=1, num_reports=4)
     losses = replay_engine(engine, make_specs(config, "a", "b"), {"a": 2, "b": 4})
     assert losses == {"a": 0.5, "b": 0.25}
-    assert engine.diary == [
-        "admit a",
-        "proceed a",
-        "evict a",
-        "admit b",
-        "proceed b",
-        "proceed b",
-        "proceed b",
-        "evict b",
-    ]
+    assert engine.diary == ["admit a", "proceed a", "evict a", "admit b", *["proceed b"] * 3, "evict b"]
 
 
 def test_a_trial_that_fails_where_the_sweeps_did_not_is_an_error(config: SweepConfig) -> None:
     engine: Any = CountingEngine(slots=2, num_reports=4, failing="a")
-    with pytest.raises(RunError, match="trial a must train as it did in the sweep, got diverged: loss is nan"):
+    with pytest.raises(RunError, match=r"trial a must train .*, got diverged: loss is nan"):
         replay_engine(engine, make_specs(config, "a", "b"), {"a": 2, "b": 2})
 
 

@@ -1,4 +1,4 @@
-"""How rows are cut into micro_batches: as cheaply as any cut, within the limit, each row once."""
+"""How rows are cut into micro-batches: as cheaply as any cut, within the limit, each row once."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def find_cheapest(lengths: Sequence[int], max_tokens: int) -> int:
     return min(
         cost_of(cut)
         for cut in all_cuts(lengths)
-        if all(len(one) == 1 or max(one) * len(one) <= max_tokens for one in cut)
+        if all(len(part) == 1 or max(part) * len(part) <= max_tokens for part in cut)
     )
 
 
 def lengths_of(micro_batches: list[list[StepRow]]) -> list[list[int]]:
-    return [[row.num_tokens for row in one] for one in micro_batches]
+    return [[row.num_tokens for row in batch] for batch in micro_batches]
 
 
 def test_no_cut_of_the_sorted_rows_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_no_cut_of_the_sorted_rows_is_cheaper(monkeypatch: pytest.MonkeyPatch) -
 
 def test_rows_of_one_length_may_be_cut_apart_where_that_saves_a_pass() -> None:
     micro_batches = cut_micro_batches(make_rows([10, 5, 5, 5, 5, 5]), max_tokens=20)
-    assert [sorted(one, reverse=True) for one in lengths_of(micro_batches)] == [[10, 5], [5, 5, 5, 5]]
+    assert [sorted(lengths, reverse=True) for lengths in lengths_of(micro_batches)] == [[10, 5], [5, 5, 5, 5]]
 
 
 def test_few_short_rows_are_one_pass_and_rows_of_very_unlike_lengths_are_not() -> None:
@@ -72,8 +72,8 @@ def test_passes_keep_to_the_limit_and_hold_each_row_once(seed: int) -> None:
     rows = make_rows([draw.randint(1, 500) for _ in range(60)], num_trials=7)
     max_tokens = draw.choice([500, 1000, 4000])
     micro_batches = cut_micro_batches(rows, max_tokens=max_tokens)
-    assert all(max(one) * len(one) <= max_tokens for one in lengths_of(micro_batches))
-    assert sorted(row.row for one in micro_batches for row in one) == list(range(60))
+    assert all(max(lengths) * len(lengths) <= max_tokens for lengths in lengths_of(micro_batches))
+    assert sorted(row.row for batch in micro_batches for row in batch) == list(range(60))
 
 
 def test_a_row_longer_than_the_limit_is_a_pass_of_its_own() -> None:
@@ -93,11 +93,11 @@ def test_the_order_rows_come_in_changes_no_pass(seed: int) -> None:
 def test_the_longest_pass_comes_first_and_a_trials_rows_are_together_in_order() -> None:
     draw = random.Random(1)
     micro_batches = cut_micro_batches(make_rows([draw.randint(1, 900) for _ in range(40)]), max_tokens=4000)
-    longest = [max(one) for one in lengths_of(micro_batches)]
+    longest = [max(lengths) for lengths in lengths_of(micro_batches)]
     assert len(micro_batches) > 2
     assert longest == sorted(longest, reverse=True)
-    for one in micro_batches:
-        places = [(row.trial, row.index) for row in one]
+    for batch in micro_batches:
+        places = [(row.trial, row.index) for row in batch]
         assert places == sorted(places)
 
 

@@ -85,11 +85,14 @@ def test_losses_and_gradient_are_those_of_each_trials_own_mean(scales: list[floa
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("num_logits", [1, 3, 7])
-def test_several_chunks_are_one(num_logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+# A chunk is one token where the vocabulary is larger than the bound.
+@pytest.mark.parametrize(
+    ("chunk_bytes", "num_logits"), [(1, 1), *((4 * VOCABULARY * size, size) for size in (1, 3, 7))]
+)
+def test_several_chunks_are_one(chunk_bytes: int, num_logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
     whole, whole_gradient = net.run(weights_of([1.0] * 4))
-    monkeypatch.setattr(loss, "LOGITS_CHUNK_BYTES", 4 * VOCABULARY * num_logits)
+    monkeypatch.setattr(loss, "LOGITS_CHUNK_BYTES", chunk_bytes)
     seen = []
     logits = net.logits
     monkeypatch.setattr(net, "logits", lambda hidden: seen.append(len(hidden)) or logits(hidden))
@@ -98,13 +101,6 @@ def test_several_chunks_are_one(num_logits: int, monkeypatch: pytest.MonkeyPatch
     assert sum(seen) == sum(COUNTS)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
     torch.testing.assert_close(parts_gradient, whole_gradient, rtol=1e-6, atol=1e-6)
-
-
-def test_a_chunk_is_one_token_where_the_vocabulary_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = Net()
-    whole, _ = net.run(weights_of([1.0] * 4))
-    monkeypatch.setattr(loss, "LOGITS_CHUNK_BYTES", 1)
-    torch.testing.assert_close(net.run(weights_of([1.0] * 4))[0], whole, rtol=1e-6, atol=0)
 
 
 def test_a_pass_without_answer_tokens_has_no_loss_and_no_gradient() -> None:

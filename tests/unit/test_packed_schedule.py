@@ -68,19 +68,16 @@ def test_a_loss_scale_follows_gradscaler_step_by_step(seed: int) -> None:
             scaler.load_state_dict(scale.to_dict())
 
 
-def test_a_loss_scale_doubles_after_a_whole_interval_without_overflow() -> None:
+def test_a_loss_scale_doubles_after_a_whole_interval_and_an_overflow_halves_it() -> None:
     scale = LossScale()
     for _ in range(GROWTH_INTERVAL - 1):
         scale.update(overflowed=False)
     assert scale.scale == INITIAL_SCALE
     scale.update(overflowed=False)
     assert (scale.scale, scale.growth_tracker) == (2 * INITIAL_SCALE, 0)
-
-
-def test_an_overflow_halves_the_scale_and_starts_the_count_again() -> None:
-    scale = LossScale(scale=64.0, growth_tracker=500)
+    scale.update(overflowed=False)
     scale.update(overflowed=True)
-    assert (scale.scale, scale.growth_tracker) == (32.0, 0)
+    assert (scale.scale, scale.growth_tracker) == (INITIAL_SCALE, 0)
 
 
 def test_a_loss_scale_goes_on_from_its_own_record_and_from_gradscalers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -12,6 +14,7 @@ from qlora_ray.search.parsing import parse_space
 from qlora_ray.search.space import FIXED_PATHS, SEARCHABLE_SECTIONS, Parameter, SearchSpace, apply_values
 
 CONFIG = SweepConfig()
+RATE = {"training.learning_rate": {"low": 1e-5, "high": 1e-3}}
 WRITTEN = {
     "lora.r": {"low": 4, "high": 64, "log": True},
     "lora.target_modules": {"choices": ["attention-qv", ["q_proj", "v_proj"], ["q_proj"]]},
@@ -53,25 +56,22 @@ def test_whole_number_ends_give_ints_only_where_the_config_has_ints(path, expect
     assert isinstance(make_space({path: {"low": 1, "high": 3}}).distributions()[path], expected)
 
 
-def test_choices_go_to_optuna_and_come_back_as_they_were():
-    choices = ["all-linear", ["q_proj"], ["q_proj", "v_proj"]]
-    parameter = Parameter("lora.target_modules", choices=tuple(choices))
+@pytest.mark.parametrize(
+    ("path", "choices"),
+    [
+        ("lora.target_modules", ["all-linear", ["q_proj"], ["q_proj", "v_proj"]]),
+        ("lora.modules_to_save", [None, ["lm_head"]]),
+    ],
+)
+def test_choices_go_to_optuna_and_come_back_as_they_were(path, choices):
+    parameter = Parameter(path, choices=tuple(choices))
     distribution = parameter.distribution()
     stored = [distribution.to_external_repr(distribution.to_internal_repr(c)) for c in distribution.choices]
     assert [parameter.decode(value) for value in stored] == choices
-
-
-def test_null_is_a_choice():
-    space = make_space({"lora.modules_to_save": {"choices": [None, ["lm_head"]]}})
-    assert space.decode({"lora.modules_to_save": None}) == {"lora.modules_to_save": None}
-    assert space.decode({"lora.modules_to_save": '["lm_head"]'}) == {"lora.modules_to_save": ["lm_head"]}
-
-
-def test_encoding_a_point_and_decoding_it_gives_it_back():
-    point = {"lora.r": 16, "lora.target_modules": ["q_proj"], "training.learning_rate": 1e-4}
-    space = make_space({path: WRITTEN[path] for path in point})
-    assert space.encode(point)["lora.target_modules"] == '["q_proj"]'
-    assert space.decode(space.encode(point)) == point
+    space = make_space({path: {"choices": choices}})
+    for value in choices:
+        encoded = space.encode({path: value})
+        assert not isinstance(encoded[path], list) and space.decode(encoded) == {path: value}
 
 
 def test_a_space_is_written_as_it_was_read():
@@ -91,31 +91,21 @@ def test_a_grid_visits_every_choice_and_every_step():
     assert dropout == pytest.approx((0.0, 0.1, 0.2, 0.3)) and max(dropout) == 0.3
     assert dora == (True, False)
     assert space.grid_size() == 3 * 4 * 2
-
-
-def test_a_range_without_a_step_has_no_grid():
-    with pytest.raises(ConfigError, match=r"training\.learning_rate is a range without a step.*Give choices or a step"):
-        make_space({"training.learning_rate": {"low": 1e-5, "high": 1e-3}}).grid_size()
+    with pytest.raises(ConfigError, match=r"training\.learning_rate is a range without a step"):
+        make_space(RATE).grid_size()
 
 
 def test_the_extremes_are_all_corners_of_what_decides_memory_and_nothing_else():
     corners = make_space().extremes(CONFIG)
-    assert {
+    found = {
         (c.lora.r, c.lora.lora_dropout, str(c.lora.target_modules), c.training.gradient_accumulation_steps)
         for c in corners
-    } == {
-        (r, dropout, targets, steps)
-        for r in (4, 64)
-        for dropout in (0.0, 0.1)
-        for targets in ("attention-qv", "['q_proj', 'v_proj']", "['q_proj']")
-        for steps in (2, 8)
     }
+    targets = ("attention-qv", "['q_proj', 'v_proj']", "['q_proj']")
+    assert found == set(itertools.product((4, 64), (0.0, 0.1), targets, (2, 8)))
     assert len(corners) == 24
     assert {corner.training.learning_rate for corner in corners} == {CONFIG.training.learning_rate}
-
-
-def test_a_space_that_decides_no_memory_has_the_config_as_its_only_corner():
-    assert make_space({"training.learning_rate": {"low": 1e-5, "high": 1e-3}}).extremes(CONFIG) == [CONFIG]
+    assert make_space(RATE).extremes(CONFIG) == [CONFIG]
 
 
 def test_values_are_applied_to_a_copy_of_the_config():

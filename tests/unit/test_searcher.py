@@ -48,23 +48,16 @@ def test_no_trial_is_asked_for_once_the_search_is_stopping(tmp_path: Path) -> No
     assert books.states() == ["WAITING"]  # the known point is still queued for a resume
 
 
-def test_a_report_is_in_the_study_as_soon_as_it_comes(tmp_path: Path) -> None:
+def test_a_report_is_in_the_study_as_soon_as_it_comes_and_a_failed_one_has_no_value(tmp_path: Path) -> None:
     books = Books(tmp_path)
     searcher = books.make_searcher()
     searcher.suggest("t0")
     for index, loss in ((1, 0.9), (2, 0.7)):
         searcher.enter_report("t0", make_result(0, index, loss=loss))
         assert books.trials()[0].intermediate_values[index] == loss
+    searcher.enter_report("t0", make_result(0, 3, metrics={}, failure=DIVERGED))
+    assert books.trials()[0].intermediate_values == {1: 0.9, 2: 0.7}
     assert books.states() == ["RUNNING"]
-
-
-def test_a_failed_report_has_no_value_in_the_study(tmp_path: Path) -> None:
-    books = Books(tmp_path)
-    searcher = books.make_searcher()
-    searcher.suggest("t0")
-    searcher.enter_report("t0", make_result(0, 1, loss=0.9))
-    searcher.enter_report("t0", make_result(0, 2, metrics={}, failure=DIVERGED))
-    assert books.trials()[0].intermediate_values == {1: 0.9}
 
 
 @pytest.mark.parametrize(
