@@ -10,26 +10,21 @@ import torch
 import transformers
 
 from qlora_ray.modeling.heads import SplitModel
-from tests.unit.model_fixtures import assert_same_state, clone_state
+from tests.unit.model_fixtures import CONFIGS as PLAIN
+from tests.unit.model_fixtures import GATED, assert_same_state, clone_state
 
-SIZES = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-GATED = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 128, "pad_token_id": 0}
 # A window shorter than the rows, so that it matters what a token attends to.
 WINDOW = {"sliding_window": 4}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: PLAIN[name] for name in ("qwen3", "phi3", "gpt_neox", "starcoder2", "gpt2")},
     "llama": ("LlamaConfig", {**GATED, "tie_word_embeddings": False}),
     "llama-tied": ("LlamaConfig", {**GATED, "tie_word_embeddings": True}),
     "mistral": ("MistralConfig", {**GATED, **WINDOW}),
     "qwen2": ("Qwen2Config", {**GATED, "tie_word_embeddings": True}),
-    "qwen3": ("Qwen3Config", {**GATED, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {**GATED, **WINDOW, "head_dim": 16, "final_logit_softcapping": 0.5}),
     "gemma3": ("Gemma3TextConfig", {**GATED, **WINDOW, "head_dim": 16}),
-    "phi3": ("Phi3Config", GATED),
-    "gpt_neox": ("GPTNeoXConfig", {**SIZES, "intermediate_size": 128}),
-    "starcoder2": ("Starcoder2Config", GATED),
     "cohere": ("CohereConfig", {**GATED, "logit_scale": 0.25}),
     "granite": ("GraniteConfig", {**GATED, "logits_scaling": 7.0}),
-    "gpt2": ("GPT2Config", {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4}),
 }
 LENGTHS = (11, 7, 3)
 # What each does to logits besides the product; a head that is only a product would get these wrong.
@@ -54,21 +49,20 @@ def draw_rows() -> tuple[torch.Tensor, torch.Tensor]:
     return ids_BT * mask_BT, mask_BT
 
 
-def test_head_of_body_is_the_whole(causal: Any) -> None:
-    ids_BT, mask_BT = draw_rows()
-    split = SplitModel(causal)
-    logits_NV = split.logits(split.hidden(ids_BT).flatten(0, 1))
+def test_head_of_body_is_the_whole_and_the_model_is_as_it_was(causal: Any) -> None:
+    state, (ids_BT, mask_BT) = clone_state(causal), draw_rows()
     whole_BTV = causal(ids_BT, use_cache=False).logits
+    split = SplitModel(causal)
+    hidden_ND = split.hidden(ids_BT).flatten(0, 1)
+    logits_NV = split.logits(hidden_ND)
     torch.testing.assert_close(logits_NV, whole_BTV.flatten(0, 1), rtol=1e-5, atol=1e-6)
     masked_BTV = causal(ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits
     torch.testing.assert_close(logits_NV[mask_BT.flatten()], masked_BTV[mask_BT], rtol=1e-5, atol=1e-6)
-
-
-def test_some_tokens_have_the_logits_they_have_among_all(causal: Any) -> None:
-    split = SplitModel(causal)
-    hidden_ND = split.hidden(draw_rows()[0]).flatten(0, 1)
     chosen = torch.tensor([3, 0, 17, 17])
-    torch.testing.assert_close(split.logits(hidden_ND[chosen]), split.logits(hidden_ND)[chosen])
+    torch.testing.assert_close(split.logits(hidden_ND[chosen]), logits_NV[chosen])
+    assert "forward" not in causal.base_model.__dict__
+    assert torch.equal(causal(ids_BT, use_cache=False).logits, whole_BTV)
+    assert_same_state(causal, state)
 
 
 def test_what_a_model_does_after_its_product_is_done(causal: Any) -> None:
@@ -76,16 +70,6 @@ def test_what_a_model_does_after_its_product_is_done(causal: Any) -> None:
     product_NV = causal.get_output_embeddings()(hidden_ND)
     is_the_product = torch.allclose(SplitModel(causal).logits(hidden_ND), product_NV)
     assert is_the_product == (causal.architecture not in MORE_THAN_A_PRODUCT)
-
-
-def test_the_model_is_as_it_was(causal: Any) -> None:
-    state, ids_BT = clone_state(causal), draw_rows()[0]
-    before = causal(ids_BT, use_cache=False).logits
-    split = SplitModel(causal)
-    split.logits(split.hidden(ids_BT).flatten(0, 1))
-    assert "forward" not in causal.base_model.__dict__
-    assert torch.equal(causal(ids_BT, use_cache=False).logits, before)
-    assert_same_state(causal, state)
 
 
 def test_the_gradient_of_hidden_states_is_the_heads(causal: Any) -> None:

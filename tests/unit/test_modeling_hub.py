@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,19 @@ from qlora_ray.exporting.merge.checkpoint import open_checkpoint
 from qlora_ray.modeling import loading
 from qlora_ray.modeling.hub import find_cached, find_commit, gave_up, reach_repository
 from qlora_ray.modeling.identity import check_base
-from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer, pin_revision, read_shape
+from qlora_ray.modeling.loading import LoadedBase, hash_base, load_base, load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.quantization import QuantizationSpec
 from tests.unit.hub_fixtures import FIRST, SECOND, DownloadHub, use_download_hub, use_endpoint
 from tests.unit.model_fixtures import copy_base
 
 NAME = "org/tiny"
 PLAIN = QuantizationSpec("none", 32, "torch", None, False, "fp32")
+BY_MAIN_AND_BY_COMMIT = pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+
+
+def load(revision: str | None = None, *, name: str = NAME) -> LoadedBase:
+    """A base of the hub, unquantized."""
+    return load_base(Model(name=name, revision=revision), quantization=PLAIN, device="cpu")
 
 
 @pytest.fixture
@@ -63,28 +69,28 @@ def test_a_fingerprint_of_a_branch_is_one_that_cannot_be_verified(hub: DownloadH
 def test_what_is_pinned_is_what_is_loaded_after_main_has_moved(hub: DownloadHub, tmp_path: Path) -> None:
     pinned = pin_revision(Model(name=NAME))
     move_main(hub, tmp_path / "second")
-    assert load_base(pinned, quantization=PLAIN, device="cpu").model.config.rms_norm_eps != 1e-3
-    assert load_base(Model(name=NAME), quantization=PLAIN, device="cpu").model.config.rms_norm_eps == 1e-3
+    assert load(pinned.revision).model.config.rms_norm_eps != 1e-3
+    assert load().model.config.rms_norm_eps == 1e-3
 
 
 # As a sweep begins, and as everything after it goes on: resumes, executors, evaluate, export.
-@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+@BY_MAIN_AND_BY_COMMIT
 def test_a_base_that_was_loaded_is_loaded_again_without_the_hub_and_after_one_request(
     hub: DownloadHub, revision: str | None
 ) -> None:
     model = Model(name=NAME, revision=revision)
-    load_base(model, quantization=PLAIN, device="cpu")
+    load(revision)
     hub.is_away = True
     hub.requests.clear()
     pinned = pin_revision(model)
     assert pinned.revision == FIRST
-    assert load_base(pinned, quantization=PLAIN, device="cpu").model.config.num_hidden_layers == 4
+    assert load(pinned.revision).model.config.num_hidden_layers == 4
     assert (len(load_tokenizer(model)), read_shape(model).num_layers) == (1024, 4)
     assert hash_base(model) == f"hub:{NAME}@{FIRST}"
     assert len(hub.requests) == 1
 
 
-@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+@BY_MAIN_AND_BY_COMMIT
 def test_a_cache_that_lacks_what_the_base_never_had_is_asked_for_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
 ) -> None:
@@ -97,22 +103,20 @@ def test_a_cache_that_lacks_what_the_base_never_had_is_asked_for_nothing_more(
     with use_download_hub(tmp_path / "cache", monkeypatch) as hub:
         hub.is_away = True
         assert find_cached(NAME, revision=revision) == FIRST
-        load_base(Model(name=NAME, revision=revision), quantization=PLAIN, device="cpu")
+        load(revision)
         assert len(hub.requests) == 1
         assert constants.HF_HUB_OFFLINE and gave_up()
 
 
-@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+@BY_MAIN_AND_BY_COMMIT
 def test_a_hub_that_is_away_and_no_cache_are_one_request_and_one_message(
     hub: DownloadHub, revision: str | None
 ) -> None:
     hub.is_away = True
     for name in ("org/unknown", "nope"):
         hub.requests.clear()
-        with pytest.raises(
-            ModelError, match=rf"^model\.name: {name} is neither a folder here nor in the cache, and http"
-        ):
-            load_base(Model(name=name, revision=revision), quantization=PLAIN, device="cpu")
+        with pytest.raises(ModelError, match=rf"^model\.name: {name} is neither .* nor in the cache, and http"):
+            load(revision, name=name)
         assert len(hub.requests) == 1
     assert not constants.HF_HUB_OFFLINE
 
@@ -122,9 +126,7 @@ def test_an_address_where_nobody_listens_is_said(tmp_path: Path, monkeypatch: py
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
         use_endpoint(endpoint, tmp_path / "cache", monkeypatch)
-        with pytest.raises(
-            ModelError, match=rf"and {endpoint} cannot be reached: .*refused\. Check the name and the n"
-        ):
+        with pytest.raises(ModelError, match=rf"{endpoint} cannot be reached: .*refused\. Check the name"):
             find_commit("org/tiny", revision=None, where="target")
 
 
@@ -148,17 +150,17 @@ def test_a_commit_stands_for_itself_and_is_asked_for_once_where_it_is_loaded(hub
     assert find_commit(NAME, revision=SECOND) == SECOND
     assert hub.requests == []
     pinned = Model(name=NAME, revision=FIRST)
-    for load in (lambda: load_base(pinned, quantization=PLAIN, device="cpu"), lambda: load_tokenizer(pinned)):
+    for read in (lambda: load(FIRST), lambda: load_tokenizer(pinned)):
         hub.requests.clear()
-        load()
+        read()
         assert hub.requests.count(f"GET /api/models/{NAME}/revision/{FIRST}") == 1
-    with pytest.raises(ModelError, match=rf"^model\.name: {NAME} has no revision {SECOND}\. Correct model\.revision"):
+    with pytest.raises(ModelError, match=rf"^model\.name: {NAME} has no revision {SECOND}"):
         load_tokenizer(Model(name=NAME, revision=SECOND))
 
 
 def test_a_hub_that_goes_away_while_a_sweep_runs_is_asked_once_more(hub: DownloadHub) -> None:
     pinned = Model(name=NAME, revision=FIRST)
-    load_base(pinned, quantization=PLAIN, device="cpu")
+    load(FIRST)
     hub.requests.clear()
     hub.is_away = True
     for _ in range(2):
@@ -166,7 +168,7 @@ def test_a_hub_that_goes_away_while_a_sweep_runs_is_asked_once_more(hub: Downloa
     assert len(hub.requests) == 1
 
 
-@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+@BY_MAIN_AND_BY_COMMIT
 @pytest.mark.parametrize("how", ["link", "dots", "relative"])
 def test_the_cache_may_be_a_link_or_a_path_that_is_not_the_shortest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, revision: str | None
@@ -191,13 +193,13 @@ BAD_TOKEN = (401, {"X-Error-Message": "Invalid credentials in Authorization head
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
-        (BAD_TOKEN, r"the hub does not know the token .* for org/tiny \(401\)\. Renew HF_TOKEN .* a public model"),
-        ((403, {}), r"the hub does not let the token read org/tiny \(403\)\. Ask for access, or set another HF_TOKEN"),
-        ((403, {"X-Error-Code": "GatedRepo"}), r"org/tiny is gated\. Ask for access on its page, and set HF_TOKEN"),
+        (BAD_TOKEN, r"the hub does not know the token .* org/tiny \(401\)\. Renew HF_TOKEN"),
+        ((403, {}), r"the hub does not let .* org/tiny \(403\)\. Ask for access, .* another HF_TOKEN"),
+        ((403, {"X-Error-Code": "GatedRepo"}), r"org/tiny is gated\. Ask for access .* HF_TOKEN"),
         ((418, {}), r"org/tiny cannot be had, the hub answers 418: "),
     ],
 )
-@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+@BY_MAIN_AND_BY_COMMIT
 def test_a_hub_that_refuses_is_no_hub_that_is_away(
     hub: DownloadHub, refusal: tuple[int, dict[str, str]], words: str, revision: str | None
 ) -> None:
@@ -215,7 +217,7 @@ def test_a_hub_that_refuses_is_no_hub_that_is_away(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-@pytest.mark.parametrize("revision", [None, FIRST], ids=["main", "commit"])
+@BY_MAIN_AND_BY_COMMIT
 def test_a_hub_that_is_busy_is_asked_again_and_then_the_cache_has_to_do(
     hub: DownloadHub, status: int, revision: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,45 +233,40 @@ def test_a_hub_that_is_busy_is_asked_again_and_then_the_cache_has_to_do(
     # The library would ask six times for each file that the cache lacks.
     model = Model(name=NAME, revision=revision)
     assert len(load_tokenizer(model)) == 1024 and read_shape(model).num_layers == 4
-    assert {one.split("/revision/")[0] for one in hub.requests} == {f"GET /api/models/{NAME}"}
-    assert [one for one in caplog.messages if f"answers {status}: {NAME} is read from the cache" in one]
+    assert {request.split("/revision/")[0] for request in hub.requests} == {f"GET /api/models/{NAME}"}
+    assert any(f"answers {status}: {NAME} is read from the cache" in message for message in caplog.messages)
     # Datasets, and a push, may be answered yet.
     assert not constants.HF_HUB_OFFLINE and not gave_up()
 
 
 def test_who_went_offline_is_told(hub: DownloadHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"nor in the cache, and HF_HUB_OFFLINE is set\. Check the name, or unset it"):
+    with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE is set\. .* unset it"):
         find_commit(NAME, revision=None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     load_tokenizer(Model(name=NAME))
     hub.is_away = True
     find_commit(NAME, revision=None)
-    with pytest.raises(ModelError, match=r"nor in the cache, and http\S+ could not be reached\. Check the name and"):
+    with pytest.raises(ModelError, match=r"nor in the cache, and http\S+ could not be reached"):
         find_commit("org/other", revision=None)
 
 
 def test_a_token_that_cannot_be_sent_is_not_quoted(hub: DownloadHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_se\x0bcret")
-    with pytest.raises(ModelError) as caught:
-        find_commit(NAME, revision=None)
-    assert "cret" not in str(caught.value)
-
-
-def test_a_token_that_cannot_be_sent_is_not_quoted_where_the_rest_of_a_commit_is_fetched(
-    hub: DownloadHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
     pinned = Model(name=NAME, revision=FIRST)
-    read_shape(pinned)
+    read_shape(pinned)  # the rest of the commit is still to be fetched
     monkeypatch.setenv("HF_TOKEN", "hf_se\x0bcret")
-    for load in (load_tokenizer, open_checkpoint):
-        with pytest.raises(ModelError, match=r"cannot be asked for org/tiny: the token has characters that cannot be"):
-            load(pinned)
+
+    def assert_refused(read: Callable[[Model], object], model: Model = pinned) -> None:
+        with pytest.raises(ModelError, match="the token has characters that cannot be sent") as caught:
+            read(model)
+        assert "cret" not in str(caught.value)
+
+    assert_refused(pin_revision, Model(name=NAME))
+    for read in (load_tokenizer, open_checkpoint):
+        assert_refused(read)
     # As a login that was damaged since the process asked.
     for module in (loading, shards):
         monkeypatch.setattr(module, "reach_repository", lambda *_, **__: True)
-    for load in (load_tokenizer, open_checkpoint):
-        with pytest.raises(ModelError, match="the token has characters that cannot be sent") as caught:
-            load(pinned)
-        assert "cret" not in str(caught.value)
+    for read in (load_tokenizer, open_checkpoint):
+        assert_refused(read)
     assert not constants.HF_HUB_OFFLINE

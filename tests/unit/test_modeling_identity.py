@@ -60,7 +60,7 @@ def test_a_folder_without_config_or_weights_is_no_adapter(adapter):
 def test_weights_that_end_too_early_are_found_before_anything_is_loaded(adapter, num_bytes):
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:num_bytes])
-    with pytest.raises(ModelError, match=rf"must be a whole safetensors file, got {num_bytes:,} bytes that are none"):
+    with pytest.raises(ModelError, match=rf"a whole safetensors file, got {num_bytes:,} bytes"):
         read_adapter(adapter)
 
 
@@ -74,5 +74,5 @@ def test_a_base_with_other_bytes_is_refused_and_what_cannot_be_compared_is_said(
     note = check_base(model, expected_hash="hub:org/base@main", where="adapter")
     assert note is not None and "hub:org/base@main" in note
     (base / "config.json").write_text('{"changed": 1}')
-    with pytest.raises(ModelError, match=r"^adapter: must be used on the base it was trained on"):
+    with pytest.raises(ModelError, match=r"^adapter: must be used on the base it was"):
         check_base(model, expected_hash=expected, where="adapter")

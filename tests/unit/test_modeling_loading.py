@@ -35,6 +35,12 @@ def linears(base):
     return [module for module in base.model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
 
 
+def edit_json(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
 def test_every_linear_but_the_head_is_four_bit(base):
     assert len(linears(base)) == NUM_LAYERS * LINEARS_PER_LAYER
     assert not isinstance(base.model.get_output_embeddings(), bitsandbytes.nn.Linear4bit)
@@ -43,16 +49,16 @@ def test_every_linear_but_the_head_is_four_bit(base):
         assert (state.quant_type, state.nested, state.blocksize, state.state2.blocksize) == ("nf4", True, 64, 256)
         assert module.weight.dtype is torch.uint8
         assert module.weight.numel() * 2 == module.in_features * module.out_features
+        assert module.support_avx512bf16_for_cpu is False  # that path repacks weights in place
 
 
-def test_the_path_that_repacks_weights_in_place_is_off_everywhere(base):
-    assert [module.support_avx512bf16_for_cpu for module in linears(base)] == [False] * len(linears(base))
-
-
-def test_the_base_is_frozen_and_keeps_no_cache(base):
+def test_the_base_is_frozen_keeps_no_cache_and_has_the_shape_that_is_read(base):
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
-    assert base.model.config.use_cache is False
-    assert (base.precision, base.device) == ("fp32", "cpu")
+    config = base.model.config
+    assert (base.precision, base.device, config.use_cache) == ("fp32", "cpu", False)
+    shape = read_shape(Model())
+    assert (shape.num_layers, shape.hidden_size) == (NUM_LAYERS, config.hidden_size)
+    assert config.num_hidden_layers == NUM_LAYERS
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -90,23 +96,13 @@ def test_the_tokenizer_pads_on_the_right_with_a_pad_token(base):
     assert base.tokenizer.pad_token_id == base.model.config.pad_token_id == 1
 
 
-def test_a_tokenizer_without_a_pad_token_pads_with_its_eos(tmp_path):
+def test_a_tokenizer_without_a_pad_token_pads_with_its_eos_or_is_refused(tmp_path):
     folder = copy_base(tmp_path / "base")
     edit_json(folder / "tokenizer_config.json", lambda config: config.pop("pad_token"))
     assert load_tokenizer(Model(name=str(folder))).pad_token == "<|end|>"
-
-
-def test_a_tokenizer_with_neither_pad_nor_eos_is_refused(tmp_path):
-    folder = copy_base(tmp_path / "base")
-    edit_json(folder / "tokenizer_config.json", lambda config: (config.pop("pad_token"), config.pop("eos_token")))
-    with pytest.raises(ModelError, match=r"has neither a pad nor an eos token. Set one"):
+    edit_json(folder / "tokenizer_config.json", lambda config: config.pop("eos_token"))
+    with pytest.raises(ModelError, match="neither a pad nor an eos token"):
         load_tokenizer(Model(name=str(folder)))
-
-
-def edit_json(path, change):
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
 
 
 def refused(name):
@@ -118,20 +114,33 @@ def refused(name):
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no/such", "no/such/folder", "~/no/such/folder"])
 def test_a_missing_folder_is_named_before_anything_is_downloaded(name):
-    assert refused(name).endswith("is not a folder. Give a folder with a saved model, or a hub id.")
+    assert "is not a folder" in refused(name)
     with pytest.raises(ModelError, match="is not a folder"):
         read_shape(Model(name=name))
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
     assert f"{tmp_path} cannot be loaded" in refused(tmp_path)
-    with pytest.raises(ModelError, match=r"has no config\.json\. Give a folder saved by save_pretrained, or a hub id"):
+    with pytest.raises(ModelError, match=r"has no config\.json"):
         read_shape(Model(name=str(tmp_path)))
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    folder = copy_base(tmp_path / "base", without=TOKENIZER_FILES)
-    assert refused(folder).startswith(f"model.name: the tokenizer of {folder} cannot be loaded: ")
+@pytest.mark.parametrize(
+    ("without", "fact"),
+    [
+        (TOKENIZER_FILES, "the tokenizer of {} cannot be loaded: "),
+        (("model.safetensors",), "no file named model.safetensors"),
+    ],
+)
+def test_a_folder_without_a_tokenizer_or_weights_is_refused(tmp_path, without, fact):
+    folder = copy_base(tmp_path / "base", without=without)
+    assert fact.format(folder) in refused(folder)
+
+
+def test_an_architecture_that_transformers_lacks_is_refused(tmp_path):
+    folder = copy_base(tmp_path / "base")
+    edit_json(folder / "config.json", lambda config: config.update(model_type="martian"))
+    assert "model type `martian`" in refused(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage!" * 100, "cut"], ids=["empty", "garbage", "cut"])
@@ -139,9 +148,7 @@ def test_weights_that_are_corrupt_are_refused(tmp_path, content):
     folder = copy_base(tmp_path / "base")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000] if content == "cut" else content)
-    message = refused(folder)
-    assert message.startswith(f"model.name: {folder} cannot be loaded: ")
-    assert message.endswith("Give a folder that save_pretrained wrote whole: config, weights and tokenizer.")
+    assert refused(folder).startswith(f"model.name: {folder} cannot be loaded: ")
 
 
 @pytest.mark.parametrize(
@@ -157,17 +164,6 @@ def test_a_machine_without_room_is_not_a_broken_folder(monkeypatch, error):
     assert caught.value is error
 
 
-def test_weights_that_are_missing_are_named(tmp_path):
-    folder = copy_base(tmp_path / "base", without=("model.safetensors",))
-    assert "no file named model.safetensors" in refused(folder)
-
-
-def test_an_architecture_that_transformers_lacks_is_refused(tmp_path):
-    folder = copy_base(tmp_path / "base")
-    edit_json(folder / "config.json", lambda config: config.update(model_type="martian"))
-    assert "model type `martian`" in refused(folder)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{half", "config.json cannot be read: Expecting"), ("[]", "config.json must be a JSON object, got list")],
@@ -179,20 +175,11 @@ def test_a_config_that_is_no_json_object_is_refused(tmp_path, content, message):
     refused(tmp_path)
 
 
-def test_the_shape_is_that_of_the_loaded_model(base):
-    shape = read_shape(Model())
-    assert shape.num_layers == NUM_LAYERS == base.model.config.num_hidden_layers
-    assert shape.hidden_size == base.model.config.hidden_size
-
-
-def test_a_folder_in_the_home_is_found(tmp_path, monkeypatch):
+def test_a_folder_in_the_home_is_found_and_other_names_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     copy_base(tmp_path / "base", without=("model.safetensors",))
     assert resolve_model_name("~/base") == str(tmp_path / "base")
     assert len(load_tokenizer(Model(name="~/base"))) == 1024
-
-
-def test_names_other_than_folders_stay_as_they_are():
     assert resolve_model_name("embedded") == str(embedded.base_path())
     assert resolve_model_name("org/model") == "org/model"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -37,11 +35,6 @@ def test_a_spec_says_what_is_really_in_memory(method, precision, double, expecte
     assert tuple(spec_of(method, precision, double).to_dict().values()) == expected
 
 
-def test_a_spec_survives_json():
-    spec = spec_of("nf4")
-    assert json.loads(json.dumps(spec.to_dict())) == spec.to_dict()
-
-
 @pytest.mark.parametrize("method", ["nf4", "fp4"])
 @pytest.mark.parametrize("double", [True, False])
 def test_four_bit_methods_go_to_bitsandbytes_with_all_their_words(method, double):
@@ -52,12 +45,9 @@ def test_four_bit_methods_go_to_bitsandbytes_with_all_their_words(method, double
     assert config.bnb_4bit_compute_dtype is torch.float16
 
 
-def test_int8_goes_to_bitsandbytes_as_int8():
+def test_int8_goes_to_bitsandbytes_as_int8_and_no_quantization_not_at_all():
     config = make_bitsandbytes_config(spec_of("int8"))
     assert config.load_in_8bit and not config.load_in_4bit
-
-
-def test_no_quantization_needs_no_config():
     assert make_bitsandbytes_config(spec_of("none")) is None
 
 
