@@ -100,7 +100,7 @@ def describe_case(
         "equal_trials": case.equal,
         "steps": case.steps,
         "repetitions": len(runs["packed"]),
-        "max_tokens_per_pass": placement.max_tokens_per_micro_batch,
+        "max_tokens_per_micro_batch": placement.max_tokens_per_micro_batch,
         "hold_dequantized": placement.hold_dequantized,
         "padding_share": None,
         "packed_over_in_turn": None,

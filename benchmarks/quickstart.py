@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from benchmarks.sweeps import OurSweep, run_naive, run_ours
 from benchmarks.tables import describe_sweep, format_sweep
 from qlora_ray.console import Console
 from qlora_ray.data import prepare_data
-from qlora_ray.modeling.loading import load_base
+from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training.engine import Engine, TrainingData
 from qlora_ray.training.packed.engine import PackedEngine
@@ -66,7 +66,14 @@ def replay_in_process(ours: OurSweep) -> dict[str, Any]:
     device = "cpu" if placement["device_kind"] == "cpu" else "cuda:0"
     base = load_base(config.model, quantization=quantization, device=device)
     data = prepare_data(config.data, tokenizer=base.tokenizer, data_seed=config.training.data_seed)
-    rows = TrainingData(data.train, data.validation)
+    engines = engines_of(placement, base, TrainingData(data.train, data.validation))
+    return replay(ours, base, data, engines=engines)
+
+
+def engines_of(
+    placement: Mapping[str, Any], base: LoadedBase, rows: TrainingData
+) -> dict[ArmName, Callable[[], Engine]]:
+    """Makers of the engines that a placement of the manifest has settings for."""
     engines: dict[ArmName, Callable[[], Engine]] = {
         "single": lambda: SingleEngine(base, rows, max_micro_batch=placement["max_micro_batch"])
     }
@@ -75,10 +82,10 @@ def replay_in_process(ours: OurSweep) -> dict[str, Any]:
             base,
             rows,
             slots=placement["slots_per_device"],
-            max_tokens_per_micro_batch=placement["max_tokens_per_pass"],
+            max_tokens_per_micro_batch=placement["max_tokens_per_micro_batch"],
             hold_dequantized=placement["hold_dequantized"],
         )
-    return replay(ours, base, data, engines=engines)
+    return engines
 
 
 def format_seconds(seconds: dict[str, float]) -> str:

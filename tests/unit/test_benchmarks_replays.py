@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from benchmarks.bases import choose_base, load_choice
-from benchmarks.quickstart import format_seconds
+from benchmarks.quickstart import engines_of, format_seconds
 from benchmarks.replays import make_spec, replay, replay_engine
 from benchmarks.sweeps import OurSweep, Trial
 from qlora_ray.config.loading import load_config
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import prepare_data
 from qlora_ray.errors import RunError
+from qlora_ray.runs.record_parts import PlanRecord
+from qlora_ray.runs.typed_json import parse_record, to_json
 from qlora_ray.training.engine import Failure, Report, TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
+from tests.unit.hardware_fixtures import TINY, cpu_node, plan
 
 
 def make_trial(trial_id: str, *, num_reports: int, learning_rate: float = 2e-3) -> Trial:
@@ -108,6 +111,16 @@ def test_all_ways_end_at_the_same_validation_losses(config: SweepConfig) -> None
     assert losses["packed"] == pytest.approx(losses["in_turn"], rel=1e-4)
     assert losses["in_turn"]["0000"] != losses["in_turn"]["0001"]
     assert set(result["seconds"]) == {"packed", "in_turn"}
+
+
+@pytest.mark.slow
+def test_the_engines_of_a_replay_are_those_of_the_sweeps_plan(config: SweepConfig) -> None:
+    base = load_choice(choose_base(model="embedded", shape=None), precision="fp32", device="cpu")
+    data = prepare_data(config.data, tokenizer=base.tokenizer, data_seed=config.training.data_seed)
+    planned = plan(cpu_node(), model=TINY, packing="packed", slots_per_device=3)
+    placement = to_json(parse_record(PlanRecord, planned.to_dict()).placements[0])
+    engines = engines_of(placement, base, TrainingData(data.train, data.validation))
+    assert {name: make().slots for name, make in engines.items()} == {"packed": 3, "single": 1}
 
 
 def test_seconds_are_said_in_a_line() -> None:
