@@ -131,10 +131,6 @@ class Placement:
     def num_slots(self) -> int:
         return self.slots_per_device * self.num_devices
 
-    def micro_batch_for(self, effective_batch: int) -> int:
-        """The largest divisor of a trial's effective batch that fits: accumulation makes up the rest exactly."""
-        return largest_divisor(effective_batch, at_most=self.max_micro_batch)
-
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "num_devices": self.num_devices, "devices": list(self.devices)}
 

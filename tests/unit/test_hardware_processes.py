@@ -88,10 +88,10 @@ def test_the_micro_batch_is_the_largest_divisor_that_fits():
     assert 1 < placement.max_micro_batch < 12
     assert f"{placement.max_micro_batch} of per_device_train_batch_size 12" in placement.reason
     for effective_batch in range(1, 40):
-        micro_batch = placement.micro_batch_for(effective_batch)
+        micro_batch = largest_divisor(effective_batch, at_most=placement.max_micro_batch)
         assert effective_batch % micro_batch == 0
         assert micro_batch <= placement.max_micro_batch
-    assert placement.micro_batch_for(7) in (1, 7)
+    assert largest_divisor(7, at_most=placement.max_micro_batch) in (1, 7)
 
 
 def test_largest_divisor_is_what_it_says():

@@ -48,9 +48,6 @@ class Table:
     def of_kind(self, *kinds: ColumnKind) -> list[Column]:
         return [column for column in self.columns if column.kind in kinds]
 
-    def column_named(self, name: str) -> Column:
-        return next(column for column in self.columns if column.name == name)
-
 
 @dataclass(frozen=True)
 class Link:

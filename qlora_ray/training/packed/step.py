@@ -39,12 +39,10 @@ class StepOutcome:
     Attributes:
         problems: Why a trial diverged, by its position; it has taken no step.
         without_room: Why a trial's optimizer found no room for its moments; it has taken no step either.
-        num_micro_batches: Forwards and backwards.
     """
 
     problems: dict[int, str]
     without_room: dict[int, str]
-    num_micro_batches: int
 
 
 class StepRunner:
@@ -119,7 +117,7 @@ class StepRunner:
                 interval = trials[row.trial].interval
                 interval.num_tokens += row.num_tokens
                 interval.num_padding += num_padding
-        return StepOutcome(problems, without_room, len(micro_batches))
+        return StepOutcome(problems, without_room)
 
     def _run_micro_batch(
         self, rows: Sequence[StepRow], trials: Sequence[PackedTrial], answer_tokens: Sequence[int]
