@@ -1,4 +1,4 @@
-"""What the room passes around: a row as it was read, and the same row in canonical form."""
+"""A row as it was read, and the same row in canonical form: what the steps of data preparation hand on."""
 
 from __future__ import annotations
 

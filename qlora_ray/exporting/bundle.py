@@ -1,4 +1,4 @@
-"""The bundle: the folder that leaves the house with one trial, whole or not at all."""
+"""The bundle: the folder that one trial is exported to, whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name of what leaves the house: what it was made of and how, in one tag."""
+"""A bundle's name: what it was made of and how, in one tag."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def _say_hold(workload: Workload, estimate: MemoryEstimate) -> list[str]:
     if workload.method not in HELD_METHODS:
         return []
     if not workload.hold_dequantized:
-        return ["the base is dequantized in every pass, for want of room to hold it so"]
+        return ["the base is dequantized in every micro-batch, for want of room to hold it so"]
     size_bytes = estimate.dequantized_bytes
     size = f" ({format_gib(size_bytes)})" if size_bytes >= SMALLEST_SHOWN_BYTES else ""
     return [f"the base is also held dequantized{size}"]

@@ -99,7 +99,7 @@ def test_the_cards_own_code_loads_both_models_and_they_agree(exported, monkeypat
     assert not torch.equal(merged, trained)
 
 
-def test_the_configs_in_the_bundle_are_taken_by_the_sweeps_door(exported):
+def test_the_configs_in_the_bundle_are_taken_by_the_sweep_command(exported):
     for name in ("sweep.yaml", "trial.yaml"):
         command = [sys.executable, "-m", "qlora_ray.sweep", "--config", name, "--print-config"]
         result = subprocess.run(command, cwd=exported, capture_output=True, text=True, check=False)

@@ -142,7 +142,7 @@ def test_the_page_says_what_cannot_be_searched_and_what_other_names_mean() -> No
     assert [name for name in KNOWN_ELSEWHERE if f"`{name}`" not in text] == []
 
 
-def test_the_docs_hold_commands_of_every_door() -> None:
+def test_the_docs_hold_a_line_of_every_command() -> None:
     commands = {f"qlora_ray.{name}" for name in ("sweep", "plan", "evaluate", "export", "report")}
     assert commands <= {module for _, module, _ in COMMANDS}
 

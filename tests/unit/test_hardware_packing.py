@@ -198,7 +198,7 @@ def test_the_base_is_held_dequantized_where_a_third_of_the_rest_is_room_for_it()
             assert 1.1 * dense_bytes <= HOLD_SHARE * room_bytes
             assert "held dequantized (0.7 GiB)" in placement.reason
         else:
-            assert "dequantized in every pass" in placement.reason
+            assert "dequantized in every micro-batch" in placement.reason
     assert only(plan(node("a", gpu("NVIDIA H200")), model=LLAMA_8B)).hold_dequantized
     assert not only(plan(node("a", gpu("Tesla T4")), model=LLAMA_8B)).hold_dequantized
 

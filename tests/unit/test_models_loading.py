@@ -1,4 +1,4 @@
-"""Models loaded as they were trained, on the embedded base: the same numbers as PEFT, and failed_models named."""
+"""Models loaded as they were trained: the same numbers as PEFT, and refusals that name the adapter or model."""
 
 from __future__ import annotations
 

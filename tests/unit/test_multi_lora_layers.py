@@ -1,4 +1,4 @@
-"""Fused layers against plain autograd, trial by trial: x W^T + b + s (mask x) A^T B^T."""
+"""Wrapped layers against plain autograd, trial by trial: x W^T + b + s (mask x) A^T B^T."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def make_rows(lengths: Sequence[int], *, num_trials: int = 3) -> list[StepRow]:
 
 def cost_of(micro_batches: Sequence[Sequence[int]]) -> int:
     """Padded tokens of all micro-batches, and what each micro-batch costs by itself."""
-    return sum(max(lengths) * len(lengths) + batching.TOKENS_PER_PASS for lengths in micro_batches)
+    return sum(max(lengths) * len(lengths) + batching.MICRO_BATCH_COST_TOKENS for lengths in micro_batches)
 
 
 def all_cuts(lengths: Sequence[int]) -> Iterator[list[Sequence[int]]]:
@@ -48,7 +48,7 @@ def lengths_of(micro_batches: list[list[StepRow]]) -> list[list[int]]:
 def test_no_cut_of_the_sorted_rows_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     for _ in range(300):
-        monkeypatch.setattr(batching, "TOKENS_PER_PASS", draw.choice([0, 10, 30, 100]))
+        monkeypatch.setattr(batching, "MICRO_BATCH_COST_TOKENS", draw.choice([0, 10, 30, 100]))
         different = [draw.randint(3, 20) for _ in range(3)]
         lengths = [draw.choice(different) for _ in range(draw.randint(1, 11))]
         max_tokens = draw.choice([20, 30, 40])

@@ -149,7 +149,7 @@ def describe_lack(
     """Returns what did not fit or failed, and what helps.
 
     Args:
-        with_results: The models whose results are written: also a failed_model's, if only its tasks are missing.
+        with_results: The models whose results are written: also one that failed, if only its tasks are missing.
     """
     device = load_plan.device
     full = [failed_model for failed_model in failed_models if failed_model.lacks_room]

@@ -1,4 +1,4 @@
-"""One model on one prompt set: losses and answers, written to the answer_log as they come, and scored from it."""
+"""One model on one prompt set: losses and answers, written to the answer log as they come, and scored from it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Score:
     scores: Scores
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the figures without rows and answers, which lie in the answer_log."""
+        """Returns the figures without rows and answers, which lie in the answer log."""
         values = self.scores.to_dict()
         for key in ("answers", "row_metrics"):
             values.pop(key)
@@ -99,7 +99,7 @@ def collect_findings(
     limited: Mapping[str, TokenBudget],
     sampling: Sampling | None = None,
 ) -> Findings:
-    """Scores what is in the answer_log.
+    """Scores what is in the answer log.
 
     Args:
         metrics: By prompt set.

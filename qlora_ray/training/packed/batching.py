@@ -1,4 +1,4 @@
-"""How the rows of one step, of all trials, become micro_batches: forwards and backwards of rows of like length.
+"""How the rows of one step, of all trials, become micro-batches: forwards and backwards of rows of like length.
 
 Rows are padded to the longest of their micro-batch, so many micro-batches waste little on padding; each micro-batch
 costs a time of its own whatever is in it (launching kernels, dequantizing the base), so few micro-batches are better.
@@ -16,7 +16,7 @@ import numpy as np
 # What a micro-batch costs by itself, as tokens that could have been computed instead: dequantizing NF4 costs about 250
 # tokens on a GPU (the arithmetic is at SATURATION_TOKENS in hardware/packing.py); a micro-batch of the embedded base on
 # 2 CPU cores costs about 200 (27 ms for 59 tokens, 98 ms for 690).
-TOKENS_PER_PASS = 256
+MICRO_BATCH_COST_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def padding_of(rows: Sequence[StepRow]) -> list[int]:
 
 
 def _cheapest_cuts(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
-    """(start, end) of each micro-batch over falling lengths, with the least padded tokens plus TOKENS_PER_PASS per
-    micro-batch.
+    """(start, end) of each micro-batch over falling lengths, with the fewest padded tokens where each micro-batch costs
+    MICRO_BATCH_COST_TOKENS of its own.
 
     From the shortest row up: the cheapest cut of the rows from `start` on is a micro-batch of some of them, and the
     cheapest cut of the rest, which is known by then.
@@ -70,7 +70,7 @@ def _cheapest_cuts(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, i
         most = min(num_rows - start, max(1, max_tokens // lengths[start]))
         options = costs[start + 1 : start + 1 + most] + lengths[start] * np.arange(1, most + 1)
         best = int(options.argmin())
-        costs[start], ends[start] = options[best] + TOKENS_PER_PASS, start + 1 + best
+        costs[start], ends[start] = options[best] + MICRO_BATCH_COST_TOKENS, start + 1 + best
     cuts: list[tuple[int, int]] = []
     while not cuts or cuts[-1][1] < num_rows:
         start = cuts[-1][1] if cuts else 0
