@@ -265,6 +265,28 @@ def test_a_trial_preempted_for_memory_leaves_its_state_and_frees_its_slot(
     assert index_of(core, "0002") == 1
 
 
+def test_a_preempted_trial_whose_state_cannot_be_written_fails_and_holds_no_slot(
+    make_core: MakeCore, tmp_path: Path
+) -> None:
+    paths = SweepPaths(tmp_path)
+    TrialState("0002", 2, 1, {}, {}, {}, {}, metrics={"eval_loss": 1.0}).save(paths.trial("0002").state)
+    core = make_core(FakeEngine(3, room=1))
+    core.admit(make_spec("0000"))
+    assert index_of(core, "0000") == 1
+    # Its report is told first: it is not in the engine yet.
+    assert core.admit(make_spec("0002")) is True
+    paths.trial("0001").root.rmdir()
+    paths.trial("0001").root.write_text("in the way", encoding="utf-8")
+    core.admit(make_spec("0001"))
+    report = core.next_report("0001", timeout_s=WAIT_S)
+    assert report is not None and report.failure is not None
+    assert report.failure.cause == "error"
+    assert core.next_report("0001", timeout_s=0) is None
+    core.evict("0000")
+    # The engine has one slot by now, and nobody in it.
+    assert [index_of(core, "0002") for _ in range(2)] == [1, 2]
+
+
 def test_fewer_slots_are_told_to_who_waits_for_a_change(make_core: MakeCore, ask: Callable[..., Future[Any]]) -> None:
     core = make_core(FakeEngine(2, room=1))
     before = core.describe_slots()

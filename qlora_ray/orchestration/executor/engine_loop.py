@@ -200,7 +200,7 @@ class EngineLoop:
                     self._admissions.preempt(admission, event.reason)
                 else:
                     admission.report = admission.explain(event)
-                    if event.is_final:
+                    if event.is_final and admission.is_in_engine:
                         admission.phase = Phase.ENDED
                 # The wait for the driver starts now.
                 admission.silent_s = 0.0
