@@ -51,6 +51,16 @@ def test_a_state_is_safetensors_and_json_and_comes_back_as_it_was(tmp_path):
     assert json.loads((tmp_path / "state" / FACTS_FILE).read_text())["trial_id"] == "0003"
 
 
+def test_a_state_of_version_0_1_still_has_its_pending_report(tmp_path):
+    pending = replace(STATE, pending_metrics={"train_loss": 0.5})
+    pending.save(tmp_path / "state")
+    file = tmp_path / "state" / FACTS_FILE
+    facts = json.loads(file.read_text())
+    facts["unreported"] = facts.pop("pending_metrics")
+    file.write_text(json.dumps(facts))
+    assert_same(TrialState.load(tmp_path / "state"), pending)
+
+
 def test_a_later_state_replaces_the_earlier_one(tmp_path):
     STATE.save(tmp_path / "state")
     later = replace(STATE, step=100, report_index=2, optimizer={})
