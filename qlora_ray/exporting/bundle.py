@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_ray.errors import QloraRayError, RunError
@@ -34,6 +34,7 @@ from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_n
 from qlora_ray.runs import write_json, write_text
 from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT
 from qlora_ray.runs.records import write_record
+from qlora_ray.runs.typed_json import to_json
 from qlora_ray.runs.whole import whole_folder
 
 
@@ -114,7 +115,7 @@ def _write_adapter(selection: Selection, folder: Path) -> list[str]:
     write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     if read_adapter_origin(folder) is None:
         # Of a sweep of before adapters had it.
-        base_facts, quantization = asdict(selection.record.base), selection.quantization.to_dict()
+        base_facts, quantization = to_json(selection.record.base), selection.quantization.to_dict()
         write_adapter_origin(folder, {"trial": selection.trial, "base": base_facts, "quantization": quantization})
     if selection.base_is_on_hub:
         return []

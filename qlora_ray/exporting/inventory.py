@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from qlora_ray.exporting.selection import Selection
 from qlora_ray.formats import list_first
 from qlora_ray.modeling.identity import hash_file
 from qlora_ray.runs import read_json
+from qlora_ray.runs.typed_json import to_json
 
 INVENTORY = "bundle.json"
 # Changed when the folder's layout does.
@@ -176,7 +177,7 @@ def take_inventory(selection: Selection, folder: Path, *, name: str, merge: Merg
         "trial": selection.trial,
         "is_winner": selection.is_winner,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "base": asdict(selection.record.base),
+        "base": to_json(selection.record.base),
         "merge": merge.rule if merge else None,
         "files": files,
     }

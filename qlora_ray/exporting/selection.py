@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,8 @@ class Selection:
     @property
     def quantization(self) -> QuantizationSpec:
         """How the base was held while the trial trained."""
-        assert self.record.ran.quantization is not None
-        return QuantizationSpec(**vars(self.record.ran.quantization))
+        written = self.record.ran.quantization
+        return QuantizationSpec(**{field.name: getattr(written, field.name) for field in fields(QuantizationSpec)})
 
     @property
     def data(self) -> DataRecord:

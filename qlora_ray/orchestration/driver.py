@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import traceback
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_f
 from qlora_ray.runs import EventLog, SweepPaths
 from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.runs.records import Manifest, Summary, read_record, write_record
+from qlora_ray.runs.typed_json import to_json
 from qlora_ray.search.study import (
     end_interrupted,
     enqueue_known_points,
@@ -206,7 +207,7 @@ def _start_pool(
         for device in placement.devices
         for _ in range(placement.executors_per_device)
     ]
-    terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, asdict(base))
+    terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, to_json(base))
     actor: Any = ray.remote(Pool)
     pool = actor.options(num_cpus=0, max_concurrency=10_000).remote(
         RayLauncher(terms, ray.put(preflight.data)),

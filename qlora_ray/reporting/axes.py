@@ -90,7 +90,9 @@ def axis_of_values(path: str, values: Iterable[Any], *, log: bool = False) -> Ax
     return Axis(path, "log" if is_log else "linear", low=min(numbers), high=max(numbers))
 
 
-def _read_axis(path: str, words: Mapping[str, Any]) -> Axis | None:
+def _read_axis(path: str, words: Any) -> Axis | None:
+    if not isinstance(words, Mapping):
+        return None
     choices = words.get("choices")
     if isinstance(choices, list) and choices:
         return Axis(path, "choice", choices=tuple(choices))

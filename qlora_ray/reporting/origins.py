@@ -34,6 +34,7 @@ def tell_record(story: Story) -> Section | None:
     if record is None:
         return Section("What really ran", [Words("The winner's record.json could not be read.", "warn")])
     written = to_dict(record)
+    del written["schema"]  # of the file, not of the trial
     ran = written.pop("ran")
     parts = {title: _take_part(written, ran, names) for title, names in PARTS.items()}
     blocks: list[Block] = [

@@ -139,8 +139,9 @@ def _end_cut_off(trial: Trial) -> Trial:
 
 
 def _read_front(paths: SweepPaths, manifest: Manifest) -> Front | None:
-    objectives = list(manifest.setting("search", "objectives") or ())
-    return read_front(paths.study, (str(objectives[0]), str(objectives[1]))) if len(objectives) == 2 else None
+    written = manifest.setting("search", "objectives")
+    objectives = list(written) if isinstance(written, Mapping) else []
+    return read_front(paths.study, (objectives[0], objectives[1])) if len(objectives) == 2 else None
 
 
 def _planned_slots(manifest: Manifest) -> int:

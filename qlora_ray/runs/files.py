@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read: {error}.") from None
 
 
@@ -94,14 +94,14 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]], *, is_synced: bo
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; lines cut off by a crash are left out."""
+    """Reads JSON lines; lines cut off by a crash, or damaged, are left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
     return rows
 

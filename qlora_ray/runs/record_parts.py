@@ -13,7 +13,14 @@ OLD_ENGINES = {"fused": "packed", "sft": "single"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseRecord:
+class Part:
+    """A part of a record. What a file says there besides is in `extra`, and is written again."""
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRecord(Part):
     """A base: its name in the config, the revision, and its fingerprint by `modeling.loading.hash_base`."""
 
     name: str | None = None
@@ -22,7 +29,7 @@ class BaseRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetRecord:
+class DatasetRecord(Part):
     """The rows of a sweep, by split or by pair of splits, as each trial's record has them."""
 
     fingerprint: str | None = None
@@ -34,7 +41,7 @@ class DatasetRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeds:
+class Seeds(Part):
     """The seeds of a sweep."""
 
     seed: int | None = None
@@ -43,7 +50,7 @@ class Seeds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GitState:
+class GitState(Part):
     """The commit of the folder that the user works in; None outside a repository."""
 
     commit: str | None = None
@@ -62,7 +69,7 @@ class SweepFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizationRecord:
+class QuantizationRecord(Part):
     """The fields of modeling.quantization.QuantizationSpec."""
 
     method: str | None = None
@@ -74,7 +81,7 @@ class QuantizationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraRecord:
+class LoraRecord(Part):
     """PEFT's LoraConfig as it ran."""
 
     r: int | None = None
@@ -85,18 +92,17 @@ class LoraRecord:
     use_rslora: bool | None = None
     use_dora: bool | None = None
     modules_to_save: tuple[str, ...] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RanFacts:
+class RanFacts(Part):
     """What a trial really ran with, as its engine resolved it.
 
     Attributes:
         training: TrainingArguments by their own names.
         lora: None before the trial's first report.
         restarted: Why a resumed trial started at its beginning; None where it did not.
-        extra: What an engine says of itself.
+        extra: Also what an engine says of itself.
     """
 
     engine: str | None = renamed(values=OLD_ENGINES)
@@ -110,11 +116,10 @@ class RanFacts:
     max_tokens_per_micro_batch: int | None = renamed(key="max_tokens_per_pass")
     trainable_parameters: int | None = None
     restarted: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExecutorRecord:
+class ExecutorRecord(Part):
     """The executor that a trial ran on last, and its device.
 
     Attributes:
@@ -138,11 +143,10 @@ class ExecutorRecord:
     cpu: str | None = None
     versions: Mapping[str, str | None] = field(default_factory=dict)
     estimated_memory_bytes: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryRecord:
+class MemoryRecord(Part):
     """Measured and estimated memory of the executor that a trial ran on."""
 
     peak_bytes: int | None = None
@@ -150,7 +154,7 @@ class MemoryRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimesRecord:
+class TimesRecord(Part):
     """`opened` and `closed` in seconds since 1970; how long the trial waited for slots, and how long it trained."""
 
     opened: float | None = None
@@ -160,7 +164,7 @@ class TimesRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataRecord:
+class DataRecord(Part):
     """The fields of data.report.DataReport; all but the first five by split or by pair of splits."""
 
     format: str | None = None
@@ -184,7 +188,7 @@ class DataRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionRecord:
+class PrecisionRecord(Part):
     """What a device computes in, and why."""
 
     name: str | None = None
@@ -192,7 +196,7 @@ class PrecisionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacementRecord:
+class PlacementRecord(Part):
     """The fields of hardware.plan.Placement that reports read; the others are in `extra`."""
 
     device_name: str | None = None
@@ -207,11 +211,10 @@ class PlacementRecord:
     needed_bytes: int | None = None
     available_bytes: int | None = None
     reason: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRecord:
+class PlanRecord(Part):
     """The fields of hardware.plan.Plan."""
 
     placements: tuple[PlacementRecord, ...] = ()
@@ -221,7 +224,7 @@ class PlanRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class RunRecord(Part):
     """How one run of a resumed sweep was called, and with what code; its base where that is another than at first."""
 
     command: tuple[str, ...] = ()

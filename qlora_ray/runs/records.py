@@ -25,7 +25,7 @@ from qlora_ray.runs.record_parts import (
     SweepFacts,
     TimesRecord,
 )
-from qlora_ray.runs.typed_json import parse_record, to_json
+from qlora_ray.runs.typed_json import parse_number, parse_record, to_json
 
 # Files of the version before have no `schema`. Raised when a reader of this version could no longer read a file.
 SCHEMA = 1
@@ -173,7 +173,7 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
     """The record in a file.
 
     Raises:
-        RunError: If the file is missing, no JSON, or no record of this kind.
+        RunError: If the file is missing, no JSON, no record of this kind, or one of a later schema.
     """
     return from_dict(read_json(path), kind, where=path)
 
@@ -187,14 +187,17 @@ def from_dict(data: Any, kind: type[AnyRecord], *, where: Path) -> AnyRecord:
         where: The file, for the message.
 
     Raises:
-        RunError: If it is no record of this kind.
+        RunError: If it is no record of this kind, or one of a later schema.
     """
     mark = _MARKS[kind]
     if not isinstance(data, dict):
         raise RunError(f"{where}: must be {mark.name}, a JSON object, got {type(data).__name__}.")
     if mark.key not in data or not isinstance(data[mark.key], mark.types):
         raise RunError(f"{where}: must be {mark.name}, got a JSON object without a valid {mark.key!r}.")
-    known = {key: value for key, value in data.items() if key != "schema"}
+    known = dict(data)
+    schema = parse_number(known.pop("schema", None)) or 0
+    if schema > SCHEMA:
+        raise RunError(f"{where}: must have schema {SCHEMA} or older, got {schema}. Read it with a newer qlora_ray.")
     if kind is Manifest:
         known["config"] = modernize_config(known["config"])
     return parse_record(kind, known)
@@ -203,9 +206,12 @@ def from_dict(data: Any, kind: type[AnyRecord], *, where: Path) -> AnyRecord:
 def modernize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config that an older version wrote, in today's words."""
     cluster = config.get("cluster")
-    if not isinstance(cluster, Mapping) or cluster.get("packing") not in OLD_PACKING:
+    if not isinstance(cluster, Mapping):
         return dict(config)
-    return {**config, "cluster": {**cluster, "packing": OLD_PACKING[cluster["packing"]]}}
+    packing = cluster.get("packing")
+    if not isinstance(packing, str) or packing not in OLD_PACKING:
+        return dict(config)
+    return {**config, "cluster": {**cluster, "packing": OLD_PACKING[packing]}}
 
 
 def to_dict(record: TrialRecord | Manifest | Summary) -> dict[str, Any]:

@@ -103,9 +103,16 @@ def _takes_none(kind: Any) -> bool:
 
 def parse_number(value: Any, kind: type[float] | type[int] = float) -> Any:
     """The value if it is a finite number, else None; whole numbers stay whole where a float is asked for."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         return None
     return int(value) if kind is int else value
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number of hundreds of digits, which no float holds
+        return False
 
 
 def _unfold(value: Any) -> Any:

@@ -193,6 +193,18 @@ def test_what_came_after_the_sweep_is_found(paths: SweepPaths) -> None:
     }
 
 
+@pytest.mark.parametrize("value", [None, 5, "x", [1], {"a": 1}])
+def test_a_damaged_config_or_space_is_left_out_of_the_report(paths: SweepPaths, value: object) -> None:
+    with edited(paths.manifest) as manifest:
+        manifest["config"]["search"]["objectives"] = value
+        manifest["config"]["cluster"] = {"packing": value}
+        manifest["space"] = {"lora.r": value}
+    story = read_story(paths)
+    assert story.front is None and story.problems == ()
+    assert "lora.r" in [axis.path for axis in story.axes]
+    write_reports(paths)
+
+
 def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such folder"):
         read_story(SweepPaths(tmp_path / "nowhere"))

@@ -110,3 +110,13 @@ def test_a_line_that_json_cannot_hold_writes_nothing(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         append_line(tmp_path / "a.jsonl", {"n": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{", b"[" * 100_000, b"1" * 5000])
+def test_what_is_no_json_is_refused_by_its_name_and_left_out_of_lines(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"a\.json: cannot be read"):
+        read_json(path)
+    path.write_bytes(b'{"row": 1}\n' + content + b'\n{"row": 2}\n')
+    assert read_lines(path) == [{"row": 1}, {"row": 2}]

@@ -54,7 +54,8 @@ def test_numbers_that_are_not_finite_are_none(tmp_path: Path) -> None:
     write_record(tmp_path / "r.json", TrialRecord(trial="0000", metrics={"eval_loss": math.nan, "step": 3}))
     read = read_record(tmp_path / "r.json", TrialRecord)
     assert read.metrics == {"eval_loss": None, "step": 3}
-    assert from_dict({"trial": "0000", "tokens_per_s": math.inf}, TrialRecord, where=HERE).tokens_per_s is None
+    for number in (math.inf, 10**400):
+        assert from_dict({"trial": "0000", "tokens_per_s": number}, TrialRecord, where=HERE).tokens_per_s is None
 
 
 def test_the_names_of_the_version_before_are_read_as_todays() -> None:
@@ -75,7 +76,16 @@ def test_the_names_of_the_version_before_are_read_as_todays() -> None:
     assert config["cluster"]["packing"] == "process"
 
 
-@pytest.mark.parametrize("config", [{}, {"cluster": None}, {"cluster": {"packing": "auto"}}, {"cluster": {"x": 1}}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"cluster": None},
+        {"cluster": {"packing": "auto"}},
+        {"cluster": {"x": 1}},
+        {"cluster": {"packing": ["fused"]}},
+    ],
+)
 def test_a_config_without_old_words_stays(config: dict[str, Any]) -> None:
     assert modernize_config(config) == config
 
@@ -96,6 +106,30 @@ def test_unknown_keys_are_kept() -> None:
     assert written["mood"] == "good" and written["ran"]["pack"] == {"rows": 2}
 
 
+SHARED = {name: {"new": 1} for name in ("base", "dataset", "seeds", "git")}
+PLACEMENT = {"precision": {"new": 1}, "new": 1}
+PARTS = [
+    (TrialRecord, {"trial": "0001", **SHARED, **{name: {"new": 1} for name in ("ran", "executor", "memory", "times")}}),
+    (TrialRecord, {"trial": "0001", "ran": {"lora": {"new": 1}, "quantization": {"new": 1}}}),
+    (Manifest, {"config": {}, **SHARED, "data": {"new": 1}, "plan": {"new": 1, "placements": [PLACEMENT]}}),
+    (Manifest, {"config": {}, "resumes": [{"new": 1, "git": {"new": 1}, "base": {"new": 1}}]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "data"), PARTS)
+def test_unknown_keys_are_kept_in_every_part(kind: Any, data: dict[str, Any]) -> None:
+    lost = [path for path in leaves(data) if path not in leaves(to_dict(from_dict(data, kind, where=HERE)))]
+    assert not lost
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all values that are neither objects nor lists."""
+    if not isinstance(value, dict | list):
+        return [path]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [leaf for key, inner in items for leaf in leaves(inner, (*path, key))]
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
@@ -104,6 +138,11 @@ def test_unknown_keys_are_kept() -> None:
         ('{"config": "x"}', Manifest, r"must be a sweep's manifest, .*'config'"),
         ("{}", Summary, r"must be a sweep's summary, .*'winner'"),
         ("{", Summary, r"cannot be read"),
+        (
+            f'{{"winner": null, "schema": {SCHEMA + 1}}}',
+            Summary,
+            rf"must have schema {SCHEMA} or older, got {SCHEMA + 1}",
+        ),
     ],
 )
 def test_what_is_no_record_is_refused_in_one_line_that_names_the_file(
