@@ -15,19 +15,11 @@ from benchmarks.measuring import describe_case, measure_case, order_arms, place_
 from benchmarks.tables import format_cases
 from qlora_ray.config.schema import Data, Model
 from qlora_ray.data import TokenizedSplit, prepare_data
-from qlora_ray.hardware import DeviceProfile, NodeProfile, Placement
+from qlora_ray.hardware import Placement
 from qlora_ray.modeling.loading import LoadedBase, load_tokenizer
+from tests.unit.hardware_fixtures import cpu_node
 
-GIB = 1024**3
-NODE = NodeProfile(
-    hostname="here",
-    devices=(DeviceProfile(0, "cpu", "CPU, 2 CPUs", None, 16 * GIB, 12 * GIB),),
-    cpu_name="CPU",
-    num_cpus=2,
-    ram_bytes=16 * GIB,
-    available_ram_bytes=12 * GIB,
-    packages={"trl": "1.16.0"},
-)
+NODE = cpu_node(num_cpus=2, ram_gib=16)
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +50,18 @@ def placement(workload: Workload, choice: BaseChoice) -> Placement:
 
 
 @pytest.mark.slow
-def test_all_arms_train_every_trial_to_the_same_loss(
+def test_all_arms_train_every_trial_to_the_same_loss_and_leave_the_base_as_they_found_it(
     base: LoadedBase, workload: Workload, placement: Placement
 ) -> None:
-    losses = {arm: run_arm(arm, base, workload, placement).losses for arm in ARMS}
+    before = [(name, type(module)) for name, module in base.model.named_modules()]
+    losses = {}
+    for arm in ARMS:
+        losses[arm] = run_arm(arm, base, workload, placement).losses
+        assert [(name, type(module)) for name, module in base.model.named_modules()] == before, arm
     assert list(losses["in_turn"]) == [spec.trial_id for spec in workload.specs]
     assert len(set(losses["in_turn"].values())) == 3
     for arm in ARMS:
         assert losses[arm] == pytest.approx(losses["in_turn"], rel=1e-4), arm
-
-
-@pytest.mark.slow
-def test_an_arm_leaves_the_base_as_it_found_it(base: LoadedBase, workload: Workload, placement: Placement) -> None:
-    before = [(name, type(module)) for name, module in base.model.named_modules()]
-    for arm in ARMS:
-        run_arm(arm, base, workload, placement)
-        assert [(name, type(module)) for name, module in base.model.named_modules()] == before, arm
 
 
 def test_the_planner_places_all_trials_of_a_case_at_once(placement: Placement) -> None:

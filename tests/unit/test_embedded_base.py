@@ -26,16 +26,13 @@ def model():
     return transformers.AutoModelForCausalLM.from_pretrained(embedded.base_path())
 
 
-def test_the_base_is_a_llama_of_the_recorded_size(model) -> None:
+def test_the_base_is_a_llama_of_the_recorded_size_and_of_widths_that_64_divides(model) -> None:
     recorded = json.loads(embedded.manifest_path().read_text(encoding="utf-8"))["base"]
     assert type(model).__name__ == "LlamaForCausalLM"
     assert model.num_parameters() == recorded["parameters"]
     assert 1_000_000 <= model.num_parameters() <= 4_000_000
     assert model.dtype == torch.bfloat16
     assert (embedded.base_path() / "model.safetensors").stat().st_size <= MAX_WEIGHTS_BYTES
-
-
-def test_every_linear_width_is_a_multiple_of_64(model) -> None:
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert len(linears) == 29
     assert all(module.in_features % 64 == 0 and module.out_features % 64 == 0 for module in linears)
@@ -64,29 +61,23 @@ def test_any_text_survives_the_tokenizer(text: str, tokenizer) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_the_chat_template_sets_every_role(tokenizer) -> None:
+def test_the_chat_template_sets_every_role_and_refuses_others(tokenizer) -> None:
     system = {"role": "system", "content": "Be brief."}
     rendered = tokenizer.apply_chat_template([system, *QUESTION, ANSWER], tokenize=False)
     turns = [("system", "Be brief."), ("user", QUESTION[0]["content"]), ("assistant", ANSWER["content"])]
     assert rendered == "<|bos|>" + "".join(f"<|{role}|>{content}<|end|>" for role, content in turns)
-
-
-def test_the_prompt_is_the_beginning_of_the_whole(tokenizer) -> None:
-    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template([*QUESTION, ANSWER], return_dict=False)
-    assert whole[: len(prompt)] == prompt
-    assert whole.count(tokenizer.bos_token_id) == 1
-
-
-def test_the_chat_template_marks_the_answer(tokenizer) -> None:
-    marked = tokenizer.apply_chat_template([*QUESTION, ANSWER], return_dict=True, return_assistant_tokens_mask=True)
-    answer = [token for token, mask in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mask]
-    assert tokenizer.decode(answer) == "SELECT COUNT(*) FROM offices<|end|>"
-
-
-def test_the_chat_template_refuses_unknown_roles(tokenizer) -> None:
-    with pytest.raises(Exception, match="role must be system, user or assistant, got tool"):
+    with pytest.raises(Exception, match="must be system, user or assistant, got tool"):
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+
+
+def test_the_prompt_is_the_beginning_of_the_whole_whose_answer_is_marked(tokenizer) -> None:
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template([*QUESTION, ANSWER], return_dict=True, return_assistant_tokens_mask=True)
+    ids = whole["input_ids"]
+    assert ids[: len(prompt)] == prompt
+    assert ids.count(tokenizer.bos_token_id) == 1
+    answer = [token for token, mask in zip(ids, whole["assistant_masks"], strict=True) if mask]
+    assert tokenizer.decode(answer) == "SELECT COUNT(*) FROM offices<|end|>"
 
 
 def test_a_prompt_without_a_schema_gets_sql(model, tokenizer) -> None:

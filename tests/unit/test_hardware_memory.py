@@ -69,20 +69,17 @@ def name_row(row: dict[str, str]) -> str:
 def test_there_are_rows_to_hold_the_model_against():
     assert len(ROWS) == 10
     assert {row["source"] for row in ROWS} == set(ASSUMPTIONS)
+    assert any(row["reserved_gib"] for row in ROWS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name_row)
-def test_tensors_are_within_a_tenth_of_what_was_measured(row):
-    measured_bytes = float(row["allocated_gib"]) * GIB
-    assert estimate_row(row).allocated_bytes == pytest.approx(measured_bytes, rel=ALLOCATED_TOLERANCE)
-
-
-@pytest.mark.parametrize("row", [row for row in ROWS if row["reserved_gib"]], ids=name_row)
-def test_reserved_memory_is_within_a_fifth_and_never_short_after_the_safety_factor(row):
-    measured_bytes = float(row["reserved_gib"]) * GIB
+def test_memory_is_what_was_measured_and_never_short_after_the_safety_factor(row):
     estimate = estimate_row(row)
-    assert estimate.reserved_bytes == pytest.approx(measured_bytes, rel=RESERVED_TOLERANCE)
-    assert estimate.reserved_bytes * SAFETY_FACTOR >= measured_bytes * (1 - MOST_UNDER_AFTER_SAFETY)
+    assert estimate.allocated_bytes == pytest.approx(float(row["allocated_gib"]) * GIB, rel=ALLOCATED_TOLERANCE)
+    if row["reserved_gib"]:
+        measured_bytes = float(row["reserved_gib"]) * GIB
+        assert estimate.reserved_bytes == pytest.approx(measured_bytes, rel=RESERVED_TOLERANCE)
+        assert estimate.reserved_bytes * SAFETY_FACTOR >= measured_bytes * (1 - MOST_UNDER_AFTER_SAFETY)
 
 
 @pytest.mark.parametrize(

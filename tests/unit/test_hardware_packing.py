@@ -90,18 +90,19 @@ def test_a_bigger_gpu_never_has_fewer_slots_or_smaller_passes_for_as_many(model,
     assert before[0] == MIN_PACKED_SLOTS
 
 
-def test_a_cpu_node_is_one_pack_with_all_its_processors():
-    placement = only(plan(cpu_node(num_cpus=8, ram_gib=16), model=WIDE))
+@pytest.mark.parametrize(
+    ("num_cpus", "settings", "threads"),
+    [
+        (8, {}, 8),
+        (16, {"slots_per_device": 3, "cpus_per_slot": 2}, 6),
+        (16, {"slots_per_device": 9, "cpus_per_slot": 2}, 16),
+    ],
+)
+def test_a_cpu_node_is_one_pack_with_all_its_processors_or_those_given_per_trial(num_cpus, settings, threads):
+    placement = only(plan(cpu_node(num_cpus=num_cpus, ram_gib=16), model=WIDE, **settings))
     assert (placement.engine, placement.num_gpus, placement.memory_cap_fraction) == ("packed", 0.0, None)
-    assert placement.num_threads == 8
-    assert 7.8 < placement.num_cpus < 8
-    assert placement.precision.name == "fp32"
-
-
-def test_threads_can_be_given_per_trial():
-    node_of_16 = cpu_node(num_cpus=16, ram_gib=16)
-    assert only(plan(node_of_16, model=WIDE, slots_per_device=3, cpus_per_slot=2)).num_threads == 6
-    assert only(plan(node_of_16, model=WIDE, slots_per_device=9, cpus_per_slot=2)).num_threads == 16
+    assert (placement.num_threads, placement.precision.name) == (threads, "fp32")
+    assert threads - 0.2 < placement.num_cpus <= threads and placement.num_cpus < num_cpus
 
 
 @pytest.mark.parametrize(

@@ -19,34 +19,30 @@ def test_what_torch_raises_on_a_cpu_without_room_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    "error",
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError(NOT_MAPPED), True),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."), True),
-        (RuntimeError("shapes cannot be multiplied"), False),
-        (ValueError("DefaultCPUAllocator: a file of that name"), False),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError(NOT_MAPPED),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate"),
     ],
 )
-def test_lack_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
-        (MemoryError(), "MemoryError"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate"), "DefaultCPUAlloc"),
-    ],
-)
-def test_every_lack_of_memory_is_raised_as_one_error(error: Exception, message: str) -> None:
-    with pytest.raises(torch.OutOfMemoryError, match=f"^{message}"), as_out_of_memory():
+def test_every_lack_of_memory_is_raised_as_one_error(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    with (
+        pytest.raises(torch.OutOfMemoryError, match=r"^(CUDA|MemoryError|unable to mmap|DefaultCPUAlloc)"),
+        as_out_of_memory(),
+    ):
         raise error
 
 
-def test_another_error_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match=r"^shapes$") as caught, as_out_of_memory():
-        raise RuntimeError("shapes")
-    assert not isinstance(caught.value, torch.OutOfMemoryError)
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shapes cannot be multiplied"), ValueError("DefaultCPUAllocator: a file of that name")],
+)
+def test_another_error_stays_what_it_is(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error), match=r".") as caught, as_out_of_memory():
+        raise error
+    assert caught.value is error

@@ -24,10 +24,10 @@ def make_keys(num_rows: int, *, seed: int = 1, step: int = 0) -> list[int]:
     return [row_key(seed, step, row) for row in range(num_rows)]
 
 
-def sigmas(one: Tensor, other: Tensor, rate: float) -> float:
+def sigmas(first: Tensor, second: Tensor, rate: float) -> float:
     """The correlation of two masks in units of its standard deviation, were they independent."""
-    centred = (one.double() - (1 - rate)) * (other.double() - (1 - rate))
-    return abs(centred.mean().item()) / (rate * (1 - rate)) * one.numel() ** 0.5
+    centred = (first.double() - (1 - rate)) * (second.double() - (1 - rate))
+    return abs(centred.mean().item()) / (rate * (1 - rate)) * first.numel() ** 0.5
 
 
 def pair_sigmas(masks_NE: Tensor, rate: float) -> Tensor:

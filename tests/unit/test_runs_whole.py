@@ -55,22 +55,16 @@ def lose_first(monkeypatch, name, lose):
     monkeypatch.setattr(tempfile, name, make_and_lose)
 
 
-def test_a_folder_takes_its_name_when_it_is_whole(tmp_path):
+def test_a_folder_takes_its_name_when_it_is_whole_and_replaces_an_old_one_entirely(tmp_path):
     path = tmp_path / "deep" / "adapter"
     with whole_folder(path) as folder:
         (folder / "a").write_text("1")
         assert not path.exists() and folder.parent == path.parent
     assert (path / "a").read_text() == "1"
     assert path.stat().st_mode & 0o777 == 0o755
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_new_folder_replaces_the_old_one_entirely(tmp_path):
-    path = tmp_path / "adapter"
-    for name in ("a", "b"):
-        write_folder(path, name, names=name)
+    write_folder(path, "new", names="b")
     assert names_in(path) == ["b"]
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt("boom")])
@@ -215,7 +209,7 @@ def test_a_users_own_hidden_folders_and_files_beside_ours_are_left_alone(tmp_pat
     assert all(path.is_file() for path in mine)
 
 
-# Replaces `a` by a folder of NUM_FILES files "new", and dies before the n-th thing that it does to the disk.
+# Replaces `a` by a folder of the FILES "new", and dies before the n-th thing that it does to the disk.
 DYING_WRITER = """
 import os, sys
 from pathlib import Path

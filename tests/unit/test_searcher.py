@@ -18,10 +18,18 @@ LOST = Failure("lost", "no executor is left")
 UNEVALUATED = Failure("unevaluated", "trained, not evaluated: out of memory")
 
 
+def start(folder: Path, **search: Any) -> tuple[Books, Any]:
+    """A sweep's books, and its searcher, which was asked for trial t0."""
+    books = Books(folder, **search)
+    searcher = books.make_searcher()
+    searcher.suggest("t0")
+    return books, searcher
+
+
 def test_as_many_trials_are_asked_for_as_there_are_slots_and_one_that_waits(tmp_path: Path) -> None:
     searcher = Books(tmp_path, num_trials=5).make_searcher(num_slots=2)
     asked = [searcher.suggest(f"t{index}") for index in range(4)]
-    assert [one and one["number"] for one in asked] == [0, 1, 2, None]
+    assert [trial and trial["number"] for trial in asked] == [0, 1, 2, None]
     searcher.num_live = 2  # Tune's loop has seen one of them end
     assert searcher.suggest("t3")["number"] == 3
     assert searcher.suggest("t4") is None
@@ -49,9 +57,7 @@ def test_no_trial_is_asked_for_once_the_search_is_stopping(tmp_path: Path) -> No
 
 
 def test_a_report_is_in_the_study_as_soon_as_it_comes_and_a_failed_one_has_no_value(tmp_path: Path) -> None:
-    books = Books(tmp_path)
-    searcher = books.make_searcher()
-    searcher.suggest("t0")
+    books, searcher = start(tmp_path)
     for index, loss in ((1, 0.9), (2, 0.7)):
         searcher.enter_report("t0", make_result(0, index, loss=loss))
         assert books.trials()[0].intermediate_values[index] == loss
@@ -84,9 +90,7 @@ def test_the_study_is_told_the_end_that_a_trial_had(
     value: float | None,
     cause: str | None,
 ) -> None:
-    books = Books(tmp_path, scheduler="asha")
-    searcher = books.make_searcher()
-    searcher.suggest("t0")
+    books, searcher = start(tmp_path, scheduler="asha")
     searcher.enter_report("t0", make_result(0, 1, loss=0.9))
     searcher.enter_report("t0", make_result(0, 2, loss=0.5, **last))
     books.ledger.is_stopping |= is_stopping
@@ -99,9 +103,7 @@ def test_the_study_is_told_the_end_that_a_trial_had(
 
 
 def test_a_trial_is_told_once_however_often_tune_says_that_it_ended(tmp_path: Path) -> None:
-    books = Books(tmp_path)
-    searcher = books.make_searcher()
-    searcher.suggest("t0")
+    books, searcher = start(tmp_path)
     searcher.enter_report("t0", make_result(0, 1, is_final=True))
     searcher.on_trial_complete("t0")
     # Optuna raises on a second tell, and a second close would write the end's line twice.
@@ -113,9 +115,7 @@ def test_a_trial_is_told_once_however_often_tune_says_that_it_ended(tmp_path: Pa
 
 def test_two_objectives_are_told_in_the_order_of_the_config_and_reports_of_neither(tmp_path: Path) -> None:
     objectives = {"eval_loss": "min", "trainable_parameters": "min"}
-    books = Books(tmp_path, objectives=objectives, sampler="nsga2", scheduler="none")
-    searcher = books.make_searcher()
-    searcher.suggest("t0")
+    books, searcher = start(tmp_path, objectives=objectives, sampler="nsga2", scheduler="none")
     searcher.enter_report("t0", make_result(0, 1, loss=0.25, is_final=True, facts={"trainable_parameters": 800}))
     searcher.on_trial_complete("t0")
     (trial,) = books.trials()
@@ -178,9 +178,7 @@ def test_a_trial_whose_resume_was_killed_too_finds_its_first_state(tmp_path: Pat
 def test_a_driver_killed_between_record_and_study_is_made_good_by_the_next(
     tmp_path: Path, last: dict[str, Any], state: str
 ) -> None:
-    books = Books(tmp_path)
-    searcher = books.make_searcher()
-    searcher.suggest("t0")
+    books, searcher = start(tmp_path)
     searcher.suggest("t1")
     searcher.enter_report("t0", make_result(0, 1, **last))
     books.ledger.close(0, crashed=False)  # and the study is not told
