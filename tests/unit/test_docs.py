@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import importlib.util
 import json
@@ -197,6 +198,16 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert target.exists(), f"{page.name}: {link}"
         if anchor:
             assert anchor in _anchors(target), f"{page.name}: {link}"
+
+
+def test_the_code_that_contributing_shows_has_the_types_that_make_check_asks_for() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = [body for language, body in FENCE.findall(text) if language == "python"]
+    functions = [node for body in blocks for node in ast.walk(ast.parse(body)) if isinstance(node, ast.FunctionDef)]
+    assert {function.name for function in functions} == {"score", "make_halton"}
+    for function in functions:
+        untyped = [argument.arg for argument in function.args.args if argument.annotation is None]
+        assert function.returns is not None and untyped in ([], ["self"])
 
 
 def _make_targets() -> set[str]:
