@@ -132,7 +132,7 @@ def quantize_linears(model: PreTrainedModel, *, dtype: Any, device: str) -> None
     from torch import nn
 
     head = model.get_output_embeddings()
-    paths = [path for path, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     for path in paths:
         linear: Any = model.get_submodule(path)
         layer: Any = bitsandbytes.nn.Linear4bit(

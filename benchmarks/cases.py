@@ -106,7 +106,7 @@ def make_workload(case: Case, rows: TokenizedSplit) -> Workload:
     data_seed = misses.index(min(misses))
     batches = orders[data_seed]
     num_tokens = sum(map(sum, batches))
-    num_padded = sum(max(one) * len(one) for one in batches)
+    num_padded = sum(max(batch) * len(batch) for batch in batches)
     return Workload(
         case=case,
         rows=chosen,

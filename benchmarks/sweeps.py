@@ -106,7 +106,7 @@ def run_ours(folder: Path, *, settings: list[str]) -> OurSweep:
     paths = SweepPaths(folder / "ours")
     options = [f"results.dir={folder}", f"results.name={paths.name}", *settings]
     command = [sys.executable, "-m", "qlora_ray.sweep", "--config", CONFIG]
-    began, wall_s = run_logged([*command, *(f"--set={one}" for one in options)], folder=folder, log="ours.log")
+    began, wall_s = run_logged([*command, *(f"--set={option}" for option in options)], folder=folder, log="ours.log")
     return read_ours(paths, began=began, wall_s=wall_s)
 
 

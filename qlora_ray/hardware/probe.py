@@ -1,6 +1,7 @@
 """What a node is: its devices, processors, memory, driver and package versions.
 
-Runs on the node itself (in a Ray task, or in `doctor`). torch is imported inside the functions only.
+Runs on the node itself (in a Ray task, or in `plan` where no cluster is named). torch is imported inside the
+functions only.
 """
 
 from __future__ import annotations

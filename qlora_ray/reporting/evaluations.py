@@ -132,15 +132,15 @@ def _comparisons(found: Sequence[Mapping[str, Any]], *, name: str) -> list[Block
     """A figure and a table for each pair of models and prompt set; tasks of the harness have no prompt set."""
     pairs: dict[tuple[str, ...], list[Comparison]] = defaultdict(list)
     notes: dict[tuple[str, ...], str] = {}
-    for one in found:
+    for entry in found:
         try:
-            comparison = Comparison.from_dict(dict(one))
+            comparison = Comparison.from_dict(dict(entry))
         except (KeyError, TypeError, ValueError):
             continue
-        names = tuple(str(one.get(key) or "") for key in ("prompts", "base_model", "tuned_model"))
+        names = tuple(str(entry.get(key) or "") for key in ("prompts", "base_model", "tuned_model"))
         pairs[names].append(comparison)
-        if one.get("note"):
-            notes[names] = str(one["note"])
+        if entry.get("note"):
+            notes[names] = str(entry["note"])
     blocks: list[Block] = []
     for number, (names, comparisons) in enumerate(pairs.items()):
         prompts, base, tuned = names

@@ -42,7 +42,7 @@ def flatten(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[
         path = (*above, str(key))
         if isinstance(value, Mapping) and value:
             yield from flatten(value, path)
-        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
-            yield from flatten({str(place): one for place, one in enumerate(value)}, path)
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            yield from flatten({str(place): item for place, item in enumerate(value)}, path)
         else:
             yield path, "none" if value == {} else value

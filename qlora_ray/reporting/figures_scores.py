@@ -26,15 +26,19 @@ def draw_differences(comparisons: Sequence[Comparison]) -> Figure | None:
     Measures have units of their own, so each row is scaled to its farthest end. Improvements point to the right
     whichever way the measure counts, so that rows can be read alike.
     """
-    shown = [one for one in comparisons if all(map(math.isfinite, (*one.interval, one.difference)))]
+    shown = [
+        comparison
+        for comparison in comparisons
+        if all(map(math.isfinite, (*comparison.interval, comparison.difference)))
+    ]
     if not shown:
         return None
     figure = new_figure(title="", height=ROW_PX * len(shown) + 40)
     figure.add_vline(x=0, line={"color": INK, "width": 1})
     add_label(figure, "base", x=0, y=1, yref="paper", yanchor="bottom", color=INK)
     ends = [0.0]
-    for row, one in enumerate(shown):
-        ends += _add_row(figure, row, one)
+    for row, comparison in enumerate(shown):
+        ends += _add_row(figure, row, comparison)
     figure.update_xaxes(visible=False, range=[min(ends) - SIDE, max(ends) + SIDE])
     figure.update_yaxes(visible=False, range=[len(shown) - 0.35, -0.65])
     figure.update_layout(margin={"l": 8, "r": 8, "t": 24, "b": 8})

@@ -73,8 +73,10 @@ def tell_plan(story: Story) -> Section:
     if not plan.placements:
         return Section("Plan", [Words("manifest.json holds no plan.", "muted")])
     header = ("device", "count", "slots each", "engine", "precision", "micro-batch x accumulation", "needs", "free")
-    table = Table(header, tuple(_placement_row(one) for one in plan.placements), numeric=frozenset({1, 2, 6, 7}))
-    reasons = [f"{format_value(one.device_name)}: {one.reason}" for one in plan.placements]
+    table = Table(
+        header, tuple(_placement_row(placement) for placement in plan.placements), numeric=frozenset({1, 2, 6, 7})
+    )
+    reasons = [f"{format_value(placement.device_name)}: {placement.reason}" for placement in plan.placements]
     reasons += [f"skipped: {text}" for text in plan.skipped]
     reasons += [f"note: {text}" for text in plan.notes]
     slots = plan.total_slots

@@ -175,7 +175,7 @@ def _spans_of_leases(events: Iterable[Mapping[str, Any]], clock: _Clock) -> Iter
             continue
         if name in RUN_STARTS:
             # What an earlier run left open ended with it.
-            yield from (_span(one, clock, is_open=False) for one in _close_all(held, clock))
+            yield from (_span(lease, clock, is_open=False) for lease in _close_all(held, clock))
             held.clear()
             continue
         if trial in held:
@@ -183,7 +183,7 @@ def _spans_of_leases(events: Iterable[Mapping[str, Any]], clock: _Clock) -> Iter
             yield _span((trial, executor, start, time), clock, is_open=False)
         if name == "trial_leased":
             held[trial] = (_executor_name(event.get("hostname"), event.get("executor")), time)
-    yield from (_span(one, clock, is_open=True) for one in _close_all(held, clock))
+    yield from (_span(lease, clock, is_open=True) for lease in _close_all(held, clock))
 
 
 def _close_all(held: Mapping[str, tuple[str, float]], clock: _Clock) -> list[tuple[str, str, float, float]]:

@@ -113,7 +113,7 @@ def tell_verdict(story: Story) -> Section:
     if outcome.winner is not None:
         blocks += _rescored(story)
     if story.examples:
-        rows = tuple((str(one.row), one.expected, one.base, one.winner) for one in story.examples)
+        rows = tuple((str(example.row), example.expected, example.base, example.winner) for example in story.examples)
         table = Table(("row", "expected", "base", f"winner {outcome.winner}"), rows, numeric=frozenset({0}))
         blocks.append(Folded(f"The first {plural(len(rows), 'answer')}, side by side", (table,)))
     if outcome.failure is not None:
@@ -147,7 +147,7 @@ def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str,
     blocks: list[Block] = []
     figure = draw_differences(comparisons)
     if figure is not None:
-        worded = "; ".join(f"{one.measure} {one.verdict}" for one in comparisons)
+        worded = "; ".join(f"{comparison.measure} {comparison.verdict}" for comparison in comparisons)
         caption = (
             f"{tuned} against {base}: {worded}. Dot: difference of the means; bar: its 95 % bootstrap interval; "
             "to the right of the base's line is better. Each row is scaled to its own farthest end."
@@ -155,17 +155,18 @@ def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str,
         blocks.append(Drawing(name, figure, caption))
     rows = tuple(
         (
-            _label(one),
-            (format_loss if one.measure == LOSS else format_score)(one.base),
-            (format_loss if one.measure == LOSS else format_score)(one.tuned),
-            format_signed(one.difference),
-            " to ".join(format_signed(end) for end in one.interval),
-            "< 0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}",
-            one.verdict,
-            one.test,
-            format_count(one.num_rows) + (f" ({one.num_dropped} without a score)" if one.num_dropped else ""),
+            _label(comparison),
+            (format_loss if comparison.measure == LOSS else format_score)(comparison.base),
+            (format_loss if comparison.measure == LOSS else format_score)(comparison.tuned),
+            format_signed(comparison.difference),
+            " to ".join(format_signed(end) for end in comparison.interval),
+            "< 0.001" if comparison.p_value < 0.001 else f"{comparison.p_value:.3f}",
+            comparison.verdict,
+            comparison.test,
+            format_count(comparison.num_rows)
+            + (f" ({comparison.num_dropped} without a score)" if comparison.num_dropped else ""),
         )
-        for one in comparisons
+        for comparison in comparisons
     )
     header = ("measure", base, tuned, "difference", "95 % interval", "p", "verdict", "test", "rows")
     blocks.append(Table(header, rows, numeric=frozenset({1, 2, 3, 4, 5, 8})))

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ray.pages.blocks import Document, Section
+from qlora_ray.pages.markdown import write_markdown
+from qlora_ray.pages.page import write_page
 from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
 from qlora_ray.reporting.machines import tell_memory, tell_plan, tell_slots
 from qlora_ray.reporting.origins import tell_data, tell_origin, tell_record
 from qlora_ray.reporting.searches import tell_failures, tell_leaderboard, tell_parameters, tell_search
-from qlora_ray.reporting.story import Story
-from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, tell_verdict
+from qlora_ray.reporting.story import Story, read_story
+from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
 from qlora_ray.runs import SweepPaths, write_text
 
 PAGE_NAME = "report.html"
@@ -43,12 +45,6 @@ def write_reports(paths: SweepPaths) -> Written:
     Raises:
         RunError: If the folder is no sweep's, or cannot be written.
     """
-    from qlora_ray.pages.markdown import write_markdown
-    from qlora_ray.pages.page import write_page
-    from qlora_ray.reporting.story import read_story
-    from qlora_ray.reporting.verdicts import summary_line
-    from qlora_ray.reporting.writing import compose
-
     story = read_story(paths)
     document = compose(story)
     # Both are made before either is written.

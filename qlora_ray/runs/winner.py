@@ -51,7 +51,7 @@ def _no_winner(paths: SweepPaths) -> RunError:
 
 
 def _find_complete(paths: SweepPaths, asked: str) -> str:
-    found = next((one.name for one in sorted(paths.trials.glob("*/")) if _is_same(asked, one.name)), None)
+    found = next((folder.name for folder in sorted(paths.trials.glob("*/")) if _is_same(asked, folder.name)), None)
     complete = ", ".join(_complete_trials(paths)) or "none"
     if found is None:
         raise RunError(f"--trial {asked}: no such trial in {paths.root}. Complete trials: {complete}.")

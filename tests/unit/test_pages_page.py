@@ -196,7 +196,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing(paths: SweepPaths, monke
     def fail(*_: object, **__: object) -> str:
         raise RuntimeError("no page")
 
-    monkeypatch.setattr("qlora_ray.pages.page.write_page", fail)
+    monkeypatch.setattr("qlora_ray.reporting.writing.write_page", fail)
     with pytest.raises(RuntimeError, match="no page"):
         write_report(paths)
     assert sorted(paths.root.iterdir()) == before

@@ -115,7 +115,7 @@ def resolve_metrics(
     if not custom:
         return metrics, reason
     _check_names([*metrics, *custom])
-    return [*metrics, *custom], f"{reason}; {' and '.join(one.name for one in custom)}: your own"
+    return [*metrics, *custom], f"{reason}; {' and '.join(metric.name for metric in custom)}: your own"
 
 
 def _find_database(evaluate: Evaluate, *, trains_on_embedded: bool, database: Path | None) -> tuple[Path | None, str]:
