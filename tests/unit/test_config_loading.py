@@ -51,15 +51,11 @@ def test_without_a_file_the_defaults_are_loaded():
     assert load_config(None) == SweepConfig()
 
 
-def test_shipped_files_are_found_from_any_folder(tmp_path, monkeypatch):
+def test_shipped_files_are_found_from_any_folder_after_one_of_their_name_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_config(Path("configs/quickstart.yaml"))
     assert config == load_config(ROOT / "configs/quickstart.yaml")
     assert load_space(config).parameters
-
-
-def test_a_file_that_is_there_goes_before_a_shipped_one_of_its_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/quickstart.yaml").write_text("lora: {r: 3}")
     assert load_config(Path("configs/quickstart.yaml")).lora.r == 3

@@ -27,28 +27,20 @@ def test_the_sweeps_config_counts_and_a_file_goes_before_it(tmp_path: Path) -> N
     assert read_intent(None, config=None, overrides=[]) == SweepConfig()
 
 
-def test_paths_of_the_sweep_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "rows.jsonl").write_text("{}\n")
-    (tmp_path / "embedded").mkdir()
-    monkeypatch.chdir("/")
-    config = read_intent(make_manifest(tmp_path, train="rows.jsonl", test="gone.jsonl"), config=None, overrides=[])
-    assert config.data.train == str(tmp_path / "rows.jsonl")
-    assert (config.data.test, config.model.name) == ("gone.jsonl", "embedded")
-
-
-def test_a_path_of_the_sweep_is_not_a_namesake_in_the_current_folder(
+def test_paths_of_the_sweep_are_its_own_from_another_folder_with_namesakes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in (tmp_path / "sweep", tmp_path / "here"):
-        folder.mkdir()
-        (folder / "rows.jsonl").write_text("{}\n")
-    (tmp_path / "here" / "other.jsonl").write_text("{}\n")
-    monkeypatch.chdir(tmp_path / "here")
-    manifest = make_manifest(tmp_path / "sweep", train="rows.jsonl", test="other.jsonl")
+    sweep, here = tmp_path / "sweep", tmp_path / "here"
+    (sweep / "embedded").mkdir(parents=True)
+    here.mkdir()
+    for path in (sweep / "rows.jsonl", here / "rows.jsonl", here / "other.jsonl"):
+        path.write_text("{}\n")
+    monkeypatch.chdir(here)
+    manifest = make_manifest(sweep, train="rows.jsonl", test="other.jsonl")
     config = read_intent(manifest, config=None, overrides=[])
-    assert (config.data.train, config.data.test) == (str(tmp_path / "sweep" / "rows.jsonl"), "other.jsonl")
-    chosen = read_intent(manifest, config=None, overrides=["data.train=rows.jsonl"])
-    assert chosen.data.train == "rows.jsonl"
+    assert (config.data.train, config.data.test) == (str(sweep / "rows.jsonl"), "other.jsonl")
+    assert config.model.name == "embedded"
+    assert read_intent(manifest, config=None, overrides=["data.train=rows.jsonl"]).data.train == "rows.jsonl"
 
 
 def test_all_wrong_overrides_are_named(tmp_path: Path) -> None:
