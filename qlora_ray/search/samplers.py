@@ -88,7 +88,7 @@ def make_nsga2(search: Search, space: SearchSpace, seed: int) -> optuna.samplers
 
 
 def make_grid(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
-    """Returns a walk over the grid's points, each once, in an order drawn by the seed."""
+    """Returns a walk over the grid's points, each once, in an order drawn by the sweep's seed."""
     import optuna
 
     class AskTellGrid(optuna.samplers.GridSampler):
@@ -111,4 +111,5 @@ def make_grid(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.
 
     fallback = optuna.samplers.RandomSampler(seed=seed)
     grid = {parameter.path: [encode_choice(value) for value in parameter.grid()] for parameter in space.parameters}
-    return AskTellGrid(grid, seed=seed)
+    # The sweep's own seed, also when it is resumed: Optuna shuffles the points by it, and trials hold their numbers.
+    return AskTellGrid(grid, seed=search.seed)
