@@ -43,6 +43,11 @@ class Conversion:
 def convert_rows(source_name: str, rows: Sequence[Row], data: Data) -> Conversion:
     """Turns the rows of one source into Examples.
 
+    Args:
+        source_name: What messages call the source.
+        rows: Its rows as they were read, the bad ones too.
+        data: The config section `data`: `format` and `columns` count.
+
     Raises:
         DataError: If the format cannot be told or a column is missing (columns and nearest name given), or if rows are
             bad: the first is named by file and line, and all are counted.
@@ -68,6 +73,11 @@ def convert_rows(source_name: str, rows: Sequence[Row], data: Data) -> Conversio
 
 def choose_format(source_name: str, rows: Sequence[Row], data: Data) -> Format:
     """Returns the format that the config names, or the one that the columns of the first rows fit.
+
+    Args:
+        source_name: What messages call the source.
+        rows: Its rows that could be read.
+        data: The config section `data`: `format` and `columns` count.
 
     Raises:
         DataError: If a named column is missing, or if no format or more than one fits.

@@ -20,7 +20,13 @@ KNOWN_PAIRS = (
 
 
 def has_columns(row_format: RowFormat, rows: Sequence[Row], seen: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    """Yields the format's columns where all of them are there."""
+    """Yields the format's columns where all of them are there.
+
+    Args:
+        row_format: The format that is tried.
+        rows: The first rows of the source, which this rule does not need.
+        seen: The names of their columns.
+    """
     if set(row_format.columns) <= set(seen):
         yield row_format.columns
 

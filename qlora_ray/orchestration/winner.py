@@ -90,7 +90,13 @@ def score_best(
 
     Trials may have been trained in different precisions on different GPUs; what decides is one measurement of
     all of them on the same kind of device. Without test rows the verdict is on the validation rows, and says so.
-    The arguments are those of `choose_winner`.
+
+    Args:
+        ledger: All trials of the sweep.
+        paths: Its folder.
+        config: The sweep's config: `evaluate.top_k` trials are scored again.
+        data: The splits that they are scored on.
+        pool: The pool's actor, whose executors score.
     """
     best = ledger.ranked()[: config.evaluate.top_k]
     if not best:

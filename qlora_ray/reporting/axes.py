@@ -80,7 +80,13 @@ def read_axes(space: Mapping[str, Any], params: Iterable[Mapping[str, Any]]) -> 
 
 
 def axis_of_values(path: str, values: Iterable[Any], *, log: bool = False) -> Axis:
-    """An axis that spans the values; a choice if any of them is not a number."""
+    """An axis that spans the values; a choice if any of them is not a number.
+
+    Args:
+        path: The axis's name: a parameter's config path, or `loss`.
+        values: The trials' values.
+        log: Whether it is to be logarithmic; with a value of 0 or below it is linear all the same.
+    """
     values = list(values)
     numbers = [number for value in values if (number := parse_number(value)) is not None]
     if len(numbers) < len(values) or not numbers:

@@ -30,7 +30,13 @@ class FolderFiles:
         return found
 
     def read_record(self, path: Path, kind: type[AnyRecord], *, needed: bool = False) -> AnyRecord | None:
-        """The record in a file; None if it is missing or broken."""
+        """The record in a file; None if it is missing or broken, which is then one of the problems.
+
+        Args:
+            path: The file.
+            kind: Its record type.
+            needed: Whether it is a problem that there is no such file.
+        """
         return self._try(lambda: read_record(path, kind), path, needed=needed)
 
     def _try(self, read: Callable[[], Found], path: Path, *, needed: bool) -> Found | None:

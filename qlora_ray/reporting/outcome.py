@@ -45,6 +45,13 @@ class Outcome:
 
 
 def read_outcome(paths: SweepPaths, files: FolderFiles, events: list[dict[str, Any]]) -> Outcome:
+    """How a sweep stands, by its summary and the scores of its best trials.
+
+    Args:
+        paths: The sweep's folder.
+        files: Reads its JSON files; what cannot be read is noted there.
+        events: The sweep's events, oldest first.
+    """
     summary = files.read_record(paths.summary, Summary)
     if summary is None or _was_resumed_since(paths.summary, events):
         # Where there is one, it is of the run before.

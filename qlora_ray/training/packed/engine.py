@@ -284,7 +284,7 @@ def make_engine(
     evaluate: Evaluate,
     metrics: list[Metric],
 ) -> PackedEngine:
-    """Returns the engine with a placement's sizes, see `training.engines`."""
+    """Returns the engine with a placement's sizes; arguments as in `training.engines.make_engine`."""
     assert placement.max_tokens_per_micro_batch is not None
     return PackedEngine(
         base,

@@ -52,7 +52,7 @@ class PeakMeter:
         self._seen: list[tuple[int, int]] = []
 
     def begin(self) -> None:
-        """Before a micro-batch."""
+        """Starts to measure a micro-batch; `end` follows it."""
         if self.limit_bytes is not None:
             self._reset()
 

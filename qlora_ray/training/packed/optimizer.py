@@ -58,7 +58,13 @@ def take_moments(optimizer: torch.optim.Optimizer, adapter: FlatAdapter) -> tupl
 
 
 def give_moments(optimizer: torch.optim.Optimizer, adapter: FlatAdapter, state: TrialState) -> None:
-    """Gives an adapter's optimizer the moments of a state, whichever engine wrote it."""
+    """Gives an adapter's optimizer the moments of a state, whichever engine wrote it.
+
+    Args:
+        optimizer: Of the adapter's flat row; it has not stepped yet.
+        adapter: Whose names and shapes the moments have.
+        state: Where they are; one of before the first step has none.
+    """
     tensors, facts = state.optimizer, state.optimizer_facts
     if not tensors:
         return

@@ -89,7 +89,13 @@ class Roster:
             admission.phase = phase
 
     def end(self, admission: PackedAdmission, failure: Failure, *, facts: dict[str, Any] | None = None) -> Report:
-        """The last report of a trial that has failed."""
+        """The last report of a trial that has failed.
+
+        Args:
+            admission: The trial's; it trains no further.
+            failure: Why.
+            facts: What really ran, where it came as far as training.
+        """
         self.move(admission, Phase.ENDED)
         return Report(admission.spec.trial_id, admission.report_index, True, {}, facts or {}, failure)
 

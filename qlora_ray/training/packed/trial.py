@@ -107,7 +107,7 @@ class PackedTrial:
 
     @property
     def learning_rate(self) -> float:
-        """Of its next optimizer step."""
+        """The rate of the trial's next optimizer step."""
         factor = rate_factor(self.spec.training, position=self.schedule_step, num_steps=self.spec.budget.num_steps)
         return self.spec.training.learning_rate * factor
 

@@ -148,7 +148,10 @@ def make_engine(
     evaluate: Evaluate,
     metrics: list[Metric],
 ) -> SingleEngine:
-    """Returns the engine with a placement's sizes, see `training.engines`; the limit on memory is torch's alone."""
+    """Returns the engine with a placement's sizes; arguments as in `training.engines.make_engine`.
+
+    torch alone holds `memory_limit_bytes` here: the engine plans nothing by it.
+    """
     return SingleEngine(
         base,
         data,
