@@ -18,6 +18,7 @@ from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.record_parts import DataRecord, LoraRecord
 from qlora_ray.runs.records import Manifest, TrialRecord, read_record
 from qlora_ray.runs.winner import BEST, SCORES, find_trial
+from qlora_ray.scoring.verdict import Verdict
 from qlora_ray.search.space import apply_values
 
 # What may be named anew when a sweep is exported elsewhere than where it ran: where the base and the rows are. And
@@ -149,9 +150,19 @@ def _read_record(path: Path) -> TrialRecord:
 
 
 def _read_scores(paths: SweepPaths) -> dict[str, Any]:
-    """best/scores.json; empty for a winner of before there was one."""
-    found = read_json(paths.best / SCORES) if (paths.best / SCORES).is_file() else {}
-    return found if isinstance(found, dict) else {}
+    """best/scores.json; empty for a winner of before there was one. Raises RunError if its verdict cannot be read."""
+    path = paths.best / SCORES
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        return {}
+    if isinstance(found.get("verdict"), dict):
+        try:
+            Verdict.from_dict(found["verdict"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{path}: its verdict cannot be read: {type(error).__name__}: {error}. Restore it."
+            ) from None
+    return found
 
 
 def _read_config(manifest: Manifest, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from qlora_ray.errors import DataError
 from qlora_ray.formats import format_score, plural
 from qlora_ray.runs.files import to_plain_json
+from qlora_ray.runs.typed_json import parse_number
 from qlora_ray.scoring.significance import Floats, bootstrap_interval, mcnemar_p, sign_flip_p
 
 if TYPE_CHECKING:
@@ -71,19 +72,25 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Comparison:
-        """Returns the comparison that `to_dict` wrote; keys of other things beside it are left alone."""
+        """Returns the comparison that `to_dict` wrote; keys of other things beside it are left alone.
+
+        Raises:
+            KeyError, TypeError, ValueError: A value is missing, or is none that `to_dict` writes.
+        """
         low, high = data["interval"]
+        if data["verdict"] not in get_args(VerdictWord):
+            raise ValueError(f"the verdict is none: {data['verdict']!r}")
         return cls(
-            measure=data["measure"],
-            higher_is_better=data["higher_is_better"],
-            base=_or(data["base"], math.nan),
-            tuned=_or(data["tuned"], math.nan),
-            difference=_or(data["difference"], math.nan),
-            interval=(_or(low, -math.inf), _or(high, math.inf)),
-            p_value=data["p_value"],
-            test=data["test"],
-            num_rows=data["num_rows"],
-            num_dropped=data["num_dropped"],
+            measure=_read_text(data["measure"]),
+            higher_is_better=bool(data["higher_is_better"]),
+            base=_read_number(data["base"], missing=math.nan),
+            tuned=_read_number(data["tuned"], missing=math.nan),
+            difference=_read_number(data["difference"], missing=math.nan),
+            interval=(_read_number(low, missing=-math.inf), _read_number(high, missing=math.inf)),
+            p_value=_read_number(data["p_value"]),
+            test=_read_text(data["test"]),
+            num_rows=_read_count(data["num_rows"]),
+            num_dropped=_read_count(data["num_dropped"]),
             verdict=data["verdict"],
         )
 
@@ -242,5 +249,23 @@ def _judge(interval: tuple[float, float], p_value: float, *, higher_is_better: b
     return "better" if (low > 0) == higher_is_better else "worse"
 
 
-def _or(value: float | None, missing: float) -> float:
-    return missing if value is None else value
+def _read_number(value: Any, *, missing: float | None = None) -> float:
+    """The number that JSON holds; `missing` for null, where there is one."""
+    if value is None and missing is not None:
+        return missing
+    if not isinstance(value, float) and parse_number(value) is None:
+        raise ValueError(f"must be a number, got {value!r:.80}")
+    return value
+
+
+def _read_count(value: Any) -> int:
+    count: int | None = parse_number(value, int)
+    if count is None:
+        raise ValueError(f"must be a number, got {value!r:.80}")
+    return count
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, got {value!r:.80}")
+    return value

@@ -84,6 +84,13 @@ def test_the_winner_is_what_its_own_folder_says(sweep):
     assert selection.is_winner and selection.scores == {}
 
 
+def test_a_verdict_that_cannot_be_read_is_refused_by_its_file(sweep):
+    with edited(sweep / "best" / "scores.json") as scores:
+        scores["verdict"]["deciding"]["verdict"] = "fine"
+    with pytest.raises(RunError, match=r"best/scores\.json: its verdict cannot be read"):
+        select_trial(sweep)
+
+
 def test_a_trial_with_an_adapter_that_did_not_end_is_not_named_as_complete(sweep):
     with edited(sweep / "trials" / "0002" / "record.json") as record:
         record |= {"state": "failed", "cause": "x"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from qlora_ray.reporting.score_records import EvaluationRecord
 from qlora_ray.reporting.searches import tell_failures
 from qlora_ray.reporting.story import read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
-from qlora_ray.reporting.writing import write_reports
+from qlora_ray.reporting.writing import compose, write_reports
 from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
 from qlora_ray.runs.records import SweepStatus
 from qlora_ray.training.engine import UNEVALUATED
@@ -163,6 +164,18 @@ def test_a_verdict_that_cannot_be_read_is_not_told_as_never_made(paths: SweepPat
     (paths.best / "scores.json").write_text('{"trial": "0003", "verdict"')
     headline, tone = headline_of(read_story(paths))
     assert "0003" in headline and "cannot be read" in headline and tone == "bad"
+
+
+@pytest.mark.parametrize("value", [5, "x", [1], {"a": 1}, 10**400, math.inf])
+@pytest.mark.parametrize("key", ["measure", "base", "difference", "interval", "p_value", "test", "num_rows", "verdict"])
+def test_a_verdict_with_a_damaged_value_is_told_or_said_to_be_unreadable(
+    paths: SweepPaths, key: str, value: object
+) -> None:
+    with edited(paths.best / "scores.json") as scores:
+        scores["verdict"]["deciding"][key] = value
+    story = read_story(paths)
+    assert (story.outcome.verdict is None) == any("its verdict cannot be read" in text for text in story.problems)
+    compose(story)
 
 
 def test_a_missing_file_is_said_and_not_guessed(paths: SweepPaths) -> None:
