@@ -111,7 +111,7 @@ def format_score(value: float | None, *, sign: str = "", digits: int = 3) -> str
 
     Args:
         sign: `+` to show it where it is positive, too.
-        digits: Decimals, or digits.
+        digits: Decimals of values from 0.01 to 1,000; significant digits of smaller ones.
     """
     if value is None or math.isnan(value):
         return MISSING

@@ -14,7 +14,7 @@ _STORED = (".safetensors",)
 
 
 def archive_path(folder: Path) -> Path:
-    """Where a bundle's zip goes: beside the folder."""
+    """Returns the path of a bundle's zip: beside its folder, with `.zip` after its name."""
     return folder.with_name(folder.name + ".zip")
 
 

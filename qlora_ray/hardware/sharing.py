@@ -52,8 +52,8 @@ def make_placement(
 
     Args:
         devices: The devices of one class that have room.
-        executors: What is put on each.
-        question: What is to be placed.
+        executors: How many executors a device has, and what each is given.
+        question: The base, the largest trial, and what the config says of the cluster.
         precision: What the class computes in.
         room_bytes: Free memory of the class's fullest device.
     """

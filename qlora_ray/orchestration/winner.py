@@ -93,7 +93,7 @@ def score_best(
 
     Args:
         ledger: All trials of the sweep.
-        paths: Its folder.
+        paths: The sweep's folder.
         config: The sweep's config: `evaluate.top_k` trials are scored again.
         data: The splits that they are scored on.
         pool: The pool's actor, whose executors score.

@@ -33,8 +33,8 @@ class FolderFiles:
         """The record in a file; None if it is missing or broken, which is then one of the problems.
 
         Args:
-            path: The file.
-            kind: Its record type.
+            path: The file that is read.
+            kind: TrialRecord, Manifest or Summary.
             needed: Whether it is a problem that there is no such file.
         """
         return self._try(lambda: read_record(path, kind), path, needed=needed)

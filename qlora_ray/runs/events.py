@@ -20,7 +20,7 @@ class EventLog:
 
         Args:
             event: What happened, as `subject_verb` (trial_started, executor_lost).
-            reason: Why, in words.
+            reason: Why it happened, as a sentence for the user.
             facts: What belongs to it; JSON values.
         """
         append_line(self._path, {"time": round(time.time(), 3), "event": event, "reason": reason, **facts})

@@ -68,7 +68,7 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]], *, is_synced: bo
 
     Args:
         path: The file; made with its folder where there is none.
-        rows: A line each.
+        rows: JSON values, one for each line.
         is_synced: Whether they are on the disk when this returns.
 
     Raises:

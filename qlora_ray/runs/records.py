@@ -182,7 +182,7 @@ def from_dict(data: Any, kind: type[AnyRecord], *, where: Path) -> AnyRecord:
     """A record from its JSON; unknown keys are kept, and written again.
 
     Args:
-        data: What the file holds.
+        data: The file's content, as `json.loads` returned it.
         kind: TrialRecord, Manifest or Summary.
         where: The file, for the message.
 

@@ -70,7 +70,7 @@ def map_batches(
     Once halved, batches stay small: rows should come with the longest first, so that halving happens early.
 
     Args:
-        rows: Row numbers.
+        rows: The numbers of the rows that are batched, in this order.
         run: Computes a batch of them.
         batch_size: Rows of the first batch.
 

@@ -52,7 +52,7 @@ class Sampling:
 
 
 def choose_sampling(evaluate: Evaluate) -> Sampling | None:
-    """Returns how the config draws answers; None: greedily."""
+    """Returns how the config has answers drawn; None where they are greedy."""
     if evaluate.temperature == 0:
         return None
     return Sampling(evaluate.temperature, evaluate.top_p, evaluate.sample_seed)

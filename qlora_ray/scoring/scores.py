@@ -107,8 +107,8 @@ def score_model(
 
     Args:
         model: A causal LM of transformers, or a PEFT model around one.
-        tokenizer: The model's own.
-        split: The rows.
+        tokenizer: The tokenizer of the model.
+        split: The rows that the model is scored on.
         metrics: What scores the answers, the deciding one first.
         evaluate: How answers are generated, and of how many rows.
         precision: The data type that the model computes in.
@@ -170,7 +170,7 @@ def make_scores(
     Args:
         answers: Of the split's first rows; the metrics are measured on them.
         row_nll: As in `Scores`; the loss is their sum over all tokens, NaN where there are none.
-        row_tokens: As in `Scores`.
+        row_tokens: The trained tokens of each row.
         metrics: What the answers are measured by.
         budget: What the answered rows had room for.
         num_cut_answers: Answers that ended because their tokens were spent.

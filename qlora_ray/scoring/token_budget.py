@@ -93,8 +93,8 @@ def count_reference_tokens(
     larger count of the text and of the row's own answer counts.
 
     Args:
-        split: The rows.
-        tokenizer: Counts the tokens.
+        split: The rows whose references are counted.
+        tokenizer: The tokenizer of the model that answers.
         num_rows: Rows to count, from the first; None: all.
     """
     references = list(split.references[:num_rows])

@@ -62,8 +62,8 @@ def judge(base: Scores, tuned: Scores, *, metrics: Sequence[Metric], split: str,
     """Returns the verdict on two models that were scored on the same rows.
 
     Args:
-        base: The base's scores.
-        tuned: The adapter's.
+        base: The scores of the base.
+        tuned: The scores of the adapter on the same rows.
         metrics: What answers were scored with, the deciding one first.
         split: The name of the split that the rows are of.
         was_chosen_on: Whether the adapter was picked by its scores on these rows.
@@ -87,7 +87,7 @@ def describe_cuts(
     model could give them. Without references nothing says how long an answer should be.
 
     Args:
-        base: The base's scores.
+        base: The scores of the base.
         tuned: The tuned model's scores.
         base_name: What the base is called in the note.
         tuned_name: What the tuned model is called in it.

@@ -99,7 +99,7 @@ def enqueue_known_points(study: optuna.Study, *, search: Search, space: SearchSp
     Args:
         study: The study.
         search: Has the sampler's name.
-        space: Has the points.
+        space: The search space, which has the points.
     """
     if SAMPLERS[search.sampler].visits_grid:
         return

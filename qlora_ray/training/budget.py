@@ -66,7 +66,7 @@ def sample_order(*, num_rows: int, num_samples: int, data_seed: int) -> list[int
     same samples in the same order.
 
     Args:
-        num_rows: Training rows.
+        num_rows: Training rows there are.
         num_samples: Samples that the trial sees.
         data_seed: `training.data_seed`.
     """

@@ -191,8 +191,8 @@ def restore_optimizer(
 
     Args:
         optimizer: An optimizer of the same kind over the same parameters.
-        tensors: The first part of what `flatten_optimizer` returned.
-        facts: The second part.
+        tensors: The tensors that `flatten_optimizer` returned.
+        facts: The numbers that `flatten_optimizer` returned beside them.
         names: The parameters' names, in the optimizer's own order.
     """
     numbers = {name: number for number, name in enumerate(names)}

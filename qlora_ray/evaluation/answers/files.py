@@ -42,7 +42,7 @@ def answer_path(folder: Path, *, model: str, prompt_set: str) -> Path:
     Args:
         folder: The evaluation's folder.
         model: base, adapter or merged.
-        prompt_set: The set's name.
+        prompt_set: The prompt set's name, as `0-shot` or `red_team`.
     """
     return folder / model / f"{prompt_set}.jsonl"
 

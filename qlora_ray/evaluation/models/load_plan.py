@@ -69,7 +69,7 @@ def make_load_plan(target: Target, names: Sequence[ModelName], *, device: Device
     """Decides how each model is loaded, and checks that the adapter's base is the one it was trained on.
 
     Args:
-        target: What is evaluated.
+        target: The sweep, adapter, bundle or model that is evaluated.
         names: The models that will be loaded.
         device: Where they will be loaded.
 

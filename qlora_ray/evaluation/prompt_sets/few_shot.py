@@ -27,7 +27,7 @@ def draw_examples(train: Sequence[Example], *, held_out: Sequence[Example], num:
     Args:
         train: What examples are drawn from.
         held_out: The examples that are asked themselves.
-        num: Examples to draw.
+        num: How many examples are drawn from train.
         seed: Decides which are drawn, and in what order.
 
     Raises:
@@ -135,8 +135,8 @@ def tokenize_whole(
 
     Args:
         name: The split's name, for messages.
-        examples: Rows as turns.
-        template: Renders the turns.
+        examples: The rows that stand before each question, as turns.
+        template: How turns are rendered, as `choose_template` returned it.
         tokenizer: Turns the text into tokens.
         last_only: Whether only the last answer counts, as in `data.templates.render`.
 

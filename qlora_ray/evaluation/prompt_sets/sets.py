@@ -95,7 +95,7 @@ def choose_split(prepared: PreparedData, requested: str) -> tuple[TokenizedSplit
     """Returns the rows to evaluate on and why these; None for `none`.
 
     Args:
-        prepared: The splits.
+        prepared: The tokenized train, validation and test rows.
         requested: auto, test, validation or none.
 
     Raises:

@@ -159,7 +159,7 @@ class AnswerLog:
         """Appends a batch, flushed to disk before it returns.
 
         Args:
-            model: Who answered.
+            model: The model that answered: base, adapter or merged.
             prompts: The prompt set's name.
             lines: A JSON object per answer, each with its `row`.
         """

@@ -26,8 +26,8 @@ def is_finished(answer_log: AnswerLog, model: str, request: TaskRequest) -> bool
 
     Args:
         answer_log: Where results are kept.
-        model: Whose results.
-        request: The tasks.
+        model: The model that ran the tasks: base, adapter or merged.
+        request: The tasks and their number of shots and rows.
     """
     path = answer_log.tasks_path(model)
     if not request.tasks:
@@ -41,7 +41,7 @@ def run_harness(answer_log: AnswerLog, loaded: LoadedModel, request: TaskRequest
     Args:
         answer_log: Where results are kept.
         loaded: The model to run them on.
-        request: The tasks.
+        request: The tasks and their number of shots and rows.
 
     Raises:
         ConfigError: If the harness is not installed, or has no such task.
@@ -62,7 +62,7 @@ def read_harness(answer_log: AnswerLog, models: Sequence[str], request: TaskRequ
     Args:
         answer_log: Where results are kept.
         models: The models to report, each compared with those before it.
-        request: The tasks.
+        request: The tasks and their number of shots and rows.
     """
     results = {model: _read(answer_log.tasks_path(model)) for model in models}
     compared, not_compared = _compare(results)

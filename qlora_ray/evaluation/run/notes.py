@@ -26,8 +26,8 @@ def note_weaknesses(
     """Returns what weakens the figures, a sentence each.
 
     Args:
-        target: What is evaluated.
-        prepared: The splits.
+        target: The sweep, adapter, bundle or model that is evaluated.
+        prepared: The tokenized train, validation and test rows.
         split: The split whose rows are asked; None: none.
         sets: The prompt sets, of the split and of files.
         limited: The token budget of each set.

@@ -102,7 +102,7 @@ def collect_findings(
     """Scores what is in the answer log.
 
     Args:
-        metrics: By prompt set.
+        metrics: The metrics that score each prompt set, by its name.
         limited: The token budget of each prompt set.
         sampling: How answers were drawn; None: greedily.
 

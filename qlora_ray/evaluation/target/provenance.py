@@ -48,8 +48,8 @@ def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: 
     """A target of kind adapter: its base by name, stored as it was in training.
 
     Args:
-        adapter: The adapter's folder.
-        origin: What came with it.
+        adapter: The adapter's folder, in PEFT's format.
+        origin: Config, record and manifest that were found with it.
         request: What the command line says.
         path: What the user named, as results call it.
         to: Where the evaluation goes by default.
@@ -97,7 +97,7 @@ def target_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path
 
     Args:
         folder: The merged model's folder.
-        origin: What came with it.
+        origin: Config, record and manifest that were found with it.
         request: What the command line says.
         to: Where the evaluation goes by default.
 

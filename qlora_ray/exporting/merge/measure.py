@@ -167,7 +167,7 @@ def measure_reference(runner: Runner, rows: MeasuredRows, *, name: str, dtype: s
 
     Args:
         runner: The quantized base with the adapter on it.
-        rows: The held-out rows.
+        rows: The held-out rows that all models are measured on.
         name: The model's name in reports.
         dtype: What its weights are in.
         folder: Takes one file of log-probabilities per row.
@@ -192,7 +192,7 @@ def measure_model(runner: Runner, reference: Reference, *, name: str, dtype: str
     """How far a model is from the reference on its rows; KL and loss are NaN where its outputs are.
 
     Args:
-        runner: The model.
+        runner: The merged model, ready to be run.
         reference: What the trained model said on the same rows.
         name: The model's name in reports.
         dtype: What its weights are in.

@@ -51,7 +51,7 @@ def draw_adapter(wrapped: WrappedBase, lora: Lora, *, seed: int) -> tuple[Bluepr
     Args:
         wrapped: The base; its own layers are put back while PEFT works.
         lora: Rank, alpha, dropout and target modules.
-        seed: Of the draw of A.
+        seed: Seeds the draw of A.
 
     Raises:
         ModelError: If the base lacks a target module, or the adapter is of a kind that cannot be packed.

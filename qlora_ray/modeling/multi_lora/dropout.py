@@ -33,7 +33,7 @@ def row_key(seed: int, step: int, row: int) -> int:
     """Returns the 32-bit key that one row's masks in one step follow from.
 
     Args:
-        seed: Of the adapter.
+        seed: The adapter's own seed.
         step: The optimizer step, from 0.
         row: The row's number within the step's batch, from 0.
     """

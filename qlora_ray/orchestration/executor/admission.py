@@ -129,7 +129,7 @@ class Admissions:
         """A trial's admission; under the lock.
 
         Args:
-            trial_id: The trial.
+            trial_id: The id of the trial that a caller asks for.
             admission: The one that it must still be.
 
         Raises:

@@ -78,7 +78,7 @@ class StateWriter:
         """Writes a state soon, after all that was given before.
 
         Args:
-            trial_id: Whose state it is.
+            trial_id: The id of the trial, which its folder is named by.
             state: The state, which nobody changes any more; None only waits for what was given before.
             earlier: The write of the same tensors with other facts.
             is_wanted: Asked just before; the state of a trial that has left is not written.

@@ -33,7 +33,7 @@ def resolve_data_metrics(
 
     Args:
         config: Names metrics, or says `auto`.
-        data: The prepared splits.
+        data: The tokenized splits; their references decide which metrics fit.
         custom: Metrics of the user's own, which stand last.
 
     Raises:
@@ -54,8 +54,8 @@ def check_references(split: EvaluationSplit, metrics: Sequence[Metric], *, num_r
     """Scores the references of the first rows by themselves: what cannot be scored is known before it is answered.
 
     Args:
-        split: The rows.
-        metrics: What will score them.
+        split: The rows that are to be answered.
+        metrics: The metrics that will score the answers.
         num_rows: Rows that will be answered; None: all.
 
     Raises:

@@ -75,9 +75,9 @@ def measure(metric: Metric, predictions: Sequence[str], references: Sequence[str
     """Returns the metric's scores of these answers.
 
     Args:
-        metric: What scores.
-        predictions: An answer per row.
-        references: What each should be.
+        metric: The metric.
+        predictions: The model's answers, one for each row.
+        references: The expected answers, in the same order.
 
     Raises:
         ConfigError: the metric fails, or returns what is no score; the message names its file and line.
@@ -95,9 +95,9 @@ def checked_scores(metric: Metric, predictions: Sequence[str], references: Seque
     """Returns the metric's score per row, as floats.
 
     Args:
-        metric: What scores.
-        predictions: An answer per row.
-        references: What each should be.
+        metric: The metric.
+        predictions: The model's answers, one for each row.
+        references: The expected answers, in the same order.
 
     Raises:
         ConfigError: the metric fails, returns too few or too many scores, or some that are not numbers.

@@ -91,9 +91,9 @@ def run_query(database: Path, sql: str, *, timeout_s: float = TIMEOUT_S, max_row
 
     Args:
         database: An SQLite file, opened read-only.
-        sql: The statement.
-        timeout_s: Seconds it may run.
-        max_rows: Rows it may return.
+        sql: The statement that is run.
+        timeout_s: Seconds after which it is stopped.
+        max_rows: Rows after which it is stopped.
 
     Raises:
         SqlFailure: the statement is not allowed, does not run, or exceeds `timeout_s`, `max_rows` or a size limit.
@@ -134,7 +134,7 @@ def execution_match(
 
     Args:
         database: An SQLite file, opened read-only.
-        predicted: The answer.
+        predicted: The query that the model answered.
         reference: The query it should be.
         timeout_s: Seconds that either may run.
 

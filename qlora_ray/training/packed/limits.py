@@ -33,7 +33,7 @@ class Limits:
         """Sets `max_tokens` for a step by what earlier micro-batches took; returns the slots beside it.
 
         Args:
-            trials: The trials that step.
+            trials: The trials that take this step.
             num_here: All trials in memory, those that wait included.
             longest_row: Tokens of the step's longest row, which is never cut.
         """

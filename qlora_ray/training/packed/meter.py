@@ -88,10 +88,10 @@ class PeakMeter:
         """Returns how many trials fit: at most as planned, at least those that are here.
 
         Args:
-            now: Trials that are here.
+            now: Trials that are in memory now.
             bytes_per_trial: What one more takes: weights, gradients and moments.
             num_tokens: Padded tokens of the longest micro-batch.
-            planned: The planner's number.
+            planned: Slots by the plan.
         """
         fit = self.fit()
         if fit is None or self.limit_bytes is None or bytes_per_trial <= 0:

@@ -93,7 +93,7 @@ class Roster:
 
         Args:
             admission: The trial's; it trains no further.
-            failure: Why.
+            failure: What ended it.
             facts: What really ran, where it came as far as training.
         """
         self.move(admission, Phase.ENDED)
