@@ -1,4 +1,4 @@
-"""The suite every engine micro-batches. Subclass EngineContract and give it `make_engine`."""
+"""The suite that every engine passes. Subclass EngineContract and give it `make_engine`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 
 from qlora_ray.config.schema import Data, Lora, Model, Training
 from qlora_ray.data import PreparedData, prepare_data
-from qlora_ray.modeling.adapters import attach_adapter, detach_adapter
 from qlora_ray.modeling.loading import LoadedBase, load_base, load_tokenizer
 from qlora_ray.modeling.quantization import specify_quantization
-from qlora_ray.training.budget import make_budget, sample_order, warmup_steps
+from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import UNEVALUATED, Engine, Report, TrialSpec
+from tests.contracts.plain_torch import plain_training_losses, plain_validation_loss
 
 NUM_REPORTS = 3
 BATCH = 4
@@ -332,7 +331,7 @@ class EngineContract:
         spec = make_spec(lora={"lora_dropout": 0.0}, lr_scheduler_type="cosine", weight_decay=0.01)
         reports = run_trial(engine, spec)
         engine.evict("0000")
-        expected = plain_training_losses(spec, bench)
+        expected = plain_training_losses(spec, bench.base, bench.data)
         per_report = NUM_STEPS // NUM_REPORTS
         for index, report in enumerate(reports):
             mean = sum(expected[index * per_report : (index + 1) * per_report]) / per_report
@@ -367,48 +366,3 @@ class EngineContract:
         assert tuned.loss == pytest.approx(reports[-1].metrics["eval_loss"], rel=1e-5)
         assert base.loss == pytest.approx(plain_validation_loss(bench.base.model, bench.data), rel=1e-5)
         assert base.num_tokens == tuned.num_tokens
-
-
-def plain_validation_loss(model: Any, data: PreparedData) -> float:
-    """Mean loss over all answer tokens, row by row, by torch alone."""
-    total, count = 0.0, 0
-    model.eval()
-    for ids, mask in zip(data.validation.input_ids, data.validation.completion_mask, strict=True):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
-        kept = torch.tensor(mask[1:], dtype=torch.bool)
-        total += F.cross_entropy(logits[kept], torch.tensor(ids[1:])[kept], reduction="sum").item()
-        count += int(kept.sum())
-    return total / count
-
-
-def plain_training_losses(spec: TrialSpec, bench: Bench) -> list[float]:
-    """Each step's loss of a hand-written loop: PEFT, AdamW, cosine schedule with warm-up, clipping at 1."""
-    training, num_steps = spec.training, spec.budget.num_steps
-    model = attach_adapter(bench.base, spec.lora, seed=training.seed)
-    model.train()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
-    warmup = warmup_steps(training, num_steps)
-    order = sample_order(num_rows=len(bench.data.train), num_samples=num_steps * BATCH, data_seed=training.data_seed)
-    seen = []
-    for step in range(num_steps):
-        if step < warmup:
-            factor = step / warmup
-        else:
-            factor = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
-        optimizer.param_groups[0]["lr"] = training.learning_rate * factor
-        total, count = torch.zeros(()), 0
-        for row in order[step * BATCH : (step + 1) * BATCH]:
-            ids, mask = bench.data.train.input_ids[row], bench.data.train.completion_mask[row]
-            kept = torch.tensor(mask[1:], dtype=torch.bool)
-            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
-            total = total + F.cross_entropy(logits[kept], torch.tensor(ids[1:])[kept], reduction="sum")
-            count += int(kept.sum())
-        (total / count).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        seen.append(total.item() / count)
-    detach_adapter(bench.base)
-    return seen

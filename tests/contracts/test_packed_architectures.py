@@ -15,8 +15,9 @@ from qlora_ray.modeling.loading import LoadedBase, load_tokenizer
 from qlora_ray.training.engine import Report, TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.single.engine import SingleEngine
-from tests.contracts.engine_contract import make_spec, plain_validation_loss, run_trial
+from tests.contracts.engine_contract import make_spec, run_trial
 from tests.contracts.packed_models import ARCHITECTURES, GPT2, load_saved_base, save_random_base
+from tests.contracts.plain_torch import plain_validation_loss
 
 NUM_STEPS = 4
 

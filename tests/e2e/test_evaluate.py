@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,53 +16,23 @@ import torch
 
 from qlora_ray import embedded
 from qlora_ray.config import SweepConfig
-from qlora_ray.config.schema import Evaluate, Lora, Model
+from qlora_ray.config.schema import Evaluate, Model
 from qlora_ray.data import prepare_data
 from qlora_ray.evaluate import main
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.options import Options
 from qlora_ray.evaluation.run.plan import make_plan
-from qlora_ray.modeling.adapters import attach_adapter, save_adapter, saved_adapter
-from qlora_ray.modeling.loading import hash_base, load_base, load_tokenizer
+from qlora_ray.modeling.adapters import saved_adapter
+from qlora_ray.modeling.loading import load_base, load_tokenizer
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
 from qlora_ray.runs import read_json
 from qlora_ray.scoring import resolve_metrics
 from qlora_ray.scoring.scores import score_model
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
 from tests.e2e.sweeps import read_until
+from tests.e2e.untrained_sweep import FAST, NUM_ROWS, sweep
 
-NUM_ROWS = 8
-FAST = ("--rows", str(NUM_ROWS), "--set", "evaluate.max_new_tokens=40", "--set", "evaluate.batch_size=4")
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a sweep of one trial leaves, with an adapter that no one trained: it makes the base worse."""
-    root = tmp_path_factory.mktemp("results") / "x"
-    config = SweepConfig()
-    config.data.max_length = 256
-    base = load_base(
-        config.model, quantization=specify_quantization(config.model.quantization, compute_dtype="fp32"), device="cpu"
-    )
-    model = attach_adapter(base, Lora(r=4), seed=3)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    (root / "best").mkdir(parents=True)
-    (root / "trials").mkdir()
-    save_adapter(model, root / "best" / "adapter")
-    data = prepare_data(config.data, tokenizer=base.tokenizer, data_seed=config.training.data_seed)
-    manifest = {"config": config.model_dump(), "folder": str(root), "data": data.report.to_dict()}
-    record = {
-        "trial": "0000",
-        "state": "complete",
-        "base": {"name": "embedded", "revision": None, "hash": hash_base(config.model)},
-        "ran": {"quantization": base.quantization.to_dict()},
-    }
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    (root / "summary.json").write_text(json.dumps({"status": "complete", "winner": "0000"}))
-    (root / "best" / "record.json").write_text(json.dumps(record))
-    return root
+__all__ = ["sweep"]
 
 
 @pytest.fixture(scope="module")
@@ -234,65 +203,6 @@ def test_a_metric_of_ones_own_is_scored_and_compared(sweep: Path, tmp_path: Path
     answers = read_rows(tmp_path / "to", "base/0-shot.jsonl")
     mean = sum(len(row["answer"]) for row in answers) / NUM_ROWS
     assert read_json(tmp_path / "to" / "evaluation.json")["scores"][0]["metrics"]["length"] == pytest.approx(mean)
-
-
-def test_references_that_cannot_be_scored_are_found_before_a_model_is_loaded(
-    sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("qlora_ray.evaluation.run.models.open_models", lambda *_: 1 / 0)
-    assert main([str(sweep), *FAST, "--set", "evaluate.metrics=[numeric]", "--to", str(tmp_path / "to")]) == 2
-    assert "numeric" in capfd.readouterr().err
-    assert not (tmp_path / "to").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--models", "base,merged"], "--models merged: .* must have such a model"),
-        (["--models", "basis"], "--models: must be of base, adapter, merged, got basis"),
-        (["--trial", "7"], "--trial 7: no such trial"),
-        (["--shots", "three"], "--shots: must be numbers like 0,3, got 'three'"),
-        (["--split", "none"], "--split none: leaves nothing to evaluate"),
-        (["--lm-eval-shots", "3"], "--lm-eval-shots 3: needs --lm-eval tasks, got none"),
-        (["--max-prompts", "3"], "--max-prompts 3: needs --prompts files, got none"),
-        (["--metric", "gone.py:X"], r"metric gone.py:X: must name a Python file"),
-        (["--set", "evaluate.shot=3"], "evaluate.shot is not a known key"),
-        (["--prompts", "red_team", "--set", "evaluate.metrics=[token_f1]"], "metrics need a reference in every row"),
-        (["--prompts", "gone.jsonl"], "prompts: must be a file or one of"),
-        (["--set", "model.name=/gone"], r"its base must be there, got /gone"),
-    ],
-)
-def test_bad_input_is_one_message_and_leaves_nothing(
-    sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], words: str
-) -> None:
-    to = tmp_path / "to"
-    assert main([str(sweep), "--to", str(to), *options]) == 2
-    captured = capfd.readouterr()
-    assert "Traceback" not in captured.err
-    assert re.search(words, captured.err), captured.err
-    assert not to.exists()
-
-
-@pytest.mark.parametrize("text", ["abc", "0", "-1", "1_000", "2.5"])
-def test_rows_must_be_a_whole_number(text: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["embedded", f"--rows={text}"])
-    assert f"argument --rows: must be a whole number above 0, got {text}" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [
-        ("--max-prompts=0", "argument --max-prompts: must be a whole number above 0, got 0"),
-        ("--max-prompts=ten", "argument --max-prompts: must be a whole number above 0, got ten"),
-        ("--lm-eval-shots=-1", "argument --lm-eval-shots: must be a whole number, 0 or more, got -1"),
-        ("--lm-eval-shots=1.5", "argument --lm-eval-shots: must be a whole number, 0 or more, got 1.5"),
-    ],
-)
-def test_other_counts_must_be_whole_numbers_too(option: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["embedded", option])
-    assert words in capfd.readouterr().err
 
 
 def test_a_changed_setting_and_a_changed_base_are_refused(

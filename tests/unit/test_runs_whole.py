@@ -4,55 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import subprocess
-import sys
-import tempfile
-import threading
 from pathlib import Path
 
 import pytest
 
 from qlora_ray.errors import RunError
 from qlora_ray.runs.whole import restore_folder, whole_file, whole_folder
-
-FILES = ("1", "2", "3")
-
-
-def fill_disk(*args):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def write_folder(path, text, *, names=FILES, **settings):
-    """A whole folder of files of one text."""
-    with whole_folder(path, **settings) as folder:
-        for name in names:
-            (folder / name).write_text(text)
-
-
-def read_whole(path):
-    """What the files of a whole folder all hold; fails for one that is not whole."""
-    contents = {file.name: file.read_text() for file in path.iterdir()}
-    assert set(contents) == set(FILES) and len(set(contents.values())) == 1
-    return contents["1"]
-
-
-def names_in(path):
-    return sorted(file.name for file in path.iterdir())
-
-
-def lose_first(monkeypatch, name, lose):
-    """Lets the first temporary file or folder that is made be lost before its maker goes on."""
-    real = getattr(tempfile, name)
-
-    def make_and_lose(**settings):
-        monkeypatch.setattr(tempfile, name, real)
-        made = real(**settings)
-        lose(made)
-        return made
-
-    monkeypatch.setattr(tempfile, name, make_and_lose)
+from tests.unit.whole_folders import fill_disk, lose_first, names_in, read_whole, write_folder
 
 
 def test_a_folder_takes_its_name_when_it_is_whole_and_replaces_an_old_one_entirely(tmp_path):
@@ -207,144 +166,6 @@ def test_a_users_own_hidden_folders_and_files_beside_ours_are_left_alone(tmp_pat
         pass
     restore_folder(tmp_path / "model")
     assert all(path.is_file() for path in mine)
-
-
-# Replaces `a` by a folder of the FILES "new", and dies before the n-th thing that it does to the disk.
-DYING_WRITER = """
-import os, sys
-from pathlib import Path
-from qlora_ray.runs.whole import whole_folder
-
-num_left = int(sys.argv[2])
-
-def dying(real):
-    def call(*args, **settings):
-        global num_left
-        num_left -= 1
-        if num_left < 0:
-            os._exit(9)
-        return real(*args, **settings)
-    return call
-
-with whole_folder(Path(sys.argv[1])) as folder:
-    for name in "123":
-        (folder / name).write_text("new")
-    for name in ("replace", "rename", "unlink", "rmdir", "fsync", "open"):
-        setattr(os, name, dying(getattr(os, name)))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("heir", ["reader", "writer", "failing writer"])
-def test_a_writer_killed_at_any_point_leaves_the_old_folder_or_the_new_one_whole(tmp_path, heir):
-    seen = []
-    for num_calls in range(100):
-        path = tmp_path / str(num_calls) / "a"
-        write_folder(path, "old")
-        ended = subprocess.run([sys.executable, "-c", DYING_WRITER, str(path), str(num_calls)], check=False)
-        if heir == "reader":
-            restore_folder(path)
-        else:
-            with contextlib.suppress(ValueError), whole_folder(path) as folder:
-                for name in FILES:
-                    (folder / name).write_text("heir's")
-                if heir == "failing writer":
-                    raise ValueError
-        seen.append(read_whole(path))
-        assert list(path.parent.iterdir()) == [path]
-        if ended.returncode == 0:
-            break
-        assert ended.returncode == 9
-    # First it is killed before its folder has taken the place, then after.
-    num_old = seen.count("old")
-    expected = ["heir's"] * len(seen) if heir == "writer" else ["old"] * num_old + ["new"] * (len(seen) - num_old)
-    assert seen == expected
-    assert len(seen) > 2 * len(FILES) and (heir == "writer" or 0 < num_old < len(seen) - 1)
-
-
-class Meeting:
-    """Lets a second writer work at the n-th thing that a first one does to the disk.
-
-    The first goes on when the second has ended, or waits for it.
-    """
-
-    def __init__(self, monkeypatch, second, *, at):
-        self._num_left = at
-        self._rests = threading.Event()
-        self._first = threading.current_thread()
-        self._second = threading.Thread(target=self._run, args=(second,))
-        self.has_met = False
-        real_flock = fcntl.flock
-
-        def flock(descriptor, operation):
-            if threading.current_thread() is self._second and not operation & fcntl.LOCK_NB:
-                with contextlib.suppress(BlockingIOError):
-                    return real_flock(descriptor, operation | fcntl.LOCK_NB)
-                self._rests.set()
-            return real_flock(descriptor, operation)
-
-        for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync", "open", "scandir", "listdir"):
-            monkeypatch.setattr(os, name, self._noting(getattr(os, name)))
-        monkeypatch.setattr(fcntl, "flock", self._noting(flock))
-
-    def _noting(self, real):
-        def call(*args, **settings):
-            if threading.current_thread() is self._first and not self.has_met:
-                self._num_left -= 1
-                if self._num_left < 0:
-                    self.has_met = True
-                    self._second.start()
-                    assert self._rests.wait(20)
-            return real(*args, **settings)
-
-        return call
-
-    def _run(self, second):
-        try:
-            second()
-        finally:
-            self._rests.set()
-
-    def end(self):
-        if self.has_met:
-            self._second.join()
-
-
-@pytest.mark.parametrize("taken", [None, "taken"])
-@pytest.mark.parametrize("is_left", [False, True])
-def test_of_two_writers_that_meet_anywhere_each_succeeds_or_is_refused_and_one_is_whole(tmp_path, taken, is_left):
-    outcomes = set()
-    for at in range(200):
-        path = tmp_path / str(at) / "a"
-        write_folder(path, "old")
-        if is_left:
-            # Of one that was killed between the two renames.
-            path.rename(path.parent / ".a.qlora_ray-0abc_xyz.old")
-        ends = {}
-
-        def write(who, path=path, ends=ends):
-            try:
-                write_folder(path, who, taken=taken)
-                ends[who] = "done"
-            except BaseException as error:
-                ends[who] = repr(error)
-
-        with pytest.MonkeyPatch.context() as patch:
-            meeting = Meeting(patch, lambda write=write: write("second"), at=at)
-            write("first")
-            meeting.end()
-        refused = repr(RunError("taken"))
-        done = [who for who, end in ends.items() if end == "done"]
-        assert done and set(ends.values()) <= {"done", refused}, f"met at {at}: {ends}"
-        assert taken or refused not in ends.values()
-        assert read_whole(path) in done
-        assert list(path.parent.iterdir()) == [path]
-        outcomes.add(tuple(done))
-        if not meeting.has_met:
-            break
-    assert not meeting.has_met
-    # The first alone; both; and where that is asked for, one of them alone.
-    assert len(outcomes) >= (3 if taken else 2)
 
 
 def test_an_older_folder_that_was_being_taken_away_never_comes_back(tmp_path):
