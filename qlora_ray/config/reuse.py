@@ -108,7 +108,8 @@ def _sets(dotted: str, value: Any, key: str) -> bool:
 def _anchor(config: dict[str, Any], folder: Path) -> None:
     """Makes relative paths ones of the folder the sweep was started in, where they are there; else they stay."""
     for section, key in PATH_KEYS:
-        value = (config.get(section) or {}).get(key)
+        values = config.get(section)
+        value = values.get(key) if isinstance(values, dict) else None
         if not isinstance(value, str) or value == "embedded":
             continue
         # `test` may be a split of a hub dataset, whatever is called so there.

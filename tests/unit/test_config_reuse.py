@@ -27,6 +27,14 @@ def test_the_sweeps_config_counts_and_a_file_goes_before_it(tmp_path: Path) -> N
     assert read_intent(None, config=None, overrides=[]) == SweepConfig()
 
 
+@pytest.mark.parametrize("section", ["model", "data", "evaluate", "training"])
+def test_a_section_of_a_manifest_that_is_damaged_is_named(tmp_path: Path, section: str) -> None:
+    manifest = make_manifest(tmp_path)
+    damaged = Manifest(config={**manifest.config, section: "x"}, folder=str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"manifest\.json: {section} "):
+        read_intent(damaged, config=None, overrides=[])
+
+
 def test_paths_of_the_sweep_are_its_own_from_another_folder_with_namesakes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
