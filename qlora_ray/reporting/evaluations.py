@@ -17,9 +17,9 @@ from qlora_ray.formats import (
 )
 from qlora_ray.pages.blocks import Block, Bullets, Folded, Section, Table, Words
 from qlora_ray.reporting.facts import table_of
-from qlora_ray.reporting.score_records import MergedModel, ScoreRecord
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.verdicts import show_comparisons, show_details, show_sampling
+from qlora_ray.runs.score_records import MergedModel, ScoreRecord
 from qlora_ray.scoring.comparison import Comparison
 from qlora_ray.scoring.details import count_answers
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.reporting.folder_files import FolderFiles
-from qlora_ray.reporting.score_records import BestScores
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.records import Summary, SweepStatus
+from qlora_ray.runs.score_records import BestScores
 from qlora_ray.runs.typed_json import parse_number, parse_record
 from qlora_ray.scoring.verdict import Verdict
 

@@ -13,13 +13,13 @@ from qlora_ray.reporting.folder_files import FolderFiles
 from qlora_ray.reporting.importance import Front, Importance, read_front, read_importance
 from qlora_ray.reporting.merges import read_merges
 from qlora_ray.reporting.outcome import Outcome, read_outcome
-from qlora_ray.reporting.score_records import EvaluationRecord, MergeRecord
 from qlora_ray.reporting.timeline import Timeline, read_timeline
 from qlora_ray.reporting.trials import Trial, read_trials
 from qlora_ray.runs import SweepPaths, read_events
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.record_parts import PlacementRecord
 from qlora_ray.runs.records import Manifest, TrialRecord, TrialStatus
+from qlora_ray.runs.score_records import EvaluationRecord, MergeRecord
 from qlora_ray.runs.typed_json import parse_record
 
 POINTS_KEY = "points_to_evaluate"

@@ -19,10 +19,10 @@ from qlora_ray.formats import (
 from qlora_ray.pages.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
 from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import base_validation_loss
-from qlora_ray.reporting.score_records import ScoreRecord
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import Trial
 from qlora_ray.runs.records import SweepStatus, TrialStatus
+from qlora_ray.runs.score_records import ScoreRecord
 from qlora_ray.scoring.comparison import LOSS, Comparison
 from qlora_ray.scoring.details import Details, count_answers, describe_details, describe_sampling, tabulate_details
 

@@ -1,4 +1,4 @@
-"""Scores that others wrote, as far as a report reads them: best/scores.json, evaluation.json, merge_report.json.
+"""Scores as far as reports and model cards read them: best/scores.json, evaluation.json, merge_report.json.
 
 They are read by `runs.typed_json.parse_record`: what a file does not say is None, or empty.
 """
@@ -52,16 +52,21 @@ class BestScores:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """The rows that an evaluation was on, and why these."""
+    """The rows that an evaluation was on, why these, and their fingerprint as a data report has it."""
 
     num_rows: int | None = None
     split: str | None = None
     reason: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
-class _Target:
+class EvaluationTarget:
+    """What was evaluated: a sweep, a bundle, an adapter or a model (`kind`), and the hash of its adapter."""
+
+    kind: str | None = None
     trial: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class EvaluationRecord:
         models: How each model was loaded.
     """
 
-    target: _Target = field(default_factory=_Target)
+    target: EvaluationTarget = field(default_factory=EvaluationTarget)
     rows: ScoredRows = field(default_factory=ScoredRows)
     settings: _Settings = field(default_factory=_Settings)
     scores: tuple[ScoreRecord, ...] = ()

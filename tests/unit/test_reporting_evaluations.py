@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from qlora_ray.pages.blocks import Bullets, Drawing, Folded, Section, Table, Words
 from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
 from qlora_ray.reporting.facts import table_of
-from qlora_ray.reporting.score_records import EvaluationRecord, MergeRecord
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.verdicts import tell_verdict
+from qlora_ray.runs.score_records import EvaluationRecord, MergeRecord
 from qlora_ray.runs.typed_json import parse_record
 from qlora_ray.scoring.comparison import compare_rows
 from tests.sweep_records import MERGE_REPORT

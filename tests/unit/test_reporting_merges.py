@@ -9,9 +9,9 @@ import pytest
 
 from qlora_ray.reporting.evaluations import tell_merges
 from qlora_ray.reporting.merges import read_exported_merges
-from qlora_ray.reporting.score_records import MergeRecord
 from qlora_ray.reporting.story import read_story
 from qlora_ray.runs import SweepPaths, append_line, write_json
+from qlora_ray.runs.score_records import MergeRecord
 
 
 @pytest.fixture

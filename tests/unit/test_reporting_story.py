@@ -11,13 +11,13 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.pages.blocks import Code, Table
 from qlora_ray.reporting.figures_search import base_validation_loss
-from qlora_ray.reporting.score_records import EvaluationRecord
 from qlora_ray.reporting.searches import tell_failures
 from qlora_ray.reporting.story import read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
 from qlora_ray.reporting.writing import compose, write_reports
 from qlora_ray.runs import SweepPaths, append_line, read_json, write_json
 from qlora_ray.runs.records import SweepStatus
+from qlora_ray.runs.score_records import EvaluationRecord
 from qlora_ray.training.engine import UNEVALUATED
 from tests.sweep_folder import START, Sketch, edited, usual_sketches, write_sweep
 
