@@ -36,6 +36,7 @@ from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT
 from qlora_ray.runs.records import write_record
 from qlora_ray.runs.typed_json import to_json
 from qlora_ray.runs.whole import whole_folder
+from qlora_ray.runs.winner import SCORES
 
 
 def write_bundle(
@@ -161,8 +162,9 @@ def _merge(
 def _write_records(selection: Selection, folder: Path, *, name: str) -> None:
     # The adapter is in this bundle now.
     write_record(folder / "record.json", replace(selection.record, adapter="adapter"))
-    if selection.scores:
-        write_json(folder / "scores.json", selection.scores)
+    scores = selection.paths.best / SCORES
+    if selection.is_winner and scores.is_file():
+        shutil.copyfile(scores, folder / SCORES)
     report = selection.paths.root / "report.html"
     if report.is_file():
         shutil.copyfile(report, folder / "report.html")

@@ -83,8 +83,7 @@ def deliver(
         raise ModelError(explain_distrust(error, selection.notes)) from None
     for line in describe_bundle(bundle):
         tell(line)
-    verdict = (selection.scores or {}).get("verdict") or {}
-    if verdict.get("word") == WORSE:
+    if selection.verdict is not None and selection.verdict.word == WORSE:
         tell("note: this model is WORSE than its base, and its card says so: do not ship it")
     _note_export(selection, bundle, tell=tell)
     return bundle

@@ -39,8 +39,7 @@ def parse_record(kind: type[Record], data: Mapping[str, Any]) -> Record:
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name == EXTRA:
             continue
-        old_key = field.metadata.get(_OLD_KEY)
-        value = rest.pop(field.name if field.name in rest or old_key is None else old_key, None)
+        value = rest.pop(_key_of(field, rest), None)
         if isinstance(value, str):
             value = field.metadata.get(_OLD_VALUES, {}).get(value, value)
         parsed = _parse(types_of[field.name], value)
@@ -51,6 +50,45 @@ def parse_record(kind: type[Record], data: Mapping[str, Any]) -> Record:
     return kind(**known)
 
 
+def find_type_error(kind: Any, value: Any, *, where: str = "") -> str | None:
+    """The first value that `parse_record` takes for absent because it is of another type; None if there is none.
+
+    Args:
+        kind: As for `parse_record`, or the type of one of its fields.
+        value: The JSON value. Null, empty text and numbers that are not finite are of every type; null in a list is
+            not.
+        where: The value's key, as `dataset.num_rows`; empty for a whole object.
+
+    Returns:
+        A phrase such as `dataset.num_rows must be an object, got list`.
+    """
+    if kind is Any or value is None:
+        return None
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        kind = next(choice for choice in arguments if choice is not types.NoneType)
+        return find_type_error(kind, value, where=where)
+    parts: Iterable[tuple[Any, Any, str]]
+    if origin is tuple and isinstance(value, list | tuple):
+        if None in value and not _takes_none(arguments[0]):
+            return f"{where}[{value.index(None)}] must be {_describe_type(arguments[0])}, got null"
+        parts = ((arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    elif origin not in (None, tuple) and isinstance(value, Mapping):
+        parts = ((arguments[1], item, f"{where}.{key}") for key, item in value.items())
+    elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        prefix = f"{where}." if where else ""
+        keys = {field.name: _key_of(field, value) for field in dataclasses.fields(kind) if field.name != EXTRA}
+        types_of = _types_of(kind)  # type: ignore[arg-type]
+        parts = ((types_of[name], value.get(key), f"{prefix}{key}") for name, key in keys.items())
+    else:
+        is_absent = value == "" or (isinstance(value, float) and not math.isfinite(value))
+        if is_absent or _parse(kind, value) is not None:
+            return None
+        return f"{where} must be {_describe_type(kind)}, got {type(value).__name__}"
+    found = (find_type_error(part, item, where=key) for part, item, key in parts)
+    return next((error for error in found if error is not None), None)
+
+
 def to_json(value: Any) -> Any:
     """A dataclass, or anything with dataclasses in it, as JSON values; numbers that are not finite become None."""
     return to_plain_json(_unfold(value))
@@ -59,6 +97,21 @@ def to_json(value: Any) -> Any:
 @cache
 def _types_of(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
+
+
+def _key_of(field: dataclasses.Field[Any], data: Mapping[str, Any]) -> str:
+    """The key that an object has for a field: its name, or that of older versions."""
+    old_key = field.metadata.get(_OLD_KEY)
+    return field.name if field.name in data or old_key is None else old_key
+
+
+def _describe_type(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "a list"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"one of {', '.join(str(member.value) for member in kind)}"
+    return names.get(kind, "an object")
 
 
 def _parse(kind: Any, value: Any) -> Any:

@@ -81,14 +81,14 @@ class Comparison:
         if data["verdict"] not in get_args(VerdictWord):
             raise ValueError(f"the verdict is none: {data['verdict']!r}")
         return cls(
-            measure=_read_text(data["measure"]),
+            measure=read_text(data["measure"]),
             higher_is_better=bool(data["higher_is_better"]),
             base=_read_number(data["base"], missing=math.nan),
             tuned=_read_number(data["tuned"], missing=math.nan),
             difference=_read_number(data["difference"], missing=math.nan),
             interval=(_read_number(low, missing=-math.inf), _read_number(high, missing=math.inf)),
             p_value=_read_number(data["p_value"]),
-            test=_read_text(data["test"]),
+            test=read_text(data["test"]),
             num_rows=_read_count(data["num_rows"]),
             num_dropped=_read_count(data["num_dropped"]),
             verdict=data["verdict"],
@@ -265,7 +265,8 @@ def _read_count(value: Any) -> int:
     return count
 
 
-def _read_text(value: Any) -> str:
+def read_text(value: Any) -> str:
+    """The text that JSON holds; raises ValueError if it is another value."""
     if not isinstance(value, str):
         raise ValueError(f"must be text, got {value!r:.80}")
     return value

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.scoring.comparison import Comparison, compare_scores
+from qlora_ray.scoring.comparison import Comparison, compare_scores, read_text
 from qlora_ray.scoring.token_budget import LIMITS
 
 if TYPE_CHECKING:
@@ -53,9 +53,19 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Verdict:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: A value is missing, or is none that `to_dict` writes.
+        """
         others = [Comparison.from_dict(comparison) for comparison in values["others"]]
-        return cls(values["split"], Comparison.from_dict(values["deciding"]), others, values["note"])
+        note = values["note"]
+        return cls(
+            split=read_text(values["split"]),
+            deciding=Comparison.from_dict(values["deciding"]),
+            others=others,
+            note=None if note is None else read_text(note),
+        )
 
 
 def judge(base: Scores, tuned: Scores, *, metrics: Sequence[Metric], split: str, was_chosen_on: bool) -> Verdict:

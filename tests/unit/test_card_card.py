@@ -8,6 +8,8 @@ from huggingface_hub import ModelCard
 from qlora_ray.exporting.card.card import make_card
 from qlora_ray.exporting.card.figures import CardFacts
 from qlora_ray.exporting.selection import select_trial
+from qlora_ray.runs.score_records import EvaluationRecord
+from qlora_ray.runs.typed_json import parse_record
 from qlora_ray.scoring.comparison import Comparison
 from tests.exporting_fixtures import write_sweep
 from tests.sweep_folder import edited
@@ -17,7 +19,8 @@ NAME = "embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
 
 
 def facts_of(sweep, *, trial="best", merge=None, evaluation=None):
-    return CardFacts(NAME, select_trial(sweep, trial=trial), merge, evaluation)
+    record = parse_record(EvaluationRecord, evaluation) if evaluation else None
+    return CardFacts(NAME, select_trial(sweep, trial=trial), merge, record)
 
 
 def card_of(sweep, tmp_path, **settings):

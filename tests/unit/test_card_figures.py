@@ -22,20 +22,30 @@ from qlora_ray.exporting.card.figures import (
     verdict_sentences,
 )
 from qlora_ray.exporting.selection import Selection, select_trial
+from qlora_ray.runs.score_records import EvaluationRecord, ScoreRecord
+from qlora_ray.runs.typed_json import parse_record
 from qlora_ray.scoring.comparison import Comparison
 from tests.exporting_fixtures import write_sweep
+from tests.sweep_folder import edited
 from tests.sweep_records import make_comparison, make_evaluation, make_verdict
 
 
-def facts_of(tmp_path: Path, *, trial: str = "best", evaluation: Any = None, verdict: str = "better") -> CardFacts:
+def facts_of(
+    tmp_path: Path,
+    *,
+    trial: str = "best",
+    evaluation: EvaluationRecord | None = None,
+    verdict: str = "better",
+) -> CardFacts:
     sweep = write_sweep(tmp_path / "s", verdict=verdict)
     return CardFacts("a name", select_trial(sweep, trial=trial), None, evaluation)
 
 
-def evaluation_of(*comparisons: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def evaluation_of(*comparisons: dict[str, Any], **changes: Any) -> EvaluationRecord:
     """An evaluation of base and adapter, whose rows of plain text have no metrics."""
     scores = [{"model": "base", "prompts": "0-shot", "loss": 1.0}]
-    return make_evaluation(models=("base", "adapter"), comparisons=list(comparisons), **{"scores": scores, **changes})
+    parts = {"scores": scores, "comparisons": list(comparisons), **changes}
+    return parse_record(EvaluationRecord, make_evaluation(models=("base", "adapter"), **parts))
 
 
 def with_sources(selection: Selection, sources: dict[str, str], **data: Any) -> Selection:
@@ -79,8 +89,8 @@ def test_a_trial_that_did_not_win_has_no_verdict_and_no_scores(tmp_path: Path) -
 def test_the_sweeps_scores_are_of_base_and_adapter_on_its_rows(tmp_path: Path) -> None:
     facts = facts_of(tmp_path)
     base, adapter = score_rows(facts)
-    assert (base["model"], base["prompts"], base["loss"]) == ("base", "0-shot, test", 1.09)
-    assert (adapter["model"], adapter["loss"]) == ("adapter", 0.07)
+    assert (base.model, base.prompts, base.loss) == ("base", "0-shot, test", 1.09)
+    assert (adapter.model, adapter.loss) == ("adapter", 0.07)
     rows, _ = describe_rows(facts)
     assert rows.startswith("Rows: 104 of test, from `embedded/test.jsonl`")
     assert detail_tables(facts) == []
@@ -88,7 +98,7 @@ def test_the_sweeps_scores_are_of_base_and_adapter_on_its_rows(tmp_path: Path) -
 
 def test_an_evaluation_of_its_own_goes_before_the_sweeps_scores(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, evaluation=evaluation_of())
-    assert score_rows(facts) == [{"model": "base", "prompts": "0-shot", "loss": 1.0, "metrics": {}}]
+    assert score_rows(facts) == [ScoreRecord(model="base", prompts="0-shot", loss=1.0)]
     rows, *models = describe_rows(facts)
     assert rows.startswith("Rows: 20 of test") and "from `embedded/test.jsonl`" in rows
     assert models == ["base: base as it was trained.", "adapter: adapter as it was trained."]
@@ -115,8 +125,7 @@ def test_rows_are_the_sweeps_by_fingerprint_or_by_what_evaluate_found(
     changes = dict(changes)
     kind, notes = changes.pop("kind", "bundle"), changes.pop("notes", [])
     evaluation = evaluation_of(target={"kind": kind}, notes=notes)
-    evaluation["rows"] |= changes
-    facts = facts_of(tmp_path, evaluation=evaluation)
+    facts = facts_of(tmp_path, evaluation=replace(evaluation, rows=replace(evaluation.rows, **changes)))
     assert rows_are_the_sweeps(facts) is expected
     assert (rows_source(facts) is not None) is expected
 
@@ -154,9 +163,9 @@ def test_rows_of_the_hub_are_named_by_id_and_split_and_files_without_their_folde
 def test_how_answers_were_drawn_stands_with_the_scores(tmp_path: Path) -> None:
     drawn = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
     own = facts_of(tmp_path, evaluation=evaluation_of(settings={"evaluate": {"sampling": drawn}}))
-    scores = own.selection.scores
-    assert scores is not None
-    for key in ("base", "winner"):
-        scores[key]["sampling"] = drawn
-    for facts in (own, replace(own, evaluation=None)):
+    with edited(own.selection.paths.best / "scores.json") as scores:
+        for key in ("base", "winner"):
+            scores[key]["sampling"] = drawn
+    of_sweep = replace(own, selection=select_trial(own.selection.paths.root), evaluation=None)
+    for facts in (own, of_sweep):
         assert "temperature 0.7, top_p 0.9, seed 3" in describe_rows(facts)[-1]

@@ -23,6 +23,7 @@ from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
 from qlora_ray.modeling.loading import hash_base
 from tests.exporting_fixtures import files_of, snapshot, write_sweep
+from tests.sweep_folder import edited
 from tests.sweep_records import make_evaluation
 
 ALONE = {
@@ -108,6 +109,68 @@ def test_a_trial_that_has_no_tokenizer_gets_the_bases(sweep, tmp_path):
     tokenizer = (folder / "adapter" / "tokenizer.json").read_bytes()
     assert json.loads(tokenizer)["model"] == json.loads((embedded.base_path() / "tokenizer.json").read_text())["model"]
     assert not (folder / "scores.json").exists()
+
+
+MANIFEST, RECORD, SCORES = "manifest.json", "trials/0001/record.json", "best/scores.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        (MANIFEST, "command", "x"),
+        (MANIFEST, "data.digests", ["x"]),
+        (MANIFEST, "space", "x"),
+        (RECORD, "base.name", None),
+        (RECORD, "dataset", "x"),
+        (RECORD, "dataset.num_rows", "x"),
+        (RECORD, "dataset.num_rows.train", "x"),
+        (RECORD, "dataset.num_rows.train", 0),
+        (RECORD, "dataset.sources", ["x"]),
+        (RECORD, "params", "x"),
+        (RECORD, "params", {}),
+        (RECORD, "params", {"nosuch": 1}),
+        (RECORD, "params", {"nosuch.key": 1}),
+        (RECORD, "params", {"lora.r": "x"}),
+        (RECORD, "ran.training", "x"),
+        (RECORD, "ran.training.learning_rate", "x"),
+        (RECORD, "ran.training.lr_scheduler_type", None),
+        (RECORD, "ran.training.optim", ["x"]),
+        (RECORD, "ran.lora", "x"),
+        (RECORD, "ran.lora.target_modules", "x"),
+        (RECORD, "ran.quantization", "x"),
+        (RECORD, "ran.quantization.compute_dtype", "x"),
+        (RECORD, "ran.quantization.bits", None),
+        (RECORD, "seeds.seed", "x"),
+        (RECORD, "times.train_s", "x"),
+        (RECORD, "times.closed", 1e300),
+        (SCORES, "trial", ["x"]),
+        (SCORES, "winner", "x"),
+        (SCORES, "base", ["x"]),
+        (SCORES, "base.metrics", ["x"]),
+        (SCORES, "winner.loss", "x"),
+        (SCORES, "winner.details", {"exact_match": 1.0}),
+        (SCORES, "winner.sampling", "x"),
+        (SCORES, "verdict", "x"),
+        (SCORES, "verdict.split", ["x"]),
+        (SCORES, "verdict.note", {"x": 1}),
+    ],
+)
+def test_a_damaged_file_is_refused_by_its_name(sweep, tmp_path, file, key, value):
+    path = sweep / file
+    with edited(path) as written:
+        *parents, last = key.split(".")
+        functools.reduce(dict.__getitem__, parents, written)[last] = value
+    with pytest.raises(RunError) as refused:
+        write(sweep, tmp_path / "b")
+    assert str(refused.value).startswith(f"{path}: ") and "\n" not in str(refused.value)
+    assert key.split(".")[0] in str(refused.value)
+    assert not (tmp_path / "b").exists()
+
+
+def test_scores_that_are_no_object_are_refused(sweep, tmp_path):
+    (sweep / SCORES).write_text("[]")
+    with pytest.raises(RunError, match=r"best/scores\.json: must be a JSON object, got list\."):
+        write(sweep, tmp_path / "b")
 
 
 def test_the_evaluation_of_this_trial_and_the_report_go_along(sweep, tmp_path):

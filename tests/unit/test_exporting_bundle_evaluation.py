@@ -7,12 +7,15 @@ import json
 import pytest
 
 from qlora_ray.config.schema import Model
+from qlora_ray.errors import RunError
 from qlora_ray.exporting.bundle_evaluation import evaluation_beside, take_evaluation
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
 from qlora_ray.modeling.loading import hash_base
+from qlora_ray.runs.score_records import EvaluationRecord
+from qlora_ray.runs.typed_json import parse_record
 from tests.exporting_fixtures import files_of, write_sweep
-from tests.sweep_folder import write_adapter
+from tests.sweep_folder import edited, write_adapter
 from tests.sweep_records import make_evaluation
 
 
@@ -37,13 +40,17 @@ def evaluate(place, folder, *, models=("base", "adapter"), merged=None, adapter=
     place.mkdir(exist_ok=True)
     found = make_evaluation(word, models=models, exports={"0-shot": "answers.jsonl"}, lm_eval={"task": 1})
     found["target"]["adapter"] = adapter or hash_adapter(folder / "adapter")
-    found["verdict"] = f"{word} for merged"
-    for one in found["comparisons"]:
-        one["verdict"] = f"{word} for {one['tuned_model']}"
+    found["verdict"] = word
+    for pair in found["comparisons"]:
+        pair["verdict"] = "no different" if pair["tuned_model"] == "adapter" else word
     (place / "evaluation.json").write_text(json.dumps(found))
     (place / "evaluation.md").write_text("a table")
     (place / "settings.json").write_text(json.dumps({"models": {"merged": {"hash": merged}}} if merged else {}))
-    return found
+    return parse_record(EvaluationRecord, found)
+
+
+def read_evaluation(folder):
+    return json.loads((folder / "evaluation" / "evaluation.json").read_text())
 
 
 def take(sweep, folder, tmp_path):
@@ -66,7 +73,7 @@ def test_the_one_beside_the_bundle_goes_before_the_sweeps(sweep, folder, tmp_pat
     )
     evaluate(sweep / "evaluation", folder, word="worse")
     assert take(sweep, folder, tmp_path) == (beside, [])
-    assert json.loads((folder / "evaluation" / "evaluation.json").read_text()) == beside
+    assert read_evaluation(folder) == json.loads((tmp_path / "b-evaluation" / "evaluation.json").read_text())
     assert {name for name in files_of(folder) if name.startswith("evaluation")} == {
         "evaluation/evaluation.json",
         "evaluation/evaluation.md",
@@ -89,11 +96,12 @@ def test_one_beside_it_of_other_weights_gives_way_to_the_sweeps_and_that_is_said
 def test_figures_of_a_merged_model_that_is_not_this_one_are_taken_out_of_every_part(sweep, folder, tmp_path, hashed):
     evaluate(sweep / "evaluation", folder, models=("base", "adapter", "merged"), merged=hashed)
     found, (note,) = take(sweep, folder, tmp_path)
-    assert "merged" not in json.dumps(found) and {"exports", "lm_eval"}.isdisjoint(found)
-    assert [row["model"] for row in found["scores"]] == ["base", "adapter"]
+    written = read_evaluation(folder)
+    assert "merged" not in json.dumps(written) and {"exports", "lm_eval"}.isdisjoint(written)
+    assert [row["model"] for row in written["scores"]] == ["base", "adapter"]
     # The verdict on the bundle is the adapter's now.
-    assert found["verdict"] == "better for adapter"
-    assert json.loads((folder / "evaluation" / "evaluation.json").read_text()) == found
+    assert written["verdict"] == "no different"
+    assert found == parse_record(EvaluationRecord, written)
     assert not (folder / "evaluation" / "evaluation.md").exists()
     assert "figures of a merged model" in note
 
@@ -115,3 +123,44 @@ def test_an_evaluation_that_is_no_object_counts_as_none(sweep, folder, tmp_path)
     (sweep / "evaluation").mkdir()
     (sweep / "evaluation" / "evaluation.json").write_text("[]")
     assert take(sweep, folder, tmp_path) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("target", "x"),
+        ("rows", ["x"]),
+        ("settings", {"evaluate": {"sampling": "x"}}),
+        ("scores", "x"),
+        ("scores", [None]),
+        ("scores", [{"loss": 1.0}]),
+        ("scores", [{"model": "base", "prompts": "0-shot", "metrics": {"exact_match": "x"}}]),
+        ("comparisons", {"x": 1}),
+        ("comparisons", [{}]),
+        ("comparisons", [{"base_model": "base", "tuned_model": "adapter", "prompts": "0-shot", "verdict": "fine"}]),
+        ("models", "x"),
+        ("notes", 1),
+    ],
+)
+def test_a_damaged_evaluation_is_refused_by_its_file(sweep, folder, tmp_path, key, value):
+    evaluate(sweep / "evaluation", folder)
+    with edited(sweep / "evaluation" / "evaluation.json") as written:
+        written[key] = value
+    with pytest.raises(RunError, match=rf"^{sweep}/evaluation/evaluation\.json: .*\b{key}\b.*\.$"):
+        take(sweep, folder, tmp_path)
+
+
+def test_an_evaluation_without_comparisons_is_taken_without_its_merged_model(sweep, folder, tmp_path):
+    evaluate(sweep / "evaluation", folder, models=("base", "adapter", "merged"))
+    with edited(sweep / "evaluation" / "evaluation.json") as written:
+        written["comparisons"] = None
+    found, _ = take(sweep, folder, tmp_path)
+    assert len(found.scores) == 2 and found.comparisons == ()
+
+
+@pytest.mark.parametrize("settings", ["[]", '{"models": "x"}', '{"models": {"merged": 1}}'])
+def test_settings_that_do_not_tell_the_merged_models_hash_leave_its_figures_out(sweep, folder, tmp_path, settings):
+    evaluate(sweep / "evaluation", folder, models=("base", "adapter", "merged"))
+    (sweep / "evaluation" / "settings.json").write_text(settings)
+    found, (note,) = take(sweep, folder, tmp_path)
+    assert [row.model for row in found.scores] == ["base", "adapter"] and "left out" in note

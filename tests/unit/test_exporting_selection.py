@@ -12,6 +12,7 @@ from qlora_ray.errors import ConfigError, ModelError, RunError
 from qlora_ray.exporting.reproduction import render_sweep_config
 from qlora_ray.exporting.selection import own_rights, select_trial
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.score_records import BestScores
 from qlora_ray.runs.winner import find_trial
 from tests.exporting_fixtures import PARAMS, write_alone, write_sweep
 from tests.sweep_folder import edited
@@ -81,7 +82,7 @@ def test_the_winner_is_what_its_own_folder_says(sweep):
     (sweep / "best" / "scores.json").unlink()
     assert find_trial(SweepPaths(sweep), "best") == ("0002", True)
     selection = select_trial(sweep)
-    assert selection.is_winner and selection.scores == {}
+    assert selection.is_winner and selection.scores == BestScores()
 
 
 def test_a_verdict_that_cannot_be_read_is_refused_by_its_file(sweep):

@@ -74,15 +74,15 @@ def _scores(facts: CardFacts) -> str:
     rows = score_rows(facts)
     if not rows:
         return ""
-    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     header = ["model", "prompts", "loss", "rows", *metrics]
     body = [
         [
-            row["model"],
-            row["prompts"],
-            _number(row.get("loss")),
-            value(row.get("num_rows")),
-            *(_number(row["metrics"].get(name)) for name in metrics),
+            str(row.model),
+            str(row.prompts),
+            _number(row.loss),
+            value(row.num_rows),
+            *(_number(row.metrics.get(name)) for name in metrics),
         ]
         for row in rows
     ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+from qlora_ray.exporting.bundle_evaluation import ModelPair, read_pairs
 from qlora_ray.exporting.merge.report import MergeReport
 from qlora_ray.exporting.naming import EMBEDDED_TASK, shorten_dataset, shorten_source
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.loading import EMBEDDED
-from qlora_ray.scoring.comparison import Comparison
+from qlora_ray.runs.score_records import EvaluationRecord, ScoreRecord
 from qlora_ray.scoring.details import describe_sampling, tabulate_details
-from qlora_ray.scoring.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -27,45 +27,40 @@ class CardFacts:
     name: str
     selection: Selection
     merge: MergeReport | None
-    evaluation: dict[str, Any] | None
+    evaluation: EvaluationRecord | None
 
 
 def verdict_sentences(facts: CardFacts) -> list[str]:
     """The verdict in a word and its figures: the sweep's, then every pair of the trial's own evaluation."""
     lines: list[str] = []
-    written = _sweep_verdict(facts.selection)
-    if written:
-        verdict = Verdict.from_dict(written)
+    verdict = facts.selection.verdict
+    if verdict is not None:
         lines.append(f"**{verdict.word}** on the {verdict.split} rows: {verdict.deciding.sentence()}")
         lines += [f"{other.verdict}: {other.sentence()}" for other in verdict.others]
         lines += [f"Note: {verdict.note}"] if verdict.note else []
-    for values in _comparisons(facts):
-        comparison = Comparison.from_dict(values)
-        pair = f"{values['tuned_model']} against {values['base_model']}, {values['prompts']}"
-        lines.append(f"{comparison.verdict} ({pair}): {comparison.sentence()}")
-    notes = {
-        f"Note ({values['tuned_model']}, {values['prompts']}): {values['note']}": None
-        for values in _comparisons(facts)
-        if values.get("note")
-    }
-    return [*lines, *notes]
+    pairs = _pairs(facts)
+    for pair in pairs:
+        names = f"{pair.tuned_model} against {pair.base_model}, {pair.prompts}"
+        lines.append(f"{pair.comparison.verdict} ({names}): {pair.comparison.sentence()}")
+    notes = [f"Note ({pair.tuned_model}, {pair.prompts}): {pair.note}" for pair in pairs if pair.note]
+    return [*lines, *dict.fromkeys(notes)]
 
 
-def score_rows(facts: CardFacts) -> list[dict[str, Any]]:
+def score_rows(facts: CardFacts) -> list[ScoreRecord]:
     """One row per model and prompt set: of the trial's own evaluation, else of the sweep's end."""
-    if facts.evaluation:
-        return [{"metrics": {}, **row} for row in facts.evaluation["scores"]]
+    if facts.evaluation is not None:
+        return list(facts.evaluation.scores)
     scores = facts.selection.scores
-    if not scores:
+    if scores is None:
         return []
-    split = _sweep_split(facts.selection)
-    names = (("base", "base"), ("winner", "adapter"))
-    return [{"prompts": f"0-shot, {split}", **scores[key], "model": name} for key, name in names if scores.get(key)]
+    prompts = f"0-shot, {_sweep_split(facts.selection)}"
+    models = (("base", scores.base), ("adapter", scores.winner))
+    return [replace(row, model=name, prompts=row.prompts or prompts) for name, row in models if row is not None]
 
 
 def detail_tables(facts: CardFacts) -> list[list[list[str]]]:
     """A table for each metric that has further figures, such as the share of answers with a number."""
-    rows = [((str(row["model"]), str(row["prompts"])), row.get("details") or {}) for row in score_rows(facts)]
+    rows = [((str(row.model), str(row.prompts)), row.details) for row in score_rows(facts)]
     return tabulate_details(rows, labels=("prompts",))
 
 
@@ -77,34 +72,32 @@ def describe_rows(facts: CardFacts) -> list[str]:
     found = rows_source(facts)
     source = f", from `{found.label}`" if found else ""
     if facts.evaluation is None:
-        split = _sweep_split(facts.selection)
+        split, num_rows = _sweep_split(facts.selection), scored[0].num_rows
         return [
-            f"Rows: {scored[0].get('num_rows', 'all')} of {split}{source}, scored at the end of the sweep.",
+            f"Rows: {'all' if num_rows is None else num_rows} of {split}{source}, scored at the end of the sweep.",
             "base and adapter: loaded as the trial trained.",
-            *_describe_answers(scored[-1].get("sampling")),
+            *_describe_answers(scored[-1].sampling),
         ]
-    rows = facts.evaluation.get("rows") or {}
-    reason = rows.get("reason") or f"{rows.get('split')}"
+    rows = facts.evaluation.rows
+    reason = rows.reason or rows.split
     whose = "" if rows_are_the_sweeps(facts) else " These are not the rows of the sweep."
-    lines = [f"Rows: {rows.get('num_rows')} of {reason}{source}.{whose}"] if rows.get("split") else []
-    lines += [f"{name}: {how}." for name, how in (facts.evaluation.get("models") or {}).items()]
+    lines = [f"Rows: {rows.num_rows} of {reason}{source}.{whose}"] if rows.split else []
+    lines += [f"{name}: {how}." for name, how in facts.evaluation.models.items()]
     # Not of the scores: there older evaluations have none.
-    asked = (facts.evaluation.get("settings") or {}).get("evaluate") or {}
-    return [*lines, *_describe_answers(asked.get("sampling"))]
+    return [*lines, *_describe_answers(facts.evaluation.settings.evaluate.sampling)]
 
 
 def rows_are_the_sweeps(facts: CardFacts) -> bool:
     """Whether the scores are over rows of the sweep's own validation or test split."""
     if facts.evaluation is None:
         return bool(score_rows(facts))
-    rows = facts.evaluation.get("rows") or {}
+    rows, notes = facts.evaluation.rows, facts.evaluation.notes
     own = facts.selection.data.fingerprint
-    if own is not None and rows.get("fingerprint") == own:
+    if own is not None and rows.fingerprint == own:
         return True
     # The fingerprint is of paths too: `evaluate` compares what is in the files, and writes down where they differ.
-    differ = any(str(note).startswith(f"{rows.get('split')} is not what the sweep had") for note in _notes(facts))
-    is_sweep = (facts.evaluation.get("target") or {}).get("kind") == "sweep"
-    return is_sweep and rows.get("split") is not None and not differ
+    differ = any(note.startswith(f"{rows.split} is not what the sweep had") for note in notes)
+    return facts.evaluation.target.kind == "sweep" and rows.split is not None and not differ
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ def rows_source(facts: CardFacts) -> RowsSource | None:
 def rows_split(facts: CardFacts) -> str | None:
     """The split that the scores are over."""
     if facts.evaluation is not None:
-        return (facts.evaluation.get("rows") or {}).get("split")
+        return facts.evaluation.rows.split
     return _sweep_split(facts.selection)
 
 
@@ -143,7 +136,7 @@ def find_source(selection: Selection, split: str) -> RowsSource | None:
     source = sources.get(split)
     if source is None:
         return None
-    if split == "validation" and source != sources["train"] and sources["train"] in source:
+    if split == "validation" and source != sources.get("train", source) and sources["train"] in source:
         train = find_source(selection, "train")
         return replace(train, label=f"{train.label}, held out") if train else None
     if source.startswith(f"{EMBEDDED}/"):
@@ -161,29 +154,19 @@ def find_source(selection: Selection, split: str) -> RowsSource | None:
 
 def is_worse(facts: CardFacts) -> bool:
     """Whether any measure says that it is worse than its base."""
-    verdict = _sweep_verdict(facts.selection)
-    told = [verdict["deciding"], *verdict["others"]] if verdict else []
-    told += [comparison for comparison in _comparisons(facts) if comparison["base_model"] == "base"]
-    return any(comparison["verdict"] == "worse" for comparison in told)
+    verdict = facts.selection.verdict
+    told = [verdict.deciding, *verdict.others] if verdict is not None else []
+    told += [pair.comparison for pair in _pairs(facts) if pair.base_model == "base"]
+    return any(comparison.verdict == "worse" for comparison in told)
 
 
-def _describe_answers(sampling: dict[str, Any] | None) -> list[str]:
+def _describe_answers(sampling: Mapping[str, object]) -> list[str]:
     return [f"Answers: one per prompt, {describe_sampling(sampling)}."] if sampling else []
 
 
-def _sweep_verdict(selection: Selection) -> dict[str, Any] | None:
-    """The verdict at the end of the sweep; None for another trial, and for sweeps of before there were verdicts."""
-    verdict = (selection.scores or {}).get("verdict")
-    return verdict if isinstance(verdict, dict) else None
-
-
 def _sweep_split(selection: Selection) -> str:
-    return str((_sweep_verdict(selection) or {"split": "validation"})["split"])
+    return selection.verdict.split if selection.verdict is not None else "validation"
 
 
-def _notes(facts: CardFacts) -> list[str]:
-    return list((facts.evaluation or {}).get("notes", []))
-
-
-def _comparisons(facts: CardFacts) -> list[dict[str, Any]]:
-    return list((facts.evaluation or {}).get("comparisons", []))
+def _pairs(facts: CardFacts) -> list[ModelPair]:
+    return read_pairs(facts.evaluation) if facts.evaluation is not None else []

@@ -49,18 +49,19 @@ def _results(facts: CardFacts) -> list[EvalResult]:
 
     source = rows_source(facts)
     # Without a name on record, two sets of rows must not look the same.
-    other = f"rows {((facts.evaluation or {}).get('rows') or {}).get('fingerprint', '')[:12]}".strip()
-    tuned = [row for row in score_rows(facts) if row["model"] != "base"]
+    fingerprint = (facts.evaluation.rows.fingerprint if facts.evaluation is not None else None) or ""
+    other = f"rows {fingerprint[:12]}".strip()
+    tuned = [row for row in score_rows(facts) if row.model != "base"]
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type=source.dataset if source else other.replace(" ", "-"),
-            dataset_name=f"{source.name if source else other} ({row['prompts']}, {row['model']})",
+            dataset_name=f"{source.name if source else other} ({row.prompts}, {row.model})",
             dataset_split=rows_split(facts),
             metric_type=name,
             metric_value=found,
         )
         for row in tuned
-        for name, found in {"loss": row.get("loss"), **row["metrics"]}.items()
+        for name, found in {"loss": row.loss, **row.metrics}.items()
         if found is not None
     ]
