@@ -17,7 +17,7 @@ from qlora_ray.modeling.loading import hash_base
 from qlora_ray.runs import read_json, write_json
 from qlora_ray.runs.score_records import EvaluationRecord
 from qlora_ray.runs.typed_json import parse_record
-from qlora_ray.scoring.comparison import Comparison, read_text
+from qlora_ray.scoring.comparison import UNREADABLE, Comparison, read_text
 
 EVALUATION = "evaluation.json"
 TABLE = "evaluation.md"
@@ -132,7 +132,7 @@ def _read(source: Path) -> EvaluationRecord | None:
         raise RunError(f"{path}: each of its scores must name model and prompts, got one without. Evaluate again.")
     try:
         read_pairs(found)
-    except (KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise RunError(
             f"{path}: its comparisons cannot be read: {type(error).__name__}: {error}. Evaluate again."
         ) from None

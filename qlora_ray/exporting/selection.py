@@ -22,6 +22,7 @@ from qlora_ray.runs.records import Manifest, TrialRecord, from_dict, read_record
 from qlora_ray.runs.score_records import BestScores
 from qlora_ray.runs.typed_json import parse_number, parse_record
 from qlora_ray.runs.winner import BEST, SCORES, find_trial
+from qlora_ray.scoring.comparison import UNREADABLE
 from qlora_ray.scoring.verdict import Verdict
 from qlora_ray.search.space import POINTS_KEY, apply_values
 
@@ -237,7 +238,7 @@ def _read_verdict(scores: BestScores, *, where: Path) -> Verdict | None:
         return None
     try:
         return Verdict.from_dict(dict(scores.verdict))
-    except (KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise RunError(f"{where}: its verdict cannot be read: {type(error).__name__}: {error}. Restore it.") from None
 
 

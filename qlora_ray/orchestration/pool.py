@@ -274,7 +274,7 @@ class Pool:
             await self.free_stale_leases()
 
     def _tell(self, event: str, handle: _ExecutorHandle, reason: str, **facts: Any) -> None:
-        slots = sum(handle.facts.get("slots", 0) for handle in self._handles if handle.is_ready)
+        slots = sum(other.facts.get("slots", 0) for other in self._handles if other.is_ready)
         self._feed.append(
             {
                 "event": event,

@@ -20,7 +20,7 @@ from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.verdicts import show_comparisons, show_details, show_sampling
 from qlora_ray.runs.score_records import MergedModel, ScoreRecord
-from qlora_ray.scoring.comparison import Comparison
+from qlora_ray.scoring.comparison import UNREADABLE, Comparison
 from qlora_ray.scoring.details import count_answers
 
 SCORE_COLUMNS = ("model", "prompts", "loss", "perplexity")
@@ -135,7 +135,7 @@ def _comparisons(found: Sequence[Mapping[str, Any]], *, name: str) -> list[Block
     for entry in found:
         try:
             comparison = Comparison.from_dict(dict(entry))
-        except (KeyError, TypeError, ValueError):
+        except UNREADABLE:
             continue
         names = tuple(str(entry.get(key) or "") for key in ("prompts", "base_model", "tuned_model"))
         pairs[names].append(comparison)

@@ -12,6 +12,7 @@ from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.records import Summary, SweepStatus
 from qlora_ray.runs.score_records import BestScores
 from qlora_ray.runs.typed_json import parse_number, parse_record
+from qlora_ray.scoring.comparison import UNREADABLE
 from qlora_ray.scoring.verdict import Verdict
 
 
@@ -66,7 +67,7 @@ def read_outcome(paths: SweepPaths, files: FolderFiles, events: list[dict[str, A
     if scores.verdict:
         try:
             verdict = Verdict.from_dict(dict(scores.verdict))
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             files.problems.append(f"best/scores.json: its verdict cannot be read: {type(error).__name__}: {error}")
     return Outcome(
         status=summary.status,

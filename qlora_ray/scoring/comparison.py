@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from qlora_ray.scoring.metrics.metric import Metric
     from qlora_ray.scoring.scores import Scores
 
+# What `from_dict` of a comparison, and of what holds one, raises for values that `to_dict` does not write.
+UNREADABLE = (KeyError, TypeError, ValueError)
 VerdictWord = Literal["better", "no different", "worse"]
 
 LOSS = "loss"

@@ -65,7 +65,8 @@ def read_harness(answer_log: AnswerLog, models: Sequence[str], request: TaskRequ
         request: The tasks and their number of shots and rows.
     """
     results = {model: _read(answer_log.tasks_path(model)) for model in models}
-    compared, not_compared = _compare(results)
+    by_pair, not_compared = _compare(results)
+    compared = [(*pair, comparison) for pair, comparisons in by_pair.items() for comparison in comparisons]
     lines = [
         f"{model}  {task}{_shots(result)}  "
         + ", ".join(f"{name} {format_score(metric.value)}" for name, metric in result.metrics.items())
@@ -73,9 +74,8 @@ def read_harness(answer_log: AnswerLog, models: Sequence[str], request: TaskRequ
         for task, result in results[model].items()
     ]
     lines += [
-        f"{base} -> {tuned}, {compared.measure}: {compared.verdict}  {compared.sentence()}"
-        for (base, tuned), comparisons in compared.items()
-        for compared in comparisons
+        f"{base} -> {tuned}, {comparison.measure}: {comparison.verdict}  {comparison.sentence()}"
+        for base, tuned, comparison in compared
     ]
     return {
         "tasks": list(request.tasks),
@@ -83,9 +83,7 @@ def read_harness(answer_log: AnswerLog, models: Sequence[str], request: TaskRequ
             model: {task: result.summary() for task, result in found.items()} for model, found in results.items()
         },
         "comparisons": [
-            {"base_model": base, "tuned_model": tuned, **compared.to_dict()}
-            for (base, tuned), comparisons in compared.items()
-            for compared in comparisons
+            {"base_model": base, "tuned_model": tuned, **comparison.to_dict()} for base, tuned, comparison in compared
         ],
         "lines": lines,
         "notes": [*_note_other_shots(results, request.num_fewshot), *not_compared],

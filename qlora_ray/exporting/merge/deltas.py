@@ -154,7 +154,7 @@ class AdapterChanges:
         from peft.tuners import lora
         from peft.tuners.lora.variants import DoraLinearVariant
 
-        plain = [lora.Linear, lora.Embedding, *(getattr(lora, layer, lora.Linear) for layer in BITSANDBYTES_LAYERS)]
+        plain = [lora.Linear, lora.Embedding, *(getattr(lora, kind, lora.Linear) for kind in BITSANDBYTES_LAYERS)]
         variant = layer.lora_variant.get(ADAPTER)
         if isinstance(layer, tuple(plain)) and (variant is None or type(variant) is DoraLinearVariant):
             return
