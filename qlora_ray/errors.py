@@ -40,6 +40,10 @@ class NoExecutors(QloraRayError):
     """Every executor of the plan is gone for good: no trial can run any more."""
 
 
+class PoolLost(QloraRayError):
+    """The pool's actor is gone, or Ray with it: the search ends, and its running trials are interrupted."""
+
+
 class RunError(QloraRayError):
     """A results folder that cannot be used: taken, not writable, full, or not a sweep."""
 

@@ -71,7 +71,8 @@ class Sweep:
         )
         try:
             run_trials(
-                TrialTerms(self.config, 8, pool),
+                TrialTerms(self.config, 8),
+                pool=pool,
                 searcher=searcher,
                 gate=gate,
                 search=self.config.search,

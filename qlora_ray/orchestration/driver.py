@@ -256,11 +256,11 @@ def _search(
     gate = Gate(searcher, ledger, pool)
     num_executors = sum(placement.executors_per_device * placement.num_devices for placement in plan.placements)
     pump = EventPump(pool, ledger=ledger, searcher=searcher, gate=gate, num_executors=num_executors)
-    terms = TrialTerms(config, len(preflight.data.train), pool)
+    terms = TrialTerms(config, len(preflight.data.train))
     ledger.show_progress()
     try:
         stops.begin_search(gate, ledger)
-        run_trials(terms, searcher=searcher, gate=gate, search=config.search, logs=paths.logs)
+        run_trials(terms, pool=pool, searcher=searcher, gate=gate, search=config.search, logs=paths.logs)
     finally:
         stops.end_search()
         pump.end()

@@ -23,7 +23,7 @@ from qlora_ray.training.engine import Failure
 # What a line of metrics.jsonl holds besides a report's metrics.
 NO_METRICS = ("report_index", "time", "train_losses")
 # Failures that say nothing about the trial: it goes on from its state in a resume.
-NOT_ITS_OWN = ("lost", "unevaluated")
+NOT_ITS_OWN = ("lost", "preempted", "unevaluated")
 SWEEP_STOPPED = "the sweep was stopped"
 
 

@@ -129,11 +129,14 @@ def _line_of(name: str, reason: str, event: dict[str, Any]) -> str | None:
     return lines.get(name)
 
 
-def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search: Search, logs: Path) -> None:
+def run_trials(
+    terms: TrialTerms, *, pool: Any, searcher: StudySearcher, gate: Gate, search: Search, logs: Path
+) -> None:
     """Runs the search to its end; what came of it is in the ledger and the study.
 
     Args:
         terms: What each trial actor is told.
+        pool: The pool's actor.
         searcher: Asks the study for settings.
         gate: Holds trials back while no slot is free, and stops the search.
         search: The config section `search`.
@@ -155,7 +158,7 @@ def run_trials(terms: TrialTerms, *, searcher: StudySearcher, gate: Gate, search
             "RAY_AIR_NEW_OUTPUT": "0",
         }
     )
-    trainable = tune.with_resources(tune.with_parameters(SweepTrial, terms=terms), {"cpu": TRIAL_CPUS})
+    trainable = tune.with_resources(tune.with_parameters(SweepTrial, terms=terms, pool=pool), {"cpu": TRIAL_CPUS})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

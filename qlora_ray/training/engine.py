@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qlora_ray.training.checkpoint import TrialState
 
 
-FailureCause = Literal["diverged", "oom", "error", "lost", "unevaluated"]
+FailureCause = Literal["diverged", "oom", "error", "lost", "preempted", "unevaluated"]
 UNEVALUATED = "trained, not evaluated: out of memory in evaluation at one row"
 # Trial id, and whether it has trained all its samples.
 TrainedListener = Callable[[str, bool], None]
@@ -43,9 +43,10 @@ class Failure:
     """Why a trial ended without a result.
 
     Attributes:
-        cause: `diverged` (NaN or Inf), `oom` (out of memory even alone), `error`, `lost` (no executor was left, which
-            says nothing about the trial), or `unevaluated` (it has trained to a report, and there was no memory to
-            evaluate one row; its snapshot has that report pending).
+        cause: `diverged` (NaN or Inf), `oom` (out of memory even alone), `error`, `lost` (no executor was left),
+            `preempted` (put off its device again and again before its next report), or `unevaluated` (it has trained to
+            a report, and there was no memory to evaluate one row; its snapshot has that report pending). The last three
+            say nothing about the trial: it goes on in a resume.
     """
 
     cause: FailureCause

@@ -115,8 +115,8 @@ class World:
         self.specs, self.max_slots = specs, max_slots
         return self.pool
 
-    def _run_trials(self, terms: Any, *, searcher: Any, gate: Any, search: Any, logs: Path) -> None:
-        assert terms.pool is self.pool
+    def _run_trials(self, terms: Any, *, pool: Any, searcher: Any, gate: Any, search: Any, logs: Path) -> None:
+        assert pool is self.pool
         self.done.append("search")
         self.search(searcher, gate)
 

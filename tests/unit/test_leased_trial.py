@@ -1,20 +1,20 @@
-"""The trial actor's loop, without Ray: leases, reports, retries, preemptions, and the ends of it."""
+"""A trial over a port of the test's own: leases, reports, retries, preemptions, and the ends of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
 
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.errors import NoExecutors
+from qlora_ray.errors import NoExecutors, PoolLost
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
-from qlora_ray.orchestration.leased_trial import POLLS_PER_LEASE, LeasedTrial, TrialTerms
+from qlora_ray.orchestration.leased_trial import MAX_PREEMPTIONS_PER_REPORT, POLLS_PER_LEASE, LeasedTrial, TrialTerms
 from qlora_ray.orchestration.pool import Lease
-from qlora_ray.training.engine import Failure, Report
+from qlora_ray.orchestration.trial_port import CallFailed, ExecutorGone
+from qlora_ray.training.engine import Failure, Report, TrialSpec
 
 CONFIG = SweepConfig.model_validate(
     {
@@ -31,7 +31,7 @@ def make_report(index: int, **facts: Any) -> Report:
 
 
 class Backstage:
-    """Pool and executors in one: it plays the answers to `next_report`, and takes notes of all other calls."""
+    """The port of trial 7: it plays the answers to `next_report`, and takes notes of all other calls."""
 
     def __init__(self, *answers: Report | Exception | None, leases: int | None = None) -> None:
         self.answers = list(answers)
@@ -39,41 +39,63 @@ class Backstage:
         self.specs: list[Any] = []
         self.timeouts_s: list[float] = []
         self._leases_left = leases
-        self._generation = 0
-        for name in ("lease", "release", "end", "report_preempted", "report_lost"):
-            setattr(self, name, SimpleNamespace(remote=self._call(name)))
-        self.executor = SimpleNamespace(
-            admit=SimpleNamespace(remote=lambda spec: lambda: self.specs.append(spec)),
-            next_report=SimpleNamespace(remote=lambda trial_id, *, timeout_s: lambda: self._answer(timeout_s)),
-        )
+        self._num_leases = 0
 
-    def trial(self, *, last_index: int = 0, **params: Any) -> LeasedTrial:
+    def trial(self, *, last_index: int = 0, **params: Any) -> SteppedTrial:
         """Trial 7 of a sweep."""
-        terms = TrialTerms(CONFIG, 8, self)
-        return LeasedTrial(7, params, terms=terms, last_index=last_index, get=lambda call: call())
+        return SteppedTrial(LeasedTrial(7, params, terms=TrialTerms(CONFIG, 8), port=self, last_index=last_index))
 
-    def _call(self, name: str) -> Callable[..., Callable[[], Any]]:
-        def remote(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-            def run() -> Any:
-                self.calls.append((name, *args, *kwargs.values()))
-                return self._grant() if name == "lease" else None
-
-            return run
-
-        return remote
-
-    def _grant(self) -> Lease:
-        if self._leases_left == self._generation:
+    async def lease(self, trial_id: str, *, goes_on: bool) -> Lease:
+        self.calls.append(("lease", trial_id, goes_on))
+        if self._leases_left == self._num_leases:
             raise NoExecutors("no executor is left: the device fell off the bus")
-        self._generation += 1
-        return Lease("0007", 3, self._generation, self.executor, {"device": "fake"})
+        self._num_leases += 1
+        return Lease("0007", 3, self._num_leases, None, {"device": "fake"})
 
-    def _answer(self, timeout_s: float) -> Report | None:
+    async def release(self, lease: Lease) -> None:
+        self.calls.append(("release", lease.generation))
+
+    async def end(self, trial_id: str) -> None:
+        self.calls.append(("end", trial_id))
+
+    async def report_preempted(self, lease: Lease, reason: str) -> None:
+        self.calls.append(("report_preempted", lease.generation, reason))
+
+    async def report_lost(self, lease: Lease) -> None:
+        self.calls.append(("report_lost", lease.generation))
+
+    async def admit(self, lease: Lease, spec: TrialSpec) -> None:
+        self.specs.append(spec)
+
+    async def next_report(self, lease: Lease, trial_id: str, *, timeout_s: float) -> Report | None:
         self.timeouts_s.append(timeout_s)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+@dataclass
+class SteppedTrial:
+    """A trial without an event loop: no call of its port waits, so that one step brings each coroutine to its end."""
+
+    trial: LeasedTrial
+
+    def next_report(self) -> Report:
+        """The trial's next report."""
+        report: Report = step(self.trial.next_report())
+        return report
+
+    def leave(self) -> None:
+        """Ends the trial."""
+        step(self.trial.leave())
+
+
+def step(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that never waits."""
+    with pytest.raises(StopIteration) as ended:
+        coroutine.send(None)
+    return ended.value.value
 
 
 def test_a_trial_leases_once_is_admitted_and_asks_on_until_a_report_comes() -> None:
@@ -103,22 +125,35 @@ def test_a_preempted_trial_goes_on_in_the_next_free_slot_and_loses_no_retry() ->
     stage = Backstage(make_report(1), out, out, out, make_report(2))
     trial = stage.trial()
     assert [trial.next_report().index for _ in range(2)] == [1, 2]
-    preempted, again = ("report_preempted", "0007", str(out)), ("lease", "0007", True)
-    assert stage.calls == [("lease", "0007", False), *[preempted, again] * 3]
-    assert (trial.num_retries, len(stage.specs)) == (0, 4)
+    again = ("lease", "0007", True)
+    told = [("report_preempted", lease, str(out)) for lease in (1, 2, 3)]
+    assert stage.calls == [("lease", "0007", False), told[0], again, told[1], again, told[2], again]
+    assert (trial.trial.num_retries, trial.trial.num_preemptions, len(stage.specs)) == (0, 3, 4)
+
+
+def test_a_trial_that_is_preempted_again_and_again_without_a_report_is_left_for_a_resume() -> None:
+    out = [Preempted(f"node {number} is too small") for number in range(MAX_PREEMPTIONS_PER_REPORT + 1)]
+    stage = Backstage(*out[:-1], make_report(1), *out)
+    trial = stage.trial()
+    assert trial.next_report().index == 1
+    report = trial.next_report()
+    assert report.failure is not None
+    assert (report.failure.cause, trial.trial.lease) == ("preempted", None)
+    assert report.failure.message.endswith(str(out[-1]))
+    assert trial.trial.num_preemptions == 2 * MAX_PREEMPTIONS_PER_REPORT + 1
 
 
 def test_a_trial_of_a_dead_executor_says_so_and_goes_on_elsewhere() -> None:
-    stage = Backstage(make_report(1), RayActorError(), make_report(1), make_report(2))
+    stage = Backstage(make_report(1), ExecutorGone("its node died"), make_report(1), make_report(2))
     trial = stage.trial()
     assert [trial.next_report().index for _ in range(2)] == [1, 2]
     assert stage.calls == [
         ("lease", "0007", False),
-        ("report_lost", 3, 1),
-        ("release", "0007"),
+        ("report_lost", 1),
+        ("release", 1),
         ("lease", "0007", True),
     ]
-    assert trial.num_retries == 1
+    assert trial.trial.num_retries == 1
 
 
 def test_a_trial_whose_silence_was_taken_for_its_end_goes_on_elsewhere() -> None:
@@ -126,10 +161,10 @@ def test_a_trial_whose_silence_was_taken_for_its_end_goes_on_elsewhere() -> None
     trial = stage.trial()
     assert trial.next_report().index == 1
     assert [call[0] for call in stage.calls] == ["lease", "release", "lease"]
-    assert trial.num_retries == 1
+    assert trial.trial.num_retries == 1
 
 
-@pytest.mark.parametrize("error", [RayActorError(), LeaseLost("executor: trial 0007 is not here")])
+@pytest.mark.parametrize("error", [ExecutorGone("its node died"), LeaseLost("executor: trial 0007 is not here")])
 def test_a_trial_that_has_lost_its_slot_too_often_is_lost(error: Exception) -> None:
     report = Backstage(error, error).trial().next_report()
     assert report.is_final
@@ -138,11 +173,29 @@ def test_a_trial_that_has_lost_its_slot_too_often_is_lost(error: Exception) -> N
     assert report.failure.message.startswith("its slot was lost 2 times")
 
 
+def test_a_trial_that_makes_reports_may_lose_any_number_of_slots() -> None:
+    reports = [make_report(index) for index in (1, 2, 3)]
+    gone = ExecutorGone("its node died")
+    trial = Backstage(gone, reports[0], gone, reports[1], gone, reports[2]).trial()
+    assert [trial.next_report().index for _ in range(3)] == [1, 2, 3]
+    assert trial.trial.num_retries == 3 > CONFIG.cluster.max_trial_retries
+
+
+def test_the_pools_end_is_no_trials_failure() -> None:
+    with pytest.raises(PoolLost, match="the pool is gone"):
+        Backstage(PoolLost("the pool is gone: its node died")).trial().trial.next_report().send(None)
+
+
+def test_what_an_executor_raises_of_itself_is_the_trials_failure() -> None:
+    report = Backstage(CallFailed("KeyError: 'a'", "remote traceback")).trial().next_report()
+    assert report.failure == Failure("error", "KeyError: 'a'", "remote traceback")
+
+
 def test_a_trial_without_an_executor_to_wait_for_is_lost() -> None:
     trial = Backstage(leases=0).trial()
     report = trial.next_report()
     assert report.failure is not None
-    assert (report.failure.cause, trial.lease) == ("lost", None)
+    assert (report.failure.cause, trial.trial.lease) == ("lost", None)
     assert report.failure.message == "no executor is left: the device fell off the bus"
 
 

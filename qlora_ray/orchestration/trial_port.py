@@ -1,0 +1,132 @@
+"""What a trial asks of the pool and of its executor, and how those calls end where somebody is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from ray.exceptions import RayError, RayTaskError
+
+from qlora_ray.errors import PoolLost, QloraRayError
+from qlora_ray.orchestration.executor.admission import LeaseLost
+from qlora_ray.orchestration.executor.launcher import describe_death
+from qlora_ray.training.engine import Report, TrialSpec
+
+if TYPE_CHECKING:
+    from qlora_ray.orchestration.pool import Lease
+
+AnyAnswer = TypeVar("AnyAnswer")
+
+
+class ExecutorGone(Exception):
+    """The executor of a lease has died: a crash, its node, Ray's memory monitor."""
+
+
+class CallFailed(Exception):
+    """An actor raised what is none of our own exceptions.
+
+    Attributes:
+        traceback: The actor's own.
+    """
+
+    def __init__(self, message: str, traceback: str) -> None:
+        super().__init__(message, traceback)
+        self.message = message
+        self.traceback = traceback
+
+
+class TrialPort(Protocol):
+    """The calls of a trial. A simulation gives its own, and steps the trial with `send`.
+
+    Those to the pool raise PoolLost where the pool is gone, and those to an executor ExecutorGone. Each may raise
+    CallFailed.
+    """
+
+    async def lease(self, trial_id: str, *, goes_on: bool) -> Lease:
+        """Waits for a slot; raises NoExecutors if no executor is left to wait for."""
+
+    async def release(self, lease: Lease) -> None:
+        """Gives a slot back that the trial has lost."""
+
+    async def end(self, trial_id: str) -> None:
+        """Ends the trial where it is, and gives its slot back."""
+
+    async def report_preempted(self, lease: Lease, reason: str) -> None:
+        """Gives a slot back from which the trial was preempted."""
+
+    async def report_lost(self, lease: Lease) -> None:
+        """Says that the lease's executor is dead."""
+
+    async def admit(self, lease: Lease, spec: TrialSpec) -> None:
+        """Has the lease's executor take the trial in; raises LeaseLost, or Preempted, if it does not."""
+
+    async def next_report(self, lease: Lease, trial_id: str, *, timeout_s: float) -> Report | None:
+        """The trial's next report; None if none came in time. Raises LeaseLost, or Preempted, as `admit`."""
+
+
+class RayTrialPort:
+    """The port over Ray's calls.
+
+    Args:
+        pool: The handle of the pool's actor.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    async def lease(self, trial_id: str, *, goes_on: bool) -> Lease:
+        """See TrialPort."""
+        lease: Lease = await _of_pool(self._pool.lease.remote(trial_id, goes_on=goes_on))
+        return lease
+
+    async def release(self, lease: Lease) -> None:
+        """See TrialPort."""
+        await _of_pool(self._pool.release.remote(lease.trial_id))
+
+    async def end(self, trial_id: str) -> None:
+        """See TrialPort."""
+        await _of_pool(self._pool.end.remote(trial_id))
+
+    async def report_preempted(self, lease: Lease, reason: str) -> None:
+        """See TrialPort."""
+        await _of_pool(self._pool.report_preempted.remote(lease.trial_id, reason))
+
+    async def report_lost(self, lease: Lease) -> None:
+        """See TrialPort."""
+        await _of_pool(self._pool.report_lost.remote(lease.executor_index, lease.generation))
+
+    async def admit(self, lease: Lease, spec: TrialSpec) -> None:
+        """See TrialPort."""
+        await _of_executor(lease.executor.admit.remote(spec))
+
+    async def next_report(self, lease: Lease, trial_id: str, *, timeout_s: float) -> Report | None:
+        """See TrialPort."""
+        report: Report | None = await _of_executor(lease.executor.next_report.remote(trial_id, timeout_s=timeout_s))
+        return report
+
+
+async def _of_pool(call: Awaitable[AnyAnswer]) -> AnyAnswer:
+    try:
+        return await call
+    except RayTaskError as error:
+        raise _own_error(error) from None
+    except RayError as error:
+        raise PoolLost(f"the pool is gone: {describe_death(error)}") from None
+
+
+async def _of_executor(call: Awaitable[AnyAnswer]) -> AnyAnswer:
+    try:
+        return await call
+    except RayTaskError as error:
+        raise _own_error(error) from None
+    except RayError as error:
+        # Not only RayActorError: a kill by Ray's memory monitor, say, is a plain RayError.
+        raise ExecutorGone(describe_death(error)) from None
+
+
+def _own_error(error: RayTaskError) -> Exception:
+    """Our own exception out of Ray's wrapping; CallFailed for any other."""
+    cause: BaseException = getattr(error, "cause", error)
+    if isinstance(cause, QloraRayError | LeaseLost):
+        return cause
+    return CallFailed(describe_death(error), str(error))
