@@ -160,7 +160,7 @@ class Training(Section):
     gradient_checkpointing: bool = False
     logging_steps: PositiveInt = Field(10, description="Steps between two points of the training loss's curve.")
     precision: Literal["auto", Precision] = Field(
-        "auto", description="auto: bf16 at compute capability >= 8, else fp16; fp32 on a CPU."
+        "auto", description="auto: bf16 at compute capability >= 8, fp16 at >= 7; else, and on a CPU, fp32."
     )
     seed: Seed = Field(7, description="Adapter initialization and dropout.")
     data_seed: Seed = Field(7, description="Order of samples and the validation split.")

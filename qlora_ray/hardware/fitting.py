@@ -8,16 +8,11 @@ from typing import Literal
 
 from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.formats import format_gib
-from qlora_ray.hardware.memory import (
-    CONTEXT_BYTES,
-    CONTEXT_BYTES_BEFORE_AMPERE,
-    CPU_PROCESS_BYTES,
-    MemoryEstimate,
-    estimate_memory,
-)
+from qlora_ray.hardware.device import DeviceProfile, NodeProfile
+from qlora_ray.hardware.memory import MemoryEstimate, estimate_memory
+from qlora_ray.hardware.memory_counts import CONTEXT_BYTES, CONTEXT_BYTES_BEFORE_AMPERE, CPU_PROCESS_BYTES
 from qlora_ray.hardware.plan import TrialDemand
 from qlora_ray.hardware.precision import BF16_COMPUTE_CAPABILITY, PrecisionChoice
-from qlora_ray.hardware.probe import DeviceProfile, NodeProfile
 from qlora_ray.hardware.shape import ModelShape
 from qlora_ray.hardware.workload import EngineName, Loss, Workload
 

@@ -14,7 +14,8 @@ from qlora_ray.hardware.fitting import (
     find_fitting,
     refuse_slots,
 )
-from qlora_ray.hardware.memory import FRAGMENTATION, SMALLEST_SHOWN_BYTES, MemoryEstimate
+from qlora_ray.hardware.memory import SMALLEST_SHOWN_BYTES, MemoryEstimate
+from qlora_ray.hardware.memory_counts import FRAGMENTATION
 from qlora_ray.hardware.plan import Placement
 from qlora_ray.hardware.precision import PrecisionChoice
 from qlora_ray.hardware.sharing import ExecutorSet, make_placement

@@ -9,12 +9,12 @@ from dataclasses import replace
 from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.errors import PlacementError
 from qlora_ray.formats import format_gib, plural
+from qlora_ray.hardware.device import NodeProfile
 from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_problem
-from qlora_ray.hardware.memory import FRAGMENTATION
+from qlora_ray.hardware.memory_counts import FRAGMENTATION
 from qlora_ray.hardware.packing import place_pack
 from qlora_ray.hardware.plan import Placement, Plan, TrialDemand
 from qlora_ray.hardware.precision import choose_precision
-from qlora_ray.hardware.probe import NodeProfile
 from qlora_ray.hardware.processes import place_processes
 from qlora_ray.hardware.shape import ModelShape
 from qlora_ray.hardware.sharing import round_down

@@ -7,11 +7,15 @@ from typing import Any, cast, get_args
 
 from qlora_ray.config.schema import Precision
 from qlora_ray.errors import PlacementError
-from qlora_ray.hardware.probe import DeviceProfile
+from qlora_ray.hardware.device import DeviceProfile
 
 # NVIDIA CUDA programming guide, arithmetic table: bf16 units exist from Ampere on. torch.cuda.is_bf16_supported()
 # is not asked: it counts emulation and says True on a T4 (torch 2.13).
 BF16_COMPUTE_CAPABILITY = (8, 0)
+# The same table: a multiprocessor of 6.1 (P4, GTX 10) does 2 fp16 operations a clock, a 64th of its fp32. One of 6.0
+# (P100) does twice its fp32, but torch sums halves in fp32 (cublasGemmEx, CUBLAS_COMPUTE_32F), at fp32's rate there. So
+# on Pascal fp16 gains no time, and costs a loss scale. Volta has tensor cores, and Turing at least twice fp32's rate.
+FP16_COMPUTE_CAPABILITY = (7, 0)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class PrecisionChoice:
 
 
 def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> PrecisionChoice:
-    """Choose bf16 where the silicon has it, else fp16; fp32 on a CPU.
+    """Choose bf16 where the silicon has it, else fp16 where it gains time; else, and on a CPU, fp32.
 
     Args:
         device: The device, as the probe found it.
@@ -75,6 +79,9 @@ def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> Preci
     if requested == "auto":
         if has_bf16:
             return PrecisionChoice("bf16", f"bf16: compute capability {capability} of {device.name} has it")
+        if device.compute_capability is not None and device.compute_capability < FP16_COMPUTE_CAPABILITY:
+            words = f"fp32: compute capability {capability} of {device.name} gains nothing in fp16 (7.0 does)"
+            return PrecisionChoice("fp32", words)
         return PrecisionChoice(
             "fp16", f"fp16: compute capability {capability} of {device.name} lacks bf16 (8.0 has it)"
         )

@@ -13,7 +13,8 @@ from qlora_ray.hardware.fitting import (
     find_fitting,
     refuse_slots,
 )
-from qlora_ray.hardware.memory import CPU_PROCESS_BYTES, MemoryEstimate
+from qlora_ray.hardware.memory import MemoryEstimate
+from qlora_ray.hardware.memory_counts import CPU_PROCESS_BYTES
 from qlora_ray.hardware.plan import Placement
 from qlora_ray.hardware.precision import PrecisionChoice
 from qlora_ray.hardware.sharing import ExecutorSet, make_placement

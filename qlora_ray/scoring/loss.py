@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from qlora_ray.config.schema import Precision
 from qlora_ray.errors import DataError
-from qlora_ray.hardware.memory import LOGITS_CHUNK_BYTES
+from qlora_ray.hardware.memory_counts import LOGITS_CHUNK_BYTES
 from qlora_ray.modeling.heads import SplitModel
 from qlora_ray.scoring.inference import evaluating, input_device, longest_first, map_batches
 from qlora_ray.scoring.split import EvaluationSplit

@@ -11,7 +11,7 @@ import pytest
 
 from qlora_ray.errors import ConfigError, ModelError
 from qlora_ray.hardware import MemoryEstimate, ModelShape, Workload, estimate_evaluation_bytes, estimate_memory
-from qlora_ray.hardware.memory import bytes_per_linear_weight
+from qlora_ray.hardware.memory_counts import bytes_per_linear_weight
 from tests.unit.hardware_fixtures import GIB, config
 
 ALLOCATED_TOLERANCE = 0.10

@@ -17,7 +17,8 @@ def gpu(name: str, capability: tuple[int, int] | None) -> DeviceProfile:
 # Compute capabilities: developer.nvidia.com/cuda-gpus.
 GPUS = [
     (gpu("NVIDIA GeForce GTX 1650", (7, 5)), "fp16"),
-    (gpu("Tesla P100-PCIE-16GB", (6, 0)), "fp16"),
+    (gpu("Tesla P4", (6, 1)), "fp32"),
+    (gpu("Tesla P100-PCIE-16GB", (6, 0)), "fp32"),
     (gpu("Tesla V100-SXM2-16GB", (7, 0)), "fp16"),
     (gpu("Tesla T4", (7, 5)), "fp16"),
     (gpu("NVIDIA A100-SXM4-40GB", (8, 0)), "bf16"),

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from qlora_ray.config.schema import Lora, Training
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.hardware import ModelShape, Workload, estimate_memory
-from qlora_ray.hardware.memory import pad_rank
+from qlora_ray.hardware.memory_counts import pad_rank
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.training.budget import make_budget

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qlora_ray.config.schema import Training
-from qlora_ray.hardware.memory import pad_rank
+from qlora_ray.hardware.memory_counts import pad_rank
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
 from qlora_ray.modeling.multi_lora.layers import MultiLoraLinear, Switch
 from qlora_ray.modeling.multi_lora.layout import RowOwner, TrainingLayout, make_segments

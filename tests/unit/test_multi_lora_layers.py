@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from qlora_ray.hardware.memory import pad_rank
+from qlora_ray.hardware.memory_counts import pad_rank
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
 from qlora_ray.modeling.multi_lora.dropout import Counters, DropoutMasks, rounded_rate, row_key
 from qlora_ray.modeling.multi_lora.layers import MultiLoraLinear, Switch

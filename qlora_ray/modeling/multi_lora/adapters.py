@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qlora_ray.config.schema import Lora
 from qlora_ray.errors import ModelError
-from qlora_ray.hardware.memory import pad_rank
+from qlora_ray.hardware.memory_counts import pad_rank
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter, saved_adapter
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
 from qlora_ray.modeling.multi_lora.layout import RowOwner, SoloLayout

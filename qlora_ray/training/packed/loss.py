@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlora_ray.hardware.memory import LOGITS_CHUNK_BYTES
+from qlora_ray.hardware.memory_counts import LOGITS_CHUNK_BYTES
 
 
 def backward_losses(

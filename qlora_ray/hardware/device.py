@@ -1,0 +1,88 @@
+"""What a device and a node are, in typed records: as the probe finds them, or as they are written down."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from qlora_ray.formats import format_gib
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """One GPU, or the CPU of a node that has none. On a CPU, memory is RAM.
+
+    Free memory is what is left beside the probe's own CUDA context, so it is low by one context rather than high.
+    `problem` says in words why a device cannot train, e.g. that the installed torch has no kernels for it.
+    `is_simulated`: there is no such device; hardware.simulation puts it where a node claims one.
+    """
+
+    index: int
+    kind: Literal["cuda", "cpu"]
+    name: str
+    compute_capability: tuple[int, int] | None
+    total_memory_bytes: int
+    free_memory_bytes: int
+    uuid: str | None = None
+    problem: str | None = None
+    is_simulated: bool = False
+
+    @property
+    def capability_text(self) -> str:
+        """`7.5`, or `unknown`."""
+        return "unknown" if self.compute_capability is None else ".".join(map(str, self.compute_capability))
+
+    @property
+    def class_key(self) -> str:
+        """Equal for devices that get the same placement, e.g. `Tesla T4 14.6 GiB cc7.5`."""
+        text = f"{self.shown_name} {format_gib(self.total_memory_bytes)}"
+        return text if self.kind == "cpu" else f"{text} cc{self.capability_text}"
+
+    @property
+    def shown_name(self) -> str:
+        """Its name wherever one is read: what is simulated says so."""
+        return f"{self.name} (simulated)" if self.is_simulated else self.name
+
+    @property
+    def short_name(self) -> str:
+        """The name people use: `T4`, `A100-SXM4-80GB`, `GTX 1650`."""
+        name = self.name
+        for prefix in ("NVIDIA ", "Tesla ", "GeForce ", "Quadro "):
+            name = name.removeprefix(prefix)
+        return name or self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DeviceProfile:
+        capability = values.get("compute_capability")
+        return cls(**{**values, "compute_capability": None if capability is None else tuple(capability)})
+
+
+@dataclass(frozen=True)
+class NodeProfile:
+    """One machine as a trial process would find it: affinity and cgroup limits are already applied."""
+
+    hostname: str
+    devices: tuple[DeviceProfile, ...]
+    cpu_name: str
+    num_cpus: int
+    ram_bytes: int
+    available_ram_bytes: int
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    python_version: str = ""
+    platform: str = ""
+    packages: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def has_gpu(self) -> bool:
+        return any(device.kind == "cuda" for device in self.devices)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "devices": [device.to_dict() for device in self.devices]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NodeProfile:
+        return cls(**{**values, "devices": tuple(DeviceProfile.from_dict(item) for item in values["devices"])})
