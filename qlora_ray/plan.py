@@ -42,13 +42,14 @@ def _run(arguments: argparse.Namespace) -> int:
         # One machine, this one: asking it needs no Ray.
         from qlora_ray.hardware import probe_node
 
-        nodes = [probe_node()]
+        plan = plan_sweep(preflight, [probe_node()])
     else:
-        from qlora_ray.orchestration.nodes import probe_cluster, ray_cluster
+        from qlora_ray.orchestration.cluster.joining import ray_cluster
+        from qlora_ray.orchestration.cluster.planning import plan_cluster
+        from qlora_ray.orchestration.cluster.probing import probe_cluster
 
         with ray_cluster(config.cluster):
-            nodes = list(probe_cluster().values())
-    plan = plan_sweep(preflight, nodes)
+            plan = plan_cluster(preflight, probe_cluster())
     notes = "".join(f"note  {note}\n" for note in preflight.notes)
     sys.stdout.write((json.dumps(plan.to_dict(), indent=2) if arguments.json else notes + plan.render()) + "\n")
     return 0

@@ -62,7 +62,10 @@ class DeviceProfile:
 
 @dataclass(frozen=True)
 class NodeProfile:
-    """One machine as a trial process would find it: affinity and cgroup limits are already applied."""
+    """One machine as a trial process would find it: affinity and cgroup limits are already applied.
+
+    On a cluster, `ray_node_id` and `address` (an IP address) are the names that Ray has for it.
+    """
 
     hostname: str
     devices: tuple[DeviceProfile, ...]
@@ -75,6 +78,8 @@ class NodeProfile:
     python_version: str = ""
     platform: str = ""
     packages: dict[str, str | None] = field(default_factory=dict)
+    ray_node_id: str | None = None
+    address: str | None = None
 
     @property
     def has_gpu(self) -> bool:

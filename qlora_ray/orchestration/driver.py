@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.console import Console, noise_to
 from qlora_ray.errors import ModelError, NoExecutors, QloraRayError, SweepFailed, first_line
 from qlora_ray.hardware import NodeProfile, Plan
+from qlora_ray.orchestration.cluster.joining import ray_cluster
+from qlora_ray.orchestration.cluster.nodes import on_node, own_node_id
+from qlora_ray.orchestration.cluster.planning import plan_cluster
+from qlora_ray.orchestration.cluster.probing import probe_cluster
 from qlora_ray.orchestration.executor.usage import wait_share
 from qlora_ray.orchestration.ledger import Ledger
-from qlora_ray.orchestration.nodes import check_shared_storage, probe_cluster, ray_cluster
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.stopping import StopSignals, stop_signals
 from qlora_ray.orchestration.summary import print_next_steps, print_outcome, print_plan, write_summary
 from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.orchestration.winner import choose_winner
-from qlora_ray.preflight.checks import Preflight, plan_sweep
+from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
 from qlora_ray.runs import EventLog, SweepPaths
 from qlora_ray.runs.record_parts import BaseRecord
@@ -125,9 +129,9 @@ def _run(
         # Ray has set a handler of its own, which ends the process without a summary.
         stops.install()
         stops.check()
-        profiles = probe_cluster()
-        check_shared_storage(paths.root)
-        plan = plan_sweep(preflight, list(profiles.values()))
+        cluster = probe_cluster(paths.root)
+        profiles = cluster.profiles
+        plan = plan_cluster(preflight, cluster)
         # Once: it reads every byte of the base.
         common = common_facts(preflight)
         first = read_record(paths.manifest, Manifest) if is_resume else None
@@ -192,7 +196,7 @@ def _open_study(
 
 
 def _start_pool(
-    preflight: Preflight, plan: Plan, profiles: dict[str, NodeProfile], paths: SweepPaths, *, base: BaseRecord
+    preflight: Preflight, plan: Plan, profiles: Mapping[str, NodeProfile], paths: SweepPaths, *, base: BaseRecord
 ) -> Any:
     import ray
 
@@ -209,7 +213,8 @@ def _start_pool(
     ]
     terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, to_json(base))
     actor: Any = ray.remote(Pool)
-    pool = actor.options(num_cpus=0, max_concurrency=10_000).remote(
+    # On this node: another one's death must not take the pool with it.
+    pool = actor.options(num_cpus=0, max_concurrency=10_000, **on_node(own_node_id())).remote(
         RayLauncher(terms, ray.put(preflight.data)),
         specs,
         lease_timeout_s=preflight.config.cluster.lease_timeout_s,

@@ -125,11 +125,15 @@ class ExecutorRecord(Part):
     Attributes:
         versions: Of the packages in the executor's own process.
         estimated_memory_bytes: The planner's figure for the whole executor.
+        ray_node_id: Ray's id of its node.
+        address: The IP address that Ray knows its node by.
     """
 
     engine: str | None = renamed(values=OLD_ENGINES)
     slots: int | None = None
     hostname: str | None = None
+    ray_node_id: str | None = None
+    address: str | None = None
     device: str | None = None
     device_class: str | None = None
     compute_capability: str | None = None

@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration import driver
+from qlora_ray.orchestration.cluster.probing import ProbedCluster
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths, read_events
@@ -58,9 +59,9 @@ class World:
         self.preflight = Preflight(books.config, books.space, [], shape, data, "loss only", [])
         for name, replacement in {
             "ray_cluster": self._join,
-            "probe_cluster": lambda: self.nodes,
-            "check_shared_storage": lambda folder: self.done.append("check storage"),
-            "plan_sweep": lambda preflight, profiles: plan(*profiles),
+            "probe_cluster": self._probe_cluster,
+            "plan_cluster": lambda preflight, cluster: plan(*cluster.profiles.values()),
+            "own_node_id": lambda: HEAD,
             "common_facts": lambda preflight: SweepFacts(base=BaseRecord(hash="sha256:b")),
             "describe_sweep": self._describe_sweep,
             "run_trials": self._run_trials,
@@ -105,6 +106,12 @@ class World:
             yield
         finally:
             self.done.append("leave Ray")
+
+    def _probe_cluster(self, folder: Path) -> ProbedCluster:
+        # What every node must see.
+        assert folder == self.paths.root
+        self.done.append("probe nodes")
+        return ProbedCluster(self.nodes)
 
     def _describe_sweep(self, preflight: Preflight, plan: Plan, profiles: Any, *, common: SweepFacts) -> Manifest:
         return Manifest(**vars(common), folder=self.folder, config=preflight.config.model_dump())

@@ -41,7 +41,7 @@ def test_a_sweep_does_all_in_order_and_ends_with_its_winner(world: World, capfd:
     summary = world.run()
     assert world.done == [
         "join Ray",
-        "check storage",
+        "probe nodes",
         "start executors",
         "wait_ready",
         "search",
@@ -147,7 +147,7 @@ def test_a_sweep_stopped_while_it_scores_is_interrupted_and_keeps_its_trials(wor
     assert summary.counts == {"complete": 3}
 
 
-@pytest.mark.parametrize("moment", ["check_shared_storage", "plan_sweep", "_open_study"])
+@pytest.mark.parametrize("moment", ["probe_cluster", "plan_cluster", "_open_study"])
 def test_a_sweep_stopped_before_its_first_trial_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -160,8 +160,8 @@ def test_a_sweep_stopped_before_its_first_trial_leaves_nothing(
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("check_shared_storage", RunError("results.dir: every node must see it.")),
-        ("plan_sweep", PlacementError("placement: one trial needs 21 GiB.")),
+        ("probe_cluster", RunError("results.dir: it cannot be written.")),
+        ("plan_cluster", PlacementError("placement: one trial needs 21 GiB.")),
     ],
 )
 def test_what_cannot_be_trained_leaves_nothing_behind(

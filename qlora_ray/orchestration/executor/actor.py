@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import Placement, Plan
+from qlora_ray.orchestration.cluster.nodes import describe_own_node
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.engine import Report, TrialSpec
@@ -129,6 +130,7 @@ class Executor:
             **self._core.describe_slots(),
             "engine": self._placement.engine,
             "hostname": socket.gethostname(),
+            **describe_own_node(),
             "pid": os.getpid(),
             "device": self._device.name,
             "device_class": self._device.class_key,

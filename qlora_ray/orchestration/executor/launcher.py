@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qlora_ray.errors import QloraRayError
 from qlora_ray.hardware import Placement
+from qlora_ray.orchestration.cluster.nodes import on_node
 from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
 
 # Calls an executor serves at once beside one long poll per slot: describe, evict, wait_change, trials, admit.
@@ -54,14 +54,14 @@ class RayLauncher:
     def start(self, spec: ExecutorSpec) -> Any:
         """See Launcher."""
         placement = spec.placement
-        # soft=False: a placement is the plan for this node's device, not for whichever node has room.
+        # A placement is the plan for this node's device, not for whichever node has room.
         return (
             ray.remote(self.executor_class)
             .options(
                 num_cpus=placement.num_cpus,
                 num_gpus=placement.num_gpus,
                 max_concurrency=SPARE_CALLS + self._most_slots(placement),
-                scheduling_strategy=NodeAffinitySchedulingStrategy(spec.node_id, soft=False),
+                **on_node(spec.node_id),
             )
             .remote(self.terms, placement, self.data)
         )

@@ -1,0 +1,183 @@
+"""The Ray cluster: joined where the config or the environment names one, else a private one on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from qlora_ray.config.schema import Cluster
+from qlora_ray.errors import PlacementError, first_line
+
+OBJECT_STORE_BYTES = 256 * 1024**2
+LOOPBACK = "127.0.0.1"
+# To see that nothing listens at an address; Ray itself tries for 20 s.
+CONNECT_TIMEOUT_S = 5.0
+TOKEN_BYTES = 32
+TOKEN_FILE = Path("~/.ray/auth_token")
+# How Ray 2.60 says that a token is missing or wrong; it stands in the cause of the exception.
+TOKEN_WORDS = ("InvalidAuthToken", "Unauthenticated", "authentication token")
+# How Ray says that a start took longer than its fixed 30 s (ray/_private/node.py).
+SLOW_START_WORDS = "timed out during startup"
+# How Ray says that no raylet of the cluster runs on this machine.
+NO_NODE_WORDS = ("No node info", "Can't find a", "not found in the cluster")
+
+
+@contextmanager
+def ray_cluster(cluster: Cluster) -> Iterator[None]:
+    """Joins the cluster the config names, or starts a private one on this machine, for the length of the block.
+
+    Raises:
+        PlacementError: If the named cluster cannot be joined, or a private one does not start.
+    """
+    # Ray reports usage to the internet unless told otherwise; a user's own setting stays.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray frees the accelerators of zero-GPU workers by hiding them; executors on CPU nodes want none anyway.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = find_address(cluster)
+    if address is None:
+        _start_private()
+    else:
+        _join(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def find_address(cluster: Cluster) -> str | None:
+    """The cluster that a sweep would join: the config's, then that of RAY_ADDRESS; None for a private one."""
+    return cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def _start_private() -> None:
+    """Starts a Ray that only this machine can reach, and that asks for a token."""
+    _ensure_private_token()
+    for is_last in (False, True):
+        try:
+            with _on_loopback():
+                # `local` never joins a cluster that happens to run here. The data is small: tokens, once.
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=True,
+                    logging_level=logging.WARNING,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                )
+            return
+        except Exception as error:
+            # Ray raises a bare Exception here. A busy machine is often quicker the second time: files are cached.
+            if SLOW_START_WORDS not in str(error):
+                raise
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if is_last:
+                raise PlacementError(
+                    "cluster: Ray must start within its limit of 30 s, got two starts that took longer. "
+                    "This machine is too busy: wait until it is not, or join a cluster with cluster.address."
+                ) from None
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Has a Ray that is started in the block listen on 127.0.0.1 only.
+
+    Ray 2.60 turns every loopback address that it is given into the machine's outer one, unless it was told that it
+    starts no cluster of several machines, as it is on macOS and Windows (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, read when
+    ray is imported).
+    """
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _ensure_private_token() -> None:
+    """Gives this process and what it starts a token, where the user has none.
+
+    Ray would write one into the user's home instead, readable for all. A user's own mode and token stay.
+    """
+    if not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(TOKEN_BYTES)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    _read_auth_settings()
+
+
+def _has_token() -> bool:
+    """Whether Ray will find a token, in the order in which it looks."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    with contextlib.suppress(OSError, RuntimeError):
+        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        return bool(Path(named or TOKEN_FILE).expanduser().read_text().strip())
+    return False
+
+
+def _read_auth_settings() -> None:
+    """Has Ray read mode and token again: it did when it was imported, perhaps before they were set."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _join(address: str) -> None:
+    # An address that is named does not make Ray 2.60 look for the token; `auto` does. With a token, Ray also joins
+    # a cluster that asks for none.
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _read_auth_settings()
+    try:
+        _check_listening(address)
+        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise PlacementError(_explain(address, error)) from None
+
+
+def _check_listening(address: str) -> None:
+    """Raises OSError if nothing answers at a `host:port`; other forms are Ray's to judge."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
+            pass
+
+
+def _explain(address: str, error: Exception) -> str:
+    """One line of why a cluster cannot be joined, and what to do."""
+    words = _all_words(error)
+    if any(word in words for word in TOKEN_WORDS):
+        found = "a token that it does not know" if _has_token() else "none"
+        return (
+            f"cluster.address: the Ray cluster at {address} must be joined with its token, got {found}. "
+            f"Copy {TOKEN_FILE} from the head node to this one, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+        )
+    if any(word in words for word in NO_NODE_WORDS):
+        return (
+            f"cluster.address: this machine must be a node of the Ray cluster at {address}, got none here. "
+            f"Run `ray start --address={address}` on it, or start the sweep on a node."
+        )
+    return (
+        f"cluster.address: no Ray cluster can be joined at {address}: {first_line(error)} "
+        "Start one with `ray start --head`, or leave cluster.address null and RAY_ADDRESS unset."
+    )
+
+
+def _all_words(error: BaseException | None) -> str:
+    """What an error says, and what the errors say that it comes from."""
+    texts: list[Any] = []
+    while error is not None and len(texts) < 10:
+        texts.append(error)
+        error = error.__cause__ or error.__context__
+    return "\n".join(map(str, texts))

@@ -1,0 +1,70 @@
+"""Real Ray nodes as users start them: `ray start --block` in a session, home and temp folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+# On a busy machine; a start takes 4 s.
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 45.0
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """The environment of a user who has set nothing of Ray's, whose home is `home`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def ray_node(home: Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `ray start --block` with the options, and ends all that it started."""
+    # The path of a socket may have 107 characters: pytest's folders are too long.
+    with tempfile.TemporaryDirectory(prefix="qr", ignore_cleanup_errors=True) as folder:
+        log = home / f"ray-start-{free_port()}.log"
+        command = [str(RAY), "start", "--block", "--disable-usage-stats", *options]
+        if "--head" in options:
+            command += ["--temp-dir", folder, "--include-dashboard", "false"]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=out,
+                env={**clean_environment(home), **(environment or {})},
+                start_new_session=True,
+            )
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while "will now block forever" not in log.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            yield process
+        finally:
+            end_session(process)
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """Ends a node as its user would, then whatever of its session is left."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

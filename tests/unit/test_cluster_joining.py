@@ -1,0 +1,183 @@
+"""Which cluster is joined or started, with which token, and what is said where that fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ray.config.schema import Cluster
+from qlora_ray.errors import PlacementError
+from qlora_ray.orchestration.cluster import joining
+from qlora_ray.orchestration.cluster.joining import find_address, ray_cluster
+
+
+class FakeRay:
+    """Ray's doors.
+
+    Attributes:
+        starts: What each call of `init` was given, with the token that the environment had then.
+        is_up: Whether it was called and not shut down since.
+        problems: What the next calls raise.
+    """
+
+    def __init__(self) -> None:
+        self.starts: list[dict[str, Any]] = []
+        self.is_up = False
+        self.problems: list[Exception] = []
+
+    def init(self, **options: Any) -> None:
+        self.starts.append(
+            {**options, "token": os.environ.get("RAY_AUTH_TOKEN"), "mode": os.environ.get("RAY_AUTH_MODE")}
+        )
+        if self.problems:
+            raise self.problems.pop(0)
+        self.is_up = True
+
+    def shutdown(self) -> None:
+        self.is_up = False
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeRay]:
+    """Puts a FakeRay in Ray's place, and a home without a token in the user's."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        # Set first, so that what the code sets is taken back at the end.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ray = FakeRay()
+    monkeypatch.setattr(joining, "ray", ray)
+    monkeypatch.setattr(joining, "_read_auth_settings", lambda: None)
+    yield ray
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    """The address of something that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def write_token(home: Path) -> None:
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("t0ken\n")
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "found"),
+    [
+        (None, None, None),  # a private one, whatever runs on this machine
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "10.0.0.1:6379", "auto"),
+        (None, "", None),
+    ],
+)
+def test_the_config_names_the_cluster_before_the_environment_does(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, configured: str | None, environment: str | None, found: str
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    assert find_address(Cluster(address=configured)) == found
+
+
+def test_a_private_ray_is_local_and_asks_for_a_token_that_no_file_holds(fake_ray: FakeRay, tmp_path: Path) -> None:
+    with ray_cluster(Cluster()):
+        (start,) = fake_ray.starts
+    assert start["address"] == "local"
+    assert start["mode"] == "token" and len(bytes.fromhex(start["token"])) == 32
+    assert not list(tmp_path.rglob("*"))
+    assert not fake_ray.is_up
+
+
+def test_a_users_own_token_and_mode_stay(fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_token(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with ray_cluster(Cluster()):
+        assert (fake_ray.starts[0]["mode"], fake_ray.starts[0]["token"]) == ("disabled", None)
+
+
+@pytest.mark.parametrize("place", ["variable", "named file", "home", "nowhere"])
+def test_a_cluster_is_joined_with_the_token_wherever_the_user_has_it(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listening: str, place: str
+) -> None:
+    if place == "variable":
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "t0ken")
+    elif place == "named file":
+        (tmp_path / "elsewhere").write_text("t0ken")
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
+    elif place == "home":
+        write_token(tmp_path)
+    with ray_cluster(Cluster(address=listening)):
+        (start,) = fake_ray.starts
+    assert start["address"] == listening
+    assert start["mode"] == (None if place == "nowhere" else "token")
+
+
+@pytest.mark.parametrize(("has_token", "got"), [(False, "got none"), (True, "got a token that it does not know")])
+def test_a_token_that_is_missing_or_wrong_is_named_as_the_cause(
+    fake_ray: FakeRay, tmp_path: Path, listening: str, has_token: bool, got: str
+) -> None:
+    if has_token:
+        write_token(tmp_path)
+    error = ConnectionError("Failed to connect to Ray cluster")
+    error.__cause__ = RuntimeError("rpc error\nUnauthenticated: InvalidAuthToken: is missing or incorrect")
+    fake_ray.problems = [error]
+    with (
+        pytest.raises(PlacementError, match=rf"joined with its token, {got}\. Copy ~/\.ray/auth_token") as caught,
+        ray_cluster(Cluster(address=listening)),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert "t0ken" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, ValueError, RuntimeError])
+def test_a_cluster_that_cannot_be_joined_is_refused_in_one_line(
+    fake_ray: FakeRay, listening: str, kind: type[Exception]
+) -> None:
+    fake_ray.problems = [kind("no GCS at this port.\nat gcs_utils.py:12")]
+    with (
+        pytest.raises(
+            PlacementError, match=rf"^cluster\.address: .* {listening}: no GCS at this port\. Start"
+        ) as caught,
+        ray_cluster(Cluster(address=listening)),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_at_which_nothing_listens_is_refused_without_waiting_for_ray(fake_ray: FakeRay) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(PlacementError, match="refused"), ray_cluster(Cluster(address=f"127.0.0.1:{port}")):
+        pass
+    assert not fake_ray.starts
+
+
+def test_the_cluster_is_left_when_the_sweep_breaks(fake_ray: FakeRay) -> None:
+    with pytest.raises(OSError, match="disk"), ray_cluster(Cluster()):
+        assert fake_ray.is_up
+        raise OSError("disk")
+    assert not fake_ray.is_up
+
+
+def test_a_start_that_was_too_slow_is_tried_once_more(fake_ray: FakeRay) -> None:
+    fake_ray.problems = [Exception("The current node timed out during startup. This could happen")]
+    with ray_cluster(Cluster()):
+        assert fake_ray.is_up
+    assert len(fake_ray.starts) == 2
+    fake_ray.problems = [Exception("The current node timed out during startup.")] * 2
+    with pytest.raises(PlacementError, match="got two starts that took longer"), ray_cluster(Cluster()):
+        pass
+
+
+def test_another_problem_of_a_start_is_not_tried_again(fake_ray: FakeRay) -> None:
+    fake_ray.problems = [Exception("no space left")]
+    with pytest.raises(Exception, match="no space left"), ray_cluster(Cluster()):
+        pass
+    assert len(fake_ray.starts) == 1
