@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import sys
 import time
@@ -21,11 +20,10 @@ from qlora_ray.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
     from qlora_ray.runs import SweepPaths
-    from qlora_ray.runs.records import Manifest, Summary
+    from qlora_ray.runs.records import Summary
+    from qlora_ray.search.space import SearchSpace
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
-# What may change between the halves of a sweep: how long it is, and where it runs. Anything else is another sweep.
-RESUMABLE = ("search.num_trials", "cluster.")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,7 +33,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
     )
-    parser.add_argument("--resume", type=as_place, metavar="DIR", help="go on with an interrupted sweep")
+    parser.add_argument("--resume", type=as_place, metavar="DIR", help="go on with an interrupted or finished sweep")
+    parser.add_argument(
+        "--add-trials", type=_as_count, metavar="N", help="with --resume: N trials more than the sweep had"
+    )
+    parser.add_argument(
+        "--trust-folder",
+        action="store_true",
+        help="with --resume: follow the folder's manifest where it lets code run or names a cluster, as your own",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--preview", action="store_true", help="print one sample, trained tokens marked, and stop")
     parser.add_argument(
@@ -56,13 +62,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.config import load_config
     from qlora_ray.runs import SweepPaths
-    from qlora_ray.runs.records import Manifest, read_record
 
     _check_arguments(arguments)
     if arguments.resume:
         paths = SweepPaths(arguments.resume)
-        manifest = read_record(paths.manifest, Manifest)
-        config = _resumed_config(arguments, manifest)
+        config, space = _read_resumed(arguments, paths)
     else:
         source = arguments.config or DEFAULT_CONFIG
         config = load_config(source, overrides=arguments.overrides)
@@ -72,13 +76,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.preview:
         return _preview(config)
 
-    from qlora_ray.config.documents import Document
-    from qlora_ray.search.parsing import load_space, parse_space
+    if not arguments.resume:
+        from qlora_ray.search.parsing import load_space
 
-    if arguments.resume:
-        # The space as it was: its file may have changed since.
-        space = parse_space(Document(str(paths.manifest), dict(manifest.space)), config)
-    else:
         space = load_space(config)
         name = config.results.name or f"{source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         paths = SweepPaths(Path(config.results.dir) / name)
@@ -107,6 +107,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
+    for name in ("add_trials", "trust_folder"):
+        if getattr(arguments, name) and not arguments.resume:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: is of a sweep that goes on, got no --resume. Add --resume DIR.")
     only_shown = [option for option in ("print_config", "preview") if getattr(arguments, option)]
     asked = [option for option in ("export", "require_improvement") if getattr(arguments, option)]
     if only_shown and asked:
@@ -148,22 +152,24 @@ def _find_earlier_winner(paths: SweepPaths) -> str | None:
         return None
 
 
-def _resumed_config(arguments: argparse.Namespace, manifest: Manifest) -> SweepConfig:
-    from qlora_ray.config.documents import Document
-    from qlora_ray.config.loading import parse_override, validate_document
+def _read_resumed(arguments: argparse.Namespace, paths: SweepPaths) -> tuple[SweepConfig, SearchSpace]:
+    from qlora_ray.preflight.resuming import ResumeRequest, read_resumed
+    from qlora_ray.runs.records import Manifest, read_record
 
-    if arguments.config:
-        raise ConfigError("--resume: goes on with the sweep's own config, got --config too. Drop one of them.")
-    document = Document("manifest.json", copy.deepcopy(dict(manifest.config)))
-    for text in arguments.overrides:
-        key, value = parse_override(text)
-        if not key.startswith(RESUMABLE):
-            raise ConfigError(
-                f"--set {key}: cannot change when a sweep is resumed; only search.num_trials and cluster.* can. "
-                "Start a new sweep."
-            )
-        document.set(key, value)
-    return validate_document(document)
+    request = ResumeRequest(
+        config=arguments.config,
+        overrides=arguments.overrides,
+        num_added_trials=arguments.add_trials,
+        is_trusted=arguments.trust_folder,
+    )
+    return read_resumed(paths, read_record(paths.manifest, Manifest), request)
+
+
+def _as_count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text}")
+    return int(text)
 
 
 def _preview(config: SweepConfig) -> int:

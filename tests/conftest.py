@@ -19,8 +19,9 @@ UNIT_FOLDER = Path(__file__).parent / "unit"
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared data goes to a folder of the test run, not to the user's cache."""
+    """Prepared data and the key that marks a user's own sweeps go to folders of the test run."""
     os.environ["QLORA_RAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

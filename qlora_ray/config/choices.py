@@ -24,6 +24,8 @@ class SamplerEntry:
         uses_startup_trials: Whether it reads search.num_startup_trials.
         visits_grid: Whether it proposes the points of a finite grid and nothing else.
         searches_ranges_only: Whether it draws parameters with `choices` at random.
+        takes_wider_ranges: Whether a study may go on with wider ranges: what it keeps of old trials does not depend
+            on their ends.
     """
 
     make: str
@@ -31,6 +33,7 @@ class SamplerEntry:
     uses_startup_trials: bool = False
     visits_grid: bool = False
     searches_ranges_only: bool = False
+    takes_wider_ranges: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,14 @@ class MetricEntry:
 SAMPLERS = {
     "tpe": SamplerEntry("qlora_ray.search.samplers:make_tpe", max_objectives=2, uses_startup_trials=True),
     "random": SamplerEntry("qlora_ray.search.samplers:make_random", max_objectives=2),
-    "grid": SamplerEntry("qlora_ray.search.samplers:make_grid", max_objectives=2, visits_grid=True),
+    "grid": SamplerEntry(
+        "qlora_ray.search.samplers:make_grid", max_objectives=2, visits_grid=True, takes_wider_ranges=False
+    ),
     "cma-es": SamplerEntry(
-        "qlora_ray.search.samplers:make_cma_es", uses_startup_trials=True, searches_ranges_only=True
+        "qlora_ray.search.samplers:make_cma_es",
+        uses_startup_trials=True,
+        searches_ranges_only=True,
+        takes_wider_ranges=False,
     ),
     "gp": SamplerEntry("qlora_ray.search.samplers:make_gp", uses_startup_trials=True),
     "nsga2": SamplerEntry("qlora_ray.search.samplers:make_nsga2", max_objectives=2),

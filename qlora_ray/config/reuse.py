@@ -10,6 +10,7 @@ from typing import Any
 from qlora_ray.config import SweepConfig, load_config, parse_override
 from qlora_ray.config.documents import Document, read_document
 from qlora_ray.config.loading import apply_overrides, validate_document
+from qlora_ray.runs.ownership import is_own
 from qlora_ray.runs.records import Manifest, modernize_config
 
 # Keys whose values may be paths; in a manifest, from the folder that the sweep was started in.
@@ -38,7 +39,7 @@ def read_intent(manifest: Manifest | None, *, config: Path | None, overrides: Se
     if config is not None or manifest is None:
         return load_config(config, overrides=list(overrides))
     document = Document("manifest.json", copy.deepcopy(dict(manifest.config)))
-    _anchor(document.data, Path(manifest.folder or "."))
+    anchor_paths(document.data, Path(manifest.folder or "."))
     apply_overrides(document, overrides)
     return validate_document(document)
 
@@ -55,12 +56,22 @@ def read_bundle_config(path: Path, *, overrides: Sequence[str]) -> SweepConfig:
     return validate_document(document)
 
 
-def distrust(config: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+def distrust(
+    config: SweepConfig, overrides: Sequence[str], *, manifest: Manifest | None = None
+) -> tuple[SweepConfig, list[str]]:
     """Returns a config that came with the target, without the right to run the model's code, and a note if it had it.
 
-    The target may be a stranger's: only the user's own --set or --config may let its code run.
+    The target may be a stranger's: only the user's own --set, --config or sweep may let its code run.
+
+    Args:
+        config: The config that came with the target, with the overrides in it.
+        overrides: The user's `--set` values, as `section.key=value`.
+        manifest: That of the sweep which the config is from; None if there is none.
     """
     if not config.model.trust_remote_code or is_overridden(overrides, TRUST):
+        return config, []
+    # The mark is of the name that the code belongs to, too.
+    if manifest is not None and not is_overridden(overrides, "model.name") and is_own(manifest):
         return config, []
     model = config.model.model_copy(update={"trust_remote_code": False})
     note = (
@@ -105,8 +116,14 @@ def _sets(dotted: str, value: Any, key: str) -> bool:
     return dotted.startswith(f"{key}.")
 
 
-def _anchor(config: dict[str, Any], folder: Path) -> None:
-    """Makes relative paths ones of the folder the sweep was started in, where they are there; else they stay."""
+def anchor_paths(config: dict[str, Any], folder: Path, *, only_missing: bool = False) -> None:
+    """Makes relative paths ones of the folder the sweep was started in, where they are there; else they stay.
+
+    Args:
+        config: A manifest's config, which is changed.
+        folder: Where the sweep was started.
+        only_missing: A path that is there from the working directory stays, too.
+    """
     for section, key in PATH_KEYS:
         values = config.get(section)
         value = values.get(key) if isinstance(values, dict) else None
@@ -114,5 +131,7 @@ def _anchor(config: dict[str, Any], folder: Path) -> None:
             continue
         # `test` may be a split of a hub dataset, whatever is called so there.
         may_be_path = key not in ("validation", "test") or "/" in value or "." in value
+        if only_missing and Path(value).exists():
+            continue
         if may_be_path and (folder / value).exists():
             config[section][key] = str(folder / value)

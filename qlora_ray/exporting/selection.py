@@ -250,7 +250,7 @@ def _read_config(manifest: Manifest, overrides: Sequence[str]) -> tuple[SweepCon
             raise ConfigError(f"--set {key}: an export can set only {', '.join(RELOCATABLE)}. Drop it.")
     config = read_intent(manifest, config=None, overrides=overrides)
     config = drop_foreign_revision(config, overrides, own_name=manifest.setting("model", "name"))
-    return distrust(config, overrides)
+    return distrust(config, overrides, manifest=manifest)
 
 
 def _check_base(selection: Selection) -> tuple[Model, str | None]:

@@ -27,6 +27,7 @@ from qlora_ray.orchestration.winner import choose_winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
 from qlora_ray.runs import EventLog, SweepPaths
+from qlora_ray.runs.ownership import sign
 from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.runs.records import Manifest, Summary, read_record, write_record
 from qlora_ray.runs.typed_json import to_json
@@ -141,7 +142,7 @@ def _run(
         manifest = describe_sweep(preflight, plan, list(profiles.values()), common=common)
         if first is not None:
             manifest = add_resume(first, manifest)
-        write_record(paths.manifest, manifest)
+        write_record(paths.manifest, sign(manifest))
         print_plan(console, preflight, plan, paths)
         ledger = Ledger(config, paths=paths, console=console, common=common)
         pool = _start_pool(preflight, plan, profiles, paths, base=common.base)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from qlora_ray import __version__
+from qlora_ray.config.differences import list_differences
+from qlora_ray.config.schema import Data
+from qlora_ray.data.cache import compute_fingerprint
+from qlora_ray.data.report import DataReport
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.identity import compare_bases, shorten_hash
-from qlora_ray.modeling.loading import hash_base
+from qlora_ray.modeling.loading import hash_base, load_tokenizer
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs.record_parts import (
     BaseRecord,
@@ -27,6 +32,7 @@ from qlora_ray.runs.record_parts import (
 )
 from qlora_ray.runs.records import Manifest
 from qlora_ray.runs.typed_json import parse_record
+from qlora_ray.search.extension import list_space_differences
 
 
 def check_same_inputs(preflight: Preflight, manifest: Manifest, *, common: SweepFacts) -> list[str]:
@@ -43,11 +49,14 @@ def check_same_inputs(preflight: Preflight, manifest: Manifest, *, common: Sweep
     Raises:
         RunError: If rows or base are others than at the sweep's beginning.
     """
-    before, now = (manifest.data or DataRecord()).fingerprint or "unknown", preflight.data.report.fingerprint
-    if before != now:
+    first_data = manifest.data or DataRecord()
+    before, now = first_data.fingerprint or "unknown", preflight.data.report.fingerprint
+    if before != now and before != _fingerprint_at_first_place(preflight, manifest):
+        differing = _list_data_differences(first_data, preflight.data.report)
+        told = "".join(f"\n  {line}" for line in differing)
         raise RunError(
             f"--resume: the data must be what the sweep began with (fingerprint {before[:12]}), got {now[:12]}. "
-            "Restore the files, or start a new sweep."
+            f"Restore the files, or start a new sweep.{told}"
         )
     base, first = common.base.hash or "unknown", manifest.base.hash or "unknown"
     verdict = compare_bases(first, base)
@@ -62,6 +71,45 @@ def check_same_inputs(preflight: Preflight, manifest: Manifest, *, common: Sweep
     return [
         f"the base could not be verified: the sweep began with {first}, whatever that was then, and goes on with {base}"
     ]
+
+
+def _fingerprint_at_first_place(preflight: Preflight, manifest: Manifest) -> str | None:
+    """The rows' fingerprint if their files were still called as when the sweep began; None if the manifest is older.
+
+    Where files lie is a part of the fingerprint, and says nothing about the rows.
+    """
+    written = manifest.config.get("data")
+    if not isinstance(written, Mapping):
+        return None
+    config = preflight.config
+    values = config.data.model_dump()
+    first_names = {
+        key: written[key]
+        for key in ("train", "validation", "test")
+        if isinstance(written.get(key), str) and isinstance(values[key], str)
+    }
+    return compute_fingerprint(
+        Data.model_validate({**values, **first_names}),
+        digests=preflight.data.report.digests,
+        tokenizer=load_tokenizer(config.model),
+        data_seed=config.training.data_seed,
+    )
+
+
+def _list_data_differences(first: DataRecord, now: DataReport) -> list[str]:
+    """What differs between the rows as they were and as they are, a line each, as far as the manifest knows."""
+    lines: list[str] = []
+    for label, was, value in (("format", first.format, now.format), ("template", first.template, now.template)):
+        if was is not None and was != value:
+            lines.append(f"{label}: was {was}, now {value}")
+    for split in now.num_rows.keys() | first.num_rows.keys():
+        was_rows, rows = first.num_rows.get(split), now.num_rows.get(split)
+        was_digest, digest = first.digests.get(split), now.digests.get(split)
+        if was_rows != rows:
+            lines.append(f"{split}: was {was_rows or 0} rows, now {rows or 0}")
+        elif was_digest != digest:
+            lines.append(f"{split}: {now.sources.get(split)} has other content than when the sweep began")
+    return sorted(lines) or ["the tokenizer, or how rows are cut: see `data` in manifest.json"]
 
 
 def describe_sweep(preflight: Preflight, plan: Plan, nodes: list[NodeProfile], *, common: SweepFacts) -> Manifest:
@@ -104,6 +152,9 @@ def add_resume(first: Manifest, now: Manifest) -> Manifest:
         git=now.git,
         # Of a base of the hub that was not pinned, today's commit may be another.
         base=None if now.base == first.base else now.base,
+        changes=tuple(
+            map(str, [*list_differences(first.config, now.config), *list_space_differences(first.space, now.space)])
+        ),
     )
     return replace(
         now,

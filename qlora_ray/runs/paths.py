@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,7 +162,7 @@ class SweepPaths:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the sweep for this process; raises RunError if another one has it."""
+        """Holds the sweep for this process, whose name stands in the lock's file; raises RunError if another has it."""
         with ExitStack() as held:
             for tries_left in reversed(range(LOCK_TRIES)):
                 try:
@@ -168,10 +170,26 @@ class SweepPaths:
                     break
                 except OSError:
                     if not tries_left:
-                        words = f"{self.root}: another sweep is running there. Wait for it, or stop it."
-                        raise RunError(words) from None
+                        raise RunError(self._describe_holder()) from None
                 time.sleep(LOCK_PAUSE_S)
+            # In the file itself: a renamed one would be another file than the locked one.
+            with suppress(OSError):
+                self._lock_file.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
             yield
+
+    def _describe_holder(self) -> str:
+        try:
+            holder = json.loads(self._lock_file.read_text())
+            host, process = str(holder["host"]), int(holder["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{self.root}: another sweep is running there. Wait for it, or stop it."
+        words = f"{self.root}: another sweep is running there, process {process} on {host}. Wait for it, or stop it."
+        if host == socket.gethostname():
+            return words
+        return (
+            f"{words} If {host} is gone, its file server frees the lock when that machine's lease ends, on NFS 4 "
+            f"after about 90 s; where it does not, remove {self._lock_file}, once you know that {host} is down."
+        )
 
     def is_held(self) -> bool:
         """Whether a process holds the sweep, as far as this machine sees: it runs."""

@@ -229,7 +229,12 @@ class PlanRecord(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Part):
-    """How one run of a resumed sweep was called, and with what code; its base where that is another than at first."""
+    """How one run of a resumed sweep was called, and with what code.
+
+    Attributes:
+        base: Where that is another than at first.
+        changes: What of config and space it changed, a line each.
+    """
 
     command: tuple[str, ...] = ()
     folder: str | None = None
@@ -237,3 +242,4 @@ class RunRecord(Part):
     versions: Mapping[str, str | None] = field(default_factory=dict)
     git: GitState = field(default_factory=GitState)
     base: BaseRecord | None = None
+    changes: tuple[str, ...] = ()

@@ -104,6 +104,7 @@ class Manifest(SweepFacts):
         metrics: What answers are scored with, and why.
         unused: What the config says that nothing uses.
         resumes: The runs after the first.
+        owner_mark: By which runs.ownership tells whether the user's own sweeps wrote it; None where there is no key.
     """
 
     qlora_ray: str | None = None
@@ -118,6 +119,7 @@ class Manifest(SweepFacts):
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     resumes: tuple[RunRecord, ...] = ()
+    owner_mark: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, section: str, key: str) -> Any:

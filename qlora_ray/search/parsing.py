@@ -32,14 +32,20 @@ def load_space(config: SweepConfig) -> SearchSpace:
     else:
         document = Document("search.space", dict(given))
     space = parse_space(document, config)
-    if SAMPLERS[config.search.sampler].visits_grid:
-        size = space.grid_size()
-        if config.search.num_trials > size:
-            raise ConfigError(
-                f"search.num_trials: a grid over {space.source} has {size} points, got {config.search.num_trials}. "
-                f"Set search.num_trials to {size} or fewer, or widen the space."
-            )
+    check_grid_size(space, config)
     return space
+
+
+def check_grid_size(space: SearchSpace, config: SweepConfig) -> None:
+    """Raises ConfigError if a grid has fewer points than the sweep has trials."""
+    if not SAMPLERS[config.search.sampler].visits_grid:
+        return
+    size = space.grid_size()
+    if config.search.num_trials > size:
+        raise ConfigError(
+            f"search.num_trials: a grid over {space.source} has {size} points, got {config.search.num_trials}. "
+            f"Set search.num_trials to {size} or fewer, or widen the space."
+        )
 
 
 def parse_space(document: Document, config: SweepConfig) -> SearchSpace:

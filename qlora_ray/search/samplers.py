@@ -63,12 +63,10 @@ def make_random(search: Search, space: SearchSpace, seed: int) -> optuna.sampler
 
 def make_cma_es(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     """Returns CMA-ES; parameters with `choices` are drawn at random."""
-    import cmaes  # noqa: F401 - optuna imports it at the first proposal, too late for a message
-    import optuna
+    # It imports cmaes, which optuna would do at the first proposal, too late for a message.
+    from qlora_ray.search.cma_es import JsonCmaEsSampler
 
-    return optuna.samplers.CmaEsSampler(
-        n_startup_trials=search.num_startup_trials, seed=seed, warn_independent_sampling=False
-    )
+    return JsonCmaEsSampler(n_startup_trials=search.num_startup_trials, seed=seed, warn_independent_sampling=False)
 
 
 def make_gp(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:

@@ -206,7 +206,7 @@ def test_the_manifest_says_what_was_planned_before_training(finished: Finished) 
     ("options", "words"),
     [
         (["--config", "small.yaml", *OPTIONS], "already used"),
-        (["--resume", "results/small", "--set", "training.seed=8"], "cannot change when a sweep is resumed"),
+        (["--resume", "results/small", "--set", "training.seed=8"], "training.seed: was 7, now 8"),
     ],
 )
 def test_a_finished_sweep_becomes_no_other_one(

@@ -15,6 +15,7 @@ from qlora_ray.preflight.checks import check_sweep
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts
 from qlora_ray.runs.record_parts import BaseRecord, DataRecord, GitState, PlanRecord
 from qlora_ray.runs.records import Manifest
+from qlora_ray.runs.typed_json import parse_record
 from qlora_ray.search.parsing import load_space
 from tests.unit.hub_fixtures import FIRST, SECOND, use_download_hub
 from tests.unit.model_fixtures import copy_base
@@ -55,6 +56,13 @@ def test_a_resumed_sweep_keeps_how_it_began_and_adds_how_it_goes_on():
 
     first = manifest("sweep --config a.yaml", "aaa", 1)
     once = add_resume(first, manifest("sweep --resume r", "bbb", 2))
+    more = replace(once, config={"search": {"num_trials": 9}}, space={"lora.r": {"low": 1, "high": 9}})
+    few = replace(first, config={"search": {"num_trials": 4}}, space={"lora.r": {"low": 1, "high": 8}})
+    assert add_resume(few, more).resumes[0].changes == (
+        "search.num_trials: was 4, now 9",
+        "search space lora.r: was {'low': 1, 'high': 8}, now {'low': 1, 'high': 9}",
+    )
+    assert once.resumes[0].changes == ()
     twice = add_resume(once, manifest("sweep --resume r", "ccc", 3))
     assert (twice.command, twice.git.commit, twice.plan.total_slots) == (first.command, "aaa", 3)
     assert [run.git.commit for run in twice.resumes] == ["bbb", "ccc"]
@@ -122,3 +130,32 @@ def test_a_sweep_on_a_base_of_the_hub_is_one_commit_from_its_start_to_its_last_r
         manifest = replace(manifest, base=replace(common.base, hash=other))
         with pytest.raises(RunError, match="--resume: the base must be what the sweep began with"):
             check_same_inputs(preflight, manifest, common=common)
+
+
+def test_rows_are_known_by_their_content_wherever_their_files_lie(tmp_path):
+    answers = [f"{number}" for number in range(12)]
+    (tmp_path / "moved").mkdir()
+
+    def check(folder):
+        values = [f"data.train={folder / 'train.jsonl'}", f"data.validation={folder / 'held.jsonl'}"]
+        config = load_config(None, overrides=[*values, "training.max_samples=64", "data.max_length=64"])
+        return check_sweep(config, load_space(config))
+
+    for folder in (tmp_path, tmp_path / "moved"):
+        write_rows(folder / "train.jsonl", answers)
+        write_rows(folder / "held.jsonl", answers[:3])
+    first = check(tmp_path)
+    common = common_facts(first)
+    manifest = Manifest(
+        config=first.config.model_dump(),
+        data=parse_record(DataRecord, first.data.report.to_dict()),
+        base=common.base,
+    )
+    assert check_same_inputs(check(tmp_path / "moved"), manifest, common=common) == []
+    write_rows(tmp_path / "moved" / "train.jsonl", ["0", *answers[2:], "1"])
+    write_rows(tmp_path / "moved" / "held.jsonl", answers[:2])
+    with pytest.raises(RunError, match="--resume: the data must be what the sweep began with") as caught:
+        check_same_inputs(check(tmp_path / "moved"), manifest, common=common)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines[0] == f"  train: {tmp_path / 'moved' / 'train.jsonl'} has other content than when the sweep began"
+    assert lines[1] == "  validation: was 3 rows, now 2" and len(lines) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_a_lock_is_held_once_and_is_free_again_afterwards(paths):
     assert not paths.is_held()
     paths.create()
     assert not paths.is_held()
-    busy = pytest.raises(RunError, match=r"mine: another sweep is running there\. Wait for it")
+    busy = pytest.raises(RunError, match=r"mine: another sweep is running there, process \d+ on .*\. Wait for it")
     with paths.lock():
         assert paths.is_held()
         with busy, paths.lock():
@@ -128,6 +129,18 @@ def test_a_lock_is_held_once_and_is_free_again_afterwards(paths):
     assert not paths.is_held()
     with paths.lock():
         pass
+
+
+def test_who_holds_a_lock_is_named_and_what_to_do_where_that_machine_is_gone(paths, monkeypatch):
+    paths.create()
+    with paths.lock():
+        here = rf"another sweep is running there, process {os.getpid()} on {socket.gethostname()}\. Wait for it"
+        with pytest.raises(RunError, match=here) as caught, paths.lock():
+            pass
+        assert "remove" not in str(caught.value)
+        monkeypatch.setattr(socket, "gethostname", lambda: "other-head")
+        with pytest.raises(RunError, match=r"lease ends.* remove .*mine/\.lock, once you know"), paths.lock():
+            pass
 
 
 def test_a_look_at_the_lock_does_not_stop_a_sweep_from_starting(paths, monkeypatch):

@@ -149,6 +149,7 @@ def test_two_objectives_are_two_directions(tmp_path):
 @pytest.mark.parametrize(("sampler", "package"), [("cma-es", "cmaes"), ("gp", "scipy")])
 def test_a_sampler_without_its_package_says_what_to_install(sampler, package, sweep, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "qlora_ray.search.cma_es", raising=False)
     search = sweep.config.search.model_copy(update={"sampler": sampler})
     with pytest.raises(ConfigError, match=rf"{sampler} needs the package {package}.*qlora_ray\[samplers\]"):
         make_sampler(search, sweep.space)

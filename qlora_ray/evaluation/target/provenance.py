@@ -41,7 +41,9 @@ class Origin:
             config = read_bundle_config(self.config, overrides=request.overrides)
         else:
             config = read_intent(self.manifest, config=request.config, overrides=request.overrides)
-        return (config, []) if request.config is not None else distrust(config, request.overrides)
+        if request.config is not None:
+            return config, []
+        return distrust(config, request.overrides, manifest=self.manifest)
 
 
 def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: str, to: Path) -> Target:
