@@ -25,7 +25,7 @@ TOKEN_BYTES = 32
 TOKEN_FILE = Path("~/.ray/auth_token")
 # How Ray 2.60 says that a token is missing or wrong; it stands in the cause of the exception.
 TOKEN_WORDS = ("InvalidAuthToken", "Unauthenticated", "authentication token")
-# How Ray says that a start took longer than its fixed 30 s (ray/_private/node.py).
+# How Ray says that a start took longer than its fixed 30 s.
 SLOW_START_WORDS = "timed out during startup"
 # How Ray says that no raylet of the cluster runs on this machine.
 NO_NODE_WORDS = ("No node info", "Can't find a", "not found in the cluster")
@@ -127,10 +127,9 @@ def _has_token() -> bool:
 
 def _read_auth_settings() -> None:
     """Has Ray read mode and token again: it did when it was imported, perhaps before they were set."""
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _join(address: str) -> None:

@@ -83,7 +83,7 @@ def on_node(node_id: str) -> dict[str, Any]:
 def _find_draining() -> Mapping[str, int]:
     """Nodes that Ray was told will leave (`ray drain-node`, a spot notice, the autoscaler), with their deadlines.
 
-    Ray 2.60 has no public way to ask; Ray Train asks the same way (ray/train/v2/_internal/execution/preemption.py).
+    Ray 2.60 has no public way to ask; Ray Train's own watch for preempted nodes asks the same way.
     """
     try:
         from ray._private.state import state
