@@ -1,7 +1,7 @@
 """CMA-ES whose state stands in the study's journal as JSON.
 
 Optuna 5.0's CmaEsSampler pickles its optimizer into the journal, and unpickles it at every proposal: whoever could
-write the journal of a folder that somebody else resumes could run code there (optuna/samplers/_cmaes.py,
+write the journal of a folder that somebody else resumes could run code there (optuna.samplers._cmaes,
 `_restore_optimizer`).
 """
 
