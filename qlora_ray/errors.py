@@ -44,6 +44,10 @@ class PoolLost(QloraRayError):
     """The pool's actor is gone, or Ray with it: the search ends, and its running trials are interrupted."""
 
 
+class NoFittingDevice(QloraRayError):
+    """There are executors, but none has what one trial needs: a larger device, or a whole one."""
+
+
 class RunError(QloraRayError):
     """A results folder that cannot be used: taken, not writable, full, or not a sweep."""
 

@@ -22,6 +22,19 @@ class FakePlacement:
     gathers: int = 0
     num_cpus: float = 0.1
     num_gpus: float = 0.0
+    device_class: str = "fake"
+    available_bytes: int = 0
+    engine: str = "packed"
+
+    @property
+    def executors_per_device(self) -> int:
+        """As of a pack."""
+        return 1
+
+    @property
+    def slots_per_device(self) -> int:
+        """All in one executor."""
+        return self.slots_per_executor
 
 
 class FakeExecutor(Executor):

@@ -220,6 +220,12 @@ class Cluster(Section):
     cpus_per_slot: PositiveInt | None = Field(None, description="CPU threads of one trial. Null: the planner's.")
     memory_safety_factor: Annotated[float, Field(ge=1, le=3)] = 1.1
     lease_timeout_s: PositiveFloat = Field(60.0, description="A trial nobody asks for this long loses its slot.")
+    heartbeat_timeout_s: PositiveFloat = Field(
+        60.0, description="An executor that answers nothing for this long is killed and replaced."
+    )
+    progress_timeout_s: PositiveFloat = Field(
+        1800.0, description="So is one that has trials to train, or starts, and makes no progress for this long."
+    )
     keep_trial_state: bool = Field(
         True, description="Write each trial's state at its reports, so that it can go on after a crash."
     )

@@ -14,7 +14,6 @@ from qlora_ray.console import Console, noise_to
 from qlora_ray.errors import ModelError, NoExecutors, QloraRayError, SweepFailed, first_line
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.orchestration.cluster.joining import ray_cluster
-from qlora_ray.orchestration.cluster.nodes import on_node, own_node_id
 from qlora_ray.orchestration.cluster.planning import plan_cluster
 from qlora_ray.orchestration.cluster.probing import probe_cluster
 from qlora_ray.orchestration.executor.usage import wait_share
@@ -203,26 +202,29 @@ def _start_pool(
 
     from qlora_ray.orchestration.executor.actor import ExecutorTerms
     from qlora_ray.orchestration.executor.launcher import ExecutorSpec, RayLauncher
-    from qlora_ray.orchestration.pool import Pool
+    from qlora_ray.orchestration.pool.starting import start_pool
+    from qlora_ray.orchestration.pool.terms import PoolTerms
 
     nodes = {profile.hostname: node_id for node_id, profile in profiles.items()}
     specs = [
-        ExecutorSpec(placement, nodes[device.rsplit(":", 1)[0]])
+        ExecutorSpec(placement, nodes[device.rsplit(":", 1)[0]], device)
         for placement in plan.placements
         for device in placement.devices
         for _ in range(placement.executors_per_device)
     ]
+    cluster = preflight.config.cluster
     terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, to_json(base))
-    actor: Any = ray.remote(Pool)
-    # On this node: another one's death must not take the pool with it.
-    pool = actor.options(num_cpus=0, max_concurrency=10_000, **on_node(own_node_id())).remote(
+    return start_pool(
         RayLauncher(terms, ray.put(preflight.data)),
         specs,
-        lease_timeout_s=preflight.config.cluster.lease_timeout_s,
-        max_slots=plan.total_slots,
+        terms=PoolTerms(
+            lease_timeout_s=cluster.lease_timeout_s,
+            heartbeat_timeout_s=cluster.heartbeat_timeout_s,
+            progress_timeout_s=cluster.progress_timeout_s,
+            max_slots=cluster.max_slots,
+        ),
+        name=paths.name,
     )
-    ray.get(pool.start.remote())
-    return pool
 
 
 def _wait_ready(pool: Any) -> None:

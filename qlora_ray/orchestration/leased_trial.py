@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, PoolLost, QloraRayError
-from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
+from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted, SlotRefused
 from qlora_ray.orchestration.trial_port import CallFailed, ExecutorGone, TrialPort
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values
@@ -17,11 +17,11 @@ from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
 
 if TYPE_CHECKING:
-    from qlora_ray.orchestration.pool import Lease
+    from qlora_ray.orchestration.pool.messages import Lease
 
 # A poll returns at least this often, so that a lease of `lease_timeout_s` is renewed several times.
 POLLS_PER_LEASE = 4
-# A trial preempted this often before its next report has no room anywhere for now. Ours: an executor's slots become
+# A trial put off or refused this often before its next report has no room anywhere. Ours: an executor's slots become
 # fewer at each preemption, so that more of them need as many executors that are all too small.
 MAX_PREEMPTIONS_PER_REPORT = 20
 
@@ -99,9 +99,10 @@ class LeasedTrial:
                     assert self.lease is not None
                     await self._port.report_lost(self.lease)
                     await self._retry(str(error))
-                except Preempted as error:
-                    # For memory, which says nothing about the trial: it goes on in the next free slot.
-                    await self._yield_slot(str(error))
+                except (Preempted, SlotRefused) as error:
+                    # For memory, or since the node leaves, which says nothing about the trial: it goes on in the next
+                    # free slot.
+                    await self._yield_slot(error)
                 except LeaseLost as error:
                     # The executor lives; it took this trial's silence (a long pause of its node) for its end.
                     await self._retry(str(error))
@@ -144,17 +145,18 @@ class LeasedTrial:
                 self._retries_here = self._preemptions_here = 0
                 return report
 
-    async def _yield_slot(self, reason: str) -> None:
+    async def _yield_slot(self, why: Preempted | SlotRefused) -> None:
         """Gives back the slot that the trial was put out of, unless that has happened too often without a report."""
         assert self.lease is not None
-        await self._port.report_preempted(self.lease, reason)
+        if isinstance(why, Preempted):
+            await self._port.report_preempted(self.lease, str(why))
+            self.num_preemptions += 1
+        else:
+            await self._port.release(self.lease, refused=True)
         self.lease, self._goes_on = None, True
-        self.num_preemptions += 1
         self._preemptions_here += 1
         if self._preemptions_here > MAX_PREEMPTIONS_PER_REPORT:
-            raise _PreemptedTooOften(
-                f"it was preempted {self._preemptions_here} times in a row; the last time: {reason}"
-            )
+            raise _PreemptedTooOften(f"it was put off {self._preemptions_here} times in a row; the last time: {why}")
 
     async def _retry(self, reason: str) -> None:
         """Goes on elsewhere from the last state, unless this trial has lost its slot too often without a report."""

@@ -50,7 +50,7 @@ class SweepTrial(tune.Trainable):
             "facts": {**report.facts, **({"executor": lease.facts} if lease else {})},
             "failure": report.failure,
             "waited_s": trial.waited_s,
-            "executor": lease.executor_index if lease else None,
+            "executor": lease.seat_id if lease else None,
             "num_retries": trial.num_retries,
             # What Tune's schedulers compare; a failed trial is worse than any.
             "objective": self._objective(report),

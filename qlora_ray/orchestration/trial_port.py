@@ -13,7 +13,7 @@ from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.training.engine import Report, TrialSpec
 
 if TYPE_CHECKING:
-    from qlora_ray.orchestration.pool import Lease
+    from qlora_ray.orchestration.pool.messages import Lease
 
 AnyAnswer = TypeVar("AnyAnswer")
 
@@ -43,10 +43,10 @@ class TrialPort(Protocol):
     """
 
     async def lease(self, trial_id: str, *, goes_on: bool) -> Lease:
-        """Waits for a slot; raises NoExecutors if no executor is left to wait for."""
+        """Waits for a slot; raises NoExecutors if no executor is left to wait for, NoFittingDevice if none fits."""
 
-    async def release(self, lease: Lease) -> None:
-        """Gives a slot back that the trial has lost."""
+    async def release(self, lease: Lease, *, refused: bool = False) -> None:
+        """Gives a slot back that the trial has lost; `refused` where the executor had none for it."""
 
     async def end(self, trial_id: str) -> None:
         """Ends the trial where it is, and gives its slot back."""
@@ -58,10 +58,10 @@ class TrialPort(Protocol):
         """Says that the lease's executor is dead."""
 
     async def admit(self, lease: Lease, spec: TrialSpec) -> None:
-        """Has the lease's executor take the trial in; raises LeaseLost, or Preempted, if it does not."""
+        """Has the lease's executor take the trial in; raises LeaseLost, or a kind of it, if it does not."""
 
     async def next_report(self, lease: Lease, trial_id: str, *, timeout_s: float) -> Report | None:
-        """The trial's next report; None if none came in time. Raises LeaseLost, or Preempted, as `admit`."""
+        """The trial's next report; None if none came in time. Raises LeaseLost, or a kind of it, as `admit`."""
 
 
 class RayTrialPort:
@@ -79,9 +79,9 @@ class RayTrialPort:
         lease: Lease = await _of_pool(self._pool.lease.remote(trial_id, goes_on=goes_on))
         return lease
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease, *, refused: bool = False) -> None:
         """See TrialPort."""
-        await _of_pool(self._pool.release.remote(lease.trial_id))
+        await _of_pool(self._pool.release.remote(lease.trial_id, lease.number, refused=refused))
 
     async def end(self, trial_id: str) -> None:
         """See TrialPort."""
@@ -89,19 +89,20 @@ class RayTrialPort:
 
     async def report_preempted(self, lease: Lease, reason: str) -> None:
         """See TrialPort."""
-        await _of_pool(self._pool.report_preempted.remote(lease.trial_id, reason))
+        await _of_pool(self._pool.report_preempted.remote(lease.trial_id, lease.number, reason))
 
     async def report_lost(self, lease: Lease) -> None:
         """See TrialPort."""
-        await _of_pool(self._pool.report_lost.remote(lease.executor_index, lease.generation))
+        await _of_pool(self._pool.report_lost.remote(lease.seat_id, lease.incarnation))
 
     async def admit(self, lease: Lease, spec: TrialSpec) -> None:
         """See TrialPort."""
-        await _of_executor(lease.executor.admit.remote(spec))
+        await _of_executor(lease.executor.admit.remote(spec, lease.number))
 
     async def next_report(self, lease: Lease, trial_id: str, *, timeout_s: float) -> Report | None:
         """See TrialPort."""
-        report: Report | None = await _of_executor(lease.executor.next_report.remote(trial_id, timeout_s=timeout_s))
+        call = lease.executor.next_report.remote(trial_id, lease.number, timeout_s=timeout_s)
+        report: Report | None = await _of_executor(call)
         return report
 
 

@@ -28,7 +28,8 @@ def cluster() -> Iterator[None]:
 def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
     """Starts pools of fake executors; all are closed at the end of the test."""
     from qlora_ray.orchestration.executor.launcher import ExecutorSpec, RayLauncher
-    from qlora_ray.orchestration.pool import Pool
+    from qlora_ray.orchestration.pool.starting import start_pool
+    from qlora_ray.orchestration.pool.terms import PoolTerms
 
     pools: list[Any] = []
 
@@ -41,19 +42,15 @@ def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
         max_slots: int = 99,
     ) -> Any:
         node_id = ray.get_runtime_context().get_node_id()
-        specs = [ExecutorSpec(placement or FakePlacement(), node_id) for _ in range(num_executors)]
-        pool = (
-            ray.remote(Pool)
-            .options(num_cpus=0, max_concurrency=1000)
-            .remote(
-                RayLauncher(terms, ray.put(None), executor_class),
-                specs,
-                lease_timeout_s=terms.config.cluster.lease_timeout_s,
-                max_slots=max_slots,
-            )
+        specs: list[Any] = [ExecutorSpec(placement or FakePlacement(), node_id) for _ in range(num_executors)]
+        cluster = terms.config.cluster
+        pool = start_pool(
+            RayLauncher(terms, ray.put(None), executor_class),
+            specs,
+            terms=PoolTerms(cluster.lease_timeout_s, max_slots=max_slots),
+            name="fake",
         )
         pools.append(pool)
-        ray.get(pool.start.remote())
         return pool
 
     yield make

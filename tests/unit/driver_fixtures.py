@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration import driver
 from qlora_ray.orchestration.cluster.probing import ProbedCluster
+from qlora_ray.orchestration.pool.terms import PoolTerms
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths, read_events
@@ -26,7 +27,7 @@ from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.verdict import Verdict
 from tests.unit.hardware_fixtures import cpu_node, plan
-from tests.unit.orchestration_fixtures import Books, FakePool, make_result, remote
+from tests.unit.orchestration_fixtures import Books, FakePool, make_result
 
 HEAD = "a" * 56
 
@@ -48,7 +49,6 @@ class World:
         self.folder = "first"
         self.done: list[str] = []
         self.pool = FakePool(calls=self.done)
-        self.pool.start = remote(lambda: self.done.append("start executors"))
         self.nodes = {HEAD: cpu_node("head")}
         self.search: Callable[..., None] = complete_all
         self.winner: Callable[..., Winner | None] = lambda ledger, **_: make_winner(ledger.ranked()[0])
@@ -72,7 +72,7 @@ class World:
         monkeypatch.setattr(ray, "get", lambda value: value)
         monkeypatch.setattr(ray, "put", lambda value: value)
         monkeypatch.setattr(ray, "kill", lambda actor: self.done.append("kill pool"))
-        monkeypatch.setattr(ray, "remote", lambda kind: SimpleNamespace(options=lambda **_: remote(self._make_pool)))
+        monkeypatch.setattr("qlora_ray.orchestration.pool.starting.start_pool", self._start_pool)
 
     def run(self, *, is_resume: bool = False) -> Summary:
         """Runs the sweep; whatever comes of it, Ray is left and the folder is nobody's any more."""
@@ -116,10 +116,11 @@ class World:
     def _describe_sweep(self, preflight: Preflight, plan: Plan, profiles: Any, *, common: SweepFacts) -> Manifest:
         return Manifest(**vars(common), folder=self.folder, config=preflight.config.model_dump())
 
-    def _make_pool(self, launcher: Any, specs: Any, *, lease_timeout_s: float, max_slots: int) -> FakePool:
+    def _start_pool(self, launcher: Any, specs: Any, *, terms: PoolTerms, name: str) -> FakePool:
+        self.done.append("start executors")
         # A killed driver's folder says what was planned.
         assert self.paths.manifest.exists()
-        self.specs, self.max_slots = specs, max_slots
+        self.specs, self.max_slots = specs, terms.max_slots
         return self.pool
 
     def _run_trials(self, terms: Any, *, pool: Any, searcher: Any, gate: Any, search: Any, logs: Path) -> None:

@@ -121,6 +121,8 @@ BOUNDS = [
     ("cluster.memory_safety_factor", 1.0, 0.99),
     ("cluster.memory_safety_factor", 3.0, 3.01),
     ("cluster.lease_timeout_s", 0.1, 0.0),
+    ("cluster.heartbeat_timeout_s", 0.1, 0.0),
+    ("cluster.progress_timeout_s", 0.1, 0.0),
     ("cluster.max_trial_retries", 0, -1),
     ("model.quantization.method", "int8", "int4"),
     ("model.attn_implementation", "eager", "flex"),

@@ -71,7 +71,9 @@ def test_executors_are_started_on_the_node_of_their_device(world: World) -> None
         for one in planned.placements
         for _ in range(one.num_devices * one.executors_per_device)
     )
-    assert placed.count(("cuda", WORKER)) >= 2 and world.max_slots == planned.total_slots
+    assert placed.count(("cuda", WORKER)) >= 2
+    # No bound but the config's own: nodes that join later bring slots that the plan does not have.
+    assert world.max_slots is None
 
 
 def test_a_sweep_whose_trials_all_fail_has_no_winner_and_names_the_first_cause(

@@ -59,8 +59,8 @@ def make_spec(trial_id: str, *, num_reports: int = 4, **training: float) -> Tria
 
 
 def test_asking_again_means_go_on(core: ExecutorCore) -> None:
-    core.admit(make_spec("0000"))
-    reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
+    core.admit(make_spec("0000"), 1)
+    reports = [core.next_report("0000", 1, timeout_s=WAIT_S) for _ in range(4)]
     assert [report.index for report in reports if report] == [1, 2, 3, 4]
     assert reports[3] is not None
     assert reports[3].is_final
@@ -69,11 +69,11 @@ def test_asking_again_means_go_on(core: ExecutorCore) -> None:
 
 
 def test_a_trial_nobody_asks_on_is_not_proceeded(core: ExecutorCore, engine: FakeEngine) -> None:
-    core.admit(make_spec("0000"))
-    core.admit(make_spec("0001"))
-    core.next_report("0000", timeout_s=WAIT_S)
-    core.next_report("0000", timeout_s=WAIT_S)
-    core.next_report("0001", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    core.admit(make_spec("0001"), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
+    core.next_report("0001", 1, timeout_s=WAIT_S)
     assert engine.log.count(("proceed", "0000")) == 1
     assert ("proceed", "0001") not in engine.log
 
@@ -82,11 +82,11 @@ def test_a_final_report_leaves_the_adapter_and_the_state_for_the_driver_to_clear
     core: ExecutorCore, tmp_path: Path
 ) -> None:
     trial = SweepPaths(tmp_path).trial("0000")
-    core.admit(make_spec("0000"))
-    core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
     assert (trial.state / "state.safetensors").exists()
     for _ in range(3):
-        core.next_report("0000", timeout_s=WAIT_S)
+        core.next_report("0000", 1, timeout_s=WAIT_S)
     assert (trial.adapter / "adapter.txt").read_text() == "0000"
     # A driver killed before it hears of the end goes on from here.
     assert (trial.state / "state.safetensors").exists()
@@ -95,13 +95,13 @@ def test_a_final_report_leaves_the_adapter_and_the_state_for_the_driver_to_clear
 def test_a_trial_goes_on_from_the_state_on_disk_in_another_executor(
     core: ExecutorCore, clock: Clock, tmp_path: Path
 ) -> None:
-    core.admit(make_spec("0000"))
-    core.next_report("0000", timeout_s=WAIT_S)
-    core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
     core.evict("0000")
     other = ExecutorCore(FakeEngine(), paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True, clock=clock)
-    assert other.admit(make_spec("0000")) is True
-    report = other.next_report("0000", timeout_s=WAIT_S)
+    assert other.admit(make_spec("0000"), 1) is True
+    report = other.next_report("0000", 1, timeout_s=WAIT_S)
     other.close()
     assert report is not None
     assert report.index == 3
@@ -110,15 +110,15 @@ def test_a_trial_goes_on_from_the_state_on_disk_in_another_executor(
 def test_a_trial_goes_on_from_a_state_that_a_killed_writer_had_moved_out_of_the_way(
     core: ExecutorCore, tmp_path: Path
 ) -> None:
-    core.admit(make_spec("0000"))
-    core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
     core.evict("0000")
     state = SweepPaths(tmp_path).trial("0000").state
     # As it is between the two renames: the older one has left, and the newer one has not come.
     state.rename(state.parent / ".state.qlora_ray-0abc_xyz.old")
     (state.parent / ".state.qlora_ray-0abc_xyz").mkdir()
-    assert core.admit(make_spec("0000")) is True
-    report = core.next_report("0000", timeout_s=WAIT_S)
+    assert core.admit(make_spec("0000"), 1) is True
+    report = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert report is not None
     assert (report.index, "restarted" in report.facts) == (2, False)
 
@@ -127,13 +127,13 @@ def test_a_trial_goes_on_from_a_state_that_a_killed_writer_had_moved_out_of_the_
 def test_a_trial_whose_state_cannot_be_read_starts_at_its_beginning_and_says_why(
     core: ExecutorCore, tmp_path: Path, file: str
 ) -> None:
-    core.admit(make_spec("0000"))
-    core.next_report("0000", timeout_s=WAIT_S)
-    core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
     core.evict("0000")
     (SweepPaths(tmp_path).trial("0000").state / file).write_bytes(b"")
-    assert core.admit(make_spec("0000")) is False
-    reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
+    assert core.admit(make_spec("0000"), 1) is False
+    reports = [core.next_report("0000", 1, timeout_s=WAIT_S) for _ in range(4)]
     assert [report.index for report in reports if report] == [1, 2, 3, 4]
     for report in filter(None, reports):
         assert report.facts["restarted"].startswith("holds no readable trial state: ")
@@ -141,11 +141,11 @@ def test_a_trial_whose_state_cannot_be_read_starts_at_its_beginning_and_says_why
         assert str(tmp_path) not in report.facts["restarted"]
     # The next admission goes on from what this one has written.
     core.evict("0000")
-    assert core.admit(make_spec("0000")) is True
+    assert core.admit(make_spec("0000"), 1) is True
 
 
 def test_a_trial_without_a_state_starts_afresh(core: ExecutorCore) -> None:
-    assert core.admit(make_spec("0000")) is False
+    assert core.admit(make_spec("0000"), 1) is False
 
 
 def let_pass(core: ExecutorCore, clock: Clock, seconds: float) -> None:
@@ -156,22 +156,22 @@ def let_pass(core: ExecutorCore, clock: Clock, seconds: float) -> None:
 
 
 def test_a_driver_that_stops_asking_loses_its_slot(core: ExecutorCore, clock: Clock) -> None:
-    core.admit(make_spec("0000"))
-    core.admit(make_spec("0001"))
-    core.next_report("0000", timeout_s=WAIT_S)
-    core.next_report("0001", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    core.admit(make_spec("0001"), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
+    core.next_report("0001", 1, timeout_s=WAIT_S)
     let_pass(core, clock, 50)
-    core.next_report("0001", timeout_s=WAIT_S)
+    core.next_report("0001", 1, timeout_s=WAIT_S)
     let_pass(core, clock, 50)
     assert core.trials() == ["0001"]
-    core.admit(make_spec("0002"))
+    core.admit(make_spec("0002"), 1)
     with pytest.raises(LeaseLost, match="trial 0000 is not here"):
-        core.next_report("0000", timeout_s=WAIT_S)
+        core.next_report("0000", 1, timeout_s=WAIT_S)
 
 
 def test_time_in_which_the_whole_process_stood_still_is_nobodys_silence(core: ExecutorCore, clock: Clock) -> None:
-    core.admit(make_spec("0000"))
-    core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
     clock.now += 1000
     core.reap()
     assert core.trials() == ["0000"]
@@ -180,12 +180,12 @@ def test_time_in_which_the_whole_process_stood_still_is_nobodys_silence(core: Ex
 def test_an_eviction_wakes_the_one_who_waits(engine: FakeEngine, clock: Clock, tmp_path: Path) -> None:
     engine.advance = lambda: []  # type: ignore[method-assign]
     core = ExecutorCore(engine, paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True, clock=clock)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     lost: list[Exception] = []
 
     def wait() -> None:
         try:
-            core.next_report("0000", timeout_s=WAIT_S)
+            core.next_report("0000", 1, timeout_s=WAIT_S)
         except LeaseLost as error:
             lost.append(error)
 
@@ -198,9 +198,9 @@ def test_an_eviction_wakes_the_one_who_waits(engine: FakeEngine, clock: Clock, t
 
 
 def test_a_diverged_trial_reports_its_failure_and_leaves_no_adapter(core: ExecutorCore, tmp_path: Path) -> None:
-    core.admit(make_spec("0000", weight_decay=DIVERGING_DECAY))
-    core.next_report("0000", timeout_s=WAIT_S)
-    report = core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000", weight_decay=DIVERGING_DECAY), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
+    report = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert report is not None
     assert report.failure is not None
     assert report.failure.cause == "diverged"
@@ -221,8 +221,8 @@ def test_an_adapter_that_cannot_be_written_ends_its_trial_and_leaves_no_half_of_
         raise error
 
     engine.save_adapter = fail  # type: ignore[method-assign]
-    core.admit(make_spec("0000"))
-    reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
+    core.admit(make_spec("0000"), 1)
+    reports = [core.next_report("0000", 1, timeout_s=WAIT_S) for _ in range(4)]
     assert reports[3] is not None
     assert reports[3].failure is not None
     assert reports[3].failure.cause == cause
@@ -235,8 +235,8 @@ def test_an_engine_that_raises_fails_the_trials_it_was_training(core: ExecutorCo
         raise RuntimeError("kernel launch failed")
 
     engine.advance = broken  # type: ignore[assignment, method-assign]
-    core.admit(make_spec("0000"))
-    report = core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    report = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert report is not None
     assert report.failure is not None
     assert "kernel launch failed" in report.failure.message
@@ -245,16 +245,16 @@ def test_an_engine_that_raises_fails_the_trials_it_was_training(core: ExecutorCo
 def test_a_restored_trial_tells_the_report_its_state_was_written_at_again(
     core: ExecutorCore, engine: FakeEngine, clock: Clock, tmp_path: Path
 ) -> None:
-    core.admit(make_spec("0000"))
-    told = core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    told = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert told is not None
     core.evict("0000")
     state = TrialState.load(SweepPaths(tmp_path).trial("0000").state)
     state.metrics = told.metrics
     state.save(SweepPaths(tmp_path).trial("0000").state)
-    assert core.admit(make_spec("0000")) is True
-    again = core.next_report("0000", timeout_s=WAIT_S)
-    following = core.next_report("0000", timeout_s=WAIT_S)
+    assert core.admit(make_spec("0000"), 1) is True
+    again = core.next_report("0000", 1, timeout_s=WAIT_S)
+    following = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert again is not None
     assert (again.index, again.metrics) == (told.index, told.metrics)
     assert following is not None
@@ -292,10 +292,10 @@ def test_the_state_and_at_the_end_the_adapter_are_on_disk_before_the_evaluation_
     trial.root.mkdir(parents=True)
     engine = EvaluatingEngine(written, trial)
     core = ExecutorCore(engine, paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     pending = []
     for _ in range(4):
-        core.next_report("0000", timeout_s=WAIT_S)
+        core.next_report("0000", 1, timeout_s=WAIT_S)
         pending.append(TrialState.load(trial.state).has_pending_report)
     core.close()
     assert engine.seen == [(2, True, False), (4, True, False), (6, True, False), (8, True, True)]
@@ -309,8 +309,8 @@ def test_a_trial_without_memory_for_its_evaluation_leaves_all_it_has_trained(
     core: ExecutorCore, clock: Clock, tmp_path: Path
 ) -> None:
     trial = SweepPaths(tmp_path).trial("0000")
-    core.admit(make_spec("0000", weight_decay=UNEVALUATED_DECAY))
-    reports = [core.next_report("0000", timeout_s=WAIT_S) for _ in range(4)]
+    core.admit(make_spec("0000", weight_decay=UNEVALUATED_DECAY), 1)
+    reports = [core.next_report("0000", 1, timeout_s=WAIT_S) for _ in range(4)]
     assert reports[3] is not None
     assert reports[3].failure is not None
     assert reports[3].failure.cause == "unevaluated"
@@ -322,8 +322,8 @@ def test_a_trial_without_memory_for_its_evaluation_leaves_all_it_has_trained(
     other = ExecutorCore(engine, paths=SweepPaths(tmp_path), lease_timeout_s=60, keep_state=True, clock=clock)
     trained: list[str] = []
     engine.train = trained.extend  # type: ignore[method-assign]
-    assert other.admit(make_spec("0000")) is True
-    report = other.next_report("0000", timeout_s=WAIT_S)
+    assert other.admit(make_spec("0000"), 1) is True
+    report = other.next_report("0000", 1, timeout_s=WAIT_S)
     other.close()
     assert report is not None
     assert (report.index, report.is_final, report.failure) == (4, True, None)
@@ -331,9 +331,9 @@ def test_a_trial_without_memory_for_its_evaluation_leaves_all_it_has_trained(
 
 
 def test_a_trial_that_diverges_in_its_last_evaluation_leaves_no_adapter(core: ExecutorCore, tmp_path: Path) -> None:
-    core.admit(make_spec("0000", num_reports=2, weight_decay=DIVERGING_DECAY))
-    core.next_report("0000", timeout_s=WAIT_S)
-    report = core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000", num_reports=2, weight_decay=DIVERGING_DECAY), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
+    report = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert report is not None
     assert report.failure is not None
     assert report.failure.cause == "diverged"

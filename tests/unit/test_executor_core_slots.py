@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qlora_ray.config.schema import Lora, Training
-from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
+from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted, SlotRefused
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs import SweepPaths
 from qlora_ray.training.budget import make_budget
@@ -56,9 +56,9 @@ def make_spec(trial_id: str, **training: float) -> TrialSpec:
     return TrialSpec(trial_id, Lora(), config, make_budget(config, num_train_rows=8, num_reports=4))
 
 
-def index_of(core: ExecutorCore, trial_id: str) -> int:
+def index_of(core: ExecutorCore, trial_id: str, lease_number: int = 1) -> int:
     """The index of the trial's next report."""
-    report = core.next_report(trial_id, timeout_s=WAIT_S)
+    report = core.next_report(trial_id, lease_number, timeout_s=WAIT_S)
     assert report is not None
     return report.index
 
@@ -66,14 +66,14 @@ def index_of(core: ExecutorCore, trial_id: str) -> int:
 def test_trials_that_report_at_the_same_moment_each_get_their_own(make_core: MakeCore) -> None:
     engine = GatedEngine(4)
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.wait_entered(1)
     for number in range(1, 4):
-        core.admit(make_spec(f"{number:04d}", learning_rate=10.0**-number))
+        core.admit(make_spec(f"{number:04d}", learning_rate=10.0**-number), 1)
     engine.allow(2)
     losses = {}
     for number in range(4):
-        report = core.next_report(f"{number:04d}", timeout_s=WAIT_S)
+        report = core.next_report(f"{number:04d}", 1, timeout_s=WAIT_S)
         assert report is not None
         assert (report.trial_id, report.index) == (f"{number:04d}", 1)
         losses[number] = report.metrics["eval_loss"]
@@ -83,9 +83,9 @@ def test_trials_that_report_at_the_same_moment_each_get_their_own(make_core: Mak
 def test_a_trial_admitted_while_others_train_does_not_wait_for_them(make_core: MakeCore) -> None:
     engine = GatedEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.wait_entered(1)
-    core.admit(make_spec("0001"))
+    core.admit(make_spec("0001"), 1)
     assert ("admit", "0001") in engine.log
     assert core.trials() == ["0000", "0001"]
 
@@ -95,12 +95,12 @@ def test_a_trial_told_on_while_others_train_is_told_at_once(
 ) -> None:
     engine = GatedEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.allow()
     assert index_of(core, "0000") == 1
-    core.admit(make_spec("0001"))
+    core.admit(make_spec("0001"), 1)
     engine.wait_entered(2)
-    assert core.next_report("0000", timeout_s=0) is None
+    assert core.next_report("0000", 1, timeout_s=0) is None
     assert engine.log[-1] == ("proceed", "0000")
     engine.allow(2)
     assert index_of(core, "0000") == 2
@@ -110,13 +110,13 @@ def test_a_trial_told_on_while_others_train_is_told_at_once(
 def test_a_report_of_a_trial_that_has_left_is_dropped(make_core: MakeCore, tmp_path: Path) -> None:
     engine = GatedEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.wait_entered(1)
     core.evict("0000")
     engine.allow()
     core.clear()
     with pytest.raises(LeaseLost, match="trial 0000 is not here"):
-        core.next_report("0000", timeout_s=0)
+        core.next_report("0000", 1, timeout_s=0)
     assert not SweepPaths(tmp_path).trial("0000").state.exists()
 
 
@@ -125,15 +125,15 @@ def test_a_trial_that_comes_again_never_gets_the_report_of_its_earlier_admission
 ) -> None:
     engine = GatedEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000", learning_rate=1e-1))
+    core.admit(make_spec("0000", learning_rate=1e-1), 1)
     engine.wait_entered(1)
     core.evict("0000")
-    again = ask(core.admit, make_spec("0000", learning_rate=1e-3))
+    again = ask(core.admit, make_spec("0000", learning_rate=1e-3), 1)
     # The engine is still on the step of the first admission, and will report it.
     engine.allow()
     assert again.result(WAIT_S) is False
     engine.allow()
-    report = core.next_report("0000", timeout_s=WAIT_S)
+    report = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert report is not None
     assert report.metrics["eval_loss"] == pytest.approx(1 / 2)
 
@@ -143,10 +143,10 @@ def test_a_caller_of_an_earlier_admission_is_told_that_it_is_over(
 ) -> None:
     engine = GatedEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.wait_entered(1)
-    first = ask(core.next_report, "0000", timeout_s=WAIT_S)
-    again = ask(core.admit, make_spec("0000"))
+    first = ask(core.next_report, "0000", 1, timeout_s=WAIT_S)
+    again = ask(core.admit, make_spec("0000"), 1)
     with pytest.raises(LeaseLost, match="trial 0000"):
         first.result(WAIT_S)
     engine.allow(2)
@@ -157,9 +157,9 @@ def test_a_caller_of_an_earlier_admission_is_told_that_it_is_over(
 def test_closing_while_trials_train_wakes_all_who_wait(make_core: MakeCore, ask: Callable[..., Future[Any]]) -> None:
     engine = GatedEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.wait_entered(1)
-    waiting = ask(core.next_report, "0000", timeout_s=WAIT_S)
+    waiting = ask(core.next_report, "0000", 1, timeout_s=WAIT_S)
     changing = ask(core.wait_change, 0)
     closing = ask(core.close)
     with pytest.raises(LeaseLost, match="trial 0000 is not here"):
@@ -168,7 +168,7 @@ def test_closing_while_trials_train_wakes_all_who_wait(make_core: MakeCore, ask:
     closing.result(WAIT_S)
     assert changing.result(WAIT_S) is False
     with pytest.raises(LeaseLost, match="is closing"):
-        core.admit(make_spec("0001"))
+        core.admit(make_spec("0001"), 1)
 
 
 class SlowState(TrialState):
@@ -204,11 +204,11 @@ def test_a_state_being_written_holds_back_its_own_report_and_nobodys_training(
 ) -> None:
     engine = GatedEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.allow()
     assert slow_states.has_begun.wait(WAIT_S)
-    assert core.next_report("0000", timeout_s=0) is None
-    core.admit(make_spec("0001"))
+    assert core.next_report("0000", 1, timeout_s=0) is None
+    core.admit(make_spec("0001"), 1)
     # The engine trains trial 0001 while trial 0000 is written.
     engine.wait_entered(2)
     slow_states.may_end.set()
@@ -221,11 +221,11 @@ def test_an_eviction_waits_for_the_state_being_written(
     make_core: MakeCore, slow_states: type[SlowState], ask: Callable[..., Future[Any]], tmp_path: Path
 ) -> None:
     core = make_core(FakeEngine())
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     assert slow_states.has_begun.wait(WAIT_S)
     leaving = ask(core.evict, "0000")
     with pytest.raises(LeaseLost, match="trial 0000 is not here"):
-        core.next_report("0000", timeout_s=WAIT_S)
+        core.next_report("0000", 1, timeout_s=WAIT_S)
     assert not leaving.done()
     slow_states.may_end.set()
     leaving.result(WAIT_S)
@@ -237,9 +237,9 @@ def test_a_trial_whose_state_cannot_be_written_fails_alone(make_core: MakeCore, 
     core = make_core(FakeEngine())
     SweepPaths(tmp_path).trial("0000").root.rmdir()
     SweepPaths(tmp_path).trial("0000").root.write_text("in the way", encoding="utf-8")
-    core.admit(make_spec("0000"))
-    core.admit(make_spec("0001"))
-    report = core.next_report("0000", timeout_s=WAIT_S)
+    core.admit(make_spec("0000"), 1)
+    core.admit(make_spec("0001"), 1)
+    report = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert report is not None
     assert report.failure is not None
     assert "cannot be written" in report.failure.message
@@ -252,17 +252,17 @@ def test_a_trial_preempted_for_memory_leaves_its_state_and_frees_its_slot(
 ) -> None:
     core = make_core(FakeEngine(3, room=2), keep_state=keep_state)
     for number in range(2):
-        core.admit(make_spec(f"{number:04d}"))
+        core.admit(make_spec(f"{number:04d}"), 1)
         assert index_of(core, f"{number:04d}") == 1
-    core.admit(make_spec("0002"))
+    core.admit(make_spec("0002"), 1)
     with pytest.raises(Preempted, match="out of memory with 3 trials"):
-        core.next_report("0002", timeout_s=WAIT_S)
+        core.next_report("0002", 1, timeout_s=WAIT_S)
     assert core.trials() == ["0000", "0001"]
     assert TrialState.load(SweepPaths(tmp_path).trial("0002").state).trial_id == "0002"
     assert index_of(core, "0000") == 2
     core.evict("0000")
-    assert core.admit(make_spec("0002")) is True
-    assert index_of(core, "0002") == 1
+    assert core.admit(make_spec("0002"), 2) is True
+    assert index_of(core, "0002", 2) == 1
 
 
 def test_a_preempted_trial_whose_state_cannot_be_written_fails_and_holds_no_slot(
@@ -271,17 +271,17 @@ def test_a_preempted_trial_whose_state_cannot_be_written_fails_and_holds_no_slot
     paths = SweepPaths(tmp_path)
     TrialState("0002", 2, 1, {}, {}, {}, {}, metrics={"eval_loss": 1.0}).save(paths.trial("0002").state)
     core = make_core(FakeEngine(3, room=1))
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     assert index_of(core, "0000") == 1
     # Its report is told first: it is not in the engine yet.
-    assert core.admit(make_spec("0002")) is True
+    assert core.admit(make_spec("0002"), 1) is True
     paths.trial("0001").root.rmdir()
     paths.trial("0001").root.write_text("in the way", encoding="utf-8")
-    core.admit(make_spec("0001"))
-    report = core.next_report("0001", timeout_s=WAIT_S)
+    core.admit(make_spec("0001"), 1)
+    report = core.next_report("0001", 1, timeout_s=WAIT_S)
     assert report is not None and report.failure is not None
     assert report.failure.cause == "error"
-    assert core.next_report("0001", timeout_s=0) is None
+    assert core.next_report("0001", 1, timeout_s=0) is None
     core.evict("0000")
     # The engine has one slot by now, and nobody in it.
     assert [index_of(core, "0002") for _ in range(2)] == [1, 2]
@@ -291,21 +291,22 @@ def test_fewer_slots_are_told_to_who_waits_for_a_change(make_core: MakeCore, ask
     core = make_core(FakeEngine(2, room=1))
     before = core.describe_slots()
     change = ask(core.wait_change, before["version"])
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     assert index_of(core, "0000") == 1
-    core.admit(make_spec("0001"))
+    core.admit(make_spec("0001"), 1)
     assert change.result(WAIT_S) is True
     after = core.describe_slots()
     assert (before["slots"], after["slots"]) == (2, 1)
     assert after["slots_reason"] == "out of memory with 2 trials"
-    with pytest.raises(Preempted, match="all 1 slots are held"):
-        core.admit(make_spec("0002"))
+    # That is no preemption: the trial was never in.
+    with pytest.raises(SlotRefused, match="all 1 slots are held"):
+        core.admit(make_spec("0002"), 1)
 
 
 def test_a_restored_trial_stays_out_of_the_engine_until_it_is_told_on(make_core: MakeCore, tmp_path: Path) -> None:
     first = make_core(FakeEngine())
-    first.admit(make_spec("0000"))
-    told = first.next_report("0000", timeout_s=WAIT_S)
+    first.admit(make_spec("0000"), 1)
+    told = first.next_report("0000", 1, timeout_s=WAIT_S)
     assert told is not None
     first.evict("0000")
     state = TrialState.load(SweepPaths(tmp_path).trial("0000").state)
@@ -313,9 +314,9 @@ def test_a_restored_trial_stays_out_of_the_engine_until_it_is_told_on(make_core:
     state.save(SweepPaths(tmp_path).trial("0000").state)
     engine = FakeEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     # A neighbour's steps must not train it on.
-    core.admit(make_spec("0001"))
+    core.admit(make_spec("0001"), 1)
     assert index_of(core, "0001") == 1
     assert index_of(core, "0000") == 1
     assert ("admit", "0000") not in engine.log
@@ -325,7 +326,7 @@ def test_a_restored_trial_stays_out_of_the_engine_until_it_is_told_on(make_core:
 def test_trials_that_were_training_when_the_engine_raised_are_not_met_again(make_core: MakeCore) -> None:
     engine = GatedEngine()
     core = make_core(engine)
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.wait_entered(1)
 
     def broken(trial_ids: list[str]) -> None:
@@ -334,11 +335,11 @@ def test_trials_that_were_training_when_the_engine_raised_are_not_met_again(make
     engine.allow()
     assert index_of(core, "0000") == 1
     engine.train = broken  # type: ignore[method-assign]
-    report = core.next_report("0000", timeout_s=WAIT_S)
+    report = core.next_report("0000", 1, timeout_s=WAIT_S)
     assert report is not None
     assert report.failure is not None
     engine.train = lambda trial_ids: None  # type: ignore[method-assign]
-    core.admit(make_spec("0001"))
+    core.admit(make_spec("0001"), 1)
     assert index_of(core, "0001") == 1
     assert ("evict", "0000") in engine.log
 
@@ -348,14 +349,14 @@ def test_the_device_waits_between_the_last_report_and_the_next_step(make_core: M
     engine = GatedEngine()
     core = make_core(engine, clock=lambda: now[0])
     now[0] = 100.0
-    core.admit(make_spec("0000"))
+    core.admit(make_spec("0000"), 1)
     engine.wait_entered(1)
     now[0] = 108.0
     engine.allow()
     assert index_of(core, "0000") == 1
     core.clear()
     now[0] = 110.0
-    core.admit(make_spec("0001"))
+    core.admit(make_spec("0001"), 1)
     engine.wait_entered(2)
     now[0] = 140.0
     engine.allow()

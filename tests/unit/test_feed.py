@@ -2,7 +2,7 @@
 
 import asyncio
 
-from qlora_ray.orchestration.feed import EventFeed
+from qlora_ray.orchestration.pool.feed import EventFeed
 
 
 def test_events_after_those_seen_come_in_order():

@@ -12,7 +12,7 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, PoolLost
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
 from qlora_ray.orchestration.leased_trial import MAX_PREEMPTIONS_PER_REPORT, POLLS_PER_LEASE, LeasedTrial, TrialTerms
-from qlora_ray.orchestration.pool import Lease
+from qlora_ray.orchestration.pool.messages import Lease
 from qlora_ray.orchestration.trial_port import CallFailed, ExecutorGone
 from qlora_ray.training.engine import Failure, Report, TrialSpec
 
@@ -50,19 +50,19 @@ class Backstage:
         if self._leases_left == self._num_leases:
             raise NoExecutors("no executor is left: the device fell off the bus")
         self._num_leases += 1
-        return Lease("0007", 3, self._num_leases, None, {"device": "fake"})
+        return Lease("0007", self._num_leases, 3, 1, None, {"device": "fake"})
 
-    async def release(self, lease: Lease) -> None:
-        self.calls.append(("release", lease.generation))
+    async def release(self, lease: Lease, *, refused: bool = False) -> None:
+        self.calls.append(("refused" if refused else "release", lease.number))
 
     async def end(self, trial_id: str) -> None:
         self.calls.append(("end", trial_id))
 
     async def report_preempted(self, lease: Lease, reason: str) -> None:
-        self.calls.append(("report_preempted", lease.generation, reason))
+        self.calls.append(("report_preempted", lease.number, reason))
 
     async def report_lost(self, lease: Lease) -> None:
-        self.calls.append(("report_lost", lease.generation))
+        self.calls.append(("report_lost", lease.number))
 
     async def admit(self, lease: Lease, spec: TrialSpec) -> None:
         self.specs.append(spec)

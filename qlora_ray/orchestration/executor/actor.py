@@ -18,6 +18,7 @@ from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import Placement, Plan
 from qlora_ray.orchestration.cluster.nodes import describe_own_node
 from qlora_ray.orchestration.executor.core import ExecutorCore
+from qlora_ray.orchestration.executor.progress import ProgressCounter
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.engine import Report, TrialSpec
 from qlora_ray.training.engines import make_engine
@@ -71,6 +72,8 @@ class Executor:
             quantization=specify_quantization(config.model.quantization, compute_dtype=self._precision.name),
             device="cuda:0" if self._device.kind == "cuda" else "cpu",
         )
+        progress = ProgressCounter()
+        progress.count_forwards(base.model)
         metrics, _ = resolve_data_metrics(config, data)
         self._engine = make_engine(
             placement,
@@ -89,6 +92,7 @@ class Executor:
                 "base": dict(terms.base or {"name": config.model.name, "revision": config.model.revision}),
                 "quantization": base.quantization.to_dict(),
             },
+            progress=progress,
         )
         self._scoring = threading.Lock()
         self._data = data
@@ -148,21 +152,25 @@ class Executor:
             "estimated_memory_bytes": self._placement.estimate.total_bytes,
         }
 
-    def admit(self, spec: TrialSpec) -> bool:
+    def admit(self, spec: TrialSpec, lease_number: int) -> bool:
         """See ExecutorCore.admit."""
-        return self._core.admit(spec)
+        return self._core.admit(spec, lease_number)
 
-    def next_report(self, trial_id: str, *, timeout_s: float) -> Report | None:
+    def next_report(self, trial_id: str, lease_number: int, *, timeout_s: float) -> Report | None:
         """See ExecutorCore.next_report."""
-        return self._core.next_report(trial_id, timeout_s=timeout_s)
+        return self._core.next_report(trial_id, lease_number, timeout_s=timeout_s)
 
-    def evict(self, trial_id: str) -> None:
+    def evict(self, trial_id: str, lease_number: int | None = None) -> None:
         """See ExecutorCore.evict."""
-        self._core.evict(trial_id)
+        self._core.evict(trial_id, lease_number)
 
-    def trials(self) -> list[str]:
-        """See ExecutorCore.trials."""
-        return self._core.trials()
+    def preempt(self, trial_id: str, lease_number: int, reason: str) -> None:
+        """See ExecutorCore.preempt."""
+        self._core.preempt(trial_id, lease_number, reason)
+
+    def heartbeat(self) -> dict[str, Any]:
+        """See ExecutorCore.heartbeat."""
+        return self._core.heartbeat()
 
     def score(self, adapter: Path | None, split: str) -> Any:
         """Scores a saved adapter, or the bare base, on the rows of a split; one at a time.

@@ -15,7 +15,11 @@ class LeaseLost(RuntimeError):
 
 
 class Preempted(LeaseLost):
-    """The executor has no room for the trial any more; it goes on from its state wherever a slot is free."""
+    """The executor had to put the trial off its device; it goes on from its state wherever a slot is free."""
+
+
+class SlotRefused(LeaseLost):
+    """The executor has fewer slots than the pool thought: the trial was leased one that is not there."""
 
 
 @dataclass(eq=False)
@@ -23,6 +27,7 @@ class ExecutorAdmission(Admission):
     """An admission to an executor.
 
     Attributes:
+        lease_number: Of the lease that it was admitted with.
         num_writes: Files being written: of a report, or of a trial that is evaluated meanwhile.
         trained_write: The write of its state that was given before the evaluation under way.
         has_adapter: Whether its adapter was written before the evaluation under way.
@@ -31,6 +36,7 @@ class ExecutorAdmission(Admission):
         silent_s: How long nobody has asked for it, as far as this process was awake to hear it.
     """
 
+    lease_number: int = 0
     num_writes: int = 0
     trained_write: PendingWrite | None = None
     has_adapter: bool = False
@@ -67,27 +73,55 @@ class Admissions:
         self.is_closed = False
         self._engine = engine
         self._admissions: dict[str, ExecutorAdmission] = {}
-        # Why trials were preempted whose callers have not heard of it.
-        self._preempted: dict[str, str] = {}
+        # Lease number and reason of trials that were preempted and whose callers have not heard of it.
+        self._preempted: dict[str, tuple[int, str]] = {}
+        # Per trial, the newest lease number that was seen, and the newest one that is over.
+        self._newest_leases: dict[str, int] = {}
+        self._ended_leases: dict[str, int] = {}
         # Evictions under way, and trials that left during the `advance` under way: it may still report them.
         self._evicting: set[str] = set()
         self._departed: set[str] = set()
         self.is_advancing = False
 
-    def add(self, spec: TrialSpec) -> ExecutorAdmission:
+    def begin(self, trial_id: str, lease_number: int) -> None:
+        """Takes note of a lease before its trial is admitted.
+
+        Raises:
+            LeaseLost: If the lease is over, or older than one that was seen here.
+            Preempted: If the trial was put off before it came.
+        """
+        with self.changed:
+            self._check_lease(trial_id, lease_number)
+            self._newest_leases[trial_id] = lease_number
+
+    def end_lease(self, trial_id: str, lease_number: int, *, reason: str | None = None) -> None:
+        """Refuses a lease and all older ones of its trial from now on; under the lock.
+
+        Args:
+            trial_id: The trial.
+            lease_number: The newest lease that is over.
+            reason: Why the trial was put off, which its caller hears as Preempted; None for any other end.
+        """
+        self._ended_leases[trial_id] = max(lease_number, self._ended_leases.get(trial_id, lease_number))
+        if reason is not None:
+            self._preempted[trial_id] = (lease_number, reason)
+
+    def add(self, spec: TrialSpec, lease_number: int) -> ExecutorAdmission:
         """Admits a trial; the engine takes it in with `go_on`.
 
         Raises:
-            LeaseLost: If the executor is closing.
-            Preempted: If there is no slot for it.
+            LeaseLost: If the executor is closing, or the lease was ended meanwhile.
+            Preempted: If the trial was put off meanwhile.
+            SlotRefused: If there is no slot for it.
         """
-        admission = ExecutorAdmission(spec)
+        admission = ExecutorAdmission(spec, lease_number=lease_number)
         with self.changed:
             self.changed.wait_for(
                 lambda: self.is_closed or (not self._evicting and spec.trial_id not in self._departed)
             )
             if self.is_closed:
                 raise LeaseLost("executor: is closing")
+            self._check_lease(spec.trial_id, lease_number)
             if len(self._admissions) >= self._engine.slots:
                 raise self._no_slot()
             self._admissions[spec.trial_id] = admission
@@ -125,11 +159,14 @@ class Admissions:
         """Whether this very admission is still in force."""
         return self._admissions.get(admission.spec.trial_id) is admission
 
-    def require(self, trial_id: str, admission: ExecutorAdmission | None = None) -> ExecutorAdmission:
+    def require(
+        self, trial_id: str, lease_number: int, admission: ExecutorAdmission | None = None
+    ) -> ExecutorAdmission:
         """A trial's admission; under the lock.
 
         Args:
             trial_id: The id of the trial that a caller asks for.
+            lease_number: The lease that the caller has.
             admission: The one that it must still be.
 
         Raises:
@@ -137,15 +174,15 @@ class Admissions:
             LeaseLost: If it is not here, or was admitted anew.
         """
         found = self._admissions.get(trial_id)
-        if found is None:
-            reason = self._preempted.pop(trial_id, None)
-            raise LeaseLost(f"executor: trial {trial_id} is not here") if reason is None else Preempted(reason)
+        if found is None or found.lease_number != lease_number:
+            self._raise_preemption(trial_id, lease_number)
+            raise LeaseLost(f"executor: trial {trial_id} is not here with lease {lease_number}")
         if admission is not None and found is not admission:
             raise LeaseLost(f"executor: trial {trial_id} was admitted anew")
         return found
 
     def go_on(self, admission: ExecutorAdmission) -> None:
-        """Lets a trial train; under the lock. Raises Preempted if there is no slot in the engine any more."""
+        """Lets a trial train; under the lock. Raises SlotRefused if the engine has no slot for it any more."""
         if admission.is_in_engine:
             self._engine.proceed(admission.spec.trial_id)
         else:
@@ -161,11 +198,13 @@ class Admissions:
     def preempt(self, admission: ExecutorAdmission, reason: str) -> None:
         """Ends the admission of a trial that has left the engine; its caller hears why. Under the lock."""
         del self._admissions[admission.spec.trial_id]
-        self._preempted[admission.spec.trial_id] = reason
+        self.end_lease(admission.spec.trial_id, admission.lease_number, reason=reason)
 
-    def forget_preemption(self, trial_id: str) -> None:
-        """Nobody will ask for the trial any more; under the lock."""
-        self._preempted.pop(trial_id, None)
+    def forget_preemption(self, trial_id: str, lease_number: int | None) -> None:
+        """Nobody will ask for the trial with this lease, or any, any more; under the lock."""
+        found = self._preempted.get(trial_id)
+        if found is not None and (lease_number is None or found[0] <= lease_number):
+            del self._preempted[trial_id]
 
     def end_advance(self) -> None:
         """The engine rests: what it can still report is told. Under the lock."""
@@ -173,5 +212,19 @@ class Admissions:
         self._departed.clear()
         self.changed.notify_all()
 
-    def _no_slot(self) -> Preempted:
-        return Preempted(f"all {self._engine.slots} slots are held")
+    def _check_lease(self, trial_id: str, lease_number: int) -> None:
+        if lease_number < self._newest_leases.get(trial_id, lease_number):
+            raise LeaseLost(f"executor: trial {trial_id} has a newer lease than {lease_number} here")
+        if lease_number <= self._ended_leases.get(trial_id, lease_number - 1):
+            self._raise_preemption(trial_id, lease_number)
+            raise LeaseLost(f"executor: lease {lease_number} of trial {trial_id} ended before it was admitted")
+
+    def _raise_preemption(self, trial_id: str, lease_number: int) -> None:
+        """Tells the caller why its trial was preempted, once, if it was."""
+        found = self._preempted.get(trial_id)
+        if found is not None and found[0] == lease_number:
+            del self._preempted[trial_id]
+            raise Preempted(found[1])
+
+    def _no_slot(self) -> SlotRefused:
+        return SlotRefused(f"executor: all {self._engine.slots} slots are held")

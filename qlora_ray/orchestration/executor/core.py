@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_ray.orchestration.executor.admission import Admissions
 from qlora_ray.orchestration.executor.engine_loop import EngineLoop
+from qlora_ray.orchestration.executor.progress import ProgressCounter
 from qlora_ray.orchestration.executor.state_writer import StateWriter
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.engine import Engine, Report, TrialSpec
@@ -30,6 +31,7 @@ class ExecutorCore:
         keep_state: Whether a trial's state is written at each report, so that it can go on elsewhere.
         clock: Monotonic seconds; tests give their own.
         origin: How its adapters are trained, which goes into their folders.
+        progress: Counts the work that is done; None for a counter that only the engine's own returns move.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class ExecutorCore:
         keep_state: bool,
         clock: Callable[[], float] = time.monotonic,
         origin: dict[str, Any] | None = None,
+        progress: ProgressCounter | None = None,
     ) -> None:
+        self._progress = progress or ProgressCounter()
         self._paths = paths
         self._lease_timeout_s = lease_timeout_s
         self._clock = clock
@@ -49,7 +53,13 @@ class ExecutorCore:
         self._changed = self._admissions.changed
         self._writer = StateWriter(paths, origin)
         self._loop = EngineLoop(
-            engine, self._admissions, paths=paths, writer=self._writer, keep_state=keep_state, clock=clock
+            engine,
+            self._admissions,
+            paths=paths,
+            writer=self._writer,
+            keep_state=keep_state,
+            clock=clock,
+            progress=self._progress,
         )
         self._reap_interval_s = min(REAP_INTERVAL_S, lease_timeout_s / REAPS_PER_LEASE)
         self._reaped_at = clock()
@@ -57,26 +67,33 @@ class ExecutorCore:
         self._reaper = threading.Thread(target=self._reap_leases, name="reaper", daemon=True)
         self._reaper.start()
 
-    def admit(self, spec: TrialSpec) -> bool:
+    def admit(self, spec: TrialSpec, lease_number: int) -> bool:
         """Takes a trial in, from the state its last report left on disk, if there is one.
 
-        A trial that is here already is a dead driver's, and ends first. One whose state cannot be read starts at its
-        beginning; its reports' facts say why, as `restarted`.
+        A trial that is here already, with this lease or an older one, ends first. One whose state cannot be read starts
+        at its beginning; its reports' facts say why, as `restarted`.
+
+        Args:
+            spec: The trial.
+            lease_number: Of the lease that it comes with.
 
         Returns:
             Whether it went on from a state.
 
         Raises:
-            Preempted: If there is no slot for it; the slots may have become fewer since it was leased one.
+            LeaseLost: If that lease is over, or older than another that came here.
+            Preempted: If the trial was put off before it came.
+            SlotRefused: If there is no slot for it; the slots may have become fewer since it was leased one.
         """
         from qlora_ray.training.checkpoint import find_state
 
-        self.evict(spec.trial_id)
-        admission = self._admissions.add(spec)
+        self._admissions.begin(spec.trial_id, lease_number)
+        self._remove(spec.trial_id)
+        admission = self._admissions.add(spec, lease_number)
         try:
             state, admission.restarted = find_state(self._paths.trial(spec.trial_id).state)
             with self._changed:
-                self._admissions.require(spec.trial_id, admission)
+                self._admissions.require(spec.trial_id, lease_number, admission)
                 admission.state, admission.silent_s = state, 0.0
                 if state is not None and state.metrics:
                     # The driver may have been killed before it heard of the report that the state was written at.
@@ -97,37 +114,67 @@ class ExecutorCore:
             raise
         return state is not None
 
-    def next_report(self, trial_id: str, *, timeout_s: float) -> Report | None:
+    def next_report(self, trial_id: str, lease_number: int, *, timeout_s: float) -> Report | None:
         """The trial's next report; asking again after one means go on.
+
+        Args:
+            trial_id: The trial.
+            lease_number: Of the lease that it was admitted with.
+            timeout_s: How long to wait.
 
         Returns:
             The report, or None if none came within `timeout_s`: ask again.
 
         Raises:
-            Preempted: If the trial was put off the device for memory; its state is on disk.
-            LeaseLost: If the trial is not here.
+            Preempted: If the trial was put off the device; its state is on disk.
+            SlotRefused: If it waited to enter the engine, which has no slot for it any more.
+            LeaseLost: If the trial is not here with this lease.
         """
         with self._changed:
-            admission = self._admissions.require(trial_id)
+            admission = self._admissions.require(trial_id, lease_number)
             admission.silent_s = 0.0
             if admission.can_go_on:
                 self._admissions.go_on(admission)
             self._changed.wait_for(lambda: admission.report or not self._admissions.holds(admission), timeout=timeout_s)
-            self._admissions.require(trial_id, admission)
+            self._admissions.require(trial_id, lease_number, admission)
             admission.silent_s = 0.0
             report, admission.report = admission.report, None
             return report
 
-    def evict(self, trial_id: str) -> None:
+    def evict(self, trial_id: str, lease_number: int | None = None) -> None:
         """Ends a trial and frees its slot; does nothing for one that is not here.
 
-        Nothing is written for the trial once this has returned.
+        Nothing is written for the trial once this has returned, and it is not taken in again with that lease.
+
+        Args:
+            trial_id: The trial.
+            lease_number: The newest of its leases that is over; None for whichever it has here.
         """
         with self._changed:
-            self._admissions.forget_preemption(trial_id)
-            admission = self._admissions.find(trial_id)
-        if admission is not None:
-            self._admissions.remove(admission)
+            self._admissions.forget_preemption(trial_id, lease_number)
+            if lease_number is not None:
+                self._admissions.end_lease(trial_id, lease_number)
+        self._remove(trial_id, lease_number)
+
+    def preempt(self, trial_id: str, lease_number: int, reason: str) -> None:
+        """Puts a trial off, to go on elsewhere from its last state; its caller hears why, also if it is still to come.
+
+        Returns once its slot is free and its state on disk.
+        """
+        with self._changed:
+            self._admissions.end_lease(trial_id, lease_number, reason=reason)
+        self._remove(trial_id, lease_number)
+
+    def heartbeat(self) -> dict[str, Any]:
+        """That this process lives, what it holds, and whether it gets anywhere: see the pool's `Heard`."""
+        with self._changed:
+            admissions = self._admissions.all()
+            return {
+                "held": {admission.spec.trial_id: admission.lease_number for admission in admissions},
+                "progress": self._progress.count,
+                "is_training": any(admission.is_running or admission.num_writes for admission in admissions),
+                "slots": self._loop.describe_slots()["slots"],
+            }
 
     def trials(self) -> list[str]:
         """Ids of the admitted trials."""
@@ -137,7 +184,7 @@ class ExecutorCore:
     def clear(self) -> None:
         """Evicts all trials, and waits until the engine rests."""
         for trial_id in self.trials():
-            self.evict(trial_id)
+            self._remove(trial_id)
         with self._changed:
             self._changed.wait_for(lambda: not self._admissions.is_advancing)
 
@@ -179,6 +226,13 @@ class ExecutorCore:
         self._writer.close()
         self._loop.join()
         self._reaper.join()
+
+    def _remove(self, trial_id: str, lease_number: int | None = None) -> None:
+        """Ends the admission of a trial, if it has one with this lease or an older one, or with any."""
+        with self._changed:
+            admission = self._admissions.find(trial_id)
+        if admission is not None and (lease_number is None or admission.lease_number <= lease_number):
+            self._admissions.remove(admission)
 
     def _reap_leases(self) -> None:
         while not self._ended.wait(self._reap_interval_s):

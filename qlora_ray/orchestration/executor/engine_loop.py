@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.orchestration.executor.admission import Admissions, ExecutorAdmission
+from qlora_ray.orchestration.executor.progress import ProgressCounter
 from qlora_ray.orchestration.executor.state_writer import StateWriter, describe_unwritable
 from qlora_ray.orchestration.executor.usage import DeviceUsage
 from qlora_ray.runs.paths import SweepPaths
@@ -35,6 +36,7 @@ class EngineLoop:
         writer: Writes states and adapters there.
         keep_state: Whether a trial's state is written at each report, so that it can go on elsewhere.
         clock: Monotonic seconds.
+        progress: Counts each return of the engine and each file that is written.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class EngineLoop:
         writer: StateWriter,
         keep_state: bool,
         clock: Callable[[], float],
+        progress: ProgressCounter,
     ) -> None:
+        self._progress = progress
         self._engine = engine
         self._admissions = admissions
         self._changed = admissions.changed
@@ -93,6 +97,7 @@ class EngineLoop:
                 events = self._engine.advance()
             except Exception as error:
                 events = self._fail_all(error)
+            self._progress.tick()
             self._note_slots(events)
             for event in events:
                 self._settle(event)
@@ -135,6 +140,7 @@ class EngineLoop:
     def _end_write(self, admission: ExecutorAdmission) -> None:
         with self._changed:
             admission.num_writes -= 1
+            self._progress.tick()
             self._changed.notify_all()
 
     def _settle(self, event: EngineEvent) -> None:
@@ -195,6 +201,7 @@ class EngineLoop:
     def _hand_out(self, admission: ExecutorAdmission, event: EngineEvent) -> None:
         with self._changed:
             admission.num_writes -= 1
+            self._progress.tick()
             if self._admissions.holds(admission):
                 if isinstance(event, Preemption):
                     self._admissions.preempt(admission, event.reason)

@@ -13,18 +13,27 @@ from qlora_ray.hardware import Placement
 from qlora_ray.orchestration.cluster.nodes import on_node
 from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
 
-# Calls an executor serves at once beside one long poll per slot: describe, evict, wait_change, trials, admit.
-SPARE_CALLS = 6
+# Calls an executor serves at once beside one long poll per slot: describe, wait_change, heartbeat, and a few at a time
+# of admit, evict and preempt.
+SPARE_CALLS = 8
 # How Ray's account of an actor that failed to start names our exceptions.
 OUR_ERRORS = "qlora_ray.errors."
 
 
 @dataclass(frozen=True)
 class ExecutorSpec:
-    """One executor the plan wants: its placement, and the Ray node it belongs on."""
+    """One executor the plan wants.
+
+    Attributes:
+        placement: What the plan has for its device.
+        node_id: The Ray node it belongs on.
+        device: Which of the placement's devices, `host:index`. Ray chooses among those of a node, so that this tells
+            devices apart and does not name one.
+    """
 
     placement: Placement
     node_id: str
+    device: str = ""
 
 
 class Launcher(Protocol):

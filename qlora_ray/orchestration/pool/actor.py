@@ -1,0 +1,304 @@
+"""The pool's actor: carries out what the state machine decides, and tells it what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayError
+
+from qlora_ray.errors import NoExecutors, NoFittingDevice
+from qlora_ray.orchestration.executor.launcher import ExecutorSpec, Launcher, describe_death, is_ours
+from qlora_ray.orchestration.pool.feed import EventFeed
+from qlora_ray.orchestration.pool.machine import PoolMachine
+from qlora_ray.orchestration.pool.messages import (
+    ANY_DEVICE,
+    Action,
+    AskHeartbeat,
+    CapacityWanted,
+    Event,
+    Evicted,
+    EvictTrial,
+    ExecutorDied,
+    ExecutorReady,
+    Grant,
+    Heard,
+    KillExecutor,
+    Lease,
+    LeaseAsked,
+    LeaseNeeds,
+    LeaseReleased,
+    NodeDraining,
+    NodeGone,
+    PreemptTrial,
+    Refuse,
+    SeatsAdded,
+    SlotsChanged,
+    StartExecutor,
+    Tell,
+    Tick,
+    TrialEnded,
+    TrialPreempted,
+    WantCapacity,
+)
+from qlora_ray.orchestration.pool.planned_seats import make_seats
+from qlora_ray.orchestration.pool.terms import PoolTerms
+
+# The timer of an idle machine.
+LONGEST_SLEEP_S = 60.0
+
+
+class Pool:
+    """The actor. Its methods are coroutines of one event loop, so that its state needs no locks.
+
+    Args:
+        launcher: Starts and ends executors.
+        specs: The executors to keep.
+        terms: Its limits.
+        clock: Monotonic seconds; tests give their own.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        specs: Sequence[ExecutorSpec],
+        *,
+        terms: PoolTerms,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._launcher = launcher
+        self._specs = list(specs)
+        self._clock = clock
+        self._machine = PoolMachine(terms)
+        self._feed = EventFeed()
+        self._executors: dict[tuple[int, int], Any] = {}
+        self._watchers: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._askers: dict[str, asyncio.Future[Lease]] = {}
+        self._evictions: dict[str, set[asyncio.Task[None]]] = {}
+        # The event loop keeps no task alive that nobody holds.
+        self._calls: set[asyncio.Task[None]] = set()
+        self._wanted: tuple[CapacityWanted, ...] = ()
+        self._timer: asyncio.Task[None] | None = None
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            StartExecutor: self._start_executor,
+            KillExecutor: self._kill_executor,
+            Grant: self._grant,
+            Refuse: self._refuse,
+            EvictTrial: self._evict,
+            PreemptTrial: self._preempt,
+            AskHeartbeat: self._ask_heartbeat,
+            Tell: lambda action: self._feed.append(dict(action.facts)),
+            WantCapacity: self._want,
+        }
+
+    async def start(self) -> None:
+        """Starts every executor; returns before they are ready."""
+        self._add(self._specs)
+        self._timer = asyncio.create_task(self._tick())
+
+    async def wait_ready(self) -> None:
+        """Waits for the first executor to be ready.
+
+        Raises:
+            NoExecutors: If none of them can be; the message is the last one's cause.
+        """
+        while not self._machine.ready_executors() and not self._machine.is_hopeless:
+            await self._feed.wait_growth()
+        if self._machine.is_hopeless:
+            raise NoExecutors(self._machine.cause)
+
+    async def lease(self, trial_id: str, *, goes_on: bool = False, needs: LeaseNeeds = ANY_DEVICE) -> Lease:
+        """Waits for a free slot.
+
+        Args:
+            trial_id: Who asks.
+            goes_on: Whether it has trained before; such trials come before new ones.
+            needs: What it needs of a device.
+
+        Raises:
+            NoExecutors: If no executor is left to wait for.
+            NoFittingDevice: If there are executors, and none has what the trial needs.
+        """
+        future = self._askers.get(trial_id)
+        if future is None:
+            future = self._askers[trial_id] = asyncio.get_running_loop().create_future()
+        self._handle(LeaseAsked(trial_id, goes_on, needs))
+        # Shielded: one of two callers that goes away takes the lease from neither.
+        return await asyncio.shield(future)
+
+    async def release(self, trial_id: str, lease_number: int | None = None, *, refused: bool = False) -> None:
+        """Gives a slot back that the trial does not hold on its executor any more, or leaves the queue.
+
+        Args:
+            trial_id: Whose it is.
+            lease_number: Which of its leases; None for any, and for its place in the queue.
+            refused: Whether the executor had no slot for the trial.
+        """
+        if lease_number is None:
+            self._send_away(trial_id)
+        self._handle(LeaseReleased(trial_id, lease_number, refused))
+
+    async def end(self, trial_id: str) -> None:
+        """Ends a trial wherever it is; returns when it has left there."""
+        self._send_away(trial_id)
+        self._handle(TrialEnded(trial_id))
+        leaving = self._evictions.get(trial_id)
+        if leaving:
+            await asyncio.wait(set(leaving))
+
+    async def report_preempted(self, trial_id: str, lease_number: int, reason: str) -> None:
+        """A trial was put off its device: its slot is given back, and the driver told."""
+        self._handle(TrialPreempted(trial_id, lease_number, reason))
+
+    async def report_lost(self, seat_id: int, incarnation: int, reason: str = "it died") -> None:
+        """A trial found its executor dead; the watcher will have seen it too, whichever comes first acts."""
+        self._handle(ExecutorDied(seat_id, incarnation, reason))
+
+    async def add_seats(self, specs: Sequence[ExecutorSpec]) -> list[int]:
+        """Takes the executors of a node that has joined into the plan; returns their numbers."""
+        return self._add(specs)
+
+    async def lose_node(self, node_id: str, reason: str) -> None:
+        """A node has left, and its executors with it."""
+        self._handle(NodeGone(node_id, reason))
+
+    async def drain_node(self, node_id: str, reason: str, deadline_s: float) -> None:
+        """A node will leave: its trials write their states and go on elsewhere, then its executors end."""
+        self._handle(NodeDraining(node_id, reason, deadline_s))
+
+    async def wanted_capacity(self) -> tuple[CapacityWanted, ...]:
+        """What the trials that wait need beyond the executors there are; empty when nothing is missing."""
+        return self._wanted
+
+    async def next_events(self, seen: int, timeout_s: float) -> list[dict[str, Any]]:
+        """Events after the first `seen`; waits up to `timeout_s` for one."""
+        return await self._feed.after(seen, timeout_s=timeout_s)
+
+    async def ready_executors(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Handles and facts of the executors that are ready."""
+        return [
+            (self._executors[seat_id, incarnation], facts)
+            for seat_id, incarnation, facts in self._machine.ready_executors()
+        ]
+
+    async def close(self) -> None:
+        """Ends all executors."""
+        for task in (*self._calls, *self._watchers.values(), *([self._timer] if self._timer else [])):
+            task.cancel()
+        for executor in self._executors.values():
+            self._launcher.kill(executor)
+
+    def _add(self, specs: Sequence[ExecutorSpec]) -> list[int]:
+        seats = make_seats(specs, first_id=self._machine.next_seat_id)
+        self._handle(SeatsAdded(seats))
+        return [seat.seat_id for seat in seats]
+
+    def _handle(self, event: Event) -> None:
+        for action in self._machine.handle(event, now=self._clock()):
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        self._carry_out[type(action)](action)
+
+    async def _tick(self) -> None:
+        while True:
+            due = self._machine.next_timer()
+            await asyncio.sleep(LONGEST_SLEEP_S if due is None else max(0.0, due - self._clock()))
+            self._handle(Tick())
+
+    def _send_away(self, trial_id: str) -> None:
+        """Cancels the call of a trial that waits for a slot."""
+        future = self._askers.pop(trial_id, None)
+        if future is not None:
+            future.cancel()
+
+    def _start_executor(self, action: StartExecutor) -> None:
+        key = (action.seat_id, action.incarnation)
+        self._executors[key] = self._launcher.start(action.spec)
+        self._watchers[key] = asyncio.create_task(self._watch(action))
+
+    def _kill_executor(self, action: KillExecutor) -> None:
+        key = (action.seat_id, action.incarnation)
+        watcher = self._watchers.pop(key)
+        if watcher is not asyncio.current_task():
+            watcher.cancel()
+        self._launcher.kill(self._executors.pop(key))
+
+    def _grant(self, action: Grant) -> None:
+        lease = action.lease
+        future = self._askers.pop(lease.trial_id, None)
+        if future is not None and not future.done():
+            future.set_result(replace(lease, executor=self._executors[lease.seat_id, lease.incarnation]))
+
+    def _refuse(self, action: Refuse) -> None:
+        future = self._askers.pop(action.trial_id, None)
+        if future is not None and not future.done():
+            future.set_exception((NoFittingDevice if action.is_about_trial else NoExecutors)(action.reason))
+
+    def _evict(self, action: EvictTrial) -> None:
+        task = self._call(self._evict_there(action))
+        leaving = self._evictions.setdefault(action.trial_id, set())
+        leaving.add(task)
+        task.add_done_callback(lambda task: self._end_eviction(action.trial_id, task))
+
+    def _end_eviction(self, trial_id: str, task: asyncio.Task[None]) -> None:
+        leaving = self._evictions[trial_id]
+        leaving.discard(task)
+        if not leaving:
+            del self._evictions[trial_id]
+
+    async def _evict_there(self, action: EvictTrial) -> None:
+        executor = self._executors.get((action.seat_id, action.incarnation))
+        # An executor that is gone has taken the trial with it; its watcher sees to the rest.
+        with contextlib.suppress(RayError):
+            if executor is not None:
+                await executor.evict.remote(action.trial_id, action.lease_number)
+                self._handle(Evicted(action.seat_id, action.incarnation, action.trial_id, action.lease_number))
+
+    def _preempt(self, action: PreemptTrial) -> None:
+        self._call(self._preempt_there(action))
+
+    async def _preempt_there(self, action: PreemptTrial) -> None:
+        executor = self._executors.get((action.seat_id, action.incarnation))
+        with contextlib.suppress(RayError):
+            if executor is not None:
+                await executor.preempt.remote(action.trial_id, action.lease_number, action.reason)
+
+    def _ask_heartbeat(self, action: AskHeartbeat) -> None:
+        self._call(self._listen(action))
+
+    async def _listen(self, action: AskHeartbeat) -> None:
+        """One that never answers is the machine's to judge: the call ends when its executor is ended."""
+        executor = self._executors.get((action.seat_id, action.incarnation))
+        if executor is None:
+            return
+        asked_at = self._clock()
+        with contextlib.suppress(RayError):
+            answer = await executor.heartbeat.remote()
+            self._handle(Heard(action.seat_id, action.incarnation, asked_at, **answer))
+
+    def _want(self, action: WantCapacity) -> None:
+        self._wanted = action.wanted
+
+    def _call(self, coroutine: Any) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return task
+
+    async def _watch(self, action: StartExecutor) -> None:
+        """Waits for an executor to be ready, then for changes of its slots, and at last for its end."""
+        seat_id, incarnation = action.seat_id, action.incarnation
+        executor = self._executors[seat_id, incarnation]
+        try:
+            facts = await executor.describe.remote()
+            self._handle(ExecutorReady(seat_id, incarnation, facts))
+            while facts := await executor.wait_change.remote(facts["version"]):
+                self._handle(SlotsChanged(seat_id, incarnation, facts))
+        except RayError as error:
+            # Not only RayActorError: a kill by Ray's memory monitor, say, is a plain RayError.
+            self._handle(ExecutorDied(seat_id, incarnation, describe_death(error), is_ours(error)))

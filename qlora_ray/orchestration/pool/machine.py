@@ -1,0 +1,228 @@
+"""The pool as a state machine: events and time in, actions out. It knows no Ray, no event loop, no thread, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qlora_ray.orchestration.pool.capacity import Capacity
+from qlora_ray.orchestration.pool.granting import grant_slots, refuse_hopeless
+from qlora_ray.orchestration.pool.leaving import LeavingNodes
+from qlora_ray.orchestration.pool.liveness import Liveness, settle_held
+from qlora_ray.orchestration.pool.messages import (
+    Action,
+    Event,
+    Evicted,
+    ExecutorDied,
+    ExecutorReady,
+    Grant,
+    Heard,
+    LeaseAsked,
+    LeaseReleased,
+    NodeDraining,
+    NodeGone,
+    SeatsAdded,
+    SlotsChanged,
+    Tick,
+    TrialEnded,
+    TrialPreempted,
+)
+from qlora_ray.orchestration.pool.seats import SeatRecord, SeatState
+from qlora_ray.orchestration.pool.state import PoolState
+from qlora_ray.orchestration.pool.terms import MAX_FAILED_STARTS, MAX_RESTARTS, PoolTerms
+from qlora_ray.orchestration.pool.whole_device import WholeDevices
+
+
+class PoolMachine:
+    """Keeps executors on its seats, and grants leases of their slots.
+
+    Everything that it knows comes in by `handle`, in the order in which it happened; what it returns is to be done in
+    the order in which it is returned. A granted lease is in force until its slot is free: until the executor or the
+    trial itself says that the trial is not there any more, or the executor is gone.
+
+    Args:
+        terms: Its limits.
+    """
+
+    def __init__(self, terms: PoolTerms) -> None:
+        self._state = PoolState(terms)
+        self._liveness = Liveness()
+        self._leaving = LeavingNodes()
+        self._whole = WholeDevices()
+        self._capacity = Capacity()
+        # Who has asked while the executor of its last lease is still putting it out.
+        self._parked: dict[str, LeaseAsked] = {}
+        self._next_look: float | None = None
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            SeatsAdded: self._add_seats,
+            NodeGone: lambda event: self._leaving.lose(self._state, event),
+            NodeDraining: lambda event: self._leaving.drain(self._state, event),
+            ExecutorReady: self._ready,
+            SlotsChanged: self._change_slots,
+            ExecutorDied: self._died,
+            Heard: self._heard,
+            LeaseAsked: self._ask,
+            LeaseReleased: self._release,
+            TrialEnded: self._end_trial,
+            TrialPreempted: self._preempted,
+            Evicted: self._evicted,
+            Tick: lambda event: None,
+        }
+
+    @property
+    def next_seat_id(self) -> int:
+        """A number for a new seat."""
+        return self._state.next_seat_id
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether no seat has an executor, or can have one, and no node may come."""
+        return not self._state.seats.num_living and not self._state.terms.waits_for_nodes
+
+    @property
+    def cause(self) -> str:
+        """Why the last executor was lost."""
+        return self._state.cause
+
+    def ready_executors(self) -> list[tuple[int, int, dict[str, Any]]]:
+        """Seat, incarnation and facts of every executor that is ready."""
+        return [
+            (record.seat.seat_id, record.incarnation, dict(record.facts))
+            for record in self._state.seats.records.values()
+            if record.state is SeatState.READY
+        ]
+
+    def handle(self, event: Event, *, now: float) -> list[Action]:
+        """What is to be done when something has happened.
+
+        Args:
+            event: What has happened.
+            now: Seconds on a clock that never goes back.
+        """
+        state = self._state
+        state.now = now
+        state.actions = []
+        self._handlers[type(event)](event)
+        if self._next_look is None or now >= self._next_look:
+            self._next_look = now + state.terms.heartbeat_interval_s
+            for record, reason in self._liveness.look(state):
+                self._lose(record, reason)
+            self._capacity.look(state)
+        self._leaving.settle(state)
+        grant_slots(state)
+        self._whole.settle(state)
+        refuse_hopeless(state)
+        self._capacity.settle(state)
+        return state.actions
+
+    def next_timer(self) -> float | None:
+        """When `Tick` is due, whatever else comes before."""
+        times = [time for time in (self._next_look, self._leaving.next_deadline()) if time is not None]
+        return min(times, default=None)
+
+    def _add_seats(self, event: SeatsAdded) -> None:
+        for seat in event.seats:
+            self._state.add_seat(seat)
+
+    def _ready(self, event: ExecutorReady) -> None:
+        record = self._state.find_executor(event.seat_id, event.incarnation)
+        if record is None or record.state is not SeatState.STARTING:
+            return
+        record.state, record.facts, record.idle_since = SeatState.READY, event.facts, self._state.now
+        self._state.seats.note(record)
+        self._state.tell("executor_ready", record, f"{event.facts['device']}, {event.facts['precision_reason']}")
+
+    def _change_slots(self, event: SlotsChanged) -> None:
+        record = self._state.find_executor(event.seat_id, event.incarnation)
+        if record is not None:
+            record.facts = event.facts
+            self._state.seats.note(record)
+            self._state.tell("slots_changed", record, event.facts["slots_reason"], slots=event.facts["slots"])
+
+    def _died(self, event: ExecutorDied) -> None:
+        record = self._state.find_executor(event.seat_id, event.incarnation)
+        if record is not None:
+            self._lose(record, event.reason, is_final=event.is_final)
+
+    def _lose(self, record: SeatRecord, reason: str, *, is_final: bool = False) -> None:
+        """An executor is gone, or as good as that: the seat gets another, unless it has lost too many."""
+        state = self._state
+        state.cause = reason
+        was = record.state
+        record.restarts += 1
+        limit = MAX_FAILED_STARTS if was is SeatState.STARTING else MAX_RESTARTS
+        if was is SeatState.DRAINING:
+            state.end(record, SeatState.GONE, reason)
+            state.tell("executor_lost", record, reason)
+        elif is_final or record.restarts > limit:
+            # An error of ours (a base that cannot be loaded) would come again.
+            state.end(record, SeatState.FAILED, reason)
+            state.tell("executor_failed", record, reason)
+        else:
+            state.end(record, SeatState.ASIDE, reason)
+            state.tell("executor_lost", record, reason)
+            state.start(record)
+
+    def _heard(self, event: Heard) -> None:
+        record = self._state.find_executor(event.seat_id, event.incarnation)
+        if record is not None and record.state is not SeatState.STARTING:
+            self._liveness.hear(record, event)
+            settle_held(record, event, self._state)
+
+    def _ask(self, event: LeaseAsked) -> None:
+        state = self._state
+        held = state.leases.get(event.trial_id)
+        if held is not None and held.is_leaving:
+            self._parked[event.trial_id] = event
+        elif held is not None:
+            state.actions.append(Grant(held.lease))
+        elif event.trial_id not in state.waiting:
+            state.waiting.add(event)
+
+    def _release(self, event: LeaseReleased) -> None:
+        state = self._state
+        held = state.leases.get(event.trial_id)
+        if event.lease_number is None:
+            self._parked.pop(event.trial_id, None)
+            state.waiting.remove(event.trial_id)
+        elif held is None or held.lease.number != event.lease_number:
+            return
+        if held is not None:
+            record = state.record_of(held)
+            self._free(event.trial_id)
+            if event.refused:
+                record.is_doubted, record.doubted_at = True, state.now
+                state.seats.note(record)
+                self._liveness.ask_now(record, state)
+
+    def _end_trial(self, event: TrialEnded) -> None:
+        self._parked.pop(event.trial_id, None)
+        self._state.waiting.remove(event.trial_id)
+        held = self._state.leases.get(event.trial_id)
+        if held is not None:
+            self._state.evict(held)
+
+    def _preempted(self, event: TrialPreempted) -> None:
+        held = self._state.leases.get(event.trial_id)
+        if held is None or held.lease.number != event.lease_number:
+            return
+        self._state.tell("trial_preempted", self._state.record_of(held), event.reason, trial=event.trial_id)
+        self._free(event.trial_id)
+
+    def _evicted(self, event: Evicted) -> None:
+        record = self._state.find_executor(event.seat_id, event.incarnation)
+        if record is None:
+            return
+        if record.strangers.get(event.trial_id, event.lease_number + 1) <= event.lease_number:
+            del record.strangers[event.trial_id]
+            self._state.seats.note(record)
+        held = record.held.get(event.trial_id)
+        if held is not None and held.is_leaving and held.lease.number == event.lease_number:
+            self._free(event.trial_id)
+
+    def _free(self, trial_id: str) -> None:
+        """Frees a slot; a trial that has asked again meanwhile waits from now on."""
+        self._state.free(trial_id)
+        parked = self._parked.pop(trial_id, None)
+        if parked is not None:
+            self._state.waiting.add(parked)
