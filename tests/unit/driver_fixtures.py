@@ -61,7 +61,6 @@ class World:
             "ray_cluster": self._join,
             "probe_cluster": self._probe_cluster,
             "plan_cluster": lambda preflight, cluster: plan(*cluster.profiles.values()),
-            "own_node_id": lambda: HEAD,
             "common_facts": lambda preflight: SweepFacts(base=BaseRecord(hash="sha256:b")),
             "describe_sweep": self._describe_sweep,
             "run_trials": self._run_trials,
