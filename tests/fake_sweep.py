@@ -1,4 +1,4 @@
-"""A sweep up to the end of its search: Tune, pool, leases and study on real raylets, over fake executors."""
+"""A sweep up to the end of its search: loop, pool, leases and study on real raylets, over fake executors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from qlora_ray.console import Console
 from qlora_ray.orchestration.executor.actor import ExecutorTerms
 from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher
-from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
+from qlora_ray.orchestration.stopping import SearchStop
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.search.parsing import load_space
@@ -24,7 +25,6 @@ SPACE = {
     "points_to_evaluate": [{"training.learning_rate": 1e-3}],
 }
 NUM_REPORTS = 4
-# Each trial is an actor of Tune's, which takes two seconds to start: no more of them than a test needs.
 NUM_TRIALS = 4
 
 
@@ -61,25 +61,14 @@ class Sweep:
             num_trials=self.config.search.num_trials,
             num_slots=self.num_slots,
         )
-        gate = Gate(searcher, self.ledger, pool)
-        pump = EventPump(
-            pool,
-            ledger=self.ledger,
+        run_trials(
+            TrialTerms(self.config, 8),
             searcher=searcher,
-            gate=gate,
+            ledger=self.ledger,
+            pool=pool,
             num_executors=pool_options.get("num_executors", 1),
+            stop=SearchStop(),
         )
-        try:
-            run_trials(
-                TrialTerms(self.config, 8),
-                pool=pool,
-                searcher=searcher,
-                gate=gate,
-                search=self.config.search,
-                logs=self.paths.logs,
-            )
-        finally:
-            pump.end()
 
     def states(self) -> list[str]:
         """Every trial's state in the study."""

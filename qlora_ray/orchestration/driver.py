@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.console import Console, noise_to
-from qlora_ray.errors import ModelError, NoExecutors, QloraRayError, SweepFailed, first_line
+from qlora_ray.errors import ModelError, NoExecutors, PoolLost, QloraRayError, SweepFailed, first_line
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.orchestration.cluster.joining import ray_cluster
 from qlora_ray.orchestration.cluster.planning import plan_cluster
 from qlora_ray.orchestration.cluster.probing import probe_cluster
 from qlora_ray.orchestration.executor.usage import wait_share
+from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
-from qlora_ray.orchestration.stopping import StopSignals, stop_signals
+from qlora_ray.orchestration.stopping import SearchStop, StopSignals, stop_signals
 from qlora_ray.orchestration.summary import print_next_steps, print_outcome, print_plan, write_summary
-from qlora_ray.orchestration.tuning import EventPump, Gate, run_trials
 from qlora_ray.orchestration.winner import choose_winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
@@ -153,6 +154,7 @@ def _run(
         winner = None
         waiting = None
         interrupted = False
+        lost: PoolLost | None = None
         try:
             _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool, stops=stops)
             waiting = _read_device_wait(pool)
@@ -160,17 +162,26 @@ def _run(
             winner = choose_winner(ledger, paths=paths, config=config, data=preflight.data, pool=pool)
         except KeyboardInterrupt:
             interrupted = True
+        except PoolLost as error:
+            lost = error
         # From here on everything is told; there is nothing left to stop.
         stops.ignore()
         # What is still open was cut off, by Ctrl-C or by the loss of every executor.
         ledger.interrupt()
         settle_finished(study, ledger)
         end_interrupted(study)
-        summary = write_summary(ledger, winner, paths=paths, interrupted=interrupted, device_wait_share=waiting)
+        summary = write_summary(
+            ledger, winner, paths=paths, interrupted=interrupted or lost is not None, device_wait_share=waiting
+        )
         ledger.note("sweep_ended", reason=summary.status)
         console.progress("writing the report ...")
         report = _write_report(paths)
         console.end_progress()
+        if lost is not None:
+            raise SweepFailed(
+                f"{paths.root}: {lost} Its running trials are interrupted. "
+                f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
+            )
         print_outcome(console, summary, ledger=ledger, winner=winner, paths=paths, report=report)
         print_next_steps(console, summary, ledger=ledger, winner=winner, paths=paths, is_exported=is_exported)
         _close(pool)
@@ -249,8 +260,6 @@ def _search(
     pool: Any,
     stops: StopSignals,
 ) -> None:
-    from qlora_ray.orchestration.leased_trial import TrialTerms
-
     config = preflight.config
     searcher = StudySearcher(
         study,
@@ -261,17 +270,20 @@ def _search(
     )
     if searcher.num_left <= 0:
         return
-    gate = Gate(searcher, ledger, pool)
-    num_executors = sum(placement.executors_per_device * placement.num_devices for placement in plan.placements)
-    pump = EventPump(pool, ledger=ledger, searcher=searcher, gate=gate, num_executors=num_executors)
-    terms = TrialTerms(config, len(preflight.data.train))
+    stop = SearchStop()
     ledger.show_progress()
     try:
-        stops.begin_search(gate, ledger)
-        run_trials(terms, pool=pool, searcher=searcher, gate=gate, search=config.search, logs=paths.logs)
+        stops.begin_search(stop, ledger)
+        run_trials(
+            TrialTerms(config, len(preflight.data.train)),
+            searcher=searcher,
+            ledger=ledger,
+            pool=pool,
+            num_executors=sum(placement.executors_per_device * placement.num_devices for placement in plan.placements),
+            stop=stop,
+        )
     finally:
         stops.end_search()
-        pump.end()
     stops.check()
 
 

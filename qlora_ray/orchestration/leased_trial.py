@@ -77,6 +77,7 @@ class LeasedTrial:
         self._port = port
         self._clock = clock
         self._goes_on = last_index > 0
+        self._is_waiting = False
         # Since the last report: a trial that makes reports may lose any number of slots in between.
         self._retries_here = 0
         self._preemptions_here = 0
@@ -119,8 +120,10 @@ class LeasedTrial:
 
     async def leave(self) -> None:
         """Ends the trial where it is, and gives its slot back."""
-        if self.lease is not None:
-            self.lease = None
+        # One that was cancelled while it waited for a slot may be granted one yet.
+        if self.lease is not None or self._is_waiting:
+            self.lease, self._is_waiting = None, False
+            self._goes_on = self.last_index > 0
             await self._port.end(self.id)
 
     async def _enter(self) -> None:
@@ -130,7 +133,9 @@ class LeasedTrial:
         )
         spec = TrialSpec(self.id, config.lora, config.training, budget)
         started = self._clock()
+        self._is_waiting = True
         self.lease = await self._port.lease(self.id, goes_on=self._goes_on)
+        self._is_waiting = False
         self.waited_s += self._clock() - started
         await self._port.admit(self.lease, spec)
 

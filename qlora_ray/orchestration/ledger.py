@@ -11,14 +11,13 @@ from typing import Any
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.formats import format_duration, format_loss, format_setting
-from qlora_ray.orchestration.trial_entry import TrialEntry, format_csv
+from qlora_ray.orchestration.trial_entry import TrialEntry, TrialResult, format_csv
 from qlora_ray.runs import EventLog, SweepPaths, append_line, write_text
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record, write_record
 from qlora_ray.runs.whole import restore_folder
-from qlora_ray.training.engine import Failure
 
 # What a line of metrics.jsonl holds besides a report's metrics.
 NO_METRICS = ("report_index", "time", "train_losses")
@@ -97,42 +96,41 @@ class Ledger:
                 for line in read_lines(self._paths.trial(entry.id).metrics):
                     self._enter(entry, line["report_index"], line)
 
-    def report(self, result: dict[str, Any]) -> None:
-        """Enters one of a trial's reports, as its Tune result."""
-        entry = self.entries[result["number"]]
+    def report(self, result: TrialResult) -> None:
+        """Enters one of a trial's reports."""
+        entry, report = self.entries[result.number], result.report
         told = entry.facts.get("restarted")
+        facts = {**report.facts, **({} if result.executor_facts is None else {"executor": result.executor_facts})}
         # A failure may know no more than where it was: what ran till then stays true.
-        entry.facts = {**entry.facts, **result["facts"]} if result["failure"] else result["facts"] or entry.facts
+        entry.facts = {**entry.facts, **facts} if report.failure else facts or entry.facts
         why = entry.facts.get("restarted")
         if why and why != told:
             words = f"trial {entry.id} starts at its beginning: its state {why}"
             self.note("trial_restarted", reason=why, line=words, trial=entry.id)
-        entry.num_retries = result["num_retries"]
-        entry.waited_s = result["waited_s"]
-        entry.is_final = result["is_final"]
-        if result["failure"]:
-            entry.failure = result["failure"]
+        entry.num_retries = result.num_retries
+        entry.waited_s = result.waited_s
+        entry.is_final = report.is_final
+        if report.failure:
+            entry.failure = report.failure
             if entry.failure.cause == "lost" and not self.is_stopping:
                 self.is_stopping = True
                 reason = entry.failure.message
                 self.first_failure = self.first_failure or (entry.id, reason)
                 self.note("search_stopped", reason=reason, line=f"the search ends: {reason}")
             return
-        if not self._enter(entry, result["report_index"], result["metrics"]):
+        if not self._enter(entry, report.index, report.metrics):
             return
-        line = {"report_index": result["report_index"], "time": round(time.time(), 3), **entry.metrics}
-        if result["train_losses"]:
-            line["train_losses"] = result["train_losses"]
+        line: dict[str, Any] = {"report_index": report.index, "time": round(time.time(), 3), **entry.metrics}
+        if report.train_losses:
+            line["train_losses"] = report.train_losses
         append_line(self._paths.trial(entry.id).metrics, line)
-        self._events.write(
-            "trial_reported", trial=entry.id, report_index=result["report_index"], executor=result["executor"]
-        )
+        self._events.write("trial_reported", trial=entry.id, report_index=report.index, executor=result.executor)
 
-    def close(self, number: int, *, crashed: bool) -> Outcome:
+    def close(self, number: int) -> Outcome:
         """Ends a trial as what it was, and says so."""
         entry = self.entries[number]
         if entry.closed_at is None:
-            entry.state, entry.cause = self._judge(entry, crashed=crashed)
+            entry.state, entry.cause = self._judge(entry)
             closed_at = time.time()
             if entry.failure:
                 write_text(self._paths.trial(entry.id).error, entry.failure.traceback or entry.failure.message)
@@ -163,7 +161,7 @@ class Ledger:
         """Closes all running trials as interrupted."""
         self.is_stopping = True
         for entry in self.running():
-            self.close(entry.number, crashed=False)
+            self.close(entry.number)
 
     def note(self, event: str, *, reason: str = "", line: str | None = None, **facts: Any) -> None:
         """Writes an event that is no trial's, and a line where the user should know.
@@ -246,18 +244,13 @@ class Ledger:
         elapsed = time.time() - self._started
         return format_duration(elapsed / len(here) * (total - done))
 
-    def _judge(self, entry: TrialEntry, *, crashed: bool) -> tuple[TrialStatus, str | None]:
+    def _judge(self, entry: TrialEntry) -> tuple[TrialStatus, str | None]:
         if entry.failure and entry.failure.cause in NOT_ITS_OWN:
             return TrialStatus.INTERRUPTED, entry.failure.message
         if entry.failure:
             return TrialStatus.FAILED, entry.failure.cause
         if entry.is_final:
             return TrialStatus.COMPLETE, None
-        if crashed:
-            entry.failure = Failure(
-                "error", "the trial's actor died", "The trial's actor died; logs/ has what Ray said."
-            )
-            return TrialStatus.FAILED, "error"
         if self.is_stopping:
             return TrialStatus.INTERRUPTED, SWEEP_STOPPED
         last_report = max(entry.intermediate, default=0)

@@ -1,29 +1,52 @@
-"""Optuna by ask and tell, as a Tune Searcher: each trial's end is told as what it was."""
+"""Optuna by ask and tell, on a thread of its own: each trial's end is told as what it was."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from ray.tune.search import Searcher
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qlora_ray.orchestration.ledger import Ledger, Outcome
+from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.runs.records import TrialStatus
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import CAUSE_ATTRIBUTE, RESUMED_FROM_ATTRIBUTE, count_finished
+from qlora_ray.training.engine import Report
 
 if TYPE_CHECKING:
     import optuna
 
+AnyAnswer = TypeVar("AnyAnswer")
 
-class StudySearcher(Searcher):
-    """Asks the study for as many trials as there are slots, and one more that waits with its actor started.
+
+@dataclass(frozen=True)
+class AskedTrial:
+    """A trial that the study was asked for.
+
+    Attributes:
+        params: Values of the search space, by config path.
+        ancestors: Numbers of the interrupted trials that it goes on with, the latest first.
+    """
+
+    number: int
+    params: dict[str, Any]
+    ancestors: tuple[int, ...]
+    trial: optuna.Trial
+
+
+class StudySearcher:
+    """The study, as the search's loop uses it: what is asked and told is done in that order, while the loop goes on.
 
     Args:
         study: The study, on disk.
         space: What it searches.
-        ledger: Who keeps the trials' books.
+        ledger: Who keeps the trials' books. They are entered at once, by the caller; the study follows.
         num_trials: Trials of the sweep, those finished before a resume included.
         num_slots: Slots to begin with.
+
+    Attributes:
+        num_left: Trials to be asked for yet.
     """
 
     def __init__(
@@ -35,72 +58,97 @@ class StudySearcher(Searcher):
         num_trials: int,
         num_slots: int,
     ) -> None:
-        super().__init__(metric="objective", mode=ledger.mode)
         self._study = study
         self._space = space
         self._ledger = ledger
         self.num_left = num_trials - count_finished(study)
-        self._trials: dict[str, optuna.Trial] = {}
         self.num_slots = num_slots
-        self.num_live = 0
+        self._trials: dict[int, optuna.Trial] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="study")
+        self._error: BaseException | None = None
 
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial; None while enough of them live; FINISHED when all have been asked for."""
-        if self.num_left == 0 or self._ledger.is_stopping:
-            return Searcher.FINISHED
-        if self.num_live > self.num_slots:
-            return None
-        trial = self._study.ask(self._space.distributions())
+    def has_more(self) -> bool:
+        """Whether another trial is to be asked for."""
+        return self.num_left > 0 and not self._ledger.is_stopping
+
+    def ask(self) -> Future[AskedTrial]:
+        """The next trial, once the study has answered; it is in the books after `open`."""
         self.num_left -= 1
-        self.num_live += 1
-        self._trials[trial_id] = trial
-        params = self._space.decode(trial.params)
-        self._ledger.open(trial.number, params, ancestors=self._ancestors(trial.user_attrs))
-        for report_index, value in self._ledger.entries[trial.number].intermediate.items():
-            self._report(trial, report_index, value)
-        return {"number": trial.number, "params": params}
+        return self._do(self._ask)
 
-    def enter_report(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Enters a report into the books and, at once, into the study: a killed driver loses none."""
+    def open(self, asked: AskedTrial) -> None:
+        """Enters a trial into the books, with the reports of the one that it goes on with."""
+        self._trials[asked.number] = asked.trial
+        self._ledger.open(asked.number, asked.params, ancestors=asked.ancestors)
+        for report_index, value in self._ledger.entries[asked.number].intermediate.items():
+            self._tell_report(asked.trial, report_index, value)
+
+    def enter_report(self, result: TrialResult) -> None:
+        """Enters a report into the books, and then into the study."""
         self._ledger.report(result)
-        value = self._ledger.entries[result["number"]].intermediate.get(result["report_index"])
-        if value is not None and not result["failure"]:
-            self._report(self._trials[trial_id], result["report_index"], value)
+        index = result.report.index
+        value = self._ledger.entries[result.number].intermediate.get(index)
+        if value is not None and not result.report.failure:
+            self._tell_report(self._trials[result.number], index, value)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells the study how the trial ended."""
-        trial = self._trials.get(trial_id)
-        if trial is None:
-            return
-        outcome = self._ledger.close(trial.number, crashed=error)
-        if outcome.cause and outcome.state is not TrialStatus.INTERRUPTED:
-            trial.set_user_attr(CAUSE_ATTRIBUTE, outcome.cause)
-        tell_outcome(self._study, trial.number, outcome)
-        del self._trials[trial_id]
+    def objective_of(self, report: Report) -> float:
+        """What schedulers compare; a failed trial is worse than any."""
+        value = report.metrics.get(self._ledger.objective)
+        worst = float("inf") if self._ledger.mode == "min" else float("-inf")
+        return worst if report.failure or value is None else value
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study is on disk, and a resume starts from it."""
+    def close(self, number: int) -> None:
+        """Ends a trial in the books as what it was, and tells the study."""
+        outcome = self._ledger.close(number)
+        self._do(self._tell_end, self._trials.pop(number), outcome)
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore, see `save`."""
+    def flush(self) -> None:
+        """Waits until the study has been told everything; raises what went wrong there."""
+        self._thread.submit(lambda: None).result()
+        if self._error is not None:
+            raise self._error
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its searcher beside the experiment, and nothing here reads that back."""
-        return {}
+    def finish(self) -> None:
+        """As `flush`, and nothing more is asked or told."""
+        try:
+            self.flush()
+        finally:
+            self._thread.shutdown()
+
+    def _do(self, work: Callable[..., AnyAnswer], *args: Any) -> Future[AnyAnswer]:
+        future = self._thread.submit(work, *args)
+        future.add_done_callback(self._keep_error)
+        return future
+
+    def _keep_error(self, future: Future[Any]) -> None:
+        self._error = self._error or future.exception()
+
+    def _ask(self) -> AskedTrial:
+        trial = self._study.ask(self._space.distributions())
+        return AskedTrial(
+            trial.number, self._space.decode(trial.params), tuple(self._ancestors(trial.user_attrs)), trial
+        )
 
     def _ancestors(self, attributes: dict[str, Any]) -> list[int]:
         """The interrupted trials behind one that goes on, nearest first."""
-        trials = self._study.get_trials(deepcopy=False)
         found: list[int] = []
+        if RESUMED_FROM_ATTRIBUTE not in attributes:
+            return found
+        trials = self._study.get_trials(deepcopy=False)
         while (number := attributes.get(RESUMED_FROM_ATTRIBUTE)) is not None:
             found.append(number)
             attributes = trials[number].user_attrs
         return found
 
-    def _report(self, trial: optuna.Trial, report_index: int, value: float) -> None:
+    def _tell_report(self, trial: optuna.Trial, report_index: int, value: float) -> None:
         # Optuna keeps intermediate values of one objective only.
         if len(self._study.directions) == 1:
-            trial.report(value, report_index)
+            self._do(trial.report, value, report_index)
+
+    def _tell_end(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        if outcome.cause and outcome.state is not TrialStatus.INTERRUPTED:
+            trial.set_user_attr(CAUSE_ATTRIBUTE, outcome.cause)
+        tell_outcome(self._study, trial.number, outcome)
 
 
 def tell_outcome(study: optuna.Study, number: int, outcome: Outcome) -> None:

@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qlora_ray.orchestration.ledger import Ledger
-from qlora_ray.orchestration.tuning import Gate
+from qlora_ray.orchestration.ledger import SWEEP_STOPPED, Ledger
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class SearchStop:
+    """Whether the search is to end, and why. May be asked for from any thread, and from a signal's handler.
+
+    Attributes:
+        reason: Why; None while it goes on.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._listener: Callable[[], object] | None = None
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether the search is to end."""
+        return self.reason is not None
+
+    def request(self, reason: str) -> None:
+        """Ends the search between two steps; what it cuts off is interrupted."""
+        self.reason = self.reason or reason
+        if self._listener is not None:
+            self._listener()
+
+    def listen(self, listener: Callable[[], object] | None) -> None:
+        """Sets who is told of a request; None: nobody any more."""
+        self._listener = listener
 
 
 class StopSignals:
     """Remembers that a stop was asked for.
 
     Outside the search it interrupts where the program is, and is checked again between two phases: an exception
-    raised in a callback of C code is printed and lost. In the search, the first one ends Tune's loop between two
-    steps, so that no trial is told to one of record and study only; the second one interrupts.
+    raised in a callback of C code is printed and lost. In the search, the first one ends its loop between two steps,
+    so that no trial is told to one of record and study only; the second one interrupts.
     """
 
     def __init__(self) -> None:
         self._requested = False
         self._ignored = False
-        self._gate: Gate | None = None
+        self._search: SearchStop | None = None
         self._ledger: Ledger | None = None
 
     def install(self) -> None:
@@ -37,14 +63,14 @@ class StopSignals:
         if self._requested:
             raise KeyboardInterrupt
 
-    def begin_search(self, gate: Gate, ledger: Ledger) -> None:
-        """From now on a stop ends the search by its gate."""
+    def begin_search(self, search: SearchStop, ledger: Ledger) -> None:
+        """From now on a stop ends the search, as it is asked to."""
         self.check()
-        self._gate, self._ledger = gate, ledger
+        self._search, self._ledger = search, ledger
 
     def end_search(self) -> None:
         """From now on a stop interrupts again."""
-        self._gate = self._ledger = None
+        self._search = self._ledger = None
 
     def ignore(self) -> None:
         """From now on nothing stops: what is left takes a second and makes the results whole."""
@@ -55,9 +81,9 @@ class StopSignals:
             return
         is_first = not self._requested
         self._requested = True
-        if self._gate is not None and self._ledger is not None and is_first:
-            self._gate.is_interrupted = True
+        if self._search is not None and self._ledger is not None and is_first:
             self._ledger.is_stopping = True
+            self._search.request(SWEEP_STOPPED)
             return
         raise KeyboardInterrupt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,26 @@ from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import ExecutorRecord, MemoryRecord, RanFacts, SweepFacts, TimesRecord
 from qlora_ray.runs.records import TrialRecord, TrialStatus
 from qlora_ray.runs.typed_json import parse_record, to_json
-from qlora_ray.training.engine import Failure, FailureCause
+from qlora_ray.training.engine import Failure, FailureCause, Report
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One of a trial's reports, with how it came to it.
+
+    Attributes:
+        executor: The index of the executor that made it; None where the trial has none.
+        executor_facts: What that executor is.
+        waited_s: Seconds the trial has waited for slots by then.
+        num_retries: Slots it has lost by then.
+    """
+
+    number: int
+    report: Report
+    executor: int | None = None
+    executor_facts: Mapping[str, Any] | None = None
+    waited_s: float = 0.0
+    num_retries: int = 0
 
 
 @dataclass

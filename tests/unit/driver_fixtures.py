@@ -1,4 +1,4 @@
-"""A driver's surroundings without Ray: a cluster, executors and Tune's loop that do what a test says."""
+"""A driver's surroundings without Ray: a cluster, executors and a search's loop that do what a test says."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import ray
-from ray.tune.search import Searcher
 
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration import driver
 from qlora_ray.orchestration.cluster.probing import ProbedCluster
 from qlora_ray.orchestration.pool.terms import PoolTerms
+from qlora_ray.orchestration.stopping import SearchStop
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths, read_events
@@ -27,7 +27,7 @@ from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.verdict import Verdict
 from tests.unit.hardware_fixtures import cpu_node, plan
-from tests.unit.orchestration_fixtures import Books, FakePool, make_result
+from tests.unit.orchestration_fixtures import Books, FakePool, ask, make_result
 
 HEAD = "a" * 56
 
@@ -37,7 +37,7 @@ class World:
 
     Attributes:
         done: What the driver did, in order.
-        search: What happens in Tune's loop.
+        search: What happens in the search's loop.
         winner: What happens when the winner is chosen.
         pool: The pool that the driver gets; it was told of the executors in `specs`, and of `max_slots`.
         nodes: The cluster.
@@ -122,10 +122,15 @@ class World:
         self.specs, self.max_slots = specs, terms.max_slots
         return self.pool
 
-    def _run_trials(self, terms: Any, *, pool: Any, searcher: Any, gate: Any, search: Any, logs: Path) -> None:
+    def _run_trials(
+        self, terms: Any, *, searcher: Any, ledger: Any, pool: Any, num_executors: int, stop: SearchStop
+    ) -> None:
         assert pool is self.pool
         self.done.append("search")
-        self.search(searcher, gate)
+        try:
+            self.search(searcher, stop)
+        finally:
+            searcher.finish()
 
     def _choose_winner(self, ledger: Any, **inputs: Any) -> Winner | None:
         self.done.append("choose winner")
@@ -139,14 +144,12 @@ def make_winner(entry: Any) -> Winner:
     return Winner(entry, scores, scores, {entry.id: scores}, Verdict("test", deciding, []))
 
 
-def complete_all(searcher: Any, gate: Any, *, first: int = 0, **last: Any) -> None:
-    """Tune's loop, one trial after the other: each makes its last report and is told."""
-    number = first
-    while not gate.stop_all() and (asked := searcher.suggest(f"t{number}")) != Searcher.FINISHED:
-        trial = SimpleNamespace(trial_id=f"t{number}", config=asked)
-        gate.on_trial_result(1, [], trial, make_result(asked["number"], 4, **{"is_final": True, **last}))
-        searcher.on_trial_complete(trial.trial_id)
-        number += 1
+def complete_all(searcher: Any, stop: SearchStop, **last: Any) -> None:
+    """The search's loop, one trial after the other: each makes its last report and is told."""
+    while not stop.is_requested and searcher.has_more():
+        asked = ask(searcher)
+        searcher.enter_report(make_result(asked.number, 4, **{"is_final": True, **last}))
+        searcher.close(asked.number)
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

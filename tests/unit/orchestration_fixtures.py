@@ -1,4 +1,4 @@
-"""A sweep's books, study and searcher without Ray, and the results that a trial's actor would hand to Tune."""
+"""A sweep's books, study and searcher without Ray, and the results that trials hand to the search's loop."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import optuna
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.orchestration.ledger import Ledger
-from qlora_ray.orchestration.searcher import StudySearcher
+from qlora_ray.orchestration.searcher import AskedTrial, StudySearcher
+from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.search.parsing import load_space
 from qlora_ray.search.study import enqueue_known_points, open_study
+from qlora_ray.training.engine import Report
 
 KNOWN_RATE = 1e-3
 SPACE = {
@@ -43,7 +46,7 @@ class Books:
         enqueue_known_points(self.study, search=self.config.search, space=self.space)
 
     def make_searcher(self, *, num_slots: int = 99) -> StudySearcher:
-        """The searcher that Tune would be given."""
+        """The searcher of the search's loop."""
         return StudySearcher(
             self.study,
             space=self.space,
@@ -62,22 +65,17 @@ class Books:
         return [trial.state.name for trial in self.trials()]
 
 
-def make_result(number: int, report_index: int, *, loss: float = 0.5, **fields: Any) -> dict[str, Any]:
-    """One of a trial's reports as `SweepTrial.step` returns it; `fields` replace what is in it."""
-    return {
-        "number": number,
-        "report_index": report_index,
-        "is_final": False,
-        "metrics": {"eval_loss": loss},
-        "train_losses": [],
-        "facts": {},
-        "failure": None,
-        "waited_s": 0.0,
-        "executor": 0,
-        "num_retries": 0,
-        "objective": loss,
-        **fields,
-    }
+def ask(searcher: StudySearcher) -> AskedTrial:
+    """The next trial, entered into the books."""
+    asked = searcher.ask().result()
+    searcher.open(asked)
+    return asked
+
+
+def make_result(number: int, report_index: int, *, loss: float = 0.5, **fields: Any) -> TrialResult:
+    """One of a trial's reports; `fields` are the report's, and replace what is in it."""
+    report = {"index": report_index, "is_final": False, "metrics": {"eval_loss": loss}, **fields}
+    return TrialResult(number, Report(trial_id_of(number), **report), executor=0)
 
 
 def remote(method: Callable[..., Any]) -> Any:

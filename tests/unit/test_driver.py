@@ -1,4 +1,4 @@
-"""What a sweep does in which order and how it ends, with Ray, executors and Tune's loop in the form of fakes."""
+"""What a sweep does in which order and how it ends, with Ray, executors and the search's loop in the form of fakes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qlora_ray.runs import read_json
 from qlora_ray.training.engine import Failure
 from tests.unit.driver_fixtures import HEAD, World, complete_all, raising
 from tests.unit.hardware_fixtures import cpu_node, gpu, node, plan
-from tests.unit.orchestration_fixtures import make_result, remote
+from tests.unit.orchestration_fixtures import ask, make_result, remote
 
 WORKER = "b" * 56
 DIVERGED = Failure("diverged", "loss is nan at step 3")
@@ -79,7 +79,7 @@ def test_executors_are_started_on_the_node_of_their_device(world: World) -> None
 def test_a_sweep_whose_trials_all_fail_has_no_winner_and_names_the_first_cause(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    world.search = lambda searcher, gate: complete_all(searcher, gate, metrics={}, failure=DIVERGED)
+    world.search = lambda searcher, stop: complete_all(searcher, stop, metrics={}, failure=DIVERGED)
     world.winner = lambda ledger, **_: None
     summary = world.run()
     assert (summary.status, summary.verdict) == ("no_winner", None)
@@ -93,16 +93,15 @@ def test_a_sweep_whose_trials_all_fail_has_no_winner_and_names_the_first_cause(
 def test_a_sweep_stopped_in_its_search_chooses_no_winner_and_can_go_on(
     world: World, signum: signal.Signals, is_second: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(searcher: Any, gate: Any) -> None:
-        asked = searcher.suggest("t0")
-        gate.on_trial_result(1, [], SimpleNamespace(trial_id="t0"), make_result(asked["number"], 1))
+    def be_stopped(searcher: Any, stop: Any) -> None:
+        searcher.enter_report(make_result(ask(searcher).number, 1))
         signal.raise_signal(signum)
-        assert gate.stop_all()
+        assert stop.is_requested
         if is_second:
             signal.raise_signal(signum)
             raise AssertionError("the second signal has stopped nothing")
 
-    world.search = stop
+    world.search = be_stopped
     summary = world.run()
     assert (summary.status, summary.counts) == ("interrupted", {"interrupted": 1})
     assert "choose winner" not in world.done and world.done[-4:] == ["write report", "close", "kill pool", "leave Ray"]
@@ -113,7 +112,7 @@ def test_a_sweep_stopped_in_its_search_chooses_no_winner_and_can_go_on(
 def test_a_resumed_sweep_runs_what_is_missing_and_keeps_how_it_began(
     world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    world.search = lambda searcher, gate: (searcher.suggest("t0"), signal.raise_signal(signal.SIGINT))
+    world.search = lambda searcher, stop: (ask(searcher), signal.raise_signal(signal.SIGINT))
     assert world.run().status == "interrupted"
     monkeypatch.setattr(driver, "check_same_inputs", lambda preflight, first, *, common: ["the base is a branch"])
     world.search, world.folder = complete_all, "second"
@@ -184,8 +183,8 @@ def test_a_base_that_no_executor_can_load_is_one_line_and_leaves_nothing(world: 
 
 
 def test_the_loss_of_every_executor_keeps_the_folder_for_a_resume(world: World) -> None:
-    def lose(searcher: Any, gate: Any) -> None:
-        searcher.suggest("t0")
+    def lose(searcher: Any, stop: Any) -> None:
+        ask(searcher)
 
     world.search = lose
     world.winner = raising(NO_EXECUTORS.as_instanceof_cause())

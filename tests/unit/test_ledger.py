@@ -13,10 +13,11 @@ import torch
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.runs import SweepPaths, TrialPaths, read_events, read_json
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED, Failure
+from qlora_ray.training.engine import UNEVALUATED, Failure, Report
 
 UNEVALUATED_FAILURE = Failure("unevaluated", f"{UNEVALUATED}: CUDA out of memory.", "traceback")
 
@@ -39,9 +40,10 @@ def enter(
 ) -> None:
     """A trial's report, or its failure."""
     metrics = {} if failure else {"eval_loss": 0.5}
-    result: dict[str, Any] = {"number": number, "report_index": 1, "is_final": is_final, "metrics": metrics}
-    rest = {"train_losses": [], "facts": facts or {}, "waited_s": 0.0, "executor": 0, "num_retries": 0}
-    ledger.report({**result, **rest, "failure": failure})
+    facts = dict(facts or {})
+    executor = facts.pop("executor", None)
+    report = Report(f"{number:04d}", 1, is_final, metrics, facts, failure)
+    ledger.report(TrialResult(number, report, executor=0, executor_facts=executor))
 
 
 def open_trained(ledger: Ledger, trial: TrialPaths, number: int) -> None:
@@ -53,27 +55,24 @@ def open_trained(ledger: Ledger, trial: TrialPaths, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "crashed", "state", "left"),
+    ("failure", "state", "left"),
     [
-        (None, False, "complete", {"adapter"}),
-        (Failure("error", "no such metric"), False, "failed", set()),
-        (None, True, "failed", set()),
-        (UNEVALUATED_FAILURE, False, "interrupted", {"state", "adapter"}),
+        (None, "complete", {"adapter"}),
+        (Failure("error", "no such metric"), "failed", set()),
+        (UNEVALUATED_FAILURE, "interrupted", {"state", "adapter"}),
     ],
 )
 def test_what_a_trial_leaves_is_what_its_end_has_use_for(
     make_ledger: Callable[[], Ledger],
     tmp_path: Path,
     failure: Failure | None,
-    crashed: bool,
     state: str,
     left: set[str],
 ) -> None:
     ledger, trial = make_ledger(), SweepPaths(tmp_path / "s").trial("0000")
     open_trained(ledger, trial, 0)
-    if not crashed:
-        enter(ledger, 0, failure=failure)
-    ledger.close(0, crashed=crashed)
+    enter(ledger, 0, failure=failure)
+    ledger.close(0)
     record = read_json(trial.record)
     assert record["state"] == state
     assert {path.name for path in trial.root.iterdir() if path.is_dir()} == left
@@ -87,7 +86,7 @@ def test_a_trial_that_another_goes_on_with_keeps_neither_state_nor_adapter(
     first = make_ledger()
     open_trained(first, paths.trial("0000"), 0)
     enter(first, 0, failure=UNEVALUATED_FAILURE)
-    first.close(0, crashed=False)
+    first.close(0)
     again = make_ledger()
     again.restore()
     assert [entry.number for entry in again.resumable()] == [0]
@@ -96,7 +95,7 @@ def test_a_trial_that_another_goes_on_with_keeps_neither_state_nor_adapter(
     assert not paths.trial("0000").state.exists() and not paths.trial("0000").adapter.exists()
     assert again.resumable() == []
     enter(again, 1)
-    again.close(1, crashed=False)
+    again.close(1)
     assert (again.counts(), again.resumable()) == ({"complete": 1, "interrupted": 1}, [])
 
 
@@ -120,11 +119,10 @@ def test_a_trial_that_starts_at_its_beginning_again_is_told_once(
 ) -> None:
     ledger, paths = make_ledger(), SweepPaths(tmp_path / "s")
     ledger.open(0, {})
-    result: dict[str, Any] = {"number": 0, "metrics": {"eval_loss": 0.5}, "train_losses": [], "failure": None}
-    rest = {"waited_s": 0.0, "executor": 0, "num_retries": 0, "facts": {"restarted": "holds no readable trial state"}}
+    facts = {"restarted": "holds no readable trial state"}
     for index in (1, 2):
-        ledger.report({**result, **rest, "report_index": index, "is_final": index == 2})
-    ledger.close(0, crashed=False)
+        ledger.report(TrialResult(0, Report("0000", index, index == 2, {"eval_loss": 0.5}, facts)))
+    ledger.close(0)
     told = [event for event in read_events(paths.events) if event["event"] == "trial_restarted"]
     assert [(event["trial"], event["reason"]) for event in told] == [("0000", "holds no readable trial state")]
     assert read_json(paths.trial("0000").record)["ran"]["restarted"] == "holds no readable trial state"
@@ -137,6 +135,6 @@ def test_a_failure_that_knows_nothing_of_what_ran_leaves_what_was_known(
     ledger.open(0, {})
     enter(ledger, 0, is_final=False, facts={"precision": "fp32", "executor": {"index": 0}})
     enter(ledger, 0, is_final=False, failure=Failure("error", "boom"), facts={"executor": {"index": 1}})
-    ledger.close(0, crashed=False)
+    ledger.close(0)
     record = read_json(SweepPaths(tmp_path / "s").trial("0000").record)
     assert (record["ran"]["precision"], record["executor"]["index"]) == ("fp32", 1)

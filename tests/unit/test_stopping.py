@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qlora_ray.orchestration.stopping import SIGNALS, StopSignals, stop_signals
+from qlora_ray.orchestration.stopping import SIGNALS, SearchStop, StopSignals, stop_signals
 
 pytestmark = pytest.mark.parametrize("signum", SIGNALS)
 
@@ -24,7 +24,7 @@ def stops() -> Iterator[StopSignals]:
 @pytest.fixture
 def search() -> Any:
     """A running search: what a stop would set."""
-    return SimpleNamespace(gate=SimpleNamespace(is_interrupted=False), ledger=SimpleNamespace(is_stopping=False))
+    return SimpleNamespace(stop=SearchStop(), ledger=SimpleNamespace(is_stopping=False))
 
 
 def test_before_the_search_a_signal_interrupts_at_once(stops: StopSignals, signum: signal.Signals) -> None:
@@ -40,34 +40,34 @@ def test_an_interrupt_that_a_callback_swallowed_is_raised_again(
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signum)
     with pytest.raises(KeyboardInterrupt):
-        stops.check() if phase == "between two phases" else stops.begin_search(search.gate, search.ledger)
-    assert not search.gate.is_interrupted
+        stops.check() if phase == "between two phases" else stops.begin_search(search.stop, search.ledger)
+    assert not search.stop.is_requested
 
 
-def test_in_the_search_the_first_signal_ends_it_by_its_gate(
+def test_in_the_search_the_first_signal_ends_it_between_two_steps(
     stops: StopSignals, search: Any, signum: signal.Signals
 ) -> None:
-    stops.begin_search(search.gate, search.ledger)
+    stops.begin_search(search.stop, search.ledger)
     signal.raise_signal(signum)  # and does not raise: a trial may be half told
-    assert search.gate.is_interrupted and search.ledger.is_stopping
+    assert search.stop.is_requested and search.ledger.is_stopping
     stops.end_search()
     with pytest.raises(KeyboardInterrupt):
         stops.check()
 
 
 def test_in_the_search_the_second_signal_interrupts(stops: StopSignals, search: Any, signum: signal.Signals) -> None:
-    stops.begin_search(search.gate, search.ledger)
+    stops.begin_search(search.stop, search.ledger)
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signum)
 
 
 def test_after_the_search_a_signal_interrupts_again(stops: StopSignals, search: Any, signum: signal.Signals) -> None:
-    stops.begin_search(search.gate, search.ledger)
+    stops.begin_search(search.stop, search.ledger)
     stops.end_search()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signum)
-    assert not search.gate.is_interrupted
+    assert not search.stop.is_requested
 
 
 def test_at_the_very_end_nothing_stops(stops: StopSignals, signum: signal.Signals) -> None:

@@ -13,6 +13,7 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.summary import MAX_TABLE_ROWS, print_next_steps, print_outcome, printable, write_summary
+from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import read_json, write_json
@@ -20,7 +21,7 @@ from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
 from qlora_ray.scoring.verdict import Verdict
-from qlora_ray.training.engine import UNEVALUATED, Failure
+from qlora_ray.training.engine import UNEVALUATED, Failure, Report
 from tests.unit.orchestration_fixtures import Books, make_result
 
 BASE = Scores(
@@ -81,12 +82,11 @@ def test_whatever_can_go_on_is_told_with_its_command_and_its_cause(
     paths, text = SweepPaths(tmp_path / "a b"), io.StringIO()
     paths.create()
     ledger = Ledger(SweepConfig(), paths=paths, console=Console(io.StringIO()), common=SweepFacts())
-    result = {"report_index": 0, "is_final": True, "metrics": {}, "train_losses": [], "facts": {}, "waited_s": 0.0}
     for number in (0, 1):
         ledger.open(number, {})
         failure = Failure("unevaluated", UNEVALUATED)
-        ledger.report({**result, "number": number, "failure": failure, "executor": 0, "num_retries": 0})
-        ledger.close(number, crashed=False)
+        ledger.report(TrialResult(number, Report(f"{number:04d}", 0, True, {}, failure=failure)))
+        ledger.close(number)
     winner: Any = SimpleNamespace(
         entry=SimpleNamespace(id="0002"), scores=BASE, verdict=SimpleNamespace(word="better", note=None)
     )
@@ -132,7 +132,7 @@ def test_the_table_has_the_best_trials_first_and_says_how_many_it_leaves_out(tmp
         if end["report_index"] == 2:
             books.ledger.report(make_result(number, 1))
         books.ledger.report(make_result(number, **end))
-        books.ledger.close(number, crashed=False)
+        books.ledger.close(number)
     for number in range(len(ends), MAX_TABLE_ROWS + 3):
         books.ledger.open(number, {})
     books.ledger.interrupt()

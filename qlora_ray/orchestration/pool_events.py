@@ -1,0 +1,87 @@
+"""The pool's events, in the driver: noted in the books, and what they say of the slots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from ray.exceptions import RayError
+
+from qlora_ray.errors import PoolLost
+from qlora_ray.orchestration.executor.launcher import describe_death
+from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.searcher import StudySearcher
+from qlora_ray.orchestration.stopping import SearchStop
+
+EVENT_POLL_S = 30.0
+# What was told at the very end is worth this wait, and no more.
+LAST_LOOK_S = 5.0
+
+
+class PoolEvents:
+    """Brings the pool's events into the ledger, and its slots to the searcher.
+
+    Args:
+        pool: The pool's actor.
+        ledger: Notes each event.
+        searcher: Is told how many slots there are.
+        stop: Ends the search when no executor is left.
+        num_executors: Executors of the plan.
+    """
+
+    def __init__(
+        self, pool: Any, *, ledger: Ledger, searcher: StudySearcher, stop: SearchStop, num_executors: int
+    ) -> None:
+        self._pool = pool
+        self._ledger = ledger
+        self._searcher = searcher
+        self._stop = stop
+        self._num_executors = num_executors
+        self._seen = 0
+
+    async def read(self) -> None:
+        """Reads events as they come, until it is cancelled.
+
+        Raises:
+            PoolLost: If the pool is gone.
+        """
+        while True:
+            try:
+                await self._read(EVENT_POLL_S)
+            except RayError as error:
+                raise PoolLost(f"the pool is gone: {describe_death(error)}") from None
+
+    async def read_rest(self) -> None:
+        """Reads what came since the last look."""
+        with contextlib.suppress(RayError, TimeoutError):
+            await asyncio.wait_for(self._read(0), LAST_LOOK_S)
+
+    async def _read(self, timeout_s: float) -> None:
+        events = await self._pool.next_events.remote(self._seen, timeout_s)
+        self._seen += len(events)
+        for event in events:
+            self._take(event)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self._searcher.num_slots = max(1, event["ready_slots"])
+        name, reason = event.pop("event"), event.pop("reason")
+        self._ledger.note(name, reason=reason, line=_line_of(name, reason, event), **event)
+        if event["num_failed"] == self._num_executors:
+            # Trials that it cuts off are interrupted, not pruned.
+            self._ledger.is_stopping = True
+            self._stop.request(reason)
+            self._ledger.note("search_stopped", reason=reason, line=f"the search ends: {reason}")
+
+
+def _line_of(name: str, reason: str, event: dict[str, Any]) -> str | None:
+    """What the user reads of a pool's event; None for what goes as planned."""
+    executor = f"executor {event['executor']}"
+    lines = {
+        "executor_lost": f"{executor} lost, starting another: {reason}",
+        "executor_failed": f"{executor} given up: {reason}",
+        "slots_changed": f"{executor} has {event.get('slots')} slots from now on: {reason}",
+        "trial_preempted": f"trial {event.get('trial')} preempted on {executor} for memory; "
+        "it goes on in the next free slot",
+    }
+    return lines.get(name)

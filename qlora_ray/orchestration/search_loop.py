@@ -1,0 +1,226 @@
+"""The search: one coroutine per trial, Tune's scheduler over their reports, and the study asked for the next ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from qlora_ray.config.schema import Search
+from qlora_ray.orchestration.leased_trial import LeasedTrial, TrialTerms
+from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.pool_events import PoolEvents
+from qlora_ray.orchestration.schedulers import TIME_ATTRIBUTE, make_scheduler
+from qlora_ray.orchestration.scheduling import OBJECTIVE, ScheduledTrial, Scheduling
+from qlora_ray.orchestration.searcher import AskedTrial, StudySearcher
+from qlora_ray.orchestration.stopping import SearchStop
+from qlora_ray.orchestration.trial_entry import TrialResult
+from qlora_ray.orchestration.trial_port import RayTrialPort
+
+TrialMaker = Callable[[AskedTrial], LeasedTrial]
+
+
+class SearchLoop:
+    """Runs trials until all have ended or a stop is asked for. Everything but the study is on one event loop.
+
+    As many trials run as there are slots, and one more waits for a slot, so that none stays empty while the study is
+    asked.
+
+    Args:
+        searcher: Asks the study, and tells it.
+        ledger: The books.
+        search: The config section `search`: the scheduler.
+        make_trial: Makes a trial's way through leases.
+        events: Reads what happens in the pool; None where there is no pool.
+        stop: Ends the search.
+    """
+
+    def __init__(
+        self,
+        searcher: StudySearcher,
+        *,
+        ledger: Ledger,
+        search: Search,
+        make_trial: TrialMaker,
+        events: PoolEvents | None,
+        stop: SearchStop,
+    ) -> None:
+        self._searcher = searcher
+        self._ledger = ledger
+        self._scheduling = Scheduling(make_scheduler(search), mode=ledger.mode, on_changed=self._wake)
+        self._make_trial = make_trial
+        self._events = events
+        self._stop = stop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._trial_tasks: dict[ScheduledTrial, asyncio.Task[None]] = {}
+        self._paused: dict[ScheduledTrial, asyncio.Event] = {}
+        self._asked: dict[ScheduledTrial, AskedTrial] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def run(self) -> None:
+        """Runs the search to its end; what came of it is in the ledger and the study.
+
+        Trials that a stop cuts off are left open in both.
+
+        Raises:
+            PoolLost: If the pool is gone.
+        """
+        loop = asyncio.get_running_loop()
+        # Asked for by a signal handler: only this call wakes a loop that waits.
+        self._stop.listen(lambda: loop.call_soon_threadsafe(self._changed.set))
+        reading = self._spawn(self._events.read()) if self._events else None
+        try:
+            while not self._stop.is_requested and self._failure is None:
+                self._start_trials()
+                if not self._trial_tasks and self._asking is None:
+                    break
+                await self._changed.wait()
+                self._changed.clear()
+        finally:
+            self._stop.listen(None)
+            await self._end_tasks(reading)
+            self._searcher.finish()
+        if self._failure is not None:
+            raise self._failure
+
+    def _start_trials(self) -> None:
+        """Starts what the scheduler chooses, and has the study asked for one more where there is room."""
+        while trial := self._scheduling.choose():
+            if trial in self._asked:
+                self._trial_tasks[trial] = self._spawn(self._run_trial(trial, self._asked.pop(trial)))
+        has_room = self._scheduling.num_live <= self._searcher.num_slots
+        if has_room and self._asking is None and self._searcher.has_more():
+            self._asking = self._spawn(self._ask())
+        if self._asking is None and self._scheduling.num_live == 0:
+            # A scheduler that has paused all there is and wants none of it: they will not go on.
+            for trial in list(self._paused):
+                self._scheduling.stop_trial(trial)
+
+    async def _ask(self) -> None:
+        asked = await asyncio.shield(asyncio.wrap_future(self._searcher.ask()))
+        self._asking = None
+        if self._stop.is_requested:
+            # Nothing of it is in the books: a resume queues it again.
+            return
+        self._searcher.open(asked)
+        trial = ScheduledTrial(asked.number, asked.params)
+        self._asked[trial] = asked
+        self._scheduling.add(trial)
+
+    async def _run_trial(self, trial: ScheduledTrial, asked: AskedTrial) -> None:
+        leased = self._make_trial(asked)
+        try:
+            while not trial.is_ended:
+                try:
+                    await self._report(trial, leased)
+                except asyncio.CancelledError:
+                    # By the scheduler, in another's turn, or because the search ends.
+                    if not trial.is_ended:
+                        raise
+            # The record before all that follows from it: the study, and whoever gets the slot.
+            self._searcher.close(trial.number)
+            self._changed.set()
+            await leased.leave()
+        finally:
+            del self._trial_tasks[trial]
+
+    async def _report(self, trial: ScheduledTrial, leased: LeasedTrial) -> None:
+        """Brings a trial to its next report and has it judged.
+
+        Returns when the trial is to go on or has ended; a paused one waits for that here, without a slot.
+        """
+        report = await leased.next_report()
+        lease = leased.lease
+        result = TrialResult(
+            trial.number,
+            report,
+            executor=lease.seat_id if lease else None,
+            executor_facts=lease.facts if lease else None,
+            waited_s=leased.waited_s,
+            num_retries=leased.num_retries,
+        )
+        self._searcher.enter_report(result)
+        self._scheduling.judge(
+            trial,
+            {
+                TIME_ATTRIBUTE: report.index,
+                # What a scheduler of the user's own may count by.
+                "training_iteration": report.index,
+                "time_total_s": self._ledger.entries[trial.number].train_s,
+                OBJECTIVE: self._searcher.objective_of(report),
+                "trial_id": trial.trial_id,
+                "done": report.is_final or report.failure is not None,
+            },
+        )
+        self._changed.set()
+        if not trial.is_live and not trial.is_ended:
+            going_on = self._paused[trial] = asyncio.Event()
+            try:
+                await leased.leave()
+                await going_on.wait()
+            finally:
+                del self._paused[trial]
+
+    def _wake(self, trial: ScheduledTrial) -> None:
+        """A paused trial goes on or has ended; one that is stopped while it trains is taken off its executor."""
+        if trial in self._paused:
+            self._paused[trial].set()
+        elif trial.is_ended and trial in self._trial_tasks:
+            self._trial_tasks[trial].cancel()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._end_task)
+        return task
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = self._failure or task.exception()
+        self._changed.set()
+
+    async def _end_tasks(self, reading: asyncio.Task[None] | None) -> None:
+        """Cancels what still runs. An ask goes on to its end: the study is not left in the middle of one."""
+        for task in self._tasks:
+            if task is not self._asking:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._events is not None and self._failure is None:
+            await self._events.read_rest()
+
+
+def run_trials(
+    terms: TrialTerms,
+    *,
+    searcher: StudySearcher,
+    ledger: Ledger,
+    pool: Any,
+    num_executors: int,
+    stop: SearchStop,
+) -> None:
+    """Runs the search over the pool's executors to its end, on an event loop of its own in this thread.
+
+    Args:
+        terms: What each trial is told.
+        searcher: Asks the study for settings.
+        ledger: The books.
+        pool: The pool's actor.
+        num_executors: Executors of the plan.
+        stop: Ends the search.
+
+    Raises:
+        PoolLost: If the pool is gone.
+    """
+    port = RayTrialPort(pool)
+    loop = SearchLoop(
+        searcher,
+        ledger=ledger,
+        search=terms.config.search,
+        make_trial=lambda asked: LeasedTrial(asked.number, asked.params, terms=terms, port=port),
+        events=PoolEvents(pool, ledger=ledger, searcher=searcher, stop=stop, num_executors=num_executors),
+        stop=stop,
+    )
+    asyncio.run(loop.run())
