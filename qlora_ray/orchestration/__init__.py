@@ -1,1 +1,1 @@
-"""Everything that needs Ray: nodes, executors, the pool that leases their slots, and Tune over light trials."""
+"""Everything that needs Ray: nodes, executors, the pool that leases their slots, and the search over them."""

@@ -1,6 +1,6 @@
 """What an engine is: the contract that `single` and `packed` meet.
 
-This module imports no torch: trial actors, which only pass specs and reports on, stay light.
+This module imports no torch: the driver, which only passes specs and reports on, stays light.
 """
 
 from __future__ import annotations
