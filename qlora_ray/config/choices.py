@@ -26,6 +26,8 @@ class SamplerEntry:
         searches_ranges_only: Whether it draws parameters with `choices` at random.
         takes_wider_ranges: Whether a study may go on with wider ranges: what it keeps of old trials does not depend
             on their ends.
+        max_draws: How often it is asked for a setting that is not known to be too large, before its proposal is made
+            smaller. A sampler that proposes its model's optimum would propose the same again.
     """
 
     make: str
@@ -34,6 +36,7 @@ class SamplerEntry:
     visits_grid: bool = False
     searches_ranges_only: bool = False
     takes_wider_ranges: bool = True
+    max_draws: int = 8
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,10 @@ SAMPLERS = {
         uses_startup_trials=True,
         searches_ranges_only=True,
         takes_wider_ranges=False,
+        # Each draw writes the distribution's state into the journal.
+        max_draws=2,
     ),
-    "gp": SamplerEntry("qlora_ray.search.samplers:make_gp", uses_startup_trials=True),
+    "gp": SamplerEntry("qlora_ray.search.samplers:make_gp", uses_startup_trials=True, max_draws=1),
     "nsga2": SamplerEntry("qlora_ray.search.samplers:make_nsga2", max_objectives=2),
 }
 

@@ -11,7 +11,7 @@ from qlora_ray.orchestration.ledger import Ledger, Outcome
 from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.runs.records import TrialStatus
 from qlora_ray.search.space import SearchSpace
-from qlora_ray.search.study import CAUSE_ATTRIBUTE, RESUMED_FROM_ATTRIBUTE, count_finished
+from qlora_ray.search.study import CAUSE_ATTRIBUTE, RESUMED_FROM_ATTRIBUTE, count_finished, note_cause
 from qlora_ray.training.engine import Report
 
 if TYPE_CHECKING:
@@ -175,4 +175,6 @@ def settle_finished(study: optuna.Study, ledger: Ledger) -> None:
 
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         if trial.number in ledger.entries:
-            tell_outcome(study, trial.number, ledger.outcome_of(ledger.entries[trial.number]))
+            outcome = ledger.outcome_of(ledger.entries[trial.number])
+            note_cause(study, trial.number, outcome.cause)
+            tell_outcome(study, trial.number, outcome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.schema import Search
@@ -87,27 +87,7 @@ def make_nsga2(search: Search, space: SearchSpace, seed: int) -> optuna.samplers
 
 def make_grid(search: Search, space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     """Returns a walk over the grid's points, each once, in an order drawn by the sweep's seed."""
-    import optuna
+    from qlora_ray.search.grid import AskTellGrid
 
-    class AskTellGrid(optuna.samplers.GridSampler):
-        """Optuna 5.0's GridSampler raises outside `study.optimize`: after the last point, and for a partial one."""
-
-        def after_trial(self, *args: Any, **kwargs: Any) -> None:
-            """Nothing: the base class stops a loop that is not there. The sweep counts its trials itself."""
-
-        def sample_independent(
-            self,
-            study: optuna.Study,
-            trial: optuna.trial.FrozenTrial,
-            param_name: str,
-            param_distribution: optuna.distributions.BaseDistribution,
-        ) -> Any:
-            """The grid point's value, or any value for what an enqueued setting leaves open."""
-            if "grid_id" in trial.system_attrs:
-                return super().sample_independent(study, trial, param_name, param_distribution)
-            return fallback.sample_independent(study, trial, param_name, param_distribution)
-
-    fallback = optuna.samplers.RandomSampler(seed=seed)
     grid = {parameter.path: [encode_choice(value) for value in parameter.grid()] for parameter in space.parameters}
-    # The sweep's own seed, also when it is resumed: Optuna shuffles the points by it, and trials hold their numbers.
     return AskTellGrid(grid, seed=search.seed)

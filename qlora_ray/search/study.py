@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CAUSE_ATTRIBUTE = "cause"
 RESUMED_FROM_ATTRIBUTE = "resumed_from"
 INTERRUPTED = "interrupted"
+# training.engine.FailureCause of a trial that no device could hold.
+OUT_OF_MEMORY = "oom"
 
 
 def remove_stale_lock(path: Path) -> None:
@@ -60,6 +62,8 @@ def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) 
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    from qlora_ray.search.study_sampler import StudySampler
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(path.resolve())))
     # A journal holds one study, whatever the folder is called by now: a copied or renamed sweep goes on with it.
@@ -70,8 +74,23 @@ def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) 
         directions=["minimize" if mode == "min" else "maximize" for mode in search.objectives.values()],
         load_if_exists=True,
     )
-    study.sampler = make_sampler(search, space, num_proposed=len(study.get_trials(deepcopy=False)))
+    sampler = make_sampler(search, space, num_proposed=len(study.get_trials(deepcopy=False)))
+    max_draws = SAMPLERS[search.sampler].max_draws
+    study.sampler = StudySampler(
+        sampler, space=space, study=study, ran_out_of_memory=_ran_out_of_memory, max_draws=max_draws
+    )
     return study
+
+
+def note_cause(study: optuna.Study, number: int, cause: str | None) -> None:
+    """Writes to a trial of the study, which has not ended there, why it ended: after a resume nobody has its object."""
+    if cause is not None:
+        # Through the storage: to make an optuna.Trial is to ask the sampler.
+        study._storage.set_trial_user_attr(study.get_trials(deepcopy=False)[number]._trial_id, CAUSE_ATTRIBUTE, cause)
+
+
+def _ran_out_of_memory(trial: optuna.trial.FrozenTrial) -> bool:
+    return trial.user_attrs.get(CAUSE_ATTRIBUTE) == OUT_OF_MEMORY
 
 
 def describe_unused(search: Search, space: SearchSpace) -> list[str]:
