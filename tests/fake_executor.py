@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs import SweepPaths
 from tests.fake_engine import FakeEngine
+
+# What lets the trials of HeldExecutors go on.
+GO = "go"
+HELD_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,31 @@ class FakeExecutor(Executor):
             "device_class": "fake",
             "precision_reason": "none",
         }
+
+
+class HeldEngine(FakeEngine):
+    """Trains on once a file is there."""
+
+    def __init__(self, slots: int, *, until: Path) -> None:
+        super().__init__(slots)
+        self._until = until
+
+    def train(self, trial_ids: list[str]) -> None:
+        """Waits for the file; whoever makes it is another process."""
+        while trial_ids and not self._until.exists():
+            time.sleep(HELD_POLL_S)
+
+
+class HeldExecutor(FakeExecutor):
+    """Its trials train on once the sweep's folder has the file `go`: until then a test may do to them what it likes."""
+
+    def __init__(self, terms: ExecutorTerms, placement: Any, data: Any) -> None:
+        self._core = ExecutorCore(
+            HeldEngine(placement.slots_per_executor, until=terms.root / GO),
+            paths=SweepPaths(terms.root),
+            lease_timeout_s=terms.config.cluster.lease_timeout_s,
+            keep_state=terms.config.cluster.keep_trial_state,
+        )
 
 
 class BrokenExecutor(FakeExecutor):

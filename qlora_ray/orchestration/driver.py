@@ -212,22 +212,15 @@ def _start_pool(
     import ray
 
     from qlora_ray.orchestration.executor.actor import ExecutorTerms
-    from qlora_ray.orchestration.executor.launcher import ExecutorSpec, RayLauncher
+    from qlora_ray.orchestration.executor.launcher import RayLauncher, plan_executors
     from qlora_ray.orchestration.pool.starting import start_pool
     from qlora_ray.orchestration.pool.terms import PoolTerms
 
-    nodes = {profile.hostname: node_id for node_id, profile in profiles.items()}
-    specs = [
-        ExecutorSpec(placement, nodes[device.rsplit(":", 1)[0]], device)
-        for placement in plan.placements
-        for device in placement.devices
-        for _ in range(placement.executors_per_device)
-    ]
     cluster = preflight.config.cluster
     terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, to_json(base))
     return start_pool(
         RayLauncher(terms, ray.put(preflight.data)),
-        specs,
+        plan_executors(plan, profiles),
         terms=PoolTerms(
             lease_timeout_s=cluster.lease_timeout_s,
             heartbeat_timeout_s=cluster.heartbeat_timeout_s,

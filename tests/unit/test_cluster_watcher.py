@@ -27,6 +27,7 @@ class Cluster:
         markers: The marker that each node was asked to see.
         told: What the watcher told, in order.
         now: The time.
+        fails: How many of the next calls fail.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,6 +36,7 @@ class Cluster:
         self.markers: dict[str, Path] = {}
         self.told: list[tuple[Any, ...]] = []
         self.now = 0.0
+        self.fails = 0
         self.watcher = NodeWatcher(
             ProbedCluster({HEAD: cpu_node("head")}),
             changes=self,
@@ -60,13 +62,20 @@ class Cluster:
             return answer
         return LeftOut(probe.node, answer or "silent") if answer or is_late else None
 
+    def _fail_once(self) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise TimeoutError("the pool is busy")
+
     def use(self, node: RayNode, profile: NodeProfile) -> None:
+        self._fail_once()
         self.told.append(("use", node.node_id, profile.hostname))
 
     def leave_out(self, left_out: LeftOut) -> None:
         self.told.append(("leave out", left_out.node.node_id, left_out.reason))
 
     def lose(self, node: RayNode, reason: str) -> None:
+        self._fail_once()
         self.told.append(("lose", node.node_id))
 
     def drain(self, node: RayNode, reason: str, deadline_s: float) -> None:
@@ -158,3 +167,18 @@ def test_no_marker_stays_when_the_watch_ends(cluster: Cluster, tmp_path: Path) -
     cluster.look()
     cluster.watcher.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_could_not_be_told_is_told_at_a_later_look(cluster: Cluster) -> None:
+    cluster.up[A] = RayNode(A)
+    cluster.answers[A] = cpu_node("worker")
+    cluster.fails = 1
+    with pytest.raises(TimeoutError):
+        cluster.look()
+    assert cluster.look() == [("use", A, "worker")]
+    del cluster.up[A]
+    cluster.fails = 1
+    with pytest.raises(TimeoutError):
+        cluster.look()
+    assert cluster.look() == [("lose", A)]
+    assert cluster.look() == []

@@ -136,29 +136,34 @@ class NodeWatcher:
         if answer is None:
             return
         self._asked.pop(node_id).marker.close()
+        # Until it is told: if that fails, the node is asked again.
+        self._known.discard(node_id)
         if isinstance(answer, LeftOut):
             self._changes.leave_out(answer)
-            return
-        profile = name_apart({node_id: answer}, taken=self._names.values())[node_id]
-        self._names[node_id] = profile.hostname
-        self._used[node_id] = probe.node
-        self._changes.use(probe.node, profile)
+        else:
+            profile = name_apart({node_id: answer}, taken=self._names.values())[node_id]
+            self._changes.use(probe.node, profile)
+            self._names[node_id] = profile.hostname
+            self._used[node_id] = probe.node
+        self._known.add(node_id)
 
     def _forget(self, node_id: str) -> None:
-        self._known.discard(node_id)
-        self._draining.discard(node_id)
-        self._names.pop(node_id, None)
+        # First told, then forgotten: if telling fails, the next look does it again.
+        node = self._used.get(node_id)
+        if node is not None:
+            self._changes.lose(node, GONE)
+            del self._used[node_id]
         asked = self._asked.pop(node_id, None)
         if asked is not None:
             asked.marker.close()
-        node = self._used.pop(node_id, None)
-        if node is not None:
-            self._changes.lose(node, GONE)
+        self._known.discard(node_id)
+        self._draining.discard(node_id)
+        self._names.pop(node_id, None)
 
     def _drain(self, node: RayNode, deadline_ms: int) -> None:
         # One that joins only to leave is never used; it is asked if it stays after all.
         if node.node_id in self._draining or node.node_id not in self._used:
             return
-        self._draining.add(node.node_id)
         left_s = deadline_ms / 1000 - self._door.wall_clock() if deadline_ms else DRAIN_TIMEOUT_S
         self._changes.drain(node, LEAVING, max(0.0, left_s))
+        self._draining.add(node.node_id)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayTaskError
 
 from qlora_ray.errors import QloraRayError
-from qlora_ray.hardware import Placement
+from qlora_ray.hardware import NodeProfile, Placement, Plan
 from qlora_ray.orchestration.cluster.nodes import on_node
 from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
 
@@ -29,11 +30,30 @@ class ExecutorSpec:
         node_id: The Ray node it belongs on.
         device: Which of the placement's devices, `host:index`. Ray chooses among those of a node, so that this tells
             devices apart and does not name one.
+        plan: The plan of a node that joined after the sweep's own was made; None for the sweep's own.
     """
 
     placement: Placement
     node_id: str
     device: str = ""
+    plan: Plan | None = None
+
+
+def plan_executors(plan: Plan, profiles: Mapping[str, NodeProfile], *, is_late: bool = False) -> list[ExecutorSpec]:
+    """Every executor of a plan.
+
+    Args:
+        plan: The plan.
+        profiles: The nodes it was made for, by Ray node id.
+        is_late: Whether it is of nodes that joined a running sweep, which has a plan of its own.
+    """
+    nodes = {profile.hostname: node_id for node_id, profile in profiles.items()}
+    return [
+        ExecutorSpec(placement, nodes[device.rsplit(":", 1)[0]], device, plan if is_late else None)
+        for placement in plan.placements
+        for device in placement.devices
+        for _ in range(placement.executors_per_device)
+    ]
 
 
 class Launcher(Protocol):
@@ -63,27 +83,22 @@ class RayLauncher:
     def start(self, spec: ExecutorSpec) -> Any:
         """See Launcher."""
         placement = spec.placement
+        terms = self.terms if spec.plan is None else replace(self.terms, plan=spec.plan)
         # A placement is the plan for this node's device, not for whichever node has room.
         return (
             ray.remote(self.executor_class)
             .options(
                 num_cpus=placement.num_cpus,
                 num_gpus=placement.num_gpus,
-                max_concurrency=SPARE_CALLS + self._most_slots(placement),
+                max_concurrency=SPARE_CALLS + _most_slots(placement, terms.plan),
                 **on_node(spec.node_id),
             )
-            .remote(self.terms, placement, self.data)
+            .remote(terms, placement, self.data)
         )
 
     def kill(self, executor: Any) -> None:
         """See Launcher."""
         ray.kill(executor)
-
-    def _most_slots(self, planned: Placement) -> int:
-        """Slots the executor can have: on a node of mixed GPUs, Ray chooses which it gets."""
-        plan = self.terms.plan
-        placements = [planned, *(plan.placements if plan is not None else ())]
-        return max(placement.slots_per_executor for placement in placements)
 
 
 def describe_death(error: Exception) -> str:
@@ -108,3 +123,9 @@ def _cause_of(error: Exception) -> BaseException:
     if isinstance(error, RayTaskError):
         return error.cause
     return error
+
+
+def _most_slots(planned: Placement, plan: Plan | None) -> int:
+    """Slots the executor can have: on a node of mixed GPUs, Ray chooses which it gets."""
+    placements = [planned, *(plan.placements if plan is not None else ())]
+    return max(placement.slots_per_executor for placement in placements)

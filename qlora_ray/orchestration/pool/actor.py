@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from qlora_ray.orchestration.pool.messages import (
     LeaseReleased,
     NodeDraining,
     NodeGone,
+    NodeNoted,
     PreemptTrial,
     Refuse,
     SeatsAdded,
@@ -161,6 +162,10 @@ class Pool:
     async def add_seats(self, specs: Sequence[ExecutorSpec]) -> list[int]:
         """Takes the executors of a node that has joined into the plan; returns their numbers."""
         return self._add(specs)
+
+    async def note_node(self, event: str, node_id: str, reason: str, facts: Mapping[str, Any]) -> None:
+        """Has the driver's events say what it found of a node."""
+        self._handle(NodeNoted(event, node_id, reason, facts))
 
     async def lose_node(self, node_id: str, reason: str) -> None:
         """A node has left, and its executors with it."""

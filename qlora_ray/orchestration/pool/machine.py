@@ -21,6 +21,7 @@ from qlora_ray.orchestration.pool.messages import (
     LeaseReleased,
     NodeDraining,
     NodeGone,
+    NodeNoted,
     SeatsAdded,
     SlotsChanged,
     Tick,
@@ -57,6 +58,7 @@ class PoolMachine:
             SeatsAdded: self._add_seats,
             NodeGone: lambda event: self._leaving.lose(self._state, event),
             NodeDraining: lambda event: self._leaving.drain(self._state, event),
+            NodeNoted: self._note_node,
             ExecutorReady: self._ready,
             SlotsChanged: self._change_slots,
             ExecutorDied: self._died,
@@ -123,6 +125,9 @@ class PoolMachine:
     def _add_seats(self, event: SeatsAdded) -> None:
         for seat in event.seats:
             self._state.add_seat(seat)
+
+    def _note_node(self, event: NodeNoted) -> None:
+        self._state.tell_pool(event.event, event.reason, node=event.node_id, **event.facts)
 
     def _ready(self, event: ExecutorReady) -> None:
         record = self._state.find_executor(event.seat_id, event.incarnation)

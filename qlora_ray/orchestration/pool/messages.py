@@ -112,6 +112,23 @@ class NodeDraining:
 
 
 @dataclass(frozen=True)
+class NodeNoted:
+    """What the driver found of a node: for its books, where it comes in order with all else.
+
+    Attributes:
+        event: `node_joined` or `node_left_out`.
+        node_id: The Ray node.
+        reason: Why, for people.
+        facts: What belongs to it; JSON values.
+    """
+
+    event: str
+    node_id: str
+    reason: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ExecutorReady:
     """An executor has loaded its base. `facts` has `slots`, and what its device is."""
 
@@ -234,6 +251,7 @@ Event = (
     SeatsAdded
     | NodeGone
     | NodeDraining
+    | NodeNoted
     | ExecutorReady
     | SlotsChanged
     | ExecutorDied
