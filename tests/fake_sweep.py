@@ -66,7 +66,6 @@ class Sweep:
             searcher=searcher,
             ledger=self.ledger,
             pool=pool,
-            num_executors=pool_options.get("num_executors", 1),
             stop=SearchStop(),
         )
 

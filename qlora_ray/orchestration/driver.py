@@ -272,7 +272,6 @@ def _search(
             searcher=searcher,
             ledger=ledger,
             pool=pool,
-            num_executors=sum(placement.executors_per_device * placement.num_devices for placement in plan.placements),
             stop=stop,
         )
     finally:

@@ -27,17 +27,23 @@ class PoolEvents:
         ledger: Notes each event.
         searcher: Is told how many slots there are.
         stop: Ends the search when no executor is left.
-        num_executors: Executors of the plan.
+        waits_for_nodes: Whether more nodes may come, so that a sweep without an executor goes on.
     """
 
     def __init__(
-        self, pool: Any, *, ledger: Ledger, searcher: StudySearcher, stop: SearchStop, num_executors: int
+        self,
+        pool: Any,
+        *,
+        ledger: Ledger,
+        searcher: StudySearcher,
+        stop: SearchStop,
+        waits_for_nodes: bool = False,
     ) -> None:
         self._pool = pool
         self._ledger = ledger
         self._searcher = searcher
         self._stop = stop
-        self._num_executors = num_executors
+        self._waits_for_nodes = waits_for_nodes
         self._seen = 0
 
     async def read(self) -> None:
@@ -67,7 +73,7 @@ class PoolEvents:
         self._searcher.num_slots = max(1, event["ready_slots"])
         name, reason = event.pop("event"), event.pop("reason")
         self._ledger.note(name, reason=reason, line=_line_of(name, reason, event), **event)
-        if event["num_failed"] == self._num_executors:
+        if event["num_left"] == 0 and not self._waits_for_nodes:
             # Trials that it cuts off are interrupted, not pruned.
             self._ledger.is_stopping = True
             self._stop.request(reason)
@@ -76,12 +82,16 @@ class PoolEvents:
 
 def _line_of(name: str, reason: str, event: dict[str, Any]) -> str | None:
     """What the user reads of a pool's event; None for what goes as planned."""
-    executor = f"executor {event['executor']}"
+    executor = f"executor {event.get('executor')}"
     lines = {
         "executor_lost": f"{executor} lost, starting another: {reason}",
         "executor_failed": f"{executor} given up: {reason}",
         "slots_changed": f"{executor} has {event.get('slots')} slots from now on: {reason}",
-        "trial_preempted": f"trial {event.get('trial')} preempted on {executor} for memory; "
+        "trial_preempted": f"trial {event.get('trial')} preempted on {executor}: {reason}; "
         "it goes on in the next free slot",
+        "node_joined": f"node joined: {reason}",
+        "node_left_out": f"node left out: {reason}",
+        "node_lost": f"node lost: {reason}",
+        "node_draining": reason,
     }
     return lines.get(name)

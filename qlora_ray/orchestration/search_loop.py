@@ -198,8 +198,8 @@ def run_trials(
     searcher: StudySearcher,
     ledger: Ledger,
     pool: Any,
-    num_executors: int,
     stop: SearchStop,
+    waits_for_nodes: bool = False,
 ) -> None:
     """Runs the search over the pool's executors to its end, on an event loop of its own in this thread.
 
@@ -208,8 +208,8 @@ def run_trials(
         searcher: Asks the study for settings.
         ledger: The books.
         pool: The pool's actor.
-        num_executors: Executors of the plan.
         stop: Ends the search.
+        waits_for_nodes: Whether more nodes may come, so that a search without an executor goes on.
 
     Raises:
         PoolLost: If the pool is gone.
@@ -220,7 +220,7 @@ def run_trials(
         ledger=ledger,
         search=terms.config.search,
         make_trial=lambda asked: LeasedTrial(asked.number, asked.params, terms=terms, port=port),
-        events=PoolEvents(pool, ledger=ledger, searcher=searcher, stop=stop, num_executors=num_executors),
+        events=PoolEvents(pool, ledger=ledger, searcher=searcher, stop=stop, waits_for_nodes=waits_for_nodes),
         stop=stop,
     )
     asyncio.run(loop.run())

@@ -76,7 +76,8 @@ def test_a_trial_preempted_for_memory_goes_on_and_the_slots_become_fewer(
     assert (changed["slots"], changed["ready_slots"]) == (2, 2)
     assert changed["reason"] == preempted["reason"] == "out of memory with 3 trials"
     text = sweep.text.getvalue()
-    assert f"trial {preempted['trial']} preempted on executor 0 for memory; it goes on in the next free slot" in text
+    line = f"trial {preempted['trial']} preempted on executor 0: out of memory with 3 trials; it goes on"
+    assert line in text
     assert "executor 0 has 2 slots from now on: out of memory with 3 trials" in text
     record = read_json(sweep.paths.trial(preempted["trial"]).record)
     assert (record["state"], record["num_retries"]) == ("complete", 0)

@@ -122,9 +122,7 @@ class World:
         self.specs, self.max_slots = specs, terms.max_slots
         return self.pool
 
-    def _run_trials(
-        self, terms: Any, *, searcher: Any, ledger: Any, pool: Any, num_executors: int, stop: SearchStop
-    ) -> None:
+    def _run_trials(self, terms: Any, *, searcher: Any, ledger: Any, pool: Any, stop: SearchStop) -> None:
         assert pool is self.pool
         self.done.append("search")
         try:

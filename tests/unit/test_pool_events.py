@@ -17,13 +17,13 @@ from qlora_ray.runs import read_events
 from tests.unit.orchestration_fixtures import Books, remote
 
 
-def pool_event(name: str, *, reason: str = "why", slots: int = 2, num_failed: int = 0, **facts: Any) -> dict[str, Any]:
+def pool_event(name: str, *, reason: str = "why", slots: int = 2, num_left: int = 2, **facts: Any) -> dict[str, Any]:
     """An event as the pool writes it."""
-    counts = {"executor": 0, "hostname": "here", "ready_slots": slots, "num_failed": num_failed}
+    counts = {"executor": 0, "hostname": "here", "ready_slots": slots, "num_left": num_left}
     return {"event": name, "reason": reason, **counts, **facts}
 
 
-def read(books: Books, events: list[dict[str, Any]], *, num_executors: int = 2) -> tuple[SearchStop, StudySearcher]:
+def read(books: Books, events: list[dict[str, Any]], *, waits: bool = False) -> tuple[SearchStop, StudySearcher]:
     """Reads these events of a pool, and then that it is gone."""
 
     async def next_events(seen: int, timeout_s: float) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def read(books: Books, events: list[dict[str, Any]], *, num_executors: int = 2) 
             self.next_events = remote(next_events)
 
     searcher, stop = books.make_searcher(num_slots=2), SearchStop()
-    reader = PoolEvents(Pool(), ledger=books.ledger, searcher=searcher, stop=stop, num_executors=num_executors)
+    reader = PoolEvents(Pool(), ledger=books.ledger, searcher=searcher, stop=stop, waits_for_nodes=waits)
     with pytest.raises(PoolLost, match="the pool is gone"):
         asyncio.run(reader.read())
     asyncio.run(reader.read_rest())
@@ -65,13 +65,15 @@ def test_a_search_without_a_ready_executor_still_asks_for_one_trial(tmp_path: Pa
     assert searcher.num_slots == 1
 
 
-@pytest.mark.parametrize(("num_failed", "reason"), [(1, None), (2, "CUDA driver died")])
+@pytest.mark.parametrize(
+    ("num_left", "waits", "reason"), [(1, False, None), (0, False, "CUDA driver died"), (0, True, None)]
+)
 def test_the_search_ends_when_the_last_executor_is_given_up(
-    tmp_path: Path, num_failed: int, reason: str | None
+    tmp_path: Path, num_left: int, waits: bool, reason: str | None
 ) -> None:
     books = Books(tmp_path)
-    event = pool_event("executor_failed", reason="CUDA driver died", slots=0, num_failed=num_failed)
-    stop, _ = read(books, [event], num_executors=2)
+    event = pool_event("executor_failed", reason="CUDA driver died", slots=0, num_left=num_left)
+    stop, _ = read(books, [event], waits=waits)
     assert stop.reason == reason
     # Trials that it cuts off are interrupted, not pruned.
     assert books.ledger.is_stopping is (reason is not None)
