@@ -24,6 +24,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the seed by which one schedule of tests/simulation is run again."""
+    parser.addoption("--simulation-seed", type=int, default=None, help="Run only the schedule of this seed.")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tier of `make test`."""
     for item in items:

@@ -13,6 +13,7 @@ from qlora_ray.orchestration.pool.messages import (
     Grant,
     KillExecutor,
     LeaseNeeds,
+    NodeGone,
     Refuse,
     Seat,
     SeatsAdded,
@@ -333,3 +334,12 @@ def test_the_trial_that_needs_a_large_device_gets_it_before_one_that_can_take_an
     stage.ask("0001", needs=LeaseNeeds(min_memory_bytes=GIB))
     stage.add(Seat(0, "a", "s", "A100", 80 * GIB), slots=1)
     assert trials_of(stage, "trial_leased") == ["0001"]
+
+
+def test_a_trial_that_asked_while_it_was_put_out_waits_like_others_when_the_executor_dies_meanwhile() -> None:
+    stage = Stage(1, evicts=False)
+    stage.ask("0000")
+    stage.tell(TrialEnded("0000"))
+    stage.ask("0000")
+    stage.tell(NodeGone(NODE, "its raylet died"))
+    assert [refusal.trial_id for refusal in stage.of(Refuse)] == ["0000"]

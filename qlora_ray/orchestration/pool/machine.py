@@ -46,13 +46,12 @@ class PoolMachine:
     """
 
     def __init__(self, terms: PoolTerms) -> None:
+        self.terms = terms
         self._state = PoolState(terms)
         self._liveness = Liveness()
         self._leaving = LeavingNodes()
         self._whole = WholeDevices()
         self._capacity = Capacity()
-        # Who has asked while the executor of its last lease is still putting it out.
-        self._parked: dict[str, LeaseAsked] = {}
         self._next_look: float | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             SeatsAdded: self._add_seats,
@@ -178,7 +177,7 @@ class PoolMachine:
         state = self._state
         held = state.leases.get(event.trial_id)
         if held is not None and held.is_leaving:
-            self._parked[event.trial_id] = event
+            self._state.parked[event.trial_id] = event
         elif held is not None:
             state.actions.append(Grant(held.lease))
         elif event.trial_id not in state.waiting:
@@ -188,20 +187,20 @@ class PoolMachine:
         state = self._state
         held = state.leases.get(event.trial_id)
         if event.lease_number is None:
-            self._parked.pop(event.trial_id, None)
+            self._state.parked.pop(event.trial_id, None)
             state.waiting.remove(event.trial_id)
         elif held is None or held.lease.number != event.lease_number:
             return
         if held is not None:
             record = state.record_of(held)
-            self._free(event.trial_id)
+            self._state.free(event.trial_id)
             if event.refused:
                 record.is_doubted, record.doubted_at = True, state.now
                 state.seats.note(record)
                 self._liveness.ask_now(record, state)
 
     def _end_trial(self, event: TrialEnded) -> None:
-        self._parked.pop(event.trial_id, None)
+        self._state.parked.pop(event.trial_id, None)
         self._state.waiting.remove(event.trial_id)
         held = self._state.leases.get(event.trial_id)
         if held is not None:
@@ -212,7 +211,7 @@ class PoolMachine:
         if held is None or held.lease.number != event.lease_number:
             return
         self._state.tell("trial_preempted", self._state.record_of(held), event.reason, trial=event.trial_id)
-        self._free(event.trial_id)
+        self._state.free(event.trial_id)
 
     def _evicted(self, event: Evicted) -> None:
         record = self._state.find_executor(event.seat_id, event.incarnation)
@@ -223,11 +222,4 @@ class PoolMachine:
             self._state.seats.note(record)
         held = record.held.get(event.trial_id)
         if held is not None and held.is_leaving and held.lease.number == event.lease_number:
-            self._free(event.trial_id)
-
-    def _free(self, trial_id: str) -> None:
-        """Frees a slot; a trial that has asked again meanwhile waits from now on."""
-        self._state.free(trial_id)
-        parked = self._parked.pop(trial_id, None)
-        if parked is not None:
-            self._state.waiting.add(parked)
+            self._state.free(event.trial_id)

@@ -10,6 +10,7 @@ from qlora_ray.orchestration.pool.messages import (
     Grant,
     KillExecutor,
     Lease,
+    LeaseAsked,
     Refuse,
     Seat,
     StartExecutor,
@@ -31,6 +32,7 @@ class PoolState:
         seats: The seats.
         waiting: The trials that wait for a slot.
         leases: Every slot that is held, by trial.
+        parked: Who has asked for a slot while an executor is still putting it out of its last one.
         actions: What is to be done for the event under way.
         cause: Why the last executor was lost.
         next_seat_id: A number that no seat has yet.
@@ -42,6 +44,7 @@ class PoolState:
         self.seats = SeatTable()
         self.waiting = WaitingTrials()
         self.leases: dict[str, HeldSlot] = {}
+        self.parked: dict[str, LeaseAsked] = {}
         self.actions: list[Action] = []
         self.cause = "none was started"
         self.next_seat_id = 0
@@ -75,15 +78,15 @@ class PoolState:
 
     def end(self, record: SeatRecord, state: SeatState, reason: str) -> None:
         """Ends a seat's executor; the trials that held slots of it lose them."""
+        if record.has_executor:
+            # Also one that is only cut off: it would keep its share of the device, and its successor would wait for
+            # ever. First of all, so that none of its trials goes on elsewhere while it is still there.
+            self.actions.append(KillExecutor(record.seat.seat_id, record.incarnation, reason))
         for trial_id in list(record.held):
             self.free(trial_id, reason)
         record.strangers.clear()
-        had_executor = record.has_executor
         record.state = state
         self.seats.note(record)
-        if had_executor:
-            # One that is only cut off would keep its share of the device, and its successor would wait for ever.
-            self.actions.append(KillExecutor(record.seat.seat_id, record.incarnation, reason))
 
     def grant(self, record: SeatRecord, trial_id: str) -> None:
         """Gives a trial that waits a slot."""
@@ -107,6 +110,9 @@ class PoolState:
                 record.idle_since = self.now
             self.seats.note(record)
             self.tell("trial_released", record, reason, trial=trial_id, lease=held.lease.number)
+            parked = self.parked.pop(trial_id, None)
+            if parked is not None:
+                self.waiting.add(parked)
 
     def evict(self, held: HeldSlot) -> None:
         """Asks the executor to put a trial out. Its slot is not free before the executor says that it has."""

@@ -1,0 +1,137 @@
+"""What must hold at every moment of a simulated sweep, seen from outside of the pool."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from qlora_ray.orchestration.pool.messages import Lease
+from qlora_ray.orchestration.pool.terms import MAX_RESTARTS
+from qlora_ray.runs.paths import trial_id_of
+from qlora_ray.training.engine import Report
+
+if TYPE_CHECKING:
+    from tests.simulation.executor import SimulatedExecutor
+    from tests.simulation.pool import SimulatedPool
+    from tests.simulation.world import World
+
+# More leases of one trial by one pool than any schedule of faults gives rise to.
+MAX_LEASES = 60
+TRUE_REASONS = ("out of memory with", "node ")
+
+
+class Invariants:
+    """Told of everything that happens; raises Broken with what was promised.
+
+    The pool's leases are followed by the events that it tells its driver.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._leases: dict[tuple[int, str], tuple[int, int]] = {}
+        self._newest_leases: dict[int, int] = {}
+        self._num_leases: Counter[tuple[int, str]] = Counter()
+        self._samples: dict[int, int] = {}
+
+    def check_event(self, pool: SimulatedPool, event: dict[str, Any]) -> None:
+        """A slot has at most one living lease, and it is free only when its trial is out."""
+        name, trial_id = event["event"], event.get("trial", "")
+        key = (id(pool), trial_id)
+        if name == "trial_leased":
+            self._require(key not in self._leases, f"trial {trial_id} has one lease at a time")
+            newest = self._newest_leases.get(id(pool), 0)
+            self._require(event["lease"] > newest, f"lease number {event['lease']} comes after {newest}")
+            self._newest_leases[id(pool)] = event["lease"]
+            self._leases[key] = (event["executor"], event["lease"])
+            self._num_leases[key] += 1
+            self._require(self._num_leases[key] <= MAX_LEASES, f"trial {trial_id} is not leased slots for ever")
+            node_id = pool.nodes[pool.find(event["executor"])[0]]
+            self._require(node_id not in pool.draining, f"no trial is sent to draining {node_id}")
+            on_seat = [
+                trial
+                for (owner, trial), (seat, _) in self._leases.items()
+                if owner == id(pool) and seat == event["executor"]
+            ]
+            slots = pool.find(event["executor"])[1].engine.slots_at_first
+            self._require(len(on_seat) <= slots, f"executor {event['executor']} has {slots} slots, not {on_seat}")
+        elif name == "trial_preempted":
+            self._require(event["reason"].startswith(TRUE_REASONS), f"'{event['reason']}' is no preemption")
+        elif name == "trial_released":
+            seat, number = self._leases.pop(key)
+            for (other, _), executor in pool.executors.items():
+                held = executor.held().get(trial_id)
+                if other == seat and not executor.is_dead and held is not None:
+                    self._require(held > number, f"a slot is free when its trial {trial_id} is out of executor {seat}")
+
+    def check_grant(self, pool: SimulatedPool, lease: Lease) -> None:
+        """A lease that was given back is over."""
+        self._require(lease.number not in pool.given_back, f"lease {lease.number} was given back, and is granted again")
+
+    def check_waiting(self, pool: SimulatedPool, waiting: list[str]) -> None:
+        """Nobody waits for what can never come."""
+        self._require(not (waiting and pool.machine.is_hopeless), f"{waiting} wait in vain")
+
+    def check_start(self, seat_id: int, incarnation: int) -> None:
+        """A seat whose executors die is given up."""
+        self._require(incarnation <= 1 + MAX_RESTARTS, f"executor {seat_id} is not started for ever")
+
+    def check_admission(self, pool: SimulatedPool, lease: Lease, executor: SimulatedExecutor) -> None:
+        """A trial is let in only while its lease is in force."""
+        if not pool.is_alive:
+            return
+        living = self._leases.get((id(pool), lease.trial_id))
+        self._require(
+            living == (lease.seat_id, lease.number),
+            f"trial {lease.trial_id} is admitted with lease {lease.number} while {living} is in force",
+        )
+        state = self._world.driver.records[int(lease.trial_id)]
+        self._require(state == "running", f"trial {lease.trial_id} has ended as {state} and runs again")
+
+    def check_training(self, executor: SimulatedExecutor) -> None:
+        """A trial trains on at most one executor, and on none when it has ended."""
+        for admission in executor.running():
+            trial_id = admission.spec.trial_id
+            for _, other in self._world.living_executors():
+                there = other.admissions.find(trial_id)
+                self._require(
+                    other is executor or there is None or not there.is_running,
+                    f"trial {trial_id} trains on two executors",
+                )
+
+    def check_report(self, number: int, report: Report) -> None:
+        """Samples seen never fall, whatever number a trial goes on under."""
+        origin = self._world.driver.origin[number]
+        before = self._samples.get(origin, 0)
+        known = self._world.driver.reports.get(number, 0)
+        self._require(report.index >= min(before, known), f"trial {number} went back to report {report.index}")
+        on_disk = self._world.disk.get(trial_id_of(number), 0)
+        self._require(report.is_final or on_disk >= report.index, f"the state of trial {number} fell behind")
+        self._samples[origin] = max(before, report.index)
+
+    def check_failure(self, number: int, report: Report) -> None:
+        """A trial fails for its own fault only, and nobody is put off for ever."""
+        assert report.failure is not None
+        cause = report.failure.cause
+        self._require(cause in ("diverged", "lost"), f"trial {number} ended as {cause}: {report.failure.message}")
+        if cause == "diverged":
+            self._require(self._world.driver.diverges(trial_id_of(number)), f"trial {number} does not diverge")
+
+    def check_end(self) -> None:
+        """Everything has ended, the study was told what the records say, and no slot is held."""
+        driver, pool = self._world.driver, self._world.pool
+        self._require(driver.is_done, "everything ends")
+        self._require(driver.told == driver.records, "told to Optuna equals the ended records")
+        ends = Counter(driver.origin[number] for number, state in driver.records.items() if state != "interrupted")
+        self._require(
+            len(ends) == driver.num_trials and set(ends.values()) == {1}, f"every trial ends once, not {ends}"
+        )
+        assert pool is not None
+        self._world.finish_calls()
+        held = [trial for (owner, trial) in self._leases if owner == id(pool)]
+        self._require(not held, f"no lease is left behind, not those of {held}")
+
+    def _require(self, is_kept: bool, promise: str) -> None:
+        from tests.simulation.world import Broken
+
+        if not is_kept:
+            raise Broken(f"{promise}; {self._world.describe()}")

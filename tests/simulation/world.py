@@ -1,0 +1,201 @@
+"""A cluster in one thread: a clock of its own, calls that take their time, and everything that can go wrong with them."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from qlora_ray.orchestration.pool.machine import PoolMachine
+from qlora_ray.orchestration.pool.messages import NodeDraining, NodeGone, Seat, SeatsAdded
+from qlora_ray.orchestration.pool.terms import PoolTerms
+from tests.simulation.driver import SimulatedDriver
+from tests.simulation.executor import SimulatedExecutor
+from tests.simulation.invariants import Invariants
+from tests.simulation.pool import SimulatedPool
+
+LEASE_TIMEOUT_S = 60.0
+# A node's death is noticed by its executors' callers and by the watcher of nodes within this.
+NODE_DEATH_S = 13.0
+# Of every call, unless it is a slow one.
+LATENCY_S = 0.05
+# Long after all faults: what has not ended by then never does.
+PATIENCE_S = 6000.0
+MAX_STEPS = 20_000
+
+
+class Broken(AssertionError):
+    """A promise of the system was broken."""
+
+
+@dataclass(eq=False)
+class Node:
+    """A node with some executors.
+
+    Attributes:
+        slots: Of each of its executors.
+        room: Trials that really fit one of them.
+        is_bad: Whether none of its executors ever gets ready.
+    """
+
+    node_id: str
+    num_executors: int
+    slots: int
+    room: int
+    is_up: bool = True
+    is_draining: bool = False
+    is_bad: bool = False
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a sweep can end there."""
+        return self.is_up and not self.is_draining and not self.is_bad
+
+
+class World:
+    """All of it: nodes, pool, executors, driver and trials.
+
+    Args:
+        seed: Of every choice.
+        num_trials: Trials of the sweep.
+        machine: The pool's rules; tests give faulty ones.
+        executor: The executors' rules; likewise.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        num_trials: int = 4,
+        machine: Callable[[PoolTerms], PoolMachine] = PoolMachine,
+        executor: Callable[..., SimulatedExecutor] = SimulatedExecutor,
+    ) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.num_steps = 0
+        self.disk: dict[str, int] = {}
+        self.nodes: list[Node] = []
+        self.make_machine = machine
+        self.make_executor = executor
+        # The share of trials' calls to their executors that take longer than a lease lasts.
+        self.slow_calls = 0.0
+        self.invariants = Invariants(self)
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._node_numbers = count()
+        self.driver = SimulatedDriver(self, num_trials)
+        self.pool: SimulatedPool | None = None
+
+    # Time.
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        """Does something later."""
+        heapq.heappush(self._queue, (self.now + seconds, next(self._order), do))
+
+    def latency(self, *, is_slow: bool = False) -> float:
+        """How long a call is on its way."""
+        if is_slow and self.slow_calls and self.random.random() < self.slow_calls:
+            return self.random.uniform(0.5, 3.0) * LEASE_TIMEOUT_S
+        return LATENCY_S * self.random.random()
+
+    def run(self, seconds: float) -> None:
+        """Lets time pass; stops early once every trial has ended."""
+        end = self.now + seconds
+        while self._queue and self._queue[0][0] <= end and not self.driver.is_done:
+            self.now, _, do = heapq.heappop(self._queue)
+            self.num_steps += 1
+            if self.num_steps > MAX_STEPS:
+                raise Broken(f"it does not end: {MAX_STEPS} steps in {self.now:.0f} s")
+            do()
+        if not self.driver.is_done:
+            self.now = end
+
+    def finish_calls(self) -> None:
+        """Lets the calls come to their end that were on their way when the last trial ended."""
+        end = self.now + LEASE_TIMEOUT_S
+        while self._queue and self._queue[0][0] <= end:
+            self.now, _, do = heapq.heappop(self._queue)
+            do()
+
+    def settle(self) -> None:
+        """No more faults: all must come to an end, and leave nothing behind."""
+        self.slow_calls = 0.0
+        end = self.now + PATIENCE_S
+        while not self.driver.is_done and self.now < end:
+            if not any(node.is_good for node in self.nodes):
+                self.join_node()
+            if not self.driver.is_alive:
+                self.start_driver()
+            self.run(100.0)
+        self.invariants.check_end()
+
+    # The sweep.
+
+    def start_driver(self) -> None:
+        """Starts the sweep, or goes on with it."""
+        terms = PoolTerms(LEASE_TIMEOUT_S, heartbeat_interval_s=10.0, waits_for_nodes=self.random.random() < 0.5)
+        self.pool = SimulatedPool(self, self.make_machine(terms))
+        for node in self.nodes:
+            if node.is_up and not node.is_draining:
+                self._add_seats(node)
+        self.driver.start(self.pool)
+
+    def kill_driver(self) -> None:
+        """The driver is killed, and with it the pool and its executors, which are its own."""
+        self.driver.die()
+        if self.pool is not None:
+            self.pool.die()
+
+    # Nodes.
+
+    def join_node(self, *, is_bad: bool = False) -> None:
+        """A node joins and is used."""
+        number = next(self._node_numbers)
+        slots = self.random.choice((1, 1, 2, 3))
+        room = self.random.randint(1, slots)
+        node = Node(f"node{number}", self.random.choice((1, 1, 2)), slots, room, is_bad=is_bad)
+        self.nodes.append(node)
+        if self.pool is not None and self.pool.is_alive:
+            self._add_seats(node)
+
+    def kill_node(self, node: Node) -> None:
+        """A node dies; it is noticed later."""
+        node.is_up = False
+        pool = self.pool
+        if pool is None or not pool.is_alive:
+            return
+        for key, executor in pool.executors_of(node.node_id):
+            self.crash(pool, key, executor)
+        self.after(NODE_DEATH_S * self.random.random(), lambda: pool.handle(NodeGone(node.node_id, "it died")))
+
+    def drain_node(self, node: Node) -> None:
+        """A node will leave."""
+        node.is_draining = True
+        if self.pool is not None and self.pool.is_alive:
+            self.pool.handle(NodeDraining(node.node_id, "maintenance", self.random.choice((5.0, 100.0))))
+
+    def crash(self, pool: SimulatedPool, key: tuple[int, int], executor: SimulatedExecutor) -> None:
+        """An executor's process dies; whoever called it hears of it within some seconds."""
+        if not executor.is_dead:
+            executor.die()
+            pool.lose_calls(executor)
+            self.after(2.0 * self.random.random(), lambda: pool.hear_death(key))
+
+    def _add_seats(self, node: Node) -> None:
+        assert self.pool is not None
+        first = self.pool.machine.next_seat_id
+        seats = tuple(Seat(first + number, node.node_id, node) for number in range(node.num_executors))
+        self.pool.handle(SeatsAdded(seats))
+
+    def living_executors(self) -> list[tuple[tuple[int, int], SimulatedExecutor]]:
+        """Every executor that lives, by seat and incarnation."""
+        if self.pool is None:
+            return []
+        return [(key, executor) for key, executor in self.pool.executors.items() if not executor.is_dead]
+
+    def describe(self) -> dict[str, Any]:
+        """Where everything stands, for a failure."""
+        return {"time": self.now, "records": self.driver.records, "disk": self.disk}
