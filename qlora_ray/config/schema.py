@@ -157,7 +157,9 @@ class Training(Section):
     adam_epsilon: PositiveFloat = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="0 turns clipping off.")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="Recompute activations; auto: where a device class has too little memory without."
+    )
     logging_steps: PositiveInt = Field(10, description="Steps between two points of the training loss's curve.")
     precision: Literal["auto", Precision] = Field(
         "auto", description="auto: bf16 at compute capability >= 8, fp16 at >= 7; else, and on a CPU, fp32."
@@ -169,6 +171,10 @@ class Training(Section):
     def effective_batch(self) -> int:
         """Samples per optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def recomputes(self, *, planned: bool) -> bool:
+        """Whether activations are recomputed: as the trial says, else as planned for the device."""
+        return planned if self.gradient_checkpointing == "auto" else self.gradient_checkpointing
 
 
 class Search(Section):
@@ -217,6 +223,19 @@ class Cluster(Section):
     )
     slots_per_device: PositiveInt | None = Field(None, description="Overrides the planner's number.")
     max_slots: PositiveInt | None = Field(None, description="Trials at once over the whole cluster.")
+    max_gpus: PositiveInt | None = Field(None, description="GPUs used over the whole cluster, the largest first.")
+    gpu_classes: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="Only GPUs of these classes are used: T4, A100-40, ...; A100 is any A100."
+    )
+    prefer_gpu_classes: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="GPUs of these classes come first where max_gpus or max_slots leaves some out."
+    )
+    simulate: bool = Field(
+        False, description="Nodes without GPUs that claim a GPU class (Ray's resources) are planned as if they had it."
+    )
+    simulated_limits_gib: dict[str, PositiveFloat] = Field(
+        {}, description="Memory that simulated devices of a class turn out to have, whatever was planned."
+    )
     cpus_per_slot: PositiveInt | None = Field(None, description="CPU threads of one trial. Null: the planner's.")
     memory_safety_factor: Annotated[float, Field(ge=1, le=3)] = 1.1
     lease_timeout_s: PositiveFloat = Field(60.0, description="A trial nobody asks for this long loses its slot.")

@@ -10,9 +10,9 @@ from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.formats import format_gib
 from qlora_ray.hardware.device import DeviceProfile, NodeProfile
 from qlora_ray.hardware.memory import MemoryEstimate, estimate_memory
-from qlora_ray.hardware.memory_counts import CONTEXT_BYTES, CONTEXT_BYTES_BEFORE_AMPERE, CPU_PROCESS_BYTES
+from qlora_ray.hardware.memory_counts import CPU_PROCESS_BYTES, context_bytes_of
 from qlora_ray.hardware.plan import TrialDemand
-from qlora_ray.hardware.precision import BF16_COMPUTE_CAPABILITY, PrecisionChoice
+from qlora_ray.hardware.precision import PrecisionChoice
 from qlora_ray.hardware.shape import ModelShape
 from qlora_ray.hardware.workload import EngineName, Loss, Workload
 
@@ -66,11 +66,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a device class gets no placement. `estimate` is there when memory is the reason."""
+    """Why the devices of a class get no placement. `estimate` is there when memory is the reason."""
 
     words: str
-    device: NodeDevice
+    devices: Sequence[NodeDevice]
     estimate: MemoryEstimate | None = None
+
+    @property
+    def device(self) -> NodeDevice:
+        """The one with the most free memory."""
+        return max(self.devices, key=lambda device: device.free_bytes)
 
 
 def find_problem(profile: DeviceProfile, quantization: Quantization) -> str | None:
@@ -100,12 +105,8 @@ def describe_workload(
         engine: `packed` or `single`.
     """
     demand, profile = question.demand, devices[0].profile
-    if profile.kind == "cpu":
-        context_bytes = CPU_PROCESS_BYTES
-    elif (profile.compute_capability or BF16_COMPUTE_CAPABILITY) < BF16_COMPUTE_CAPABILITY:
-        context_bytes = CONTEXT_BYTES_BEFORE_AMPERE
-    else:
-        context_bytes = CONTEXT_BYTES
+    is_cpu = profile.kind == "cpu"
+    context_bytes = CPU_PROCESS_BYTES if is_cpu else context_bytes_of(profile.compute_capability)
     loss: Loss = demand.loss if demand.loss != "auto" else "labels" if engine == "packed" else _choose_loss(devices)
     return Workload(
         engine=engine,
@@ -117,7 +118,8 @@ def describe_workload(
         optim=demand.optim,
         precision=precision.name,
         seq_length=demand.max_seq_length,
-        gradient_checkpointing=demand.gradient_checkpointing,
+        # The planner asks of each: `auto` has become one of them before.
+        gradient_checkpointing=demand.gradient_checkpointing is True,
         loss=loss,
         device_kind=profile.kind,
         fp32_parameters=demand.fp32_parameters,
@@ -168,10 +170,10 @@ def find_fitting(
         fullest = max(devices, key=lambda device: device.free_bytes)
         estimate = question.estimate(workload)
         words = (
-            f"{fullest.profile.name} on {fullest.label}: {format_gib(fullest.free_bytes)} free, and one trial needs "
-            f"{estimate.describe(safety_factor=question.safety_factor)} at micro-batch 1"
+            f"{fullest.profile.shown_name} on {fullest.label}: {format_gib(fullest.free_bytes)} free, and one trial "
+            f"needs {estimate.describe(safety_factor=question.safety_factor)} at micro-batch 1"
         )
-        return Refusal(words, fullest, estimate)
+        return Refusal(words, devices, estimate)
     notes = [
         f"{device.label}: only {format_gib(device.free_bytes)} of its "
         f"{format_gib(device.profile.total_memory_bytes)} are "
@@ -182,18 +184,21 @@ def find_fitting(
     return fitting, notes
 
 
-def refuse_slots(device: NodeDevice, question: Question, *, at_most: int, room_bytes: int, words: str) -> Refusal:
+def refuse_slots(
+    devices: Sequence[NodeDevice], question: Question, *, at_most: int, room_bytes: int, words: str
+) -> Refusal:
     """Returns the refusal where `cluster.slots_per_device` asks for more than fit.
 
     Args:
-        device: A device of the class, for the message.
+        devices: Those of the class.
         question: What the config asks for.
         at_most: Slots that fit.
         room_bytes: Free memory of the class's fullest device.
         words: What each slot needs, in words.
     """
+    device = devices[0]
     return Refusal(
-        f"{device.profile.name} on {device.label}: cluster.slots_per_device must be at most {at_most} here, got "
+        f"{device.profile.shown_name} on {device.label}: cluster.slots_per_device must be at most {at_most} here, got "
         f"{question.cluster.slots_per_device}: {format_gib(room_bytes)} are free and {words}. Lower or drop it.",
-        device,
+        devices,
     )

@@ -82,7 +82,7 @@ def place_pack(
     by_memory = _find_max_slots(workload, question, room_bytes, at_most=override or MAX_PACKED_SLOTS)
     if override is not None and by_memory < override:
         return refuse_slots(
-            devices[0],
+            devices,
             question,
             at_most=by_memory,
             room_bytes=room_bytes,

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.errors import PlacementError
-from qlora_ray.formats import format_gib, plural
+from qlora_ray.formats import plural
+from qlora_ray.hardware.choosing import cap_gpus, cap_slots, choose_classes, is_preferred, sort_placements
 from qlora_ray.hardware.device import NodeProfile
 from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_problem
-from qlora_ray.hardware.memory_counts import FRAGMENTATION
-from qlora_ray.hardware.packing import place_pack
+from qlora_ray.hardware.packing import MIN_PACKED_SLOTS, place_pack
 from qlora_ray.hardware.plan import Placement, Plan, TrialDemand
-from qlora_ray.hardware.precision import choose_precision
+from qlora_ray.hardware.precision import PrecisionChoice, choose_precision
 from qlora_ray.hardware.processes import place_processes
+from qlora_ray.hardware.remedies import explain_failure, refuse_class
 from qlora_ray.hardware.shape import ModelShape
-from qlora_ray.hardware.sharing import round_down
 
 
 def plan_placements(
@@ -58,25 +57,34 @@ def plan_placements(
     if not devices:
         raise PlacementError("placement: the cluster must have a node, got none. Start one and retry.")
     gpus = [device for device in devices if device.profile.kind == "cuda"]
-    answers = [_place_class(members, question) for members in _group_by_class(gpus or devices)]
+    chosen, class_words = choose_classes(gpus, cluster) if gpus else (devices, [])
+    answers = [_place_class(members, question) for members in _group_by_class(chosen)]
     refusals = [answer for answer in answers if isinstance(answer, Refusal)]
     placed = [answer for answer in answers if not isinstance(answer, Refusal)]
     if not placed:
-        raise PlacementError(_explain_failure(refusals, question))
-    placements = sorted(
-        (placement for placement, _ in placed), key=lambda item: (-item.available_bytes, item.device_class)
-    )
-    placements, total_slots, cap_words = _cap_slots(placements, cluster)
+        raise PlacementError(explain_failure(refusals, question))
+    placements, gpu_words = cap_gpus(sort_placements([placement for placement, _ in placed]), cluster)
+    placements, total_slots, cap_words = cap_slots(placements, cluster)
     if demand.num_trials is not None:
         total_slots = min(total_slots, demand.num_trials)
     notes = [
         *(f"{hostname}: no CPUs for Ray, so no trials there" for hostname in idle),
         *_note_cluster(devices, shape),
+        *class_words,
         *(note for _, class_notes in placed for note in class_notes),
+        *gpu_words,
         *cap_words,
         *_note_precisions(placements),
+        *_note_simulated(placements),
     ]
-    return Plan(tuple(placements), tuple(notes), tuple(refusal.words for refusal in refusals), total_slots)
+    refused = [refuse_class(refusal, question) for refusal in refusals]
+    return Plan(
+        placements=tuple(placements),
+        notes=tuple(notes),
+        skipped=tuple(item.describe() for item in refused),
+        total_slots=total_slots,
+        refused=tuple(refused),
+    )
 
 
 def _group_by_class(devices: Sequence[NodeDevice]) -> list[list[NodeDevice]]:
@@ -87,15 +95,63 @@ def _group_by_class(devices: Sequence[NodeDevice]) -> list[list[NodeDevice]]:
 
 
 def _place_class(devices: list[NodeDevice], question: Question) -> tuple[Placement, list[str]] | Refusal:
-    """Place the largest trial on the devices of one class, as the config's packing says."""
-    first, packing = devices[0], question.cluster.packing
+    """Place the largest trial on the devices of one class."""
+    first = devices[0]
     problem = find_problem(first.profile, question.quantization)
     if problem:
-        return Refusal(f"{first.profile.name} on {first.label}: {problem}", first)
+        return Refusal(f"{first.profile.shown_name} on {first.label}: {problem}", devices)
     try:
         precision = choose_precision(first.profile, requested=question.precision_requested)
     except PlacementError as error:
-        return Refusal(str(error), first)
+        return Refusal(str(error), devices)
+    answer = _place_checkpointing(devices, question, precision)
+    if isinstance(answer, Refusal):
+        return answer
+    placement, notes = answer
+    return replace(placement, is_preferred=is_preferred(first, question.cluster)), notes
+
+
+def _place_checkpointing(
+    devices: list[NodeDevice], question: Question, precision: PrecisionChoice
+) -> tuple[Placement, list[str]] | Refusal:
+    """Places with or without recomputed activations, as the trials say; `auto`: with, only where that lets more run.
+
+    Recomputing costs a second forward pass per step, so it must be worth one: a trial that would not fit, the packed
+    engine in place of the single one, or as many trials as a pack should have at least.
+    """
+    if question.demand.gradient_checkpointing != "auto":
+        return _place_engine(devices, question, precision)
+    keeping, recomputing = (
+        _place_engine(
+            devices, replace(question, demand=replace(question.demand, gradient_checkpointing=recomputes)), precision
+        )
+        for recomputes in (False, True)
+    )
+    if isinstance(recomputing, Refusal) or _worth(keeping) >= _worth(recomputing):
+        return keeping
+    placement, notes = recomputing
+    if isinstance(keeping, Refusal):
+        words = "one trial would not fit"
+    else:
+        before = keeping[0]
+        words = f"it would be {plural(before.slots_per_device, 'trial')} in the {before.engine} engine"
+    reason = f"{placement.reason}; activations are recomputed (gradient checkpointing), without which {words}"
+    return replace(placement, reason=reason), notes
+
+
+def _worth(answer: tuple[Placement, list[str]] | Refusal) -> tuple[int, ...]:
+    if isinstance(answer, Refusal):
+        return (0,)
+    placement = answer[0]
+    is_packed = placement.engine == "packed"
+    return (1, is_packed, min(placement.slots_per_device, MIN_PACKED_SLOTS) if is_packed else 1, placement.num_devices)
+
+
+def _place_engine(
+    devices: list[NodeDevice], question: Question, precision: PrecisionChoice
+) -> tuple[Placement, list[str]] | Refusal:
+    """Places with the engine that the config's packing says."""
+    packing = question.cluster.packing
     if packing in ("single", "off"):
         return place_processes(devices, question, precision)
     if question.demand.single_reason:
@@ -104,38 +160,6 @@ def _place_class(devices: list[NodeDevice], question: Question) -> tuple[Placeme
     if packing == "auto" and isinstance(answer, Refusal) and answer.estimate is not None:
         return place_processes(devices, question, precision, why="memory is too short for a pack")
     return answer
-
-
-def _cap_slots(placements: list[Placement], cluster: Cluster) -> tuple[list[Placement], int, list[str]]:
-    """Lower slots per device, the same bound everywhere, while max_slots can still be reached."""
-    max_slots = cluster.max_slots
-    available = sum(placement.num_slots for placement in placements)
-    if max_slots is None or available <= max_slots:
-        return placements, available, []
-    bound = next(
-        bound
-        for bound in range(1, available + 1)
-        if sum(min(item.slots_per_device, bound) * item.num_devices for item in placements) >= max_slots
-    )
-    words = f"cluster.max_slots: {max_slots} of the {available} trials that fit run at once"
-    lowered = [_lower_slots(item, bound, safety_factor=cluster.memory_safety_factor) for item in placements]
-    return lowered, max_slots, [words]
-
-
-def _lower_slots(placement: Placement, bound: int, *, safety_factor: float) -> Placement:
-    surplus = placement.slots_per_device - bound
-    if surplus <= 0:
-        return placement
-    words = f"{placement.reason}; {plural(bound, 'slot')} by cluster.max_slots"
-    lowered = replace(placement, slots_per_device=bound, reason=words)
-    if placement.engine == "packed":
-        before = placement.estimate
-        adapter_bytes = before.adapter_bytes // placement.slots_per_device * bound
-        freed_bytes = before.adapter_bytes - adapter_bytes
-        fragmentation_bytes = before.fragmentation_bytes - int(FRAGMENTATION * freed_bytes)
-        estimate = replace(before, adapter_bytes=adapter_bytes, fragmentation_bytes=fragmentation_bytes)
-        return replace(lowered, estimate=estimate, needed_bytes=math.ceil(estimate.total_bytes * safety_factor))
-    return lowered if placement.device_kind == "cpu" else replace(lowered, num_gpus=round_down(1 / bound))
 
 
 def _note_cluster(devices: Sequence[NodeDevice], shape: ModelShape) -> list[str]:
@@ -155,28 +179,7 @@ def _note_precisions(placements: Sequence[Placement]) -> list[str]:
     return [f"losses are compared across precisions ({names}); the best are scored again on one class"]
 
 
-def _explain_failure(refusals: Sequence[Refusal], question: Question) -> str:
-    """One message for a cluster without room: the closest miss if memory is short, else every reason."""
-    short = [refusal for refusal in refusals if refusal.estimate is not None]
-    if not short:
-        return "\n".join(refusal.words for refusal in refusals)
-    largest = max(short, key=lambda refusal: refusal.device.free_bytes)
-    assert largest.estimate is not None
-    profile = largest.device.profile
-    place = "GPU" if profile.kind == "cuda" else "node"
-    return (
-        f"placement: one trial needs {largest.estimate.describe(safety_factor=question.safety_factor)}; the largest "
-        f"free {place} has {format_gib(profile.free_memory_bytes)} ({profile.short_name} on "
-        f"{largest.device.node.hostname}). {_say_remedy(question)}"
-    )
-
-
-def _say_remedy(question: Question) -> str:
-    remedies = ["lower data.max_length or lora.r"]
-    if not question.demand.gradient_checkpointing:
-        remedies.append("use training.gradient_checkpointing: true")
-    if question.quantization.method != "nf4":
-        remedies.append("use model.quantization.method: nf4")
-    remedies.append("choose a smaller base")
-    text = ", ".join(remedies[:-1]) + f", or {remedies[-1]}."
-    return text[0].upper() + text[1:]
+def _note_simulated(placements: Sequence[Placement]) -> list[str]:
+    names = ", ".join(item.device_name for item in placements if item.simulates)
+    words = "planned as if it were there, computed in fp32 on the CPU; no speed or memory of it is measured"
+    return [f"{names}: {words}, and nothing is exported"] if names else []

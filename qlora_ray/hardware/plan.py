@@ -11,7 +11,7 @@ from typing import Any, Literal
 from qlora_ray.formats import format_gib, format_table, plural
 from qlora_ray.hardware.memory import MemoryEstimate
 from qlora_ray.hardware.precision import PrecisionChoice
-from qlora_ray.hardware.workload import EngineName, Loss
+from qlora_ray.hardware.workload import EngineName, Loss, Workload
 
 TABLE_COLUMNS = 110
 DEVICE_COLUMNS = 28
@@ -26,6 +26,7 @@ class TrialDemand:
         targets: The widest preset or list of modules.
         effective_batch: Most samples per optimizer step.
         per_device_train_batch_size: Most rows through a device at once; the planner may choose fewer.
+        gradient_checkpointing: Whether activations are recomputed; `auto`: where a class has too little memory without.
         eval_batch: Most validation rows at once; the planner may choose fewer.
         loss: How the engine computes the loss, see hardware.workload. `auto`: by the engine and the node's TRL version.
         fp32_parameters: Which unquantized parameters the engine keeps in fp32, see hardware.workload.
@@ -41,7 +42,7 @@ class TrialDemand:
     per_device_train_batch_size: int = 1
     max_seq_length: int = 512
     optim: str = "paged_adamw_8bit"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = False
     eval_batch: int = 8
     modules_to_save: tuple[str, ...] = ()
     loss: Loss | Literal["auto"] = "auto"
@@ -87,6 +88,10 @@ class Placement:
             single.
         hold_dequantized: Whether the base's linears are also kept in the compute dtype.
         packs_per_device: Packed executors on one device, each with a base of its own: one on a GPU.
+        gradient_checkpointing: Whether trials that leave it open recompute activations.
+        workload: What `estimate` is of: one executor at its fullest.
+        simulates: The catalogue's name of the GPU that a node without one claims; None for a real device.
+        is_preferred: Whether the class is one of `cluster.prefer_gpu_classes`.
     """
 
     device_class: str
@@ -112,6 +117,10 @@ class Placement:
     max_tokens_per_micro_batch: int | None = None
     hold_dequantized: bool = False
     packs_per_device: int = 1
+    gradient_checkpointing: bool = False
+    workload: Workload | None = None
+    simulates: str | None = None
+    is_preferred: bool = False
 
     @property
     def executors_per_device(self) -> int:
@@ -140,20 +149,72 @@ class Placement:
         fields["devices"] = tuple(values["devices"])
         fields["precision"] = PrecisionChoice.from_dict(values["precision"])
         fields["estimate"] = MemoryEstimate.from_dict(values["estimate"])
+        if values.get("workload") is not None:
+            fields["workload"] = Workload.from_dict(values["workload"])
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class RefusedClass:
+    """A class of devices that trains nothing, and what would change that.
+
+    Args:
+        devices: `host:index` of each device.
+        words: Why.
+        needed_bytes: What one trial needs, with the safety factor; None where memory is not the reason.
+        available_bytes: What its emptiest device has free.
+        remedies: Changes of the config that would make one trial fit, by the memory model: each is enough.
+        num_together: So many of these GPUs would hold one trial together; None where even 8 would not.
+    """
+
+    device_class: str
+    device_kind: Literal["cuda", "cpu"]
+    device_name: str
+    devices: tuple[str, ...]
+    words: str
+    needed_bytes: int | None
+    available_bytes: int
+    remedies: tuple[str, ...] = ()
+    num_together: int | None = None
+
+    @property
+    def verdict(self) -> Literal["cannot train", "several GPUs", "does not fit"]:
+        """In a word or two."""
+        if self.needed_bytes is None:
+            return "cannot train"
+        return "does not fit" if self.num_together is None else "several GPUs"
+
+    def describe(self) -> str:
+        """Why it trains nothing, and what would make a trial fit."""
+        words = self.words
+        if self.remedies:
+            words += f"; it would fit with {', or with '.join(self.remedies)}"
+        if self.num_together is not None:
+            words += f"; {self.num_together} such GPUs would hold it together, which this version does not use"
+        return words
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "devices": list(self.devices), "verdict": self.verdict}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RefusedClass:
+        fields = {key: value for key, value in values.items() if key != "verdict"}
+        return cls(**{**fields, "devices": tuple(values["devices"]), "remedies": tuple(values["remedies"])})
 
 
 @dataclass(frozen=True)
 class Plan:
     """Placements, largest device first; what is worth knowing; and which devices stay idle, each with its reason.
 
-    `total_slots` are the trials at once: of all devices, or the fewer that the config or the sweep has.
+    `total_slots` are the trials at once: of all devices, or the fewer that the config or the sweep has. `refused` are
+    the classes that train nothing, and `skipped` the same in words.
     """
 
     placements: tuple[Placement, ...]
     notes: tuple[str, ...]
     skipped: tuple[str, ...]
     total_slots: int
+    refused: tuple[RefusedClass, ...] = ()
 
     def placement_for(self, device_class: str) -> Placement | None:
         """The placement of a device, by its DeviceProfile.class_key."""
@@ -165,6 +226,7 @@ class Plan:
             "notes": list(self.notes),
             "skipped": list(self.skipped),
             "total_slots": self.total_slots,
+            "refused": [item.to_dict() for item in self.refused],
         }
 
     @classmethod
@@ -174,6 +236,7 @@ class Plan:
             notes=tuple(values["notes"]),
             skipped=tuple(values["skipped"]),
             total_slots=values["total_slots"],
+            refused=tuple(RefusedClass.from_dict(item) for item in values.get("refused", ())),
         )
 
     def render(self) -> str:

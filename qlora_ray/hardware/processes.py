@@ -55,7 +55,7 @@ def place_processes(
     if max_micro_batch == 0:
         needed_bytes = question.count_needed_bytes(workload)
         return refuse_slots(
-            devices[0],
+            devices,
             question,
             at_most=int(room_bytes // needed_bytes),
             room_bytes=room_bytes,

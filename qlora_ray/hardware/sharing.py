@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qlora_ray.hardware.catalogue import name_simulated
 from qlora_ray.hardware.fitting import NodeDevice, Question
 from qlora_ray.hardware.memory import MemoryEstimate, estimate_evaluation_bytes
 from qlora_ray.hardware.plan import Placement, largest_divisor
@@ -64,7 +65,7 @@ def make_placement(
     return Placement(
         device_class=profile.class_key,
         device_kind=profile.kind,
-        device_name=profile.name,
+        device_name=profile.shown_name,
         devices=tuple(device.label for device in devices),
         engine=workload.engine,
         slots_per_device=executors.slots,
@@ -81,6 +82,9 @@ def make_placement(
         needed_bytes=math.ceil(estimate.total_bytes * question.safety_factor),
         available_bytes=room_bytes,
         reason=executors.reason,
+        gradient_checkpointing=workload.gradient_checkpointing,
+        workload=workload,
+        simulates=name_simulated(profile),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 EngineName = Literal["single", "packed"]
 Loss = Literal["stock", "chunked", "tiled", "labels"]
@@ -52,6 +52,18 @@ class Workload:
     num_trials: int = 1
     micro_batch_tokens: int | None = None
     hold_dequantized: bool = False
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Workload:
+        """From `dataclasses.asdict`, also read back from JSON."""
+        targets = values["targets"]
+        return cls(
+            **{
+                **values,
+                "targets": targets if isinstance(targets, str) else tuple(targets),
+                "modules_to_save": tuple(values["modules_to_save"]),
+            }
+        )
 
     @property
     def num_tokens(self) -> int:

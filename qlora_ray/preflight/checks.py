@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
@@ -114,7 +114,7 @@ def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
         optim="adamw_torch"
         if any(corner.training.optim == "adamw_torch" for corner in corners)
         else config.training.optim,
-        gradient_checkpointing=all(corner.training.gradient_checkpointing for corner in corners),
+        gradient_checkpointing=_join_checkpointing([corner.training.gradient_checkpointing for corner in corners]),
         eval_batch=config.training.per_device_eval_batch_size,
         lora_dropout=max(corner.lora.lora_dropout for corner in corners),
         attn_implementation=config.model.attn_implementation,
@@ -131,6 +131,13 @@ def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
         quantization=config.model.quantization,
         precision_requested=config.training.precision,
     )
+
+
+def _join_checkpointing(choices: Sequence[bool | Literal["auto"]]) -> bool | Literal["auto"]:
+    """What the largest trial does: one that may not recompute activations needs the most memory."""
+    if False in choices:
+        return False
+    return "auto" if "auto" in choices else True
 
 
 def _width(targets: str | list[str]) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qlora_ray.modeling.loading import LoadedBase
     from qlora_ray.scoring.metrics.metric import Metric
     from qlora_ray.training.engine import TrainingData
+    from qlora_ray.training.simulated_memory import SimulatedMemory
 
 # Engine name -> a function with the arguments of `make_engine`, as `module:attribute`: imported when it is chosen.
 ENGINES = {
@@ -27,6 +28,7 @@ def make_engine(
     data: TrainingData,
     *,
     memory_limit_bytes: int | None,
+    memory: SimulatedMemory | None = None,
     evaluate: Evaluate,
     metrics: list[Metric],
 ) -> Engine:
@@ -37,10 +39,11 @@ def make_engine(
         base: The frozen base, loaded on it.
         data: Training and validation rows.
         memory_limit_bytes: What this process may reserve on a GPU; None on a CPU.
+        memory: The memory of the device that this one stands for; None on a real one.
         evaluate: How the engine's `score` generates answers.
         metrics: What it measures besides the loss.
     """
     engine: Engine = pkgutil.resolve_name(ENGINES[placement.engine])(
-        placement, base, data, memory_limit_bytes=memory_limit_bytes, evaluate=evaluate, metrics=metrics
+        placement, base, data, memory_limit_bytes=memory_limit_bytes, memory=memory, evaluate=evaluate, metrics=metrics
     )
     return engine

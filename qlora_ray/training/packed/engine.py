@@ -27,6 +27,7 @@ from qlora_ray.training.packed.pack import Pack
 from qlora_ray.training.packed.reporting import Reporter
 from qlora_ray.training.packed.roster import PackedAdmission, Roster
 from qlora_ray.training.packed.step import StepOutcome, StepRunner
+from qlora_ray.training.simulated_memory import SimulatedMemory
 
 
 class PackedEngine:
@@ -43,6 +44,8 @@ class PackedEngine:
         hold_dequantized: Whether 4-bit weights are also kept in the compute dtype.
         max_eval_batch: Rows per forward that fit it in evaluation; None for no bound.
         memory_limit_bytes: What this process may reserve on a GPU; measured micro-batches are held against it.
+        gradient_checkpointing: Whether activations are recomputed for trials that leave it open.
+        memory: The memory of the device that this one stands for; None on a real one.
         evaluate: How `score` generates answers.
         metrics: What `score` measures besides the loss.
     """
@@ -57,6 +60,8 @@ class PackedEngine:
         hold_dequantized: bool = False,
         max_eval_batch: int | None = None,
         memory_limit_bytes: int | None = None,
+        gradient_checkpointing: bool = False,
+        memory: SimulatedMemory | None = None,
         evaluate: Evaluate | None = None,
         metrics: list[Metric] | None = None,
     ) -> None:
@@ -66,18 +71,25 @@ class PackedEngine:
         self._wrapped = WrappedBase(base, hold_dequantized=hold_dequantized)
         self._meter = PeakMeter(memory_limit_bytes if base.device != "cpu" else None)
         self._limits = Limits(slots=slots, max_tokens=max_tokens_per_micro_batch, meter=self._meter)
-        self._runner = StepRunner(self._wrapped, data.train, meter=self._meter)
+        self._runner = StepRunner(
+            self._wrapped,
+            data.train,
+            meter=self._meter,
+            gradient_checkpointing=gradient_checkpointing,
+            memory=memory,
+        )
         self._reporter = Reporter(
             self._wrapped,
             data.validation,
             max_eval_batch=max_eval_batch,
             limits=self._limits,
             runner=self._runner,
+            memory=memory,
         )
         self._roster = Roster(slots)
         # Only who holds `_training` touches the pack and the base: the training thread, or an eviction between two
         # advances.
-        self._pack = Pack(self._wrapped, num_rows=len(data.train))
+        self._pack = Pack(self._wrapped, num_rows=len(data.train), memory=memory)
         self._training = threading.Lock()
         self._on_trained: TrainedListener = lambda trial_id, is_final: None
 
@@ -281,6 +293,7 @@ def make_engine(
     data: TrainingData,
     *,
     memory_limit_bytes: int | None,
+    memory: SimulatedMemory | None,
     evaluate: Evaluate,
     metrics: list[Metric],
 ) -> PackedEngine:
@@ -294,6 +307,8 @@ def make_engine(
         hold_dequantized=placement.hold_dequantized,
         max_eval_batch=placement.eval_batch,
         memory_limit_bytes=memory_limit_bytes,
+        gradient_checkpointing=placement.gradient_checkpointing,
+        memory=memory,
         evaluate=evaluate,
         metrics=metrics,
     )

@@ -10,6 +10,7 @@ from qlora_ray.modeling.multi_lora.adapters import draw_adapter
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.training.packed.roster import PackedAdmission
 from qlora_ray.training.packed.trial import PackedTrial
+from qlora_ray.training.simulated_memory import SimulatedMemory
 
 
 class Pack:
@@ -18,9 +19,11 @@ class Pack:
     Args:
         wrapped: The base with its wrapped layers, which are in place while any trial is here.
         num_rows: Training rows there are.
+        memory: The memory of the device that this one stands for; None on a real one.
     """
 
-    def __init__(self, wrapped: WrappedBase, *, num_rows: int) -> None:
+    def __init__(self, wrapped: WrappedBase, *, num_rows: int, memory: SimulatedMemory | None = None) -> None:
+        self._memory = memory
         self._wrapped = wrapped
         self._num_rows = num_rows
         self._stacks: dict[StackKey, AdapterStack] = {}
@@ -54,9 +57,11 @@ class Pack:
                 state=admission.state,
                 scales_loss=base.precision == "fp16",
             )
+            self._count_adapters(admission.trial)
         except BaseException:
             # A state that does not fit the trial, or no memory for its moments: no half of it stays.
             self._clear(stack, spec.trial_id)
+            self._count_adapters()
             raise
         self.admissions.append(admission)
 
@@ -67,6 +72,7 @@ class Pack:
             self.admissions.remove(admission)
             self._clear(admission.packed.stack, admission.spec.trial_id)
         if leaving or not self.admissions:
+            self._count_adapters()
             self.settle()
         return bool(leaving)
 
@@ -86,6 +92,12 @@ class Pack:
         """The admissions with those of one stack together, and in it by slot."""
         order = {key: number for number, key in enumerate(self._stacks)}
         return sorted(admissions, key=lambda admission: (order[admission.packed.stack.key], admission.packed.slot))
+
+    def _count_adapters(self, *entering: PackedTrial) -> None:
+        """Tells a simulated device what adapters it holds; it may have no room for one that enters."""
+        if self._memory is not None:
+            here = [admission.packed for admission in self.admissions]
+            self._memory.hold_adapters(sum(trial.num_bytes for trial in (*here, *entering)))
 
     def _clear(self, stack: AdapterStack, trial_id: str) -> None:
         if trial_id in stack.names:

@@ -25,6 +25,7 @@ from qlora_ray.training.packed.optimizer import running_optim
 from qlora_ray.training.packed.step import StepRunner
 from qlora_ray.training.packed.trial import Interval, PackedTrial
 from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
+from qlora_ray.training.simulated_memory import SimulatedMemory
 
 
 class Reporter:
@@ -36,6 +37,7 @@ class Reporter:
         max_eval_batch: Rows per forward that fit the device; None for no bound.
         limits: The caps that trials train under.
         runner: Who runs their steps.
+        memory: The memory of the device that this one stands for; None on a real one.
     """
 
     def __init__(
@@ -46,7 +48,10 @@ class Reporter:
         max_eval_batch: int | None,
         limits: Limits,
         runner: StepRunner,
+        memory: SimulatedMemory | None = None,
     ) -> None:
+        self._memory = memory
+        self._longest = max(map(len, validation.input_ids), default=1)
         self._wrapped = wrapped
         self._base = wrapped.base
         self._validation = validation
@@ -114,12 +119,15 @@ class Reporter:
     def _evaluate(self, trial: PackedTrial) -> float:
         """Mean loss on the validation rows, through the same layers that train."""
         eval_batch = trial.spec.training.per_device_eval_batch_size
+        num_rows = min(eval_batch, self._max_eval_batch or eval_batch)
+        if self._memory is not None:
+            self._memory.take_evaluation(num_rows=num_rows, longest=self._longest)
         layout = SoloLayout(trial.owner(training=False), device=self._base.device)
         with self._wrapped.switch.routing(layout):
             return evaluate_loss(
                 self._base.model,
                 self._validation,
-                batch_size=min(eval_batch, self._max_eval_batch or eval_batch),
+                batch_size=num_rows,
                 pad_token_id=int(self._base.tokenizer.pad_token_id),
                 precision=self._base.precision,
             ).loss

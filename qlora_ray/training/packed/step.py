@@ -27,6 +27,7 @@ from qlora_ray.training.packed.batching import StepRow, cut_micro_batches, paddi
 from qlora_ray.training.packed.loss import backward_losses
 from qlora_ray.training.packed.meter import PeakMeter
 from qlora_ray.training.packed.trial import PackedTrial
+from qlora_ray.training.simulated_memory import SimulatedMemory
 
 if TYPE_CHECKING:
     from qlora_ray.data import TokenizedSplit
@@ -52,10 +53,22 @@ class StepRunner:
         wrapped: The base with its wrapped layers.
         rows: Training rows.
         meter: Measures every micro-batch.
+        gradient_checkpointing: Whether activations are recomputed for trials that leave it open.
+        memory: The memory of the device that this one stands for; None on a real one.
     """
 
-    def __init__(self, wrapped: WrappedBase, rows: TokenizedSplit, *, meter: PeakMeter) -> None:
+    def __init__(
+        self,
+        wrapped: WrappedBase,
+        rows: TokenizedSplit,
+        *,
+        meter: PeakMeter,
+        gradient_checkpointing: bool = False,
+        memory: SimulatedMemory | None = None,
+    ) -> None:
         self._meter = meter
+        self._plans_checkpoints = gradient_checkpointing
+        self._memory = memory
         # Whether the last step recomputed activations: one trial that asks for it does so for all.
         self.checkpoints = False
         self._wrapped = wrapped
@@ -92,12 +105,17 @@ class StepRunner:
         for stack in stacks:
             stack.gradients_SP.zero_()
         sums_M = torch.zeros(len(trials), device=self._base.device)
-        checkpoints = any(trial.spec.training.gradient_checkpointing for trial in trials)
+        checkpoints = any(trial.spec.training.recomputes(planned=self._plans_checkpoints) for trial in trials)
         with self._training(checkpoints=checkpoints):
             for micro_batch in micro_batches:
+                longest = max(row.num_tokens for row in micro_batch)
+                if self._memory is not None:
+                    self._memory.take_step(
+                        num_tokens=len(micro_batch) * longest, longest=longest, recomputes=checkpoints
+                    )
                 self._meter.begin()
                 sums_M += self._run_micro_batch(micro_batch, trials, answer_tokens)
-                self._meter.end(len(micro_batch) * max(row.num_tokens for row in micro_batch))
+                self._meter.end(len(micro_batch) * longest)
         losses, norms = self._read(sums_M, trials, stacks, answer_tokens)
         problems: dict[int, str] = {}
         without_room: dict[int, str] = {}

@@ -15,6 +15,7 @@ from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import EngineEvent, TrainedListener, TrainingData, TrialSpec
+from qlora_ray.training.simulated_memory import SimulatedMemory
 from qlora_ray.training.single.run import SingleRun, labelled_rows
 
 
@@ -26,6 +27,8 @@ class SingleEngine:
         data: Training and validation rows.
         max_micro_batch: Rows per forward that fit the device in training.
         max_eval_batch: Rows per forward that fit it in evaluation; None for no bound.
+        gradient_checkpointing: Whether activations are recomputed for trials that leave it open.
+        memory: The memory of the device that this one stands for; None on a real one.
         evaluate: How `score` generates answers.
         metrics: What `score` measures besides the loss.
     """
@@ -37,6 +40,8 @@ class SingleEngine:
         *,
         max_micro_batch: int,
         max_eval_batch: int | None = None,
+        gradient_checkpointing: bool = False,
+        memory: SimulatedMemory | None = None,
         evaluate: Evaluate | None = None,
         metrics: list[Metric] | None = None,
     ) -> None:
@@ -45,6 +50,8 @@ class SingleEngine:
         self._validation = data.validation
         self._max_micro_batch = max_micro_batch
         self._max_eval_batch = max_eval_batch
+        self._plans_checkpoints = gradient_checkpointing
+        self._memory = memory
         self._evaluate = evaluate or Evaluate()
         self._metrics = metrics or []
         self._run: SingleRun | None = None
@@ -68,6 +75,8 @@ class SingleEngine:
             validation=self._validation,
             max_micro_batch=self._max_micro_batch,
             max_eval_batch=self._max_eval_batch,
+            recomputes=spec.training.recomputes(planned=self._plans_checkpoints),
+            memory=self._memory,
             state=state,
             on_trained=self._on_trained,
         )
@@ -145,6 +154,7 @@ def make_engine(
     data: TrainingData,
     *,
     memory_limit_bytes: int | None,
+    memory: SimulatedMemory | None,
     evaluate: Evaluate,
     metrics: list[Metric],
 ) -> SingleEngine:
@@ -157,6 +167,8 @@ def make_engine(
         data,
         max_micro_batch=placement.max_micro_batch,
         max_eval_batch=placement.eval_batch,
+        gradient_checkpointing=placement.gradient_checkpointing,
+        memory=memory,
         evaluate=evaluate,
         metrics=metrics,
     )

@@ -26,6 +26,7 @@ from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import UNEVALUATED, Failure, Report, TrainedListener, TrialSpec
 from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
+from qlora_ray.training.simulated_memory import SimulatedMemory
 from qlora_ray.training.single.sft_arguments import make_sft_config, sft_arguments
 from qlora_ray.training.single.trainer import OrderedTrainer, load_trainable
 
@@ -65,6 +66,8 @@ class SingleRun:
         validation: TokenizedSplit,
         max_micro_batch: int,
         max_eval_batch: int | None,
+        recomputes: bool = False,
+        memory: SimulatedMemory | None = None,
         state: TrialState | None,
         on_trained: TrainedListener,
     ) -> None:
@@ -73,6 +76,8 @@ class SingleRun:
         # Its own thread's to set, but for REPORTED and ENDED, which are the engine's once it has taken the report.
         self.phase = Phase.ENTERING
         self._on_trained = on_trained
+        self._recomputes = recomputes
+        self._memory = memory
         self.model: PeftModel | None = None
         self._trainer: OrderedTrainer | None = None
         self._facts: dict[str, Any] = {}
@@ -180,6 +185,7 @@ class SingleRun:
                 precision=self._base.precision,
                 device=self._base.device,
                 output_dir=SCRATCH,
+                gradient_checkpointing=self._recomputes,
                 num_steps=self.spec.budget.num_steps - start_step,
             )
             self._facts = self._describe(arguments)
@@ -192,7 +198,7 @@ class SingleRun:
                 self._base.model.__dict__.pop("forward", None)
             else:
                 self._base.model.forward = base_forward
-            if self.spec.training.gradient_checkpointing and self._trainer is not None:
+            if self._recomputes and self._trainer is not None:
                 self._base.model.gradient_checkpointing_disable()
                 self._base.model.disable_input_require_grads()
             detach_adapter(self._base)
@@ -212,6 +218,7 @@ class SingleRun:
             state=self.state,
             on_report=self._keep_and_report,
             is_stopping=lambda: self._stopping,
+            before_micro_batch=self._take_step,
             model=self.model,
             args=make_sft_config(arguments),
             train_dataset=self._rows.select(order[budget.samples_seen(start_step) :]),
@@ -219,6 +226,11 @@ class SingleRun:
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+    def _take_step(self, num_rows: int, longest: int) -> None:
+        """A micro-batch on a simulated device, which may have no room for it."""
+        if self._memory is not None:
+            self._memory.take_step(num_tokens=num_rows * longest, longest=longest, recomputes=self._recomputes)
 
     def _describe(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """What really runs: every value resolved, none left as an expression."""
@@ -272,6 +284,9 @@ class SingleRun:
         self.phase = Phase.EVALUATING
         self._on_trained(self.spec.trial_id, is_final)
         started = time.perf_counter()
+        if self._memory is not None:
+            longest = max(map(len, self._validation.input_ids), default=1)
+            self._memory.take_evaluation(num_rows=self._eval_batch, longest=longest)
         result = evaluate_loss(
             self.model,
             self._validation,

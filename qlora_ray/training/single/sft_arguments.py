@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def sft_arguments(
-    spec: TrialSpec, *, micro_batch: int, precision: str, device: str, output_dir: Path, num_steps: int
+    spec: TrialSpec,
+    *,
+    micro_batch: int,
+    precision: str,
+    device: str,
+    output_dir: Path,
+    num_steps: int,
+    gradient_checkpointing: bool = False,
 ) -> dict[str, Any]:
     """SFTConfig's arguments for one trial.
 
@@ -30,8 +37,10 @@ def sft_arguments(
         device: Where the base is: `cpu` or `cuda:0`.
         output_dir: A scratch folder; nothing is saved there by the trainer.
         num_steps: Optimizer steps this trainer runs: all, or what is left after a state.
+        gradient_checkpointing: Whether activations are recomputed where the trial leaves it open.
     """
     training = spec.training
+    recomputes = training.recomputes(planned=gradient_checkpointing)
     return {
         "output_dir": str(output_dir),
         # What is trained, and for how long.
@@ -69,8 +78,8 @@ def sft_arguments(
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "tf32": None,
-        "gradient_checkpointing": training.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
+        "gradient_checkpointing": recomputes,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if recomputes else None,
         "activation_offloading": False,
         "use_liger_kernel": False,
         # Reports, states and evaluation are ours; the trainer keeps quiet and writes nothing.

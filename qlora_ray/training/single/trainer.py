@@ -28,6 +28,7 @@ class OrderedTrainer(SFTTrainer):
         state: Where it goes on from; None starts afresh. The model must carry the state's adapter already.
         on_report: Called on the training thread after each step the budget reports at; it may block.
         is_stopping: Asked after each step; True ends training.
+        before_micro_batch: Called with the rows of each micro-batch and the tokens that each is padded to.
         kwargs: SFTTrainer's own, with a dataset that begins at the state's step.
     """
 
@@ -38,6 +39,7 @@ class OrderedTrainer(SFTTrainer):
         state: TrialState | None,
         on_report: Callable[[int], None],
         is_stopping: Callable[[], bool],
+        before_micro_batch: Callable[[int, int], None] = lambda num_rows, num_tokens: None,
         **kwargs: Any,
     ) -> None:
         model: PeftModel = kwargs["model"]
@@ -50,6 +52,7 @@ class OrderedTrainer(SFTTrainer):
         self.start_step = state.step if state else 0
         self.on_report = on_report
         self.is_stopping = is_stopping
+        self._before_micro_batch = before_micro_batch
         self._restored_state = state
         # One that was preempted between two reports brings the losses since the last one.
         self._step_losses: list[float] = list(state.interval_losses) if state else []
@@ -105,9 +108,10 @@ class OrderedTrainer(SFTTrainer):
         names = {parameter: name for name, parameter in self.peft_model.named_parameters()}
         return [names[parameter] for group in self._built_optimizer.param_groups for parameter in group["params"]]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; its loss is already divided by the tokens of the whole effective batch."""
-        loss = super().training_step(*args, **kwargs)
+        self._before_micro_batch(*inputs["input_ids"].shape)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         self._micro_losses.append(loss.detach())
         return loss
 
