@@ -171,6 +171,11 @@ def _read_record(path: Path) -> TrialRecord:
     missing = [key for key, found in _needed_values(record).items() if found is None]
     if missing:
         raise RunError(f"{path}: must say how the trial ran, got no valid {', '.join(missing)}. Restore it.")
+    if record.executor.simulated:
+        raise RunError(
+            f"{path}: a trial of a real device can be exported, got one of {record.executor.device}, which a CPU stood "
+            "for (cluster.simulate). Run the sweep on real devices."
+        )
     if not _is_time(record.times.closed):
         raise RunError(f"{path}: times.closed must be seconds since 1970, got {record.times.closed}. Restore it.")
     return record

@@ -154,12 +154,6 @@ def recognize(device: DeviceProfile) -> GpuClass | None:
     return min(near, key=lambda gpu: abs(gpu.total_memory_bytes - device.total_memory_bytes), default=None)
 
 
-def name_simulated(device: DeviceProfile) -> str | None:
-    """The class of a simulated device; None for a real one."""
-    found = recognize(device) if device.is_simulated else None
-    return None if found is None else found.name
-
-
 def is_called(device: DeviceProfile, name: str) -> bool:
     """Whether a device is of the class of that name; one that is not in the catalogue is known by a part of its own."""
     known = _BY_NAME.get(_normalize(name))

@@ -61,6 +61,14 @@ class DeviceProfile:
 
 
 @dataclass(frozen=True)
+class GpuClaims:
+    """GPUs that a Ray node says it has, by Ray's own names, whether they are there or not."""
+
+    gpu_class: str
+    num_gpus: int
+
+
+@dataclass(frozen=True)
 class NodeProfile:
     """One machine as a trial process would find it: affinity and cgroup limits are already applied.
 
@@ -80,6 +88,7 @@ class NodeProfile:
     packages: dict[str, str | None] = field(default_factory=dict)
     ray_node_id: str | None = None
     address: str | None = None
+    claims: GpuClaims | None = None
 
     @property
     def has_gpu(self) -> bool:
@@ -90,4 +99,11 @@ class NodeProfile:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NodeProfile:
-        return cls(**{**values, "devices": tuple(DeviceProfile.from_dict(item) for item in values["devices"])})
+        claims = values.get("claims")
+        return cls(
+            **{
+                **values,
+                "devices": tuple(DeviceProfile.from_dict(item) for item in values["devices"]),
+                "claims": None if claims is None else GpuClaims(**claims),
+            }
+        )

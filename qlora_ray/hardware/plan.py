@@ -90,7 +90,8 @@ class Placement:
         packs_per_device: Packed executors on one device, each with a base of its own: one on a GPU.
         gradient_checkpointing: Whether trials that leave it open recompute activations.
         workload: What `estimate` is of: one executor at its fullest.
-        simulates: The catalogue's name of the GPU that a node without one claims; None for a real device.
+        gpu_class: The catalogue's name of the GPU; None on a CPU, and where the catalogue lacks it.
+        simulates: The same of a GPU that a node without one claims; None for a real device.
         is_preferred: Whether the class is one of `cluster.prefer_gpu_classes`.
     """
 
@@ -119,6 +120,7 @@ class Placement:
     packs_per_device: int = 1
     gradient_checkpointing: bool = False
     workload: Workload | None = None
+    gpu_class: str | None = None
     simulates: str | None = None
     is_preferred: bool = False
 
@@ -260,7 +262,7 @@ def largest_divisor(number: int, *, at_most: int) -> int:
 
 def _render_row(placement: Placement) -> tuple[str, ...]:
     return (
-        textwrap.shorten(placement.device_name, DEVICE_COLUMNS, placeholder=" ..."),
+        textwrap.shorten(placement.device_name.removeprefix("NVIDIA "), DEVICE_COLUMNS, placeholder=" ..."),
         str(placement.num_devices),
         str(placement.slots_per_device),
         f"{placement.num_gpus:g}",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qlora_ray.hardware.catalogue import name_simulated
+from qlora_ray.hardware.catalogue import recognize
 from qlora_ray.hardware.fitting import NodeDevice, Question
 from qlora_ray.hardware.memory import MemoryEstimate, estimate_evaluation_bytes
 from qlora_ray.hardware.plan import Placement, largest_divisor
@@ -59,6 +59,7 @@ def make_placement(
         room_bytes: Free memory of the class's fullest device.
     """
     profile, demand = devices[0].profile, question.demand
+    gpu = recognize(profile) if profile.kind == "cuda" else None
     workload, estimate = executors.workload, executors.estimate
     share_bytes = room_bytes // executors.processes
     micro_batch = largest_divisor(demand.effective_batch, at_most=executors.max_micro_batch)
@@ -84,7 +85,8 @@ def make_placement(
         reason=executors.reason,
         gradient_checkpointing=workload.gradient_checkpointing,
         workload=workload,
-        simulates=name_simulated(profile),
+        gpu_class=gpu.name if gpu else None,
+        simulates=gpu.name if gpu and profile.is_simulated else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
+from qlora_ray.hardware.simulation import as_if
 from qlora_ray.modeling.loading import load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.shape import count_shape
@@ -98,8 +99,13 @@ def _find_token_budget(
 
 
 def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
-    """The placement of the largest trial the space can propose, on these nodes."""
+    """The placement of the largest trial the space can propose, on these nodes.
+
+    With `cluster.simulate`, on the GPUs that nodes without any claim to have.
+    """
     config = preflight.config
+    if config.cluster.simulate:
+        nodes = [as_if(node, node.claims) for node in nodes]
     corners = preflight.extremes
     lengths = preflight.data.report.lengths
     # No batch is longer than the longest row there is, whatever max_length allows.

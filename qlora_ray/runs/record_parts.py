@@ -123,6 +123,10 @@ class ExecutorRecord(Part):
     """The executor that a trial ran on last, and its device.
 
     Attributes:
+        device: Its name; that of a simulated one says so.
+        simulated: Whether a CPU stood for the device.
+        precision: What was computed in.
+        planned_precision: What the device's class computes in; another one only where it is simulated.
         versions: Of the packages in the executor's own process.
         estimated_memory_bytes: The planner's figure for the whole executor.
         ray_node_id: Ray's id of its node.
@@ -137,7 +141,9 @@ class ExecutorRecord(Part):
     device: str | None = None
     device_class: str | None = None
     compute_capability: str | None = None
+    simulated: bool | None = None
     precision: str | None = None
+    planned_precision: str | None = None
     precision_reason: str | None = None
     bf16: bool | None = None
     fp16: bool | None = None

@@ -9,8 +9,10 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
-from qlora_ray.formats import format_gib
-from qlora_ray.hardware import ModelShape, Workload, estimate_evaluation_bytes, estimate_memory
+from qlora_ray.config.schema import SweepConfig
+from qlora_ray.formats import GIB, format_gib
+from qlora_ray.hardware import ModelShape, Placement, Workload, estimate_evaluation_bytes, estimate_memory
+from qlora_ray.hardware.catalogue import find_class
 from qlora_ray.hardware.memory_counts import FRAGMENTATION
 
 
@@ -86,3 +88,27 @@ class SimulatedMemory:
                 f"CUDA out of memory. {self._device_name} has {format_gib(self._limit_bytes)} for this process, and "
                 f"{format_gib(needed_bytes)} are needed."
             )
+
+
+def simulate_memory(placement: Placement, config: SweepConfig) -> SimulatedMemory:
+    """Returns the memory of one executor of a simulated class: its share of the device, or of what the config sets.
+
+    Args:
+        placement: The plan for the class.
+        config: Has the base, and `cluster.simulated_limits_gib`.
+    """
+    from qlora_ray.modeling.loading import read_shape
+    from qlora_ray.modeling.shape import count_shape
+    from qlora_ray.modeling.targets import build_skeleton
+
+    assert placement.simulates is not None and placement.workload is not None
+    simulated = find_class(placement.simulates)
+    limits = {find_class(name).name: limit for name, limit in config.cluster.simulated_limits_gib.items()}
+    limit_gib = limits.get(simulated.name)
+    device_bytes = placement.available_bytes if limit_gib is None else int(limit_gib * GIB)
+    return SimulatedMemory(
+        count_shape(build_skeleton(config.model), read_shape(config.model)),
+        placement.workload,
+        limit_bytes=device_bytes // placement.executors_per_device,
+        device_name=placement.device_name,
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from qlora_ray.config import load_config
 from qlora_ray.errors import DataError, RunError
+from qlora_ray.hardware import Plan
 from qlora_ray.plan import main
 from qlora_ray.preflight.checks import check_sweep
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts
@@ -159,3 +160,32 @@ def test_rows_are_known_by_their_content_wherever_their_files_lie(tmp_path):
     lines = str(caught.value).splitlines()[1:]
     assert lines[0] == f"  train: {tmp_path / 'moved' / 'train.jsonl'} has other content than when the sweep began"
     assert lines[1] == "  validation: was 3 rows, now 2" and len(lines) == 2
+
+
+def test_a_plan_for_named_gpus_needs_none_of_them_and_says_all_there_is_to_know(capsys):
+    assert main(["--gpus", "T4:2,A100-40:1,GTX1650:1", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [(item["gpu_class"], item["num_devices"], item["precision"]["name"]) for item in plan["placements"]] == [
+        ("A100-40", 1, "bf16"),
+        ("T4", 2, "fp16"),
+        ("GTX1650", 1, "fp16"),
+    ]
+    forecast = plan["forecast"]
+    assert (forecast["num_trials"], forecast["num_samples"], forecast["most_steps"]) == (12, 2400, 300)
+    assert forecast["least_tokens"] < forecast["most_tokens"]
+    assert 0 < forecast["least_gpu_hours"] < forecast["most_gpu_hours"]
+    assert {item["device_name"] for item in forecast["classes"]} == {i["device_name"] for i in plan["placements"]}
+    assert json.loads(json.dumps(Plan.from_dict(plan).to_dict())) == {
+        key: value for key, value in plan.items() if key != "forecast"
+    }
+
+
+def test_a_gpu_that_the_catalogue_lacks_is_said_before_anything_is_read(capsys):
+    assert main(["--gpus", "T44", "--set", "model.name=/nowhere"]) == 2
+    assert "got 'T44'. Did you mean T4?" in capsys.readouterr().err
+
+
+def test_a_plan_speaks_of_the_cluster_that_the_environment_names(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert main([]) == 2
+    assert "127.0.0.1:1" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from qlora_ray import __version__
 from qlora_ray.errors import first_line
 from qlora_ray.hardware import NodeProfile, probe_node
+from qlora_ray.hardware.simulation import read_claims
 from qlora_ray.orchestration.cluster.nodes import RayNode, list_nodes, on_node, own_node_id
 
 # Of all nodes together: a worker process starts, imports torch and opens each GPU.
@@ -137,10 +138,11 @@ def read_answer(probe: Probe, *, is_late: bool, timeout_s: float) -> NodeProfile
 
 
 def describe_node(node: RayNode, profile: NodeProfile) -> NodeProfile:
-    """A profile with what Ray says of the node: how many CPUs it may use, and its names."""
+    """A profile with what Ray says of the node: how many CPUs it may use, what GPUs it claims, and its names."""
     return replace(
         profile,
         num_cpus=min(profile.num_cpus, node.num_cpus),
+        claims=read_claims(node.resources or {}, node.labels or {}),
         ray_node_id=node.node_id,
         address=node.address or None,
     )

@@ -55,22 +55,31 @@ class Executor:
 
         torch.set_num_threads(placement.num_threads)
         from qlora_ray.hardware import choose_precision, probe_node
+        from qlora_ray.hardware.device import GpuClaims
+        from qlora_ray.hardware.simulation import as_if, choose_arithmetic
         from qlora_ray.modeling.loading import load_base
         from qlora_ray.modeling.quantization import specify_quantization
         from qlora_ray.scoring.metrics.choice import resolve_data_metrics
         from qlora_ray.training.engine import TrainingData
+        from qlora_ray.training.simulated_memory import simulate_memory
 
         config = terms.config
         node = probe_node()
+        if placement.simulates is not None:
+            node = as_if(node, GpuClaims(placement.simulates, 1))
         self._device = node.devices[0]
+        # Only a real GPU has memory of its own, and computes.
+        is_gpu = self._device.kind == "cuda" and not self._device.is_simulated
         placement = self._find_placement(terms, placement, node.hostname)
-        if self._device.kind == "cuda" and placement.memory_cap_fraction is not None:
+        if is_gpu and placement.memory_cap_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(placement.memory_cap_fraction)
-        self._precision = choose_precision(self._device, requested=config.training.precision)
+        planned = choose_precision(self._device, requested=config.training.precision)
+        self._planned_precision = planned.name
+        self._precision = choose_arithmetic(self._device, planned)
         base = load_base(
             config.model,
             quantization=specify_quantization(config.model.quantization, compute_dtype=self._precision.name),
-            device="cuda:0" if self._device.kind == "cuda" else "cpu",
+            device="cuda:0" if is_gpu else "cpu",
         )
         progress = ProgressCounter()
         progress.count_forwards(base.model)
@@ -79,7 +88,8 @@ class Executor:
             placement,
             base,
             TrainingData(data.train, data.validation),
-            memory_limit_bytes=self._memory_limit_bytes(placement),
+            memory_limit_bytes=self._memory_limit_bytes(placement) if is_gpu else None,
+            memory=simulate_memory(placement, config) if self._device.is_simulated else None,
             evaluate=config.evaluate,
             metrics=metrics,
         )
@@ -136,14 +146,16 @@ class Executor:
             "hostname": socket.gethostname(),
             **describe_own_node(),
             "pid": os.getpid(),
-            "device": self._device.name,
+            "device": self._device.shown_name,
+            "simulated": self._device.is_simulated,
+            "planned_precision": self._planned_precision,
             "device_class": self._device.class_key,
             "compute_capability": self._device.capability_text if self._device.kind == "cuda" else None,
             "precision": self._precision.name,
             "precision_reason": self._precision.reason,
             "bf16": self._precision.bf16,
             "fp16": self._precision.fp16,
-            "cuda_available": self._device.kind == "cuda",
+            "cuda_available": self._device.kind == "cuda" and not self._device.is_simulated,
             "cuda": self._node.cuda_version,
             "driver": self._node.driver_version,
             "cpu": self._node.cpu_name,
