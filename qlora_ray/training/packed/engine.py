@@ -260,11 +260,14 @@ class PackedEngine:
         """After a micro-batch that did not fit. No optimizer has stepped, so nothing is lost: the step is taken again.
 
         Micro-batches are halved first, for it is their tokens that fill a device, and all trials go on; where one row
-        is already a micro-batch, the newest trial is preempted; a trial alone has failed.
+        is already a micro-batch, activations are recomputed if the trials leave that open; then the newest trial is
+        preempted; a trial alone has failed.
         """
         if self._base.device != "cpu":
             torch.cuda.empty_cache()
         if self._limits.halve_tokens(longest_row=longest_row):
+            return []
+        if self._runner.recompute_activations([admission.packed for admission in admissions]):
             return []
         newest = next(admission for admission in reversed(self._pack.admissions) if admission in admissions)
         return [self._preempt(newest, problem)]

@@ -85,6 +85,15 @@ class StepRunner:
         """Tokens of the longest row of the trials' next step."""
         return max(len(self._ids[row]) for trial in trials for row in trial.next_rows())
 
+    def recompute_activations(self, trials: Sequence[PackedTrial]) -> bool:
+        """Recomputes activations from now on, for trials that leave it open; False where nothing would change."""
+        is_open = any(not trial.spec.training.recomputes(planned=False) for trial in trials)
+        would_change = is_open and all(trial.spec.training.recomputes(planned=True) for trial in trials)
+        if self._plans_checkpoints or not would_change:
+            return False
+        self._plans_checkpoints = True
+        return True
+
     @as_out_of_memory()
     def run(self, trials: Sequence[PackedTrial], *, max_tokens: int) -> StepOutcome:
         """Trains every trial by one step.

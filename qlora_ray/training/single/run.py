@@ -152,6 +152,9 @@ class SingleRun:
                 return True
             self._fail(Failure("unevaluated", f"{UNEVALUATED}: {problem}"))
             return False
+        if self._micro_batch == 1 and not self._recomputes and self.spec.training.recomputes(planned=True):
+            self._recomputes = True
+            return True
         if self._micro_batch == 1:
             self._fail(Failure("oom", problem))
             return False
