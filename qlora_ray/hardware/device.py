@@ -15,6 +15,8 @@ class DeviceProfile:
     Free memory is what is left beside the probe's own CUDA context, so it is low by one context rather than high.
     `problem` says in words why a device cannot train, e.g. that the installed torch has no kernels for it.
     `is_simulated`: there is no such device; hardware.simulation puts it where a node claims one.
+    `held_precision`: what its node's environment holds it to (cpu_bf16.HELD_PRECISION_VARIABLE), as written there.
+    `bf16_flags`, `bf16_speedups`: of a CPU, its flags for bf16 and what was measured there, see cpu_bf16.
     """
 
     index: int
@@ -26,6 +28,9 @@ class DeviceProfile:
     uuid: str | None = None
     problem: str | None = None
     is_simulated: bool = False
+    held_precision: str | None = None
+    bf16_flags: tuple[str, ...] = ()
+    bf16_speedups: dict[str, float] = field(default_factory=dict)
 
     @property
     def capability_text(self) -> str:
@@ -36,6 +41,8 @@ class DeviceProfile:
     def class_key(self) -> str:
         """Equal for devices that get the same placement, e.g. `Tesla T4 14.6 GiB cc7.5`."""
         text = f"{self.shown_name} {format_gib(self.total_memory_bytes)}"
+        if self.held_precision is not None:
+            text += f" held to {self.held_precision}"
         return text if self.kind == "cpu" else f"{text} cc{self.capability_text}"
 
     @property
@@ -57,7 +64,9 @@ class DeviceProfile:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeviceProfile:
         capability = values.get("compute_capability")
-        return cls(**{**values, "compute_capability": None if capability is None else tuple(capability)})
+        flags = tuple(values.get("bf16_flags", ()))
+        capability = None if capability is None else tuple(capability)
+        return cls(**{**values, "compute_capability": capability, "bf16_flags": flags})
 
 
 @dataclass(frozen=True)

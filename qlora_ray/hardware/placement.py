@@ -9,6 +9,7 @@ from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.errors import PlacementError
 from qlora_ray.formats import plural
 from qlora_ray.hardware.choosing import cap_gpus, cap_slots, choose_classes, is_preferred, sort_placements
+from qlora_ray.hardware.cpu_bf16 import name_step
 from qlora_ray.hardware.device import NodeProfile
 from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_problem
 from qlora_ray.hardware.packing import MIN_PACKED_SLOTS, place_pack
@@ -100,11 +101,18 @@ def _place_class(devices: list[NodeDevice], question: Question) -> tuple[Placeme
     problem = find_problem(first.profile, question.quantization)
     if problem:
         return Refusal(f"{first.profile.shown_name} on {first.label}: {problem}", devices)
+    requested = question.precision_requested
     try:
-        precision = choose_precision(first.profile, requested=question.precision_requested)
+        precision = choose_precision(first.profile, requested=requested)
     except PlacementError as error:
         return Refusal(str(error), devices)
     answer = _place_checkpointing(devices, question, precision)
+    if first.profile.bf16_speedups and not isinstance(answer, Refusal):
+        # What was measured there is by threads, which follow from the placement.
+        step = name_step(question.shape, num_threads=answer[0].num_threads)
+        measured = choose_precision(first.profile, requested=requested, step=step)
+        if measured != precision:
+            answer = _place_checkpointing(devices, question, measured)
     if isinstance(answer, Refusal):
         return answer
     placement, notes = answer

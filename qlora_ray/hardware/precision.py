@@ -7,6 +7,7 @@ from typing import Any, cast, get_args
 
 from qlora_ray.config.schema import Precision
 from qlora_ray.errors import PlacementError
+from qlora_ray.hardware.cpu_bf16 import HELD_PRECISION_VARIABLE, LEAST_SPEEDUP
 from qlora_ray.hardware.device import DeviceProfile
 
 # NVIDIA CUDA programming guide, arithmetic table: bf16 units exist from Ampere on. torch.cuda.is_bf16_supported()
@@ -48,27 +49,61 @@ class PrecisionChoice:
         return cls(**values)
 
 
-def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> PrecisionChoice:
-    """Choose bf16 where the silicon has it, else fp16 where it gains time; else, and on a CPU, fp32.
+def choose_precision(device: DeviceProfile, *, requested: str = "auto", step: str | None = None) -> PrecisionChoice:
+    """Choose bf16 where the silicon has it, else fp16 where it gains time; else fp32. On a CPU bf16 where it was
+    measured to gain enough.
 
     Args:
         device: The device, as the probe found it.
         requested: `auto`, or the format that the config insists on.
+        step: Of a CPU: which of its measurements counts, from cpu_bf16.name_step.
 
     Raises:
-        PlacementError: The requested format is one that this device only emulates or trains badly in.
+        PlacementError: The requested format is one that this device only emulates or trains badly in, or another than
+            its node is held to.
     """
     if requested != "auto" and requested not in get_args(Precision):
         raise PlacementError(f"training.precision must be auto, bf16, fp16 or fp32, got {requested!r}. Use auto.")
+    held, words = device.held_precision, "the config asks for it"
+    if held is not None:
+        if held not in get_args(Precision):
+            raise PlacementError(
+                f"{HELD_PRECISION_VARIABLE} of a node must be bf16, fp16 or fp32, got {held!r} ({device.name}). "
+                "Set it right where Ray is started there."
+            )
+        if requested not in ("auto", held):
+            raise PlacementError(
+                f"training.precision must be auto or {held} on {device.name}, which {HELD_PRECISION_VARIABLE} there "
+                f"holds to {held}, got {requested}. Set training.precision: auto."
+            )
+        requested, words = held, f"{HELD_PRECISION_VARIABLE} holds its node to it"
     if requested == "fp32":
-        return PrecisionChoice("fp32", "fp32: the config asks for it")
+        return PrecisionChoice("fp32", f"fp32: {words}")
     if device.kind == "cpu":
-        if requested == "auto":
-            return PrecisionChoice("fp32", f"fp32: {device.name} is a CPU")
+        return _choose_on_cpu(device, requested, step=step, words=words)
+    return _choose_on_gpu(device, requested, words=words)
+
+
+def _choose_on_cpu(device: DeviceProfile, requested: str, *, step: str | None, words: str) -> PrecisionChoice:
+    if requested == "fp16" or (requested == "bf16" and not device.bf16_flags):
+        allowed = "auto, bf16 or fp32 on a CPU" if device.bf16_flags else "auto or fp32 on a CPU without bf16 units"
         raise PlacementError(
-            f"training.precision must be auto or fp32 on a CPU, got {requested} ({device.name}). "
-            "Set training.precision: auto."
+            f"training.precision must be {allowed}, got {requested} ({device.name}). Set training.precision: auto."
         )
+    if requested == "bf16":
+        return PrecisionChoice("bf16", f"bf16: {words}")
+    if not device.bf16_flags:
+        return PrecisionChoice("fp32", f"fp32: {device.name} is a CPU without bf16 units")
+    speedup = None if step is None else device.bf16_speedups.get(step)
+    if speedup is None:
+        return PrecisionChoice("fp32", f"fp32: {device.name} is a CPU, on which bf16 is not yet measured")
+    measured = f"{speedup:.2f}x fp32 on this processor at this base's widths"
+    if speedup >= LEAST_SPEEDUP:
+        return PrecisionChoice("bf16", f"bf16: measured {measured}")
+    return PrecisionChoice("fp32", f"fp32: bf16 measured {measured}, and {LEAST_SPEEDUP}x is asked for")
+
+
+def _choose_on_gpu(device: DeviceProfile, requested: str, *, words: str) -> PrecisionChoice:
     capability = device.capability_text
     has_bf16 = device.compute_capability is not None and device.compute_capability >= BF16_COMPUTE_CAPABILITY
     if requested == "bf16" and not has_bf16:
@@ -80,9 +115,9 @@ def choose_precision(device: DeviceProfile, *, requested: str = "auto") -> Preci
         if has_bf16:
             return PrecisionChoice("bf16", f"bf16: compute capability {capability} of {device.name} has it")
         if device.compute_capability is not None and device.compute_capability < FP16_COMPUTE_CAPABILITY:
-            words = f"fp32: compute capability {capability} of {device.name} gains nothing in fp16 (7.0 does)"
-            return PrecisionChoice("fp32", words)
+            why = f"fp32: compute capability {capability} of {device.name} gains nothing in fp16 (7.0 does)"
+            return PrecisionChoice("fp32", why)
         return PrecisionChoice(
             "fp16", f"fp16: compute capability {capability} of {device.name} lacks bf16 (8.0 has it)"
         )
-    return PrecisionChoice(cast(Precision, requested), f"{requested}: the config asks for it")
+    return PrecisionChoice(cast(Precision, requested), f"{requested}: {words}")

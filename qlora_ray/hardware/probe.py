@@ -11,11 +11,13 @@ import os
 import platform
 import socket
 import subprocess
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import first_line
+from qlora_ray.hardware.cpu_bf16 import name_processor, read_bf16_flags, read_held_precision, read_speedups
 from qlora_ray.hardware.device import DeviceProfile, NodeProfile
 
 # Whose versions a trial's numbers can depend on.
@@ -30,6 +32,8 @@ def probe_node() -> NodeProfile:
     ram_bytes, available_ram_bytes = _read_ram()
     cpu_name, num_cpus = _read_cpu_name(), _count_cpus()
     gpus, cuda_version = _find_gpus()
+    held_precision = read_held_precision()
+    bf16_flags = () if gpus else read_bf16_flags()
     cpu = DeviceProfile(
         index=0,
         kind="cpu",
@@ -37,10 +41,12 @@ def probe_node() -> NodeProfile:
         compute_capability=None,
         total_memory_bytes=ram_bytes,
         free_memory_bytes=available_ram_bytes,
+        bf16_flags=bf16_flags,
+        bf16_speedups=read_speedups(name_processor(cpu_name, bf16_flags)) if bf16_flags else {},
     )
     return NodeProfile(
         hostname=socket.gethostname(),
-        devices=tuple(gpus) or (cpu,),
+        devices=tuple(replace(device, held_precision=held_precision) for device in gpus or (cpu,)),
         cpu_name=cpu_name,
         num_cpus=num_cpus,
         ram_bytes=ram_bytes,

@@ -136,8 +136,9 @@ def _workers_of_one_class(paths: SweepPaths, pool: Any) -> list[Any]:
             f"{paths.root}: no executor is left to score the best trials on. "
             f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
         )
-    device_class = executors[0][1]["device_class"]
-    return [handle for handle, facts in executors if facts["device_class"] == device_class]
+    # Processors of one class may have measured bf16 differently.
+    first = executors[0][1]["device_class"], executors[0][1].get("precision")
+    return [handle for handle, facts in executors if (facts["device_class"], facts.get("precision")) == first]
 
 
 def keep_winner(winner: Winner, *, paths: SweepPaths, config: SweepConfig) -> None:

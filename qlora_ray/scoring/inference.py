@@ -21,19 +21,28 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Result = TypeVar("Result")
 
 
+def computing_in(precision: Precision, *, device_type: str) -> torch.autocast:
+    """Returns the autocast that trials are trained and evaluated under: none in fp32.
+
+    Args:
+        precision: What is computed in.
+        device_type: `cuda` or `cpu`.
+    """
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)
+
+
 @contextmanager
 def evaluating(model: nn.Module, *, precision: Precision) -> Iterator[None]:
     """Runs the block in eval mode, without gradients and in `precision`, and puts every module's mode back.
 
-    Autocast is used on CUDA only: a CPU computes in the dtype its weights have. `torch.inference_mode` is not
-    used, since tensors that modules keep from it (rotary caches) cannot take part in later training.
+    `torch.inference_mode` is not used, since tensors that modules keep from it (rotary caches) cannot take part in
+    later training.
     """
     training = {module: module.training for module in model.modules()}
-    device_type = input_device(model).type
-    dtype = AUTOCAST_DTYPES.get(precision) if device_type == "cuda" else None
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+        with torch.no_grad(), computing_in(precision, device_type=input_device(model).type):
             yield
     finally:
         for module, was_training in training.items():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.engine import TrainingData
 from qlora_ray.training.packed.engine import PackedEngine
-from tests.contracts.engine_contract import EngineContract, bench
+from qlora_ray.training.packed.schedule import INITIAL_SCALE
+from tests.contracts.engine_contract import Bench, EngineContract, bench, load_nf4, losses, make_spec, run_trial
 
 __all__ = ["bench"]
 
@@ -19,3 +23,35 @@ class TestPackedEngine(EngineContract):
         return PackedEngine(
             base, TrainingData(data.train, data.validation), slots=4, max_tokens_per_micro_batch=256 * max_micro_batch
         )
+
+    def test_each_trial_of_an_fp16_pack_has_a_loss_scale_of_its_own(self, bench: Bench) -> None:
+        base = load_nf4("fp16")
+        spec = make_spec("0001", lora={"lora_dropout": 0.0})
+        alone = self.make_engine(base, bench.data)
+        expected = run_trial(alone, spec)
+        begun = run_trial(alone, make_spec("0000"), num_reports=1)
+        state = alone.snapshot("0000")
+        alone.evict("0000")
+        alone.evict("0001")
+        assert begun[0].failure is None and state is not None
+        # So large that its gradients overflow fp16 at every step to come.
+        state.loss_scale["scale"] = 2.0**60
+        engine = self.make_engine(base, bench.data)
+        engine.admit(make_spec("0000"), state)
+        reports = run_trial(engine, spec)
+        overflowing, calm = engine.snapshot("0000"), engine.snapshot("0001")
+        engine.evict("0000")
+        engine.evict("0001")
+        neighbour = [report for report in reports if report.trial_id == "0000"]
+        assert [report.failure for report in neighbour] == [None] * len(neighbour)
+        assert overflowing is not None and calm is not None
+        num_steps = overflowing.step - state.step
+        assert num_steps > 0
+        assert overflowing.loss_scale["scale"] == 2.0 ** (60 - num_steps)
+        # A step that overflowed moved neither the adapter nor the schedule.
+        assert overflowing.schedule_step == state.schedule_step
+        assert all(torch.equal(tensor, state.adapter[name]) for name, tensor in overflowing.adapter.items())
+        assert calm.loss_scale["scale"] == INITIAL_SCALE
+        got = [report for report in reports if report.trial_id == "0001"]
+        for (eval_a, train_a), (eval_b, train_b) in zip(losses(got), losses(expected), strict=False):
+            assert (eval_b, train_b) == pytest.approx((eval_a, train_a), rel=1e-3)

@@ -8,7 +8,8 @@ import pytest
 
 from qlora_ray.config.schema import Quantization
 from qlora_ray.errors import PlacementError
-from qlora_ray.hardware.plan import TABLE_COLUMNS
+from qlora_ray.hardware.cpu_bf16 import name_step
+from qlora_ray.hardware.plan import TABLE_COLUMNS, Plan
 from tests.unit.hardware_fixtures import DEMAND, LLAMA_8B, MIXED, QWEN_HALF_B, TINY, cpu_node, gpu, node, plan
 
 T4, SMALL = node("a", gpu("Tesla T4")), node("pc", gpu("NVIDIA GeForce GTX 1650"))
@@ -114,3 +115,33 @@ def test_the_table_is_aligned_narrow_plain_and_tells_every_reason():
     for words in (*result.notes, *result.skipped, *(item.reason for item in result.placements)):
         assert words in flat
     assert f"{result.total_slots} trials at once" in text
+
+
+def test_a_plan_takes_bf16_on_a_processor_where_it_was_measured_with_the_placements_threads():
+    free = cpu_node(num_cpus=4, ram_gib=32)
+    unmeasured = plan(free).placements[0]
+    assert unmeasured.precision.name == "fp32"
+
+    def measured(threads: int, speedup: float, **device) -> Plan:
+        step = name_step(QWEN_HALF_B, num_threads=threads)
+        profile = replace(free.devices[0], bf16_flags=("avx512_bf16",), bf16_speedups={step: speedup}, **device)
+        return plan(replace(free, devices=(profile,)))
+
+    (chosen,) = measured(unmeasured.num_threads, 1.58).placements
+    assert chosen.precision.reason == "bf16: measured 1.58x fp32 on this processor at this base's widths"
+    assert chosen.precision.reason in chosen.reason
+    # Memory is that of bf16: what the layers keep takes half the bytes.
+    assert chosen.estimate.activations_bytes < unmeasured.estimate.activations_bytes
+    for result in (measured(unmeasured.num_threads, 1.1), measured(unmeasured.num_threads + 1, 1.58)):
+        assert result.placements[0].precision.name == "fp32"
+    held = measured(unmeasured.num_threads, 1.58, held_precision="fp32")
+    assert held.placements[0].precision.name == "fp32"
+
+
+def test_a_node_held_to_fp32_is_a_class_of_its_own_and_the_mixture_is_noted():
+    free = cpu_node("one", num_cpus=4, ram_gib=32)
+    asked = replace(free.devices[0], bf16_flags=("avx512_bf16",), held_precision="bf16")
+    held = replace(free.devices[0], bf16_flags=("avx512_bf16",), held_precision="fp32")
+    result = plan(replace(free, devices=(asked,)), replace(free, hostname="two", devices=(held,)))
+    assert sorted(item.precision.name for item in result.placements) == ["bf16", "fp32"]
+    assert any(note.startswith("losses are compared across precisions") for note in result.notes)

@@ -135,7 +135,8 @@ class _LinearWithUpdates(torch.autograd.Function):
 
 def _no_autocast(x_BTD: Tensor) -> AbstractContextManager[Any]:
     """Types are cast by hand here: autocast would cast some of the operations below, and not those in place."""
-    return torch.autocast("cuda", enabled=False) if x_BTD.is_cuda else nullcontext()
+    device_type = x_BTD.device.type
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def _dense_product(x_BTD: Tensor, weight_OD: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +54,12 @@ class Executor:
         import torch
 
         torch.set_num_threads(placement.num_threads)
-        from qlora_ray.hardware import choose_precision, probe_node
+        from qlora_ray.hardware import probe_node
         from qlora_ray.hardware.device import GpuClaims
         from qlora_ray.hardware.simulation import as_if, choose_arithmetic
         from qlora_ray.modeling.loading import load_base
         from qlora_ray.modeling.quantization import specify_quantization
+        from qlora_ray.orchestration.executor.node_precision import find_precision
         from qlora_ray.scoring.metrics.choice import resolve_data_metrics
         from qlora_ray.training.engine import TrainingData
         from qlora_ray.training.simulated_memory import simulate_memory
@@ -73,7 +74,7 @@ class Executor:
         placement = self._find_placement(terms, placement, node.hostname)
         if is_gpu and placement.memory_cap_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(placement.memory_cap_fraction)
-        planned = choose_precision(self._device, requested=config.training.precision)
+        planned = find_precision(node, config, num_threads=placement.num_threads)
         self._planned_precision = planned.name
         self._precision = choose_arithmetic(self._device, planned)
         base = load_base(
@@ -116,7 +117,9 @@ class Executor:
                 f"executor: must be on a {planned.device_kind} device as planned, got {self._device.name} on "
                 f"{hostname}. Check CUDA_VISIBLE_DEVICES and the driver there."
             )
-        if self._device.kind == "cpu" or self._device.class_key == planned.device_class or terms.plan is None:
+        # The driver's own node is probed in the driver's environment, which may hold it to nothing.
+        keys = (self._device.class_key, replace(self._device, held_precision=None).class_key)
+        if self._device.kind == "cpu" or planned.device_class in keys or terms.plan is None:
             return planned
         found = terms.plan.placement_for(self._device.class_key)
         if found is None:

@@ -22,7 +22,7 @@ from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack
 from qlora_ray.modeling.multi_lora.dropout import Counters, DropoutMasks, row_key
 from qlora_ray.modeling.multi_lora.layout import TrainingLayout, make_segments
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
-from qlora_ray.scoring.inference import AUTOCAST_DTYPES
+from qlora_ray.scoring.inference import computing_in
 from qlora_ray.training.packed.batching import StepRow, cut_micro_batches, padding_of
 from qlora_ray.training.packed.loss import backward_losses
 from qlora_ray.training.packed.meter import PeakMeter
@@ -207,7 +207,7 @@ class StepRunner:
         return losses, [numbers[offsets[id(trial.stack)] + trial.slot] for trial in trials]
 
     def _training(self, *, checkpoints: bool) -> torch.autocast:
-        """Sets the base to train; autocast on a GPU, as TRL trains, and none on a CPU."""
+        """Sets the base to train; returns the autocast for it, as TRL trains."""
         model = self._base.model
         model.train()
         if checkpoints != self.checkpoints:
@@ -216,8 +216,7 @@ class StepRunner:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             else:
                 model.gradient_checkpointing_disable()
-        dtype = AUTOCAST_DTYPES.get(self._base.precision) if self._base.device != "cpu" else None
-        return torch.autocast("cpu" if self._base.device == "cpu" else "cuda", dtype=dtype, enabled=dtype is not None)
+        return computing_in(self._base.precision, device_type=torch.device(self._base.device).type)
 
 
 def _find_problem(loss: float, norm: float, trial: PackedTrial) -> str | None:
