@@ -98,12 +98,17 @@ def profile_of(hostname: str, *, num_cpus: int = 8) -> dict[str, Any]:
 
 
 def test_every_living_node_is_probed_and_counts_the_cpus_that_ray_may_use(fake_ray: Callable[..., FakeRay]) -> None:
-    fake_ray(lambda node_id, *_: {OTHER: profile_of("worker")}[node_id], {HERE: 2, OTHER: 64})
+    here = {"profile": replace(cpu_node("head", num_cpus=16), python_version="asked by a task").to_dict()}
+    fake_ray(lambda node_id, *_: {HERE: here, OTHER: profile_of("worker")}[node_id], {HERE: 2, OTHER: 64})
     found = probe_cluster()
     assert not found.left_out
     assert list(found.profiles) == [HERE, OTHER]
     assert found.profiles[HERE] == replace(
-        cpu_node("head", num_cpus=16), num_cpus=2, ray_node_id=HERE, address="10.0.0.2"
+        cpu_node("head", num_cpus=16),
+        num_cpus=2,
+        python_version="asked by a task",
+        ray_node_id=HERE,
+        address="10.0.0.2",
     )
     assert found.profiles[OTHER] == replace(cpu_node("worker", num_cpus=8), ray_node_id=OTHER, address="10.0.0.64")
 

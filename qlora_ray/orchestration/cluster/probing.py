@@ -66,7 +66,10 @@ class Probe:
 
 
 def probe_cluster(folder: Path | None = None, *, timeout_s: float = PROBE_TIMEOUT_S) -> ProbedCluster:
-    """Asks every node what it is; this machine directly, the others by a task each.
+    """Asks every node what it is, by a task each; a node that is alone is asked directly.
+
+    Where there are others the driver's node is asked by a task too: its environment, which may hold it to a format, is
+    that in which Ray was started there, and not the driver's.
 
     Args:
         folder: What every node must see, the sweep's folder; None to ask for nothing of the kind.
@@ -75,7 +78,7 @@ def probe_cluster(folder: Path | None = None, *, timeout_s: float = PROBE_TIMEOU
     here, nodes = own_node_id(), list_nodes()
     others = [node for node_id, node in nodes.items() if node_id != here]
     with shared_marker(folder if others else None) as marker:
-        probes = [ask_node(node, marker=marker) for node in others]
+        probes = [ask_node(node, marker=marker) for node in (nodes.values() if others else ())]
         profiles = {here: describe_node(nodes.get(here, RayNode(here)), probe_node())}
         deadline = time.monotonic() + timeout_s
         left_out = []
@@ -84,7 +87,7 @@ def probe_cluster(folder: Path | None = None, *, timeout_s: float = PROBE_TIMEOU
             answer = read_answer(probe, is_late=True, timeout_s=timeout_s)
             if isinstance(answer, NodeProfile):
                 profiles[probe.node.node_id] = answer
-            elif answer is not None:
+            elif answer is not None and probe.node.node_id != here:
                 left_out.append(answer)
     return ProbedCluster(name_apart(profiles), tuple(left_out))
 
