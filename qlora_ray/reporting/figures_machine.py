@@ -8,6 +8,7 @@ from qlora_ray.formats import GIB
 from qlora_ray.pages.html import figure_text
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import ACCENT, BAD, INK, MUTED, PAPER, REST, RULE, add_label, new_figure
+from qlora_ray.reporting.thinning import drawn_trials, merge_spans
 from qlora_ray.reporting.timeline import Span, Timeline
 from qlora_ray.reporting.trials import Trial
 
@@ -18,7 +19,7 @@ LANE_PX = 26
 # Many slots get thin lanes: 64 still fit a tall screen.
 THIN_LANE_PX = 13
 MANY_LANES = 24
-# Lines around more bars than this would cover them.
+# Lines around more bars than this would cover them, and their names would not fit.
 MANY_SPANS = 200
 MINUTE_S = 60.0
 # A sweep of more hours than this is told in hours.
@@ -37,15 +38,17 @@ def draw_timeline(story: Story) -> Figure | None:
     figure = new_figure(title="", x_title=f"{unit} since the sweep began", height=lane_px * len(timeline.lanes) + 64)
     _add_lanes(figure, timeline, unit_s)
     by_id = {trial.id: trial for trial in story.trials}
-    kinds = {
-        "winner": (ACCENT, PAPER, [s for s in timeline.spans if s.trial == story.outcome.winner]),
+    special = {
         "failed": (BAD, PAPER, [s for s in timeline.spans if _is_failed(by_id.get(s.trial))]),
+        "winner": (ACCENT, PAPER, [s for s in timeline.spans if s.trial == story.outcome.winner]),
     }
-    special = {id(span) for _, _, spans in kinds.values() for span in spans}
-    kinds["trials"] = (REST, INK, [span for span in timeline.spans if id(span) not in special])
-    for name, (color, text_color, spans) in kinds.items():
+    special_ids = {id(span) for _, _, spans in special.values() for span in spans}
+    others = [span for span in timeline.spans if id(span) not in special_ids]
+    # From the back to the front: bars of several trials may cover one of another kind.
+    for name, (color, text_color, spans) in {"trials": (REST, INK, others), **special}.items():
         if spans:
-            _add_bars(figure, name, spans, unit_s, unit, color, text_color)
+            bars = merge_spans(spans, width_s=timeline.end_s)
+            _add_bars(figure, name, bars, unit_s, unit, color, text_color)
     for time_s in timeline.resumed_s:
         figure.add_vline(x=time_s / unit_s, line={"color": MUTED, "width": 1, "dash": "dot"})
         add_label(figure, "resumed", x=time_s / unit_s, y=1, yref="paper", yanchor="bottom", xanchor="left")
@@ -89,28 +92,30 @@ def _add_lanes(figure: Figure, timeline: Timeline, unit_s: float) -> None:
 
 
 def _add_bars(
-    figure: Figure, name: str, spans: list[Span], unit_s: float, unit: str, color: str, text_color: str
+    figure: Figure, name: str, bars: list[tuple[Span, int]], unit_s: float, unit: str, color: str, text_color: str
 ) -> None:
     figure.add_bar(
-        x=[(span.end_s - span.start_s) / unit_s for span in spans],
-        base=[span.start_s / unit_s for span in spans],
-        y=[span.lane for span in spans],
+        x=[(span.end_s - span.start_s) / unit_s for span, _ in bars],
+        base=[span.start_s / unit_s for span, _ in bars],
+        y=[span.lane for span, _ in bars],
         orientation="h",
         name=name,
         width=0.72,
-        marker={"color": color, "line": {"color": PAPER, "width": 1 if len(spans) <= MANY_SPANS else 0}},
-        text=[figure_text(span.trial) + (" …" if span.is_open else "") for span in spans],
-        textposition="inside",
+        marker={"color": color, "line": {"color": PAPER, "width": 1 if len(bars) <= MANY_SPANS else 0}},
+        text=[(figure_text(span.trial) if n == 1 else str(n)) + (" …" if span.is_open else "") for span, n in bars],
+        customdata=[f"trial {figure_text(span.trial)}" if n == 1 else f"{n} trials" for span, n in bars],
+        # The browser measures each text to see whether it fits: of very many, none does.
+        textposition="inside" if len(bars) <= MANY_SPANS else "none",
         insidetextanchor="middle",
         textangle=0,
         textfont={"color": text_color, "size": 11},
-        hovertemplate=f"trial %{{text}}<br>%{{base:.3~g}} to %{{x:.3~g}} {unit}<extra></extra>",
+        hovertemplate=f"%{{customdata}}<br>%{{base:.3~g}} to %{{x:.3~g}} {unit}<extra></extra>",
     )
 
 
 def draw_memory(story: Story) -> Figure | None:
     """Peak memory of each trial beside what was estimated for its process; None if neither was written."""
-    trials = [trial for trial in story.trials if trial.peak_bytes or trial.estimated_bytes]
+    trials = [trial for trial in drawn_trials(story) if trial.peak_bytes or trial.estimated_bytes]
     if not trials:
         return None
     figure = new_figure(title="GiB", x_title="trial", height=260, right=110)

@@ -23,6 +23,7 @@ from qlora_ray.reporting.style import (
     new_figure,
     scale_losses,
 )
+from qlora_ray.reporting.thinning import drawn_trials
 from qlora_ray.reporting.trials import Trial
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def draw_slice(story: Story, axis: Axis) -> Figure | None:
     """The last loss of each trial against one parameter, the winner marked; None without a trial that has both."""
     points = [
         (trial, place, trial.loss)
-        for trial in story.trials
+        for trial in drawn_trials(story)
         if trial.loss is not None and (place := axis.place(trial.params.get(axis.path))) is not None
     ]
     if not points:
@@ -128,7 +129,9 @@ def draw_front(story: Story) -> Figure | None:
     is_log = is_wide(sizes)
     figure = new_figure(title=LOSS_TITLE, x_title=SIZE_TITLE + (" (log scale)" if is_log else ""), height=380)
     front = sorted(front_of(story), key=lambda trial: trial.trainable_parameters or 0)
-    rest = [trial for trial in trials if trial not in front and trial.id != story.outcome.winner]
+    shown = {trial.id for trial in front} | {story.outcome.winner}
+    drawn = {trial.id for trial in drawn_trials(story)}
+    rest = [trial for trial in trials if trial.id in drawn and trial.id not in shown]
     if rest:
         _add_front_points(figure, "other complete trials", rest, MARKS["complete"], mode="markers")
     if front:

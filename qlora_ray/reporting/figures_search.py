@@ -27,6 +27,7 @@ from qlora_ray.reporting.style import (
     new_figure,
     scale_losses,
 )
+from qlora_ray.reporting.thinning import drawn_trials
 from qlora_ray.reporting.trials import Report, Trial
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ DRAW_ORDER = ("pruned", "interrupted", "running", "failed", "complete")
 
 def draw_learning_curves(story: Story) -> Figure | None:
     """Validation loss against samples seen: a line per trial, its end marked by how it ended; None without reports."""
-    trials = [trial for trial in story.trials if any(report.loss is not None for report in trial.reports)]
+    trials = [trial for trial in drawn_trials(story) if any(report.loss is not None for report in trial.reports)]
     if not trials:
         return None
     by_samples = all(report.num_samples is not None for trial in trials for report in trial.reports)
@@ -90,10 +91,11 @@ def draw_parallel_coordinates(story: Story) -> Figure | None:
     losses = [trial.loss for trial in story.trials if trial.loss is not None]
     if not story.axes or not losses:
         return None
+    drawn = drawn_trials(story)
     axes = [*story.axes, axis_of_values("loss", losses, log=is_wide(losses))]
     figure = new_figure(title="", height=380)
     for state in DRAW_ORDER:
-        group = [trial for trial in story.trials if trial.state == state and trial.id != story.outcome.winner]
+        group = [trial for trial in drawn if trial.state == state and trial.id != story.outcome.winner]
         color, width = (MUTED, 1.4) if state == "complete" else (REST, 1.0)
         width = 0.5 if len(group) > MANY_TRIALS else width
         dash = "dot" if state in ("failed", "interrupted") else "solid"

@@ -6,6 +6,7 @@ from qlora_ray.formats import format_bytes, format_share, format_value, plural
 from qlora_ray.pages.blocks import Block, Bullets, Drawing, Section, Table, Words
 from qlora_ray.reporting.figures_machine import draw_memory, draw_timeline
 from qlora_ray.reporting.story import Story
+from qlora_ray.reporting.thinning import MAX_BARS, describe_drawn
 from qlora_ray.runs.record_parts import PlacementRecord
 
 # Room that a lane's label takes, and the chart beside it.
@@ -32,6 +33,8 @@ def tell_slots(story: Story) -> Section:
     sentences += _name_devices(story)
     if any(span.is_open for span in timeline.spans):
         sentences.append("… marks trials without an end")
+    if len(timeline.spans) > MAX_BARS:
+        sentences.append("short trials of a slot that follow each other are drawn as one bar")
     return Section("Slots over time", [Drawing("timeline", figure, "; ".join(sentences) + ".", TIMELINE_PX)])
 
 
@@ -64,7 +67,7 @@ def tell_memory(story: Story) -> Section:
         words += ". On a CPU both are of the executor's whole process, libraries included, which its trials share"
     elif any(trial.is_gpu for trial in story.trials):
         words += ". Both are of the executor's process on its GPU; trials that share one base share its peak"
-    return Section("Memory", [Drawing("memory", figure, words + ".")])
+    return Section("Memory", [Drawing("memory", figure, f"{words}.{describe_drawn(story)}")])
 
 
 def tell_plan(story: Story) -> Section:

@@ -11,16 +11,20 @@ from qlora_ray.reporting.figures_parameters import draw_front, draw_importance, 
 from qlora_ray.reporting.figures_search import draw_learning_curves, draw_parallel_coordinates, parallel_width_px
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.style import MARK_WORDS
+from qlora_ray.reporting.thinning import describe_drawn
 from qlora_ray.reporting.trials import Trial, rank_trials
 from qlora_ray.reporting.verdicts import best_so_far
 
 # Small figures of single trials; a page of 500 would be slow.
 MAX_SMALL = 24
+# Rows of a table; trials.csv has all trials.
+MAX_ROWS = 500
+MAX_FAILURES = 100
 
 
 def tell_leaderboard(story: Story) -> Section:
     """Every trial in a row, the winner marked."""
-    trials = rank_trials(story.trials)
+    trials = _cut_leaderboard(story, rank_trials(story.trials))
     if not trials:
         return Section("Trials", [Words("No trial was opened.")])
     names = [axis.path for axis in story.axes]
@@ -43,10 +47,20 @@ def tell_leaderboard(story: Story) -> Section:
         "Complete trials first, by validation loss (nats per trained token); then those stopped early, the ones that "
         "got further first. Losses at different reports cannot be compared. Tokens per second are without padding."
     )
+    words += _cut_words(len(trials), len(story.trials))
     numeric = frozenset(range(2, 6)) | {
         6 + index for index, axis in enumerate(story.axes) if axis.kind != "choice" or _is_numeric(axis.choices)
     }
     return Section("Trials", [Words(words), Table(header, rows, numeric=numeric, marked=marked, is_sortable=True)])
+
+
+def _cut_leaderboard(story: Story, ranked: list[Trial]) -> list[Trial]:
+    """The first rows, and the winner's wherever it stands."""
+    return ranked[:MAX_ROWS] + [trial for trial in ranked[MAX_ROWS:] if trial.id == story.outcome.winner]
+
+
+def _cut_words(num_shown: int, total: int) -> str:
+    return f" {num_shown:,} of {total:,} are shown; trials.csv has all of them." if num_shown < total else ""
 
 
 def tell_search(story: Story) -> Section:
@@ -56,7 +70,7 @@ def tell_search(story: Story) -> Section:
     if curves is None:
         blocks.append(Words("No trial has reported a loss, so there are no curves."))
     else:
-        blocks.append(Drawing("curves", curves, _curves_caption(story)))
+        blocks.append(Drawing("curves", curves, _curves_caption(story) + describe_drawn(story)))
     blocks += _tell_losses(story)
     blocks += _tell_front(story)
     parallel = draw_parallel_coordinates(story)
@@ -64,6 +78,7 @@ def tell_search(story: Story) -> Section:
         caption = (
             f"Each line is a trial through its {plural(len(story.axes), 'parameter')} to its last loss. "
             f"{_winner_words(story)} Grey: complete trials; light grey: stopped early, at fewer samples."
+            f"{describe_drawn(story)}"
         )
         blocks.append(Drawing("parallel", parallel, caption, min_width_px=parallel_width_px(story)))
     return Section("How the search went", blocks)
@@ -150,7 +165,7 @@ def tell_parameters(story: Story) -> Section:
         states = [state for state in story.counts if state in MARK_WORDS]
         marks = ", ".join(MARK_WORDS[state] for state in states)
         winner = ", the winner marked in colour" if story.winner is not None else ""
-        caption = f"Last validation loss against each parameter{winner}. {marks}."
+        caption = f"Last validation loss against each parameter{winner}. {marks}.{describe_drawn(story)}"
         blocks.append(Grid(drawings, caption))
     return Section("What the parameters did", blocks)
 
@@ -178,15 +193,16 @@ def _tell_failed(story: Story, failed: list[Trial]) -> list[Block]:
             str(len(trial.reports)),
             str(trial.num_retries),
         )
-        for trial in failed
+        for trial in failed[:MAX_FAILURES]
     )
     header = ("trial", "cause", "message", "last line of error.txt", "reports", "retries")
     whole = tuple(
         Folded(f"Message of trial {trial.id}", (Words(trial.message),))
-        for trial in failed
+        for trial in failed[:MAX_FAILURES]
         if trial.message and len(trial.message.strip().splitlines()) > 1
     )
-    return [Words(f"{words}."), Table(header, rows, numeric=frozenset({4, 5})), *whole]
+    words += "." + _cut_words(len(rows), len(failed))
+    return [Words(words), Table(header, rows, numeric=frozenset({4, 5})), *whole]
 
 
 def _tell_resumable(story: Story) -> list[Block]:
@@ -196,8 +212,10 @@ def _tell_resumable(story: Story) -> list[Block]:
         return []
     words = f"{plural(len(trials), 'trial')} of {len(story.trials)} interrupted: a resume goes on where it stood."
     rows = tuple(
-        (trial.id, _first_line(trial.message), str(len(trial.reports)), str(trial.num_retries)) for trial in trials
+        (trial.id, _first_line(trial.message), str(len(trial.reports)), str(trial.num_retries))
+        for trial in trials[:MAX_FAILURES]
     )
+    words += _cut_words(len(rows), len(trials))
     return [Words(words), Table(("trial", "message", "reports", "retries"), rows, numeric=frozenset({2, 3}))]
 
 
