@@ -73,7 +73,7 @@ class Placement:
         devices: `host:index` of each device.
         slots_per_device: Trials at once on one device, in however many executors.
         num_gpus: Ray's request per executor; 0 on a CPU.
-        num_cpus: Ray's request per executor. A little below the node's, so that Ray's own small tasks find room beside it.
+        num_cpus: Ray's request per executor. A little below the node's, so that Ray's own small tasks have room too.
         num_threads: Of one executor, for OMP_NUM_THREADS and torch.set_num_threads.
         memory_cap_fraction: For torch.cuda.set_per_process_memory_fraction; None on a CPU.
         max_micro_batch: Most rows of the longest length that fit through the device at once in one executor.

@@ -1,7 +1,7 @@
 """Ray Tune's schedulers over our own trials: the little that they ask of a controller and of a trial.
 
-Source: `TuneController` of Ray 2.60, whose `add_trial`, `_process_trial_result`, `stop_trial` and `_maybe_add_actors` call
-a scheduler in this order. tests/ray/test_scheduling.py holds the decisions against it.
+Source: `TuneController` of Ray 2.60, whose `add_trial`, `_process_trial_result`, `stop_trial` and `_maybe_add_actors`
+call a scheduler in this order. tests/ray/test_scheduling.py holds the decisions against it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The driver in one thread: the real coroutine of each trial, over calls that take their time, and the sweep's books."""
+"""The driver in one thread: each trial's real coroutine, over calls that take their time, and the sweep's books."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster in one thread: a clock of its own, calls that take their time, and everything that can go wrong with them."""
+"""A cluster in one thread: a clock of its own, calls that take their time, and all that can go wrong with them."""
 
 from __future__ import annotations
 
