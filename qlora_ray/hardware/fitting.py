@@ -8,10 +8,10 @@ from typing import Literal
 
 from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.formats import format_gib
+from qlora_ray.hardware.demand import TrialDemand
 from qlora_ray.hardware.device import DeviceProfile, NodeProfile
 from qlora_ray.hardware.memory import MemoryEstimate, estimate_memory
 from qlora_ray.hardware.memory_counts import CPU_PROCESS_BYTES, context_bytes_of
-from qlora_ray.hardware.plan import TrialDemand
 from qlora_ray.hardware.precision import PrecisionChoice
 from qlora_ray.hardware.shape import ModelShape
 from qlora_ray.hardware.workload import EngineName, Loss, Workload

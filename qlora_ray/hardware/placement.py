@@ -10,10 +10,11 @@ from qlora_ray.errors import PlacementError
 from qlora_ray.formats import plural
 from qlora_ray.hardware.choosing import cap_gpus, cap_slots, choose_classes, is_preferred, sort_placements
 from qlora_ray.hardware.cpu_bf16 import name_step
+from qlora_ray.hardware.demand import TrialDemand
 from qlora_ray.hardware.device import NodeProfile
 from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_problem
 from qlora_ray.hardware.packing import MIN_PACKED_SLOTS, place_pack
-from qlora_ray.hardware.plan import Placement, Plan, TrialDemand
+from qlora_ray.hardware.plan import Placement, Plan
 from qlora_ray.hardware.precision import PrecisionChoice, choose_precision
 from qlora_ray.hardware.processes import place_processes
 from qlora_ray.hardware.remedies import explain_failure, refuse_class

@@ -99,6 +99,14 @@ def test_a_trial_with_an_adapter_that_did_not_end_is_not_named_as_complete(sweep
         select_trial(sweep, trial="2")
 
 
+def test_a_trial_of_a_simulated_device_is_refused_in_one_line(sweep):
+    for path in (sweep / "trials" / "0001" / "record.json", sweep / "best" / "record.json"):
+        with edited(path) as record:
+            record["executor"] |= {"simulated": True, "device": "Tesla T4 (simulated)"}
+    with pytest.raises(RunError, match=r"got one of Tesla T4 \(simulated\), which a CPU stood for .* real devices\.$"):
+        select_trial(sweep)
+
+
 def test_a_base_that_cannot_be_compared_is_said_to_be_unverified(tmp_path):
     base = copy_base(tmp_path / "base")
     sweep = write_sweep(tmp_path / "s", model={"name": str(base)})
