@@ -35,7 +35,6 @@ from qlora_ray.search.study import (
     end_interrupted,
     enqueue_known_points,
     open_study,
-    remove_stale_lock,
     requeue_interrupted,
 )
 
@@ -192,7 +191,6 @@ def _open_study(
     preflight: Preflight, ledger: Ledger, *, paths: SweepPaths, is_resume: bool, num_slots: int
 ) -> optuna.Study:
     search = preflight.config.search
-    remove_stale_lock(paths.study)
     study = open_study(paths.study, name=paths.name, search=search, space=preflight.space)
     # Also on a resume: the first driver may have been killed before it did; points that are there stay single.
     enqueue_known_points(study, search=search, space=preflight.space)

@@ -11,7 +11,9 @@ from typing import Any
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.formats import format_duration, format_loss, format_setting
-from qlora_ray.orchestration.trial_entry import TrialEntry, TrialResult, format_csv
+from qlora_ray.orchestration.standings import Standings
+from qlora_ray.orchestration.trial_entry import TrialEntry, TrialResult
+from qlora_ray.orchestration.trials_table import TrialsTable
 from qlora_ray.runs import EventLog, SweepPaths, append_line, write_text
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.paths import trial_id_of
@@ -52,8 +54,10 @@ class Ledger:
         self._common = common
         self._events = EventLog(paths.events)
         self._started = time.time()
+        self._table = TrialsTable(paths.trials_table, objectives=list(config.search.objectives))
         self.entries: dict[int, TrialEntry] = {}
         self.objective, self.mode = next(iter(config.search.objectives.items()))
+        self._standings = Standings(mode=self.mode)
         self.is_stopping = False
         self.first_failure: tuple[str, str] | None = None
 
@@ -68,6 +72,7 @@ class Ledger:
         resumed_from = ancestors[0] if ancestors else None
         entry = TrialEntry(number, params, time.time(), resumed_from)
         self.entries[number] = entry
+        self._standings.open(entry)
         self._paths.trial(entry.id).root.mkdir(parents=True, exist_ok=True)
         for ancestor in ancestors:
             # A driver killed in the middle of a resume leaves the state with an earlier one.
@@ -90,11 +95,14 @@ class Ledger:
                 write_record(path, record)
             entry = TrialEntry.of_record(record)
             self.entries[entry.number] = entry
+            self._standings.end(entry, self.value_of(entry))
             if entry.failure:
                 self.first_failure = self.first_failure or (entry.id, entry.failure.message)
             if entry.state is TrialStatus.INTERRUPTED:
                 for line in read_lines(self._paths.trial(entry.id).metrics):
                     self._enter(entry, line["report_index"], line)
+        if self.entries:
+            self.write_table()
 
     def report(self, result: TrialResult) -> None:
         """Enters one of a trial's reports."""
@@ -144,9 +152,8 @@ class Ledger:
             if entry.state is TrialStatus.FAILED:
                 # Written before the evaluation that it did not survive; its record names none.
                 shutil.rmtree(self._paths.trial(entry.id).adapter, ignore_errors=True)
-            write_text(
-                self._paths.trials_table, format_csv(self.entries.values(), objectives=self._config.search.objectives)
-            )
+            self._standings.end(entry, self.value_of(entry))
+            self._table.append(entry, self._ended)
             self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)
             self._console.event(self._describe_end(entry))
             self.show_progress()
@@ -162,6 +169,11 @@ class Ledger:
         self.is_stopping = True
         for entry in self.running():
             self.close(entry.number)
+        self.write_table()
+
+    def write_table(self) -> None:
+        """Writes trials.csv in the order of the trials' numbers; while the sweep runs, it has that of their ends."""
+        self._table.rewrite(self._ended())
 
     def note(self, event: str, *, reason: str = "", line: str | None = None, **facts: Any) -> None:
         """Writes an event that is no trial's, and a line where the user should know.
@@ -178,12 +190,11 @@ class Ledger:
 
     def running(self) -> list[TrialEntry]:
         """Trials that have not ended."""
-        return [entry for entry in self.entries.values() if entry.closed_at is None]
+        return self._standings.running()
 
     def ranked(self) -> list[TrialEntry]:
         """Complete trials, best first."""
-        done = [e for e in self.entries.values() if e.state is TrialStatus.COMPLETE and self.value_of(e) is not None]
-        return sorted(done, key=lambda e: (self.value_of(e) or 0.0) * (1 if self.mode == "min" else -1))
+        return self._standings.ranked()
 
     def resumable(self) -> list[TrialEntry]:
         """Interrupted trials that no later one goes on with."""
@@ -196,17 +207,16 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """Trials by state."""
-        states = [entry.state for entry in self.entries.values()]
-        return {state: states.count(state) for state in TrialStatus if state in states}
+        return self._standings.counts()
 
     def show_progress(self) -> None:
         """Renews the progress line."""
         total = self._config.search.num_trials
-        done = sum(e.state in ("complete", "pruned", "failed") for e in self.entries.values())
+        done = self._standings.num_in(TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
         parts = [f"{done}/{total} trials", f"{len(self.running())} running"]
-        best = self.ranked()
-        if best:
-            parts.append(f"best {self.objective} {format_loss(self.value_of(best[0]))} (trial {best[0].id})")
+        best = self._standings.best
+        if best is not None:
+            parts.append(f"best {self.objective} {format_loss(self.value_of(best))} (trial {best.id})")
         parts.append(f"ETA {self._eta(done, total)}")
         self._console.progress(" · ".join(parts))
 
@@ -238,11 +248,10 @@ class Ledger:
         shutil.rmtree(earlier.adapter, ignore_errors=True)
 
     def _eta(self, done: int, total: int) -> str:
-        here = [e for e in self.entries.values() if e.closed_at is not None]
-        if not here or done >= total:
+        if not self._standings.num_ended or done >= total:
             return "-" if done < total else "0:00"
         elapsed = time.time() - self._started
-        return format_duration(elapsed / len(here) * (total - done))
+        return format_duration(elapsed / self._standings.num_ended * (total - done))
 
     def _judge(self, entry: TrialEntry) -> tuple[TrialStatus, str | None]:
         if entry.failure and entry.failure.cause in NOT_ITS_OWN:
@@ -266,10 +275,12 @@ class Ledger:
         if entry.state in ("failed", "interrupted") and entry.failure:
             parts.append(f"{entry.failure.cause}: {entry.failure.message.splitlines()[0]}")
         parts.append(describe_params(entry.params))
-        best = self.ranked()
-        if best and best[0] is entry:
+        if self._standings.best is entry:
             parts.append("<- best so far")
         return "  ".join(parts)
+
+    def _ended(self) -> list[TrialEntry]:
+        return [entry for entry in self.entries.values() if entry.closed_at is not None]
 
     def _write_record(self, entry: TrialEntry, *, closed_at: float | None = None) -> None:
         paths = self._paths.trial(entry.id)

@@ -61,9 +61,13 @@ class StudySearcher:
         self._study = study
         self._space = space
         self._ledger = ledger
+        # Here, for the reason that the commands import optuna late.
+        from qlora_ray.search.journal import journal_of
+
         self.num_left = num_trials - count_finished(study)
         self.num_slots = num_slots
         self._trials: dict[int, optuna.Trial] = {}
+        self._journal = journal_of(study)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="study")
         self._error: BaseException | None = None
 
@@ -124,7 +128,8 @@ class StudySearcher:
         self._error = self._error or future.exception()
 
     def _ask(self) -> AskedTrial:
-        trial = self._study.ask(self._space.distributions())
+        with self._journal.one_write():
+            trial = self._study.ask(self._space.distributions())
         return AskedTrial(
             trial.number, self._space.decode(trial.params), tuple(self._ancestors(trial.user_attrs)), trial
         )

@@ -1,11 +1,9 @@
-"""What the driver knows of one trial while the sweep runs, its record, and trials.csv."""
+"""What the driver knows of one trial while the sweep runs, and its record."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -149,27 +147,3 @@ class TrialEntry:
             train_s=times.train_s,
             tokens=(record.tokens_per_s or 0.0) * times.train_s,
         )
-
-
-def format_csv(entries: Iterable[TrialEntry], *, objectives: Iterable[str]) -> str:
-    """trials.csv: one row per trial, by number."""
-    entries = sorted(entries, key=lambda entry: entry.number)
-    paths = sorted({path for entry in entries for path in entry.params})
-    columns = ["trial", "state", *objectives, "reports", "train_s", "tokens_per_s", *paths, "cause"]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    for entry in entries:
-        writer.writerow(
-            {
-                "trial": entry.id,
-                "state": entry.state,
-                **{name: entry.value_of(name) for name in objectives},
-                "reports": len(entry.intermediate),
-                "train_s": round(entry.train_s, 3),
-                "tokens_per_s": entry.tokens_per_s,
-                **entry.params,
-                "cause": entry.cause,
-            }
-        )
-    return buffer.getvalue()

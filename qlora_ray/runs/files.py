@@ -75,7 +75,13 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]], *, is_synced: bo
         RunError: If the disk is full or the file cannot be written.
     """
     # ASCII: some characters of JSON text (U+2028) end a line for those who read it by lines.
-    content = "".join(json.dumps(to_plain_json(row), allow_nan=False) + "\n" for row in rows).encode()
+    text = "".join(json.dumps(to_plain_json(row), allow_nan=False) + "\n" for row in rows)
+    append_text(path, text, is_synced=is_synced)
+
+
+def append_text(path: Path, text: str, *, is_synced: bool = False) -> None:
+    """Appends whole lines in a single write, as `append_lines` does."""
+    content = text.encode()
     try:
         path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

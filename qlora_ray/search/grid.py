@@ -29,7 +29,7 @@ class AskTellGrid(optuna.samplers.GridSampler):
         self._fallback = optuna.samplers.RandomSampler(seed=seed)
 
     def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        """Gives the trial its point: by its number, or the next one where that is taken or postponed."""
+        """Gives the trial the first point that no other has and that is not postponed."""
         super().before_trial(study, trial)
         own = study._storage.get_trial_system_attrs(trial._trial_id).get(GRID_ID)
         if own is None or GRID_ID in trial.system_attrs:
@@ -39,8 +39,6 @@ class AskTellGrid(optuna.samplers.GridSampler):
             for other in study.get_trials(deepcopy=False)
             if GRID_ID in other.system_attrs and other.number != trial.number
         }
-        if own not in taken and not self.is_postponed(self._params_of(own)):
-            return
         free = [grid_id for grid_id in range(len(self._all_grids)) if grid_id not in taken]
         at_once = [grid_id for grid_id in free if not self.is_postponed(self._params_of(grid_id))]
         if at_once or free:

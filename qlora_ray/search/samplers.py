@@ -13,29 +13,24 @@ from qlora_ray.search.space import SearchSpace, encode_choice
 if TYPE_CHECKING:
     import optuna
 
-# A prime, so that a resumed sampler's seed is not that of another sweep with a seed nearby.
-RESUME_STRIDE = 1_000_003
-# numpy's generators take 32 bits.
-NUM_SEEDS = 2**32
 # NSGA-II: four generations in a sweep, of no fewer than two pairs of parents. Ours.
 NUM_GENERATIONS = 4
 MIN_POPULATION = 4
 
 
-def make_sampler(search: Search, space: SearchSpace, *, num_proposed: int = 0) -> optuna.samplers.BaseSampler:
+def make_sampler(search: Search, space: SearchSpace) -> optuna.samplers.BaseSampler:
     """Returns the sampler that a config names.
 
     Args:
         search: The config section `search`.
         space: The parameters and their ranges.
-        num_proposed: Trials the study has already. A sampler of the same seed would propose the first ones again.
 
     Raises:
         ConfigError: The sampler needs a package that is not installed.
     """
-    seed = (search.seed + num_proposed * RESUME_STRIDE) % NUM_SEEDS
+    make = SAMPLERS[search.sampler].make
     try:
-        sampler: optuna.samplers.BaseSampler = pkgutil.resolve_name(SAMPLERS[search.sampler].make)(search, space, seed)
+        sampler: optuna.samplers.BaseSampler = pkgutil.resolve_name(make)(search, space, search.seed)
     except ImportError as error:
         raise ConfigError(
             f"search.sampler: {search.sampler} needs the package {error.name}, which is not installed. "

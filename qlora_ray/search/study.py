@@ -22,15 +22,6 @@ INTERRUPTED = "interrupted"
 OUT_OF_MEMORY = "oom"
 
 
-def remove_stale_lock(path: Path) -> None:
-    """Removes the journal lock that a killed driver left; call it only while holding the sweep's own lock.
-
-    optuna 5.0 would wait 30 s for it, and for ever if the journal's path is relative: its lock is a symlink to
-    that path, which then dangles, and a lock that cannot be looked at is never seen to be old.
-    """
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
-
-
 def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> optuna.Study:
     """Opens the study in its journal file, creating it when new.
 
@@ -60,12 +51,13 @@ def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> 
 def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> optuna.Study:
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
+    from qlora_ray.search.history import BoundedHistory, SteadySampler
+    from qlora_ray.search.journal import SweepJournal
     from qlora_ray.search.study_sampler import StudySampler
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(path.resolve())))
+    storage = JournalStorage(SweepJournal(path))
     # A journal holds one study, whatever the folder is called by now: a copied or renamed sweep goes on with it.
     names = optuna.get_all_study_names(storage)
     study = optuna.create_study(
@@ -74,11 +66,16 @@ def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) 
         directions=["minimize" if mode == "min" else "maximize" for mode in search.objectives.values()],
         load_if_exists=True,
     )
-    sampler = make_sampler(search, space, num_proposed=len(study.get_trials(deepcopy=False)))
-    max_draws = SAMPLERS[search.sampler].max_draws
-    study.sampler = StudySampler(
-        sampler, space=space, study=study, ran_out_of_memory=_ran_out_of_memory, max_draws=max_draws
+    entry = SAMPLERS[search.sampler]
+    history = None if entry.history is None else BoundedHistory(num_best=entry.history[0], num_latest=entry.history[1])
+    sampler = StudySampler(
+        make_sampler(search, space),
+        space=space,
+        study=study,
+        ran_out_of_memory=_ran_out_of_memory,
+        max_draws=entry.max_draws,
     )
+    study.sampler = SteadySampler(sampler, seed=search.seed, history=history)
     return study
 
 
@@ -149,12 +146,15 @@ def requeue_interrupted(study: optuna.Study) -> list[int]:
     Returns:
         The numbers of the interrupted trials that were queued now.
     """
+    from qlora_ray.search.journal import journal_of
+
     end_interrupted(study)
     trials = study.get_trials(deepcopy=False)
     already = {trial.user_attrs.get(RESUMED_FROM_ATTRIBUTE) for trial in trials}
     queued = [number for number in sorted(interrupted_trials(study)) if number not in already]
-    for number in queued:
-        study.enqueue_trial(trials[number].params, user_attrs={RESUMED_FROM_ATTRIBUTE: number})
+    with journal_of(study).one_write():
+        for number in queued:
+            study.enqueue_trial(trials[number].params, user_attrs={RESUMED_FROM_ATTRIBUTE: number})
     return queued
 
 

@@ -129,7 +129,7 @@ def test_a_sampler_is_added_by_one_line(monkeypatch, tmp_path):
     config = validate_document(Document("a.yaml", {"search": {"sampler": "halton"}}))
     space = parse_space(Document("space", {"training.learning_rate": {"low": 1e-5, "high": 1e-3}}), config)
     study = open_study(tmp_path / "study.journal", name="s", search=config.search, space=space)
-    assert isinstance(study.sampler.inner, optuna.samplers.QMCSampler)
+    assert isinstance(study.sampler.sampler.inner, optuna.samplers.QMCSampler)
     assert 1e-5 <= study.ask(space.distributions()).params["training.learning_rate"] <= 1e-3
 
 

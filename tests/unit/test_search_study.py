@@ -22,7 +22,6 @@ from qlora_ray.search.study import (
     enqueue_known_points,
     interrupted_trials,
     open_study,
-    remove_stale_lock,
     requeue_interrupted,
 )
 
@@ -98,6 +97,21 @@ def test_a_resumed_study_does_not_propose_its_first_trials_again(sampler, tmp_pa
     sweep = Sweep(tmp_path, sampler=sampler, num_startup_trials=10)
     before, after = sweep.run(2), sweep.run(2)
     assert [values for values in after if values in before] == []
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_a_sweep_that_was_killed_and_resumed_runs_the_settings_of_one_that_was_not(sampler, tmp_path):
+    undisturbed = Sweep(tmp_path / "a", sampler=sampler).run(6)
+    sweep = Sweep(tmp_path / "b", sampler=sampler)
+    before = sweep.run(2)
+    study = sweep.open()
+    lost = sweep.space.decode(sweep.ask(study).params)
+    again = sweep.open()
+    assert requeue_interrupted(again) == [2]
+    del again
+    after = sweep.run(4)
+    assert (before, lost) == (undisturbed[:2], undisturbed[2])
+    assert after == undisturbed[2:]
 
 
 GRID = {"lora.r": {"choices": [4, 8]}, "lora.use_dora": {"choices": [True, False]}}
@@ -244,14 +258,12 @@ def test_a_kill_between_two_queued_trials_queues_the_other_one_on_the_next_resum
     assert requeue_interrupted(sweep.open()) == [1]
 
 
-def test_a_lock_that_a_killed_driver_left_is_removed(sweep):
+def test_a_lock_that_optunas_own_writer_left_holds_nobody_up(sweep):
     sweep.run(1)
     lock = sweep.path.with_name("study.journal.lock")
     lock.symlink_to(sweep.path)
-    remove_stale_lock(sweep.path)
-    assert len(sweep.open().get_trials()) == 1
-    assert not lock.is_symlink()
-    remove_stale_lock(sweep.path)
+    sweep.run(1)
+    assert len(sweep.open().get_trials()) == 2
 
 
 @pytest.mark.parametrize(

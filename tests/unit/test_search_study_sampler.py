@@ -79,7 +79,7 @@ def test_settings_that_do_not_fit_are_hardly_asked_after_the_first_failures(tmp_
 @pytest.mark.parametrize("sampler", params_of(name for name in SAMPLERS if name != "grid"))
 def test_without_it_they_are_asked_again_and_again(tmp_path: Path, sampler: str) -> None:
     searching = Searching(tmp_path / "study", sampler)
-    searching.study.sampler = searching.study.sampler.inner
+    searching.study.sampler.sampler = searching.study.sampler.sampler.inner
     asked = [is_too_large(settings) for settings in searching.run(NUM_TRIALS)]
     assert sum(asked[10:30]) >= 8
 
@@ -94,7 +94,7 @@ def test_a_queued_setting_runs_as_it_is(tmp_path: Path) -> None:
 
 def test_nothing_changes_until_something_runs_out_of_memory(tmp_path: Path) -> None:
     ours, inner = Searching(tmp_path / "a", "tpe"), Searching(tmp_path / "b", "tpe")
-    inner.study.sampler = inner.study.sampler.inner
+    inner.study.sampler.sampler = inner.study.sampler.sampler.inner
     assert ours.run(20, is_limited=False) == inner.run(20, is_limited=False)
 
 
@@ -103,7 +103,7 @@ def test_the_cause_of_an_end_that_a_killed_driver_did_not_tell_is_learnt_too(tmp
     trial = searching.study.ask(searching.space.distributions())
     note_cause(searching.study, trial.number, OUT_OF_MEMORY)
     searching.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    limits = searching.study.sampler._limits
+    limits = searching.study.sampler.sampler._limits
     assert limits.is_too_large(searching.space.decode(trial.params))
 
 
@@ -116,6 +116,7 @@ def test_a_study_goes_on_in_a_wider_range_with_what_it_knows(tmp_path: Path, sam
     rates = [settings["training.learning_rate"] for settings in searching.run(24)]
     # The loss rises with the rate: what lies below the old range is better than all of it.
     assert min(rates) < 1e-3
-    if sampler != "random":
-        # A model of both ranges goes there; draws at random would lie there every second time.
+    if sampler not in ("random", "nsga2"):
+        # A model of both ranges goes there; draws at random would lie there every second time. So do those of nsga2,
+        # whose two generations of seven lie there 3 to 8 times in 12 over 14 seeds.
         assert sum(rate < 1e-3 for rate in rates[-12:]) >= 9
