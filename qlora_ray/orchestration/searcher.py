@@ -181,5 +181,6 @@ def settle_finished(study: optuna.Study, ledger: Ledger) -> None:
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         if trial.number in ledger.entries:
             outcome = ledger.outcome_of(ledger.entries[trial.number])
-            note_cause(study, trial.number, outcome.cause)
+            if outcome.state is not TrialStatus.INTERRUPTED:
+                note_cause(study, trial.number, outcome.cause)
             tell_outcome(study, trial.number, outcome)
