@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +69,7 @@ def measure_books(num_trials: int, *, sampler: str = "tpe", scheduler: str = "as
         )
         asyncio.run(loop.run())
         marks.append(time.process_time())
-    return [(end - begin) / WINDOW * 1e3 for begin, end in _pairs(marks)]
+    return [(end - begin) / WINDOW * 1e3 for begin, end in itertools.pairwise(marks)]
 
 
 def describe_books(num_trials: int, **choices: str) -> dict[str, Any]:
@@ -86,10 +86,6 @@ def describe_books(num_trials: int, **choices: str) -> dict[str, Any]:
         "mean_over_first": round(statistics.mean(costs) / short, 2),
         "ms_by_1000": [round(statistics.mean(costs[at : at + 10]), 2) for at in range(0, len(costs), 10)],
     }
-
-
-def _pairs(marks: list[float]) -> Iterator[tuple[float, float]]:
-    return zip(marks[:-1], marks[1:], strict=True)
 
 
 class _InstantTrial:
