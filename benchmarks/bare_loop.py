@@ -6,7 +6,7 @@ Nothing of the engines is used here, so that what is compared with them does not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from transformers import get_scheduler
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.modeling.adapters import detach_adapter
 from qlora_ray.modeling.loading import LoadedBase
-from qlora_ray.modeling.quantization import torch_dtype
 from qlora_ray.modeling.targets import resolve_targets
+from qlora_ray.scoring.inference import computing_in
 from qlora_ray.training.budget import sample_order, warmup_steps
 from qlora_ray.training.engine import TrialSpec
 
@@ -90,7 +90,5 @@ def pad_batch(rows: TokenizedSplit, chosen: list[int], *, pad_token_id: int) -> 
 
 
 def _autocast(base: LoadedBase) -> Any:
-    """As Trainer computes: autocast where there is a GPU, none on a CPU."""
-    if base.device == "cpu":
-        return nullcontext()
-    return torch.autocast("cuda", dtype=torch_dtype(base.precision), enabled=base.precision != "fp32")
+    """As Trainer computes."""
+    return computing_in(base.precision, device_type=torch.device(base.device).type)

@@ -112,7 +112,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from qlora_ray.hardware import choose_precision, probe_node
 
     began = time.monotonic()
-    _quiet()
+    quiet_libraries()
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise ConfigError(f"--json: its folder must be there, got {arguments.json}. Make it first.")
     if arguments.device == "cpu" or (arguments.quick and arguments.device == "auto"):
@@ -161,7 +161,7 @@ def _measure_cases(
     from benchmarks.tables import format_cases
 
     # Placed before the base is loaded: the planner counts the memory that is free without it.
-    workloads = [make_workload(case, _rows_of(choice, case)) for case in cases]
+    workloads = [make_workload(case, rows_of(choice, case)) for case in cases]
     placements: list[Placement | None] = []
     for workload in workloads:
         try:
@@ -190,7 +190,7 @@ def _measure_cases(
     return entries
 
 
-def _rows_of(choice: BaseChoice, case: Case) -> TokenizedSplit:
+def rows_of(choice: BaseChoice, case: Case) -> TokenizedSplit:
     """Rows of the embedded task for its base, random ids for any other."""
     from benchmarks.cases import make_random_rows
 
@@ -203,7 +203,7 @@ def _rows_of(choice: BaseChoice, case: Case) -> TokenizedSplit:
     return prepare_data(Data(max_length=256), tokenizer=load_tokenizer(choice.model), data_seed=7).train
 
 
-def _quiet() -> None:
+def quiet_libraries() -> None:
     """What libraries say about themselves is not part of the table."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
