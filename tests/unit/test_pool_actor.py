@@ -211,9 +211,10 @@ async def test_one_executor_that_hangs_keeps_nobody_from_being_heard_and_is_repl
     stage = Stage(1, 1, heartbeat_timeout_s=0.02)
     await stage.open()
     stage.started[0].hangs = True
+    answered = stage.started[0].heartbeats
     lost = await stage.until("executor_lost")
     assert lost["executor"] == 0 and "has not answered" in lost["reason"]
-    assert stage.started[0].heartbeats == 1 < stage.started[1].heartbeats
+    assert stage.started[0].heartbeats <= answered + 1 < stage.started[1].heartbeats
     assert stage.killed == [stage.started[0]]
 
 

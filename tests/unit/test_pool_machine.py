@@ -166,6 +166,14 @@ def test_trials_wait_for_nodes_that_may_come() -> None:
     assert stage.of(Refuse) == []
     stage.add(Seat(0, NODE, "spec"), slots=1)
     assert stage.lease_of("0000") is not None
+    stage.tell(NodeGone(NODE, "its raylet died"))
+    stage.ask("0000", goes_on=True)
+    assert stage.of(Refuse) == []
+    # What broke there for good would break on the next node too.
+    stage.add(Seat(1, "other", "spec"), slots=1)
+    stage.die(1, "no-such-base cannot be loaded", is_final=True)
+    assert stage.ask("0001") is None
+    assert stage.of(Refuse)[0].reason == "no executor is left: no-such-base cannot be loaded"
 
 
 def test_fewer_slots_are_told_and_no_more_trials_come_than_there_are() -> None:

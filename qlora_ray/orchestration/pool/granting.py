@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qlora_ray.orchestration.pool.messages import LeaseNeeds
-from qlora_ray.orchestration.pool.seats import SeatRecord
+from qlora_ray.orchestration.pool.seats import SeatRecord, SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 
 
@@ -20,9 +20,20 @@ def grant_slots(state: PoolState) -> None:
         state.grant(*found)
 
 
+def is_hopeless(state: PoolState) -> bool:
+    """Whether no seat has an executor, or can have one, and no node that joins would change that.
+
+    Seats that were given up count against waiting for nodes: what broke there is no lack of nodes, and an autoscaler
+    that sees their nodes idle would bring no others.
+    """
+    seats = state.seats
+    waits = state.terms.waits_for_nodes and not seats.count(SeatState.FAILED)
+    return not seats.num_living and not waits
+
+
 def refuse_hopeless(state: PoolState) -> None:
     """Tells the trials that no executor of the sweep can take that they wait in vain."""
-    if not len(state.waiting) or state.terms.waits_for_nodes:
+    if not len(state.waiting):
         return
     kinds = list(state.seats.living_kinds())
     for needs, _ in state.waiting.needs():
@@ -31,7 +42,7 @@ def refuse_hopeless(state: PoolState) -> None:
         for trial_id in state.waiting.who_needs(needs):
             if kinds:
                 state.refuse(trial_id, f"no executor has {describe_needs(needs)}", is_about_trial=True)
-            else:
+            elif is_hopeless(state):
                 state.refuse(trial_id, f"no executor is left: {state.cause}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qlora_ray.orchestration.pool.capacity import Capacity
-from qlora_ray.orchestration.pool.granting import grant_slots, refuse_hopeless
+from qlora_ray.orchestration.pool.granting import grant_slots, is_hopeless, refuse_hopeless
 from qlora_ray.orchestration.pool.leaving import LeavingNodes
 from qlora_ray.orchestration.pool.liveness import Liveness, settle_held
 from qlora_ray.orchestration.pool.messages import (
@@ -77,8 +77,8 @@ class PoolMachine:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether no seat has an executor, or can have one, and no node may come."""
-        return not self._state.seats.num_living and not self._state.terms.waits_for_nodes
+        """Whether no executor is left to wait for."""
+        return is_hopeless(self._state)
 
     @property
     def cause(self) -> str:

@@ -17,7 +17,7 @@ class PoolTerms:
         max_slots: Leases at once over all executors; None for no bound.
         idle_timeout_s: An executor that nobody has used for this long is ended, so that its node can go; None for
             never.
-        waits_for_nodes: Whether more nodes may come, so that trials wait although no executor is left.
+        waits_for_nodes: Whether trials wait when every node has left, since others may come.
     """
 
     lease_timeout_s: float
