@@ -76,6 +76,6 @@ def test_a_way_is_found_to_break_the_promises_of_a_faulty_rule() -> None:
     class Faulty(SweepUnderFaults):
         make = staticmethod(make_world(EvictsNobody))  # type: ignore[assignment]
 
-    with pytest.raises(AssertionError, match="everything ends|no lease is left behind"):
+    with pytest.raises(AssertionError, match=r"everything ends|no lease is left behind"):
         # Found, and not made shorter: nobody has to read it.
         run_state_machine_as_test(Faulty, settings=settings(SETTINGS, phases=[Phase.generate]))
