@@ -194,6 +194,9 @@ class Search(Section):
         {"eval_loss": "min"}, description="eval_loss, which decides the winner, and what else to search for."
     )
     seed: Seed = 7
+    final_seeds: Annotated[int, Field(ge=0)] = Field(
+        0, description="New seeds that each of the best evaluate.top_k trials is trained with before one wins; 0: none."
+    )
 
     @model_validator(mode="after")
     def _objectives_fit_sampler(self) -> Search:

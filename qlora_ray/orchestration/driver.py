@@ -17,6 +17,7 @@ from qlora_ray.orchestration.cluster.joining import ray_cluster
 from qlora_ray.orchestration.cluster.planning import plan_cluster
 from qlora_ray.orchestration.cluster.probing import probe_cluster
 from qlora_ray.orchestration.executor.usage import wait_share
+from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
 from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.search_loop import run_trials
@@ -251,14 +252,22 @@ def _search(
     pool: Any,
     stops: StopSignals,
 ) -> None:
-    config = preflight.config
-    searcher = StudySearcher(
-        study,
-        space=preflight.space,
-        ledger=ledger,
-        num_trials=config.search.num_trials,
-        num_slots=plan.total_slots,
-    )
+    num_trials, num_slots = preflight.config.search.num_trials, plan.total_slots
+    searcher = StudySearcher(study, space=preflight.space, ledger=ledger, num_trials=num_trials, num_slots=num_slots)
+    _run_trials(preflight, searcher, ledger=ledger, pool=pool, stops=stops)
+    planned = [] if ledger.is_stopping else plan_seeds(ledger, preflight.config)
+    if planned:
+        ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
+        seeds = SeedSearcher(study, space=preflight.space, ledger=ledger, planned=planned, num_slots=num_slots)
+        # All of them to the end: they are compared with each other, and no longer searched among.
+        search = preflight.config.search.model_copy(update={"scheduler": "none"})
+        config = preflight.config.model_copy(update={"search": search})
+        _run_trials(replace(preflight, config=config), seeds, ledger=ledger, pool=pool, stops=stops)
+
+
+def _run_trials(
+    preflight: Preflight, searcher: StudySearcher, *, ledger: Ledger, pool: Any, stops: StopSignals
+) -> None:
     if searcher.num_left <= 0:
         return
     stop = SearchStop()
@@ -266,7 +275,7 @@ def _search(
     try:
         stops.begin_search(stop, ledger)
         run_trials(
-            TrialTerms(config, len(preflight.data.train)),
+            TrialTerms(preflight.config, len(preflight.data.train)),
             searcher=searcher,
             ledger=ledger,
             pool=pool,

@@ -61,16 +61,19 @@ class Ledger:
         self.is_stopping = False
         self.first_failure: tuple[str, str] | None = None
 
-    def open(self, number: int, params: dict[str, Any], *, ancestors: Sequence[int] = ()) -> None:
+    def open(
+        self, number: int, params: dict[str, Any], *, ancestors: Sequence[int] = (), seed_of: int | None = None
+    ) -> None:
         """Enters a new trial.
 
         Args:
             number: Its number in the study.
             params: Values of the search space, by config path.
             ancestors: Numbers of the interrupted trials that it goes on with, the latest first.
+            seed_of: Number of the trial that it repeats with another seed.
         """
         resumed_from = ancestors[0] if ancestors else None
-        entry = TrialEntry(number, params, time.time(), resumed_from)
+        entry = TrialEntry(number, params, time.time(), resumed_from, seed_of=seed_of)
         self.entries[number] = entry
         self._standings.open(entry)
         self._paths.trial(entry.id).root.mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,9 @@ class Ledger:
             if state.exists():
                 self._inherit(entry, ancestor)
                 break
-        reason = f"goes on with trial {trial_id_of(resumed_from)}" if resumed_from is not None else "asked of the study"
+        reason = "asked of the study" if seed_of is None else f"another seed of trial {trial_id_of(seed_of)}"
+        if resumed_from is not None:
+            reason = f"goes on with trial {trial_id_of(resumed_from)}"
         self._events.write("trial_opened", reason=reason, trial=entry.id, params=params)
         self._write_record(entry)
 

@@ -27,12 +27,13 @@ class AskedTrial:
     Attributes:
         params: Values of the search space, by config path.
         ancestors: Numbers of the interrupted trials that it goes on with, the latest first.
+        trial: Optuna's; None of a trial that the study knows by its number only.
     """
 
     number: int
     params: dict[str, Any]
     ancestors: tuple[int, ...]
-    trial: optuna.Trial
+    trial: optuna.Trial | None
 
 
 class StudySearcher:
@@ -82,6 +83,7 @@ class StudySearcher:
 
     def open(self, asked: AskedTrial) -> None:
         """Enters a trial into the books, with the reports of the one that it goes on with."""
+        assert asked.trial is not None
         self._trials[asked.number] = asked.trial
         self._ledger.open(asked.number, asked.params, ancestors=asked.ancestors)
         for report_index, value in self._ledger.entries[asked.number].intermediate.items():

@@ -23,6 +23,7 @@ from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus, write_record
 from qlora_ray.scoring.details import tabulate_details
 from qlora_ray.scoring.verdict import Verdict
@@ -195,6 +196,10 @@ def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:
     drawn = f" ({winner.scores.sampling})" if answered and winner.scores.sampling is not None else ""
     console.line(f"on the same {winner.scores.num_rows} {split} rows{answered}{drawn}")
     _print_verdict(console, winner.verdict)
+    for group in winner.seeds:
+        spread = "" if group.spread is None else f", spread {format_loss(group.spread)}"
+        seeds = plural(len(group.losses), "new seed")
+        console.line(f"trial {group.trial}: mean validation loss {format_loss(group.mean)} over {seeds}{spread}")
     for answer, before in list(zip(winner.scores.answers, winner.base.answers, strict=True))[:NUM_EXAMPLES]:
         console.line()
         console.line(f"  expected  {_one_line(answer.reference)}")
@@ -235,12 +240,16 @@ def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
                 format_loss(value),
                 f"{entry.tokens / entry.train_s:.0f}" if entry.train_s else "-",
                 *(format_setting(entry.params[path]) if path in entry.params else "-" for path in paths),
-                "<- winner" if winner and winner.entry is entry else "",
+                "<- winner" if winner and winner.entry is entry else _seed_words(entry),
             ]
         )
     table = format_table(rows, right=tuple(range(2, len(rows[0]) - 1)))
     hidden = len(entries) - MAX_TABLE_ROWS
     return table + (f"\n... and {hidden} more in trials.csv" if hidden > 0 else "")
+
+
+def _seed_words(entry: TrialEntry) -> str:
+    return "" if entry.seed_of is None else f"a seed of {trial_id_of(entry.seed_of)}"
 
 
 def printable(text: str) -> str:

@@ -40,6 +40,7 @@ class TrialEntry:
 
     Attributes:
         params: Values of the search space, by config path.
+        seed_of: Number of the trial that it repeats with another seed.
         metrics: Of its last report.
         intermediate: The first objective by report.
         facts: What really ran, by its last report; under `executor`, what it ran on.
@@ -50,6 +51,7 @@ class TrialEntry:
     params: dict[str, Any]
     opened_at: float
     resumed_from: int | None = None
+    seed_of: int | None = None
     state: TrialStatus = TrialStatus.RUNNING
     cause: str | None = None
     closed_at: float | None = None
@@ -97,6 +99,7 @@ class TrialEntry:
             message=self.failure.message if self.failure else None,
             params=self.params,
             resumed_from=None if self.resumed_from is None else trial_id_of(self.resumed_from),
+            seed_of=None if self.seed_of is None else trial_id_of(self.seed_of),
             objective={"eval_loss": self.metrics.get("eval_loss")},
             metrics=self.metrics,
             reports=self.intermediate,
@@ -133,6 +136,7 @@ class TrialEntry:
             params=dict(record.params),
             opened_at=opened_at,
             resumed_from=None if record.resumed_from is None else int(record.resumed_from),
+            seed_of=None if record.seed_of is None else int(record.seed_of),
             state=record.state,
             cause=record.cause,
             closed_at=times.closed or opened_at,

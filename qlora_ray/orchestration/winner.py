@@ -17,6 +17,7 @@ from qlora_ray.data import PreparedData
 from qlora_ray.errors import SweepFailed
 from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.executor.launcher import describe_death
+from qlora_ray.orchestration.final_seeds import SeedGroup, find_finalists, group_seeds
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs import SweepPaths, write_json
@@ -39,6 +40,7 @@ class Winner:
         base: What its base is worth on them.
         rescored: The best trials on the validation rows, where the lowest loss won, by trial.
         verdict: Whether the winner is better than its base.
+        seeds: The best settings with several seeds each, the best mean first; empty without `search.final_seeds`.
     """
 
     entry: TrialEntry
@@ -46,6 +48,7 @@ class Winner:
     base: Scores
     rescored: dict[str, Scores]
     verdict: Verdict
+    seeds: tuple[SeedGroup, ...] = ()
 
 
 def choose_winner(
@@ -98,7 +101,8 @@ def score_best(
         data: The splits that they are scored on.
         pool: The pool's actor, whose executors score.
     """
-    best = ledger.ranked()[: config.evaluate.top_k]
+    groups = group_seeds(ledger, config) if config.search.final_seeds else {}
+    best = [entry for entries in groups.values() for entry in entries] or find_finalists(ledger, config)
     if not best:
         return None
     workers = _workers_of_one_class(paths, pool)
@@ -118,6 +122,12 @@ def score_best(
             f"{paths.root}: one of the best trials must have a finite loss when scored again, got none of "
             f"{', '.join(adapters)}. Train with training.precision: bf16 or fp32, or see the trials' records."
         )
+    seeds = sorted(
+        (SeedGroup(trial, {one.id: rescored[one.id].loss for one in entries}) for trial, entries in groups.items()),
+        key=lambda group: group.mean if math.isfinite(group.mean) else math.inf,
+    )
+    if seeds and math.isfinite(seeds[0].mean):
+        finite = [entry for entry in finite if entry.id in seeds[0].losses]
     winner = min(finite, key=lambda entry: rescored[entry.id].loss)
     if data.test is not None:
         tuned, base = score([(adapters[winner.id], "test"), (None, "test")])
@@ -126,7 +136,7 @@ def score_best(
     metrics, _ = resolve_data_metrics(config, data)
     split = "validation" if data.test is None else "test"
     verdict = judge(base, tuned, metrics=metrics, split=split, was_chosen_on=data.test is None)
-    return Winner(winner, tuned, base, rescored, verdict)
+    return Winner(winner, tuned, base, rescored, verdict, tuple(seeds))
 
 
 def _workers_of_one_class(paths: SweepPaths, pool: Any) -> list[Any]:
@@ -161,6 +171,7 @@ def keep_winner(winner: Winner, *, paths: SweepPaths, config: SweepConfig) -> No
                 "verdict": winner.verdict.to_dict(),
                 "winner": _without_answers(winner.scores),
                 BASE: _without_answers(winner.base),
+                "final_seeds": {group.trial: group.to_dict() for group in winner.seeds},
                 "rescored": {trial: _without_answers(scores) for trial, scores in winner.rescored.items()},
             },
         )

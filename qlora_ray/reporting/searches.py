@@ -38,7 +38,7 @@ def tell_leaderboard(story: Story) -> Section:
             format_count(trial.trainable_parameters),
             format_count(trial.tokens_per_s),
             *(format_value(trial.params[path]) if path in trial.params else "-" for path in names),
-            "winner" if trial.id == story.outcome.winner else trial.cause or "",
+            "winner" if trial.id == story.outcome.winner else trial.cause or _seed_words(trial),
         )
         for trial in trials
     )
@@ -52,6 +52,10 @@ def tell_leaderboard(story: Story) -> Section:
         6 + index for index, axis in enumerate(story.axes) if axis.kind != "choice" or _is_numeric(axis.choices)
     }
     return Section("Trials", [Words(words), Table(header, rows, numeric=numeric, marked=marked, is_sortable=True)])
+
+
+def _seed_words(trial: Trial) -> str:
+    return "" if trial.seed_of is None else f"a seed of {trial.seed_of}"
 
 
 def _cut_leaderboard(story: Story, ranked: list[Trial]) -> list[Trial]:

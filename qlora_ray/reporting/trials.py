@@ -35,6 +35,7 @@ class Trial:
         waited_s: Seconds it waited for slots.
         is_gpu: Whether it ran on a GPU; on a CPU memory is the whole process's.
         resumed_from: Id of the interrupted trial that it goes on with.
+        seed_of: Id of the trial that it repeats with another seed.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Trial:
     precision: str | None
     num_retries: int
     resumed_from: str | None
+    seed_of: str | None = None
 
 
 def read_trials(paths: SweepPaths) -> tuple[list[Trial], list[str]]:
@@ -135,6 +137,7 @@ def _read_trial(paths: TrialPaths) -> Trial:
         precision=record.ran.precision or executor.precision,
         num_retries=record.num_retries,
         resumed_from=record.resumed_from,
+        seed_of=record.seed_of,
     )
 
 

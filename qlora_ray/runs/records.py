@@ -62,6 +62,7 @@ class TrialRecord(SweepFacts):
         message: What the failure says.
         params: Values of the search space, by config path.
         resumed_from: Id of the interrupted trial that it goes on with.
+        seed_of: Id of the trial that it repeats with another seed.
         metrics: Of its last report; losses in nats per answer token.
         reports: The first objective by report, 1 to search.num_reports.
         tokens_per_s: Over all of its training.
@@ -75,6 +76,7 @@ class TrialRecord(SweepFacts):
     message: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     resumed_from: str | None = None
+    seed_of: str | None = None
     objective: Mapping[str, float | None] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     reports: Mapping[int, float | None] = field(default_factory=dict)

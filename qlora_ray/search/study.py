@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Attributes of a trial and of the study that carry what Optuna's states cannot say.
 CAUSE_ATTRIBUTE = "cause"
 RESUMED_FROM_ATTRIBUTE = "resumed_from"
+SEED_OF_ATTRIBUTE = "seed_of"
 INTERRUPTED = "interrupted"
 # training.engine.FailureCause of a trial that no device could hold.
 OUT_OF_MEMORY = "oom"
@@ -77,6 +78,22 @@ def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) 
     )
     study.sampler = SteadySampler(sampler, seed=search.seed, history=history)
     return study
+
+
+def add_seed_trial(study: optuna.Study, *, seed_of: int) -> int:
+    """Takes a number in the study for a trial that repeats another one with a new seed; returns it.
+
+    It stands there as failed, which every sampler leaves out: it is no new point, and its number is never given again.
+    """
+    import optuna
+
+    failed = optuna.trial.TrialState.FAIL
+    study.add_trial(optuna.trial.create_trial(state=failed, user_attrs={SEED_OF_ATTRIBUTE: seed_of}))
+    return max(
+        trial.number
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(SEED_OF_ATTRIBUTE) is not None
+    )
 
 
 def note_cause(study: optuna.Study, number: int, cause: str | None) -> None:
@@ -162,5 +179,6 @@ def count_finished(study: optuna.Study) -> int:
     """Trials that need not run again: complete, pruned, or failed of themselves."""
     interrupted = interrupted_trials(study)
     return sum(
-        trial.state.is_finished() and trial.number not in interrupted for trial in study.get_trials(deepcopy=False)
+        trial.state.is_finished() and trial.number not in interrupted and SEED_OF_ATTRIBUTE not in trial.user_attrs
+        for trial in study.get_trials(deepcopy=False)
     )

@@ -37,6 +37,7 @@ class World:
 
     Attributes:
         done: What the driver did, in order.
+        schedulers: The scheduler of each search that was run.
         search: What happens in the search's loop.
         winner: What happens when the winner is chosen.
         pool: The pool that the driver gets; it was told of the executors in `specs`, and of `max_slots`.
@@ -48,6 +49,7 @@ class World:
         self.paths = SweepPaths(root / "results" / "s")
         self.folder = "first"
         self.done: list[str] = []
+        self.schedulers: list[str] = []
         self.pool = FakePool(calls=self.done)
         self.nodes = {HEAD: cpu_node("head")}
         self.search: Callable[..., None] = complete_all
@@ -125,6 +127,7 @@ class World:
     def _run_trials(self, terms: Any, *, searcher: Any, ledger: Any, pool: Any, stop: SearchStop) -> None:
         assert pool is self.pool
         self.done.append("search")
+        self.schedulers.append(terms.config.search.scheduler)
         try:
             self.search(searcher, stop)
         finally:

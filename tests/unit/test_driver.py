@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,27 @@ def test_executors_are_started_on_the_node_of_their_device(world: World) -> None
     assert placed.count(("cuda", WORKER)) >= 2
     # No bound but the config's own: nodes that join later bring slots that the plan does not have.
     assert world.max_slots is None
+
+
+def test_the_best_trials_get_new_seeds_after_the_search_and_none_of_these_is_stopped_early(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world.preflight.config
+    search = config.search.model_copy(update={"final_seeds": 2})
+    evaluate = config.evaluate.model_copy(update={"top_k": 1})
+    world.preflight = replace(
+        world.preflight, config=config.model_copy(update={"search": search, "evaluate": evaluate})
+    )
+    summary = world.run()
+    assert world.done.count("search") == 2 and world.schedulers == ["asha", "none"]
+    assert summary.counts == {"complete": 3 + 2}
+    seeds = [read_json(world.paths.trial(f"{number:04d}").record)["seed_of"] for number in range(5)]
+    assert seeds == [None, None, None, "0000", "0000"]
+    assert world.events().count("final_seeds_planned") == 1
+    # Nothing is left for a resume.
+    monkeypatch.setattr(driver, "check_same_inputs", lambda preflight, first, *, common: [])
+    del world.done[:]
+    assert world.run(is_resume=True).counts == summary.counts and "search" not in world.done
 
 
 def test_a_sweep_whose_trials_all_fail_has_no_winner_and_names_the_first_cause(

@@ -17,6 +17,7 @@ from qlora_ray.orchestration import winner as winner_module
 from qlora_ray.orchestration.winner import Winner, choose_winner, keep_winner, score_best
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.files import read_lines
+from qlora_ray.runs.records import TrialStatus
 from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
 from qlora_ray.scoring.verdict import Verdict
@@ -44,13 +45,23 @@ def choose(tmp_path, monkeypatch):
     """score_best over trials in the order of their validation loss in the search."""
     monkeypatch.setattr(winner_module.ray, "get", lambda value: value)
 
-    def run(trials: list[str], worker: Worker, *, has_test: bool = True, executors: Any = None) -> Any:
+    def run(
+        trials: list[str], worker: Worker, *, has_test: bool = True, executors: Any = None, seeds: Any = None
+    ) -> Any:
         rows = TokenizedSplit("rows", [[1, 2]], [[0, 1]], [[1]], ["answer"])
         data: Any = SimpleNamespace(validation=rows, test=rows if has_test else None)
         ready = [(worker, {"device_class": "cpu"})] if executors is None else executors
         pool = SimpleNamespace(ready_executors=SimpleNamespace(remote=lambda: ready))
-        ledger: Any = SimpleNamespace(ranked=lambda: [SimpleNamespace(id=trial) for trial in trials])
-        return score_best(ledger, paths=SweepPaths(tmp_path), config=CONFIG, data=data, pool=pool)
+        ledger: Any = SimpleNamespace(
+            ranked=lambda: [SimpleNamespace(id=trial, seed_of=None, number=int(trial)) for trial in trials],
+            entries={
+                int(trial): SimpleNamespace(id=trial, seed_of=seed_of, state=TrialStatus.COMPLETE)
+                for trial, seed_of in (seeds or {}).items()
+            },
+        )
+        search = CONFIG.search.model_copy(update={"final_seeds": 2 if seeds else 0})
+        config = CONFIG.model_copy(update={"search": search})
+        return score_best(ledger, paths=SweepPaths(tmp_path), config=config, data=data, pool=pool)
 
     return run
 
@@ -71,6 +82,20 @@ def test_the_lowest_rescored_validation_loss_wins_and_is_judged_on_test_rows(cho
     # Four rows that all got worse: a sign flip of four has p = 2/16.
     assert winner.verdict.word == "no different"
     assert worker.asked == [("0001", "validation"), ("0002", "validation"), ("0002", "test"), (None, "test")]
+
+
+def test_the_lowest_mean_over_new_seeds_wins_with_its_best_seed_and_not_the_luckiest_trial(choose):
+    losses = {"0003": 0.10, "0004": 0.50, "0005": 0.25, "0006": 0.21, "0007": math.nan, "0008": 0.01}
+    worker = Worker(
+        {(trial, "validation"): loss for trial, loss in losses.items()} | {("0006", "test"): 0.3, (None, "test"): 0.5}
+    )
+    seeds = {"0003": 0, "0004": 0, "0005": 1, "0006": 1, "0007": 2, "0008": 2}
+    winner = choose(["0000", "0001", "0002"], worker, seeds=seeds)
+    # A setting of which one seed is not finite is no winner, however good its other seed is.
+    assert [(group.trial, len(group.losses)) for group in winner.seeds] == [("0001", 2), ("0000", 2), ("0002", 2)]
+    assert winner.entry.id == "0006" and winner.seeds[0].mean == pytest.approx(0.23)
+    # The search's own trials are not scored again: they were chosen by their luck.
+    assert ("0000", "validation") not in worker.asked
 
 
 def test_without_test_rows_the_rows_that_chose_the_winner_judge_it_and_that_is_said(choose):
