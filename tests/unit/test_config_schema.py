@@ -125,6 +125,7 @@ BOUNDS = [
     ("cluster.heartbeat_timeout_s", 0.1, 0.0),
     ("cluster.progress_timeout_s", 0.1, 0.0),
     ("cluster.max_trial_retries", 0, -1),
+    ("search.final_seeds", 0, -1),
     ("model.quantization.method", "int8", "int4"),
     ("model.attn_implementation", "eager", "flex"),
     ("data.format", "alpaca", "csv"),
