@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from qlora_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
+    from qlora_ray.orchestration.cluster.starting import RayStart
     from qlora_ray.runs import SweepPaths
     from qlora_ray.runs.records import Summary
     from qlora_ray.search.space import SearchSpace
@@ -55,11 +57,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0: a winner, 1: none, 2: bad input or a failed export, 130 or 143: stopped."""
+    from qlora_ray.orchestration.cluster.starting import RayStart
+
     arguments = make_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), has_own_signals=True)
+    ray_start = RayStart()
+    try:
+        return run_command(lambda: _run(arguments, ray_start), has_own_signals=True)
+    finally:
+        # After the message of what went wrong: it does not wait for the end of a Ray that nothing ran in.
+        with contextlib.suppress(KeyboardInterrupt):
+            ray_start.end()
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, ray_start: RayStart) -> int:
     from qlora_ray.config import load_config
     from qlora_ray.runs import SweepPaths
 
@@ -88,6 +98,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
         # What would stop the export is said before hours of training.
         check_place(arguments.export, sweep=paths.root, option="--export")
+    # From here on it takes seconds to find something wrong, and as many to start Ray.
+    ray_start.begin(config.cluster)
     from qlora_ray.preflight.checks import check_sweep, plan_sweep
 
     preflight = check_sweep(config, space)
@@ -99,7 +111,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.orchestration.driver import run_sweep
 
     is_exported = arguments.export is not None
-    summary = run_sweep(preflight, paths=paths, is_resume=bool(arguments.resume), is_exported=is_exported)
+    summary = run_sweep(
+        preflight, paths=paths, is_resume=bool(arguments.resume), is_exported=is_exported, ray_start=ray_start
+    )
     is_refused = arguments.require_improvement and summary.status == "complete" and summary.verdict != "better"
     if is_exported:
         _export(arguments.export, paths=paths, summary=summary, is_refused=is_refused)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.console import Console, noise_to
 from qlora_ray.errors import ModelError, NoExecutors, PoolLost, QloraRayError, SweepFailed, first_line
 from qlora_ray.hardware import NodeProfile, Plan
-from qlora_ray.orchestration.cluster.joining import ray_cluster
+from qlora_ray.orchestration.background import BackgroundCall
 from qlora_ray.orchestration.cluster.planning import plan_cluster
 from qlora_ray.orchestration.cluster.probing import probe_cluster
+from qlora_ray.orchestration.cluster.starting import RayStart
 from qlora_ray.orchestration.executor.usage import wait_share
 from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
 from qlora_ray.orchestration.leased_trial import TrialTerms
@@ -50,7 +51,14 @@ class _Started:
     value: bool = False
 
 
-def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_exported: bool = False) -> Summary:
+def run_sweep(
+    preflight: Preflight,
+    *,
+    paths: SweepPaths,
+    is_resume: bool,
+    is_exported: bool = False,
+    ray_start: RayStart | None = None,
+) -> Summary:
     """Runs a sweep to its winner.
 
     Args:
@@ -58,6 +66,7 @@ def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_ex
         paths: The sweep's folder; it exists when resuming, and is made otherwise.
         is_resume: Whether to go on with the study that is there.
         is_exported: Whether the caller exports the winner next, so that nobody need be told how.
+        ray_start: A Ray that is being started already; None starts one here.
 
     Returns:
         What came of it; also in summary.json.
@@ -79,6 +88,7 @@ def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_ex
                     paths=paths,
                     is_resume=is_resume,
                     is_exported=is_exported,
+                    ray_start=ray_start or RayStart(),
                     console=console,
                     started=started,
                 )
@@ -92,12 +102,25 @@ def run_sweep(preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_ex
 
 
 def _run_or_explain(
-    preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_exported: bool, console: Console, started: _Started
+    preflight: Preflight,
+    *,
+    paths: SweepPaths,
+    is_resume: bool,
+    is_exported: bool,
+    ray_start: RayStart,
+    console: Console,
+    started: _Started,
 ) -> Summary:
     """Runs the sweep; what is nobody's bad input becomes a SweepFailed, with its traceback in the log."""
     try:
         return _run(
-            preflight, paths=paths, is_resume=is_resume, is_exported=is_exported, console=console, started=started
+            preflight,
+            paths=paths,
+            is_resume=is_resume,
+            is_exported=is_exported,
+            ray_start=ray_start,
+            console=console,
+            started=started,
         )
     except QloraRayError as error:
         # From an actor it comes as Ray's, whose text is the remote traceback.
@@ -122,19 +145,25 @@ def _run_or_explain(
 
 
 def _run(
-    preflight: Preflight, *, paths: SweepPaths, is_resume: bool, is_exported: bool, console: Console, started: _Started
+    preflight: Preflight,
+    *,
+    paths: SweepPaths,
+    is_resume: bool,
+    is_exported: bool,
+    ray_start: RayStart,
+    console: Console,
+    started: _Started,
 ) -> Summary:
     config = preflight.config
     console.progress("starting Ray ...")
-    with stop_signals() as stops, ray_cluster(config.cluster):
-        # Ray has set a handler of its own, which ends the process without a summary.
-        stops.install()
+    # It reads every byte of the base, which takes as long as Ray does, or longer.
+    reading = BackgroundCall(lambda: common_facts(preflight))
+    with stop_signals() as stops, ray_start.running(config.cluster):
         stops.check()
         cluster = probe_cluster(paths.root)
         profiles = cluster.profiles
         plan = plan_cluster(preflight, cluster)
-        # Once: it reads every byte of the base.
-        common = common_facts(preflight)
+        common = reading.result()
         first = read_record(paths.manifest, Manifest) if is_resume else None
         if first is not None:
             notes = check_same_inputs(preflight, first, common=common)

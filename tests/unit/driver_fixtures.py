@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,7 +59,6 @@ class World:
         shape: Any = None
         self.preflight = Preflight(books.config, books.space, [], shape, data, "loss only", [])
         for name, replacement in {
-            "ray_cluster": self._join,
             "probe_cluster": self._probe_cluster,
             "plan_cluster": lambda preflight, cluster: plan(*cluster.profiles.values()),
             "common_facts": lambda preflight: SweepFacts(base=BaseRecord(hash="sha256:b")),
@@ -69,6 +67,7 @@ class World:
             "choose_winner": self._choose_winner,
         }.items():
             monkeypatch.setattr(driver, name, replacement)
+        monkeypatch.setattr("qlora_ray.orchestration.cluster.joining.ray_cluster", self._join)
         monkeypatch.setattr("qlora_ray.reporting.write_report", self.write_report)
         monkeypatch.setattr(ray, "get", lambda value: value)
         monkeypatch.setattr(ray, "put", lambda value: value)
@@ -101,8 +100,6 @@ class World:
     @contextlib.contextmanager
     def _join(self, cluster: Any) -> Iterator[None]:
         self.done.append("join Ray")
-        # Ray takes SIGTERM over.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             yield
         finally:

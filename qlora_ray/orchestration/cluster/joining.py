@@ -69,7 +69,7 @@ def _start_private() -> None:
                     address="local",
                     include_dashboard=False,
                     log_to_driver=True,
-                    logging_level=logging.WARNING,
+                    logging_level=logging.ERROR,
                     object_store_memory=OBJECT_STORE_BYTES,
                 )
             return
@@ -140,7 +140,7 @@ def _join(address: str) -> None:
         _read_auth_settings()
     try:
         _check_listening(address)
-        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise PlacementError(_explain(address, error)) from None
 
