@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qlora_ray.search.space import SearchSpace
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
+# How long a Ray that nothing ran in may take to end.
+RAY_END_S = 1.0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -64,9 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run_command(lambda: _run(arguments, ray_start), has_own_signals=True)
     finally:
-        # After the message of what went wrong: it does not wait for the end of a Ray that nothing ran in.
+        # One that is still starting, after a failed check or Ctrl-C, ends with this process.
         with contextlib.suppress(KeyboardInterrupt):
-            ray_start.end()
+            ray_start.end(RAY_END_S)
 
 
 def _run(arguments: argparse.Namespace, ray_start: RayStart) -> int:

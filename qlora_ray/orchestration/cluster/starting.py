@@ -46,11 +46,15 @@ class RayStart:
         finally:
             self.end()
 
-    def end(self) -> None:
-        """Ends Ray, or leaves the cluster, once it is up; does nothing where it was never begun."""
+    def end(self, timeout_s: float | None = None) -> None:
+        """Ends Ray, or leaves the cluster, once it is up; does nothing where it was never begun.
+
+        Args:
+            timeout_s: How long this waits for it; None: to its end.
+        """
         self._is_over.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
 
     def _run(self, cluster: Cluster) -> None:
         # Here: importing ray takes a third of a second.
