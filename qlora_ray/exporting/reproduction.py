@@ -46,6 +46,7 @@ def render_trial_config(selection: Selection) -> str:
         "num_trials": 1,
         "sampler": "random",
         "scheduler": "none",
+        "final_seeds": 0,
     }
     return _render(
         config,

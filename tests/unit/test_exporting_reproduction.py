@@ -44,6 +44,7 @@ def test_the_trials_config_trains_that_trial_and_no_other(selection, tmp_path, m
     config = load(render_trial_config(selection), tmp_path)
     space = load_space(config)
     assert config.search.num_trials == 1 and config.search.scheduler == "none"
+    assert config.search.final_seeds == 0
     assert [dict(point) for point in space.points_to_evaluate] == [PARAMS] and space.grid_size() == 1
     trained = apply_values(config, space.points_to_evaluate[0])
     expected = selection.trial_config
