@@ -75,7 +75,12 @@ def engines_of(
 ) -> dict[ArmName, Callable[[], Engine]]:
     """Makers of the engines that a placement of the manifest has settings for."""
     engines: dict[ArmName, Callable[[], Engine]] = {
-        "single": lambda: SingleEngine(base, rows, max_micro_batch=placement["max_micro_batch"])
+        "single": lambda: SingleEngine(
+            base,
+            rows,
+            max_micro_batch=placement["max_micro_batch"],
+            gradient_checkpointing=placement["gradient_checkpointing"],
+        )
     }
     if placement["engine"] == "packed":
         engines["packed"] = lambda: PackedEngine(
@@ -84,6 +89,7 @@ def engines_of(
             slots=placement["slots_per_device"],
             max_tokens_per_micro_batch=placement["max_tokens_per_micro_batch"],
             hold_dequantized=placement["hold_dequantized"],
+            gradient_checkpointing=placement["gradient_checkpointing"],
         )
     return engines
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from qlora_ray.commands import run_command
 
 if TYPE_CHECKING:
+    from qlora_ray.config import SweepConfig
     from qlora_ray.hardware import Plan
-    from qlora_ray.preflight.checks import Preflight
+    from qlora_ray.preflight.planning import PlanFacts
+    from qlora_ray.search.space import SearchSpace
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
@@ -49,39 +51,58 @@ def _run(arguments: argparse.Namespace) -> int:
         from qlora_ray.hardware.catalogue import parse_gpus
 
         parse_gpus(arguments.gpus)
-    from qlora_ray.preflight.checks import check_sweep
+    if arguments.gpus is not None or (config.cluster.address is None and "RAY_ADDRESS" not in os.environ):
+        facts = _find_facts(config, space)
+        plan = _plan_without_ray(facts, gpus=arguments.gpus)
+    else:
+        facts, plan = _plan_with_ray(config, space)
     from qlora_ray.preflight.forecast import forecast_sweep
 
-    preflight = check_sweep(config, space)
-    plan = _plan(preflight, gpus=arguments.gpus)
-    forecast = forecast_sweep(preflight, plan)
+    forecast = forecast_sweep(facts, plan)
     if arguments.json:
         sys.stdout.write(json.dumps({**plan.to_dict(), "forecast": forecast.to_dict()}, indent=2) + "\n")
         return 0
-    notes = "".join(f"note  {note}\n" for note in preflight.notes)
+    notes = "".join(f"note  {note}\n" for note in facts.notes)
     sys.stdout.write(f"{notes}{plan.render()}\n\n{forecast.render()}\n")
     return 0
 
 
-def _plan(preflight: Preflight, *, gpus: str | None) -> Plan:
-    """The plan for the GPUs that are named, else for the machines that `sweep` would use."""
-    from qlora_ray.preflight.checks import plan_sweep
+def _find_facts(config: SweepConfig, space: SearchSpace) -> PlanFacts:
+    """What is remembered of this config, else what its checks find out."""
+    from qlora_ray.preflight.remembered import recall, remember
+
+    facts = recall(config, space)
+    if facts is None:
+        from qlora_ray.preflight.checks import check_sweep
+
+        facts = check_sweep(config, space).plan_facts
+        remember(facts, space)
+    return facts
+
+
+def _plan_without_ray(facts: PlanFacts, *, gpus: str | None) -> Plan:
+    """The plan for the GPUs that are named, else for this machine: asking it needs no Ray."""
+    from qlora_ray.preflight.planning import plan_facts
 
     if gpus is not None:
         from qlora_ray.hardware.hypothetical import describe_nodes
 
-        return plan_sweep(preflight, describe_nodes(gpus))
-    if preflight.config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
-        # One machine, this one: asking it needs no Ray.
-        from qlora_ray.hardware import probe_node
+        return plan_facts(facts, describe_nodes(gpus))
+    from qlora_ray.hardware import probe_node
 
-        return plan_sweep(preflight, [probe_node()])
+    return plan_facts(facts, [probe_node()])
+
+
+def _plan_with_ray(config: SweepConfig, space: SearchSpace) -> tuple[PlanFacts, Plan]:
+    """The plan for the cluster that `sweep` would join."""
     from qlora_ray.orchestration.cluster.joining import ray_cluster
     from qlora_ray.orchestration.cluster.planning import plan_cluster
     from qlora_ray.orchestration.cluster.probing import probe_cluster
+    from qlora_ray.preflight.checks import check_sweep
 
-    with ray_cluster(preflight.config.cluster):
-        return plan_cluster(preflight, probe_cluster())
+    preflight = check_sweep(config, space)
+    with ray_cluster(config.cluster):
+        return preflight.plan_facts, plan_cluster(preflight, probe_cluster())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import subprocess
+import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,8 @@ from qlora_ray.hardware.device import DeviceProfile, NodeProfile
 # Whose versions a trial's numbers can depend on.
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ray", "optuna", "datasets")
 NVIDIA_SMI_TIMEOUT_S = 20.0
+# One of them is there where CUDA can find a device: a GPU, a container's, WSL's, a Jetson's.
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu")
 # A cgroup without a limit reports a number near 2^63 (v1) or the word max (v2).
 CGROUP_NO_LIMIT_BYTES = 2**60
 
@@ -61,6 +64,8 @@ def probe_node() -> NodeProfile:
 
 def _find_gpus() -> tuple[list[DeviceProfile], str | None]:
     """The CUDA devices that this process may use, and the CUDA version torch was built for."""
+    if "torch" not in sys.modules and not _has_driver():
+        return [], None
     try:
         import torch
     except ImportError:
@@ -69,6 +74,11 @@ def _find_gpus() -> tuple[list[DeviceProfile], str | None]:
     if cuda_version is None or not torch.cuda.is_available():
         return [], cuda_version
     return [_read_gpu(torch, index) for index in range(torch.cuda.device_count())], cuda_version
+
+
+def _has_driver() -> bool:
+    """Whether this machine may have a CUDA device: where it has none, torch need not be imported (3 CPU seconds)."""
+    return sys.platform != "linux" or any(Path(path).exists() for path in DRIVER_FILES)
 
 
 def _read_gpu(torch: Any, index: int) -> DeviceProfile:

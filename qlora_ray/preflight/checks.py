@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
-from qlora_ray.hardware import ModelShape, NodeProfile, Plan, TrialDemand, plan_placements
-from qlora_ray.hardware.simulation import as_if
+from qlora_ray.hardware import ModelShape, NodeProfile, Plan
 from qlora_ray.modeling.loading import load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.shape import count_shape
 from qlora_ray.modeling.targets import build_skeleton, check_targets
+from qlora_ray.preflight.planning import PlanFacts, plan_facts
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import describe_unused
 from qlora_ray.training.budget import make_budget
@@ -43,6 +43,19 @@ class Preflight:
     unused: list[str]
     single_reason: str | None = None
     notes: Sequence[str] = ()
+
+    @property
+    def plan_facts(self) -> PlanFacts:
+        """What a plan is made of."""
+        return PlanFacts(
+            config=self.config,
+            extremes=self.extremes,
+            shape=self.shape,
+            report=self.data.report,
+            num_train_rows=len(self.data.train),
+            single_reason=self.single_reason,
+            notes=tuple(self.notes),
+        )
 
 
 def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
@@ -99,53 +112,5 @@ def _find_token_budget(
 
 
 def plan_sweep(preflight: Preflight, nodes: list[NodeProfile]) -> Plan:
-    """The placement of the largest trial the space can propose, on these nodes.
-
-    With `cluster.simulate`, on the GPUs that nodes without any claim to have.
-    """
-    config = preflight.config
-    if config.cluster.simulate:
-        nodes = [as_if(node, node.claims) for node in nodes]
-    corners = preflight.extremes
-    lengths = preflight.data.report.lengths
-    # No batch is longer than the longest row there is, whatever max_length allows.
-    longest = max(int(stats.max) for stats in lengths.values())
-    widest = max((corner.lora.target_modules for corner in corners), key=_width)
-    demand = TrialDemand(
-        max_r=max(corner.lora.r for corner in corners),
-        targets=widest if isinstance(widest, str) else tuple(widest),
-        effective_batch=max(corner.training.effective_batch for corner in corners),
-        per_device_train_batch_size=max(corner.training.per_device_train_batch_size for corner in corners),
-        max_seq_length=min(config.data.max_length, longest),
-        optim="adamw_torch"
-        if any(corner.training.optim == "adamw_torch" for corner in corners)
-        else config.training.optim,
-        gradient_checkpointing=_join_checkpointing([corner.training.gradient_checkpointing for corner in corners]),
-        eval_batch=config.training.per_device_eval_batch_size,
-        lora_dropout=max(corner.lora.lora_dropout for corner in corners),
-        attn_implementation=config.model.attn_implementation,
-        mean_seq_length=min(config.data.max_length, lengths["train"].mean),
-        num_trials=config.search.num_trials,
-        single_reason=preflight.single_reason,
-        modules_to_save=tuple({name for corner in corners for name in corner.lora.modules_to_save or ()}),
-    )
-    return plan_placements(
-        nodes,
-        shape=preflight.shape,
-        demand=demand,
-        cluster=config.cluster,
-        quantization=config.model.quantization,
-        precision_requested=config.training.precision,
-    )
-
-
-def _join_checkpointing(choices: Sequence[bool | Literal["auto"]]) -> bool | Literal["auto"]:
-    """What the largest trial does: one that may not recompute activations needs the most memory."""
-    if False in choices:
-        return False
-    return "auto" if "auto" in choices else True
-
-
-def _width(targets: str | list[str]) -> int:
-    order = {"attention-qv": 2, "attention": 4, "all-linear": 7}
-    return order[targets] if isinstance(targets, str) else len(targets)
+    """The placement of the largest trial the space can propose, on these nodes; see `planning.plan_facts`."""
+    return plan_facts(preflight.plan_facts, nodes)

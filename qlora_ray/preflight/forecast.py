@@ -12,8 +12,8 @@ from qlora_ray.hardware import Plan
 from qlora_ray.hardware.memory_counts import ADAPTER_WEIGHT_BYTES
 from qlora_ray.hardware.plan import TABLE_COLUMNS
 from qlora_ray.hardware.speed import Speed, count_passes, estimate_speed
-from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.measured_speed import find_speed
+from qlora_ray.preflight.planning import PlanFacts
 from qlora_ray.training.budget import make_budget
 
 # record.json, metrics.jsonl and the trial's lines in the other files; measured on the quickstart's sweep.
@@ -93,18 +93,18 @@ class Forecast:
         return "\n".join(["expected", *(line for group in wrapped for line in group)])
 
 
-def forecast_sweep(preflight: Preflight, plan: Plan) -> Forecast:
+def forecast_sweep(facts: PlanFacts, plan: Plan) -> Forecast:
     """Counts what a sweep takes, and estimates how long.
 
     Args:
-        preflight: Config, space and data.
+        facts: Config, space, base and rows.
         plan: Where its trials run.
     """
-    config, report = preflight.config, preflight.data.report
+    config, report = facts.config, facts.report
     search = config.search
     budgets = [
-        make_budget(corner.training, num_train_rows=len(preflight.data.train), num_reports=search.num_reports)
-        for corner in preflight.extremes
+        make_budget(corner.training, num_train_rows=facts.num_train_rows, num_reports=search.num_reports)
+        for corner in facts.extremes
     ]
     tokens_per_sample = min(config.data.max_length, report.lengths["train"].mean)
     most_tokens = int(search.num_trials * budgets[0].num_samples * tokens_per_sample)
@@ -114,7 +114,7 @@ def forecast_sweep(preflight: Preflight, plan: Plan) -> Forecast:
     speeds: dict[str, Speed] = {}
     unknown = []
     for placement in plan.placements:
-        speed = find_speed(config, placement) or estimate_speed(preflight.shape, placement)
+        speed = find_speed(config, placement) or estimate_speed(facts.shape, placement)
         if speed is None:
             unknown.append(placement.device_name)
         else:
@@ -137,7 +137,7 @@ def forecast_sweep(preflight: Preflight, plan: Plan) -> Forecast:
         least_tokens=int(share * most_tokens),
         most_tokens=most_tokens,
         evaluation_tokens=evaluation_tokens,
-        disk_bytes=_count_disk_bytes(preflight, plan),
+        disk_bytes=_count_disk_bytes(facts, plan),
         least_s=least_s,
         most_s=most_s,
         least_gpu_hours=None if least_s is None or not num_gpus else least_s * num_gpus / SECONDS_PER_HOUR,
@@ -170,15 +170,15 @@ def least_share(search: Search) -> float:
     return trained / reports
 
 
-def _count_disk_bytes(preflight: Preflight, plan: Plan) -> int:
+def _count_disk_bytes(facts: PlanFacts, plan: Plan) -> int:
     parameters = max(
-        preflight.shape.num_adapter_parameters(corner.lora.target_modules, corner.lora.r)
-        + len(corner.lora.modules_to_save or ()) * preflight.shape.vocab_size * preflight.shape.hidden_size
-        for corner in preflight.extremes
+        facts.shape.num_adapter_parameters(corner.lora.target_modules, corner.lora.r)
+        + len(corner.lora.modules_to_save or ()) * facts.shape.vocab_size * facts.shape.hidden_size
+        for corner in facts.extremes
     )
     adapter_bytes = ADAPTER_WEIGHT_BYTES * parameters
-    num_trials = preflight.config.search.num_trials
-    states = plan.total_slots if preflight.config.cluster.keep_trial_state else 0
+    num_trials = facts.config.search.num_trials
+    states = plan.total_slots if facts.config.cluster.keep_trial_state else 0
     return (num_trials + 1 + states * STATE_TENSORS) * adapter_bytes + num_trials * RECORD_BYTES
 
 
