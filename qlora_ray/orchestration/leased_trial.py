@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.errors import NoExecutors, PoolLost, QloraRayError
+from qlora_ray.errors import NoExecutors, NoFittingDevice, PoolLost, QloraRayError
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted, SlotRefused
+from qlora_ray.orchestration.memory_ladder import larger_needs, next_needs
+from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease
 from qlora_ray.orchestration.trial_port import CallFailed, ExecutorGone, TrialPort
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.engine import Failure, FailureCause, Report, TrialSpec
-
-if TYPE_CHECKING:
-    from qlora_ray.orchestration.pool.messages import Lease
 
 # A poll returns at least this often, so that a lease of `lease_timeout_s` is renewed several times.
 POLLS_PER_LEASE = 4
@@ -78,6 +77,9 @@ class LeasedTrial:
         self._clock = clock
         self._goes_on = last_index > 0
         self._is_waiting = False
+        self._needs = ANY_DEVICE
+        # Where it was out of memory last, and what that executor reported.
+        self._oom: tuple[Lease, Report] | None = None
         # Since the last report: a trial that makes reports may lose any number of slots in between.
         self._retries_here = 0
         self._preemptions_here = 0
@@ -95,7 +97,18 @@ class LeasedTrial:
                 try:
                     if self.lease is None:
                         await self._enter()
-                    return await self._poll()
+                    report = await self._poll()
+                    if report.failure is None or report.failure.cause != "oom":
+                        return report
+                    await self._climb(report)
+                except NoFittingDevice:
+                    # The trial is out of memory there, and this cluster has nothing larger.
+                    if self._oom is None:
+                        raise
+                    lease, report = self._oom
+                    if not self._needs.whole_device:
+                        return report
+                    self._needs = larger_needs(lease, self._needs)
                 except ExecutorGone as error:
                     assert self.lease is not None
                     await self._port.report_lost(self.lease)
@@ -118,6 +131,13 @@ class LeasedTrial:
         except QloraRayError as error:
             return self._failed("error", str(error))
 
+    async def _climb(self, report: Report) -> None:
+        """Gives the slot back on which the trial was out of memory, to go on where there is more of it."""
+        assert self.lease is not None
+        lease, self.lease = self.lease, None
+        await self._port.end(self.id, needs_more=report.failure.message if report.failure else "")
+        self._needs, self._oom, self._goes_on = next_needs(lease, self._needs), (lease, report), True
+
     async def leave(self) -> None:
         """Ends the trial where it is, and gives its slot back."""
         # One that was cancelled while it waited for a slot may be granted one yet.
@@ -134,7 +154,7 @@ class LeasedTrial:
         spec = TrialSpec(self.id, config.lora, config.training, budget)
         started = self._clock()
         self._is_waiting = True
-        self.lease = await self._port.lease(self.id, goes_on=self._goes_on)
+        self.lease = await self._port.lease(self.id, goes_on=self._goes_on, needs=self._needs)
         self._is_waiting = False
         self.waited_s += self._clock() - started
         await self._port.admit(self.lease, spec)
@@ -146,7 +166,8 @@ class LeasedTrial:
             report = await self._port.next_report(self.lease, self.id, timeout_s=timeout_s)
             # A trial that went on from an earlier state repeats reports that were told already.
             if report is not None and (report.index > self.last_index or report.failure):
-                self.last_index = report.index
+                # A failure is of no report: a trial that goes on after it makes the next one.
+                self.last_index = max(self.last_index, report.index if report.failure is None else 0)
                 self._retries_here = self._preemptions_here = 0
                 return report
 

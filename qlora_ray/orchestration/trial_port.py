@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import PoolLost, QloraRayError
 from qlora_ray.orchestration.executor.admission import LeaseLost
 from qlora_ray.orchestration.executor.launcher import describe_death
+from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease, LeaseNeeds
 from qlora_ray.training.engine import Report, TrialSpec
-
-if TYPE_CHECKING:
-    from qlora_ray.orchestration.pool.messages import Lease
 
 AnyAnswer = TypeVar("AnyAnswer")
 
@@ -42,14 +40,14 @@ class TrialPort(Protocol):
     CallFailed.
     """
 
-    async def lease(self, trial_id: str, *, goes_on: bool) -> Lease:
+    async def lease(self, trial_id: str, *, goes_on: bool, needs: LeaseNeeds = ANY_DEVICE) -> Lease:
         """Waits for a slot; raises NoExecutors if no executor is left to wait for, NoFittingDevice if none fits."""
 
     async def release(self, lease: Lease, *, refused: bool = False) -> None:
         """Gives a slot back that the trial has lost; `refused` where the executor had none for it."""
 
-    async def end(self, trial_id: str) -> None:
-        """Ends the trial where it is, and gives its slot back."""
+    async def end(self, trial_id: str, *, needs_more: str | None = None) -> None:
+        """Ends the trial where it is, and gives its slot back; `needs_more` says why it goes on with more memory."""
 
     async def report_preempted(self, lease: Lease, reason: str) -> None:
         """Gives a slot back from which the trial was preempted."""
@@ -74,18 +72,18 @@ class RayTrialPort:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
-    async def lease(self, trial_id: str, *, goes_on: bool) -> Lease:
+    async def lease(self, trial_id: str, *, goes_on: bool, needs: LeaseNeeds = ANY_DEVICE) -> Lease:
         """See TrialPort."""
-        lease: Lease = await _of_pool(self._pool.lease.remote(trial_id, goes_on=goes_on))
+        lease: Lease = await _of_pool(self._pool.lease.remote(trial_id, goes_on=goes_on, needs=needs))
         return lease
 
     async def release(self, lease: Lease, *, refused: bool = False) -> None:
         """See TrialPort."""
         await _of_pool(self._pool.release.remote(lease.trial_id, lease.number, refused=refused))
 
-    async def end(self, trial_id: str) -> None:
+    async def end(self, trial_id: str, *, needs_more: str | None = None) -> None:
         """See TrialPort."""
-        await _of_pool(self._pool.end.remote(trial_id))
+        await _of_pool(self._pool.end.remote(trial_id, needs_more=needs_more))
 
     async def report_preempted(self, lease: Lease, reason: str) -> None:
         """See TrialPort."""

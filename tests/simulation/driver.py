@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.orchestration.leased_trial import LeasedTrial, TrialTerms
-from qlora_ray.orchestration.pool.messages import ExecutorDied, Lease, LeaseReleased, TrialPreempted
+from qlora_ray.orchestration.pool.messages import (
+    ANY_DEVICE,
+    ExecutorDied,
+    Lease,
+    LeaseNeeds,
+    LeaseReleased,
+    TrialPreempted,
+)
 from qlora_ray.orchestration.trial_port import ExecutorGone
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.training.engine import Report, TrialSpec
@@ -48,17 +55,15 @@ class SimulatedPort:
         self._world = world
         self._pool = pool
 
-    async def lease(self, trial_id: str, *, goes_on: bool) -> Lease:
+    async def lease(self, trial_id: str, *, goes_on: bool, needs: LeaseNeeds = ANY_DEVICE) -> Lease:
         """See TrialPort."""
-        return await _Call(
-            lambda answer: self._on_its_way(lambda: self._pool.lease(trial_id, goes_on=goes_on, answer=answer))
-        )
+        return await _Call(lambda answer: self._on_its_way(lambda: self._pool.lease(trial_id, goes_on, needs, answer)))
 
     async def release(self, lease: Lease, *, refused: bool = False) -> None:
         """See TrialPort."""
         await self._of_pool(LeaseReleased(lease.trial_id, lease.number, refused))
 
-    async def end(self, trial_id: str) -> None:
+    async def end(self, trial_id: str, *, needs_more: str | None = None) -> None:
         """See TrialPort."""
         await _Call(lambda answer: self._on_its_way(lambda: self._pool.end(trial_id, lambda: answer(None))))
 

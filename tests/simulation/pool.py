@@ -20,6 +20,7 @@ from qlora_ray.orchestration.pool.messages import (
     Heard,
     KillExecutor,
     LeaseAsked,
+    LeaseNeeds,
     LeaseReleased,
     NodeDraining,
     PreemptTrial,
@@ -97,10 +98,10 @@ class SimulatedPool:
             self._timer = due
             world.after(max(0.0, due - world.now), partial(self._tick, due))
 
-    def lease(self, trial_id: str, *, goes_on: bool, answer: Answer) -> None:
+    def lease(self, trial_id: str, goes_on: bool, needs: LeaseNeeds, answer: Answer) -> None:
         """See Pool.lease."""
         self._askers[trial_id] = answer
-        self.handle(LeaseAsked(trial_id, goes_on))
+        self.handle(LeaseAsked(trial_id, goes_on, needs))
 
     def end(self, trial_id: str, then: Callable[[], None]) -> None:
         """See Pool.end."""

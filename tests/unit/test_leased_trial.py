@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.errors import NoExecutors, PoolLost
+from qlora_ray.errors import NoExecutors, NoFittingDevice, PoolLost
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
 from qlora_ray.orchestration.leased_trial import MAX_PREEMPTIONS_PER_REPORT, POLLS_PER_LEASE, LeasedTrial, TrialTerms
-from qlora_ray.orchestration.pool.messages import Lease
+from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease, LeaseNeeds
 from qlora_ray.orchestration.trial_port import CallFailed, ExecutorGone
 from qlora_ray.training.engine import Failure, Report, TrialSpec
 
@@ -30,6 +30,11 @@ def make_report(index: int, **facts: Any) -> Report:
     return Report("0007", index, index == 4, {"eval_loss": 1 / index}, **facts)
 
 
+def fits(device: dict[str, Any], needs: LeaseNeeds) -> bool:
+    """Whether a device of a test is what a trial needs."""
+    return device["memory_bytes"] >= needs.min_memory_bytes and (device["is_whole"] or not needs.whole_device)
+
+
 class Backstage:
     """The port of trial 7: it plays the answers to `next_report`, and takes notes of all other calls."""
 
@@ -38,6 +43,8 @@ class Backstage:
         self.calls: list[tuple[Any, ...]] = []
         self.specs: list[Any] = []
         self.timeouts_s: list[float] = []
+        self.needs: list[LeaseNeeds] = []
+        self.devices: list[dict[str, Any]] = []
         self._leases_left = leases
         self._num_leases = 0
 
@@ -45,17 +52,21 @@ class Backstage:
         """Trial 7 of a sweep."""
         return SteppedTrial(LeasedTrial(7, params, terms=TrialTerms(CONFIG, 8), port=self, last_index=last_index))
 
-    async def lease(self, trial_id: str, *, goes_on: bool) -> Lease:
+    async def lease(self, trial_id: str, *, goes_on: bool, needs: LeaseNeeds = ANY_DEVICE) -> Lease:
         self.calls.append(("lease", trial_id, goes_on))
+        self.needs.append(needs)
+        if self.devices and not any(fits(device, needs) for device in self.devices):
+            raise NoFittingDevice("no executor has it")
         if self._leases_left == self._num_leases:
             raise NoExecutors("no executor is left: the device fell off the bus")
         self._num_leases += 1
-        return Lease("0007", self._num_leases, 3, 1, None, {"device": "fake"})
+        device = next((device for device in self.devices if fits(device, needs)), {"device": "fake"})
+        return Lease("0007", self._num_leases, 3, 1, None, device)
 
     async def release(self, lease: Lease, *, refused: bool = False) -> None:
         self.calls.append(("refused" if refused else "release", lease.number))
 
-    async def end(self, trial_id: str) -> None:
+    async def end(self, trial_id: str, *, needs_more: str | None = None) -> None:
         self.calls.append(("end", trial_id))
 
     async def report_preempted(self, lease: Lease, reason: str) -> None:
@@ -216,3 +227,39 @@ def test_a_trial_that_stops_gives_its_slot_back_once() -> None:
     trial.leave()
     trial.leave()
     assert stage.calls == [("lease", "0007", False), ("end", "0007")]
+
+
+SHARE = {"memory_bytes": 16, "is_whole": False}
+WHOLE = {"memory_bytes": 16, "is_whole": True}
+LARGE = {"memory_bytes": 80, "is_whole": True}
+OUT_OF_MEMORY = make_report(1, failure=Failure("oom", "out of memory at one row"))
+
+
+@pytest.mark.parametrize(
+    ("devices", "visited"),
+    [
+        ([SHARE, WHOLE, LARGE], [SHARE, WHOLE, LARGE]),
+        ([WHOLE, LARGE], [WHOLE, LARGE]),
+        ([SHARE, LARGE], [SHARE, LARGE]),
+        ([SHARE, {**LARGE, "is_whole": False}], [SHARE, {**LARGE, "is_whole": False}]),
+    ],
+)
+def test_a_trial_out_of_memory_takes_more_of_its_device_then_a_larger_one(
+    devices: list[dict[str, Any]], visited: list[dict[str, Any]]
+) -> None:
+    stage = Backstage(*[OUT_OF_MEMORY] * (len(visited) - 1), make_report(1))
+    stage.devices = devices
+    trial = stage.trial()
+    assert trial.next_report().failure is None
+    assert trial.trial.lease is not None and trial.trial.lease.facts == visited[-1]
+    assert stage.calls.count(("end", "0007")) == len(visited) - 1
+
+
+def test_a_trial_that_is_out_of_memory_on_the_largest_device_fails_for_it() -> None:
+    stage = Backstage(*[OUT_OF_MEMORY] * 3)
+    stage.devices = [SHARE, WHOLE, LARGE]
+    trial = stage.trial()
+    report = trial.next_report()
+    assert report.failure is not None and report.failure.cause == "oom"
+    # Nothing is left to be tried, and no slot is held.
+    assert stage.needs[-1].min_memory_bytes == 81 and trial.trial.lease is None

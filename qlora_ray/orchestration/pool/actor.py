@@ -143,10 +143,15 @@ class Pool:
             self._send_away(trial_id)
         self._handle(LeaseReleased(trial_id, lease_number, refused))
 
-    async def end(self, trial_id: str) -> None:
-        """Ends a trial wherever it is; returns when it has left there."""
+    async def end(self, trial_id: str, *, needs_more: str | None = None) -> None:
+        """Ends a trial wherever it is; returns when it has left there.
+
+        Args:
+            trial_id: The trial.
+            needs_more: Why it will ask for a slot with more memory next; None if it will not.
+        """
         self._send_away(trial_id)
-        self._handle(TrialEnded(trial_id))
+        self._handle(TrialEnded(trial_id, needs_more))
         leaving = self._evictions.get(trial_id)
         if leaving:
             await asyncio.wait(set(leaving))

@@ -204,6 +204,9 @@ class PoolMachine:
         self._state.waiting.remove(event.trial_id)
         held = self._state.leases.get(event.trial_id)
         if held is not None:
+            if event.needs_more is not None:
+                record = self._state.record_of(held)
+                self._state.tell("trial_needs_more_memory", record, event.needs_more, trial=event.trial_id)
             self._state.evict(held)
 
     def _preempted(self, event: TrialPreempted) -> None:

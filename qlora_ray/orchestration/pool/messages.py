@@ -67,7 +67,8 @@ class Lease:
         seat_id: The seat.
         incarnation: Counts the executors of the seat; this one's number.
         executor: The actor's handle; None inside the machine.
-        facts: What the executor is and runs on, at the time of the grant, with `memory_bytes` of its device.
+        facts: What the executor is and runs on, at the time of the grant, with `memory_bytes` of its device and
+            whether it has that to itself, as `is_whole`.
     """
 
     trial_id: str
@@ -218,9 +219,15 @@ class LeaseReleased:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial wants nothing more: it is evicted where it is, and its slot is free once it has left."""
+    """A trial wants nothing more of its slot: it is evicted where it is, and the slot is free once it has left.
+
+    Attributes:
+        trial_id: The trial.
+        needs_more: Why it goes on where there is more memory; None for one that is over or paused.
+    """
 
     trial_id: str
+    needs_more: str | None = None
 
 
 @dataclass(frozen=True)

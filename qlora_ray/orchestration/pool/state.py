@@ -92,7 +92,7 @@ class PoolState:
         """Gives a trial that waits a slot."""
         self.waiting.remove(trial_id)
         self._num_leases += 1
-        facts = {**record.facts, "memory_bytes": record.seat.memory_bytes}
+        facts = {**record.facts, "memory_bytes": record.seat.memory_bytes, "is_whole": record.seat.is_whole}
         lease = Lease(trial_id, self._num_leases, record.seat.seat_id, record.incarnation, facts=facts)
         held = HeldSlot(lease, self.now)
         self.leases[trial_id] = record.held[trial_id] = held
