@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import psutil
 
-# Workers that Ray starts ahead, and those of the sweep itself.
-OWN_WORKERS = ("ray::IDLE", "ray::Pool", "ray::FakeExecutor")
+# Workers that Ray starts ahead, its agents, and the actors of the sweep itself.
+OWN_WORKERS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::Pool", "ray::FakeExecutor")
 SAMPLE_INTERVAL_S = 0.1
 
 

@@ -72,7 +72,7 @@ class MetricEntry:
 # TPE compares the best tenth, 25 at most, with all others, and weighs these by age: from 1 / n for the oldest to 1 for
 # the last 25 (optuna 5.0, default_gamma and default_weights). So the best are all there, and the rest loses those that
 # weigh least.
-TPE_HISTORY = (100, 400)
+TPE_HISTORY = (50, 200)
 # A Gaussian process costs the cube of its points.
 GP_HISTORY = (50, 150)
 
