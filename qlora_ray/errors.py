@@ -62,6 +62,13 @@ class SweepFailed(QloraRayError):
     exit_code = 1
 
 
+class SweepInterrupted(QloraRayError):
+    """Ray, or the pool, died under a sweep: what ran is interrupted, nothing has failed, and it can be resumed."""
+
+    # As a sweep that Ctrl-C ended.
+    exit_code = 130
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of what an error says; its type's name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -252,6 +252,17 @@ class Cluster(Section):
         True, description="Write each trial's state at its reports, so that it can go on after a crash."
     )
     max_trial_retries: Annotated[int, Field(ge=0)] = 2
+    scale_up: dict[str, PositiveFloat] | None = Field(
+        None,
+        description="Ray's autoscaler is asked for devices while trials wait, and let go after; one device in Ray's "
+        "words, as {GPU: 1}.",
+    )
+    drain_timeout_s: PositiveFloat = Field(
+        600.0, description="A node that drains without a deadline of its own ends its executors after this long."
+    )
+    idle_timeout_s: PositiveFloat = Field(
+        60.0, description="With scale_up: an executor that nobody has used for this long ends, so that its node can go."
+    )
 
     @field_validator("packing", mode="before")
     @classmethod

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.console import Console, noise_to
-from qlora_ray.errors import ModelError, NoExecutors, PoolLost, QloraRayError, SweepFailed, first_line
+from qlora_ray.errors import ModelError, NoExecutors, PoolLost, QloraRayError, SweepFailed, SweepInterrupted, first_line
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.orchestration.background import BackgroundCall
-from qlora_ray.orchestration.cluster.planning import plan_cluster
-from qlora_ray.orchestration.cluster.probing import probe_cluster
+from qlora_ray.orchestration.cluster.planning import plan_nodes
+from qlora_ray.orchestration.cluster.scaling import CapacityRequest
 from qlora_ray.orchestration.cluster.starting import RayStart
 from qlora_ray.orchestration.executor.usage import wait_share
 from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
@@ -25,6 +25,7 @@ from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.stopping import SearchStop, StopSignals, stop_signals
 from qlora_ray.orchestration.summary import print_next_steps, print_outcome, print_plan, write_summary
+from qlora_ray.orchestration.watching import watched_nodes, watched_ray
 from qlora_ray.orchestration.winner import choose_winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
@@ -73,6 +74,7 @@ def run_sweep(
 
     Raises:
         QloraRayError: If nothing can be trained; then a new sweep's folder is gone again.
+        SweepInterrupted: If Ray or the pool died; the sweep can be resumed.
         SweepFailed: If the sweep itself broke; its folder is kept, with the traceback in logs/driver.log.
     """
     is_new_parent = not paths.root.parent.exists()
@@ -128,7 +130,7 @@ def _run_or_explain(
         plain = there if isinstance(there, QloraRayError) else error
         if plain is not error:
             traceback.print_exc()
-        if started.value:
+        if started.value and not isinstance(plain, SweepInterrupted):
             EventLog(paths.events).write("sweep_failed", reason=str(plain))
         raise plain from None
     except Exception as error:
@@ -158,11 +160,11 @@ def _run(
     console.progress("starting Ray ...")
     # It reads every byte of the base, which takes as long as Ray does, or longer.
     reading = BackgroundCall(lambda: common_facts(preflight))
-    with stop_signals() as stops, ray_start.running(config.cluster):
+    with stop_signals() as stops, ray_start.running(config.cluster), watched_ray(config.cluster, stops):
         stops.check()
-        cluster = probe_cluster(paths.root)
-        profiles = cluster.profiles
-        plan = plan_cluster(preflight, cluster)
+        request = CapacityRequest(config.cluster.scale_up) if config.cluster.scale_up else None
+        planned = plan_nodes(preflight, paths.root, request=request, tell=console.progress)
+        plan, profiles = planned.plan, planned.nodes.profiles
         common = reading.result()
         first = read_record(paths.manifest, Manifest) if is_resume else None
         if first is not None:
@@ -185,7 +187,8 @@ def _run(
         interrupted = False
         lost: PoolLost | None = None
         try:
-            _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool, stops=stops)
+            with watched_nodes(preflight, pool, planned=planned, paths=paths, request=request):
+                _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool, stops=stops)
             waiting = _read_device_wait(pool)
             console.progress("scoring the best trials and the base ...")
             winner = choose_winner(ledger, paths=paths, config=config, data=preflight.data, pool=pool)
@@ -193,6 +196,12 @@ def _run(
             interrupted = True
         except PoolLost as error:
             lost = error
+        except Exception:
+            # Whatever fails after Ray has died fails for that.
+            if stops.ray_death is None:
+                raise
+        if stops.ray_death is not None:
+            lost = PoolLost(stops.ray_death)
         # From here on everything is told; there is nothing left to stop.
         stops.ignore()
         # What is still open was cut off, by Ctrl-C or by the loss of every executor.
@@ -207,7 +216,7 @@ def _run(
         report = _write_report(paths)
         console.end_progress()
         if lost is not None:
-            raise SweepFailed(
+            raise SweepInterrupted(
                 f"{paths.root}: {lost} Its running trials are interrupted. "
                 f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
             )
@@ -254,6 +263,8 @@ def _start_pool(
             heartbeat_timeout_s=cluster.heartbeat_timeout_s,
             progress_timeout_s=cluster.progress_timeout_s,
             max_slots=cluster.max_slots,
+            idle_timeout_s=cluster.idle_timeout_s if cluster.scale_up else None,
+            waits_for_nodes=cluster.scale_up is not None,
         ),
         name=paths.name,
     )
@@ -309,6 +320,7 @@ def _run_trials(
             ledger=ledger,
             pool=pool,
             stop=stop,
+            waits_for_nodes=config.cluster.scale_up is not None,
         )
     finally:
         stops.end_search()

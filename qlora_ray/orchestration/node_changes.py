@@ -14,6 +14,7 @@ from qlora_ray.formats import plural
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.orchestration.cluster.nodes import RayNode
 from qlora_ray.orchestration.cluster.probing import LeftOut
+from qlora_ray.orchestration.cluster.scaling import CapacityRequest, count_devices_wanted
 from qlora_ray.orchestration.executor.launcher import plan_executors
 from qlora_ray.preflight.checks import Preflight, plan_sweep
 
@@ -47,7 +48,7 @@ class SweepNodes:
         self._has_gpus = any(placement.device_kind == "cuda" for placement in plan.placements)
         # Devices by node: of those there can be a most.
         self._devices = _count_devices(plan, profiles)
-        self.slots_per_device = max((placement.slots_per_device for placement in plan.placements), default=1)
+        self._slots_per_device = max((placement.slots_per_device for placement in plan.placements), default=1)
 
     @property
     def num_devices(self) -> int:
@@ -90,6 +91,19 @@ class SweepNodes:
         """Has the trials of a node go on elsewhere."""
         self._devices.pop(node.node_id, None)
         self._call("drain_node", node.node_id, reason, deadline_s)
+
+    def ask_for_capacity(self, request: CapacityRequest) -> None:
+        """Asks the autoscaler for what the trials that wait need, and for nothing once none does."""
+        wanted = self._call("wanted_capacity")
+        num_devices = count_devices_wanted(
+            sum(item.num_trials for item in wanted),
+            slots_per_device=self._slots_per_device,
+            num_devices=self.num_devices,
+            max_devices=getattr(self._preflight.config.cluster, "max_gpus", None),
+        )
+        if request.ask(num_devices):
+            reason = "trials wait for a slot" if num_devices else "no trial waits"
+            self._call("note_node", "capacity_wanted", "", reason, {"num_devices": num_devices})
 
     def _plan(self, profile: NodeProfile) -> Plan:
         config = self._preflight.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from qlora_ray.orchestration.ledger import SWEEP_STOPPED, Ledger
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A search ends between two steps, which takes a second where Ray answers.
+SEARCH_END_S = 10.0
 
 
 class SearchStop:
@@ -48,6 +51,8 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
+        # Why Ray is no more, by the watchdog; None while it is there.
+        self.ray_death: str | None = None
         self._requested = False
         self._ignored = False
         self._search: SearchStop | None = None
@@ -76,6 +81,22 @@ class StopSignals:
         """From now on nothing stops: what is left takes a second and makes the results whole."""
         self._ignored = True
 
+    def end_with_ray(self, cause: str) -> None:
+        """Ray has died: stops as a signal does. Called once, from any thread.
+
+        A search that does not end by itself, because it waits for an answer of Ray's, is interrupted after a while.
+        """
+        self.ray_death = cause
+        self._signal_main()
+        timer = threading.Timer(SEARCH_END_S, self._signal_main)
+        timer.daemon = True
+        timer.start()
+
+    def _signal_main(self) -> None:
+        main = threading.main_thread()
+        if not self._ignored and main.ident is not None:
+            signal.pthread_kill(main.ident, signal.SIGINT)
+
     def _handle(self, signum: int, frame: Any) -> None:
         if self._ignored:
             return
@@ -83,7 +104,7 @@ class StopSignals:
         self._requested = True
         if self._search is not None and self._ledger is not None and is_first:
             self._ledger.is_stopping = True
-            self._search.request(SWEEP_STOPPED)
+            self._search.request(self.ray_death or SWEEP_STOPPED)
             return
         raise KeyboardInterrupt
 

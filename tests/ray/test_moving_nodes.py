@@ -71,7 +71,7 @@ def watched(pool: Any, config: Any, folder: Path) -> Iterator[None]:
     start = ProbedCluster({node_id: describe_node(node, probe_own()) for node_id, node in list_nodes().items()})
     preflight: Any = FakePreflight(config)
     changes = SweepNodes(preflight, pool, plan=Plan((), (), (), 0), profiles={})
-    watcher = NodeWatcher(start, changes=changes, door=NodeDoor(list_nodes), folder=folder)
+    watcher = NodeWatcher(start, changes=changes, door=NodeDoor(list_nodes), folder=folder, drain_timeout_s=60.0)
     thread = RepeatingThread(watcher.look, interval_s=LOOK_INTERVAL_S, name="nodes")
     thread.start()
     try:

@@ -14,6 +14,7 @@ import ray
 
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration import driver
+from qlora_ray.orchestration.cluster.planning import PlannedCluster
 from qlora_ray.orchestration.cluster.probing import ProbedCluster
 from qlora_ray.orchestration.pool.terms import PoolTerms
 from qlora_ray.orchestration.stopping import SearchStop
@@ -59,8 +60,9 @@ class World:
         shape: Any = None
         self.preflight = Preflight(books.config, books.space, [], shape, data, "loss only", [])
         for name, replacement in {
-            "probe_cluster": self._probe_cluster,
-            "plan_cluster": lambda preflight, cluster: plan(*cluster.profiles.values()),
+            "watched_ray": lambda cluster, stops: contextlib.nullcontext(),
+            "watched_nodes": lambda *_, **__: contextlib.nullcontext(),
+            "plan_nodes": self._plan_nodes,
             "common_facts": lambda preflight: SweepFacts(base=BaseRecord(hash="sha256:b")),
             "describe_sweep": self._describe_sweep,
             "run_trials": self._run_trials,
@@ -105,11 +107,11 @@ class World:
         finally:
             self.done.append("leave Ray")
 
-    def _probe_cluster(self, folder: Path) -> ProbedCluster:
+    def _plan_nodes(self, preflight: Preflight, folder: Path, *, request: Any, tell: Any) -> PlannedCluster:
         # What every node must see.
-        assert folder == self.paths.root
+        assert folder == self.paths.root and request is None
         self.done.append("probe nodes")
-        return ProbedCluster(self.nodes)
+        return PlannedCluster(ProbedCluster(self.nodes), plan(*self.nodes.values()))
 
     def _describe_sweep(self, preflight: Preflight, plan: Plan, profiles: Any, *, common: SweepFacts) -> Manifest:
         return Manifest(**vars(common), folder=self.folder, config=preflight.config.model_dump())
@@ -121,7 +123,7 @@ class World:
         self.specs, self.max_slots = specs, terms.max_slots
         return self.pool
 
-    def _run_trials(self, terms: Any, *, searcher: Any, ledger: Any, pool: Any, stop: SearchStop) -> None:
+    def _run_trials(self, terms: Any, *, searcher: Any, ledger: Any, pool: Any, stop: SearchStop, **_: Any) -> None:
         assert pool is self.pool
         self.done.append("search")
         self.schedulers.append(terms.config.search.scheduler)

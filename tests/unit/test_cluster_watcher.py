@@ -11,11 +11,12 @@ import pytest
 from qlora_ray.hardware import NodeProfile
 from qlora_ray.orchestration.cluster.nodes import RayNode
 from qlora_ray.orchestration.cluster.probing import LeftOut, Probe, ProbedCluster
-from qlora_ray.orchestration.cluster.watcher import DRAIN_TIMEOUT_S, NodeDoor, NodeWatcher
+from qlora_ray.orchestration.cluster.watcher import NodeDoor, NodeWatcher
 from tests.unit.hardware_fixtures import cpu_node
 
 HEAD, A, B = "head", "a" * 56, "b" * 56
 PROBE_TIMEOUT_S = 30.0
+DRAIN_TIMEOUT_S = 600.0
 
 
 class Cluster:
@@ -43,6 +44,7 @@ class Cluster:
             door=NodeDoor(lambda: dict(self.up), self._ask, self._read, lambda: self.now, lambda: 1000.0 + self.now),
             folder=folder,
             probe_timeout_s=PROBE_TIMEOUT_S,
+            drain_timeout_s=DRAIN_TIMEOUT_S,
         )
 
     def look(self) -> list[tuple[Any, ...]]:

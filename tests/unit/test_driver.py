@@ -170,7 +170,7 @@ def test_a_sweep_stopped_while_it_scores_is_interrupted_and_keeps_its_trials(wor
     assert summary.counts == {"complete": 3}
 
 
-@pytest.mark.parametrize("moment", ["probe_cluster", "plan_cluster", "_open_study"])
+@pytest.mark.parametrize("moment", ["plan_nodes", "_start_pool", "_open_study"])
 def test_a_sweep_stopped_before_its_first_trial_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -183,8 +183,8 @@ def test_a_sweep_stopped_before_its_first_trial_leaves_nothing(
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("probe_cluster", RunError("results.dir: it cannot be written.")),
-        ("plan_cluster", PlacementError("placement: one trial needs 21 GiB.")),
+        ("plan_nodes", RunError("results.dir: it cannot be written.")),
+        ("plan_nodes", PlacementError("placement: one trial needs 21 GiB.")),
     ],
 )
 def test_what_cannot_be_trained_leaves_nothing_behind(

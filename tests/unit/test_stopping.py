@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from qlora_ray.orchestration import stopping
 from qlora_ray.orchestration.stopping import SIGNALS, SearchStop, StopSignals, stop_signals
 
 pytestmark = pytest.mark.parametrize("signum", SIGNALS)
@@ -85,3 +87,22 @@ def test_signals_that_ray_took_over_are_taken_back_and_given_back_at_the_end(sig
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signum)
     assert signal.getsignal(signum) is before
+
+
+def test_the_death_of_ray_ends_a_search_for_that_reason(
+    stops: StopSignals, search: Any, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops.begin_search(search.stop, search.ledger)
+    threading.Thread(target=stops.end_with_ray, args=("Ray's GCS has died.",)).run()
+    assert search.stop.reason == stops.ray_death == "Ray's GCS has died."
+    stops.ignore()
+
+
+def test_a_search_that_waits_for_a_dead_ray_is_interrupted_after_a_while(
+    stops: StopSignals, search: Any, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "SEARCH_END_S", 0.05)
+    stops.begin_search(search.stop, search.ledger)
+    with pytest.raises(KeyboardInterrupt):
+        stops.end_with_ray("Ray's GCS has died.")
+        threading.Event().wait(30)

@@ -22,8 +22,6 @@ from qlora_ray.orchestration.cluster.probing import (
     shared_marker,
 )
 
-# What a node is given to drain when Ray names no time at which it will be gone.
-DRAIN_TIMEOUT_S = 600.0
 GONE = "the node is gone"
 LEAVING = "Ray was told that the node will leave"
 
@@ -80,6 +78,7 @@ class NodeWatcher:
         door: How nodes are seen.
         folder: What every node must see.
         probe_timeout_s: How long a node may take to answer.
+        drain_timeout_s: What a node is given to drain when Ray names no time at which it will be gone.
     """
 
     def __init__(
@@ -90,11 +89,13 @@ class NodeWatcher:
         door: NodeDoor,
         folder: Path | None = None,
         probe_timeout_s: float = PROBE_TIMEOUT_S,
+        drain_timeout_s: float,
     ) -> None:
         self._changes = changes
         self._door = door
         self._folder = folder
         self._probe_timeout_s = probe_timeout_s
+        self._drain_timeout_s = drain_timeout_s
         self._names = {node_id: profile.hostname for node_id, profile in cluster.profiles.items()}
         self._used = {
             node_id: RayNode(node_id, profile.address or "", profile.hostname)
@@ -164,6 +165,6 @@ class NodeWatcher:
         # One that joins only to leave is never used; it is asked if it stays after all.
         if node.node_id in self._draining or node.node_id not in self._used:
             return
-        left_s = deadline_ms / 1000 - self._door.wall_clock() if deadline_ms else DRAIN_TIMEOUT_S
+        left_s = deadline_ms / 1000 - self._door.wall_clock() if deadline_ms else self._drain_timeout_s
         self._changes.drain(node, LEAVING, max(0.0, left_s))
         self._draining.add(node.node_id)

@@ -117,8 +117,8 @@ class NodeNoted:
     """What the driver found of a node: for its books, where it comes in order with all else.
 
     Attributes:
-        event: `node_joined` or `node_left_out`.
-        node_id: The Ray node.
+        event: `node_joined`, `node_left_out`, or `capacity_wanted` of the autoscaler.
+        node_id: The Ray node; empty where it is about none.
         reason: Why, for people.
         facts: What belongs to it; JSON values.
     """
