@@ -99,7 +99,7 @@ class SweepNodes:
             sum(item.num_trials for item in wanted),
             slots_per_device=self._slots_per_device,
             num_devices=self.num_devices,
-            max_devices=getattr(self._preflight.config.cluster, "max_gpus", None),
+            max_devices=self._preflight.config.cluster.max_gpus,
         )
         if request.ask(num_devices):
             reason = "trials wait for a slot" if num_devices else "no trial waits"
@@ -110,11 +110,10 @@ class SweepNodes:
         cluster = config.cluster
         if self._has_gpus and not profile.has_gpu:
             raise PlacementError("no GPU, so no trials there")
-        max_gpus = getattr(cluster, "max_gpus", None)
-        if max_gpus is not None and profile.has_gpu:
-            left = max_gpus - self.num_devices
+        if cluster.max_gpus is not None and profile.has_gpu:
+            left = cluster.max_gpus - self.num_devices
             if left < 1:
-                raise PlacementError(f"cluster.max_gpus is reached: {plural(max_gpus, 'GPU')}")
+                raise PlacementError(f"cluster.max_gpus is reached: {plural(cluster.max_gpus, 'GPU')}")
             cluster = cluster.model_copy(update={"max_gpus": left})
         preflight = replace(self._preflight, config=config.model_copy(update={"cluster": cluster}))
         return plan_sweep(preflight, [profile])

@@ -22,6 +22,7 @@ from qlora_ray.orchestration.cluster.probing import ProbedCluster, describe_node
 from qlora_ray.orchestration.cluster.repeating import RepeatingThread
 from qlora_ray.orchestration.cluster.watcher import NodeDoor, NodeWatcher
 from qlora_ray.orchestration.node_changes import SweepNodes
+from qlora_ray.orchestration.pool_directory import drain_node, render_status
 from qlora_ray.runs import read_events, read_json
 from tests.fake_executor import GO, FakePlacement, HeldExecutor
 from tests.fake_sweep import Sweep
@@ -194,8 +195,13 @@ def test_a_node_that_joins_in_mid_sweep_trains_and_its_death_loses_nothing(
 
 
 @pytest.mark.slow
-def test_the_trials_of_a_node_that_ray_drains_go_on_elsewhere(
-    tmp_path: Path, make_pool: Callable[..., Any], join_node: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("asked", ["of Ray", "of the sweep"])
+def test_the_trials_of_a_node_that_drains_go_on_elsewhere(
+    tmp_path: Path,
+    make_pool: Callable[..., Any],
+    join_node: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
 ) -> None:
     monkeypatch.setattr(node_changes, "plan_sweep", plan_fake)
     sweep = Sweep(tmp_path, make_pool, scheduler="none", num_trials=5)
@@ -205,7 +211,12 @@ def test_the_trials_of_a_node_that_ray_drains_go_on_elsewhere(
         join_node()
         wait_for(lambda: is_on_second(sweep))
         (node,) = others()
-        ask_ray_to_drain(node)
+        if asked == "of Ray":
+            ask_ray_to_drain(node)
+        else:
+            rows = [line.split() for line in render_status().splitlines() if line.startswith(node[:8])]
+            assert [row[-3:] for row in rows[1:]] == [["1", "/", "2"]]
+            assert "1 sweep told to drain it" in drain_node(node[:8], reason="a test", deadline_s=60.0)
         wait_for(lambda: bool(events_of(sweep, "node_draining")))
         # The trials write their states at the end of the step that they are in.
         (sweep.paths.root / GO).touch()

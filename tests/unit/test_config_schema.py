@@ -122,6 +122,8 @@ BOUNDS = [
     ("cluster.memory_safety_factor", 1.0, 0.99),
     ("cluster.memory_safety_factor", 3.0, 3.01),
     ("cluster.lease_timeout_s", 0.1, 0.0),
+    ("cluster.drain_timeout_s", 0.1, 0.0),
+    ("cluster.idle_timeout_s", 0.1, 0.0),
     ("cluster.heartbeat_timeout_s", 0.1, 0.0),
     ("cluster.progress_timeout_s", 0.1, 0.0),
     ("cluster.max_trial_retries", 0, -1),

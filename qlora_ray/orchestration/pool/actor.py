@@ -195,6 +195,10 @@ class Pool:
             for seat_id, incarnation, facts in self._machine.ready_executors()
         ]
 
+    async def describe_seats(self) -> list[dict[str, Any]]:
+        """Where every seat is, and how many of its slots are held."""
+        return self._machine.describe_seats()
+
     async def close(self) -> None:
         """Ends all executors."""
         for task in (*self._calls, *self._watchers.values(), *([self._timer] if self._timer else [])):

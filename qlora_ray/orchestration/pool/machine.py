@@ -93,6 +93,20 @@ class PoolMachine:
             if record.state is SeatState.READY
         ]
 
+    def describe_seats(self) -> list[dict[str, Any]]:
+        """Where every seat that is not gone is, and how many of its slots are held: for people."""
+        return [
+            {
+                "node_id": record.seat.node_id,
+                "device": record.facts.get("device") or record.seat.device_class,
+                "state": record.state.value,
+                "slots": record.slots,
+                "used": record.num_used,
+            }
+            for record in self._state.seats.records.values()
+            if record.state is not SeatState.GONE
+        ]
+
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """What is to be done when something has happened.
 

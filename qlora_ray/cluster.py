@@ -1,0 +1,53 @@
+"""Shows the nodes of a Ray cluster and what sweeps have on them, or has the trials of a node go on elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from qlora_ray.commands import run_command
+
+DRAIN_REASON = "asked for by `python -m qlora_ray.cluster drain`"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m qlora_ray.cluster", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    status = actions.add_parser("status", help="the nodes, and each sweep's executors, slots and trials on them")
+    drain = actions.add_parser("drain", help="have every sweep's trials on a node go on elsewhere")
+    drain.add_argument("node", metavar="NODE", help="a node's id or its beginning, its address, or its host name")
+    drain.add_argument(
+        "--deadline", type=float, default=600.0, metavar="SECONDS", help="then its executors end (default: 600)"
+    )
+    for action in (status, drain):
+        action.add_argument(
+            "--address", default=None, metavar="HOST:PORT", help="the cluster (default: RAY_ADDRESS, else auto)"
+        )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 for a cluster that cannot be joined or a node that is not there."""
+    arguments = make_parser().parse_args(argv)
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from qlora_ray.config.schema import Cluster
+    from qlora_ray.orchestration.cluster.joining import find_address, ray_cluster
+    from qlora_ray.orchestration.pool_directory import drain_node, render_status
+
+    cluster = Cluster(address=arguments.address)
+    # Never a private one: that has nothing to show.
+    with ray_cluster(Cluster(address=find_address(cluster) or "auto")):
+        if arguments.action == "status":
+            text = render_status()
+        else:
+            text = drain_node(arguments.node, reason=DRAIN_REASON, deadline_s=arguments.deadline)
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

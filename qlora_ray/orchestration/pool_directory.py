@@ -1,0 +1,94 @@
+"""The pools of all sweeps of a cluster, found by their names: what they have on which node, and how to drain one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from qlora_ray.errors import PlacementError
+from qlora_ray.formats import format_table, plural
+from qlora_ray.orchestration.cluster.nodes import SHORT_ID, RayNode, list_nodes
+from qlora_ray.orchestration.pool.starting import POOL_NAMESPACE
+
+CALL_TIMEOUT_S = 10.0
+
+
+def find_node(text: str, nodes: Mapping[str, RayNode]) -> RayNode:
+    """The one node that a text names: its id or the beginning of it, its address, or its host name.
+
+    Raises:
+        PlacementError: If it names none, or several.
+    """
+    found = [node for node in nodes.values() if text in (node.address, node.hostname) or node.node_id.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(node.name for node in (found or nodes.values()))
+    raise PlacementError(f"NODE: must name one node, got {text}, which names {len(found)}. The nodes: {known}.")
+
+
+def drain_node(text: str, *, reason: str, deadline_s: float) -> str:
+    """Has the trials that every sweep has on a node go on elsewhere; returns what was asked of whom."""
+    node = find_node(text, list_nodes())
+    asked = []
+    for name, pool in find_pools().items():
+        if any(seat["node_id"] == node.node_id for seat in _call(pool, "describe_seats") or ()):
+            _call(pool, "drain_node", node.node_id, reason, deadline_s)
+            asked.append(name)
+    if not asked:
+        return f"{node.name}: no sweep has executors there"
+    return f"{node.name}: {plural(len(asked), 'sweep')} told to drain it: {', '.join(asked)}"
+
+
+def render_status() -> str:
+    """A table of the nodes, and one of each sweep's executors, slots and leases on them."""
+    nodes = list_nodes()
+    rows = [["node", "address", "host", "CPUs", "GPUs", ""]]
+    for node in nodes.values():
+        gpus = (node.resources or {}).get("GPU", 0.0)
+        state = "draining" if node.drain_deadline_ms is not None else ""
+        rows.append([node.node_id[:SHORT_ID], node.address, node.hostname, str(node.num_cpus), f"{gpus:g}", state])
+    tables = [format_table(rows)]
+    for name, pool in sorted(find_pools().items()):
+        tables.append(f"sweep {name}\n{_render_seats(_call(pool, 'describe_seats'))}")
+    if len(tables) == 1:
+        tables.append("no sweep runs here")
+    return "\n\n".join(tables)
+
+
+def find_pools() -> dict[str, Any]:
+    """The pool of each sweep that runs on the cluster, by the pool's name."""
+    names = [
+        item["name"] for item in ray.util.list_named_actors(all_namespaces=True) if item["namespace"] == POOL_NAMESPACE
+    ]
+    pools = {}
+    for name in names:
+        try:
+            pools[name] = ray.get_actor(name, namespace=POOL_NAMESPACE)
+        except ValueError:
+            # It ended since.
+            continue
+    return pools
+
+
+def _render_seats(seats: list[dict[str, Any]] | None) -> str:
+    if seats is None:
+        return "does not answer"
+    counts = Counter((seat["node_id"][:SHORT_ID], seat["device"], seat["state"]) for seat in seats)
+    rows = [["node", "device", "executors", "state", "trials / slots"]]
+    for (node_id, device, state), number in counts.items():
+        same = [s for s in seats if (s["node_id"][:SHORT_ID], s["device"], s["state"]) == (node_id, device, state)]
+        used, slots = sum(seat["used"] for seat in same), sum(seat["slots"] for seat in same)
+        rows.append([node_id, device or "-", str(number), state, f"{used} / {slots}"])
+    return format_table(rows)
+
+
+def _call(pool: Any, method: str, *arguments: Any) -> Any:
+    """A pool's answer; None from one that is ending."""
+    try:
+        return ray.get(getattr(pool, method).remote(*arguments), timeout=CALL_TIMEOUT_S)
+    except RayError:
+        return None
