@@ -320,7 +320,7 @@ def _run_trials(
             ledger=ledger,
             pool=pool,
             stop=stop,
-            waits_for_nodes=config.cluster.scale_up is not None,
+            waits_for_nodes=preflight.config.cluster.scale_up is not None,
         )
     finally:
         stops.end_search()
