@@ -12,13 +12,19 @@ from tests.ray.real_nodes import clean_environment, free_port, ray_node
 
 JOIN = """
 import sys
+import ray
 from qlora_ray.commands import run_command
 from qlora_ray.config.schema import Cluster
 from qlora_ray.orchestration.cluster.joining import ray_cluster
 from qlora_ray.orchestration.cluster.nodes import list_nodes
+@ray.remote(num_cpus=0)
+class Called:
+    def answer(self):
+        return 42
 def run():
     with ray_cluster(Cluster(address=sys.argv[1] if len(sys.argv) > 1 else None)):
         print("nodes", len(list_nodes()))
+        print("actor", ray.get(Called.remote().answer.remote(), timeout=60))
     return 0
 sys.exit(run_command(run))
 """
@@ -73,7 +79,7 @@ def test_a_cluster_with_a_token_is_joined_by_its_address_and_refused_without_the
         address = f"{ray.util.get_node_ip_address()}:{port}"
         joined = run_python(JOIN, address, home=home)
         refused = run_python(JOIN, address, home=stranger)
-    assert (joined.returncode, joined.stdout.splitlines()[-1:]) == (0, ["nodes 1"]), joined.stderr
+    assert (joined.returncode, joined.stdout.splitlines()) == (0, ["nodes 1", "actor 42"]), joined.stderr
     assert refused.returncode == 2
     last = refused.stderr.splitlines()[-1]
     assert last.startswith(f"cluster.address: the Ray cluster at {address} must be joined with its token, got none")
@@ -93,7 +99,7 @@ def test_a_cluster_without_tokens_is_joined_with_and_without_one(tmp_path: Path)
         address = f"{ray.util.get_node_ip_address()}:{port}"
         for user in (home, owner):
             joined = run_python(JOIN, address, home=user)
-            assert (joined.returncode, joined.stdout.splitlines()[-1:]) == (0, ["nodes 1"]), joined.stderr
+            assert (joined.returncode, joined.stdout.splitlines()) == (0, ["nodes 1", "actor 42"]), joined.stderr
 
 
 @pytest.mark.slow

@@ -7,12 +7,15 @@ import logging
 import os
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from qlora_ray.config.schema import Cluster
 from qlora_ray.errors import PlacementError, first_line
@@ -21,6 +24,13 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 LOOPBACK = "127.0.0.1"
 # To see that nothing listens at an address; Ray itself tries for 20 s.
 CONNECT_TIMEOUT_S = 5.0
+# Ray is imported and one call is made; that takes less than a second on a machine that is not busy.
+ASK_TIMEOUT_S = 60.0
+ASK_WITHOUT_TOKEN = """
+import os
+from ray._raylet import GcsClient
+GcsClient(address=os.environ["RAY_ADDRESS"]).get_all_node_info(timeout=5)
+"""
 TOKEN_BYTES = 32
 TOKEN_FILE = Path("~/.ray/auth_token")
 # How Ray 2.60 says that a token is missing or wrong; it stands in the cause of the exception.
@@ -133,16 +143,35 @@ def _read_auth_settings() -> None:
 
 
 def _join(address: str) -> None:
-    # An address that is named does not make Ray 2.60 look for the token; `auto` does. With a token, Ray also joins
-    # a cluster that asks for none.
-    if _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        _read_auth_settings()
     try:
         _check_listening(address)
+        if _has_token() and "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = _find_auth_mode(address)
+            _read_auth_settings()
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         raise PlacementError(_explain(address, error)) from None
+
+
+def _find_auth_mode(address: str) -> str:
+    """Whether a cluster asks for a token, as RAY_AUTH_MODE says it: `token` or `disabled`.
+
+    A driver must be in the mode of its cluster. One that has a token and is in the mode `token` joins a cluster without
+    one, but then refuses the calls of its GCS, which carry none, and its actors are destroyed as they are created
+    (ray 2.60). So the GCS is asked without a token, in a process of its own: Ray's C++ writes a refusal to stderr.
+    """
+    try:
+        resolved = services.canonicalize_bootstrap_address(address)
+    except Exception:
+        resolved = None
+    if resolved is None or "://" in address:
+        return "token"
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": resolved}
+    command = [sys.executable, "-c", ASK_WITHOUT_TOKEN]
+    answer = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
+    )
+    return "token" if answer.returncode else "disabled"
 
 
 def _check_listening(address: str) -> None:
