@@ -31,6 +31,7 @@ class FakePlacement:
     device_class: str = "fake"
     available_bytes: int = 0
     engine: str = "packed"
+    is_preferred: bool = False
 
     @property
     def executors_per_device(self) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.console import Console, noise_to
 from qlora_ray.errors import ModelError, NoExecutors, PoolLost, QloraRayError, SweepFailed, SweepInterrupted, first_line
 from qlora_ray.hardware import NodeProfile, Plan
+from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.background import BackgroundCall
 from qlora_ray.orchestration.cluster.planning import plan_nodes
 from qlora_ray.orchestration.cluster.scaling import CapacityRequest
@@ -294,7 +295,7 @@ def _search(
 ) -> None:
     num_trials, num_slots = preflight.config.search.num_trials, plan.total_slots
     searcher = StudySearcher(study, space=preflight.space, ledger=ledger, num_trials=num_trials, num_slots=num_slots)
-    _run_trials(preflight, searcher, ledger=ledger, pool=pool, stops=stops)
+    _run_trials(preflight, searcher, plan=plan, ledger=ledger, pool=pool, stops=stops)
     planned = [] if ledger.is_stopping else plan_seeds(ledger, preflight.config)
     if planned:
         ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
@@ -302,11 +303,11 @@ def _search(
         # All of them to the end: they are compared with each other, and no longer searched among.
         search = preflight.config.search.model_copy(update={"scheduler": "none"})
         config = preflight.config.model_copy(update={"search": search})
-        _run_trials(replace(preflight, config=config), seeds, ledger=ledger, pool=pool, stops=stops)
+        _run_trials(replace(preflight, config=config), seeds, plan=plan, ledger=ledger, pool=pool, stops=stops)
 
 
 def _run_trials(
-    preflight: Preflight, searcher: StudySearcher, *, ledger: Ledger, pool: Any, stops: StopSignals
+    preflight: Preflight, searcher: StudySearcher, *, plan: Plan, ledger: Ledger, pool: Any, stops: StopSignals
 ) -> None:
     if searcher.num_left <= 0:
         return
@@ -315,7 +316,10 @@ def _run_trials(
     try:
         stops.begin_search(stop, ledger)
         run_trials(
-            TrialTerms(preflight.config, len(preflight.data.train)),
+            # Any placement serves to compare trials.
+            TrialTerms(
+                preflight.config, len(preflight.data.train), sizes=TrialSizes(preflight.shape, plan.placements[0])
+            ),
             searcher=searcher,
             ledger=ledger,
             pool=pool,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, NoFittingDevice, PoolLost, QloraRayError
+from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted, SlotRefused
 from qlora_ray.orchestration.memory_ladder import larger_needs, next_needs
 from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease
@@ -27,10 +28,17 @@ MAX_PREEMPTIONS_PER_REPORT = 20
 
 @dataclass(frozen=True)
 class TrialTerms:
-    """What every trial of a sweep is told."""
+    """What every trial of a sweep is told.
+
+    Attributes:
+        config: The sweep's config.
+        num_train_rows: Rows there are to train on.
+        sizes: How large a trial is; None where all count as equally large.
+    """
 
     config: SweepConfig
     num_train_rows: int
+    sizes: TrialSizes | None = None
 
 
 class LeasedTrial:
@@ -71,12 +79,13 @@ class LeasedTrial:
         self.waited_s = 0.0
         self.num_retries = 0
         self.num_preemptions = 0
-        self._params = params
         self._terms = terms
         self._port = port
         self._clock = clock
         self._goes_on = last_index > 0
         self._is_waiting = False
+        self._params = params
+        self._spec: TrialSpec | None = None
         self._needs = ANY_DEVICE
         # Where it was out of memory last, and what that executor reported.
         self._oom: tuple[Lease, Report] | None = None
@@ -147,17 +156,25 @@ class LeasedTrial:
             await self._port.end(self.id)
 
     async def _enter(self) -> None:
-        config = apply_values(self._terms.config, self._params)
-        budget = make_budget(
-            config.training, num_train_rows=self._terms.num_train_rows, num_reports=config.search.num_reports
-        )
-        spec = TrialSpec(self.id, config.lora, config.training, budget)
+        if self._spec is None:
+            self._spec = self._make_spec()
         started = self._clock()
         self._is_waiting = True
         self.lease = await self._port.lease(self.id, goes_on=self._goes_on, needs=self._needs)
         self._is_waiting = False
         self.waited_s += self._clock() - started
-        await self._port.admit(self.lease, spec)
+        await self._port.admit(self.lease, self._spec)
+
+    def _make_spec(self) -> TrialSpec:
+        """What the trial trains; sets how large it is, too."""
+        terms = self._terms
+        config = apply_values(terms.config, self._params)
+        if terms.sizes is not None:
+            self._needs = replace(self._needs, size_bytes=terms.sizes.count_bytes(config))
+        budget = make_budget(
+            config.training, num_train_rows=terms.num_train_rows, num_reports=config.search.num_reports
+        )
+        return TrialSpec(self.id, config.lora, config.training, budget)
 
     async def _poll(self) -> Report:
         assert self.lease is not None

@@ -10,11 +10,13 @@ import pytest
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, NoFittingDevice, PoolLost
+from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
 from qlora_ray.orchestration.leased_trial import MAX_PREEMPTIONS_PER_REPORT, POLLS_PER_LEASE, LeasedTrial, TrialTerms
 from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease, LeaseNeeds
 from qlora_ray.orchestration.trial_port import CallFailed, ExecutorGone
 from qlora_ray.training.engine import Failure, Report, TrialSpec
+from tests.unit.hardware_fixtures import TINY, gpu, node, plan
 
 CONFIG = SweepConfig.model_validate(
     {
@@ -48,9 +50,10 @@ class Backstage:
         self._leases_left = leases
         self._num_leases = 0
 
-    def trial(self, *, last_index: int = 0, **params: Any) -> SteppedTrial:
+    def trial(self, *, last_index: int = 0, sizes: TrialSizes | None = None, **params: Any) -> SteppedTrial:
         """Trial 7 of a sweep."""
-        return SteppedTrial(LeasedTrial(7, params, terms=TrialTerms(CONFIG, 8), port=self, last_index=last_index))
+        terms = TrialTerms(CONFIG, 8, sizes)
+        return SteppedTrial(LeasedTrial(7, params, terms=terms, port=self, last_index=last_index))
 
     async def lease(self, trial_id: str, *, goes_on: bool, needs: LeaseNeeds = ANY_DEVICE) -> Lease:
         self.calls.append(("lease", trial_id, goes_on))
@@ -263,3 +266,15 @@ def test_a_trial_that_is_out_of_memory_on_the_largest_device_fails_for_it() -> N
     assert report.failure is not None and report.failure.cause == "oom"
     # Nothing is left to be tried, and no slot is held.
     assert stage.needs[-1].min_memory_bytes == 81 and trial.trial.lease is None
+
+
+def test_a_trial_says_how_large_it_is_each_time_it_asks() -> None:
+    sizes = TrialSizes(TINY, plan(node("a", gpu("Tesla T4")), model=TINY).placements[0])
+    asked = {}
+    for rank in (4, 64):
+        stage = Backstage(OUT_OF_MEMORY, make_report(1))
+        stage.devices = [SHARE, WHOLE]
+        stage.trial(sizes=sizes, **{"lora.r": rank}).next_report()
+        (asked[rank],) = {needs.size_bytes for needs in stage.needs}
+        assert len(stage.needs) == 2
+    assert asked[64] > asked[4] > 0

@@ -321,6 +321,14 @@ def test_the_largest_trials_go_to_the_largest_devices() -> None:
     assert seats == {"0001": 1, "0002": 1, "0003": 0, "0000": 0}
 
 
+def test_preferred_devices_are_taken_before_larger_ones() -> None:
+    stage = Stage()
+    stage.slots = {0: 1, 1: 1, 2: 1}
+    preferred = Seat(2, "c", "s", "T4", 16 * GIB, is_preferred=True)
+    stage.tell(SeatsAdded((Seat(0, "a", "s", "T4", 16 * GIB), Seat(1, "b", "s", "A100", 80 * GIB), preferred)))
+    assert [stage.ask(f"{number:04d}").seat_id for number in range(3)] == [2, 1, 0]  # type: ignore[union-attr]
+
+
 def test_a_trial_waits_for_a_device_that_fits_and_hears_if_there_is_none() -> None:
     stage = Stage(waits_for_nodes=False)
     stage.slots = {0: 1, 1: 1}

@@ -8,7 +8,7 @@ from qlora_ray.orchestration.pool.state import PoolState
 
 
 def grant_slots(state: PoolState) -> None:
-    """Hands free slots to those who wait, the largest devices first.
+    """Hands free slots to those who wait: preferred devices first, and then the largest.
 
     Cost: per lease the logarithm of seats and waiting trials, times the number of device classes.
     """

@@ -23,6 +23,7 @@ class Seat:
         device_id: The device, where several executors share it.
         whole_spec: How one executor with the whole device is started, where several executors share it.
         is_whole: Whether the executor has its device to itself and trains one trial.
+        is_preferred: Whether trials are to go there first: its class is one of `cluster.prefer_gpu_classes`.
     """
 
     seat_id: int
@@ -33,6 +34,7 @@ class Seat:
     device_id: str = ""
     whole_spec: Any = None
     is_whole: bool = False
+    is_preferred: bool = False
 
 
 @dataclass(frozen=True)

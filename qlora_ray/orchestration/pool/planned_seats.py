@@ -44,4 +44,5 @@ def _make_seat(seat_id: int, spec: ExecutorSpec) -> Seat:
         device_id=spec.device,
         whole_spec=replace(spec, placement=take_whole_device(placement)) if is_shared else None,
         is_whole=placement.slots_per_device == 1,
+        is_preferred=placement.is_preferred,
     )

@@ -43,6 +43,7 @@ class SeatKind:
         is_whole: Whether an executor has its device to itself.
         can_be_whole: Whether the executors of its device can make room for one with the whole device.
         is_temporary: Whether they are such a one, which only trials that need a whole device get.
+        is_preferred: Whether trials go there before they go to larger devices.
     """
 
     device_class: str
@@ -50,6 +51,7 @@ class SeatKind:
     is_whole: bool
     can_be_whole: bool
     is_temporary: bool
+    is_preferred: bool = False
 
     def fits(self, needs: LeaseNeeds) -> bool:
         """Whether a slot there is what a trial needs."""
@@ -120,7 +122,12 @@ class SeatRecord:
     def __post_init__(self) -> None:
         seat = self.seat
         self.kind = SeatKind(
-            seat.device_class, seat.memory_bytes, seat.is_whole, seat.whole_spec is not None, self.is_temporary
+            seat.device_class,
+            seat.memory_bytes,
+            seat.is_whole,
+            seat.whole_spec is not None,
+            self.is_temporary,
+            seat.is_preferred,
         )
 
     @property
@@ -163,7 +170,7 @@ class SeatTable:
         self._living: dict[SeatKind, int] = {}
         self._open: dict[SeatKind, list[tuple[float, int, int]]] = {}
         self._sizes: Counter[SeatKind] = Counter()
-        # Kinds, the most memory first.
+        # Kinds, preferred ones first, and then the most memory.
         self.kinds: list[SeatKind] = []
 
     @property
@@ -187,7 +194,9 @@ class SeatTable:
         self._sizes[kind] += 1
         if kind not in self._open:
             self._open[kind] = []
-            self.kinds = sorted(self._open, key=lambda kind: (-kind.memory_bytes, kind.device_class))
+            self.kinds = sorted(
+                self._open, key=lambda kind: (not kind.is_preferred, -kind.memory_bytes, kind.device_class)
+            )
         self.note(record)
 
     def note(self, record: SeatRecord) -> None:
