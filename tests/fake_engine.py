@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ def fake_loss(learning_rate: float, step: int) -> float:
 class FakeEngine:
     """Meets the Engine contract; each `advance` brings every runnable trial to its next report.
 
+    One that is asked to leave meanwhile has done one step of those to the report.
+
     Args:
         slots: Trials at once.
         room: Trials that fit the memory at once; where more are to train, the newest is preempted and the slots shrink.
@@ -46,6 +49,9 @@ class FakeEngine:
         # Those that have trained to a report and not made it.
         self._pending: set[str] = set()
         self._came_pending: set[str] = set()
+        # Steps done, and why those that were asked to leave are to do so.
+        self._steps: dict[str, int] = {}
+        self._leave_reasons: dict[str, str] = {}
         self._lock = threading.Condition()
         self._on_trained: TrainedListener = lambda trial_id, is_final: None
         self.log: list[tuple[str, str]] = []
@@ -65,6 +71,8 @@ class FakeEngine:
                 self._pending.add(spec.trial_id)
                 self._came_pending.add(spec.trial_id)
             self._indices[spec.trial_id] = state.report_index if state else 0
+            self._steps[spec.trial_id] = state.step if state else 0
+            self._leave_reasons.pop(spec.trial_id, None)
             self._runnable.add(spec.trial_id)
             self.log.append(("admit", spec.trial_id))
             self._lock.notify_all()
@@ -76,6 +84,12 @@ class FakeEngine:
                 self._runnable.add(trial_id)
                 self.log.append(("proceed", trial_id))
 
+    def request_preemption(self, trial_id: str, reason: str) -> None:
+        """Notes it for the `advance` under way, or the next one."""
+        with self._lock:
+            if trial_id in self._specs:
+                self._leave_reasons[trial_id] = reason
+
     def advance(self) -> list[EngineEvent]:
         """One report of every runnable trial, or the preemption of the one that had to make room."""
         with self._lock:
@@ -86,15 +100,23 @@ class FakeEngine:
                 newest = list(self._specs)[-1]
                 self._runnable.discard(newest)
                 return [Preemption(newest, f"out of memory with {self._room + 1} trials")]
+            leaving = self._put_off(self._runnable, num_steps=0)
             training = {trial_id: self._specs[trial_id] for trial_id in sorted(self._runnable)}
             self._runnable.clear()
+        if leaving:
+            self._runnable.update(training)
+            return leaving
         self.train(sorted(training.keys() - self._pending))
+        with self._lock:
+            leaving = self._put_off(training.keys() - self._pending, num_steps=1)
+        for event in leaving:
+            del training[event.trial_id]
         for spec in training.values():
             self._pending.add(spec.trial_id)
             self._on_trained(spec.trial_id, self._indices[spec.trial_id] + 1 == len(spec.budget.report_steps))
         self.evaluate(sorted(training))
         with self._lock:
-            return [self._report(spec) for spec in training.values()]
+            return [*leaving, *(self._report(spec) for spec in training.values())]
 
     def on_trained(self, listener: TrainedListener) -> None:
         """Told of each trial before its report is made."""
@@ -107,11 +129,11 @@ class FakeEngine:
         """What takes time; nothing here. Called without the lock: trials may come and go meanwhile."""
 
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The report index, in a state of the real form; before a report is made, with it pending."""
+        """Report index and steps, in a state of the real form; before a report is made, with it pending."""
         index = self._indices[trial_id]
         is_pending = trial_id in self._pending
         steps = (0, *self._specs[trial_id].budget.report_steps)
-        step = steps[index + is_pending]
+        step = steps[index + 1] if is_pending else max(steps[index], self._steps[trial_id])
         pending_metrics = {"step": float(step)} if is_pending else {}
         return TrialState(trial_id, step, index, {"a": torch.ones(1)}, {}, {}, {}, pending_metrics=pending_metrics)
 
@@ -125,12 +147,24 @@ class FakeEngine:
             self._specs.pop(trial_id, None)
             self._pending.discard(trial_id)
             self._runnable.discard(trial_id)
+            self._leave_reasons.pop(trial_id, None)
             self.log.append(("evict", trial_id))
             self._lock.notify_all()
 
     def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
         """Not needed here."""
         raise NotImplementedError
+
+    def _put_off(self, trial_ids: Collection[str], *, num_steps: int) -> list[EngineEvent]:
+        """The preemptions of those of these trials that were asked to leave, after so many steps of their own."""
+        leaving = sorted(trial_id for trial_id in trial_ids if trial_id in self._leave_reasons)
+        for trial_id in leaving:
+            self._runnable.discard(trial_id)
+            steps = (0, *self._specs[trial_id].budget.report_steps)
+            index = self._indices[trial_id]
+            step = max(steps[index], self._steps[trial_id]) + num_steps
+            self._steps[trial_id] = min(step, steps[index + 1] - 1)
+        return [Preemption(trial_id, self._leave_reasons[trial_id]) for trial_id in leaving]
 
     def _report(self, spec: TrialSpec) -> Report:
         trial_id = spec.trial_id

@@ -19,7 +19,7 @@ class Phase(Enum):
     TRAINING = "training"
     EVALUATING = "evaluating"  # it has trained to a report, which is being made
     REPORTED = "reported"  # it waits to be told to go on
-    PREEMPTED = "preempted"  # put off the device for memory; it leaves once its state is written, or cannot be
+    PREEMPTED = "preempted"  # put off the device; it leaves once its state is written, or cannot be
     ENDED = "ended"  # it trains no further, whatever it is told
 
 

@@ -87,7 +87,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Preemption:
-    """A trial was put off the device to make room in memory, which is no failure.
+    """A trial was put off the device, to make room in memory or since it was asked for, which is no failure.
 
     Its snapshot is of this moment. It goes on from there on another device, or here when there is room.
     """
@@ -103,8 +103,9 @@ class Engine(Protocol):
     """Trains admitted trials in this process.
 
     A trial that has reported trains no further until `proceed` or `evict`. Calls come from one thread, but for
-    `admit`, `proceed` and `evict`, which may come from others while `advance` runs: an engine of several slots lets a
-    trial that is admitted or told on then join at its next step. A snapshot is nobody's to change any more.
+    `admit`, `proceed`, `evict` and `request_preemption`, which may come from others while `advance` runs: an engine of
+    several slots lets a trial that is admitted or told on then join at its next step. A snapshot is nobody's to change
+    any more.
     """
 
     @property
@@ -116,6 +117,13 @@ class Engine(Protocol):
 
     def proceed(self, trial_id: str) -> None:
         """Lets a trial that waits at a report train on; does nothing for one that is training."""
+
+    def request_preemption(self, trial_id: str, reason: str) -> None:
+        """Has a trial put off at its next step boundary: a Preemption with this reason, and its snapshot of that step.
+
+        A trial that trains to a report first makes the report, and is put off before it takes another step. Does
+        nothing for one that is not here or has ended.
+        """
 
     def advance(self) -> list[EngineEvent]:
         """Trains until at least one admitted trial reports, ends or is preempted; an empty list if none can train."""

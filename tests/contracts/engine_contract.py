@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from qlora_ray.modeling.loading import LoadedBase, load_base, load_tokenizer
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED, Engine, Report, TrialSpec
+from qlora_ray.training.engine import UNEVALUATED, Engine, Preemption, Report, TrialSpec
 from tests.contracts.plain_torch import plain_training_losses, plain_validation_loss
 
 NUM_REPORTS = 3
@@ -99,6 +100,19 @@ def run_trial(
     return reports
 
 
+def run_until_preempted(engine: Engine, spec: TrialSpec) -> tuple[list[Report], Preemption]:
+    """Admits a trial and lets it go on until it is put off; its reports until then, and why."""
+    engine.admit(spec)
+    reports: list[Report] = []
+    while True:
+        for event in engine.advance():
+            if isinstance(event, Preemption):
+                return reports, event
+            assert not event.is_final, event
+            reports.append(event)
+            engine.proceed(spec.trial_id)
+
+
 def losses(reports: list[Report]) -> list[tuple[float, float]]:
     """(eval_loss, train_loss) of each report."""
     return [(report.metrics["eval_loss"], report.metrics["train_loss"]) for report in reports]
@@ -118,6 +132,10 @@ class EngineContract:
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> Engine:
         """The engine under test on a base."""
+        raise NotImplementedError
+
+    def watch_steps(self, monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
+        """Has `do` called with the number of each step that a trial takes, while it takes it, in every engine."""
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
@@ -176,6 +194,63 @@ class EngineContract:
         rest = run_trial(other, make_spec(), state=TrialState.load(tmp_path / "state"))
         other.evict("0000")
         assert losses(first + rest) == losses(whole)
+
+    @pytest.mark.parametrize("step", [2, 5])
+    def test_a_trial_that_is_asked_to_leave_goes_on_elsewhere_from_that_very_step(
+        self, engine: Engine, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int
+    ) -> None:
+        spec = make_spec(logging_steps=2)
+        whole = run_trial(engine, spec)
+        engine.evict("0000")
+        taken: list[int] = []
+
+        def ask_to_leave(number: int) -> None:
+            taken.append(number)
+            if number == step and taken.count(step) == 1:
+                engine.request_preemption("0000", "node n is draining")
+
+        self.watch_steps(monkeypatch, ask_to_leave)
+        begun, preemption = run_until_preempted(engine, spec)
+        assert preemption.reason == "node n is draining"
+        assert engine.advance() == []
+        state = engine.snapshot("0000")
+        assert state is not None and (state.step, state.report_index) == (step, step // 3)
+        state.save(tmp_path / "state")
+        engine.evict("0000")
+        other = self.make_engine(load_nf4(), bench.data)
+        rest = run_trial(other, spec, state=TrialState.load(tmp_path / "state"), num_reports=NUM_REPORTS - len(begun))
+        other.evict("0000")
+        assert taken == list(range(1, NUM_STEPS + 1))
+        assert losses(begun + rest) == losses(whole)
+        assert [report.train_losses for report in begun + rest] == [report.train_losses for report in whole]
+        # A trial that comes later is asked nothing.
+        assert losses(run_trial(engine, spec, num_reports=1)) == losses(whole[:1])
+        engine.evict("0000")
+
+    def test_a_trial_that_is_asked_to_leave_at_a_report_makes_it_and_takes_no_step_more(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        taken: list[int] = []
+        self.watch_steps(monkeypatch, taken.append)
+        engine.on_trained(lambda trial_id, is_final: engine.request_preemption(trial_id, "node n is draining"))
+        begun, _ = run_until_preempted(engine, make_spec())
+        state = engine.snapshot("0000")
+        engine.evict("0000")
+        assert ([report.index for report in begun], taken) == ([1], [1, 2, 3])
+        assert state is not None and (state.step, state.has_pending_report) == (3, False)
+        assert state.metrics == begun[0].metrics
+        # And one that owes its last report makes it, and ends.
+        engine.on_trained(lambda trial_id, is_final: is_final and engine.request_preemption(trial_id, "late"))
+        reports = run_trial(engine, make_spec(), state=state, num_reports=2)
+        engine.evict("0000")
+        assert [(report.index, report.is_final) for report in reports] == [(2, False), (3, True)]
+
+    def test_asking_a_stranger_to_leave_does_nothing(self, engine: Engine) -> None:
+        engine.request_preemption("4711", "node n is draining")
+        engine.admit(make_spec())
+        (report,) = engine.advance()
+        engine.evict("0000")
+        assert isinstance(report, Report)
 
     @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
     def test_8_bit_moments_survive_a_restore(self, engine: Engine, tmp_path: Path, optim: str) -> None:

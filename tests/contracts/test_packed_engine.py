@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase
-from qlora_ray.training.engine import TrainingData
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import EngineEvent, Preemption, TrainingData
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.packed.schedule import INITIAL_SCALE
+from qlora_ray.training.packed.step import StepOutcome, StepRunner
+from qlora_ray.training.packed.trial import PackedTrial
 from tests.contracts.engine_contract import Bench, EngineContract, bench, load_nf4, losses, make_spec, run_trial
+from tests.contracts.packs import MIXED_RANKS, assert_close, run_pack
 
 __all__ = ["bench"]
 
@@ -23,6 +29,38 @@ class TestPackedEngine(EngineContract):
         return PackedEngine(
             base, TrainingData(data.train, data.validation), slots=4, max_tokens_per_micro_batch=256 * max_micro_batch
         )
+
+    def watch_steps(self, monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
+        """By the runs of the pack's steps."""
+        run = StepRunner.run
+
+        def watch(runner: StepRunner, trials: Sequence[PackedTrial], *, max_tokens: int) -> StepOutcome:
+            for trial in trials:
+                do(trial.step + 1)
+            return run(runner, trials, max_tokens=max_tokens)
+
+        monkeypatch.setattr(StepRunner, "run", watch)
+
+    def test_a_trial_that_is_asked_to_leave_disturbs_no_neighbour(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = self.make_engine(bench.base, bench.data)
+        specs = [make_spec("0000"), make_spec("0001", seed=3)]
+        expected = run_pack(engine, specs)
+        slots = engine.slots
+        self.watch_steps(
+            monkeypatch, lambda step: engine.request_preemption("0001", "it leaves") if step == 5 else None
+        )
+        out: list[TrialState | None] = []
+        packed = run_pack(engine, specs, on_event=lambda event: out.extend(_snapshot_of_preempted(engine, event)))
+        (state,) = out
+        assert state is not None and state.step == 5
+        # Room in memory had nothing to do with it.
+        assert engine.slots == slots
+        rest = run_trial(engine, specs[1], state=state, num_reports=2)
+        engine.evict("0001")
+        assert_close(losses(packed["0000"]), losses(expected["0000"]), rel=MIXED_RANKS)
+        assert_close(losses(packed["0001"] + rest), losses(expected["0001"]), rel=MIXED_RANKS)
 
     def test_each_trial_of_an_fp16_pack_has_a_loss_scale_of_its_own(self, bench: Bench) -> None:
         base = load_nf4("fp16")
@@ -55,3 +93,7 @@ class TestPackedEngine(EngineContract):
         got = [report for report in reports if report.trial_id == "0001"]
         for (eval_a, train_a), (eval_b, train_b) in zip(losses(got), losses(expected), strict=False):
             assert (eval_b, train_b) == pytest.approx((eval_a, train_a), rel=1e-3)
+
+
+def _snapshot_of_preempted(engine: PackedEngine, event: EngineEvent) -> list[TrialState | None]:
+    return [engine.snapshot(event.trial_id)] if isinstance(event, Preemption) else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from qlora_ray.config.schema import Model, Quantization
 from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.quantization import specify_quantization
-from qlora_ray.training.engine import Report, TrainingData
+from qlora_ray.training.engine import EngineEvent, Report, TrainingData
 from qlora_ray.training.single import run as sft_run
 from qlora_ray.training.single.engine import SingleEngine
 from tests.contracts.engine_contract import BATCH, NO_ROOM, Bench, EngineContract, bench, losses, make_spec, run_trial
@@ -23,6 +25,16 @@ class TestSingleEngine(EngineContract):
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> SingleEngine:
         """An engine with its one slot free."""
         return SingleEngine(base, TrainingData(data.train, data.validation), max_micro_batch=max_micro_batch)
+
+    def watch_steps(self, monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
+        """By the micro-batches of SFTTrainer: a step has one here."""
+        training_step = sft_run.OrderedTrainer.training_step
+
+        def watch(trainer: sft_run.OrderedTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+            do(trainer.start_step + trainer.state.global_step + 1)
+            return training_step(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(sft_run.OrderedTrainer, "training_step", watch)
 
     @pytest.mark.parametrize("max_micro_batch", [1, 2])
     def test_the_micro_batch_is_the_placements_and_changes_no_result(self, bench: Bench, max_micro_batch: int) -> None:
@@ -87,20 +99,21 @@ class TestSingleEngine(EngineContract):
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         engine = self.make_engine(bench.base, bench.data)
-        next_report = sft_run.SingleRun.next_report
+        next_event = sft_run.SingleRun.next_event
 
-        def report_late(run: sft_run.SingleRun) -> Report | None:
-            report = next_report(run)
+        def report_late(run: sft_run.SingleRun) -> EngineEvent | None:
+            event = next_event(run)
             if run.spec.trial_id == "0000":
                 engine.evict("0000")
                 engine.admit(make_spec("0001"))
-            return report
+            return event
 
-        monkeypatch.setattr(sft_run.SingleRun, "next_report", report_late)
+        monkeypatch.setattr(sft_run.SingleRun, "next_event", report_late)
         engine.admit(make_spec("0000"))
         assert engine.advance() == []
         (report,) = engine.advance()
         engine.evict("0001")
+        assert isinstance(report, Report)
         assert (report.trial_id, report.index) == ("0001", 1)
 
     @pytest.mark.parametrize("method", ["fp4", "int8", "none"])

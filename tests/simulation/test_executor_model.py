@@ -113,7 +113,11 @@ SCRIPTS: dict[str, tuple[int, int, list[tuple[Any, ...]]]] = {
     "older than another": (2, 2, [("admit", "0000", 3), ("admit", "0000", 2), ("next_report", "0000", 2)]),
     "anew with a newer one": (2, 2, [("admit", "0000", 1), ("admit", "0000", 2), ("next_report", "0000", 1)]),
     "an old eviction": (1, 1, [("admit", "0000", 2), ("evict", "0000", 1), ("next_report", "0000", 2)]),
-    "preempted": (1, 1, [("admit", "0000", 1), ("preempt", "0000", 1), *[("next_report", "0000", 1)] * 2]),
+    "preempted": (
+        1,
+        1,
+        [("admit", "0000", 1), ("next_report", "0000", 1), ("preempt", "0000", 1), *[("next_report", "0000", 1)] * 2],
+    ),
     "preempted before it came": (1, 1, [("preempt", "0000", 1), ("admit", "0000", 1), ("admit", "0000", 1)]),
     "goes on from its state": (
         1,

@@ -12,6 +12,7 @@ from qlora_ray.orchestration.executor.engine_loop import EngineLoop
 from qlora_ray.orchestration.executor.progress import ProgressCounter
 from qlora_ray.orchestration.executor.state_writer import StateWriter
 from qlora_ray.runs.paths import SweepPaths
+from qlora_ray.training.admission import Phase
 from qlora_ray.training.engine import Engine, Report, TrialSpec
 
 # How often leases are looked through for those that timed out; shorter where the time-out is.
@@ -49,6 +50,8 @@ class ExecutorCore:
         self._paths = paths
         self._lease_timeout_s = lease_timeout_s
         self._clock = clock
+        self._engine = engine
+        self._keep_state = keep_state
         self._admissions = Admissions(engine)
         self._changed = self._admissions.changed
         self._writer = StateWriter(paths, origin)
@@ -157,11 +160,20 @@ class ExecutorCore:
         self._remove(trial_id, lease_number)
 
     def preempt(self, trial_id: str, lease_number: int, reason: str) -> None:
-        """Puts a trial off, to go on elsewhere from its last state; its caller hears why, also if it is still to come.
+        """Puts a trial off, to go on elsewhere; its caller hears why, also if it is still to come.
 
-        Returns once its slot is free and its state on disk.
+        One that trains leaves after the step that it is in, once its state is written, and makes the report first that
+        it has trained to. One that waits at a report has its state on disk: its slot is free when this returns. One
+        that has ended waits for its caller, and one that leaves for memory leaves.
         """
         with self._changed:
+            admission = self._admissions.find(trial_id)
+            if admission is not None and admission.lease_number == lease_number:
+                if admission.is_running or (admission.phase is Phase.REPORTED and not self._keep_state):
+                    self._engine.request_preemption(trial_id, reason)
+                    return
+                if admission.phase in (Phase.ENDED, Phase.PREEMPTED):
+                    return
             self._admissions.end_lease(trial_id, lease_number, reason=reason)
         self._remove(trial_id, lease_number)
 

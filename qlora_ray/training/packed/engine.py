@@ -33,8 +33,8 @@ from qlora_ray.training.simulated_memory import SimulatedMemory
 class PackedEngine:
     """Trains up to `slots` trials at once.
 
-    `admit`, `proceed` and `evict` may come from any thread at any time; what they ask for happens at the next step
-    boundary. All other methods are called from the one thread that calls `advance`.
+    `admit`, `proceed`, `request_preemption` and `evict` may come from any thread at any time; what they ask for happens
+    at the next step boundary. All other methods are called from the one thread that calls `advance`.
 
     Args:
         base: The frozen base.
@@ -106,6 +106,10 @@ class PackedEngine:
         """Lets a trial that waits at a report train on."""
         self._roster.proceed(trial_id)
 
+    def request_preemption(self, trial_id: str, reason: str) -> None:
+        """Has a trial put off at the next step boundary, with its state there."""
+        self._roster.request_preemption(trial_id, reason)
+
     def evict(self, trial_id: str) -> None:
         """Ends a trial and frees its slot; its adapter's memory goes now, or at the next step boundary."""
         self._roster.evict(trial_id)
@@ -120,7 +124,7 @@ class PackedEngine:
         with self._training:
             while True:
                 self._release_evicted()
-                events = self._take_in()
+                events = self._put_off_asked() + self._take_in()
                 running = self._pack.in_stack_order(self._roster.in_phase(Phase.TRAINING))
                 pending = [admission for admission in running if admission.packed.has_pending_report]
                 if pending:
@@ -168,6 +172,16 @@ class PackedEngine:
         """Frees the memory of evicted trials, and takes the wrapped layers out with the last one."""
         if self._pack.leave(lambda admission: not self._roster.holds(admission)):
             self._meter.forget()
+
+    def _put_off_asked(self) -> list[EngineEvent]:
+        """Puts off the trials that were asked to leave and have something to train."""
+        events: list[EngineEvent] = []
+        for admission in self._roster.in_phase(Phase.ENTERING, Phase.TRAINING):
+            if admission.leave_reason is not None and self._roster.holds(admission):
+                if admission.trial is not None and not admission.trial.has_pending_report:
+                    admission.trial.state = admission.trial.take_state()
+                events.append(self._roster.preempt(admission, admission.leave_reason))
+        return events
 
     def _take_in(self) -> list[EngineEvent]:
         """Takes in the admitted trials; an event for each that cannot be."""

@@ -18,9 +18,11 @@ class PackedAdmission(Admission):
 
     Attributes:
         trial: There once the training thread has taken the trial in.
+        leave_reason: Why it was asked to be put off; None where it was not.
     """
 
     trial: PackedTrial | None = None
+    leave_reason: str | None = None
 
     @property
     def packed(self) -> PackedTrial:
@@ -61,6 +63,13 @@ class Roster:
             if admission is not None and admission.phase is Phase.REPORTED:
                 admission.phase = Phase.TRAINING
 
+    def request_preemption(self, trial_id: str, reason: str) -> None:
+        """Notes that a trial is to be put off at its next step boundary."""
+        with self._lock:
+            admission = self._admissions.get(trial_id)
+            if admission is not None:
+                admission.leave_reason = reason
+
     def evict(self, trial_id: str) -> None:
         """Ends a trial's admission."""
         with self._lock:
@@ -78,10 +87,10 @@ class Roster:
         with self._lock:
             return self._admissions.get(admission.spec.trial_id) is admission
 
-    def in_phase(self, phase: Phase) -> list[PackedAdmission]:
-        """The admissions in a phase, oldest first."""
+    def in_phase(self, *phases: Phase) -> list[PackedAdmission]:
+        """The admissions in one of these phases, oldest first."""
         with self._lock:
-            return [admission for admission in self._admissions.values() if admission.phase is phase]
+            return [admission for admission in self._admissions.values() if admission.phase in phases]
 
     def move(self, admission: PackedAdmission, phase: Phase) -> None:
         """A trial is in another phase from now on."""

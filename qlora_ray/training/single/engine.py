@@ -14,7 +14,7 @@ from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import EngineEvent, TrainedListener, TrainingData, TrialSpec
+from qlora_ray.training.engine import EngineEvent, Preemption, TrainedListener, TrainingData, TrialSpec
 from qlora_ray.training.simulated_memory import SimulatedMemory
 from qlora_ray.training.single.run import SingleRun, labelled_rows
 
@@ -88,24 +88,33 @@ class SingleEngine:
         if run is not None and run.spec.trial_id == trial_id and run.phase is Phase.REPORTED:
             run.proceed()
 
-    def advance(self) -> list[EngineEvent]:
-        """Trains until the trial reports or ends; an empty list if none can train."""
+    def request_preemption(self, trial_id: str, reason: str) -> None:
+        """Has the trial put off after the step that it is in, with its state there."""
         run = self._run
-        if run is None or run.phase in (Phase.REPORTED, Phase.ENDED):
+        if run is not None and run.spec.trial_id == trial_id:
+            run.leave_reason = reason
+
+    def advance(self) -> list[EngineEvent]:
+        """Trains until the trial reports, ends or is preempted; an empty list if none can train."""
+        run = self._run
+        if run is None or run.phase in (Phase.REPORTED, Phase.ENDED, Phase.PREEMPTED):
             return []
-        report = run.next_report()
-        if report is None:
+        event = run.next_event()
+        if event is None:
             return []
-        # Of the run that reported: meanwhile it may have been evicted, and another trial admitted.
-        run.phase = Phase.ENDED if report.is_final else Phase.REPORTED
-        return [report] if self._run is run else []
+        # Of the run that it came from: meanwhile it may have been evicted, and another trial admitted.
+        if isinstance(event, Preemption):
+            run.phase = Phase.PREEMPTED
+        else:
+            run.phase = Phase.ENDED if event.is_final else Phase.REPORTED
+        return [event] if self._run is run else []
 
     def on_trained(self, listener: TrainedListener) -> None:
         """Sets who is told of a trial, admitted from now on, that has trained to a report."""
         self._on_trained = listener
 
     def snapshot(self, trial_id: str) -> TrialState | None:
-        """The trial's state at its last report, also a pending one; None before the first."""
+        """The trial's state at its last report, also a pending one, or at its preemption; None before the first."""
         return self._admitted(trial_id).state
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:

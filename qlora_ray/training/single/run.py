@@ -24,7 +24,15 @@ from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED, Failure, Report, TrainedListener, TrialSpec
+from qlora_ray.training.engine import (
+    UNEVALUATED,
+    EngineEvent,
+    Failure,
+    Preemption,
+    Report,
+    TrainedListener,
+    TrialSpec,
+)
 from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
 from qlora_ray.training.simulated_memory import SimulatedMemory
 from qlora_ray.training.single.sft_arguments import make_sft_config, sft_arguments
@@ -55,6 +63,9 @@ class SingleRun:
 
     SFTTrainer.train() returns only at the end, so the trial stops inside a callback: it puts its report in a
     queue and sleeps on a semaphore until `proceed` or `stop`.
+
+    Attributes:
+        leave_reason: Why it was asked to be put off; None where it was not. Any thread may set it.
     """
 
     def __init__(
@@ -73,8 +84,9 @@ class SingleRun:
     ) -> None:
         self.spec = spec
         self.state = state
-        # Its own thread's to set, but for REPORTED and ENDED, which are the engine's once it has taken the report.
+        # Its own thread's to set, but for REPORTED, ENDED and PREEMPTED: the engine's, once it has taken the event.
         self.phase = Phase.ENTERING
+        self.leave_reason: str | None = None
         self._on_trained = on_trained
         self._recomputes = recomputes
         self._memory = memory
@@ -89,7 +101,7 @@ class SingleRun:
         )
         eval_batch = spec.training.per_device_eval_batch_size
         self._eval_batch = min(eval_batch, max_eval_batch or eval_batch)
-        self._reports: queue.Queue[Report | None] = queue.Queue()
+        self._events: queue.Queue[EngineEvent | None] = queue.Queue()
         self._go = threading.Semaphore(0)
         self._stopping = False
         self._num_threads = torch.get_num_threads()
@@ -99,9 +111,9 @@ class SingleRun:
         """Begins to train."""
         self._thread.start()
 
-    def next_report(self) -> Report | None:
-        """Waits for the next report; None once the trial was stopped without another."""
-        return self._reports.get()
+    def next_event(self) -> EngineEvent | None:
+        """Waits for the next report, or the preemption; None once the trial was stopped without another."""
+        return self._events.get()
 
     def proceed(self) -> None:
         """Lets the trial train on."""
@@ -122,6 +134,9 @@ class SingleRun:
                 pending = self._pending_step
                 try:
                     self._train()
+                    # Not sooner: who hears of it may evict the trial, and admit another on the base as it was.
+                    if self.leave_reason is not None and not self._stopping:
+                        self._events.put(Preemption(self.spec.trial_id, self.leave_reason))
                     break
                 except torch.OutOfMemoryError as error:
                     problem = first_line(error)
@@ -132,7 +147,7 @@ class SingleRun:
         except Exception as error:
             self._fail(Failure.from_error(error))
         finally:
-            self._reports.put(None)
+            self._events.put(None)
 
     @property
     def _pending_step(self) -> int | None:
@@ -164,10 +179,13 @@ class SingleRun:
 
     def _fail(self, failure: Failure) -> None:
         index = self.state.report_index if self.state else 0
-        self._reports.put(Report(self.spec.trial_id, index, True, {}, failure=failure))
+        self._events.put(Report(self.spec.trial_id, index, True, {}, failure=failure))
 
     @as_out_of_memory()
     def _train(self) -> None:
+        """Trains to the end, or until the trial is stopped or leaves."""
+        if self.leave_reason is not None:
+            return
         start_step = self.state.step if self.state else 0
         base_forward = self._base.model.__dict__.get("forward")
         if self._base.device != "cpu":
@@ -180,7 +198,7 @@ class SingleRun:
                 load_trainable(self.model, self.state.adapter)
             if self._pending_step is not None:
                 self._report_and_wait()
-            if self._stopping or start_step == self.spec.budget.num_steps:
+            if self._stopping or self.leave_reason is not None or start_step == self.spec.budget.num_steps:
                 return
             arguments = sft_arguments(
                 self.spec,
@@ -221,6 +239,8 @@ class SingleRun:
             state=self.state,
             on_report=self._keep_and_report,
             is_stopping=lambda: self._stopping,
+            is_leaving=lambda: self.leave_reason is not None,
+            on_leave=self._keep_unreported,
             before_micro_batch=self._take_step,
             model=self.model,
             args=make_sft_config(arguments),
@@ -278,6 +298,18 @@ class SingleRun:
         self.state = state
         self._report_and_wait()
 
+    def _keep_unreported(self, step: int) -> None:
+        """Keeps the state after a step, where no report has kept it, for the trial to go on from elsewhere."""
+        assert self._trainer is not None
+        before = self.state
+        if before is not None and before.step == step:
+            return
+        state = self._trainer.take_state(step, before.report_index if before else 0)
+        state.interval_losses = self._trainer.take_losses()
+        if before is not None:
+            state.metrics, state.facts, state.train_losses = before.metrics, before.facts, before.train_losses
+        self.state = state
+
     def _report_and_wait(self) -> None:
         """Evaluates, hands the report over, and sleeps until told go on or stop. Runs on the trial's thread."""
         assert self.model is not None and self.state is not None
@@ -307,7 +339,7 @@ class SingleRun:
             PEAK_METRIC: reported_peak_bytes(state, device=self._base.device),
         }
         self.state = state.reported(index, metrics=metrics)
-        self._reports.put(
+        self._events.put(
             Report(self.spec.trial_id, index, is_final, metrics, facts=state.facts, train_losses=state.train_losses)
         )
         self._go.acquire()

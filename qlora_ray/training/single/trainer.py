@@ -28,6 +28,8 @@ class OrderedTrainer(SFTTrainer):
         state: Where it goes on from; None starts afresh. The model must carry the state's adapter already.
         on_report: Called on the training thread after each step the budget reports at; it may block.
         is_stopping: Asked after each step; True ends training.
+        is_leaving: Asked after each step, and after the report there; True ends training with `on_leave`.
+        on_leave: Called on the training thread with the step after which training ends so.
         before_micro_batch: Called with the rows of each micro-batch and the tokens that each is padded to.
         kwargs: SFTTrainer's own, with a dataset that begins at the state's step.
     """
@@ -39,6 +41,8 @@ class OrderedTrainer(SFTTrainer):
         state: TrialState | None,
         on_report: Callable[[int], None],
         is_stopping: Callable[[], bool],
+        is_leaving: Callable[[], bool] = lambda: False,
+        on_leave: Callable[[int], None] = lambda step: None,
         before_micro_batch: Callable[[int, int], None] = lambda num_rows, num_tokens: None,
         **kwargs: Any,
     ) -> None:
@@ -52,6 +56,8 @@ class OrderedTrainer(SFTTrainer):
         self.start_step = state.step if state else 0
         self.on_report = on_report
         self.is_stopping = is_stopping
+        self.is_leaving = is_leaving
+        self.on_leave = on_leave
         self._before_micro_batch = before_micro_batch
         self._restored_state = state
         # One that was preempted between two reports brings the losses since the last one.
@@ -198,6 +204,9 @@ class _ReportCallback(TrainerCallback):
             trainer.on_report(step)
             trainer.resume_clock()
         if trainer.is_stopping():
+            control.should_training_stop = True
+        elif trainer.is_leaving() and step < trainer.spec.budget.num_steps:
+            trainer.on_leave(step)
             control.should_training_stop = True
 
 
