@@ -65,7 +65,11 @@ class SimulatedPort:
 
     async def end(self, trial_id: str, *, needs_more: str | None = None) -> None:
         """See TrialPort."""
-        await _Call(lambda answer: self._on_its_way(lambda: self._pool.end(trial_id, lambda: answer(None))))
+
+        def end(answer: Callable[[Any], None]) -> None:
+            self._pool.end(trial_id, lambda: answer(None), needs_more=needs_more)
+
+        await _Call(lambda answer: self._on_its_way(partial(end, answer)))
 
     async def report_preempted(self, lease: Lease, reason: str) -> None:
         """See TrialPort."""
@@ -184,6 +188,7 @@ class SimulatedDriver:
         told: What the study was told.
         reports: The last report of each trial that was entered, on disk likewise.
         origin: The first number of a trial that went on under other ones.
+        sizes: What each trial takes of an executor's memory, by its first number.
     """
 
     def __init__(self, world: World, num_trials: int) -> None:
@@ -193,6 +198,7 @@ class SimulatedDriver:
         self.told: dict[int, str] = {}
         self.reports: dict[int, int] = {}
         self.origin: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
         self.is_alive = False
         self.processes: dict[int, _Process] = {}
         self._next_number = 0
@@ -211,6 +217,10 @@ class SimulatedDriver:
     def diverges(self, trial_id: str) -> bool:
         """Some trials have no finite loss, whatever number they go on under."""
         return self.origin[int(trial_id)] % 7 == 3
+
+    def size_of(self, trial_id: str) -> int:
+        """What a trial takes of an executor's memory, whatever number it goes on under."""
+        return self.sizes[self.origin[int(trial_id)]]
 
     def start(self, pool: SimulatedPool) -> None:
         """Starts, or resumes: what was running is interrupted and goes on under another number."""
@@ -251,6 +261,8 @@ class SimulatedDriver:
                 return
             number, self._next_number = self._next_number, self._next_number + 1
             self.origin[number] = number if earlier is None else self.origin[earlier]
+            if earlier is None:
+                self.sizes[number] = self.world.draw_size()
             if earlier is not None and trial_id_of(earlier) in self.world.disk:
                 self.world.disk[trial_id_of(number)] = self.world.disk.pop(trial_id_of(earlier))
             if earlier is not None:

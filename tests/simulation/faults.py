@@ -41,6 +41,17 @@ def drain_node(world: World) -> None:
         world.drain_node(world.random.choice(nodes))
 
 
+def kill_draining_node(world: World) -> None:
+    """A node that was told to leave dies before its trials have left; one that was not is told first."""
+    nodes = [node for node in world.nodes if node.is_up and node.is_draining]
+    if not nodes:
+        drain_node(world)
+        nodes = [node for node in world.nodes if node.is_up and node.is_draining]
+    if nodes:
+        node = world.random.choice(nodes)
+        world.after(0.5 * world.random.random(), lambda: world.kill_node(node) if node.is_up else None)
+
+
 def silence_trial(world: World) -> None:
     """A trial's coroutine does not get on for longer than its lease lasts."""
     if world.driver.processes:
@@ -83,6 +94,7 @@ FAULTS: tuple[Callable[[World], None], ...] = (
     hang_executor,
     kill_node,
     drain_node,
+    kill_draining_node,
     silence_trial,
     slow_calls,
     restart_driver,

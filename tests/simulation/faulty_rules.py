@@ -24,6 +24,7 @@ from qlora_ray.orchestration.pool.messages import (
 )
 from qlora_ray.orchestration.pool.seats import SeatState
 from tests.simulation.executor import SimulatedExecutor
+from tests.simulation.faulty_devices import FAULTY_EXECUTORS, FAULTY_MACHINES
 from tests.simulation.world import World
 
 
@@ -177,6 +178,8 @@ FAULTY_RULES: dict[str, Callable[[int], World]] = {
             CountsFreeSlotsTwice,
         )
     },
+    **{name: make_world(rule) for name, rule in FAULTY_MACHINES.items()},
+    **{name: make_world(executor=rule) for name, rule in FAULTY_EXECUTORS.items()},
     "AnExecutorThatForgetsEndedLeases": make_world(executor=_forgetful(SimulatedExecutor)),
     "TheOldRules": OLD_RULES,
 }

@@ -23,8 +23,11 @@ from qlora_ray.orchestration.pool.messages import (
     LeaseNeeds,
     LeaseReleased,
     NodeDraining,
+    NodeGone,
     PreemptTrial,
     Refuse,
+    Seat,
+    SeatsAdded,
     SlotsChanged,
     StartExecutor,
     Tell,
@@ -34,7 +37,7 @@ from qlora_ray.orchestration.pool.messages import (
     WantCapacity,
 )
 from qlora_ray.orchestration.trial_port import ExecutorGone
-from tests.simulation.executor import SimulatedExecutor
+from tests.simulation.executor import STEPS_PER_REPORT, SimulatedExecutor
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -53,6 +56,8 @@ class SimulatedPool:
         executors: Every executor there was, by seat and incarnation.
         events: What the driver was told.
         draining: Nodes that it was told will leave.
+        seats: The plan's seats that it was told of, by number; those of nodes that are gone are not here.
+        needs: What each trial asked for last.
         given_back: Numbers of leases that their trials gave back.
     """
 
@@ -65,6 +70,8 @@ class SimulatedPool:
         self.events: list[dict[str, Any]] = []
         self.draining: set[str] = set()
         self.given_back: set[int] = set()
+        self.seats: dict[int, Seat] = {}
+        self.needs: dict[str, LeaseNeeds] = {}
         self._askers: dict[str, Answer] = {}
         self._leaving: dict[str, int] = defaultdict(int)
         self._enders: dict[str, list[Callable[[], None]]] = {}
@@ -88,6 +95,10 @@ class SimulatedPool:
         world = self.world
         if isinstance(event, NodeDraining):
             self.draining.add(event.node_id)
+        if isinstance(event, SeatsAdded):
+            self.seats.update({seat.seat_id: seat for seat in event.seats})
+        if isinstance(event, NodeGone):
+            self.seats = {number: seat for number, seat in self.seats.items() if seat.node_id != event.node_id}
         if isinstance(event, LeaseReleased | TrialPreempted) and event.lease_number is not None:
             self.given_back.add(event.lease_number)
         for action in self.machine.handle(event, now=world.now):
@@ -101,12 +112,13 @@ class SimulatedPool:
     def lease(self, trial_id: str, goes_on: bool, needs: LeaseNeeds, answer: Answer) -> None:
         """See Pool.lease."""
         self._askers[trial_id] = answer
+        self.needs[trial_id] = needs
         self.handle(LeaseAsked(trial_id, goes_on, needs))
 
-    def end(self, trial_id: str, then: Callable[[], None]) -> None:
+    def end(self, trial_id: str, then: Callable[[], None], *, needs_more: str | None = None) -> None:
         """See Pool.end."""
         self._askers.pop(trial_id, None)
-        self.handle(TrialEnded(trial_id))
+        self.handle(TrialEnded(trial_id, needs_more))
         if self._leaving[trial_id]:
             self._enders.setdefault(trial_id, []).append(then)
         else:
@@ -170,7 +182,9 @@ class SimulatedPool:
         if not executor.is_advancing and executor.running():
             executor.is_advancing = True
             longest_s = self.world.random.choice((SHORT_STEP_S, LONG_STEP_S))
-            self.world.after(longest_s * self.world.random.random(), partial(self._advance, key))
+            seconds = longest_s * self.world.random.random()
+            executor.began_at, executor.interval_s = self.world.now, seconds
+            self.world.after(seconds, partial(self._advance, key))
 
     def _advance(self, key: tuple[int, int]) -> None:
         executor = self.executors[key]
@@ -193,15 +207,18 @@ class SimulatedPool:
             self.handle(Tick())
 
     def _start(self, action: StartExecutor) -> None:
-        world, node, key = self.world, action.spec, (action.seat_id, action.incarnation)
+        world, spec, key = self.world, action.spec, (action.seat_id, action.incarnation)
+        node = spec.node
         executor = world.make_executor(
-            node.slots,
-            room=node.room,
+            spec.slots,
+            room=spec.room,
             disk=world.disk,
             lease_timeout_s=self.machine.terms.lease_timeout_s,
             diverges=world.driver.diverges,
+            memory=spec.memory,
+            size_of=world.driver.size_of,
         )
-        self.world.invariants.check_start(*key)
+        self.world.invariants.check_start(self, node.node_id)
         executor.is_dead = not node.is_up or node.is_bad
         self.executors[key], self.nodes[key] = executor, node.node_id
         world.after(START_S * world.random.random(), partial(self._be_ready, key))
@@ -215,6 +232,7 @@ class SimulatedPool:
 
     def _kill(self, action: KillExecutor) -> None:
         executor = self.executors[action.seat_id, action.incarnation]
+        self.world.invariants.check_kill(executor, action.reason)
         executor.die()
         self.lose_calls(executor)
 
@@ -225,6 +243,7 @@ class SimulatedPool:
             self.world.after(self.world.latency(), partial(answer, action.lease))
 
     def _refuse(self, action: Refuse) -> None:
+        self.world.invariants.check_refusal(self, action)
         answer = self._askers.pop(action.trial_id, None)
         if answer is not None:
             error = NoFittingDevice(action.reason) if action.is_about_trial else NoExecutors(action.reason)
@@ -251,11 +270,22 @@ class SimulatedPool:
         self.call(key, evict, end)
 
     def _preempt(self, action: PreemptTrial) -> None:
-        self.call(
-            (action.seat_id, action.incarnation),
-            lambda executor: executor.preempt(action.trial_id, action.lease_number, action.reason),
-            lambda: None,
-        )
+        world, trial_id = self.world, action.trial_id
+
+        def preempt(executor: SimulatedExecutor) -> None:
+            if executor.preempt(trial_id, action.lease_number, action.reason):
+                num_steps = executor.steps_begun(world.now)
+                world.invariants.note_drain(self, executor, trial_id, num_steps=num_steps)
+                # It leaves after the step that it is in.
+                rest_s = executor.interval_s / STEPS_PER_REPORT * world.random.random()
+                world.after(rest_s, partial(self._put_off, executor, action, num_steps + 1))
+
+        self.call((action.seat_id, action.incarnation), preempt, lambda: None)
+
+    def _put_off(self, executor: SimulatedExecutor, action: PreemptTrial, num_steps: int) -> None:
+        if not executor.is_dead and not executor.is_hung:
+            executor.put_off(action.trial_id, num_steps=num_steps)
+            self.world.invariants.check_left(executor, action)
 
     def _ask_heartbeat(self, action: AskHeartbeat) -> None:
         world, key, asked_at = self.world, (action.seat_id, action.incarnation), self.world.now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +13,10 @@ from qlora_ray.config.schema import Lora, Training
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs import SweepPaths
 from qlora_ray.training.budget import make_budget
+from qlora_ray.training.checkpoint import find_state
 from qlora_ray.training.engine import Report, TrialSpec
 from tests.fake_engine import WAIT_S, FakeEngine
-from tests.simulation.executor import NUM_REPORTS, SimulatedExecutor
+from tests.simulation.executor import FRESH, NUM_REPORTS, Disk, Kept, SimulatedExecutor
 
 TRIALS = ("0000", "0001", "0002")
 
@@ -26,7 +28,10 @@ class Executor(Protocol):
     def next_report(self, trial_id: str, lease_number: int) -> Report | None: ...
     def evict(self, trial_id: str, lease_number: int | None = None) -> None: ...
     def preempt(self, trial_id: str, lease_number: int) -> None: ...
+    def hold(self) -> None: ...
+    def let_go(self) -> None: ...
     def held(self) -> dict[str, int]: ...
+    def kept(self) -> dict[str, Kept]: ...
 
 
 def make_spec(trial_id: str) -> TrialSpec:
@@ -35,15 +40,29 @@ def make_spec(trial_id: str) -> TrialSpec:
     return TrialSpec(trial_id, Lora(), config, make_budget(config, num_train_rows=8, num_reports=NUM_REPORTS))
 
 
+class HoldingEngine(FakeEngine):
+    """Stands still in the middle of its training while the test says so."""
+
+    def __init__(self, slots: int, *, room: int) -> None:
+        super().__init__(slots, room=room)
+        self.may_train, self.is_training = threading.Event(), threading.Event()
+        self.may_train.set()
+
+    def train(self, trial_ids: list[str]) -> None:
+        if trial_ids:
+            self.is_training.set()
+            assert self.may_train.wait(WAIT_S)
+
+
 class Real:
     """ExecutorCore over the fake engine."""
 
     def __init__(self, root: Path, slots: int, room: int) -> None:
+        self.paths = SweepPaths(root)
         for trial_id in TRIALS:
-            SweepPaths(root).trial(trial_id).root.mkdir(parents=True)
-        self.core = ExecutorCore(
-            FakeEngine(slots, room=room), paths=SweepPaths(root), lease_timeout_s=600, keep_state=True
-        )
+            self.paths.trial(trial_id).root.mkdir(parents=True)
+        self.engine = HoldingEngine(slots, room=room)
+        self.core = ExecutorCore(self.engine, paths=self.paths, lease_timeout_s=600, keep_state=True)
 
     def admit(self, trial_id: str, lease_number: int) -> None:
         self.core.admit(make_spec(trial_id), lease_number)
@@ -55,11 +74,25 @@ class Real:
         self.core.evict(trial_id, lease_number)
 
     def preempt(self, trial_id: str, lease_number: int) -> None:
+        assert self.engine.may_train.is_set() or self.engine.is_training.wait(WAIT_S)
         self.core.preempt(trial_id, lease_number, "node is draining")
+
+    def hold(self) -> None:
+        """The trial that is admitted next is in the middle of its training when it is preempted."""
+        self.engine.may_train.clear()
+        self.engine.is_training.clear()
+
+    def let_go(self) -> None:
+        self.engine.may_train.set()
 
     def held(self) -> dict[str, int]:
         held: dict[str, int] = self.core.heartbeat()["held"]
         return held
+
+    def kept(self) -> dict[str, Kept]:
+        states = {trial_id: find_state(self.paths.trial(trial_id).state)[0] for trial_id in TRIALS}
+        kept = {trial_id: Kept(state.step, state.report_index) for trial_id, state in states.items() if state}
+        return {trial_id: where for trial_id, where in kept.items() if where != FRESH}
 
 
 class Simulated:
@@ -67,8 +100,9 @@ class Simulated:
 
     def __init__(self, slots: int, room: int) -> None:
         self.executor = SimulatedExecutor(
-            slots, room=room, disk={}, lease_timeout_s=600, diverges=lambda trial_id: False
+            slots, room=room, disk=Disk(), lease_timeout_s=600, diverges=lambda trial_id: False
         )
+        self._leaving: list[str] = []
 
     def admit(self, trial_id: str, lease_number: int) -> None:
         self.executor.admit(make_spec(trial_id), lease_number, now=0.0)
@@ -86,10 +120,22 @@ class Simulated:
         self.executor.evict(trial_id, lease_number)
 
     def preempt(self, trial_id: str, lease_number: int) -> None:
-        self.executor.preempt(trial_id, lease_number, "node is draining")
+        if self.executor.preempt(trial_id, lease_number, "node is draining"):
+            self._leaving.append(trial_id)
+
+    def hold(self) -> None:
+        """It trains when it is told to."""
+
+    def let_go(self) -> None:
+        """The fake engine does one step before a trial leaves."""
+        for trial_id in self._leaving:
+            self.executor.put_off(trial_id, num_steps=1)
 
     def held(self) -> dict[str, int]:
         return self.executor.held()
+
+    def kept(self) -> dict[str, Kept]:
+        return dict(self.executor.disk)
 
 
 @pytest.fixture
@@ -117,6 +163,25 @@ SCRIPTS: dict[str, tuple[int, int, list[tuple[Any, ...]]]] = {
         1,
         1,
         [("admit", "0000", 1), ("next_report", "0000", 1), ("preempt", "0000", 1), *[("next_report", "0000", 1)] * 2],
+    ),
+    "preempted while it trains": (
+        1,
+        1,
+        [
+            ("hold",),
+            ("admit", "0000", 1),
+            ("preempt", "0000", 1),
+            ("let_go",),
+            *[("next_report", "0000", 1)] * 2,
+            ("admit", "0000", 1),
+            ("admit", "0000", 2),
+            ("next_report", "0000", 2),
+        ],
+    ),
+    "preempted at its end": (
+        1,
+        1,
+        [("admit", "0000", 1), *[("next_report", "0000", 1)] * NUM_REPORTS, ("preempt", "0000", 1)],
     ),
     "preempted before it came": (1, 1, [("preempt", "0000", 1), ("admit", "0000", 1), ("admit", "0000", 1)]),
     "goes on from its state": (
@@ -150,7 +215,8 @@ def test_both_answer_alike(name: str, both: Any) -> None:
                 told: Any = (answer.index, answer.is_final) if isinstance(answer, Report) else None
             except Exception as error:
                 told = (type(error).__name__, str(error))
-            heard.append((call, told, executor.held()))
-        answers.append(heard)
+            # Those who leave do so on a thread of their own, until they are asked for.
+            heard.append((call, told, None if call == "let_go" else executor.held()))
+        answers.append([*heard, executor.kept()])
     real, simulated = answers
     assert simulated == real

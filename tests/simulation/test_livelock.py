@@ -34,7 +34,7 @@ class Onlooker(Invariants):
 
 def count_preemptions(seed: int, **rules: Any) -> int:
     """How often the trial that was put out most was put out: one slot, several trials, and calls that come late."""
-    world = World(seed, **rules)
+    world = World(seed, large_share=0.0, **rules)
     world.invariants = onlooker = Onlooker(world)
     world.nodes.append(Node("node", num_executors=1, slots=1, room=1))
     world.start_driver()

@@ -69,5 +69,8 @@ def test_schedules_meet_every_kind_of_event() -> None:
         "node_lost",
         "node_draining",
         "node_drained",
+        "trial_needs_more_memory",
+        "device_cleared",
+        "executor_released",
     } <= set(events)
     assert set(states) == {"complete", "pruned", "failed", "interrupted"}

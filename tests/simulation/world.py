@@ -13,18 +13,29 @@ from qlora_ray.orchestration.pool.machine import PoolMachine
 from qlora_ray.orchestration.pool.messages import NodeDraining, NodeGone, Seat, SeatsAdded
 from qlora_ray.orchestration.pool.terms import PoolTerms
 from tests.simulation.driver import SimulatedDriver
-from tests.simulation.executor import SimulatedExecutor
+from tests.simulation.executor import Disk, SimulatedExecutor
 from tests.simulation.invariants import Invariants
 from tests.simulation.pool import SimulatedPool
 
 LEASE_TIMEOUT_S = 60.0
-# A node's death is noticed by its executors' callers and by the watcher of nodes within this.
-NODE_DEATH_S = 13.0
+# A node's death is noticed by the watcher of nodes within one of these; an executor's by its callers, within this.
+NODE_DEATHS_S = (1.0, 13.0)
+EXECUTOR_DEATH_S = 2.0
 # Of every call, unless it is a slow one.
 LATENCY_S = 0.05
 # Long after all faults: what has not ended by then never does.
 PATIENCE_S = 6000.0
 MAX_STEPS = 20_000
+
+
+# Of a device, of a trial that needs no more than any of them has, and of those that are large.
+MEMORIES = (4, 8, 16)
+MOST_MEMORY = 16
+SMALL = 1
+LARGE = (3, 6, 12, 40)
+LARGE_SHARE = 0.15
+# Rules of a pool: how long executors may be idle.
+IDLE_TIMEOUTS_S = (None, None, 20.0)
 
 
 class Broken(AssertionError):
@@ -38,6 +49,8 @@ class Node:
     Attributes:
         slots: Of each of its executors.
         room: Trials that really fit one of them.
+        memory: What each of them has of its device.
+        is_shared: Whether they share one device; else each has one.
         is_bad: Whether none of its executors ever gets ready.
     """
 
@@ -45,6 +58,8 @@ class Node:
     num_executors: int
     slots: int
     room: int
+    memory: int = MOST_MEMORY
+    is_shared: bool = False
     is_up: bool = True
     is_draining: bool = False
     is_bad: bool = False
@@ -54,6 +69,38 @@ class Node:
         """Whether a sweep can end there."""
         return self.is_up and not self.is_draining and not self.is_bad
 
+    @property
+    def device_memory(self) -> int:
+        """Of one of its devices."""
+        return self.memory * (self.num_executors if self.is_shared else 1)
+
+    def make_seats(self, first_id: int) -> tuple[Seat, ...]:
+        """A seat for each of its executors."""
+        whole = Executors(self, slots=1, room=1, memory=self.device_memory)
+        return tuple(
+            Seat(
+                first_id + number,
+                self.node_id,
+                Executors(self, slots=self.slots, room=self.room, memory=self.memory),
+                device_class=f"class{self.device_memory}",
+                memory_bytes=self.device_memory,
+                device_id="0" if self.is_shared else str(number),
+                whole_spec=whole if self.is_shared else None,
+                is_whole=self.slots == 1 and not self.is_shared,
+            )
+            for number in range(self.num_executors)
+        )
+
+
+@dataclass(frozen=True)
+class Executors:
+    """How an executor of a node is started: as the plan has it, or one with the whole device."""
+
+    node: Node
+    slots: int
+    room: int
+    memory: int
+
 
 class World:
     """All of it: nodes, pool, executors, driver and trials.
@@ -61,6 +108,7 @@ class World:
     Args:
         seed: Of every choice.
         num_trials: Trials of the sweep.
+        large_share: How many of them need more memory than some devices have.
         machine: The pool's rules; tests give faulty ones.
         executor: The executors' rules; likewise.
     """
@@ -70,13 +118,15 @@ class World:
         seed: int,
         *,
         num_trials: int = 4,
+        large_share: float = LARGE_SHARE,
         machine: Callable[[PoolTerms], PoolMachine] = PoolMachine,
         executor: Callable[..., SimulatedExecutor] = SimulatedExecutor,
     ) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
         self.num_steps = 0
-        self.disk: dict[str, int] = {}
+        self.disk = Disk()
+        self.large_share = large_share
         self.nodes: list[Node] = []
         self.make_machine = machine
         self.make_executor = executor
@@ -136,7 +186,12 @@ class World:
 
     def start_driver(self) -> None:
         """Starts the sweep, or goes on with it."""
-        terms = PoolTerms(LEASE_TIMEOUT_S, heartbeat_interval_s=10.0, waits_for_nodes=self.random.random() < 0.5)
+        terms = PoolTerms(
+            LEASE_TIMEOUT_S,
+            heartbeat_interval_s=10.0,
+            waits_for_nodes=self.random.random() < 0.5,
+            idle_timeout_s=self.random.choice(IDLE_TIMEOUTS_S),
+        )
         self.pool = SimulatedPool(self, self.make_machine(terms))
         for node in self.nodes:
             if node.is_up and not node.is_draining:
@@ -156,7 +211,11 @@ class World:
         number = next(self._node_numbers)
         slots = self.random.choice((1, 1, 2, 3))
         room = self.random.randint(1, slots)
-        node = Node(f"node{number}", self.random.choice((1, 1, 2)), slots, room, is_bad=is_bad)
+        num_executors, memory = self.random.choice((1, 1, 2)), self.random.choice(MEMORIES)
+        is_shared = num_executors > 1 and slots == 1
+        if is_shared:
+            memory //= num_executors
+        node = Node(f"node{number}", num_executors, slots, room, memory, is_shared, is_bad=is_bad)
         self.nodes.append(node)
         if self.pool is not None and self.pool.is_alive:
             self._add_seats(node)
@@ -169,7 +228,8 @@ class World:
             return
         for key, executor in pool.executors_of(node.node_id):
             self.crash(pool, key, executor)
-        self.after(NODE_DEATH_S * self.random.random(), lambda: pool.handle(NodeGone(node.node_id, "it died")))
+        noticed_s = self.random.choice(NODE_DEATHS_S) * self.random.random()
+        self.after(noticed_s, lambda: pool.handle(NodeGone(node.node_id, "it died")))
 
     def drain_node(self, node: Node) -> None:
         """A node will leave."""
@@ -182,13 +242,17 @@ class World:
         if not executor.is_dead:
             executor.die()
             pool.lose_calls(executor)
-            self.after(2.0 * self.random.random(), lambda: pool.hear_death(key))
+            self.after(EXECUTOR_DEATH_S * self.random.random(), lambda: pool.hear_death(key))
 
     def _add_seats(self, node: Node) -> None:
         assert self.pool is not None
-        first = self.pool.machine.next_seat_id
-        seats = tuple(Seat(first + number, node.node_id, node) for number in range(node.num_executors))
-        self.pool.handle(SeatsAdded(seats))
+        self.pool.handle(SeatsAdded(node.make_seats(self.pool.machine.next_seat_id)))
+
+    def draw_size(self) -> int:
+        """What a new trial takes of an executor's memory."""
+        if self.random.random() < self.large_share:
+            return self.random.choice(LARGE)
+        return SMALL
 
     def living_executors(self) -> list[tuple[tuple[int, int], SimulatedExecutor]]:
         """Every executor that lives, by seat and incarnation."""

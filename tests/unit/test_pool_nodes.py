@@ -134,6 +134,38 @@ def test_a_whole_device_whose_executor_cannot_start_goes_back_and_the_trial_hear
     assert [start.seat_id for start in stage.of(StartExecutor)][-2:] == [0, 1]
 
 
+def test_a_trial_that_needs_a_whole_device_goes_to_another_one_where_the_first_cannot_be_had() -> None:
+    stage = shared_device()
+    other = [Seat(number, "b", "share", "T4", 16 * GIB, device_id="b:0", whole_spec="whole") for number in (2, 3)]
+    stage.add(*other, slots=1)
+    stage._is_ready = False
+    stage.ask("0009", needs=WHOLE)
+    assert stage.of(StartExecutor)[-1].seat_id == 4
+    for _ in range(2):
+        stage.die(4, "CUDA is gone")
+    assert stage.of(Refuse) == []
+    stage.be_ready(5)
+    whole = stage.lease_of("0009")
+    assert whole is not None and whole.seat_id == 5
+    # What has failed once is not tried again: one that comes later waits for the device that works.
+    stage.ask("0010", needs=WHOLE)
+    assert stage.of(Refuse) == [] and stage.of(StartExecutor)[-1].seat_id == 5
+
+
+def test_a_trial_with_a_whole_device_leaves_a_draining_node_in_its_own_time() -> None:
+    stage = shared_device()
+    stage.add(Seat(2, "b", "s"), slots=1)
+    stage.ask("0009", needs=WHOLE)
+    whole = stage.lease_of("0009")
+    assert whole is not None
+    stage.tell(NodeDraining(NODE, "maintenance", 100.0))
+    (preempt,) = stage.of(PreemptTrial)
+    assert (preempt.trial_id, whole.seat_id in killed(stage)) == ("0009", False)
+    stage.tell(TrialPreempted("0009", whole.number, preempt.reason))
+    assert killed(stage)[-1] == whole.seat_id
+    assert len(stage.events("node_drained")) == 1
+
+
 def test_executors_that_nobody_uses_are_ended_but_for_the_largest_and_started_again_when_they_are_needed() -> None:
     stage = Stage(idle_timeout_s=60.0, heartbeat_timeout_s=1e9)
     stage.slots = {0: 1, 1: 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qlora_ray.orchestration.pool.messages import LeaseNeeds
-from qlora_ray.orchestration.pool.seats import SeatRecord, SeatState
+from qlora_ray.orchestration.pool.seats import LIVING, SeatRecord, SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 
 
@@ -26,6 +26,8 @@ class WholeDevices:
 
     def __init__(self) -> None:
         self._rooms: list[_Room] = []
+        # By node and device: where an executor with the whole device was given up.
+        self._failed: set[tuple[str, str]] = set()
 
     def settle(self, state: PoolState) -> None:
         """Begins and ends rooms, as those who wait need them."""
@@ -36,8 +38,15 @@ class WholeDevices:
             under_way = sum(room.is_for(needs) and not _is_taken(room) for room in self._rooms)
             for _ in range(number - under_way):
                 self._begin(state, needs)
+        num_failed = len(self._failed)
         for room in list(self._rooms):
             self._go_on(state, room, [needs for needs, _ in wanted])
+        if len(self._failed) > num_failed:
+            # On another device, if there is one.
+            self.settle(state)
+        elif self._failed:
+            for needs, _ in wanted:
+                self._refuse_failed(state, needs)
 
     def _begin(self, state: PoolState, needs: LeaseNeeds) -> None:
         """Reserves the device with the fewest trials on it."""
@@ -46,12 +55,9 @@ class WholeDevices:
             for record in state.seats.records.values()
             if record.state in (SeatState.STARTING, SeatState.READY)
             and not record.is_reserved
-            and record.kind.can_be_whole
-            and record.kind.could_fit(needs)
+            and self._can_be_whole(record, needs)
         ]
-        devices = {
-            (record.seat.node_id, record.seat.device_id): state.seats.of_device(record.seat) for record in candidates
-        }
+        devices = {_device_of(record): state.seats.of_device(record.seat) for record in candidates}
         if devices:
             chosen = min(devices.values(), key=lambda records: sum(record.num_used for record in records))
             self._rooms.append(_Room(chosen))
@@ -68,13 +74,23 @@ class WholeDevices:
         elif temporary is None and not any(record.num_used for record in room.records):
             self._clear(state, room)
         elif temporary is not None and temporary.state is SeatState.FAILED:
-            for needs in wanted:
-                if room.is_for(needs):
-                    for trial_id in state.waiting.who_needs(needs):
-                        state.refuse(trial_id, f"no executor with the whole device: {state.cause}", is_about_trial=True)
+            self._failed.add(_device_of(temporary))
             self._end(state, room)
         elif temporary is not None and not temporary.num_used and not is_wanted:
             self._end(state, room)
+
+    def _can_be_whole(self, record: SeatRecord, needs: LeaseNeeds) -> bool:
+        """Whether a seat's device can be made room on for a trial with these needs."""
+        return record.kind.can_be_whole and record.kind.could_fit(needs) and _device_of(record) not in self._failed
+
+    def _refuse_failed(self, state: PoolState, needs: LeaseNeeds) -> None:
+        """Tells trials that they wait in vain where every device that would do has failed them."""
+        living = [record for record in state.seats.records.values() if record.state in LIVING]
+        would_fit = [record for record in living if record.kind.could_fit(needs)]
+        if not would_fit or any(record.kind.is_whole or self._can_be_whole(record, needs) for record in would_fit):
+            return
+        for trial_id in state.waiting.who_needs(needs):
+            state.refuse(trial_id, f"no executor with the whole device: {state.cause}", is_about_trial=True)
 
     def _clear(self, state: PoolState, room: _Room) -> None:
         reason = "its device is made room on for a trial that needs all of it"
@@ -87,9 +103,12 @@ class WholeDevices:
         state.tell("device_cleared", room.temporary, reason, node=seat.node_id)
 
     def _end(self, state: PoolState, room: _Room) -> None:
-        """Gives the device back to the executors that the plan has for it."""
+        """Gives the device back to the executors that the plan has for it.
+
+        On a draining node there is none to be given: the one with the whole device lets its trial leave.
+        """
         self._rooms.remove(room)
-        if room.temporary is not None and room.temporary.state is not SeatState.GONE:
+        if room.temporary is not None and room.temporary.state not in (SeatState.DRAINING, SeatState.GONE):
             state.end(room.temporary, SeatState.GONE, "its device goes back to the plan's executors")
         for record in room.records:
             record.is_reserved = False
@@ -97,6 +116,10 @@ class WholeDevices:
                 state.start(record)
             else:
                 state.seats.note(record)
+
+
+def _device_of(record: SeatRecord) -> tuple[str, str]:
+    return record.seat.node_id, record.seat.device_id
 
 
 def _is_taken(room: _Room) -> bool:
