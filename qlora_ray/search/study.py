@@ -51,14 +51,14 @@ def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> 
 
 def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> optuna.Study:
     import optuna
-    from optuna.storages import JournalStorage
 
     from qlora_ray.search.history import BoundedHistory, SteadySampler
     from qlora_ray.search.journal import SweepJournal
+    from qlora_ray.search.storage import SweepStorage
     from qlora_ray.search.study_sampler import StudySampler
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(SweepJournal(path))
+    storage = SweepStorage(SweepJournal(path))
     # A journal holds one study, whatever the folder is called by now: a copied or renamed sweep goes on with it.
     names = optuna.get_all_study_names(storage)
     study = optuna.create_study(
