@@ -20,6 +20,7 @@ from qlora_ray.orchestration.trial_port import ExecutorGone
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.training.engine import Report, TrialSpec
 from tests.simulation.executor import NUM_REPORTS, Poll, SimulatedExecutor
+from tests.simulation.study import ENDED, PlainStudy, Study
 
 if TYPE_CHECKING:
     from tests.simulation.pool import SimulatedPool
@@ -35,7 +36,6 @@ CONFIG = SweepConfig.model_validate(
 TERMS = TrialTerms(CONFIG, 8)
 # Trials that live at once.
 NUM_LIVE = 3
-ENDED = frozenset({"complete", "pruned", "failed"})
 
 
 class _Call:
@@ -185,7 +185,7 @@ class SimulatedDriver:
 
     Attributes:
         records: How each trial ended, by its number: on disk, so that they outlive the driver.
-        told: What the study was told.
+        study: The study.
         reports: The last report of each trial that was entered, on disk likewise.
         origin: The first number of a trial that went on under other ones.
         sizes: What each trial takes of an executor's memory, by its first number.
@@ -195,15 +195,18 @@ class SimulatedDriver:
         self.world = world
         self.num_trials = num_trials
         self.records: dict[int, str] = {}
-        self.told: dict[int, str] = {}
+        self.study: Study = PlainStudy(num_trials)
         self.reports: dict[int, int] = {}
         self.origin: dict[int, int] = {}
         self.sizes: dict[int, int] = {}
         self.is_alive = False
         self.processes: dict[int, _Process] = {}
-        self._next_number = 0
-        self._queued: list[int] = []
         self._pool: SimulatedPool | None = None
+
+    @property
+    def told(self) -> dict[int, str]:
+        """What the study was told."""
+        return self.study.told
 
     @property
     def is_done(self) -> bool:
@@ -229,11 +232,7 @@ class SimulatedDriver:
         for number, state in self.records.items():
             if state == "running":
                 self.records[number] = "interrupted"
-            if self.records[number] != "interrupted":
-                self.told[number] = self.records[number]
-            elif number not in self.told:
-                self.told[number] = "interrupted"
-                self._queued.append(number)
+        self.study.resume(self.records)
         self._ask()
 
     def die(self) -> None:
@@ -256,10 +255,10 @@ class SimulatedDriver:
     def _ask(self) -> None:
         """Starts trials while there are some to be started."""
         while len(self.processes) < NUM_LIVE:
-            earlier = self._queued.pop(0) if self._queued else None
-            if earlier is None and len(set(self.origin.values())) >= self.num_trials:
+            asked = self.study.ask()
+            if asked is None:
                 return
-            number, self._next_number = self._next_number, self._next_number + 1
+            number, earlier = asked
             self.origin[number] = number if earlier is None else self.origin[earlier]
             if earlier is None:
                 self.sizes[number] = self.world.draw_size()
@@ -317,7 +316,7 @@ class SimulatedDriver:
         if not self.is_alive:
             return
         if state != "interrupted":
-            self.told[number] = state
+            self.study.tell(number, state)
             return
         # The search ends when an executor is lost for good; the sweep is resumed.
         self.world.after(1.0, self.world.kill_driver)

@@ -8,10 +8,13 @@ runs one of them again: it does the same each time.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from tests.simulation.faults import run_schedule
+from qlora_ray.search.study import RESUMED_FROM_ATTRIBUTE, end_interrupted, interrupted_trials
+from tests.simulation import faults
+from tests.simulation.faults import REAL_STUDY_EVERY, run_schedule
 from tests.simulation.faulty_rules import FAULTY_RULES
 
 NUM_SCHEDULES = 10_000
@@ -43,10 +46,44 @@ def test_a_faulty_rule_is_found_and_its_seed_is_in_the_message(name: str) -> Non
     pytest.fail(f"{name} breaks no promise in {NUM_SCHEDULES_TO_FIND} schedules")
 
 
+def _requeue_all(study: Any) -> list[int]:
+    """Queues what was interrupted once, each time anew."""
+    end_interrupted(study)
+    queued = sorted(interrupted_trials(study))
+    for number in queued:
+        params = study.get_trials(deepcopy=False)[number].params
+        study.enqueue_trial(params, user_attrs={RESUMED_FROM_ATTRIBUTE: number})
+    return queued
+
+
+@pytest.mark.parametrize(
+    ("rule", "faulty"),
+    [
+        ("tests.simulation.study.settle_finished", lambda study, books: None),
+        ("qlora_ray.search.study.requeue_interrupted", _requeue_all),
+        (
+            "qlora_ray.orchestration.searcher.count_finished",
+            lambda study: sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False)),
+        ),
+        ("qlora_ray.orchestration.searcher.tell_outcome", lambda study, number, outcome: None),
+    ],
+    ids=["ends that were not told", "queued again", "interrupted ones count", "no end is told"],
+)
+def test_a_faulty_rule_of_the_real_study_is_found(rule: str, faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "REAL_STUDY_EVERY", 1)
+    monkeypatch.setattr(rule, faulty)
+    with pytest.raises(AssertionError, match="--simulation-seed"):
+        for seed in range(NUM_SCHEDULES_TO_FIND):
+            run_schedule(seed)
+
+
 def test_a_schedule_is_the_same_each_time() -> None:
-    runs = [run_schedule(seed) for seed in (5, 5)]
-    assert runs[0].num_steps == runs[1].num_steps
-    assert [world.pool.events for world in runs if world.pool] == [runs[0].pool.events] * 2  # type: ignore[union-attr]
+    # One with the plain study, and one with the real one.
+    for seed in (5, REAL_STUDY_EVERY):
+        runs = [run_schedule(seed) for _ in range(2)]
+        assert runs[0].num_steps == runs[1].num_steps
+        events = [world.pool.events for world in runs if world.pool]
+        assert events == events[:1] * 2
 
 
 def test_schedules_meet_every_kind_of_event() -> None:
