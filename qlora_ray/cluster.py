@@ -18,7 +18,11 @@ def make_parser() -> argparse.ArgumentParser:
     drain = actions.add_parser("drain", help="have every sweep's trials on a node go on elsewhere")
     drain.add_argument("node", metavar="NODE", help="a node's id or its beginning, its address, or its host name")
     drain.add_argument(
-        "--deadline", type=float, default=600.0, metavar="SECONDS", help="then its executors end (default: 600)"
+        "--deadline",
+        type=_seconds,
+        default=None,
+        metavar="SECONDS",
+        help="then its executors end (default: each sweep's cluster.drain_timeout_s)",
     )
     for action in (status, drain):
         action.add_argument(
@@ -31,6 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for a cluster that cannot be joined or a node that is not there."""
     arguments = make_parser().parse_args(argv)
     return run_command(lambda: _run(arguments))
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be seconds, 0 or more, got {text}")
+    return value
 
 
 def _run(arguments: argparse.Namespace) -> int:

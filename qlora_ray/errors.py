@@ -62,6 +62,10 @@ class SweepFailed(QloraRayError):
     exit_code = 1
 
 
+class ExecutorsLost(SweepFailed):
+    """No executor is left to train or to score on: what ran is interrupted, and the sweep can be resumed."""
+
+
 class SweepInterrupted(QloraRayError):
     """Ray, or the pool, died under a sweep: what ran is interrupted, nothing has failed, and it can be resumed."""
 

@@ -11,23 +11,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.console import Console, noise_to
-from qlora_ray.errors import ModelError, NoExecutors, PoolLost, QloraRayError, SweepFailed, SweepInterrupted, first_line
+from qlora_ray.errors import (
+    ExecutorsLost,
+    PoolLost,
+    QloraRayError,
+    SweepFailed,
+    SweepInterrupted,
+    first_line,
+)
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.background import BackgroundCall
 from qlora_ray.orchestration.cluster.planning import plan_nodes
 from qlora_ray.orchestration.cluster.scaling import CapacityRequest
 from qlora_ray.orchestration.cluster.starting import RayStart
-from qlora_ray.orchestration.executor.usage import wait_share
 from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
 from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.pool.calls import close_pool, read_device_wait, wait_ready
+from qlora_ray.orchestration.pool_events import PoolEvents
 from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.stopping import SearchStop, StopSignals, stop_signals
 from qlora_ray.orchestration.summary import print_next_steps, print_outcome, print_plan, write_summary
 from qlora_ray.orchestration.watching import watched_nodes, watched_ray
-from qlora_ray.orchestration.winner import choose_winner
+from qlora_ray.orchestration.winner import Winner, choose_winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
 from qlora_ray.runs import EventLog, SweepPaths
@@ -131,7 +139,7 @@ def _run_or_explain(
         plain = there if isinstance(there, QloraRayError) else error
         if plain is not error:
             traceback.print_exc()
-        if started.value and not isinstance(plain, SweepInterrupted):
+        if started.value and not isinstance(plain, SweepInterrupted | ExecutorsLost):
             EventLog(paths.events).write("sweep_failed", reason=str(plain))
         raise plain from None
     except Exception as error:
@@ -180,21 +188,25 @@ def _run(
         pool = _start_pool(preflight, plan, profiles, paths, base=common.base)
         console.progress("loading the base ...")
         study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
-        _wait_ready(pool)
+        wait_ready(pool)
         stops.check()
         started.value = True
         winner = None
         waiting = None
         interrupted = False
         lost: PoolLost | None = None
+        unscored: ExecutorsLost | None = None
+        events = PoolEvents(pool, ledger=ledger, waits_for_nodes=config.cluster.scale_up is not None)
         try:
-            with watched_nodes(preflight, pool, planned=planned, paths=paths, request=request):
-                _search(preflight, plan=plan, paths=paths, ledger=ledger, study=study, pool=pool, stops=stops)
-            waiting = _read_device_wait(pool)
-            console.progress("scoring the best trials and the base ...")
-            winner = choose_winner(ledger, paths=paths, config=config, data=preflight.data, pool=pool)
+            with watched_nodes(preflight, pool, planned=planned, ledger=ledger, paths=paths, request=request):
+                _search(preflight, plan=plan, ledger=ledger, study=study, pool=pool, events=events, stops=stops)
+                waiting = read_device_wait(pool)
+                console.progress("scoring the best trials and the base ...")
+                winner = _choose_winner(preflight, ledger=ledger, paths=paths, pool=pool, events=events)
         except KeyboardInterrupt:
             interrupted = True
+        except ExecutorsLost as error:
+            unscored = error
         except PoolLost as error:
             lost = error
         except Exception:
@@ -210,7 +222,11 @@ def _run(
         settle_finished(study, ledger)
         end_interrupted(study)
         summary = write_summary(
-            ledger, winner, paths=paths, interrupted=interrupted or lost is not None, device_wait_share=waiting
+            ledger,
+            winner,
+            paths=paths,
+            interrupted=interrupted or lost is not None or unscored is not None,
+            device_wait_share=waiting,
         )
         ledger.note("sweep_ended", reason=summary.status)
         console.progress("writing the report ...")
@@ -221,9 +237,11 @@ def _run(
                 f"{paths.root}: {lost} Its running trials are interrupted. "
                 f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
             )
+        if unscored is not None:
+            raise unscored
         print_outcome(console, summary, ledger=ledger, winner=winner, paths=paths, report=report)
         print_next_steps(console, summary, ledger=ledger, winner=winner, paths=paths, is_exported=is_exported)
-        _close(pool)
+        close_pool(pool)
         return summary
 
 
@@ -265,37 +283,26 @@ def _start_pool(
             progress_timeout_s=cluster.progress_timeout_s,
             max_slots=cluster.max_slots,
             idle_timeout_s=cluster.idle_timeout_s if cluster.scale_up else None,
+            drain_timeout_s=cluster.drain_timeout_s,
             waits_for_nodes=cluster.scale_up is not None,
         ),
         name=paths.name,
     )
 
 
-def _wait_ready(pool: Any) -> None:
-    import ray
-    from ray.exceptions import RayTaskError
-
-    try:
-        ray.get(pool.wait_ready.remote())
-    except RayTaskError as error:
-        if isinstance(error.cause, NoExecutors):
-            raise ModelError(str(error.cause)) from None
-        raise
-
-
 def _search(
     preflight: Preflight,
     *,
     plan: Plan,
-    paths: SweepPaths,
     ledger: Ledger,
     study: optuna.Study,
     pool: Any,
+    events: PoolEvents,
     stops: StopSignals,
 ) -> None:
     num_trials, num_slots = preflight.config.search.num_trials, plan.total_slots
     searcher = StudySearcher(study, space=preflight.space, ledger=ledger, num_trials=num_trials, num_slots=num_slots)
-    _run_trials(preflight, searcher, plan=plan, ledger=ledger, pool=pool, stops=stops)
+    _run_trials(preflight, searcher, plan=plan, ledger=ledger, pool=pool, events=events, stops=stops)
     planned = [] if ledger.is_stopping else plan_seeds(ledger, preflight.config)
     if planned:
         ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
@@ -303,11 +310,20 @@ def _search(
         # All of them to the end: they are compared with each other, and no longer searched among.
         search = preflight.config.search.model_copy(update={"scheduler": "none"})
         config = preflight.config.model_copy(update={"search": search})
-        _run_trials(replace(preflight, config=config), seeds, plan=plan, ledger=ledger, pool=pool, stops=stops)
+        _run_trials(
+            replace(preflight, config=config), seeds, plan=plan, ledger=ledger, pool=pool, events=events, stops=stops
+        )
 
 
 def _run_trials(
-    preflight: Preflight, searcher: StudySearcher, *, plan: Plan, ledger: Ledger, pool: Any, stops: StopSignals
+    preflight: Preflight,
+    searcher: StudySearcher,
+    *,
+    plan: Plan,
+    ledger: Ledger,
+    pool: Any,
+    events: PoolEvents,
+    stops: StopSignals,
 ) -> None:
     if searcher.num_left <= 0:
         return
@@ -324,23 +340,24 @@ def _run_trials(
             ledger=ledger,
             pool=pool,
             stop=stop,
-            waits_for_nodes=preflight.config.cluster.scale_up is not None,
+            events=events,
         )
     finally:
         stops.end_search()
     stops.check()
 
 
-def _read_device_wait(pool: Any) -> float | None:
-    """The share of the search in which devices waited for us, over the executors that are still there."""
+def _choose_winner(
+    preflight: Preflight, *, ledger: Ledger, paths: SweepPaths, pool: Any, events: PoolEvents
+) -> Winner | None:
     import ray
-    from ray.exceptions import RayError
 
-    usages = []
-    for handle, _ in ray.get(pool.ready_executors.remote()):
-        with contextlib.suppress(RayError):
-            usages.append(ray.get(handle.usage.remote()))
-    return wait_share(usages)
+    ray.get(pool.begin_scoring.remote())
+    try:
+        return choose_winner(ledger, paths=paths, config=preflight.config, data=preflight.data, pool=pool)
+    finally:
+        # What became of nodes and executors meanwhile.
+        events.note_rest()
 
 
 def _write_report(paths: SweepPaths) -> Path | None:
@@ -352,10 +369,3 @@ def _write_report(paths: SweepPaths) -> Path | None:
     except Exception:
         traceback.print_exc()
         return None
-
-
-def _close(pool: Any) -> None:
-    import ray
-
-    ray.get(pool.close.remote())
-    ray.kill(pool)

@@ -61,6 +61,12 @@ class Ledger:
         self.is_stopping = False
         self.first_failure: tuple[str, str] | None = None
 
+    @property
+    def num_begun(self) -> int:
+        """Trials that run or have ended; those that were interrupted go on under other numbers."""
+        # A copy: other threads ask too.
+        return sum(entry.state is not TrialStatus.INTERRUPTED for entry in list(self.entries.values()))
+
     def open(
         self, number: int, params: dict[str, Any], *, ancestors: Sequence[int] = (), seed_of: int | None = None
     ) -> None:

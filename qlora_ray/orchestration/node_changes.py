@@ -12,6 +12,7 @@ import ray
 from qlora_ray.errors import PlacementError, first_line
 from qlora_ray.formats import plural
 from qlora_ray.hardware import NodeProfile, Plan
+from qlora_ray.hardware.simulation import as_if
 from qlora_ray.orchestration.cluster.nodes import RayNode
 from qlora_ray.orchestration.cluster.probing import LeftOut
 from qlora_ray.orchestration.cluster.scaling import CapacityRequest, count_devices_wanted
@@ -45,7 +46,7 @@ class SweepNodes:
         self._preflight = preflight
         self._pool = pool
         self._on_joined = on_joined
-        self._has_gpus = any(placement.device_kind == "cuda" for placement in plan.placements)
+        self._has_gpus = _has_gpus(plan)
         # Devices by node: of those there can be a most.
         self._devices = _count_devices(plan, profiles)
         self._slots_per_device = max((placement.slots_per_device for placement in plan.placements), default=1)
@@ -65,7 +66,7 @@ class SweepNodes:
         specs = plan_executors(plan, {node.node_id: profile}, is_late=True)
         self._call("add_seats", specs)
         self._devices[node.node_id] = sum(placement.num_devices for placement in plan.placements)
-        self._has_gpus = self._has_gpus or profile.has_gpu
+        self._has_gpus = self._has_gpus or _has_gpus(plan)
         devices = ", ".join(dict.fromkeys(placement.device_name for placement in plan.placements))
         self._call(
             "note_node",
@@ -92,25 +93,32 @@ class SweepNodes:
         self._devices.pop(node.node_id, None)
         self._call("drain_node", node.node_id, reason, deadline_s)
 
-    def ask_for_capacity(self, request: CapacityRequest) -> None:
-        """Asks the autoscaler for what the trials that wait need, and for nothing once none does."""
+    def ask_for_capacity(self, request: CapacityRequest, *, num_to_come: int = 0) -> None:
+        """Asks the autoscaler for what the trials that wait need, and for nothing once none does.
+
+        Args:
+            request: What asks it.
+            num_to_come: Trials that the study has not been asked for yet: they would use more devices too.
+        """
         wanted = self._call("wanted_capacity")
         num_devices = count_devices_wanted(
             sum(item.num_trials for item in wanted),
+            num_to_come=num_to_come,
             slots_per_device=self._slots_per_device,
             num_devices=self.num_devices,
             max_devices=self._preflight.config.cluster.max_gpus,
         )
         if request.ask(num_devices):
-            reason = "trials wait for a slot" if num_devices else "no trial waits"
-            self._call("note_node", "capacity_wanted", "", reason, {"num_devices": num_devices})
+            reason = "trials wait for a slot" if request.num_asked else "no trial waits"
+            self._call("note_node", "capacity_wanted", "", reason, {"num_devices": request.num_asked})
 
     def _plan(self, profile: NodeProfile) -> Plan:
         config = self._preflight.config
         cluster = config.cluster
-        if self._has_gpus and not profile.has_gpu:
+        has_gpu = (as_if(profile, profile.claims) if cluster.simulate else profile).has_gpu
+        if self._has_gpus and not has_gpu:
             raise PlacementError("no GPU, so no trials there")
-        if cluster.max_gpus is not None and profile.has_gpu:
+        if cluster.max_gpus is not None and has_gpu:
             left = cluster.max_gpus - self.num_devices
             if left < 1:
                 raise PlacementError(f"cluster.max_gpus is reached: {plural(cluster.max_gpus, 'GPU')}")
@@ -120,6 +128,10 @@ class SweepNodes:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(self._pool, method).remote(*arguments), timeout=CALL_TIMEOUT_S)
+
+
+def _has_gpus(plan: Plan) -> bool:
+    return any(placement.device_kind == "cuda" for placement in plan.placements)
 
 
 def _count_devices(plan: Plan, profiles: Mapping[str, NodeProfile]) -> dict[str, int]:

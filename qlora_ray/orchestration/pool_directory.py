@@ -23,24 +23,54 @@ def find_node(text: str, nodes: Mapping[str, RayNode]) -> RayNode:
     Raises:
         PlacementError: If it names none, or several.
     """
-    found = [node for node in nodes.values() if text in (node.address, node.hostname) or node.node_id.startswith(text)]
+    found = [
+        node
+        for node in nodes.values()
+        if text in (node.address, node.hostname) or (text and node.node_id.startswith(text))
+    ]
     if len(found) == 1:
         return found[0]
     known = ", ".join(node.name for node in (found or nodes.values()))
-    raise PlacementError(f"NODE: must name one node, got {text}, which names {len(found)}. The nodes: {known}.")
+    raise PlacementError(
+        f"NODE: must name one node, got {text}, which names {len(found) or 'none'}. Give the beginning of an id "
+        f"that only one has. {'These' if found else 'The nodes'}: {known}."
+    )
 
 
-def drain_node(text: str, *, reason: str, deadline_s: float) -> str:
-    """Has the trials that every sweep has on a node go on elsewhere; returns what was asked of whom."""
+def drain_node(text: str, *, reason: str, deadline_s: float | None = None) -> str:
+    """Has the trials that every sweep has on a node go on elsewhere.
+
+    Args:
+        text: Names the node, see find_node.
+        reason: Why, for people.
+        deadline_s: Seconds until its executors end; None: each sweep's own limit.
+
+    Returns:
+        What was asked of whom.
+
+    Raises:
+        PlacementError: If there is no such node, or a sweep that has executors there does not answer.
+    """
     node = find_node(text, list_nodes())
-    asked = []
-    for name, pool in find_pools().items():
-        if any(seat["node_id"] == node.node_id for seat in _call(pool, "describe_seats") or ()):
-            _call(pool, "drain_node", node.node_id, reason, deadline_s)
-            asked.append(name)
-    if not asked:
-        return f"{node.name}: no sweep has executors there"
-    return f"{node.name}: {plural(len(asked), 'sweep')} told to drain it: {', '.join(asked)}"
+    lines, silent = [], []
+    for name, pool in sorted(find_pools().items()):
+        seats = _call(pool, "describe_seats")
+        if seats is None:
+            silent.append(name)
+        elif any(seat["node_id"] == node.node_id for seat in seats):
+            within_s = _call(pool, "drain_node", node.node_id, reason, deadline_s)
+            if within_s is None:
+                silent.append(name)
+            else:
+                lines.append(f"sweep {name}: its trials leave, and its executors end within {within_s:g} s")
+    if silent:
+        raise PlacementError(
+            f"{node.name}: every sweep must answer within {CALL_TIMEOUT_S:g} s, got no answer of {', '.join(silent)}. "
+            "Ask again; one whose driver has died goes by itself."
+        )
+    return "\n".join(
+        [f"{node.name}: " + (plural(len(lines), "sweep") if lines else "no sweep has executors there"), *lines]
+    )
 
 
 def render_status() -> str:

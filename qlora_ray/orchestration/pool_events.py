@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from qlora_ray.errors import PoolLost
@@ -20,13 +21,11 @@ LAST_LOOK_S = 5.0
 
 
 class PoolEvents:
-    """Brings the pool's events into the ledger, and its slots to the searcher.
+    """Brings the pool's events into the ledger, each once, and its slots to the searcher of the search that runs.
 
     Args:
         pool: The pool's actor.
         ledger: Notes each event.
-        searcher: Is told how many slots there are.
-        stop: Ends the search when no executor is left.
         waits_for_nodes: Whether more nodes may come, so that a sweep without an executor goes on.
     """
 
@@ -35,16 +34,19 @@ class PoolEvents:
         pool: Any,
         *,
         ledger: Ledger,
-        searcher: StudySearcher,
-        stop: SearchStop,
         waits_for_nodes: bool = False,
     ) -> None:
         self._pool = pool
         self._ledger = ledger
-        self._searcher = searcher
-        self._stop = stop
+        self._searcher: StudySearcher | None = None
+        self._stop: SearchStop | None = None
         self._waits_for_nodes = waits_for_nodes
         self._seen = 0
+
+    def follow(self, searcher: StudySearcher | None, stop: SearchStop | None) -> None:
+        """From now on this searcher is told of the slots, and this search is ended with the last executor; None: none
+        runs."""
+        self._searcher, self._stop = searcher, stop
 
     async def read(self) -> None:
         """Reads events as they come, until it is cancelled.
@@ -63,17 +65,25 @@ class PoolEvents:
         with contextlib.suppress(RayError, TimeoutError):
             await asyncio.wait_for(self._read(0), LAST_LOOK_S)
 
+    def note_rest(self) -> None:
+        """The same outside an event loop."""
+        with contextlib.suppress(RayError):
+            self._take_all(ray.get(self._pool.next_events.remote(self._seen, 0), timeout=LAST_LOOK_S))
+
     async def _read(self, timeout_s: float) -> None:
-        events = await self._pool.next_events.remote(self._seen, timeout_s)
+        self._take_all(await self._pool.next_events.remote(self._seen, timeout_s))
+
+    def _take_all(self, events: list[dict[str, Any]]) -> None:
         self._seen += len(events)
         for event in events:
             self._take(event)
 
     def _take(self, event: dict[str, Any]) -> None:
-        self._searcher.num_slots = max(1, event["ready_slots"])
+        if self._searcher is not None:
+            self._searcher.num_slots = max(1, event["ready_slots"])
         name, reason = event.pop("event"), event.pop("reason")
         self._ledger.note(name, reason=reason, line=_line_of(name, reason, event), **event)
-        if event["num_left"] == 0 and not self._waits_for_nodes:
+        if event["num_left"] == 0 and not self._waits_for_nodes and self._stop is not None:
             # Trials that it cuts off are interrupted, not pruned.
             self._ledger.is_stopping = True
             self._stop.request(reason)

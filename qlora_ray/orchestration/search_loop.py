@@ -199,7 +199,7 @@ def run_trials(
     ledger: Ledger,
     pool: Any,
     stop: SearchStop,
-    waits_for_nodes: bool = False,
+    events: PoolEvents | None = None,
 ) -> None:
     """Runs the search over the pool's executors to its end, on an event loop of its own in this thread.
 
@@ -209,18 +209,23 @@ def run_trials(
         ledger: The books.
         pool: The pool's actor.
         stop: Ends the search.
-        waits_for_nodes: Whether more nodes may come, so that a search without an executor goes on.
+        events: Reads what happens in the pool; None: from the pool's beginning.
 
     Raises:
         PoolLost: If the pool is gone.
     """
     port = RayTrialPort(pool)
+    events = events or PoolEvents(pool, ledger=ledger)
+    events.follow(searcher, stop)
     loop = SearchLoop(
         searcher,
         ledger=ledger,
         search=terms.config.search,
         make_trial=lambda asked: LeasedTrial(asked.number, asked.params, terms=terms, port=port),
-        events=PoolEvents(pool, ledger=ledger, searcher=searcher, stop=stop, waits_for_nodes=waits_for_nodes),
+        events=events,
         stop=stop,
     )
-    asyncio.run(loop.run())
+    try:
+        asyncio.run(loop.run())
+    finally:
+        events.follow(None, None)

@@ -19,6 +19,7 @@ from qlora_ray.orchestration.cluster.repeating import RepeatingThread
 from qlora_ray.orchestration.cluster.scaling import CapacityRequest
 from qlora_ray.orchestration.cluster.watchdog import Watchdog, find_parts
 from qlora_ray.orchestration.cluster.watcher import NodeDoor, NodeWatcher
+from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.node_changes import SweepNodes
 from qlora_ray.orchestration.stopping import StopSignals
 from qlora_ray.preflight.checks import Preflight
@@ -51,9 +52,15 @@ def watched_ray(cluster: Cluster, stops: StopSignals) -> Iterator[None]:
 
 @contextmanager
 def watched_nodes(
-    preflight: Preflight, pool: Any, *, planned: PlannedCluster, paths: SweepPaths, request: CapacityRequest | None
+    preflight: Preflight,
+    pool: Any,
+    *,
+    planned: PlannedCluster,
+    ledger: Ledger,
+    paths: SweepPaths,
+    request: CapacityRequest | None,
 ) -> Iterator[None]:
-    """Keeps the pool's seats to the nodes that are up, for the length of the block.
+    """Keeps the pool's seats to the nodes that are up, for the length of the block: search and scoring.
 
     A private Ray is one node, whose end is Ray's own.
 
@@ -61,6 +68,7 @@ def watched_nodes(
         preflight: What nodes are planned for.
         pool: The pool's actor.
         planned: The nodes at the start, and their plan.
+        ledger: Says how many trials are to come.
         paths: The sweep's folder.
         request: What asks the autoscaler; None where nothing is asked.
     """
@@ -85,7 +93,8 @@ def watched_nodes(
     def look() -> None:
         watcher.look()
         if request is not None:
-            nodes.ask_for_capacity(request)
+            num_left = preflight.config.search.num_trials - ledger.num_begun
+            nodes.ask_for_capacity(request, num_to_come=max(0, num_left))
 
     thread = RepeatingThread(look, interval_s=LOOK_INTERVAL_S, name="node-watcher")
     thread.start()
@@ -97,7 +106,7 @@ def watched_nodes(
         if request is not None:
             # It would hold after this process.
             with contextlib.suppress(RayError, RuntimeError):
-                request.ask(0)
+                request.let_go()
 
 
 def _add_to_manifest(paths: SweepPaths, profile: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData
-from qlora_ray.errors import SweepFailed
+from qlora_ray.errors import ExecutorsLost, NoExecutors, SweepFailed, first_line
 from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.orchestration.final_seeds import SeedGroup, find_finalists, group_seeds
@@ -64,22 +64,22 @@ def choose_winner(
         pool: The pool's handle; its executors score.
 
     Raises:
-        SweepFailed: If no executor is left, or no loss is finite.
+        ExecutorsLost: If no executor is left, or they die again and again.
+        SweepFailed: If no loss is finite.
     """
     for attempt in itertools.count(1):
         try:
             ray.get(pool.wait_ready.remote())
             winner = score_best(ledger, paths=paths, config=config, data=data, pool=pool)
             break
-        except RayTaskError:
-            raise
+        except RayTaskError as error:
+            if not isinstance(error.cause, NoExecutors):
+                raise
+            raise _no_executor(paths, first_line(error.cause)) from None
         except RayError as error:
             # An executor died while it scored; the pool starts another one.
             if attempt > config.cluster.max_trial_retries:
-                raise SweepFailed(
-                    f"{paths.root}: the executors died while scoring the best trials: {describe_death(error)} "
-                    f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
-                ) from None
+                raise _no_executor(paths, f"they died again and again: {describe_death(error)}") from None
     if winner is not None:
         keep_winner(winner, paths=paths, config=config)
     return winner
@@ -142,13 +142,17 @@ def score_best(
 def _workers_of_one_class(paths: SweepPaths, pool: Any) -> list[Any]:
     executors = ray.get(pool.ready_executors.remote())
     if not executors:
-        raise SweepFailed(
-            f"{paths.root}: no executor is left to score the best trials on. "
-            f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
-        )
+        raise _no_executor(paths, "the last one has just died")
     # Processors of one class may have measured bf16 differently.
     first = executors[0][1]["device_class"], executors[0][1].get("precision")
     return [handle for handle, facts in executors if (facts["device_class"], facts.get("precision")) == first]
+
+
+def _no_executor(paths: SweepPaths, reason: str) -> ExecutorsLost:
+    return ExecutorsLost(
+        f"{paths.root}: no executor is left to train or score on: {reason.rstrip('.')}. "
+        f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
+    )
 
 
 def keep_winner(winner: Winner, *, paths: SweepPaths, config: SweepConfig) -> None:

@@ -71,7 +71,7 @@ class World:
             monkeypatch.setattr(driver, name, replacement)
         monkeypatch.setattr("qlora_ray.orchestration.cluster.joining.ray_cluster", self._join)
         monkeypatch.setattr("qlora_ray.reporting.write_report", self.write_report)
-        monkeypatch.setattr(ray, "get", lambda value: value)
+        monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)
         monkeypatch.setattr(ray, "put", lambda value: value)
         monkeypatch.setattr(ray, "kill", lambda actor: self.done.append("kill pool"))
         monkeypatch.setattr("qlora_ray.orchestration.pool.starting.start_pool", self._start_pool)

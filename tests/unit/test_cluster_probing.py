@@ -18,7 +18,7 @@ from qlora_ray.hardware import Plan
 from qlora_ray.orchestration.cluster import nodes, planning, probing
 from qlora_ray.orchestration.cluster.nodes import list_nodes
 from qlora_ray.orchestration.cluster.planning import plan_cluster
-from qlora_ray.orchestration.cluster.probing import ProbedCluster, probe_cluster
+from qlora_ray.orchestration.cluster.probing import ProbedCluster, name_apart, probe_cluster
 from tests.unit.hardware_fixtures import cpu_node
 
 HERE, OTHER, THIRD, DEAD = (digit * 56 for digit in "abcd")
@@ -118,6 +118,14 @@ def test_several_nodes_on_one_machine_are_told_apart_by_name(fake_ray: Callable[
     # A placement is sent to its node by this name.
     names = {key: profile.hostname for key, profile in probe_cluster().profiles.items()}
     assert names == {HERE: "head#aaaaaa", OTHER: "head#bbbbbb"}
+
+
+def test_nodes_whose_ids_begin_alike_are_told_apart_too_also_from_those_that_are_there() -> None:
+    nodes = {f"{'f' * 51}0000{digit}": cpu_node("vm") for digit in (1, 2)}
+    names = [profile.hostname for profile in name_apart(nodes).values()]
+    assert len(set(names)) == 2
+    (late,) = name_apart({f"{'f' * 51}00003": cpu_node("vm")}, taken=["vm", *names]).values()
+    assert late.hostname not in {"vm", *names}
 
 
 @pytest.mark.parametrize(

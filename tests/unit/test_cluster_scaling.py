@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_ray.orchestration.cluster.scaling import Bundles, CapacityRequest, count_devices_wanted
+from qlora_ray.orchestration.cluster.scaling import HOLD_S, Bundles, CapacityRequest, count_devices_wanted
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,54 @@ def test_devices_are_wanted_for_those_that_wait_beside_those_that_are_there(
     )
 
 
-def test_the_same_is_asked_once_and_let_go_by_asking_for_nothing() -> None:
+@pytest.mark.parametrize(
+    ("num_to_come", "num_devices", "wanted"),
+    [
+        (0, 1, 2),  # one more, for the one that waits
+        (100, 1, 2),  # twice as many at most
+        (100, 4, 8),
+        (9, 4, 7),  # three devices are enough for the ten that are left
+        (100, 0, 1),  # the first one
+    ],
+)
+def test_trials_to_come_are_reckoned_with_up_to_twice_the_devices_there_are(
+    num_to_come: int, num_devices: int, wanted: int
+) -> None:
+    assert (
+        count_devices_wanted(1, num_to_come=num_to_come, slots_per_device=4, num_devices=num_devices, max_devices=None)
+        == wanted
+    )
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_more_is_asked_for_at_once_and_less_once_less_has_been_needed_for_a_while() -> None:
     sent: list[Bundles] = []
-    request = CapacityRequest({"GPU": 1}, send=sent.append)
-    assert [request.ask(number) for number in (0, 2, 2, 0, 0)] == [False, True, False, True, False]
-    assert sent == [[{"GPU": 1}, {"GPU": 1}], []]
+    clock = Clock()
+    request = CapacityRequest({"GPU": 1}, send=sent.append, clock=clock)
+    assert [request.ask(number) for number in (0, 1, 2, 2, 0)] == [False, True, True, False, False]
+    clock.now += HOLD_S - 1
+    # Between two trials nobody waits; then the next one does.
+    assert [request.ask(number) for number in (0, 2, 0)] == [False, False, False]
+    clock.now += HOLD_S - 1
+    assert not request.ask(0)
+    clock.now += 1
+    assert request.ask(0) and request.num_asked == 0
+    assert sent == [[{"GPU": 1}], [{"GPU": 1}, {"GPU": 1}], []]
+
+
+def test_at_the_end_nothing_is_asked_for_at_once_and_once() -> None:
+    sent: list[Bundles] = []
+    request = CapacityRequest({"GPU": 1}, send=sent.append, clock=Clock())
+    request.let_go()
+    request.ask(1)
+    request.let_go()
+    request.let_go()
+    assert sent == [[{"GPU": 1}], []]

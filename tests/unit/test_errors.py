@@ -7,14 +7,22 @@ import pickle
 import pytest
 
 from qlora_ray import errors
-from qlora_ray.errors import ConfigError, ModelError, QloraRayError, SweepFailed, first_line
+from qlora_ray.errors import (
+    ConfigError,
+    ExecutorsLost,
+    ModelError,
+    QloraRayError,
+    SweepFailed,
+    SweepInterrupted,
+    first_line,
+)
 
 # Those of the module: in a run with Ray, Ray derives classes of its own from them.
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QloraRayError)]
 
 
 def test_the_family_is_known():
-    assert len(CLASSES) == 9
+    assert len(CLASSES) == 13
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
@@ -23,7 +31,7 @@ def test_an_error_survives_pickling(kind, protocol):
     error = pickle.loads(pickle.dumps(kind("where: rule, got value."), protocol))
     assert type(error) is kind
     assert str(error) == "where: rule, got value."
-    assert error.exit_code == (1 if kind is SweepFailed else 2)
+    assert error.exit_code == {SweepFailed: 1, ExecutorsLost: 1, SweepInterrupted: 130}.get(kind, 2)
 
 
 def test_all_problems_of_a_config_survive_pickling():

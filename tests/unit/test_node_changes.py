@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import NodeProfile
+from qlora_ray.hardware.device import GpuClaims
+from qlora_ray.hardware.simulation import as_if
 from qlora_ray.orchestration import node_changes
 from qlora_ray.orchestration.cluster.nodes import RayNode
-from qlora_ray.orchestration.cluster.scaling import CapacityRequest
+from qlora_ray.orchestration.cluster.scaling import HOLD_S, CapacityRequest
 from qlora_ray.orchestration.node_changes import SweepNodes
 from qlora_ray.orchestration.pool.messages import ANY_DEVICE, CapacityWanted
 from qlora_ray.preflight.checks import Preflight
@@ -54,7 +57,10 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SweepNodes, Poo
     monkeypatch.setattr(
         node_changes,
         "plan_sweep",
-        lambda preflight, profiles: plan(*profiles, **preflight.config.cluster.model_dump(include={"max_gpus"})),
+        lambda preflight, profiles: plan(
+            *(as_if(profile, profile.claims) for profile in profiles),
+            **preflight.config.cluster.model_dump(include={"max_gpus"}),
+        ),
     )
 
     def build(start: NodeProfile, **cluster: Any) -> tuple[SweepNodes, Pool, list[dict[str, Any]]]:
@@ -90,6 +96,15 @@ def test_a_node_without_a_gpu_is_left_out_of_a_sweep_on_gpus(make: Callable[...,
     assert "no GPU" in pool.calls[-1][1][2]
 
 
+def test_a_node_that_claims_gpus_counts_as_one_with_gpus_where_claims_are_believed(make: Callable[..., Any]) -> None:
+    claiming = replace(cpu_node("worker"), claims=GpuClaims("T4", 2))
+    nodes, pool, _ = make(node("head", gpu("Tesla T4")), simulate=True, max_gpus=2)
+    nodes.use(NODE, claiming)
+    assert pool.notes() == ["node_joined"] and nodes.num_devices == 2
+    nodes.use(RayNode("c" * 56), claiming)
+    assert "max_gpus is reached" in pool.calls[-1][1][2]
+
+
 def test_no_more_gpus_are_used_than_the_config_allows(make: Callable[..., Any]) -> None:
     nodes, pool, _ = make(node("head", gpu("Tesla T4")), max_gpus=2)
     nodes.use(NODE, node("worker", gpu("Tesla T4"), gpu("Tesla T4", index=1)))
@@ -116,11 +131,13 @@ def test_a_node_that_nothing_fits_on_is_left_out_with_the_planners_words(
 def test_the_autoscaler_is_asked_while_trials_wait_and_let_go_after(make: Callable[..., Any]) -> None:
     nodes, pool, _ = make(node("head", gpu("Tesla T4")))
     sent: list[int] = []
-    request = CapacityRequest({"GPU": 1}, send=lambda bundles: sent.append(len(bundles)))
+    clock = iter([0.0, HOLD_S, HOLD_S])
+    request = CapacityRequest({"GPU": 1}, send=lambda bundles: sent.append(len(bundles)), clock=lambda: next(clock))
     pool.wanted = (CapacityWanted(1, ANY_DEVICE),)
     nodes.ask_for_capacity(request)
     nodes.ask_for_capacity(request)
     pool.wanted = ()
+    nodes.ask_for_capacity(request)
     nodes.ask_for_capacity(request)
     assert sent == [2, 0]
     assert pool.notes() == ["capacity_wanted", "capacity_wanted"]

@@ -242,6 +242,13 @@ async def test_a_node_that_drains_has_its_trials_put_off() -> None:
 
 
 @story
+async def test_a_drain_without_a_deadline_has_the_pools_own() -> None:
+    stage = await Stage(1, drain_timeout_s=77.0).open()
+    assert await stage.pool.drain_node(NODE, "maintenance") == 77.0
+    assert await stage.pool.drain_node(NODE, "maintenance", 5.0) == 5.0
+
+
+@story
 async def test_a_node_that_is_gone_takes_its_seats_with_one_event() -> None:
     stage = await Stage(1, 1).open()
     await stage.pool.lease("0000")

@@ -25,8 +25,8 @@ def test_a_node_is_named_by_id_address_or_host(text: str, address: str) -> None:
     assert find_node(text, NODES).address == address
 
 
-@pytest.mark.parametrize(("text", "number"), [("a", 2), ("worker", 2), ("10.0.0.9", 0)])
-def test_a_text_that_names_none_or_several_is_refused_with_the_nodes(text: str, number: int) -> None:
+@pytest.mark.parametrize(("text", "number"), [("a", 2), ("worker", 2), ("10.0.0.9", "none"), ("", "none")])
+def test_a_text_that_names_none_or_several_is_refused_with_the_nodes(text: str, number: int | str) -> None:
     with pytest.raises(PlacementError, match=f"got {text}, which names {number}") as caught:
         find_node(text, NODES)
     assert ("head" in str(caught.value)) is (text != "worker")

@@ -36,7 +36,8 @@ def read(books: Books, events: list[dict[str, Any]], *, waits: bool = False) -> 
             self.next_events = remote(next_events)
 
     searcher, stop = books.make_searcher(num_slots=2), SearchStop()
-    reader = PoolEvents(Pool(), ledger=books.ledger, searcher=searcher, stop=stop, waits_for_nodes=waits)
+    reader = PoolEvents(Pool(), ledger=books.ledger, waits_for_nodes=waits)
+    reader.follow(searcher, stop)
     with pytest.raises(PoolLost, match="the pool is gone"):
         asyncio.run(reader.read())
     asyncio.run(reader.read_rest())

@@ -10,6 +10,7 @@ from qlora_ray.orchestration.pool.messages import (
     NodeGone,
     PreemptTrial,
     Refuse,
+    ScoringBegun,
     Seat,
     SeatsAdded,
     StartExecutor,
@@ -179,6 +180,13 @@ def test_executors_that_nobody_uses_are_ended_but_for_the_largest_and_started_ag
     stage.ask("0001")
     stage.pass_time(6.0)
     assert stage.lease_of("0001") is not None
+
+
+def test_executors_without_trials_are_kept_while_the_best_trials_are_scored_on_them() -> None:
+    stage = Stage(2, idle_timeout_s=60.0, heartbeat_timeout_s=1e9)
+    stage.tell(ScoringBegun())
+    stage.pass_time(600.0)
+    assert killed(stage) == []
 
 
 def test_what_waits_is_wanted_of_other_nodes_and_taken_back_when_nobody_waits() -> None:

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import TokenizedSplit
-from qlora_ray.errors import SweepFailed
+from qlora_ray.errors import ExecutorsLost, NoExecutors, SweepFailed
 from qlora_ray.orchestration import winner as winner_module
 from qlora_ray.orchestration.winner import Winner, choose_winner, keep_winner, score_best
 from qlora_ray.runs import SweepPaths, read_json
@@ -134,7 +134,7 @@ def test_only_executors_of_one_device_class_score_so_that_the_losses_compare(cho
 
 
 def test_without_an_executor_nothing_is_scored_and_the_resume_is_told(choose):
-    with pytest.raises(SweepFailed, match=r"no executor is left .* --resume"):
+    with pytest.raises(ExecutorsLost, match=r"no executor is left .* --resume"):
         choose(["0001"], Worker({}), executors=[])
 
 
@@ -169,8 +169,14 @@ def test_an_executor_that_dies_while_it_scores_is_waited_for_and_asked_again(cho
 
 def test_executors_that_die_again_and_again_end_the_sweep_with_the_way_to_go_on(choose_with_deaths):
     deaths: list[Exception] = [RayActorError() for _ in range(CONFIG.cluster.max_trial_retries + 1)]
-    with pytest.raises(SweepFailed, match=r"died while scoring the best trials: .* --resume"):
+    with pytest.raises(ExecutorsLost, match=r"they died again and again: .* --resume"):
         choose_with_deaths(deaths, None)
+
+
+def test_the_loss_of_the_last_executor_while_it_scores_names_its_cause_and_the_way_to_go_on(choose_with_deaths):
+    gone = RayTaskError("wait_ready", "remote traceback", NoExecutors("no seat is left: CUDA driver died"))
+    with pytest.raises(ExecutorsLost, match=r"CUDA driver died\. Go on with: .* --resume"):
+        choose_with_deaths([gone], None)
 
 
 def test_an_error_of_scoring_itself_is_not_tried_again(choose_with_deaths):

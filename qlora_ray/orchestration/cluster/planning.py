@@ -68,7 +68,7 @@ def plan_nodes(
             return PlannedCluster(nodes, plan_cluster(preflight, nodes))
         except PlacementError as error:
             problem = error
-    request.ask(0)
+    request.let_go()
     raise problem
 
 

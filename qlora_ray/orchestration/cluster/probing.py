@@ -158,13 +158,19 @@ def name_apart(profiles: Mapping[str, NodeProfile], *, taken: Iterable[str] = ()
         profiles: By Ray node id.
         taken: Names that other nodes have already.
     """
+    taken = list(taken)
     names = [*taken, *(profile.hostname for profile in profiles.values())]
-    return {
-        node_id: profile
-        if names.count(profile.hostname) == 1
-        else replace(profile, hostname=f"{profile.hostname}#{node_id[:NAME_DIGITS]}")
-        for node_id, profile in profiles.items()
-    }
+    given = set(taken)
+    apart = {}
+    for node_id, profile in profiles.items():
+        name = profile.hostname
+        if names.count(name) > 1:
+            # Ray draws ids at random; only ones that somebody has set begin alike.
+            longer = (f"{name}#{node_id[:digits]}" for digits in range(NAME_DIGITS, len(node_id) + 1))
+            name = next((one for one in longer if one not in given), f"{name}#{node_id}")
+        given.add(name)
+        apart[node_id] = profile if name == profile.hostname else replace(profile, hostname=name)
+    return apart
 
 
 def _make_question() -> Any:

@@ -37,6 +37,7 @@ from qlora_ray.orchestration.pool.messages import (
     NodeNoted,
     PreemptTrial,
     Refuse,
+    ScoringBegun,
     SeatsAdded,
     SlotsChanged,
     StartExecutor,
@@ -74,6 +75,7 @@ class Pool:
         self._launcher = launcher
         self._specs = list(specs)
         self._clock = clock
+        self._drain_timeout_s = terms.drain_timeout_s
         self._machine = PoolMachine(terms)
         self._feed = EventFeed()
         self._executors: dict[tuple[int, int], Any] = {}
@@ -176,9 +178,24 @@ class Pool:
         """A node has left, and its executors with it."""
         self._handle(NodeGone(node_id, reason))
 
-    async def drain_node(self, node_id: str, reason: str, deadline_s: float) -> None:
-        """A node will leave: its trials write their states and go on elsewhere, then its executors end."""
-        self._handle(NodeDraining(node_id, reason, deadline_s))
+    async def drain_node(self, node_id: str, reason: str, deadline_s: float | None = None) -> float:
+        """A node will leave: its trials write their states and go on elsewhere, then its executors end.
+
+        Args:
+            node_id: The Ray node.
+            reason: Why, for people.
+            deadline_s: Seconds after which its executors end, whatever they do; None for this pool's own limit.
+
+        Returns:
+            The deadline, in seconds from now.
+        """
+        within_s = self._drain_timeout_s if deadline_s is None else deadline_s
+        self._handle(NodeDraining(node_id, reason, within_s))
+        return within_s
+
+    async def begin_scoring(self) -> None:
+        """The search is over: executors that hold no trial are kept, to score on."""
+        self._handle(ScoringBegun())
 
     async def wanted_capacity(self) -> tuple[CapacityWanted, ...]:
         """What the trials that wait need beyond the executors there are; empty when nothing is missing."""

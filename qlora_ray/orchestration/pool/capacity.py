@@ -15,6 +15,11 @@ class Capacity:
 
     def __init__(self) -> None:
         self._wanted: tuple[CapacityWanted, ...] = ()
+        self._keeps_idle = False
+
+    def keep_idle(self) -> None:
+        """From now on no executor is ended for want of trials."""
+        self._keeps_idle = True
 
     def settle(self, state: PoolState) -> None:
         """Takes back what was wanted as soon as nobody waits."""
@@ -26,7 +31,7 @@ class Capacity:
         if len(state.waiting):
             self._wake(state)
             self._want(state, tuple(self._missing(state)))
-        elif state.terms.idle_timeout_s is not None:
+        elif state.terms.idle_timeout_s is not None and not self._keeps_idle:
             self._release_idle(state, state.terms.idle_timeout_s)
 
     def _missing(self, state: PoolState) -> list[CapacityWanted]:

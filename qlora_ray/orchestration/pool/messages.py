@@ -115,6 +115,11 @@ class NodeDraining:
 
 
 @dataclass(frozen=True)
+class ScoringBegun:
+    """The search is over, and the best trials are scored: executors are used though no trial holds a slot of theirs."""
+
+
+@dataclass(frozen=True)
 class NodeNoted:
     """What the driver found of a node: for its books, where it comes in order with all else.
 
@@ -261,6 +266,7 @@ Event = (
     | NodeGone
     | NodeDraining
     | NodeNoted
+    | ScoringBegun
     | ExecutorReady
     | SlotsChanged
     | ExecutorDied

@@ -17,6 +17,7 @@ class PoolTerms:
         max_slots: Leases at once over all executors; None for no bound.
         idle_timeout_s: An executor that nobody has used for this long is ended, so that its node can go; None for
             never.
+        drain_timeout_s: What a node is given to drain where nobody says how long it may take.
         waits_for_nodes: Whether trials wait when every node has left, since others may come.
     """
 
@@ -26,6 +27,7 @@ class PoolTerms:
     heartbeat_interval_s: float = 5.0
     max_slots: int | None = None
     idle_timeout_s: float | None = None
+    drain_timeout_s: float = 600.0
     waits_for_nodes: bool = False
 
 
