@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
-from qlora_ray.config.schema import SweepConfig
+from qlora_ray.config.schema import Lora, SweepConfig
 from qlora_ray.formats import GIB, format_gib
 from qlora_ray.hardware import ModelShape, Placement, Workload, estimate_evaluation_bytes, estimate_memory
 from qlora_ray.hardware.catalogue import find_class
@@ -34,7 +34,8 @@ class SimulatedMemory:
         self._device_name = device_name
         self._lock = threading.Lock()
         self._planned_adapter_bytes = estimate_memory(shape, self._workload).adapter_bytes
-        self._adapter_bytes = 0
+        # None: whatever was planned.
+        self._adapter_bytes: int | None = None
 
     def hold_adapters(self, num_bytes: int) -> None:
         """Adapters with gradients and moments that are in memory from now on.
@@ -43,10 +44,35 @@ class SimulatedMemory:
             torch.OutOfMemoryError: There is no room for them beside the base.
         """
         with self._lock:
+            grows = num_bytes > (self._adapter_bytes or 0)
             self._adapter_bytes = num_bytes
+        if not grows:
+            # Memory that is given back needs none.
+            return
         # A single token: what a step needs besides is asked for when it comes.
         smallest = replace(self._workload, micro_batch=1, micro_batch_tokens=1)
         self._check(estimate_memory(self._shape, smallest).total_bytes)
+
+    def hold_trial(self, lora: Lora, *, optim: str) -> None:
+        """The adapter of one trial, alone, in place of what was held before; for engines that count no bytes.
+
+        Args:
+            lora: Its adapter.
+            optim: Its optimizer, which decides the moments.
+
+        Raises:
+            torch.OutOfMemoryError: There is no room for it beside the base.
+        """
+        targets = lora.target_modules
+        trial = replace(
+            self._workload,
+            r=lora.r,
+            targets=targets if isinstance(targets, str) else tuple(targets),
+            modules_to_save=tuple(lora.modules_to_save or ()),
+            optim=optim,
+        )
+        self.hold_adapters(0)
+        self.hold_adapters(estimate_memory(self._shape, trial).adapter_bytes)
 
     def take_step(self, *, num_tokens: int, longest: int, recomputes: bool) -> None:
         """One micro-batch, forward and backward.
@@ -81,7 +107,8 @@ class SimulatedMemory:
         import torch
 
         with self._lock:
-            adapter_bytes = self._adapter_bytes or self._planned_adapter_bytes
+            held_bytes = self._adapter_bytes
+        adapter_bytes = self._planned_adapter_bytes if held_bytes is None else held_bytes
         needed_bytes = total_bytes + int((1 + FRAGMENTATION) * (adapter_bytes - self._planned_adapter_bytes))
         if needed_bytes > self._limit_bytes:
             raise torch.OutOfMemoryError(

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 from qlora_ray.export import main as export
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.records import Manifest, TrialRecord, read_record
 from tests.e2e.sweeps import run_sweep, write_config
+from tests.ray.small_clusters import claim_gpu, small_cluster
 
 CLAIMS = {"T4": ("Tesla T4", "fp16"), "A100-40G": ("NVIDIA A100-SXM4-40GB", "bf16"), "P4": ("Tesla P4", "fp32")}
-OBJECT_STORE_BYTES = 120 * 1024**2
 
 
 @pytest.fixture(scope="module")
 def claiming_cluster() -> Iterator[str]:
-    """The address of a cluster whose nodes claim a GPU each. It asks for no token, whatever this user's home has."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES})
-    try:
-        for name in CLAIMS:
-            cluster.add_node(
-                num_cpus=1,
-                num_gpus=1,
-                resources={f"accelerator_type:{name}": 1},
-                object_store_memory=OBJECT_STORE_BYTES,
-            )
+    """The address of a cluster whose nodes claim a GPU each."""
+    with small_cluster(*map(claim_gpu, CLAIMS)) as cluster:
         yield str(cluster.address)
-    finally:
-        if ray.is_initialized():
-            ray.shutdown()
-        cluster.shutdown()
-        patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +33,10 @@ def sweep(claiming_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tu
     config = write_config(
         folder,
         cluster={"address": claiming_cluster, "simulate": True, "slots_per_device": 1},
+        # Short, but more than one device would have done before the others are ready.
+        training={"max_samples": 24},
         search={"num_trials": 6},
+        evaluate={"top_k": 1, "max_rows": 2, "max_new_tokens": 8},
         results={"dir": str(folder / "results"), "name": "mixed"},
     )
     done = run_sweep("--config", config, cwd=folder)
@@ -89,8 +76,6 @@ def test_what_a_simulated_device_trained_is_not_exported(
 
 @pytest.mark.slow
 def test_without_the_word_simulate_a_claim_counts_for_nothing(claiming_cluster: str, tmp_path: Path) -> None:
-    import subprocess
-
     config = write_config(tmp_path, cluster={"address": claiming_cluster})
     command = [sys.executable, "-m", "qlora_ray.plan", "--config", str(config), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)

@@ -242,6 +242,20 @@ def test_an_engine_that_raises_fails_the_trials_it_was_training(core: ExecutorCo
     assert "kernel launch failed" in report.failure.message
 
 
+def test_an_engine_that_is_broken_for_good_ends_its_executor(
+    core: ExecutorCore, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> list[object]:
+        raise RuntimeError("illegal memory access")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "advance", broken)
+        patch.setattr(engine, "evict", broken)
+        core.admit(make_spec("0000"), 1)
+        with pytest.raises(RuntimeError, match="the engine broke: RuntimeError: illegal memory access"):
+            core.wait_change(0)
+
+
 def test_a_restored_trial_tells_the_report_its_state_was_written_at_again(
     core: ExecutorCore, engine: FakeEngine, clock: Clock, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from qlora_ray.config.schema import Lora
 from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import NodeProfile, choose_precision
 from qlora_ray.hardware.catalogue import CATALOGUE, find_class
@@ -117,3 +118,21 @@ def test_adapters_take_their_own_room():
     memory.take_step(num_tokens=num_tokens + 16, longest=512, recomputes=False)
     with pytest.raises(torch.OutOfMemoryError):
         memory.hold_adapters(20 * GIB)
+
+
+def test_adapters_that_leave_take_their_room_with_them_and_need_none():
+    memory, num_tokens = make_memory(0.5)
+    memory.hold_adapters(0)
+    memory.take_step(num_tokens=1, longest=1, recomputes=True)
+    assert num_tokens > 1
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.hold_adapters(20 * GIB)
+    memory.hold_adapters(10 * GIB)
+
+
+def test_a_trial_by_itself_takes_what_the_memory_model_says_of_its_own_rank():
+    memory, num_tokens = make_memory(1.0)
+    memory.hold_trial(Lora(r=1), optim="adamw_torch")
+    memory.take_step(num_tokens=num_tokens + 16, longest=512, recomputes=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.hold_trial(Lora(r=4096), optim="adamw_torch")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.errors import first_line
 from qlora_ray.orchestration.executor.admission import Admissions, ExecutorAdmission
 from qlora_ray.orchestration.executor.progress import ProgressCounter
 from qlora_ray.orchestration.executor.state_writer import StateWriter, describe_unwritable
@@ -61,6 +63,7 @@ class EngineLoop:
         self._slots = engine.slots
         self._slots_version = 0
         self._slots_reason = "as planned"
+        self._problem = ""
         engine.on_trained(self._save_trained)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -71,9 +74,17 @@ class EngineLoop:
             return {"slots": self._slots, "slots_reason": self._slots_reason, "version": self._slots_version}
 
     def wait_change(self, seen_version: int) -> bool:
-        """Waits until the slots are others than in that version; False if the executor has closed."""
+        """Waits until the slots are others than in that version; False if the executor has closed.
+
+        Raises:
+            RuntimeError: The engine can train nothing any more; who waits here ends the executor and starts another.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._admissions.is_closed or self._slots_version != seen_version)
+            self._changed.wait_for(
+                lambda: self._admissions.is_closed or self._slots_version != seen_version or bool(self._problem)
+            )
+            if self._problem and not self._admissions.is_closed:
+                raise RuntimeError(self._problem)
             return not self._admissions.is_closed
 
     def usage(self) -> dict[str, float | None]:
@@ -86,6 +97,17 @@ class EngineLoop:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._advance_engine()
+        except BaseException as error:
+            # Nothing of a trial's own comes here. Without this thread its trials would wait for ever.
+            with self._changed:
+                self._problem = f"the engine broke: {type(error).__name__}: {first_line(error)}"
+                self._admissions.end_advance()
+                self._changed.notify_all()
+            traceback.print_exc()
+
+    def _advance_engine(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._admissions.is_closed or bool(self._running()))

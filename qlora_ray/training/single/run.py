@@ -192,6 +192,8 @@ class SingleRun:
             # What an earlier trial left cached is not this one's peak.
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        if self._memory is not None:
+            self._memory.hold_trial(self.spec.lora, optim=self.spec.training.optim)
         self.model = attach_adapter(self._base, self.spec.lora, seed=self.spec.training.seed)
         try:
             if self.state:
