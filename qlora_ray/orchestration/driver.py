@@ -28,7 +28,7 @@ from qlora_ray.orchestration.cluster.starting import RayStart
 from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
 from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
-from qlora_ray.orchestration.pool.calls import close_pool, read_device_wait, wait_ready
+from qlora_ray.orchestration.pool.calls import ask_pool, close_pool, read_device_wait, wait_ready
 from qlora_ray.orchestration.pool_events import PoolEvents
 from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
@@ -217,6 +217,8 @@ def _run(
             lost = PoolLost(stops.ray_death)
         # From here on everything is told; there is nothing left to stop.
         stops.ignore()
+        if lost is not None:
+            ledger.note("pool_lost", reason=str(lost))
         # What is still open was cut off, by Ctrl-C or by the loss of every executor.
         ledger.interrupt()
         settle_finished(study, ledger)
@@ -350,9 +352,7 @@ def _run_trials(
 def _choose_winner(
     preflight: Preflight, *, ledger: Ledger, paths: SweepPaths, pool: Any, events: PoolEvents
 ) -> Winner | None:
-    import ray
-
-    ray.get(pool.begin_scoring.remote())
+    ask_pool(pool, "begin_scoring")
     try:
         return choose_winner(ledger, paths=paths, config=preflight.config, data=preflight.data, pool=pool)
     finally:

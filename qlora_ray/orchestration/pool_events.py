@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -42,6 +43,11 @@ class PoolEvents:
         self._stop: SearchStop | None = None
         self._waits_for_nodes = waits_for_nodes
         self._seen = 0
+        self._on_slots: Callable[[], object] = lambda: None
+
+    def listen(self, on_slots: Callable[[], object]) -> None:
+        """Sets who is told that there are more or fewer slots than before."""
+        self._on_slots = on_slots
 
     def follow(self, searcher: StudySearcher | None, stop: SearchStop | None) -> None:
         """From now on this searcher is told of the slots, and this search is ended with the last executor; None: none
@@ -79,8 +85,10 @@ class PoolEvents:
             self._take(event)
 
     def _take(self, event: dict[str, Any]) -> None:
-        if self._searcher is not None:
-            self._searcher.num_slots = max(1, event["ready_slots"])
+        num_slots = max(1, event["ready_slots"])
+        if self._searcher is not None and num_slots != self._searcher.num_slots:
+            self._searcher.num_slots = num_slots
+            self._on_slots()
         name, reason = event.pop("event"), event.pop("reason")
         self._ledger.note(name, reason=reason, line=_line_of(name, reason, event), **event)
         if event["num_left"] == 0 and not self._waits_for_nodes and self._stop is not None:

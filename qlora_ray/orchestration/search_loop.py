@@ -70,7 +70,11 @@ class SearchLoop:
         loop = asyncio.get_running_loop()
         # Asked for by a signal handler: only this call wakes a loop that waits.
         self._stop.listen(lambda: loop.call_soon_threadsafe(self._changed.set))
-        reading = self._spawn(self._events.read()) if self._events else None
+        reading = None
+        if self._events is not None:
+            # An executor that is ready has room at once, however long the trials on the others take to their reports.
+            self._events.listen(self._changed.set)
+            reading = self._spawn(self._events.read())
         try:
             while not self._stop.is_requested and self._failure is None:
                 self._start_trials()

@@ -19,6 +19,7 @@ from qlora_ray.modeling.loading import load_tokenizer
 from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.orchestration.final_seeds import SeedGroup, find_finalists, group_seeds
 from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.pool.calls import ask_pool
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs import SweepPaths, write_json
 from qlora_ray.runs.files import append_line
@@ -66,10 +67,11 @@ def choose_winner(
     Raises:
         ExecutorsLost: If no executor is left, or they die again and again.
         SweepFailed: If no loss is finite.
+        PoolLost: If the pool is gone.
     """
     for attempt in itertools.count(1):
         try:
-            ray.get(pool.wait_ready.remote())
+            ask_pool(pool, "wait_ready")
             winner = score_best(ledger, paths=paths, config=config, data=data, pool=pool)
             break
         except RayTaskError as error:
@@ -140,7 +142,7 @@ def score_best(
 
 
 def _workers_of_one_class(paths: SweepPaths, pool: Any) -> list[Any]:
-    executors = ray.get(pool.ready_executors.remote())
+    executors = ask_pool(pool, "ready_executors")
     if not executors:
         raise _no_executor(paths, "the last one has just died")
     # Processors of one class may have measured bf16 differently.

@@ -20,6 +20,7 @@ from qlora_ray.errors import (
     QloraRayError,
     RunError,
     SweepFailed,
+    SweepInterrupted,
 )
 from qlora_ray.orchestration import driver
 from qlora_ray.runs import read_json
@@ -238,6 +239,20 @@ def test_a_full_disk_is_one_line_with_the_traceback_in_the_log(
     assert str(log) in str(caught.value) and "Traceback" in log.read_text()
     is_started = moment != "write_record"
     assert (world.paths.events.exists() and "sweep_failed" in world.events()) is is_started
+
+
+def test_a_pool_that_dies_after_the_search_interrupts_the_sweep_and_the_resume_is_told(world: World) -> None:
+    world.pool.ready_executors = remote(raising(RayActorError()))
+    with pytest.raises(SweepInterrupted, match=r"the pool is gone: .* --resume"):
+        world.run()
+    summary = read_json(world.paths.summary)
+    assert (summary["status"], summary["counts"]["complete"]) == ("interrupted", 3)
+    assert world.events()[-2:] == ["pool_lost", "sweep_ended"]
+
+
+def test_a_pool_that_dies_when_all_is_written_takes_nothing_from_the_sweep(world: World) -> None:
+    world.pool.close = remote(raising(RayActorError()))
+    assert world.run().status == "complete"
 
 
 def test_a_report_that_cannot_be_made_takes_nothing_from_the_sweep(

@@ -11,14 +11,17 @@ import pytest
 
 from qlora_ray.errors import PoolLost
 from qlora_ray.orchestration.leased_trial import LeasedTrial
+from qlora_ray.orchestration.pool_events import PoolEvents
 from qlora_ray.orchestration.search_loop import SearchLoop
 from qlora_ray.orchestration.searcher import AskedTrial
 from qlora_ray.orchestration.stopping import SearchStop
 from qlora_ray.runs.records import TrialStatus
 from qlora_ray.training.engine import Failure, Report
-from tests.unit.orchestration_fixtures import Books
+from tests.unit.orchestration_fixtures import Books, remote
 
 NUM_REPORTS = 4
+# A search that has not ended by then never will.
+HANG_S = 30.0
 
 
 class World:
@@ -41,17 +44,20 @@ class World:
         self.gathered = asyncio.Event()
         self.most_running = 0
 
-    def run(self) -> None:
-        """Runs the search to its end."""
+    def run(self, pool: Any = None) -> None:
+        """Runs the search to its end; `pool` tells its events."""
+        events = pool and PoolEvents(pool, ledger=self.books.ledger)
+        if events:
+            events.follow(self.searcher, self.stop)
         loop = SearchLoop(
             self.searcher,
             ledger=self.books.ledger,
             search=self.books.config.search,
             make_trial=lambda asked: cast(LeasedTrial, PlayedTrial(self, asked)),
-            events=None,
+            events=events,
             stop=self.stop,
         )
-        asyncio.run(loop.run())
+        asyncio.run(asyncio.wait_for(loop.run(), HANG_S))
 
     def states(self) -> list[TrialStatus]:
         """The trials' states in the books."""
@@ -101,6 +107,27 @@ def test_all_trials_run_in_order_and_as_many_at_once_as_there_are_slots_and_one(
     assert world.most_running == 3 and not world.running
     first = [number for what, number, index in world.log if (what, index) == ("report", 1)]
     assert first == sorted(first)
+
+
+def test_an_executor_that_is_ready_later_gets_trials_though_those_that_run_make_no_report(tmp_path: Path) -> None:
+    world = World(tmp_path, num_slots=1, num_trials=5)
+    # They wait for each other: none makes a report before four of them run.
+    world.gathers = 4
+
+    class Pool:
+        def __init__(self) -> None:
+            self.next_events = remote(self._next_events)
+
+        async def _next_events(self, seen: int, timeout_s: float) -> list[dict[str, Any]]:
+            if seen:
+                await asyncio.Event().wait()
+            while len(world.running) < 2:
+                await asyncio.sleep(0)
+            return [{"event": "executor_ready", "reason": "", "executor": 1, "ready_slots": 3, "num_left": 2}]
+
+    world.run(Pool())
+    assert world.states() == [TrialStatus.COMPLETE] * 5
+    assert world.most_running == 4
 
 
 def test_weak_trials_are_stopped_and_give_their_slots_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import TokenizedSplit
-from qlora_ray.errors import ExecutorsLost, NoExecutors, SweepFailed
+from qlora_ray.errors import ExecutorsLost, NoExecutors, PoolLost, SweepFailed
 from qlora_ray.orchestration import winner as winner_module
 from qlora_ray.orchestration.winner import Winner, choose_winner, keep_winner, score_best
 from qlora_ray.runs import SweepPaths, read_json
@@ -142,7 +142,7 @@ def test_without_an_executor_nothing_is_scored_and_the_resume_is_told(choose):
 def choose_with_deaths(tmp_path, monkeypatch):
     """choose_winner where scoring first raises each of some errors; gives the winner, and what was called."""
 
-    def run(errors: list[Exception], winner: Any) -> tuple[Any, list[str]]:
+    def run(errors: list[Exception], winner: Any, *, wait_ready: Any = None) -> tuple[Any, list[str]]:
         called, left = [], list(errors)
 
         def score(*args: Any, **kwargs: Any) -> Any:
@@ -154,7 +154,7 @@ def choose_with_deaths(tmp_path, monkeypatch):
         monkeypatch.setattr(winner_module.ray, "get", lambda value: value)
         monkeypatch.setattr(winner_module, "score_best", score)
         monkeypatch.setattr(winner_module, "keep_winner", lambda *args, **kwargs: called.append("keep"))
-        pool = SimpleNamespace(wait_ready=SimpleNamespace(remote=lambda: called.append("wait")))
+        pool = SimpleNamespace(wait_ready=SimpleNamespace(remote=wait_ready or (lambda: called.append("wait"))))
         inputs: dict[str, Any] = {"paths": SweepPaths(tmp_path), "config": CONFIG, "data": None, "pool": pool}
         ledger: Any = None
         return choose_winner(ledger, **inputs), called
@@ -177,6 +177,14 @@ def test_the_loss_of_the_last_executor_while_it_scores_names_its_cause_and_the_w
     gone = RayTaskError("wait_ready", "remote traceback", NoExecutors("no seat is left: CUDA driver died"))
     with pytest.raises(ExecutorsLost, match=r"CUDA driver died\. Go on with: .* --resume"):
         choose_with_deaths([gone], None)
+
+
+def test_a_pool_that_dies_while_trials_are_scored_is_no_executors_fault(choose_with_deaths):
+    def die() -> None:
+        raise RayActorError
+
+    with pytest.raises(PoolLost, match="the pool is gone"):
+        choose_with_deaths([], None, wait_ready=die)
 
 
 def test_an_error_of_scoring_itself_is_not_tried_again(choose_with_deaths):

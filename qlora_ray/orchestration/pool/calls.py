@@ -8,8 +8,24 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from qlora_ray.errors import ModelError, NoExecutors
+from qlora_ray.errors import ModelError, NoExecutors, PoolLost, SweepInterrupted
+from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.orchestration.executor.usage import wait_share
+
+
+def ask_pool(pool: Any, method: str) -> Any:
+    """The pool's answer to a call of one of its methods.
+
+    Raises:
+        PoolLost: If the pool is gone.
+        RayTaskError: What the method raised.
+    """
+    try:
+        return ray.get(getattr(pool, method).remote())
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise PoolLost(f"the pool is gone: {describe_death(error)}") from None
 
 
 def wait_ready(pool: Any) -> None:
@@ -17,9 +33,12 @@ def wait_ready(pool: Any) -> None:
 
     Raises:
         ModelError: If none of them can be ready.
+        SweepInterrupted: If the pool is gone before a trial had begun.
     """
     try:
-        ray.get(pool.wait_ready.remote())
+        ask_pool(pool, "wait_ready")
+    except PoolLost as error:
+        raise SweepInterrupted(f"cluster: {error} No trial had begun: start the sweep again.") from None
     except RayTaskError as error:
         if isinstance(error.cause, NoExecutors):
             raise ModelError(str(error.cause)) from None
@@ -29,7 +48,7 @@ def wait_ready(pool: Any) -> None:
 def read_device_wait(pool: Any) -> float | None:
     """The share of the search in which devices waited for us, over the executors that are still there."""
     usages = []
-    for handle, _ in ray.get(pool.ready_executors.remote()):
+    for handle, _ in ask_pool(pool, "ready_executors"):
         with contextlib.suppress(RayError):
             usages.append(ray.get(handle.usage.remote()))
     return wait_share(usages)
@@ -37,5 +56,7 @@ def read_device_wait(pool: Any) -> float | None:
 
 def close_pool(pool: Any) -> None:
     """Ends all executors, and the pool."""
-    ray.get(pool.close.remote())
+    # One that has died by now took its executors with it; all that the sweep found is written.
+    with contextlib.suppress(PoolLost):
+        ask_pool(pool, "close")
     ray.kill(pool)
