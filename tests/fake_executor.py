@@ -12,11 +12,19 @@ from typing import Any
 from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.files import read_lines
+from qlora_ray.scoring.scores import Scores
 from tests.fake_engine import FakeEngine
 
 # What lets the trials of HeldExecutors go on.
 GO = "go"
+# What holds those of PlannedExecutors up.
+HOLD = "hold"
 HELD_POLL_S = 0.02
+# Of the rows that a PlannedExecutor scores.
+NUM_SCORED_ROWS = 8
+NUM_SCORED_TOKENS = 10
+BASE_LOSS = 9.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,50 @@ class FakeExecutor(Executor):
             "device_class": "fake",
             "precision_reason": "none",
         }
+
+
+class WaitingEngine(FakeEngine):
+    """Trains while no file `hold` lies beside the sweep's folder."""
+
+    def __init__(self, slots: int, *, root: Path) -> None:
+        super().__init__(slots)
+        self._hold = root.parent / HOLD
+
+    def train(self, trial_ids: list[str]) -> None:
+        """Waits until the file is gone."""
+        while trial_ids and self._hold.exists():
+            time.sleep(HELD_POLL_S)
+
+
+class PlannedExecutor(FakeExecutor):
+    """Serves a real placement, for sweeps of the real driver, and scores: by the loss that a trial last reported."""
+
+    def __init__(self, terms: ExecutorTerms, placement: Any, data: Any) -> None:
+        self._core = ExecutorCore(
+            WaitingEngine(placement.slots_per_executor, root=terms.root),
+            paths=SweepPaths(terms.root),
+            lease_timeout_s=terms.config.cluster.lease_timeout_s,
+            keep_state=terms.config.cluster.keep_trial_state,
+        )
+
+    def score(self, adapter: Path | None, split: str) -> Scores:
+        """Rows of one loss; the bare base has more of it than any adapter."""
+        self._core.clear()
+        lines = [] if adapter is None else read_lines(SweepPaths(adapter.parents[2]).trial(adapter.parent.name).metrics)
+        loss = BASE_LOSS if adapter is None else lines[-1]["eval_loss"]
+        row_nll = [loss * NUM_SCORED_TOKENS] * NUM_SCORED_ROWS
+        return Scores(
+            loss,
+            NUM_SCORED_TOKENS * NUM_SCORED_ROWS,
+            NUM_SCORED_ROWS,
+            {},
+            {},
+            [],
+            0,
+            0,
+            row_nll=row_nll,
+            row_tokens=[NUM_SCORED_TOKENS] * NUM_SCORED_ROWS,
+        )
 
 
 class HeldEngine(FakeEngine):

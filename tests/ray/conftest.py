@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import ray
 
+from tests.driver_forks import DriverForks, driver_forks
 from tests.fake_executor import FakeExecutor, FakePlacement
+from tests.ray.forked_sweep import ForkedSweep
+from tests.ray.real_nodes import cluster_secret
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +60,28 @@ def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
     for pool in pools:
         ray.get(pool.close.remote())
         ray.kill(pool)
+
+
+@pytest.fixture(scope="session")
+def forks(cluster: None) -> Iterator[DriverForks]:
+    """Starts drivers whose executors are tests.fake_executor.PlannedExecutor."""
+    with driver_forks({**os.environ, **cluster_secret()}, executor_class="tests.fake_executor:PlannedExecutor") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def make_sweep(forks: DriverForks, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ForkedSweep]:
+    """Makes sweeps of real drivers, on the tests' cluster unless told `address=None`."""
+
+    def make(**options: Any) -> ForkedSweep:
+        folder = tmp_path_factory.mktemp("forked") / "sweep"
+        return ForkedSweep(folder, forks, **{"address": ray.get_runtime_context().gcs_address, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(make_sweep: Callable[..., ForkedSweep]) -> tuple[ForkedSweep, int]:
+    """A sweep that nothing has disturbed, and how many operations its driver took."""
+    sweep = make_sweep()
+    return sweep, sweep.drive().num_operations

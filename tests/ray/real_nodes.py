@@ -33,6 +33,15 @@ def clean_environment(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
 
 
+def cluster_secret() -> dict[str, str]:
+    """What another process needs in its environment to join the Ray that this one has started."""
+    secret = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+    token = Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_TOKEN" not in secret and token.exists():
+        secret = {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": "token"}
+    return secret
+
+
 @contextmanager
 def ray_node(home: Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `ray start --block` with the options, and ends all that it started."""

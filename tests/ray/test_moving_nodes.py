@@ -26,7 +26,7 @@ from qlora_ray.orchestration.pool_directory import drain_node, render_status
 from qlora_ray.runs import read_events, read_json
 from tests.fake_executor import GO, FakePlacement, HeldExecutor
 from tests.fake_sweep import Sweep
-from tests.ray.real_nodes import ray_node
+from tests.ray.real_nodes import cluster_secret, ray_node
 
 WAIT_S = 120.0
 LOOK_INTERVAL_S = 0.5
@@ -55,12 +55,13 @@ def join_node(cluster: None, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
         def join(**environment: str) -> Any:
             address = ray.get_runtime_context().gcs_address
-            secret = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
-            token = Path.home() / ".ray" / "auth_token"
-            if "RAY_AUTH_TOKEN" not in secret and token.exists():
-                secret = {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": "token"}
             return nodes.enter_context(
-                ray_node(tmp_path, f"--address={address}", "--num-cpus=1", environment={**secret, **environment})
+                ray_node(
+                    tmp_path,
+                    f"--address={address}",
+                    "--num-cpus=1",
+                    environment={**cluster_secret(), **environment},
+                )
             )
 
         yield join

@@ -35,6 +35,7 @@ COMMANDED = [*PAGES, *sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"python3? -m (qlora_ray[\w.]*)(.*)")
 TABLE_ROW = re.compile(r"^\| `([\w.]+)` \| (.+?) \| (.*) \|$", re.MULTILINE)
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # Files that the reader is to write.
 USER_CONFIG = re.compile(r"^my_\w+\.yaml$")
@@ -198,6 +199,19 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert target.exists(), f"{page.name}: {link}"
         if anchor:
             assert anchor in _anchors(target), f"{page.name}: {link}"
+
+
+def test_every_fault_names_a_test_and_every_named_test_is_there() -> None:
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = [line for line in text.split("\n") if line.startswith("| ") and not line.startswith("| fault ")]
+    assert len(rows) > 30 and [row for row in rows if not NAMED_TEST.search(row)] == []
+    functions = {
+        path: {
+            node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)
+        }
+        for path, _ in NAMED_TEST.findall(text)
+    }
+    assert [f"{path}::{name}" for path, name in NAMED_TEST.findall(text) if name not in functions[path]] == []
 
 
 def test_the_code_that_contributing_shows_has_the_types_that_make_check_asks_for() -> None:
