@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.files import read_lines
 from qlora_ray.scoring.scores import Scores
+from qlora_ray.training.checkpoint import TrialState
+from qlora_ray.training.engine import Report, TrialSpec
 from tests.fake_engine import FakeEngine
 
 # What lets the trials of HeldExecutors go on.
@@ -76,16 +78,33 @@ class FakeExecutor(Executor):
 
 
 class WaitingEngine(FakeEngine):
-    """Trains while no file `hold` lies beside the sweep's folder."""
+    """Trains while no file `hold` lies beside the sweep's folder; its states have their report, as real ones do."""
 
     def __init__(self, slots: int, *, root: Path) -> None:
         super().__init__(slots)
         self._hold = root.parent / HOLD
+        self._reported: dict[str, dict[str, float]] = {}
+
+    def admit(self, spec: TrialSpec, state: TrialState | None = None) -> None:
+        """As FakeEngine."""
+        self._reported[spec.trial_id] = state.metrics if state else {}
+        super().admit(spec, state)
 
     def train(self, trial_ids: list[str]) -> None:
         """Waits until the file is gone."""
         while trial_ids and self._hold.exists():
             time.sleep(HELD_POLL_S)
+
+    def snapshot(self, trial_id: str) -> TrialState | None:
+        """A killed driver may not have heard of the report: the next one is told it again."""
+        state = super().snapshot(trial_id)
+        return state and replace(state, metrics=self._reported[trial_id])
+
+    def _report(self, spec: TrialSpec) -> Report:
+        report = super()._report(spec)
+        if report.failure is None:
+            self._reported[spec.trial_id] = report.metrics
+        return report
 
 
 class PlannedExecutor(FakeExecutor):

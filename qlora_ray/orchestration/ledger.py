@@ -106,6 +106,8 @@ class Ledger:
                 write_record(path, record)
             entry = TrialEntry.of_record(record)
             self.entries[entry.number] = entry
+            # Its driver may have been killed after the record and before that.
+            self._drop_files(entry)
             self._standings.end(entry, self.value_of(entry))
             if entry.failure:
                 self.first_failure = self.first_failure or (entry.id, entry.failure.message)
@@ -157,12 +159,7 @@ class Ledger:
             # The record comes before all that follows from it: a driver killed in between reads it and goes on.
             self._write_record(entry, closed_at=closed_at)
             entry.closed_at = closed_at
-            if entry.state is not TrialStatus.INTERRUPTED:
-                # Only a trial that can go on needs its state; adapters of large bases would fill the disk.
-                shutil.rmtree(self._paths.trial(entry.id).state, ignore_errors=True)
-            if entry.state is TrialStatus.FAILED:
-                # Written before the evaluation that it did not survive; its record names none.
-                shutil.rmtree(self._paths.trial(entry.id).adapter, ignore_errors=True)
+            self._drop_files(entry)
             self._standings.end(entry, self.value_of(entry))
             self._table.append(entry, self._ended)
             self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)
@@ -257,6 +254,16 @@ class Ledger:
         earlier.state.replace(trial.state)
         # Written again with the state's pending report.
         shutil.rmtree(earlier.adapter, ignore_errors=True)
+
+    def _drop_files(self, entry: TrialEntry) -> None:
+        """Takes away what a trial that has ended as this has no use for."""
+        trial = self._paths.trial(entry.id)
+        if entry.state is not TrialStatus.INTERRUPTED:
+            # Only a trial that can go on needs its state; adapters of large bases would fill the disk.
+            shutil.rmtree(trial.state, ignore_errors=True)
+        if entry.state is TrialStatus.FAILED:
+            # Written before the evaluation that it did not survive; its record names none.
+            shutil.rmtree(trial.adapter, ignore_errors=True)
 
     def _eta(self, done: int, total: int) -> str:
         if not self._standings.num_ended or done >= total:

@@ -114,6 +114,26 @@ def test_a_trial_goes_on_with_a_state_that_a_killed_writer_had_moved_out_of_the_
     assert TrialState.load(paths.trial("0001").state).report_index == 3
 
 
+@pytest.mark.parametrize(("failure", "left"), [(None, {"adapter"}), (Failure("diverged", "loss is nan"), set())])
+def test_what_a_driver_killed_after_a_trials_record_left_there_is_taken_away_by_the_next(
+    make_ledger: Callable[[], Ledger],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Failure | None,
+    left: set[str],
+) -> None:
+    trial = SweepPaths(tmp_path / "s").trial("0000")
+    first = make_ledger()
+    open_trained(first, trial, 0)
+    enter(first, 0, failure=failure)
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda *arguments, **options: None)
+        first.close(0)
+    assert trial.state.exists() and trial.adapter.exists()
+    make_ledger().restore()
+    assert {path.name for path in (trial.state, trial.adapter) if path.exists()} == left
+
+
 def test_a_trial_that_starts_at_its_beginning_again_is_told_once(
     make_ledger: Callable[[], Ledger], tmp_path: Path
 ) -> None:
