@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from qlora_ray.orchestration.pool.messages import (
+    ANY_DEVICE,
+    CapacityWanted,
     Evicted,
     KillExecutor,
     LeaseNeeds,
@@ -187,6 +189,26 @@ def test_executors_without_trials_are_kept_while_the_best_trials_are_scored_on_t
     stage.tell(ScoringBegun())
     stage.pass_time(600.0)
     assert killed(stage) == []
+
+
+def test_an_idle_executor_or_a_new_node_takes_the_place_of_the_last_one_that_scored() -> None:
+    stage = Stage(idle_timeout_s=60.0, waits_for_nodes=True, heartbeat_timeout_s=1e9)
+    stage.add(Seat(0, "small", "spec", memory_bytes=8 * GIB), Seat(1, "large", "spec", memory_bytes=80 * GIB))
+    stage.pass_time(70.0)
+    assert killed(stage) == [0]
+    stage.tell(ScoringBegun())
+    stage.tell(NodeGone("large", "the machine is gone"))
+    stage.pass_time(10.0)
+    assert [seat_id for seat_id, _, _ in stage.machine.ready_executors()] == [0]
+    assert stage.of(WantCapacity) == []
+    stage.tell(NodeGone("small", "the machine is gone"))
+    stage.pass_time(10.0)
+    # Nobody waits for a slot, and the sweep does not end before a node has come.
+    assert not stage.machine.is_hopeless
+    assert stage.of(WantCapacity)[-1].wanted == (CapacityWanted(1, ANY_DEVICE),)
+    stage.add(Seat(2, "new", "spec"), slots=1)
+    stage.pass_time(10.0)
+    assert stage.of(WantCapacity)[-1].wanted == ()
 
 
 def test_what_waits_is_wanted_of_other_nodes_and_taken_back_when_nobody_waits() -> None:

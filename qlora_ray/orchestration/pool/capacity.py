@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_ray.orchestration.pool.messages import CapacityWanted, WantCapacity
+from qlora_ray.orchestration.pool.messages import ANY_DEVICE, CapacityWanted, WantCapacity
 from qlora_ray.orchestration.pool.seats import SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 
@@ -15,15 +15,15 @@ class Capacity:
 
     def __init__(self) -> None:
         self._wanted: tuple[CapacityWanted, ...] = ()
-        self._keeps_idle = False
+        self._is_scoring = False
 
-    def keep_idle(self) -> None:
-        """From now on no executor is ended for want of trials."""
-        self._keeps_idle = True
+    def begin_scoring(self) -> None:
+        """From now on no executor is ended for want of trials, and one is kept although no trial waits for it."""
+        self._is_scoring = True
 
     def settle(self, state: PoolState) -> None:
         """Takes back what was wanted as soon as nobody waits."""
-        if self._wanted and not len(state.waiting):
+        if self._wanted and not len(state.waiting) and not self._is_scoring:
             self._want(state, ())
 
     def look(self, state: PoolState) -> None:
@@ -31,7 +31,9 @@ class Capacity:
         if len(state.waiting):
             self._wake(state)
             self._want(state, tuple(self._missing(state)))
-        elif state.terms.idle_timeout_s is not None and not self._keeps_idle:
+        elif self._is_scoring:
+            self._keep_one(state)
+        elif state.terms.idle_timeout_s is not None:
             self._release_idle(state, state.terms.idle_timeout_s)
 
     def _missing(self, state: PoolState) -> list[CapacityWanted]:
@@ -60,6 +62,17 @@ class Capacity:
             for record in [record for record in resting if record.kind.could_fit(needs)][:number]:
                 resting.remove(record)
                 state.start(record)
+
+    def _keep_one(self, state: PoolState) -> None:
+        """Where the last executor has gone, starts the largest that was idle, or wants a node that has one."""
+        if state.seats.count(SeatState.READY) or state.seats.count(SeatState.STARTING):
+            self._want(state, ())
+            return
+        resting = [record for record in state.seats.records.values() if record.state is SeatState.ASIDE]
+        if resting:
+            state.start(max(resting, key=lambda record: record.seat.memory_bytes))
+        else:
+            self._want(state, (CapacityWanted(1, ANY_DEVICE),))
 
     def _release_idle(self, state: PoolState, idle_timeout_s: float) -> None:
         """Ends idle executors but for one: the winner is scored on it."""

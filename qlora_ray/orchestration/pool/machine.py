@@ -59,7 +59,7 @@ class PoolMachine:
             NodeGone: lambda event: self._leaving.lose(self._state, event),
             NodeDraining: lambda event: self._leaving.drain(self._state, event),
             NodeNoted: self._note_node,
-            ScoringBegun: lambda event: self._capacity.keep_idle(),
+            ScoringBegun: lambda event: self._capacity.begin_scoring(),
             ExecutorReady: self._ready,
             SlotsChanged: self._change_slots,
             ExecutorDied: self._died,
