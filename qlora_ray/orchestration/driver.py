@@ -23,7 +23,7 @@ from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.background import BackgroundCall
 from qlora_ray.orchestration.cluster.planning import plan_nodes
-from qlora_ray.orchestration.cluster.scaling import CapacityRequest
+from qlora_ray.orchestration.cluster.scaling import capacity_request
 from qlora_ray.orchestration.cluster.starting import RayStart
 from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
 from qlora_ray.orchestration.leased_trial import TrialTerms
@@ -169,9 +169,13 @@ def _run(
     console.progress("starting Ray ...")
     # It reads every byte of the base, which takes as long as Ray does, or longer.
     reading = BackgroundCall(lambda: common_facts(preflight))
-    with stop_signals() as stops, ray_start.running(config.cluster), watched_ray(config.cluster, stops):
+    with (
+        stop_signals() as stops,
+        ray_start.running(config.cluster),
+        watched_ray(config.cluster, stops),
+        capacity_request(config.cluster.scale_up) as request,
+    ):
         stops.check()
-        request = CapacityRequest(config.cluster.scale_up) if config.cluster.scale_up else None
         planned = plan_nodes(preflight, paths.root, request=request, tell=console.progress)
         plan, profiles = planned.plan, planned.nodes.profiles
         common = reading.result()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-
-from ray.exceptions import RayError
 
 from qlora_ray.config.schema import Cluster
 from qlora_ray.errors import SweepInterrupted
@@ -103,10 +100,6 @@ def watched_nodes(
     finally:
         thread.close()
         watcher.close()
-        if request is not None:
-            # It would hold after this process.
-            with contextlib.suppress(RayError, RuntimeError):
-                request.let_go()
 
 
 def _add_to_manifest(paths: SweepPaths, profile: dict[str, Any]) -> None:

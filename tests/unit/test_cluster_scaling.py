@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import pytest
 
-from qlora_ray.orchestration.cluster.scaling import HOLD_S, Bundles, CapacityRequest, count_devices_wanted
+from qlora_ray.orchestration.cluster import scaling
+from qlora_ray.orchestration.cluster.scaling import (
+    HOLD_S,
+    Bundles,
+    CapacityRequest,
+    capacity_request,
+    count_devices_wanted,
+)
 
 
 @pytest.mark.parametrize(
@@ -79,3 +89,37 @@ def test_at_the_end_nothing_is_asked_for_at_once_and_once() -> None:
     request.let_go()
     request.let_go()
     assert sent == [[{"GPU": 1}], []]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), RuntimeError("no base")])
+def test_however_a_sweep_ends_nothing_is_asked_for_after_it(error: BaseException | None) -> None:
+    sent: list[Bundles] = []
+    with (
+        contextlib.suppress(KeyboardInterrupt, RuntimeError),
+        capacity_request({"GPU": 1}, send=sent.append) as request,
+    ):
+        assert request is not None
+        request.ask(1)
+        if error is not None:
+            raise error
+    assert sent == [[{"GPU": 1}], []]
+
+
+def test_a_cluster_that_does_not_answer_any_more_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "LAST_REQUEST_S", 0.01)
+    answers = threading.Event()
+
+    def send(bundles: Bundles) -> None:
+        if not bundles:
+            answers.wait()
+
+    with capacity_request({"GPU": 1}, send=send) as request:
+        assert request is not None
+        request.ask(1)
+    assert request.num_asked == 1
+    answers.set()
+
+
+def test_nothing_is_asked_where_the_config_names_no_device() -> None:
+    with capacity_request(None) as request:
+        assert request is None

@@ -68,7 +68,6 @@ def plan_nodes(
             return PlannedCluster(nodes, plan_cluster(preflight, nodes))
         except PlacementError as error:
             problem = error
-    request.let_go()
     raise problem
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayError
 
 Bundles = list[dict[str, float]]
 # How long less must be needed before less is asked for.
 HOLD_S = 30.0
+# What the last request may take: a GCS that has died answers nobody.
+LAST_REQUEST_S = 10.0
 
 
 def count_devices_wanted(
@@ -86,6 +92,34 @@ class CapacityRequest:
         self._send([dict(self._device) for _ in range(num_devices)])
         self.num_asked, self._less_since = num_devices, None
         return True
+
+
+@contextmanager
+def capacity_request(
+    device: Mapping[str, float] | None, *, send: Callable[[Bundles], None] | None = None
+) -> Iterator[CapacityRequest | None]:
+    """A request for the length of the block: however that ends, nothing is asked for any more.
+
+    Args:
+        device: See CapacityRequest; None where the autoscaler is not to be asked, which yields None.
+        send: See CapacityRequest.
+    """
+    if not device:
+        yield None
+        return
+    request = CapacityRequest(device, send=send)
+
+    def let_go() -> None:
+        with contextlib.suppress(RayError, RuntimeError):
+            request.let_go()
+
+    try:
+        yield request
+    finally:
+        # It would hold after this process, and keep machines that somebody pays for.
+        thread = threading.Thread(target=let_go, name="last-request", daemon=True)
+        thread.start()
+        thread.join(LAST_REQUEST_S)
 
 
 def _send_to_autoscaler(bundles: Bundles) -> None:
