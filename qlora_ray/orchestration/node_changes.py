@@ -119,7 +119,8 @@ class SweepNodes:
         if self._has_gpus and not has_gpu:
             raise PlacementError("no GPU, so no trials there")
         if cluster.max_gpus is not None and has_gpu:
-            left = cluster.max_gpus - self.num_devices
+            # Its own count only where it is told of again.
+            left = cluster.max_gpus - self.num_devices + self._devices.get(profile.ray_node_id or "", 0)
             if left < 1:
                 raise PlacementError(f"cluster.max_gpus is reached: {plural(cluster.max_gpus, 'GPU')}")
             cluster = cluster.model_copy(update={"max_gpus": left})

@@ -141,3 +141,13 @@ def test_the_autoscaler_is_asked_while_trials_wait_and_let_go_after(make: Callab
     nodes.ask_for_capacity(request)
     assert sent == [2, 0]
     assert pool.notes() == ["capacity_wanted", "capacity_wanted"]
+
+
+def test_a_node_that_is_told_of_again_since_the_manifest_could_not_be_written_is_no_second_gpu(
+    make: Callable[..., Any],
+) -> None:
+    nodes, pool, _ = make(node("head", gpu("Tesla T4")), max_gpus=2)
+    for _ in range(2):
+        nodes.use(NODE, replace(T4, ray_node_id=NODE.node_id))
+    assert pool.notes() == ["node_joined", "node_joined"]
+    assert nodes.num_devices == 2

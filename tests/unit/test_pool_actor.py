@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from qlora_ray.errors import NoExecutors, NoFittingDevice
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec
@@ -199,6 +199,23 @@ async def test_a_trial_is_ended_also_where_its_executor_is_gone() -> None:
 
 
 @story
+async def test_an_executor_that_cannot_evict_a_trial_is_replaced() -> None:
+    stage = await Stage(1).open()
+    await stage.pool.lease("0000")
+
+    async def fail(trial_id: str, lease_number: int) -> None:
+        raise RayTaskError("evict", "remote traceback", RuntimeError("CUDA error: an illegal memory access"))
+
+    stage.started[0].evict = SimpleNamespace(remote=fail)  # type: ignore[attr-defined]
+    await stage.pool.end("0000")
+    lost = await stage.until("executor_lost")
+    assert "could not evict trial 0000" in lost["reason"]
+    assert stage.killed == [stage.started[0]]
+    stage.started[1].be_ready()
+    assert (await stage.pool.lease("0001")).incarnation == 2
+
+
+@story
 async def test_changed_slots_are_told() -> None:
     stage = await Stage(2).open()
     stage.started[0].have_slots(1)
@@ -226,6 +243,15 @@ async def test_a_node_that_joins_brings_its_slots() -> None:
     assert await stage.pool.add_seats([ExecutorSpec(FakePlacement(1), "other")]) == [1]  # type: ignore[arg-type]
     stage.started[1].be_ready()
     assert (await waiting).seat_id == 1
+
+
+@story
+async def test_a_node_that_is_told_of_twice_has_its_seats_once() -> None:
+    stage = await Stage(1).open()
+    specs: list[Any] = [ExecutorSpec(FakePlacement(1), "other") for _ in range(2)]  # type: ignore[arg-type]
+    assert [await stage.pool.add_seats(specs) for _ in range(2)] == [[1, 2], []]
+    await stage.pool.lose_node("other", "its raylet died")
+    assert await stage.pool.add_seats(specs) == [3, 4]
 
 
 @story

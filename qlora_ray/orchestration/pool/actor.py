@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import NoExecutors, NoFittingDevice
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec, Launcher, describe_death, is_ours
@@ -167,8 +167,11 @@ class Pool:
         self._handle(ExecutorDied(seat_id, incarnation, reason))
 
     async def add_seats(self, specs: Sequence[ExecutorSpec]) -> list[int]:
-        """Takes the executors of a node that has joined into the plan; returns their numbers."""
-        return self._add(specs)
+        """Takes the executors of a node that has joined into the plan; returns their numbers.
+
+        Those of a node that has seats are left out: a driver that did not hear the answer asks again.
+        """
+        return self._add([spec for spec in specs if not self._machine.has_seats(spec.node_id)])
 
     async def note_node(self, event: str, node_id: str, reason: str, facts: Mapping[str, Any]) -> None:
         """Has the driver's events say what it found of a node."""
@@ -284,11 +287,18 @@ class Pool:
 
     async def _evict_there(self, action: EvictTrial) -> None:
         executor = self._executors.get((action.seat_id, action.incarnation))
-        # An executor that is gone has taken the trial with it; its watcher sees to the rest.
-        with contextlib.suppress(RayError):
-            if executor is not None:
-                await executor.evict.remote(action.trial_id, action.lease_number)
-                self._handle(Evicted(action.seat_id, action.incarnation, action.trial_id, action.lease_number))
+        if executor is None:
+            return
+        try:
+            await executor.evict.remote(action.trial_id, action.lease_number)
+            self._handle(Evicted(action.seat_id, action.incarnation, action.trial_id, action.lease_number))
+        except RayTaskError as error:
+            # Whether the trial is still there nobody knows, so that its slot could never be given to another.
+            reason = f"it could not evict trial {action.trial_id}: {describe_death(error)}"
+            self._handle(ExecutorDied(action.seat_id, action.incarnation, reason))
+        except RayError:
+            # An executor that is gone has taken the trial with it; its watcher sees to the rest.
+            pass
 
     def _preempt(self, action: PreemptTrial) -> None:
         self._call(self._preempt_there(action))

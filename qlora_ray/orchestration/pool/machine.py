@@ -95,6 +95,10 @@ class PoolMachine:
             if record.state is SeatState.READY
         ]
 
+    def has_seats(self, node_id: str) -> bool:
+        """Whether a node has seats that are not gone."""
+        return bool(self._state.seats.of_node(node_id))
+
     def describe_seats(self) -> list[dict[str, Any]]:
         """Where every seat that is not gone is, and how many of its slots are held: for people."""
         return [
