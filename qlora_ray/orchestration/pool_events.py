@@ -92,10 +92,11 @@ class PoolEvents:
         name, reason = event.pop("event"), event.pop("reason")
         self._ledger.note(name, reason=reason, line=_line_of(name, reason, event), **event)
         if event["num_left"] == 0 and not self._waits_for_nodes and self._stop is not None:
+            if not self._ledger.is_stopping:
+                self._ledger.note("search_stopped", reason=reason, line=f"the search ends: {reason}")
             # Trials that it cuts off are interrupted, not pruned.
             self._ledger.is_stopping = True
             self._stop.request(reason)
-            self._ledger.note("search_stopped", reason=reason, line=f"the search ends: {reason}")
 
 
 def _line_of(name: str, reason: str, event: dict[str, Any]) -> str | None:

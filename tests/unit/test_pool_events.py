@@ -79,3 +79,10 @@ def test_the_search_ends_when_the_last_executor_is_given_up(
     # Trials that it cuts off are interrupted, not pruned.
     assert books.ledger.is_stopping is (reason is not None)
     assert ("search_stopped" in {event["event"] for event in read_events(books.paths.events)}) is (reason is not None)
+
+
+def test_the_end_of_the_search_is_told_once_however_much_follows(tmp_path: Path) -> None:
+    books = Books(tmp_path)
+    stop, _ = read(books, [pool_event(name, num_left=0) for name in ("executor_failed", "node_left_out")])
+    assert stop.is_requested
+    assert [event["event"] for event in read_events(books.paths.events)].count("search_stopped") == 1

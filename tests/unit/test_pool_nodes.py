@@ -51,6 +51,8 @@ def test_trials_of_a_draining_node_are_put_off_and_its_executors_end_when_they_h
     assert preempt.reason == "node node is draining: maintenance"
     assert stage.ask("0001") is None
     assert killed(stage) == []
+    # The search goes on until the last one that trains has its state of now on disk.
+    assert stage.events("node_draining")[0]["num_left"] == 1
     stage.tell(TrialPreempted("0000", lease.number, preempt.reason))
     assert killed(stage) == [0]
     assert stage.events("node_drained")[0]["num_left"] == 0

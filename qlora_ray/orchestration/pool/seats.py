@@ -187,6 +187,11 @@ class SeatTable:
         """Seats that have an executor that stays, or can have one."""
         return sum(self._states[state] for state in LIVING)
 
+    @property
+    def num_left(self) -> int:
+        """The same, and those whose trials are still leaving."""
+        return self.num_living + self._states[SeatState.DRAINING]
+
     def add(self, record: SeatRecord) -> None:
         """Takes a seat in."""
         kind = record.kind

@@ -140,7 +140,7 @@ class PoolState:
                     "reason": reason,
                     "ready_slots": slots if max_slots is None else min(slots, max_slots),
                     "num_failed": self.seats.count(SeatState.FAILED),
-                    "num_left": self.seats.num_living,
+                    "num_left": self.seats.num_left,
                     **facts,
                 }
             )
