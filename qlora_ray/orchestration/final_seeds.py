@@ -116,6 +116,7 @@ class SeedSearcher(StudySearcher):
     ) -> None:
         super().__init__(study, space=space, ledger=ledger, num_trials=0, num_slots=num_slots)
         self.num_left = len(planned)
+        ledger.num_planned += len(planned)
         self._planned = deque(planned)
         self._seed_of: dict[int, int] = {}
 

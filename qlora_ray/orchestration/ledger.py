@@ -45,6 +45,9 @@ class Ledger:
         paths: Its folder.
         console: The user's lines.
         common: What every record holds besides its own trial: versions, commit, data, base.
+
+    Attributes:
+        num_planned: Trials of the sweep; those with new seeds are added as they are planned.
     """
 
     def __init__(self, config: SweepConfig, *, paths: SweepPaths, console: Console, common: SweepFacts) -> None:
@@ -58,6 +61,7 @@ class Ledger:
         self.entries: dict[int, TrialEntry] = {}
         self.objective, self.mode = next(iter(config.search.objectives.items()))
         self._standings = Standings(mode=self.mode)
+        self.num_planned = config.search.num_trials
         self.is_stopping = False
         self.first_failure: tuple[str, str] | None = None
 
@@ -106,6 +110,7 @@ class Ledger:
                 write_record(path, record)
             entry = TrialEntry.of_record(record)
             self.entries[entry.number] = entry
+            self.num_planned += entry.seed_of is not None and entry.state is not TrialStatus.INTERRUPTED
             # Its driver may have been killed after the record and before that.
             self._drop_files(entry)
             self._standings.end(entry, self.value_of(entry))
@@ -219,7 +224,7 @@ class Ledger:
 
     def show_progress(self) -> None:
         """Renews the progress line."""
-        total = self._config.search.num_trials
+        total = self.num_planned
         done = self._standings.num_in(TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
         parts = [f"{done}/{total} trials", f"{len(self.running())} running"]
         best = self._standings.best

@@ -122,9 +122,15 @@ class StudySearcher:
             self._thread.shutdown()
 
     def _do(self, work: Callable[..., AnyAnswer], *args: Any) -> Future[AnyAnswer]:
-        future = self._thread.submit(work, *args)
+        future = self._thread.submit(self._run, work, args)
         future.add_done_callback(self._keep_error)
         return future
+
+    def _run(self, work: Callable[..., AnyAnswer], args: tuple[Any, ...]) -> AnyAnswer:
+        # A study that has missed something is asked and told nothing more: the search ends at its next question.
+        if self._error is not None:
+            raise self._error
+        return work(*args)
 
     def _keep_error(self, future: Future[Any]) -> None:
         self._error = self._error or future.exception()

@@ -90,8 +90,7 @@ def watched_nodes(
     def look() -> None:
         watcher.look()
         if request is not None:
-            num_left = preflight.config.search.num_trials - ledger.num_begun
-            nodes.ask_for_capacity(request, num_to_come=max(0, num_left))
+            nodes.ask_for_capacity(request, num_to_come=max(0, ledger.num_planned - ledger.num_begun))
 
     thread = RepeatingThread(look, interval_s=LOOK_INTERVAL_S, name="node-watcher")
     thread.start()

@@ -96,6 +96,20 @@ def test_a_resume_runs_the_seeds_that_are_missing_and_goes_on_with_the_interrupt
     assert read_record(again.paths.trial("0005").record, TrialRecord).resumed_from == "0004"
 
 
+def test_the_books_know_how_many_trials_there_will_be_after_a_resume_too(tmp_path: Path) -> None:
+    books = make_books(tmp_path)
+    run_search(books)
+    assert books.ledger.num_planned == 3
+    run_seeds(books, stops_in=1)
+    assert books.ledger.num_planned == 7
+    again = make_books(tmp_path)
+    again.ledger.restore()
+    # One of the four has ended, the interrupted one is planned anew.
+    assert again.ledger.num_planned == 4
+    run_seeds(again)
+    assert again.ledger.num_planned == again.ledger.num_begun == 7
+
+
 def test_mean_and_spread_are_those_of_the_losses() -> None:
     group = SeedGroup("0001", {"0003": 0.2, "0004": 0.4, "0005": 0.6})
     # The deviation of 0.2, 0.4, 0.6 from 0.4, over n - 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,20 @@ def test_a_driver_killed_between_record_and_study_is_made_good_by_the_next(
     assert again.states() == [state, "RUNNING"]
     assert requeue_interrupted(again.study) == [1]
     assert interrupted_trials(again.study) == {1}
+
+
+def test_a_study_that_could_not_be_told_an_end_is_asked_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books, searcher = start(tmp_path)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(books.study, "tell", fail)
+    searcher.enter_report(make_result(0, 4, is_final=True))
+    searcher.close(0)
+    for end in (lambda: ask(searcher), searcher.finish):
+        with pytest.raises(OSError, match="No space left"):
+            end()
+    assert books.states() == ["RUNNING"]
