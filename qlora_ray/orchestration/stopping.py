@@ -118,5 +118,7 @@ def stop_signals() -> Iterator[StopSignals]:
     try:
         yield stops
     finally:
+        # What watches over Ray may still mean to interrupt.
+        stops.ignore()
         for signum, handler in previous.items():
             signal.signal(signum, handler)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from qlora_ray.config.schema import Cluster
-from qlora_ray.errors import SweepInterrupted
+from qlora_ray.errors import QloraRayError, SweepInterrupted
 from qlora_ray.orchestration.cluster.joining import find_address
 from qlora_ray.orchestration.cluster.nodes import list_nodes
 from qlora_ray.orchestration.cluster.planning import PlannedCluster
@@ -38,11 +38,17 @@ def watched_ray(cluster: Cluster, stops: StopSignals) -> Iterator[None]:
     watchdog.start()
     try:
         yield
-    except KeyboardInterrupt:
+    except QloraRayError:
+        # A search that had begun sees to its end itself.
+        raise
+    except (Exception, KeyboardInterrupt):
+        # Interrupted, or told by Ray in its own words, whichever came first.
         if stops.ray_death is None:
             raise
-        # A search that had begun sees to its end itself.
-        raise SweepInterrupted(f"cluster: {stops.ray_death} No trial had begun: start the sweep again.") from None
+        stops.ignore()
+        raise SweepInterrupted(
+            f"cluster: {stops.ray_death} No trial was running: give the same command again."
+        ) from None
     finally:
         watchdog.close()
 

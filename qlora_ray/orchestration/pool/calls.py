@@ -38,7 +38,7 @@ def wait_ready(pool: Any) -> None:
     try:
         ask_pool(pool, "wait_ready")
     except PoolLost as error:
-        raise SweepInterrupted(f"cluster: {error} No trial had begun: start the sweep again.") from None
+        raise SweepInterrupted(f"cluster: {error} No trial was running: give the same command again.") from None
     except RayTaskError as error:
         if isinstance(error.cause, NoExecutors):
             raise ModelError(str(error.cause)) from None
