@@ -45,6 +45,13 @@ def test_a_heartbeat_is_answered_while_the_engine_stands_and_says_so(core: Execu
     assert waiting["is_training"] is False
 
 
+def test_an_executor_that_scores_is_at_work_though_no_trial_is_there(core: ExecutorCore) -> None:
+    assert core.heartbeat()["is_training"] is False
+    with core.scoring():
+        assert core.heartbeat()["is_training"] is True
+    assert core.heartbeat()["is_training"] is False
+
+
 def test_forward_passes_count_also_those_that_a_wrapper_makes() -> None:
     class Model(torch.nn.Module):
         def __init__(self) -> None:

@@ -192,8 +192,7 @@ class Executor:
 
         Called when the search is over: a trial still here has lost its driver, and is evicted.
         """
-        with self._scoring:
-            self._core.clear()
+        with self._scoring, self._core.scoring():
             return self._engine.score(adapter, self._data.splits[split])
 
     def usage(self) -> dict[str, float | None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from qlora_ray.orchestration.executor.admission import Admissions
@@ -66,6 +67,7 @@ class ExecutorCore:
         )
         self._reap_interval_s = min(REAP_INTERVAL_S, lease_timeout_s / REAPS_PER_LEASE)
         self._reaped_at = clock()
+        self._is_scoring = False
         self._ended = threading.Event()
         self._reaper = threading.Thread(target=self._reap_leases, name="reaper", daemon=True)
         self._reaper.start()
@@ -177,6 +179,16 @@ class ExecutorCore:
             self._admissions.end_lease(trial_id, lease_number, reason=reason)
         self._remove(trial_id, lease_number)
 
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """No trial trains in the block; its work must move the counter as a trial's does."""
+        self.clear()
+        self._is_scoring = True
+        try:
+            yield
+        finally:
+            self._is_scoring = False
+
     def heartbeat(self) -> dict[str, Any]:
         """That this process lives, what it holds, and whether it gets anywhere: see the pool's `Heard`."""
         with self._changed:
@@ -184,7 +196,8 @@ class ExecutorCore:
             return {
                 "held": {admission.spec.trial_id: admission.lease_number for admission in admissions},
                 "progress": self._progress.count,
-                "is_training": any(admission.is_running or admission.num_writes for admission in admissions),
+                "is_training": self._is_scoring
+                or any(admission.is_running or admission.num_writes for admission in admissions),
                 "slots": self._loop.describe_slots()["slots"],
             }
 

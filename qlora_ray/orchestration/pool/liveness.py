@@ -100,7 +100,7 @@ class Liveness:
         if pulse.silent_s > terms.heartbeat_timeout_s:
             return f"it has not answered for {terms.heartbeat_timeout_s:g} s"
         if pulse.stalled_s > terms.progress_timeout_s:
-            return f"it has trials to train and has made no progress for {terms.progress_timeout_s:g} s"
+            return f"it is at work and has made no progress for {terms.progress_timeout_s:g} s"
         return None
 
 

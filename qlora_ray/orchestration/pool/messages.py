@@ -181,7 +181,7 @@ class Heard:
         asked_at: When it was asked, in the machine's seconds: what happened since need not be in the answer.
         held: Lease numbers by trial: what is admitted there.
         progress: A counter that grows with every bit of work: a micro-batch, an evaluated batch.
-        is_training: Whether any of its trials has work to do; one that waits for its driver has none.
+        is_training: Whether any of its trials has work to do, or it scores; a trial that waits for its driver has none.
         slots: Its slots now.
     """
 
