@@ -116,6 +116,24 @@ def _sets(dotted: str, value: Any, key: str) -> bool:
     return dotted.startswith(f"{key}.")
 
 
+def with_absolute_paths(config: SweepConfig, folder: Path) -> SweepConfig:
+    """The config for processes that work in another folder: relative paths that are there become absolute ones.
+
+    Args:
+        config: As the user wrote it, which records keep.
+        folder: Where the user is.
+    """
+    values = config.model_dump()
+    anchor_paths(values, folder.resolve())
+    changed: dict[str, dict[str, Any]] = {}
+    for section, key in PATH_KEYS:
+        if values[section][key] != getattr(getattr(config, section), key):
+            changed.setdefault(section, {})[key] = values[section][key]
+    return config.model_copy(
+        update={section: getattr(config, section).model_copy(update=update) for section, update in changed.items()}
+    )
+
+
 def anchor_paths(config: dict[str, Any], folder: Path, *, only_missing: bool = False) -> None:
     """Makes relative paths ones of the folder the sweep was started in, where they are there; else they stay.
 

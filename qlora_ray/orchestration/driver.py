@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.config.reuse import with_absolute_paths
 from qlora_ray.console import Console, noise_to
 from qlora_ray.errors import (
     ExecutorsLost,
@@ -22,6 +23,7 @@ from qlora_ray.errors import (
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.background import BackgroundCall
+from qlora_ray.orchestration.cluster.joining import find_address
 from qlora_ray.orchestration.cluster.planning import plan_nodes
 from qlora_ray.orchestration.cluster.scaling import capacity_request
 from qlora_ray.orchestration.cluster.starting import RayStart
@@ -279,7 +281,11 @@ def _start_pool(
     from qlora_ray.orchestration.pool.terms import PoolTerms
 
     cluster = preflight.config.cluster
-    terms = ExecutorTerms(preflight.config, paths.root.resolve(), plan, to_json(base))
+    config = preflight.config
+    if find_address(cluster) is not None:
+        # Workers of another node start in another folder; those of a private Ray in this one.
+        config = with_absolute_paths(config, Path.cwd())
+    terms = ExecutorTerms(config, paths.root.resolve(), plan, to_json(base))
     return start_pool(
         RayLauncher(terms, ray.put(preflight.data)),
         plan_executors(plan, profiles),

@@ -12,7 +12,7 @@ from qlora_ray.runs.records import Manifest, TrialRecord, read_record
 from tests.e2e.sweeps import run_sweep, write_config
 from tests.ray.autoscaled import autoscaled_cluster, list_workers
 
-NUM_TRIALS = 14
+NUM_TRIALS = 10
 GONE_TIMEOUT_S = 60.0
 
 

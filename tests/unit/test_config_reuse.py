@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.config import SweepConfig
-from qlora_ray.config.reuse import is_overridden, read_bundle_config, read_intent
+from qlora_ray.config.reuse import is_overridden, read_bundle_config, read_intent, with_absolute_paths
 from qlora_ray.errors import ConfigError
 from qlora_ray.runs.records import Manifest
 
@@ -78,3 +78,16 @@ def test_a_bundles_config_may_have_the_packing_of_the_version_before_and_a_users
 )
 def test_an_override_of_a_key_or_under_it_is_seen(overrides: list[str], key: str, expected: bool) -> None:
     assert is_overridden(overrides, key) is expected
+
+
+def test_other_processes_get_absolute_paths_and_the_users_config_stays(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "shop.db").touch()
+    config = SweepConfig.model_validate({"model": {"name": "base"}, "evaluate": {"database": "shop.db"}})
+    there = with_absolute_paths(config, tmp_path)
+    assert (there.model.name, there.evaluate.database) == (str(tmp_path / "base"), str(tmp_path / "shop.db"))
+    assert (config.model.name, config.evaluate.database) == ("base", "shop.db")
+    # A name that is no folder here is the hub's.
+    assert with_absolute_paths(SweepConfig.model_validate({"model": {"name": "org/base"}}), tmp_path).model.name == (
+        "org/base"
+    )
