@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_ray.errors import PlacementError
-from qlora_ray.hardware import Plan
+from qlora_ray.hardware import NodeProfile, Plan
+from qlora_ray.hardware.probe import PACKAGES
 from qlora_ray.orchestration.cluster.nodes import list_nodes
 from qlora_ray.orchestration.cluster.probing import ProbedCluster, probe_cluster
 from qlora_ray.orchestration.cluster.scaling import CapacityRequest
@@ -84,4 +85,22 @@ def plan_cluster(preflight: Preflight, cluster: ProbedCluster) -> Plan:
         if not words:
             raise
         raise PlacementError("\n".join([str(error), *(f"left out: {word}" for word in words)])) from None
-    return replace(plan, skipped=(*plan.skipped, *words))
+    notes = note_versions(list(cluster.profiles.values()))
+    return replace(plan, skipped=(*plan.skipped, *words), notes=(*plan.notes, *notes))
+
+
+def note_versions(nodes: Sequence[NodeProfile]) -> list[str]:
+    """A sentence per package whose version is not the same on all nodes: the same trial may have other figures there.
+
+    Args:
+        nodes: The nodes that a sweep uses.
+    """
+    notes = []
+    for package in PACKAGES:
+        hosts: dict[str, list[str]] = {}
+        for node in nodes:
+            hosts.setdefault(node.packages.get(package) or "none", []).append(node.hostname)
+        if len(hosts) > 1:
+            found = ", ".join(f"{version} on {' and '.join(names)}" for version, names in hosts.items())
+            notes.append(f"{package} is not the same on all nodes, so that their figures may differ: {found}")
+    return notes
