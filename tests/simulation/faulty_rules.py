@@ -81,7 +81,7 @@ class RestartsForEver(PoolMachine):
     """Counts no deaths."""
 
     def _lose(self, record: Any, reason: str, *, is_final: bool = False) -> None:
-        record.restarts = -1
+        record.restarts = record.failed_starts = -1
         super()._lose(record, reason, is_final=is_final)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.orchestration.pool.messages import Lease, PreemptTrial, Refuse
-from qlora_ray.orchestration.pool.terms import MAX_RESTARTS
+from qlora_ray.orchestration.pool.terms import MAX_FAILED_STARTS, MAX_RESTARTS
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.training.engine import Report
 from tests.simulation.executor import FRESH, STEPS_PER_REPORT
@@ -75,6 +75,9 @@ class Invariants:
                 self._require(step >= drained, f"trial {trial_id} left in step {drained}, and its state is of {step}")
         elif name == "trial_released":
             seat, number = self._leases.pop(key)
+            if not event["reason"]:
+                # Its trial left of itself, and may have ended: deaths are counted anew.
+                self._num_lost[id(pool), seat] = 0
             for (other, _), executor in pool.executors.items():
                 held = executor.held().get(trial_id)
                 if other == seat and not executor.is_dead and held is not None:
@@ -88,7 +91,8 @@ class Invariants:
             seat = (id(pool), event["executor"])
             self._num_lost[seat] += 1
             # One that dies while its node drains is the last.
-            self._require(self._num_lost[seat] <= 1 + MAX_RESTARTS, f"executor {seat[1]} is not started for ever")
+            most = (1 + MAX_RESTARTS) * (1 + MAX_FAILED_STARTS)
+            self._require(self._num_lost[seat] <= most, f"executor {seat[1]} is not started for ever")
             if name == "executor_failed":
                 self._given_up.add(seat)
                 # No seat of the plan: it had the whole of its node's device.

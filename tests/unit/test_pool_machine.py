@@ -136,6 +136,34 @@ def test_an_executor_that_dies_too_often_is_given_up_and_all_who_wait_are_told()
     assert stage.machine.is_hopeless
 
 
+def test_deaths_in_a_long_sweep_do_not_add_up_where_trials_end_in_between() -> None:
+    stage = Stage(1)
+    for number in range(2 * MAX_RESTARTS):
+        stage.die(0)
+        assert stage.ask(f"{number:04}") is not None
+        stage.tell(TrialEnded(f"{number:04}"))
+    for _ in range(MAX_RESTARTS):
+        assert not stage.machine.is_hopeless
+        stage.die(0)
+    # One that goes on where there is more memory has not ended.
+    assert stage.ask("0099") is not None
+    stage.tell(TrialEnded("0099", "out of memory"))
+    stage.die(0)
+    assert stage.machine.is_hopeless
+
+
+def test_a_start_that_dies_gets_one_more_try_also_after_a_death() -> None:
+    stage = Stage(1, ready=False)
+    stage.be_ready(0)
+    for _ in range(MAX_RESTARTS):
+        stage.die(0)
+        stage.die(0)
+        assert not stage.machine.is_hopeless
+        stage.be_ready(0, stage.incarnation(0))
+    stage.die(0)
+    assert stage.machine.is_hopeless
+
+
 def test_a_start_that_dies_gets_one_more_try() -> None:
     stage = Stage(1, ready=False)
     stage.die(0)

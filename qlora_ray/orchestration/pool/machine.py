@@ -153,6 +153,7 @@ class PoolMachine:
         if record is None or record.state is not SeatState.STARTING:
             return
         record.state, record.facts, record.idle_since = SeatState.READY, event.facts, self._state.now
+        record.failed_starts = 0
         self._state.seats.note(record)
         self._state.tell("executor_ready", record, f"{event.facts['device']}, {event.facts['precision_reason']}")
 
@@ -173,12 +174,14 @@ class PoolMachine:
         state = self._state
         state.cause = reason
         was = record.state
-        record.restarts += 1
-        limit = MAX_FAILED_STARTS if was is SeatState.STARTING else MAX_RESTARTS
+        if was is SeatState.STARTING:
+            record.failed_starts += 1
+        else:
+            record.restarts += 1
         if was is SeatState.DRAINING:
             state.end(record, SeatState.GONE, reason)
             state.tell("executor_lost", record, reason)
-        elif is_final or record.restarts > limit:
+        elif is_final or record.restarts > MAX_RESTARTS or record.failed_starts > MAX_FAILED_STARTS:
             # An error of ours (a base that cannot be loaded) would come again.
             state.end(record, SeatState.FAILED, reason)
             state.tell("executor_failed", record, reason)
@@ -224,8 +227,11 @@ class PoolMachine:
         self._state.waiting.remove(event.trial_id)
         held = self._state.leases.get(event.trial_id)
         if held is not None:
-            if event.needs_more is not None:
-                record = self._state.record_of(held)
+            record = self._state.record_of(held)
+            if event.needs_more is None:
+                # It works: in a long sweep every executor dies a few times.
+                record.restarts = 0
+            else:
                 self._state.tell("trial_needs_more_memory", record, event.needs_more, trial=event.trial_id)
             self._state.evict(held)
 

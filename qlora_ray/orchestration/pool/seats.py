@@ -89,7 +89,8 @@ class SeatRecord:
         is_temporary: Whether it exists for trials that need a whole device, in place of others of its device.
         state: What its executor is.
         incarnation: How many executors it has had.
-        restarts: How many of them died.
+        restarts: How many of them died since a trial has last ended on one.
+        failed_starts: How many died since one was last ready.
         facts: What the executor said of itself.
         held: Slots in force, by trial.
         strangers: Trials that the executor holds without a lease, with their lease numbers.
@@ -106,6 +107,7 @@ class SeatRecord:
     state: SeatState = SeatState.ASIDE
     incarnation: int = 0
     restarts: int = 0
+    failed_starts: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
     held: dict[str, HeldSlot] = field(default_factory=dict)
     strangers: dict[str, int] = field(default_factory=dict)

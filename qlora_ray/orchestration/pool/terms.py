@@ -31,7 +31,8 @@ class PoolTerms:
     waits_for_nodes: bool = False
 
 
-# A seat whose executor died this often is given up: the cause is on the node, not in a trial.
+# A seat whose executor died this often after it was ready, with no trial that has ended there in between, is given up:
+# the cause is on the node, not in a trial.
 MAX_RESTARTS = 3
-# A start that died gets one more try.
+# A start that died gets one more try: its predecessor may not have let its memory go yet.
 MAX_FAILED_STARTS = 1
