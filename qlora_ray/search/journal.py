@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,17 +40,14 @@ class SweepJournal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        # Not __del__, which at the end of the process comes after `os` has gone.
+        weakref.finalize(self, os.close, self._file)
         self._size = self._cut_torn_line()
         self._is_dirty = False
         self._held: list[bytes] | None = None
         # Operations that were appended and not read back; `_first` is the number of the first of them.
         self._tail: list[dict[str, Any]] = []
         self._first: int | None = None
-
-    def __del__(self) -> None:
-        """Gives the descriptor back."""
-        if hasattr(self, "_file"):
-            os.close(self._file)
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
         """The operations from this number on: those that were appended since the last reading, or all of the file."""
