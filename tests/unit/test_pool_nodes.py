@@ -58,6 +58,15 @@ def test_trials_of_a_draining_node_are_put_off_and_its_executors_end_when_they_h
     assert stage.events("node_drained")[0]["num_left"] == 0
 
 
+def test_a_node_without_executors_has_nothing_to_drain_and_a_drained_one_nothing_more() -> None:
+    stage = Stage(1)
+    stage.tell(NodeDraining("unknown", "maintenance", 100.0))
+    assert stage.events("node_drained") == []
+    for _ in range(2):
+        stage.tell(NodeDraining(NODE, "maintenance", 100.0))
+    assert [event["node"] for event in stage.events("node_drained")] == [NODE]
+
+
 def test_a_draining_node_without_trials_ends_at_once_and_one_whose_time_is_over_whatever_it_does() -> None:
     stage = Stage(1, 1)
     stage.ask("0000")

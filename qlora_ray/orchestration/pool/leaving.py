@@ -27,11 +27,13 @@ class LeavingNodes:
 
     def drain(self, state: PoolState, event: NodeDraining) -> None:
         """Has every trial of a node written and put off; a second notice can only make the time shorter."""
+        records = state.seats.of_node(event.node_id)
+        if not records:
+            return
         deadline = state.now + event.deadline_s
         is_known = event.node_id in self._deadlines
         self._deadlines[event.node_id] = min(deadline, self._deadlines.get(event.node_id, deadline))
-        records = state.seats.of_node(event.node_id)
-        if is_known or not records:
+        if is_known:
             return
         reason = f"node {event.node_id} is draining: {event.reason}"
         state.cause = reason
