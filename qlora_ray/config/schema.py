@@ -246,13 +246,13 @@ class Cluster(Section):
         60.0, description="An executor that answers nothing for this long is killed and replaced."
     )
     progress_timeout_s: PositiveFloat = Field(
-        1800.0, description="So is one that has trials to train, or starts, and makes no progress for this long."
+        1800.0, description="So is one that trains, starts or scores, and makes no progress for this long."
     )
     keep_trial_state: bool = Field(
         True, description="Write each trial's state at its reports, so that it can go on after a crash."
     )
     max_trial_retries: Annotated[int, Field(ge=0)] = 2
-    scale_up: dict[str, PositiveFloat] | None = Field(
+    scale_up: Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = Field(
         None,
         description="Ray's autoscaler is asked for devices while trials wait, and let go after; one device in Ray's "
         "words, as {GPU: 1}.",

@@ -259,3 +259,11 @@ def test_packing_off_can_be_written_without_quotes():
     assert SweepConfig(cluster={"packing": False}).cluster.packing == "off"
     with pytest.raises(ValidationError, match="packing"):
         SweepConfig(cluster={"packing": True})
+
+
+@pytest.mark.parametrize("value", [{}, {"GPU": 0}])
+def test_a_device_that_the_autoscaler_is_asked_for_has_something(value: dict[str, float]):
+    assert with_value("cluster.scale_up", {"GPU": 1}).cluster.scale_up == {"GPU": 1}
+    # Trials would wait for nodes that nobody asks for.
+    with pytest.raises(ValidationError):
+        with_value("cluster.scale_up", value)

@@ -21,7 +21,6 @@ from qlora_ray.config.schema import Cluster
 from qlora_ray.errors import PlacementError, first_line
 
 OBJECT_STORE_BYTES = 256 * 1024**2
-LOOPBACK = "127.0.0.1"
 # To see that nothing listens at an address; Ray itself tries for 20 s.
 CONNECT_TIMEOUT_S = 5.0
 # Ray is imported and one call is made; that takes less than a second on a machine that is not busy.
