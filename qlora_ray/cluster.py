@@ -38,9 +38,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be seconds, 0 or more, got {text}")
+    from qlora_ray.config.schema import MAX_SECONDS
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be seconds, 0 or more and at most ten years, got {text}")
     return value
 
 
@@ -49,9 +54,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.orchestration.cluster.joining import find_address, ray_cluster
     from qlora_ray.orchestration.pool_directory import drain_node, render_status
 
-    cluster = Cluster(address=arguments.address)
     # Never a private one: that has nothing to show.
-    with ray_cluster(Cluster(address=find_address(cluster) or "auto")):
+    found = find_address(Cluster(address=arguments.address))
+    address = found or "auto"
+    is_from_environment = found is not None and arguments.address is None
+    with ray_cluster(Cluster(address=address), where="RAY_ADDRESS" if is_from_environment else "--address"):
         if arguments.action == "status":
             text = render_status()
         else:

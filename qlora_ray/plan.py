@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from qlora_ray.hardware.catalogue import parse_gpus
 
         parse_gpus(arguments.gpus)
-    if arguments.gpus is not None or (config.cluster.address is None and "RAY_ADDRESS" not in os.environ):
+    if arguments.gpus is not None or (not config.cluster.address and not os.environ.get("RAY_ADDRESS")):
         facts = _find_facts(config, space)
         plan = _plan_without_ray(facts, gpus=arguments.gpus)
     else:

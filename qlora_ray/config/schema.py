@@ -15,11 +15,20 @@ from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, One
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 # What products are computed in.
 Precision = Literal["bf16", "fp16", "fp32"]
+# Ray's own names of resources; any other is one that nodes were started with.
+RAY_RESOURCES = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
+_RAY_RESOURCES_BY_WORD = {name.lower(): name for name in RAY_RESOURCES}
 ObjectiveName = Literal["eval_loss", "trainable_parameters"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+# Threads cannot wait for longer than some centuries; ten years are as good as never.
+MAX_SECONDS = 10 * 365 * 86_400
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+# A GPU's class has a letter or a digit in its name.
+ClassName = Annotated[str, Field(pattern=r"[A-Za-z0-9]")]
+ResourceName = Annotated[str, Field(pattern=r"^\S+$")]
 # numpy's generators take 32 bits.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -194,7 +203,7 @@ class Search(Section):
         {"eval_loss": "min"}, description="eval_loss, which decides the winner, and what else to search for."
     )
     seed: Seed = 7
-    final_seeds: Annotated[int, Field(ge=0)] = Field(
+    final_seeds: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="New seeds that each of the best evaluate.top_k trials is trained with before one wins; 0: none."
     )
 
@@ -227,42 +236,52 @@ class Cluster(Section):
     slots_per_device: PositiveInt | None = Field(None, description="Overrides the planner's number.")
     max_slots: PositiveInt | None = Field(None, description="Trials at once over the whole cluster.")
     max_gpus: PositiveInt | None = Field(None, description="GPUs used over the whole cluster, the largest first.")
-    gpu_classes: Annotated[list[str], Field(min_length=1)] | None = Field(
+    gpu_classes: Annotated[list[ClassName], Field(min_length=1)] | None = Field(
         None, description="Only GPUs of these classes are used: T4, A100-40, ...; A100 is any A100."
     )
-    prefer_gpu_classes: Annotated[list[str], Field(min_length=1)] | None = Field(
+    prefer_gpu_classes: Annotated[list[ClassName], Field(min_length=1)] | None = Field(
         None, description="GPUs of these classes come first where max_gpus or max_slots leaves some out."
     )
     simulate: bool = Field(
         False, description="Nodes without GPUs that claim a GPU class (Ray's resources) are planned as if they had it."
     )
-    simulated_limits_gib: dict[str, PositiveFloat] = Field(
+    simulated_limits_gib: dict[ClassName, PositiveFloat] = Field(
         {}, description="Memory that simulated devices of a class turn out to have, whatever was planned."
     )
     cpus_per_slot: PositiveInt | None = Field(None, description="CPU threads of one trial. Null: the planner's.")
     memory_safety_factor: Annotated[float, Field(ge=1, le=3)] = 1.1
-    lease_timeout_s: PositiveFloat = Field(60.0, description="A trial nobody asks for this long loses its slot.")
-    heartbeat_timeout_s: PositiveFloat = Field(
+    lease_timeout_s: Seconds = Field(60.0, description="A trial nobody asks for this long loses its slot.")
+    heartbeat_timeout_s: Seconds = Field(
         60.0, description="An executor that answers nothing for this long is killed and replaced."
     )
-    progress_timeout_s: PositiveFloat = Field(
+    progress_timeout_s: Seconds = Field(
         1800.0, description="So is one that trains, starts or scores, and makes no progress for this long."
     )
     keep_trial_state: bool = Field(
         True, description="Write each trial's state at its reports, so that it can go on after a crash."
     )
     max_trial_retries: Annotated[int, Field(ge=0)] = 2
-    scale_up: Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = Field(
+    scale_up: Annotated[dict[ResourceName, PositiveFloat], Field(min_length=1)] | None = Field(
         None,
         description="Ray's autoscaler is asked for devices while trials wait, and let go after; one device in Ray's "
         "words, as {GPU: 1}.",
     )
-    drain_timeout_s: PositiveFloat = Field(
+    drain_timeout_s: Seconds = Field(
         600.0, description="A node that drains without a deadline of its own ends its executors after this long."
     )
-    idle_timeout_s: PositiveFloat = Field(
+    idle_timeout_s: Seconds = Field(
         60.0, description="With scale_up: an executor that nobody has used for this long ends, so that its node can go."
     )
+
+    @field_validator("scale_up")
+    @classmethod
+    def _scale_up_is_in_rays_words(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for name, amount in (value or {}).items():
+            if name not in RAY_RESOURCES and name.lower() in _RAY_RESOURCES_BY_WORD:
+                raise ValueError(f"must name resources as Ray does, {_RAY_RESOURCES_BY_WORD[name.lower()]}, got {name}")
+            if amount > 1 and amount != int(amount):
+                raise ValueError(f"must ask for whole numbers above 1, as Ray does, got {name}: {amount:g}")
+        return value
 
     @field_validator("packing", mode="before")
     @classmethod

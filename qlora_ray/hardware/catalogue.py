@@ -10,13 +10,17 @@ import re
 from dataclasses import dataclass
 
 from qlora_ray.errors import ConfigError
-from qlora_ray.formats import MIB
+from qlora_ray.formats import MIB, format_count, shorten
 from qlora_ray.hardware.device import DeviceProfile
 from qlora_ray.hardware.memory_counts import context_bytes_of
 
 # A device that is called as one in the catalogue is that one if its memory is so near: an A100 of 40 or of 80 GB, a
 # V100 of 16 or of 32.
 SAME_MEMORY_SHARE = 0.15
+# A plan lists every GPU. A choice: more than the largest pools have, and planned in seconds.
+MAX_GPUS = 10_000
+# Of a name in a message.
+MAX_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,12 @@ def _normalize(text: str) -> str:
 _BY_NAME = {_normalize(spelling): gpu for gpu in CATALOGUE for spelling in (gpu.name, gpu.device_name, *gpu.aliases)}
 
 
-def find_class(name: str) -> GpuClass:
+def find_class(name: str, *, where: str = "GPU class") -> GpuClass:
     """The class that people call so: `T4`, `tesla-t4`, `A100-40GB`, `GeForce-RTX-3090`.
+
+    Args:
+        name: As somebody wrote it.
+        where: What an error begins with: the option or the key that the name stands in.
 
     Raises:
         ConfigError: No class is called so; with the nearest name.
@@ -141,7 +149,7 @@ def find_class(name: str) -> GpuClass:
         return found
     near = difflib.get_close_matches(_normalize(name), _BY_NAME, n=1)
     hint = f" Did you mean {_BY_NAME[near[0]].name}?" if near else ""
-    raise ConfigError(f"GPU class: must be one of {', '.join(gpu.name for gpu in CATALOGUE)}, got {name!r}.{hint}")
+    raise ConfigError(f"{where}: must be one of {', '.join(gpu.name for gpu in CATALOGUE)}, got {name!r}.{hint}")
 
 
 def recognize(device: DeviceProfile) -> GpuClass | None:
@@ -168,15 +176,22 @@ def parse_gpus(text: str) -> list[tuple[GpuClass, int]]:
     """Reads `T4:2,A100-40:1,GTX1650`: classes, each with how many there are (1 unless said).
 
     Raises:
-        ConfigError: A class is not known, or a number is not one.
+        ConfigError: A class is not known, a number is not one, or they are more GPUs than a plan is made for.
     """
     wanted: dict[str, int] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, number = item.partition(":")
-        if number and not (number.strip().isascii() and number.strip().isdigit() and int(number) > 0):
+        number = number.strip()
+        if number and not (number.isascii() and number.isdigit() and number.strip("0")):
             raise ConfigError(f"--gpus: must be like T4:2,A100-40:1, got {item!r}. Write a number above 0.")
-        gpu = find_class(name.strip())
-        wanted[gpu.name] = wanted.get(gpu.name, 0) + int(number or 1)
+        gpu = find_class(name.strip(), where="--gpus")
+        # Python does not read numbers of thousands of digits.
+        digits = number.lstrip("0") or "1"
+        count = int(digits) if len(digits) <= len(str(MAX_GPUS)) else MAX_GPUS + 1
+        wanted[gpu.name] = wanted.get(gpu.name, 0) + count
     if not wanted:
         raise ConfigError(f"--gpus: must name at least one GPU, like T4:2,A100-40:1, got {text!r}.")
+    if sum(wanted.values()) > MAX_GPUS:
+        shown = shorten(text, MAX_SHOWN)
+        raise ConfigError(f"--gpus: must be at most {format_count(MAX_GPUS)} GPUs in all, got {shown!r}. Name fewer.")
     return [(find_class(name), number) for name, number in wanted.items()]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from qlora_ray.config.schema import Cluster
 from qlora_ray.errors import PlacementError
 from qlora_ray.formats import plural
-from qlora_ray.hardware.catalogue import is_called
+from qlora_ray.hardware.catalogue import find_class, is_called
 from qlora_ray.hardware.fitting import NodeDevice
 from qlora_ray.hardware.memory_counts import FRAGMENTATION
 from qlora_ray.hardware.plan import Placement
@@ -20,7 +20,7 @@ def choose_classes(devices: Sequence[NodeDevice], cluster: Cluster) -> tuple[lis
     """Returns the devices whose class `cluster.gpu_classes` allows, and a note on those it leaves out.
 
     Args:
-        devices: All GPUs that trials could run on.
+        devices: All GPUs that trials could run on; CPUs where there is no GPU.
         cluster: The config's section.
 
     Raises:
@@ -29,6 +29,11 @@ def choose_classes(devices: Sequence[NodeDevice], cluster: Cluster) -> tuple[lis
     wanted = cluster.gpu_classes
     if wanted is None:
         return list(devices), []
+    if not any(device.profile.kind == "cuda" for device in devices):
+        raise PlacementError(
+            f"cluster.gpu_classes: one of {', '.join(wanted)} must be there, got no GPU. "
+            "Join a cluster that has one, or leave cluster.gpu_classes null."
+        )
     chosen = [device for device in devices if any(is_called(device.profile, name) for name in wanted)]
     if not chosen:
         there = ", ".join(dict.fromkeys(device.profile.short_name for device in devices))
@@ -42,6 +47,31 @@ def choose_classes(devices: Sequence[NodeDevice], cluster: Cluster) -> tuple[lis
 def is_preferred(device: NodeDevice, cluster: Cluster) -> bool:
     """Whether a device's class is one of `cluster.prefer_gpu_classes`."""
     return any(is_called(device.profile, name) for name in cluster.prefer_gpu_classes or ())
+
+
+def note_unmet(devices: Sequence[NodeDevice], cluster: Cluster) -> list[str]:
+    """What the config wishes of classes that are not there.
+
+    Args:
+        devices: All devices that there are.
+        cluster: The config's section.
+
+    Raises:
+        ConfigError: `simulated_limits_gib` names a class that the catalogue lacks: none can be simulated as it.
+    """
+    for name in cluster.simulated_limits_gib:
+        find_class(name, where="cluster.simulated_limits_gib")
+    gpus = [device.profile for device in devices if device.profile.kind == "cuda"]
+    notes = [
+        f"cluster.prefer_gpu_classes: there is no {name}"
+        for name in dict.fromkeys(cluster.prefer_gpu_classes or ())
+        if not any(is_called(gpu, name) for gpu in gpus)
+    ]
+    if cluster.simulated_limits_gib and not cluster.simulate:
+        notes.append("cluster.simulated_limits_gib: without effect, since cluster.simulate is false")
+    if cluster.simulate and not any(gpu.is_simulated for gpu in gpus):
+        notes.append("cluster.simulate: without effect, since no node without a GPU claims a class of GPUs")
+    return notes
 
 
 def sort_placements(placements: Sequence[Placement]) -> list[Placement]:

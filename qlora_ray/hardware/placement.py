@@ -8,7 +8,14 @@ from dataclasses import replace
 from qlora_ray.config.schema import Cluster, Quantization
 from qlora_ray.errors import PlacementError
 from qlora_ray.formats import plural
-from qlora_ray.hardware.choosing import cap_gpus, cap_slots, choose_classes, is_preferred, sort_placements
+from qlora_ray.hardware.choosing import (
+    cap_gpus,
+    cap_slots,
+    choose_classes,
+    is_preferred,
+    note_unmet,
+    sort_placements,
+)
 from qlora_ray.hardware.cpu_bf16 import name_step
 from qlora_ray.hardware.demand import TrialDemand
 from qlora_ray.hardware.device import NodeProfile
@@ -59,7 +66,8 @@ def plan_placements(
     if not devices:
         raise PlacementError("placement: the cluster must have a node, got none. Start one and retry.")
     gpus = [device for device in devices if device.profile.kind == "cuda"]
-    chosen, class_words = choose_classes(gpus, cluster) if gpus else (devices, [])
+    unmet_words = note_unmet(devices, cluster)
+    chosen, class_words = choose_classes(gpus or devices, cluster)
     answers = [_place_class(members, question) for members in _group_by_class(chosen)]
     refusals = [answer for answer in answers if isinstance(answer, Refusal)]
     placed = [answer for answer in answers if not isinstance(answer, Refusal)]
@@ -73,6 +81,7 @@ def plan_placements(
         *(f"{hostname}: no CPUs for Ray, so no trials there" for hostname in idle),
         *_note_cluster(devices, shape),
         *class_words,
+        *unmet_words,
         *(note for _, class_notes in placed for note in class_notes),
         *gpu_words,
         *cap_words,

@@ -77,19 +77,39 @@ def choose_precision(device: DeviceProfile, *, requested: str = "auto", step: st
                 f"holds to {held}, got {requested}. Set training.precision: auto."
             )
         requested, words = held, f"{HELD_PRECISION_VARIABLE} holds its node to it"
+    asked = BY_CONFIG if held is None else BY_NODE
     if requested == "fp32":
         return PrecisionChoice("fp32", f"fp32: {words}")
     if device.kind == "cpu":
-        return _choose_on_cpu(device, requested, step=step, words=words)
-    return _choose_on_gpu(device, requested, words=words)
+        return _choose_on_cpu(device, requested, step=step, words=words, asked=asked)
+    return _choose_on_gpu(device, requested, words=words, asked=asked)
 
 
-def _choose_on_cpu(device: DeviceProfile, requested: str, *, step: str | None, words: str) -> PrecisionChoice:
+@dataclass(frozen=True)
+class _Asked:
+    """Where a format is asked for, what else than a format may stand there, and what to do where it cannot be."""
+
+    where: str
+    also: tuple[str, ...]
+    remedy: str
+
+    def refuse(self, got: str, why: str, *, allowed: tuple[str, ...], device: str) -> PlacementError:
+        *most, last = (*self.also, *allowed)
+        words = f"{', '.join(most)} or {last}" if most else last
+        return PlacementError(f"{self.where} must be {words} on {device}, got {got}{why}. {self.remedy}")
+
+
+BY_CONFIG = _Asked("training.precision", ("auto",), "Set training.precision: auto.")
+BY_NODE = _Asked(f"{HELD_PRECISION_VARIABLE} of a node", (), "Set it right where Ray is started there.")
+
+
+def _choose_on_cpu(
+    device: DeviceProfile, requested: str, *, step: str | None, words: str, asked: _Asked
+) -> PrecisionChoice:
     if requested == "fp16" or (requested == "bf16" and not device.bf16_flags):
-        allowed = "auto, bf16 or fp32 on a CPU" if device.bf16_flags else "auto or fp32 on a CPU without bf16 units"
-        raise PlacementError(
-            f"training.precision must be {allowed}, got {requested} ({device.name}). Set training.precision: auto."
-        )
+        allowed = ("bf16", "fp32") if device.bf16_flags else ("fp32",)
+        where = "a CPU" if device.bf16_flags else "a CPU without bf16 units"
+        raise asked.refuse(requested, f" ({device.name})", allowed=allowed, device=where)
     if requested == "bf16":
         return PrecisionChoice("bf16", f"bf16: {words}")
     if not device.bf16_flags:
@@ -103,14 +123,12 @@ def _choose_on_cpu(device: DeviceProfile, requested: str, *, step: str | None, w
     return PrecisionChoice("fp32", f"fp32: bf16 measured {measured}, and {LEAST_SPEEDUP}x is asked for")
 
 
-def _choose_on_gpu(device: DeviceProfile, requested: str, *, words: str) -> PrecisionChoice:
+def _choose_on_gpu(device: DeviceProfile, requested: str, *, words: str, asked: _Asked) -> PrecisionChoice:
     capability = device.capability_text
     has_bf16 = device.compute_capability is not None and device.compute_capability >= BF16_COMPUTE_CAPABILITY
     if requested == "bf16" and not has_bf16:
-        raise PlacementError(
-            f"training.precision must be auto, fp16 or fp32 on {device.name}, got bf16: compute capability "
-            f"{capability} only emulates it (8.0 has it). Set training.precision: auto."
-        )
+        why = f": compute capability {capability} only emulates it (8.0 has it)"
+        raise asked.refuse(requested, why, allowed=("fp16", "fp32"), device=device.name)
     if requested == "auto":
         if has_bf16:
             return PrecisionChoice("bf16", f"bf16: compute capability {capability} of {device.name} has it")

@@ -40,7 +40,8 @@ class Forecast:
     """What a sweep will take.
 
     Attributes:
-        num_trials: At most; a grid may have fewer.
+        num_trials: Of the search, at most; a grid may have fewer.
+        num_seed_trials: That `search.final_seeds` adds: of each of the best, and never stopped.
         least_steps: Optimizer steps of a trial with the largest batch of the space; `most_steps`, with the smallest.
         num_samples: Samples that each trial sees if it is not stopped.
         least_tokens: Trained in all, if the scheduler stops as many trials as it can; `most_tokens`, if it stops none.
@@ -51,6 +52,7 @@ class Forecast:
     """
 
     num_trials: int
+    num_seed_trials: int
     least_steps: int
     most_steps: int
     num_samples: int
@@ -72,8 +74,11 @@ class Forecast:
         """Lines for the terminal, at most as wide as the plan's table."""
         steps = _say_range(format_count(self.least_steps), format_count(self.most_steps))
         tokens = _say_range(format_count(self.least_tokens), format_count(self.most_tokens))
+        trials = plural(self.num_trials, "trial")
+        if self.num_seed_trials:
+            trials += f", and up to {format_count(self.num_seed_trials)} of the best with new seeds,"
         lines = [
-            f"{plural(self.num_trials, 'trial')} of {steps} optimizer steps ({format_count(self.num_samples)} samples)",
+            f"{trials} of {steps} optimizer steps ({format_count(self.num_samples)} samples)",
             f"{tokens} tokens trained, up to {format_count(self.evaluation_tokens)} evaluated",
             f"up to {format_bytes(self.disk_bytes)} on disk",
         ]
@@ -107,10 +112,13 @@ def forecast_sweep(facts: PlanFacts, plan: Plan) -> Forecast:
         for corner in facts.extremes
     ]
     tokens_per_sample = min(config.data.max_length, report.lengths["train"].mean)
-    most_tokens = int(search.num_trials * budgets[0].num_samples * tokens_per_sample)
+    num_seed_trials = search.final_seeds * min(config.evaluate.top_k, search.num_trials)
+    num_trials = search.num_trials + num_seed_trials
+    most_tokens = int(num_trials * budgets[0].num_samples * tokens_per_sample)
     validation_tokens = report.num_tokens.get("validation", 0)
-    evaluation_tokens = search.num_trials * search.num_reports * validation_tokens
-    share = least_share(search)
+    evaluation_tokens = num_trials * search.num_reports * validation_tokens
+    # No trial with a new seed is stopped, and where there is a winner at least one trial gets new seeds.
+    share = (search.num_trials * least_share(search) + search.final_seeds) / num_trials
     speeds: dict[str, Speed] = {}
     unknown = []
     for placement in plan.placements:
@@ -125,19 +133,20 @@ def forecast_sweep(facts: PlanFacts, plan: Plan) -> Forecast:
         passes = max(count_passes(placement) for placement in plan.placements)
         work = most_tokens + evaluation_tokens / passes
         # One trial after its start cannot be divided: it takes as long as on the fastest device alone.
-        alone = work / search.num_trials / max(speed.most for speed in speeds.values())
+        alone = work / num_trials / max(speed.most for speed in speeds.values())
         least_s = max(share * work / sum(speed.most for speed in speeds.values()), alone)
         most_s = max(work / sum(speed.least for speed in speeds.values()), least_s)
     num_gpus = sum(item.num_devices for item in plan.placements if item.device_kind == "cuda")
     return Forecast(
         num_trials=search.num_trials,
+        num_seed_trials=num_seed_trials,
         least_steps=min(budget.num_steps for budget in budgets),
         most_steps=max(budget.num_steps for budget in budgets),
         num_samples=budgets[0].num_samples,
         least_tokens=int(share * most_tokens),
         most_tokens=most_tokens,
         evaluation_tokens=evaluation_tokens,
-        disk_bytes=_count_disk_bytes(facts, plan),
+        disk_bytes=_count_disk_bytes(facts, plan, num_trials=num_trials),
         least_s=least_s,
         most_s=most_s,
         least_gpu_hours=None if least_s is None or not num_gpus else least_s * num_gpus / SECONDS_PER_HOUR,
@@ -170,14 +179,13 @@ def least_share(search: Search) -> float:
     return trained / reports
 
 
-def _count_disk_bytes(facts: PlanFacts, plan: Plan) -> int:
+def _count_disk_bytes(facts: PlanFacts, plan: Plan, *, num_trials: int) -> int:
     parameters = max(
         facts.shape.num_adapter_parameters(corner.lora.target_modules, corner.lora.r)
         + len(corner.lora.modules_to_save or ()) * facts.shape.vocab_size * facts.shape.hidden_size
         for corner in facts.extremes
     )
     adapter_bytes = ADAPTER_WEIGHT_BYTES * parameters
-    num_trials = facts.config.search.num_trials
     states = plan.total_slots if facts.config.cluster.keep_trial_state else 0
     return (num_trials + 1 + states * STATE_TENSORS) * adapter_bytes + num_trials * RECORD_BYTES
 

@@ -75,6 +75,7 @@ def write_token(home: Path) -> None:
         (None, "10.0.0.1:6379", "10.0.0.1:6379"),
         ("auto", "10.0.0.1:6379", "auto"),
         (None, "", None),
+        (None, "local", None),  # Ray's word for a private one
     ],
 )
 def test_the_config_names_the_cluster_before_the_environment_does(
@@ -181,3 +182,32 @@ def test_another_problem_of_a_start_is_not_tried_again(fake_ray: FakeRay) -> Non
     with pytest.raises(Exception, match="no space left"), ray_cluster(Cluster()):
         pass
     assert len(fake_ray.starts) == 1
+
+
+@pytest.mark.parametrize(
+    "address", [":6379", "nonsense", "ray://head:10001", "http://head:8265", "head:99999", "head:0", "a b:1", "head:"]
+)
+@pytest.mark.parametrize("where", ["cluster.address", "RAY_ADDRESS"])
+def test_what_is_no_address_of_a_cluster_is_refused_by_where_it_stands(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, address: str, where: str
+) -> None:
+    if where == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    cluster = Cluster(address=address if where == "cluster.address" else None)
+    with pytest.raises(PlacementError, match=rf"^{where}: must be auto or HOST:PORT, .* got '"), ray_cluster(cluster):
+        pass
+    assert not fake_ray.starts
+
+
+def test_a_dead_ray_that_auto_finds_is_refused_without_waiting_for_it(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr(joining.services, "canonicalize_bootstrap_address", lambda _: dead)
+    with (
+        pytest.raises(PlacementError, match=r"must run on this machine, got none"),
+        ray_cluster(Cluster(address="auto")),
+    ):
+        pass
+    assert not fake_ray.starts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from qlora_ray.config.schema import Lora, Section, SweepConfig, Training
+from qlora_ray.config.schema import MAX_SECONDS, Lora, Section, SweepConfig, Training
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
@@ -126,8 +126,13 @@ BOUNDS = [
     ("cluster.idle_timeout_s", 0.1, 0.0),
     ("cluster.heartbeat_timeout_s", 0.1, 0.0),
     ("cluster.progress_timeout_s", 0.1, 0.0),
+    *[
+        (f"cluster.{name}_timeout_s", MAX_SECONDS, 1e300)
+        for name in ("lease", "drain", "idle", "heartbeat", "progress")
+    ],
     ("cluster.max_trial_retries", 0, -1),
     ("search.final_seeds", 0, -1),
+    ("search.final_seeds", 1000, 1001),
     ("model.quantization.method", "int8", "int4"),
     ("model.attn_implementation", "eager", "flex"),
     ("data.format", "alpaca", "csv"),
@@ -146,6 +151,13 @@ BOUNDS = [
     ("cluster.packing", "packed", "fused"),
     ("cluster.gpu_classes", ["T4"], []),
     ("cluster.prefer_gpu_classes", ["T4"], []),
+    ("cluster.gpu_classes", ["T4"], [" "]),
+    ("cluster.prefer_gpu_classes", ["4090"], ["-"]),
+    ("cluster.simulated_limits_gib", {"T4": 0.1}, {"": 1.0}),
+    ("cluster.scale_up", {"GPU": 0.5}, {}),
+    ("cluster.scale_up", {"GPU": 2, "accelerator_type:T4": 0.001}, {"": 1}),
+    ("cluster.scale_up", {"GPU": 1}, {"gpu": 1}),
+    ("cluster.scale_up", {"GPU": 2}, {"GPU": 1.5}),
     ("cluster.simulated_limits_gib", {"T4": 0.1}, {"T4": 0.0}),
     ("training.gradient_checkpointing", "auto", "perhaps"),
     ("evaluate.metrics", ["exact_match"], ["bleu"]),

@@ -8,7 +8,7 @@ import pytest
 
 from qlora_ray.errors import ConfigError
 from qlora_ray.hardware import choose_precision
-from qlora_ray.hardware.catalogue import CATALOGUE, find_class, is_called, parse_gpus, recognize
+from qlora_ray.hardware.catalogue import CATALOGUE, MAX_GPUS, find_class, is_called, parse_gpus, recognize
 
 # developer.nvidia.com/cuda-gpus and /cuda-legacy-gpus ("CUDA GPU Compute Capability"), and the memory of the data
 # sheets in GB. A name here is the one in those tables.
@@ -39,6 +39,8 @@ PUBLISHED = {
     "B200": ((10, 0), 180),
     "GeForce RTX 5090": ((12, 0), 32),
 }
+# More digits than Python reads.
+MANY_DIGITS = "9" * 5000
 # What the driver and ECC keep of the nominal memory: a T4 keeps most (14.56 of 16).
 LEAST_SHARE = 0.90
 
@@ -121,3 +123,16 @@ def test_a_name_without_a_size_is_any_size_and_a_card_that_is_not_listed_is_know
 def test_pascal_trains_in_fp32_volta_and_turing_in_fp16_and_later_ones_in_bf16(gpu):
     expected = {6: "fp32", 7: "fp16"}.get(gpu.compute_capability[0], "bf16")
     assert choose_precision(gpu.to_device()).name == expected
+
+
+@pytest.mark.parametrize("text", [f"T4:{MAX_GPUS + 1}", f"T4:{MAX_GPUS},L4:1", f"T4:{MANY_DIGITS}"])
+def test_more_gpus_than_a_plan_is_made_for_are_refused_at_once(text):
+    with pytest.raises(ConfigError, match=r"^--gpus: must be at most 10,000 GPUs in all, got 'T4:") as caught:
+        parse_gpus(text)
+    assert len(str(caught.value)) < 200
+    assert parse_gpus(f"T4:0{MAX_GPUS}") == [(find_class("T4"), MAX_GPUS)]
+
+
+def test_a_class_that_is_not_known_is_said_of_the_option():
+    with pytest.raises(ConfigError, match=r"^--gpus: must be one of P4, .* got '2xT4'\. Did you mean T4\?"):
+        parse_gpus("2xT4:1")

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_ray.errors import PlacementError
+from qlora_ray.errors import ConfigError, PlacementError
 from qlora_ray.hardware.catalogue import CATALOGUE, find_class
 from qlora_ray.hardware.plan import Plan, RefusedClass
-from tests.unit.hardware_fixtures import DEMAND, GIB, LLAMA_8B, QWEN_3B, QWEN_HALF_B, SHAPES, node, plan
+from tests.unit.hardware_fixtures import DEMAND, GIB, LLAMA_8B, QWEN_3B, QWEN_HALF_B, SHAPES, cpu_node, node, plan
 
 AUTO = replace(DEMAND, gradient_checkpointing="auto")
 
@@ -134,3 +134,26 @@ def test_more_memory_never_gives_fewer_slots_and_shares_stay_within_the_device(m
         fewest = item.slots_per_device
         assert item.num_gpus * item.executors_per_device <= 1
         assert item.needed_bytes * item.executors_per_device <= item.available_bytes <= device.free_memory_bytes
+
+
+def test_classes_that_are_asked_for_where_there_is_no_gpu_are_an_error_and_no_plan_for_cpus():
+    with pytest.raises(PlacementError, match=r"cluster\.gpu_classes: one of T4 must be there, got no GPU\."):
+        plan(cpu_node(num_cpus=2), gpu_classes=["T4"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"prefer_gpu_classes": ["H100", "T4"]}, "cluster.prefer_gpu_classes: there is no H100"),
+        ({"simulated_limits_gib": {"T4": 3}}, "cluster.simulated_limits_gib: without effect, since cluster.simulate"),
+        ({"simulate": True}, "cluster.simulate: without effect, since no node without a GPU claims a class"),
+    ],
+)
+def test_what_the_config_wishes_in_vain_is_noted(settings, words):
+    (note,) = [note for note in plan(POOL, **settings).notes if note.startswith("cluster.")]
+    assert note.startswith(words)
+
+
+def test_a_limit_for_a_class_that_nothing_can_be_simulated_as_is_refused():
+    with pytest.raises(ConfigError, match=r"^cluster\.simulated_limits_gib: must be one of .* got 'T5'"):
+        plan(POOL, simulate=True, simulated_limits_gib={"T5": 3})

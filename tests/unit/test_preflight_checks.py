@@ -180,6 +180,19 @@ def test_a_plan_for_named_gpus_needs_none_of_them_and_says_all_there_is_to_know(
     }
 
 
+def test_a_plan_counts_the_trials_that_final_seeds_add(capsys):
+    found = []
+    for seeds in (0, 2):
+        assert main(["--gpus", "T4", "--json", "--set", f"search.final_seeds={seeds}"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["forecast"])
+    without, with_seeds = found
+    # Two new seeds for each of the best three of twelve.
+    assert (without["num_seed_trials"], with_seeds["num_seed_trials"]) == (0, 6)
+    assert with_seeds["most_tokens"] == without["most_tokens"] * 18 // 12
+    # At least the winner of the search gets new seeds, and no scheduler stops them.
+    assert with_seeds["least_tokens"] == without["least_tokens"] + 2 * without["most_tokens"] // 12
+
+
 def test_a_gpu_that_the_catalogue_lacks_is_said_before_anything_is_read(capsys):
     assert main(["--gpus", "T44", "--set", "model.name=/nowhere"]) == 2
     assert "got 'T44'. Did you mean T4?" in capsys.readouterr().err

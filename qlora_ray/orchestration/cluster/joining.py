@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -31,6 +32,8 @@ from ray._raylet import GcsClient
 GcsClient(address=os.environ["RAY_ADDRESS"]).get_all_node_info(timeout=5)
 """
 TOKEN_BYTES = 32
+MAX_PORT, MAX_PORT_DIGITS = 65_535, 5
+START_OR_NAME = "Start one with `ray start --head`, or name one by its HOST:PORT."
 TOKEN_FILE = Path("~/.ray/auth_token")
 # How Ray 2.60 says that a token is missing or wrong; it stands in the cause of the exception.
 TOKEN_WORDS = ("InvalidAuthToken", "Unauthenticated", "authentication token")
@@ -41,8 +44,12 @@ NO_NODE_WORDS = ("No node info", "Can't find a", "not found in the cluster")
 
 
 @contextmanager
-def ray_cluster(cluster: Cluster) -> Iterator[None]:
+def ray_cluster(cluster: Cluster, *, where: str | None = None) -> Iterator[None]:
     """Joins the cluster the config names, or starts a private one on this machine, for the length of the block.
+
+    Args:
+        cluster: The config's section.
+        where: What named the address; null for `cluster.address`, or RAY_ADDRESS.
 
     Raises:
         PlacementError: If the named cluster cannot be joined, or a private one does not start.
@@ -55,7 +62,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     if address is None:
         _start_private()
     else:
-        _join(address)
+        _join(address, where=where or ("cluster.address" if cluster.address else "RAY_ADDRESS"))
     try:
         yield
     finally:
@@ -64,7 +71,9 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
 
 def find_address(cluster: Cluster) -> str | None:
     """The cluster that a sweep would join: the config's, then that of RAY_ADDRESS; None for a private one."""
-    return cluster.address or os.environ.get("RAY_ADDRESS") or None
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    # Ray's word for a Ray of its own.
+    return None if address == "local" else address or None
 
 
 def _start_private() -> None:
@@ -141,7 +150,8 @@ def _read_auth_settings() -> None:
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _join(address: str) -> None:
+def _join(address: str, *, where: str) -> None:
+    _check_form(address, where=where)
     try:
         _check_listening(address)
         if _has_token() and "RAY_AUTH_MODE" not in os.environ:
@@ -149,7 +159,7 @@ def _join(address: str) -> None:
             _read_auth_settings()
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError, subprocess.TimeoutExpired) as error:
-        raise PlacementError(_explain(address, error)) from None
+        raise PlacementError(_explain(address, error, where=where)) from None
 
 
 def _find_auth_mode(address: str) -> str:
@@ -163,7 +173,7 @@ def _find_auth_mode(address: str) -> str:
         resolved = services.canonicalize_bootstrap_address(address)
     except Exception:
         resolved = None
-    if resolved is None or "://" in address:
+    if resolved is None:
         return "token"
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": resolved}
     command = [sys.executable, "-c", ASK_WITHOUT_TOKEN]
@@ -173,31 +183,52 @@ def _find_auth_mode(address: str) -> str:
     return "token" if answer.returncode else "disabled"
 
 
-def _check_listening(address: str) -> None:
-    """Raises OSError if nothing answers at a `host:port`; other forms are Ray's to judge."""
+def _check_form(address: str, *, where: str) -> None:
+    """Raises PlacementError for what is neither `auto` nor `HOST:PORT`.
+
+    Ray logs a traceback of some of them, waits 30 s at a Ray Client's (`ray://`), and then says what it was not asked.
+    The driver is a process of a node: a client's would not do.
+    """
     host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
+    is_port = port.isascii() and port.isdigit() and 0 < len(port) <= MAX_PORT_DIGITS and 0 < int(port) <= MAX_PORT
+    if address == "auto" or (is_port and re.fullmatch(r"[\w.%-]+|\[[\w.:%]+\]|[\da-fA-F:]+", host)):
+        return
+    raise PlacementError(
+        f"{where}: must be auto or HOST:PORT, the address that `ray start --head` prints, got {address!r}. Write it so."
+    )
+
+
+def _check_listening(address: str) -> None:
+    """Raises OSError if nothing answers at a `host:port`.
+
+    `auto` may be what a Ray that died has left written down; Ray would try that for minutes.
+    """
+    resolved = services.canonicalize_bootstrap_address(address) if address == "auto" else address
+    host, _, port = (resolved or "").rpartition(":")
+    if port:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
             pass
 
 
-def _explain(address: str, error: Exception) -> str:
+def _explain(address: str, error: Exception, *, where: str) -> str:
     """One line of why a cluster cannot be joined, and what to do."""
     words = _all_words(error)
     if any(word in words for word in TOKEN_WORDS):
         found = "a token that it does not know" if _has_token() else "none"
         return (
-            f"cluster.address: the Ray cluster at {address} must be joined with its token, got {found}. "
+            f"{where}: the Ray cluster at {address} must be joined with its token, got {found}. "
             f"Copy {TOKEN_FILE} from the head node to this one, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
         )
     if any(word in words for word in NO_NODE_WORDS):
         return (
-            f"cluster.address: this machine must be a node of the Ray cluster at {address}, got none here. "
+            f"{where}: this machine must be a node of the Ray cluster at {address}, got none here. "
             f"Run `ray start --address={address}` on it, or start the sweep on a node."
         )
+    if address == "auto":
+        return f"{where}: a node of a Ray cluster must run on this machine, got none. {START_OR_NAME}"
     return (
-        f"cluster.address: no Ray cluster can be joined at {address}: {first_line(error)} "
-        "Start one with `ray start --head`, or leave cluster.address null and RAY_ADDRESS unset."
+        f"{where}: no Ray cluster can be joined at {address}: {first_line(error).rstrip('.')}. "
+        f"Start one there with `ray start --head`, or name another."
     )
 
 
