@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qlora_ray.search.space import SearchSpace
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
-# How long a Ray that nothing ran in may take to end.
+# How long the end of the process waits for a Ray that nothing ran in.
 RAY_END_S = 1.0
 
 
@@ -57,8 +57,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 0: a winner, 1: none, 2: bad input or a failed export, 130 or 143: stopped."""
+def main(argv: list[str] | None = None, *, ray_end_s: float | None = None) -> int:
+    """Runs the command; returns 0: a winner, 1: none, 2: bad input or a failed export, 130 or 143: stopped.
+
+    Args:
+        argv: The command line; None: this process's own.
+        ray_end_s: How long a Ray that is still starting, after a failed check or Ctrl-C, is waited for. None: to its
+            end, since two in one process break each other. A process that ends anyway takes it along.
+    """
     from qlora_ray.orchestration.cluster.starting import RayStart
 
     arguments = make_parser().parse_args(argv)
@@ -66,9 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run_command(lambda: _run(arguments, ray_start), has_own_signals=True)
     finally:
-        # One that is still starting, after a failed check or Ctrl-C, ends with this process.
         with contextlib.suppress(KeyboardInterrupt):
-            ray_start.end(RAY_END_S)
+            ray_start.end(ray_end_s)
 
 
 def _run(arguments: argparse.Namespace, ray_start: RayStart) -> int:
@@ -199,4 +204,4 @@ def _preview(config: SweepConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(ray_end_s=RAY_END_S))

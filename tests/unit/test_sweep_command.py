@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import signal
@@ -15,6 +16,21 @@ from qlora_ray.orchestration import driver
 from qlora_ray.preflight import checks as preflight
 from qlora_ray.runs.records import Summary, SweepStatus
 from tests.exporting_fixtures import write_sweep
+
+
+@pytest.fixture(autouse=True)
+def rays(monkeypatch):
+    """No Ray starts here: what was done with those that would have, in order."""
+    done = []
+
+    @contextlib.contextmanager
+    def pretend(cluster):
+        done.append("up")
+        yield
+        done.append("down")
+
+    monkeypatch.setattr("qlora_ray.orchestration.cluster.joining.ray_cluster", pretend)
+    return done
 
 
 @pytest.fixture
@@ -40,6 +56,21 @@ def ended(tmp_path, monkeypatch):
 
 def run(root, *options):
     return sweep.main(["--resume", str(root), *map(str, options)])
+
+
+def test_a_ray_that_was_begun_has_ended_when_the_command_returns(ended, rays, capfd):
+    assert run(ended()) == 0
+    assert rays == ["up", "down"]
+
+
+def test_a_check_that_fails_leaves_no_ray(ended, rays, monkeypatch, capfd):
+    def fail(config, space):
+        raise RunError("data: no such file")
+
+    root = ended()
+    monkeypatch.setattr(preflight, "check_sweep", fail)
+    assert run(root) == 2
+    assert rays == ["up", "down"]
 
 
 @pytest.mark.parametrize(
