@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,8 +95,11 @@ def run_sweep(
     # The folder is only removed while its lock is ours: another sweep may have taken its name.
     with paths.lock():
         try:
-            with noise_to(paths.logs / "driver.log") as console:
-                return _run_or_explain(
+            with (
+                noise_to(paths.logs / "driver.log") as console,
+                _explained(paths, console=console, started=started),
+            ):
+                return _run(
                     preflight,
                     paths=paths,
                     is_resume=is_resume,
@@ -114,27 +117,11 @@ def run_sweep(
             raise
 
 
-def _run_or_explain(
-    preflight: Preflight,
-    *,
-    paths: SweepPaths,
-    is_resume: bool,
-    is_exported: bool,
-    ray_start: RayStart,
-    console: Console,
-    started: _Started,
-) -> Summary:
-    """Runs the sweep; what is nobody's bad input becomes a SweepFailed, with its traceback in the log."""
+@contextlib.contextmanager
+def _explained(paths: SweepPaths, *, console: Console, started: _Started) -> Iterator[None]:
+    """What is nobody's bad input becomes a SweepFailed, with its traceback in the log."""
     try:
-        return _run(
-            preflight,
-            paths=paths,
-            is_resume=is_resume,
-            is_exported=is_exported,
-            ray_start=ray_start,
-            console=console,
-            started=started,
-        )
+        yield
     except QloraRayError as error:
         # From an actor it comes as Ray's, whose text is the remote traceback.
         there = getattr(error, "cause", None)
