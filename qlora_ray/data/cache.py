@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 CACHE_VERSION = 1  # raise it when the same input gives other tokens or another report
 FOLDER_NAME_LENGTH = 32  # hex digits of the fingerprint
 REPORT_NAME = "report.json"
-
-
-def default_cache_dir() -> Path:
-    """`$QLORA_RAY_CACHE`, or `~/.cache/qlora_ray`."""
-    return Path(os.environ.get("QLORA_RAY_CACHE") or "~/.cache/qlora_ray").expanduser()
 
 
 def compute_fingerprint(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_ray.config.schema import Columns, Data
-from qlora_ray.data.cache import compute_fingerprint, default_cache_dir, load_prepared, save_prepared
+from qlora_ray.data.cache import compute_fingerprint, load_prepared, save_prepared
 from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.formats import Conversion, convert_rows
 from qlora_ray.data.report import DataReport, LengthStats, PreparedData
@@ -18,6 +18,7 @@ from qlora_ray.data.splits import find_overlap, hold_out
 from qlora_ray.data.templates import Template, choose_template
 from qlora_ray.data.tokenizing import SplitCounts, TokenizedSplit, tokenize_split
 from qlora_ray.errors import DataError
+from qlora_ray.runs.paths import default_cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -178,7 +178,7 @@ def parse_gpus(text: str) -> list[tuple[GpuClass, int]]:
     Raises:
         ConfigError: A class is not known, a number is not one, or they are more GPUs than a plan is made for.
     """
-    wanted: dict[str, int] = {}
+    wanted: dict[GpuClass, int] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, number = item.partition(":")
         number = number.strip()
@@ -188,10 +188,10 @@ def parse_gpus(text: str) -> list[tuple[GpuClass, int]]:
         # Python does not read numbers of thousands of digits.
         digits = number.lstrip("0") or "1"
         count = int(digits) if len(digits) <= len(str(MAX_GPUS)) else MAX_GPUS + 1
-        wanted[gpu.name] = wanted.get(gpu.name, 0) + count
+        wanted[gpu] = wanted.get(gpu, 0) + count
     if not wanted:
         raise ConfigError(f"--gpus: must name at least one GPU, like T4:2,A100-40:1, got {text!r}.")
     if sum(wanted.values()) > MAX_GPUS:
         shown = shorten(text, MAX_SHOWN)
         raise ConfigError(f"--gpus: must be at most {format_count(MAX_GPUS)} GPUs in all, got {shown!r}. Name fewer.")
-    return [(find_class(name), number) for name, number in wanted.items()]
+    return list(wanted.items())

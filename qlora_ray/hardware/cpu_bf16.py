@@ -18,6 +18,7 @@ from qlora_ray.errors import RunError
 from qlora_ray.hardware.shape import ModelShape
 from qlora_ray.runs.files import read_json, write_json
 from qlora_ray.runs.locks import locked_file
+from qlora_ray.runs.paths import default_cache_dir
 
 # A node's environment may hold it to a format: read where the node is probed and where its executors start.
 HELD_PRECISION_VARIABLE = "QLORA_RAY_PRECISION"
@@ -62,8 +63,8 @@ def name_processor(cpu_name: str, flags: tuple[str, ...]) -> str:
 
 
 def cache_path() -> Path:
-    """The file of measurements, in `$QLORA_RAY_CACHE` or `~/.cache/qlora_ray`."""
-    return Path(os.environ.get("QLORA_RAY_CACHE") or "~/.cache/qlora_ray").expanduser() / CACHE_NAME
+    """The file of measurements, in the user's cache."""
+    return default_cache_dir() / CACHE_NAME
 
 
 def read_speedups(processor: str, *, path: Path | None = None) -> dict[str, float]:

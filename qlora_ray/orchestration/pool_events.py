@@ -10,9 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from qlora_ray.errors import PoolLost
-from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.ray_errors import pool_lost
 from qlora_ray.orchestration.searcher import StudySearcher
 from qlora_ray.orchestration.stopping import SearchStop
 
@@ -64,7 +63,7 @@ class PoolEvents:
             try:
                 await self._read(EVENT_POLL_S)
             except RayError as error:
-                raise PoolLost(f"the pool is gone: {describe_death(error)}") from None
+                raise pool_lost(error) from None
 
     async def read_rest(self) -> None:
         """Reads what came since the last look."""

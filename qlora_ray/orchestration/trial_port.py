@@ -7,10 +7,10 @@ from typing import Any, Protocol, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
-from qlora_ray.errors import PoolLost, QloraRayError
+from qlora_ray.errors import QloraRayError
 from qlora_ray.orchestration.executor.admission import LeaseLost
-from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease, LeaseNeeds
+from qlora_ray.orchestration.ray_errors import describe_death, pool_lost
 from qlora_ray.training.engine import Report, TrialSpec
 
 AnyAnswer = TypeVar("AnyAnswer")
@@ -110,7 +110,7 @@ async def _of_pool(call: Awaitable[AnyAnswer]) -> AnyAnswer:
     except RayTaskError as error:
         raise _own_error(error) from None
     except RayError as error:
-        raise PoolLost(f"the pool is gone: {describe_death(error)}") from None
+        raise pool_lost(error) from None
 
 
 async def _of_executor(call: Awaitable[AnyAnswer]) -> AnyAnswer:

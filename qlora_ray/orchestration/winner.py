@@ -16,10 +16,10 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData
 from qlora_ray.errors import ExecutorsLost, NoExecutors, SweepFailed, first_line
 from qlora_ray.modeling.loading import load_tokenizer
-from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.orchestration.final_seeds import SeedGroup, find_finalists, group_seeds
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.pool.calls import ask_pool
+from qlora_ray.orchestration.ray_errors import describe_death
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs import SweepPaths, write_json
 from qlora_ray.runs.files import append_line

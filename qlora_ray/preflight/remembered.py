@@ -16,7 +16,6 @@ from typing import Any
 
 import qlora_ray
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.data.cache import default_cache_dir
 from qlora_ray.data.report import DataReport
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import ModelShape
@@ -24,6 +23,7 @@ from qlora_ray.hardware.probe import find_versions
 from qlora_ray.modeling.loading import resolve_model_name
 from qlora_ray.preflight.planning import PlanFacts
 from qlora_ray.runs.files import read_json, write_json
+from qlora_ray.runs.paths import default_cache_dir
 from qlora_ray.search.space import SearchSpace
 
 FOLDER = "plans"

@@ -210,6 +210,11 @@ class SweepPaths:
             )
 
 
+def default_cache_dir() -> Path:
+    """Where what can be made again is kept for the user's next sweep: `$QLORA_RAY_CACHE`, or `~/.cache/qlora_ray`."""
+    return Path(os.environ.get("QLORA_RAY_CACHE") or "~/.cache/qlora_ray").expanduser()
+
+
 def trial_id_of(number: int) -> str:
     """The id of a trial: its number in the study, four digits, so that folders sort."""
     return f"{number:04d}"

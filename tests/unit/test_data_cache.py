@@ -7,8 +7,9 @@ import pytest
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data import preparation, prepare_data
-from qlora_ray.data.cache import compute_fingerprint, default_cache_dir, load_prepared
+from qlora_ray.data.cache import compute_fingerprint, load_prepared
 from qlora_ray.errors import DataError
+from qlora_ray.runs.paths import default_cache_dir
 from tests.unit.data_tokenizer import CHATML, build_byte_level
 
 

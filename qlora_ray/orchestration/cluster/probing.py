@@ -15,10 +15,10 @@ import ray
 from ray.exceptions import RayError
 
 from qlora_ray import __version__
-from qlora_ray.errors import first_line
 from qlora_ray.hardware import NodeProfile, probe_node
 from qlora_ray.hardware.simulation import read_claims
 from qlora_ray.orchestration.cluster.nodes import RayNode, list_nodes, on_node, own_node_id
+from qlora_ray.orchestration.ray_errors import describe_death
 
 # Of all nodes together: a worker process starts, imports torch and opens each GPU.
 PROBE_TIMEOUT_S = 120.0
@@ -134,7 +134,7 @@ def read_answer(probe: Probe, *, is_late: bool, timeout_s: float) -> NodeProfile
     try:
         answer = ray.get(probe.answer)
     except (RayError, RuntimeError) as error:
-        return LeftOut(probe.node, f"it could not be asked what it is: {_last_line(error)}")
+        return LeftOut(probe.node, f"it could not be asked what it is: {describe_death(error)}")
     if problem := answer.get("problem"):
         return LeftOut(probe.node, problem)
     return describe_node(probe.node, NodeProfile.from_dict(answer["profile"]))
@@ -197,9 +197,3 @@ def _make_question() -> Any:
         return {"profile": probe_node().to_dict()}
 
     return question
-
-
-def _last_line(error: BaseException) -> str:
-    """The end of what Ray says of a task that failed: its own words come after the remote traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else first_line(error)

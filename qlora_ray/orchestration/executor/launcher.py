@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayTaskError
 
-from qlora_ray.errors import QloraRayError
 from qlora_ray.hardware import NodeProfile, Placement, Plan
 from qlora_ray.orchestration.cluster.nodes import on_node
 from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
@@ -17,8 +15,6 @@ from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
 # Calls an executor serves at once beside one long poll per slot: describe, wait_change, heartbeat, and a few at a time
 # of admit, evict and preempt.
 SPARE_CALLS = 8
-# How Ray's account of an actor that failed to start names our exceptions.
-OUR_ERRORS = "qlora_ray.errors."
 
 
 @dataclass(frozen=True)
@@ -99,30 +95,6 @@ class RayLauncher:
     def kill(self, executor: Any) -> None:
         """See Launcher."""
         ray.kill(executor)
-
-
-def describe_death(error: Exception) -> str:
-    """One line of why an executor ended: its own error if it raised one, else Ray's account."""
-    cause = _cause_of(error)
-    if isinstance(cause, QloraRayError):
-        return str(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Ray appends the remote traceback to the message; the exception itself is its last line.
-    last = lines[-1] if lines else type(error).__name__
-    return last.split(": ", 1)[1] if last.startswith(OUR_ERRORS) else last
-
-
-def is_ours(error: Exception) -> bool:
-    """Whether an executor ended by an error of ours, which would come again: a base that cannot be loaded, say."""
-    lines = str(error).strip().splitlines()
-    return isinstance(_cause_of(error), QloraRayError) or (bool(lines) and lines[-1].startswith(OUR_ERRORS))
-
-
-def _cause_of(error: Exception) -> BaseException:
-    """The exception an actor raised, where Ray carries it: as the cause of a task, or in a failed creation."""
-    if isinstance(error, RayTaskError):
-        return error.cause
-    return error
 
 
 def _most_slots(planned: Placement, plan: Plan | None) -> int:

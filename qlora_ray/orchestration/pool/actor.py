@@ -12,7 +12,7 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import NoExecutors, NoFittingDevice
-from qlora_ray.orchestration.executor.launcher import ExecutorSpec, Launcher, describe_death, is_ours
+from qlora_ray.orchestration.executor.launcher import ExecutorSpec, Launcher
 from qlora_ray.orchestration.pool.feed import EventFeed
 from qlora_ray.orchestration.pool.machine import PoolMachine
 from qlora_ray.orchestration.pool.messages import (
@@ -49,6 +49,7 @@ from qlora_ray.orchestration.pool.messages import (
 )
 from qlora_ray.orchestration.pool.planned_seats import make_seats
 from qlora_ray.orchestration.pool.terms import PoolTerms
+from qlora_ray.orchestration.ray_errors import describe_death, is_ours
 
 # The timer of an idle machine.
 LONGEST_SLEEP_S = 60.0

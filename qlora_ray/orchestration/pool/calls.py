@@ -9,8 +9,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import ModelError, NoExecutors, PoolLost, SweepInterrupted
-from qlora_ray.orchestration.executor.launcher import describe_death
 from qlora_ray.orchestration.executor.usage import wait_share
+from qlora_ray.orchestration.ray_errors import pool_lost
 
 
 def ask_pool(pool: Any, method: str) -> Any:
@@ -25,7 +25,7 @@ def ask_pool(pool: Any, method: str) -> Any:
     except RayTaskError:
         raise
     except RayError as error:
-        raise PoolLost(f"the pool is gone: {describe_death(error)}") from None
+        raise pool_lost(error) from None
 
 
 def wait_ready(pool: Any) -> None:
