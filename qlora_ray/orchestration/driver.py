@@ -229,8 +229,7 @@ def _run(
         console.end_progress()
         if lost is not None:
             raise SweepInterrupted(
-                f"{paths.root}: {lost} Its running trials are interrupted. "
-                f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
+                f"{paths.root}: {lost} Its running trials are interrupted. Go on with: {paths.resume_command}"
             )
         if unscored is not None:
             raise unscored

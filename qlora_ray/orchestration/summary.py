@@ -173,9 +173,9 @@ def print_next_steps(
         if not is_exported:
             console.line(f"export    {export_command(paths, to=Path(f'{paths.name}-winner'))}")
     if summary.status is SweepStatus.INTERRUPTED:
-        console.line(f"stopped. Go on with: python -m qlora_ray.sweep --resume {root}")
+        console.line(f"stopped. Go on with: {paths.resume_command}")
     elif entries := ledger.resumable():
-        console.line(f"{plural(len(entries), 'trial')} can go on: python -m qlora_ray.sweep --resume {root}")
+        console.line(f"{plural(len(entries), 'trial')} can go on: {paths.resume_command}")
         by_cause: dict[str, list[str]] = {}
         for entry in entries:
             by_cause.setdefault(entry.cause or entry.state, []).append(entry.id)

@@ -153,7 +153,7 @@ def _workers_of_one_class(paths: SweepPaths, pool: Any) -> list[Any]:
 def _no_executor(paths: SweepPaths, reason: str) -> ExecutorsLost:
     return ExecutorsLost(
         f"{paths.root}: no executor is left to train or score on: {reason.rstrip('.')}. "
-        f"Go on with: python -m qlora_ray.sweep --resume {paths.root}"
+        f"Go on with: {paths.resume_command}"
     )
 
 

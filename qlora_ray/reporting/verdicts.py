@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 
 from qlora_ray.formats import (
@@ -21,13 +20,13 @@ from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import base_validation_loss
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import Trial
+from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.records import SweepStatus, TrialStatus
 from qlora_ray.runs.score_records import ScoreRecord
 from qlora_ray.scoring.comparison import LOSS, Comparison
 from qlora_ray.scoring.details import Details, count_answers, describe_details, describe_sampling, tabulate_details
 
 TONES: dict[str, Tone] = {"better": "good", "no different": "warn", "worse": "bad"}
-RESUME = "python -m qlora_ray.sweep --resume {root}"
 
 
 def headline_of(story: Story) -> tuple[str, Tone]:
@@ -134,7 +133,7 @@ def _how_to_go_on(story: Story) -> list[Block]:
         words = f"{plural(len(story.resumable), 'trial')} can go on:"
     else:
         return []
-    return [Words(words), Code(RESUME.format(root=shlex.quote(str(story.root))))]
+    return [Words(words), Code(SweepPaths(story.root).resume_command)]
 
 
 def show_comparisons(comparisons: Sequence[Comparison], *, name: str, base: str, tuned: str) -> list[Block]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import time
@@ -71,6 +72,11 @@ class SweepPaths:
     def name(self) -> str:
         """The sweep's name."""
         return self.root.name
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the sweep, as it is typed into a shell."""
+        return f"python -m qlora_ray.sweep --resume {shlex.quote(str(self.root))}"
 
     @property
     def manifest(self) -> Path:
@@ -157,7 +163,7 @@ class SweepPaths:
         if is_used:
             raise RunError(
                 f"results.name: {self.root} is already used. Choose another results.name, "
-                f"or go on with it: python -m qlora_ray.sweep --resume {self.root}"
+                f"or go on with it: {self.resume_command}"
             )
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -152,3 +153,9 @@ def test_a_look_at_the_lock_does_not_stop_a_sweep_from_starting(paths, monkeypat
         monkeypatch.setattr("qlora_ray.runs.paths.time.sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
         with paths.lock():
             assert paths.is_held()
+
+
+def test_the_command_that_resumes_can_be_typed_whatever_the_folder_is_called() -> None:
+    assert SweepPaths(Path("results/a")).resume_command == "python -m qlora_ray.sweep --resume results/a"
+    words = shlex.split(SweepPaths(Path("results/my sweep")).resume_command)
+    assert words[-2:] == ["--resume", "results/my sweep"]
