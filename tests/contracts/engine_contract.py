@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,117 +12,23 @@ import pytest
 import torch
 from peft import PeftModel
 
-from qlora_ray.config.schema import Data, Lora, Model, Precision, Training
-from qlora_ray.data import PreparedData, prepare_data
-from qlora_ray.hardware.cpu_bf16 import read_bf16_flags
-from qlora_ray.modeling.loading import LoadedBase, load_base, load_tokenizer
-from qlora_ray.modeling.quantization import specify_quantization
-from qlora_ray.training.budget import make_budget
+from qlora_ray.data import PreparedData
+from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED, Engine, Preemption, Report, TrialSpec
-from tests.contracts.plain_torch import plain_training_losses, plain_validation_loss
-
-NUM_REPORTS = 3
-BATCH = 4
-NUM_STEPS = 9
-# How far from fp32 the losses of a trial may be in bf16 on a CPU, relative: measured 0.1 to 0.65 % here, in both
-# engines. bf16 has 8 bits of significand, so that each product is off by up to 0.4 %.
-BF16_TOLERANCE = 0.01
-needs_bf16 = pytest.mark.skipif(
-    not read_bf16_flags(), reason="this processor has neither avx512_bf16 nor amx_bf16, and would emulate bf16"
+from qlora_ray.training.engine import UNEVALUATED, Engine, Report
+from tests.contracts.bench import (
+    NO_ROOM,
+    NUM_REPORTS,
+    NUM_STEPS,
+    Bench,
+    hash_weights,
+    load_nf4,
+    losses,
+    make_spec,
+    run_trial,
+    run_until_preempted,
 )
-
-# What torch 2.13 raises where a GPU and where a CPU has no room, and what a trial's failure says of it.
-NO_ROOM = [
-    (torch.OutOfMemoryError("CUDA out of memory: 1 GiB."), "CUDA out of memory: 1 GiB."),
-    (
-        RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"),
-        "DefaultCPUAllocator: can't allocate memory",
-    ),
-]
-
-
-@dataclass
-class Bench:
-    """A base and rows that all tests of a module share."""
-
-    base: LoadedBase
-    data: PreparedData
-
-
-@pytest.fixture(scope="module")
-def bench() -> Bench:
-    """The embedded base in NF4, 40 training rows and 12 validation rows."""
-    torch.set_num_threads(1)
-    model = Model()
-    data = prepare_data(Data(max_train_rows=40, max_validation_rows=12), tokenizer=load_tokenizer(model), data_seed=7)
-    return Bench(load_nf4(), data)
-
-
-def load_nf4(precision: Precision = "fp32") -> LoadedBase:
-    """A fresh embedded base in NF4 with double quantization, computing in this format."""
-    model = Model()
-    spec = specify_quantization(model.quantization, compute_dtype=precision)
-    return load_base(model, quantization=spec, device="cpu")
-
-
-def make_spec(
-    trial_id: str = "0000", *, lora: dict[str, Any] | None = None, num_reports: int = NUM_REPORTS, **training: Any
-) -> TrialSpec:
-    """A trial of NUM_STEPS steps of BATCH rows and NUM_REPORTS reports."""
-    values: dict[str, Any] = {
-        "learning_rate": 2e-3,
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": 1,
-        "max_samples": NUM_STEPS * BATCH,
-        "optim": "adamw_torch",
-        **training,
-    }
-    config = Training(**values)
-    budget = make_budget(config, num_train_rows=40, num_reports=num_reports)
-    return TrialSpec(trial_id, Lora(**{"r": 8, "lora_dropout": 0.1, **(lora or {})}), config, budget)
-
-
-def run_trial(
-    engine: Engine, spec: TrialSpec, *, state: TrialState | None = None, num_reports: int = NUM_REPORTS
-) -> list[Report]:
-    """Admits a trial and lets it go on until it ended or reported so often; it is still there afterwards."""
-    engine.admit(spec, state)
-    reports: list[Report] = []
-    while len(reports) < num_reports:
-        reports.extend(engine.advance())
-        if reports[-1].is_final:
-            break
-        if len(reports) < num_reports:
-            engine.proceed(spec.trial_id)
-    return reports
-
-
-def run_until_preempted(engine: Engine, spec: TrialSpec) -> tuple[list[Report], Preemption]:
-    """Admits a trial and lets it go on until it is put off; its reports until then, and why."""
-    engine.admit(spec)
-    reports: list[Report] = []
-    while True:
-        for event in engine.advance():
-            if isinstance(event, Preemption):
-                return reports, event
-            assert not event.is_final, event
-            reports.append(event)
-            engine.proceed(spec.trial_id)
-
-
-def losses(reports: list[Report]) -> list[tuple[float, float]]:
-    """(eval_loss, train_loss) of each report."""
-    return [(report.metrics["eval_loss"], report.metrics["train_loss"]) for report in reports]
-
-
-def hash_weights(base: LoadedBase) -> str:
-    """A digest of every frozen byte: packed weights, and all tensors of their quantization states."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(base.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+from tests.contracts.plain_torch import plain_training_losses, plain_validation_loss
 
 
 class EngineContract:
@@ -137,11 +41,6 @@ class EngineContract:
     def watch_steps(self, monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
         """Has `do` called with the number of each step that a trial takes, while it takes it, in every engine."""
         raise NotImplementedError
-
-    @pytest.fixture(scope="class")
-    def bf16_base(self) -> LoadedBase:
-        """The base computing in bf16."""
-        return load_nf4("bf16")
 
     @pytest.fixture
     def engine(self, bench: Bench) -> Engine:
@@ -453,62 +352,3 @@ class EngineContract:
         assert tuned.loss == pytest.approx(reports[-1].metrics["eval_loss"], rel=1e-5)
         assert base.loss == pytest.approx(plain_validation_loss(bench.base.model, bench.data), rel=1e-5)
         assert base.num_tokens == tuned.num_tokens
-
-    @needs_bf16
-    @pytest.mark.parametrize("settings", [{"lora": {"lora_dropout": 0.0}}, {"gradient_checkpointing": True}])
-    def test_a_cpu_with_bf16_units_trains_in_bf16_to_the_losses_of_fp32(
-        self, engine: Engine, bench: Bench, bf16_base: LoadedBase, settings: dict[str, Any]
-    ) -> None:
-        whole = run_trial(engine, make_spec(**settings))
-        engine.evict("0000")
-        before = hash_weights(bf16_base)
-        other = self.make_engine(bf16_base, bench.data)
-        reports = run_trial(other, make_spec(**settings))
-        state = other.snapshot("0000")
-        other.evict("0000")
-        assert [report.failure for report in reports] == [None] * NUM_REPORTS
-        assert losses(reports) != losses(whole)
-        for got, expected in zip(losses(reports), losses(whole), strict=True):
-            assert got == pytest.approx(expected, rel=BF16_TOLERANCE)
-        # What does not depend on the format: samples seen, steps, learning rates.
-        for name in ("step", "samples_seen", "learning_rate"):
-            assert [report.metrics[name] for report in reports] == [report.metrics[name] for report in whole]
-        facts = reports[-1].facts
-        assert (facts["precision"], facts["training"]["bf16"], facts["training"]["fp16"]) == ("bf16", True, False)
-        assert facts["effective_batch"] == whole[-1].facts["effective_batch"]
-        # Adapters are fp32, and evaluations between the steps have not repacked the base (bitsandbytes 0.50).
-        assert state is not None and {tensor.dtype for tensor in state.adapter.values()} == {torch.float32}
-        assert not state.loss_scale
-        assert hash_weights(bf16_base) == before
-
-    @needs_bf16
-    @pytest.mark.parametrize("goes_to", ["bf16", "fp32"])
-    def test_a_trial_goes_on_in_another_format(
-        self, engine: Engine, bench: Bench, bf16_base: LoadedBase, tmp_path: Path, goes_to: str
-    ) -> None:
-        whole = run_trial(engine, make_spec())
-        engine.evict("0000")
-        other = self.make_engine(bf16_base, bench.data)
-        first, then = (engine, other) if goes_to == "bf16" else (other, engine)
-        begun = run_trial(first, make_spec(), num_reports=1)
-        state = first.snapshot("0000")
-        assert state is not None
-        state.save(tmp_path / "state")
-        first.evict("0000")
-        rest = run_trial(then, make_spec(), state=TrialState.load(tmp_path / "state"))
-        then.evict("0000")
-        for got, expected in zip(losses(begun + rest), losses(whole), strict=True):
-            assert got == pytest.approx(expected, rel=BF16_TOLERANCE)
-        assert [report.metrics["samples_seen"] for report in begun + rest] == [12, 24, 36]
-
-    def test_adapters_and_moments_are_fp32_in_fp16_too(self, bench: Bench) -> None:
-        # torch can autocast to fp16 on a CPU: the arithmetic of an fp16 GPU, slowly. No plan places trials so.
-        engine = self.make_engine(load_nf4("fp16"), bench.data)
-        reports = run_trial(engine, make_spec(lora={"lora_dropout": 0.0}))
-        state = engine.snapshot("0000")
-        engine.evict("0000")
-        assert reports[-1].failure is None
-        assert reports[-1].facts["training"]["fp16"] is True
-        assert state is not None
-        assert {tensor.dtype for tensor in state.adapter.values()} == {torch.float32}
-        assert {tensor.dtype for tensor in state.optimizer.values() if tensor.is_floating_point()} == {torch.float32}

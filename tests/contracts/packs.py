@@ -11,13 +11,7 @@ from qlora_ray.data import PreparedData
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.engine import EngineEvent, Preemption, Report, TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
-from tests.contracts.engine_contract import (
-    Bench,
-    bench,
-    losses,
-    make_spec,
-    run_trial,
-)
+from tests.contracts.bench import Bench, bench, losses, make_spec, run_trial
 
 __all__ = ["bench"]
 

@@ -15,7 +15,7 @@ from qlora_ray.modeling.loading import LoadedBase, load_tokenizer
 from qlora_ray.training.engine import Report, TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.single.engine import SingleEngine
-from tests.contracts.engine_contract import make_spec, run_trial
+from tests.contracts.bench import make_spec, run_trial
 from tests.contracts.packed_models import ARCHITECTURES, GPT2, load_saved_base, save_random_base
 from tests.contracts.plain_torch import plain_validation_loss
 

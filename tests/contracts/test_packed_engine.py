@@ -15,13 +15,15 @@ from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.packed.schedule import INITIAL_SCALE
 from qlora_ray.training.packed.step import StepOutcome, StepRunner
 from qlora_ray.training.packed.trial import PackedTrial
-from tests.contracts.engine_contract import Bench, EngineContract, bench, load_nf4, losses, make_spec, run_trial
+from tests.contracts.bench import Bench, bench, load_nf4, losses, make_spec, run_trial
+from tests.contracts.engine_contract import EngineContract
 from tests.contracts.packs import MIXED_RANKS, assert_close, run_pack
+from tests.contracts.precision_contract import PrecisionContract
 
 __all__ = ["bench"]
 
 
-class TestPackedEngine(EngineContract):
+class TestPackedEngine(EngineContract, PrecisionContract):
     """The contract suite on PackedEngine."""
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> PackedEngine:

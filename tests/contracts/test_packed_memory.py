@@ -13,15 +13,7 @@ from qlora_ray.training.engine import EngineEvent, Preemption, Report
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.packed.reporting import Reporter
 from qlora_ray.training.packed.step import StepRunner
-from tests.contracts.engine_contract import (
-    NO_ROOM,
-    NUM_STEPS,
-    Bench,
-    bench,
-    losses,
-    make_spec,
-    run_trial,
-)
+from tests.contracts.bench import NO_ROOM, NUM_STEPS, Bench, bench, losses, make_spec, run_trial
 from tests.contracts.packs import (
     MIXED_RANKS,
     NUM_REPORTS,

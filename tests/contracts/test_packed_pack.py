@@ -12,16 +12,7 @@ from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import EngineEvent, Report, TrainingData, TrialSpec
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.single.engine import SingleEngine
-from tests.contracts.engine_contract import (
-    BATCH,
-    Bench,
-    bench,
-    hash_weights,
-    load_nf4,
-    losses,
-    make_spec,
-    run_trial,
-)
+from tests.contracts.bench import BATCH, Bench, bench, hash_weights, load_nf4, losses, make_spec, run_trial
 from tests.contracts.packs import (
     MIXED_RANKS,
     MIXED_SPECS,

@@ -15,7 +15,7 @@ from qlora_ray.modeling.targets import build_skeleton
 from qlora_ray.training.engine import Preemption, TrainingData
 from qlora_ray.training.simulated_memory import SimulatedMemory
 from qlora_ray.training.single.engine import SingleEngine
-from tests.contracts.engine_contract import NUM_STEPS, Bench, bench, losses, make_spec, run_trial
+from tests.contracts.bench import NUM_STEPS, Bench, bench, losses, make_spec, run_trial
 from tests.contracts.packs import MIXED_RANKS, assert_close, make_engine, run_pack
 
 __all__ = ["bench"]

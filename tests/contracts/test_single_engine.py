@@ -14,12 +14,14 @@ from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.training.engine import EngineEvent, Report, TrainingData
 from qlora_ray.training.single import run as sft_run
 from qlora_ray.training.single.engine import SingleEngine
-from tests.contracts.engine_contract import BATCH, NO_ROOM, Bench, EngineContract, bench, losses, make_spec, run_trial
+from tests.contracts.bench import BATCH, NO_ROOM, Bench, bench, losses, make_spec, run_trial
+from tests.contracts.engine_contract import EngineContract
+from tests.contracts.precision_contract import PrecisionContract
 
 __all__ = ["bench"]
 
 
-class TestSingleEngine(EngineContract):
+class TestSingleEngine(EngineContract, PrecisionContract):
     """The contract suite on SingleEngine."""
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> SingleEngine:

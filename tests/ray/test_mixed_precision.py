@@ -21,7 +21,7 @@ from qlora_ray.modeling.loading import read_shape
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.records import Manifest, TrialRecord, read_record
-from tests.contracts.engine_contract import BF16_TOLERANCE
+from tests.contracts.bench import BF16_TOLERANCE
 from tests.e2e.sweeps import started_sweep, write_config
 from tests.ray.small_clusters import small_cluster
 

@@ -1,66 +1,22 @@
-"""ExecutorCore with several slots: trials come, go and are preempted while others train. No test sleeps."""
+"""ExecutorCore with several slots: trials come and go while others train. No test sleeps."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qlora_ray.config.schema import Lora, Training
-from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted, SlotRefused
-from qlora_ray.orchestration.executor.core import ExecutorCore
+from qlora_ray.orchestration.executor.admission import LeaseLost, SlotRefused
 from qlora_ray.runs import SweepPaths
-from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import TrialSpec
 from tests.fake_engine import WAIT_S, FakeEngine, GatedEngine
+from tests.unit.executor_fixtures import MakeCore, ask, index_of, make_core, make_spec
 
-MakeCore = Callable[..., ExecutorCore]
-
-
-@pytest.fixture
-def make_core(tmp_path: Path) -> Iterator[MakeCore]:
-    """Makes cores on one folder; all are closed at the end of the test."""
-    cores: list[tuple[ExecutorCore, FakeEngine]] = []
-    for number in range(4):
-        SweepPaths(tmp_path).trial(f"{number:04d}").root.mkdir(parents=True)
-
-    def make(engine: FakeEngine, **options: Any) -> ExecutorCore:
-        core = ExecutorCore(
-            engine, **{"paths": SweepPaths(tmp_path), "lease_timeout_s": 600, "keep_state": True, **options}
-        )
-        cores.append((core, engine))
-        return core
-
-    yield make
-    for core, engine in cores:
-        if isinstance(engine, GatedEngine):
-            engine.allow(99)
-        core.close()
-
-
-@pytest.fixture
-def ask() -> Iterator[Callable[..., Future[Any]]]:
-    """Calls a function on another thread."""
-    with ThreadPoolExecutor(8) as threads:
-        yield threads.submit
-
-
-def make_spec(trial_id: str, **training: float) -> TrialSpec:
-    """Eight steps, four reports."""
-    config = Training(max_samples=8, gradient_accumulation_steps=1, **training)
-    return TrialSpec(trial_id, Lora(), config, make_budget(config, num_train_rows=8, num_reports=4))
-
-
-def index_of(core: ExecutorCore, trial_id: str, lease_number: int = 1) -> int:
-    """The index of the trial's next report."""
-    report = core.next_report(trial_id, lease_number, timeout_s=WAIT_S)
-    assert report is not None
-    return report.index
+__all__ = ["ask", "make_core"]
 
 
 def test_trials_that_report_at_the_same_moment_each_get_their_own(make_core: MakeCore) -> None:
@@ -244,104 +200,6 @@ def test_a_trial_whose_state_cannot_be_written_fails_alone(make_core: MakeCore, 
     assert report.failure is not None
     assert "cannot be written" in report.failure.message
     assert [index_of(core, "0001") for _ in range(4)] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("keep_state", [True, False])
-def test_a_trial_preempted_for_memory_leaves_its_state_and_frees_its_slot(
-    make_core: MakeCore, tmp_path: Path, keep_state: bool
-) -> None:
-    core = make_core(FakeEngine(3, room=2), keep_state=keep_state)
-    for number in range(2):
-        core.admit(make_spec(f"{number:04d}"), 1)
-        assert index_of(core, f"{number:04d}") == 1
-    core.admit(make_spec("0002"), 1)
-    with pytest.raises(Preempted, match="out of memory with 3 trials"):
-        core.next_report("0002", 1, timeout_s=WAIT_S)
-    assert core.trials() == ["0000", "0001"]
-    assert TrialState.load(SweepPaths(tmp_path).trial("0002").state).trial_id == "0002"
-    assert index_of(core, "0000") == 2
-    core.evict("0000")
-    assert core.admit(make_spec("0002"), 2) is True
-    assert index_of(core, "0002", 2) == 1
-
-
-@pytest.mark.parametrize("keep_state", [True, False])
-def test_a_trial_put_off_while_it_trains_leaves_after_its_step_and_goes_on_from_there(
-    make_core: MakeCore, tmp_path: Path, keep_state: bool
-) -> None:
-    engine = GatedEngine()
-    core = make_core(engine, keep_state=keep_state)
-    core.admit(make_spec("0000"), 1)
-    engine.allow()
-    assert index_of(core, "0000") == 1
-    # On its way from step 2 to its second report, at step 4.
-    assert core.next_report("0000", 1, timeout_s=0) is None
-    engine.wait_entered(2)
-    core.preempt("0000", 1, "node n is draining")
-    assert core.heartbeat()["held"] == {"0000": 1}
-    engine.allow(99)
-    with pytest.raises(Preempted, match="node n is draining"):
-        core.next_report("0000", 1, timeout_s=WAIT_S)
-    state = TrialState.load(SweepPaths(tmp_path).trial("0000").state)
-    assert (state.step, state.report_index) == (3, 1)
-    assert core.heartbeat()["held"] == {}
-    with pytest.raises(LeaseLost, match="ended before it was admitted"):
-        core.admit(make_spec("0000"), 1)
-    assert core.admit(make_spec("0000"), 2) is True
-    assert [index_of(core, "0000", 2) for _ in range(2)] == [2, 3]
-
-
-def test_a_trial_put_off_while_it_waits_at_a_report_is_out_at_once(make_core: MakeCore) -> None:
-    core = make_core(FakeEngine())
-    core.admit(make_spec("0000"), 1)
-    assert index_of(core, "0000") == 1
-    core.preempt("0000", 1, "node n is draining")
-    assert core.trials() == []
-    with pytest.raises(Preempted, match="node n is draining"):
-        core.next_report("0000", 1, timeout_s=WAIT_S)
-
-
-def test_without_states_at_reports_a_trial_put_off_at_one_has_it_written_when_it_is_asked_on(
-    make_core: MakeCore, tmp_path: Path
-) -> None:
-    core = make_core(FakeEngine(), keep_state=False)
-    core.admit(make_spec("0000"), 1)
-    assert index_of(core, "0000") == 1
-    core.preempt("0000", 1, "node n is draining")
-    with pytest.raises(Preempted, match="node n is draining"):
-        core.next_report("0000", 1, timeout_s=WAIT_S)
-    assert TrialState.load(SweepPaths(tmp_path).trial("0000").state).report_index == 1
-
-
-def test_a_trial_that_has_ended_is_not_put_off(make_core: MakeCore) -> None:
-    core = make_core(FakeEngine())
-    core.admit(make_spec("0000"), 1)
-    assert [index_of(core, "0000") for _ in range(4)] == [1, 2, 3, 4]
-    core.preempt("0000", 1, "node n is draining")
-    assert core.trials() == ["0000"]
-    assert core.next_report("0000", 1, timeout_s=0) is None
-
-
-def test_a_preempted_trial_whose_state_cannot_be_written_fails_and_holds_no_slot(
-    make_core: MakeCore, tmp_path: Path
-) -> None:
-    paths = SweepPaths(tmp_path)
-    TrialState("0002", 2, 1, {}, {}, {}, {}, metrics={"eval_loss": 1.0}).save(paths.trial("0002").state)
-    core = make_core(FakeEngine(3, room=1))
-    core.admit(make_spec("0000"), 1)
-    assert index_of(core, "0000") == 1
-    # Its report is told first: it is not in the engine yet.
-    assert core.admit(make_spec("0002"), 1) is True
-    paths.trial("0001").root.rmdir()
-    paths.trial("0001").root.write_text("in the way", encoding="utf-8")
-    core.admit(make_spec("0001"), 1)
-    report = core.next_report("0001", 1, timeout_s=WAIT_S)
-    assert report is not None and report.failure is not None
-    assert report.failure.cause == "error"
-    assert core.next_report("0001", 1, timeout_s=0) is None
-    core.evict("0000")
-    # The engine has one slot by now, and nobody in it.
-    assert [index_of(core, "0002") for _ in range(2)] == [1, 2]
 
 
 def test_fewer_slots_are_told_to_who_waits_for_a_change(make_core: MakeCore, ask: Callable[..., Future[Any]]) -> None:
