@@ -14,8 +14,13 @@ from typing import Any
 from qlora_ray.errors import RunError
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, is_synced: bool = True) -> None:
     """Writes a text file whole or not at all.
+
+    Args:
+        path: The file.
+        text: Its content.
+        is_synced: Whether it is on the disk when this returns; otherwise a power cut may leave the file before it.
 
     Raises:
         RunError: If the disk is full or the folder cannot be written.
@@ -28,7 +33,8 @@ def write_text(path: Path, text: str) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if is_synced:
+                os.fsync(stream.fileno())
         # mkstemp makes files private; results are read by others (a dashboard, a colleague).
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)

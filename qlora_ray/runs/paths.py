@@ -99,6 +99,11 @@ class SweepPaths:
         return self.root / "events.jsonl"
 
     @property
+    def live(self) -> Path:
+        """What the sweep does right now, replaced every few seconds while it runs; missing for older sweeps."""
+        return self.root / "live.json"
+
+    @property
     def trials_table(self) -> Path:
         """One row per trial."""
         return self.root / "trials.csv"
