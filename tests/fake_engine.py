@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 
+from qlora_ray.scoring.progress import RowProgress
 from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
@@ -151,7 +152,14 @@ class FakeEngine:
             self.log.append(("evict", trial_id))
             self._lock.notify_all()
 
-    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
+    def score(
+        self,
+        models: Mapping[str, Path | None],
+        split: EvaluationSplit,
+        *,
+        with_answers: bool = True,
+        progress: RowProgress | None = None,
+    ) -> dict[str, Scores]:
         """Not needed here."""
         raise NotImplementedError
 

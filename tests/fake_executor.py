@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,12 @@ class PlannedExecutor(FakeExecutor):
             keep_state=terms.config.cluster.keep_trial_state,
         )
 
-    def score(self, adapter: Path | None, split: str) -> Scores:
+    def score(self, models: Mapping[str, Path | None], split: str, *, with_answers: bool) -> dict[str, Scores]:
         """Rows of one loss; the bare base has more of it than any adapter."""
         self._core.clear()
+        return {name: self._score(adapter) for name, adapter in models.items()}
+
+    def _score(self, adapter: Path | None) -> Scores:
         lines = [] if adapter is None else read_lines(SweepPaths(adapter.parents[2]).trial(adapter.parent.name).metrics)
         loss = BASE_LOSS if adapter is None else lines[-1]["eval_loss"]
         row_nll = [loss * NUM_SCORED_TOKENS] * NUM_SCORED_ROWS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Winner:
         entry: The trial.
         scores: What it is worth on the verdict's rows.
         base: What its base is worth on them.
-        rescored: The best trials on the validation rows, where the lowest loss won, by trial.
+        rescored: The loss of the best trials on the validation rows, where the lowest won, by trial.
         verdict: Whether the winner is better than its base.
         seeds: The best settings with several seeds each, the best mean first; empty without `search.final_seeds`.
     """
@@ -69,6 +70,7 @@ def choose_winner(
         SweepFailed: If no loss is finite.
         PoolLost: If the pool is gone.
     """
+    ledger.note("scoring_started")
     for attempt in itertools.count(1):
         try:
             ask_pool(pool, "wait_ready")
@@ -82,6 +84,7 @@ def choose_winner(
             # An executor died while it scored; the pool starts another one.
             if attempt > config.cluster.max_trial_retries:
                 raise _no_executor(paths, f"they died again and again: {describe_death(error)}") from None
+    ledger.note("scoring_ended", winner=None if winner is None else winner.entry.id)
     if winner is not None:
         keep_winner(winner, paths=paths, config=config)
     return winner
@@ -109,14 +112,20 @@ def score_best(
         return None
     workers = _workers_of_one_class(paths, pool)
 
-    def score(jobs: list[tuple[Path | None, str]]) -> list[Scores]:
-        # An executor scores one model at a time; each takes its share in turn.
-        calls = [workers[at % len(workers)].score.remote(*job) for at, job in enumerate(jobs)]
-        scores: list[Scores] = ray.get(calls)
-        return scores
+    def score(models: Mapping[str, Path | None], split: str, *, with_answers: bool) -> dict[str, Scores]:
+        # Each executor has its share of the models in one call, and goes through the rows once for as many as it can.
+        shares = [dict(itertools.islice(models.items(), at, None, len(workers))) for at in range(len(workers))]
+        calls = [
+            worker.score.remote(share, split, with_answers=with_answers)
+            for worker, share in zip(workers, shares, strict=True)
+            if share
+        ]
+        found: list[dict[str, Scores]] = ray.get(calls)
+        return {name: scores for share in found for name, scores in share.items()}
 
-    adapters = {entry.id: paths.trial(entry.id).adapter for entry in best}
-    rescored = dict(zip(adapters, score([(adapter, "validation") for adapter in adapters.values()]), strict=True))
+    adapters: dict[str, Path | None] = {entry.id: paths.trial(entry.id).adapter for entry in best}
+    # The loss decides: nothing is answered here.
+    rescored = score(adapters, "validation", with_answers=False)
     # NaN compares with nothing: a trial whose loss overflows on this device class must not win by coming first.
     finite = [entry for entry in best if math.isfinite(rescored[entry.id].loss)]
     if not finite:
@@ -131,12 +140,10 @@ def score_best(
     if seeds and math.isfinite(seeds[0].mean):
         finite = [entry for entry in finite if entry.id in seeds[0].losses]
     winner = min(finite, key=lambda entry: rescored[entry.id].loss)
-    if data.test is not None:
-        tuned, base = score([(adapters[winner.id], "test"), (None, "test")])
-    else:
-        tuned, [base] = rescored[winner.id], score([(None, "validation")])
-    metrics, _ = resolve_data_metrics(config, data)
     split = "validation" if data.test is None else "test"
+    judged = score({winner.id: adapters[winner.id], BASE: None}, split, with_answers=True)
+    tuned, base = judged[winner.id], judged[BASE]
+    metrics, _ = resolve_data_metrics(config, data)
     verdict = judge(base, tuned, metrics=metrics, split=split, was_chosen_on=data.test is None)
     return Winner(winner, tuned, base, rescored, verdict, tuple(seeds))
 

@@ -225,17 +225,18 @@ def _rescored(story: Story) -> list[Block]:
 
 def _scores_table(rows: Sequence[tuple[str, ScoreRecord]], *, marked: int | None) -> Table:
     metrics = list(dict.fromkeys(name for _, scores in rows for name in scores.metrics))
+    is_answered = any(scores.num_answers for _, scores in rows)
     cells = tuple(
         (
             name,
             format_loss(scores.loss),
             *(format_score(scores.metrics.get(metric)) for metric in metrics),
             format_value(scores.num_rows),
-            count_answers(scores.num_answers, scores.num_cut_answers),
+            *([count_answers(scores.num_answers, scores.num_cut_answers)] if is_answered else []),
         )
         for name, scores in rows
     )
-    header = ("", "loss", *metrics, "rows", "answered")
+    header = ("", "loss", *metrics, "rows", *(["answered"] if is_answered else []))
     return Table(header, cells, numeric=frozenset(range(1, len(header))), marked=marked)
 
 

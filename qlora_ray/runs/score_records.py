@@ -40,7 +40,7 @@ class BestScores:
 
     Attributes:
         verdict: As scoring.verdict.Verdict writes it; empty in sweeps from before there was one.
-        rescored: The best trials on the validation rows, by trial.
+        rescored: The best trials on the validation rows, by trial: their loss, and answers in sweeps of older versions.
     """
 
     trial: str | None = None

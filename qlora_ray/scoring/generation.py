@@ -61,6 +61,7 @@ def generate_answers(
     precision: Precision,
     sampling: Sampling | None = None,
     max_length: int | None = None,
+    on_rows: Callable[[int], None] = lambda num_rows: None,
 ) -> Answers:
     """Returns each prompt's continuation up to its end token, without special tokens and outer space.
 
@@ -70,6 +71,7 @@ def generate_answers(
     Args:
         sampling: How answers are drawn, by each prompt's index; None: greedily.
         max_length: Tokens that a prompt and its answer may have; None: the model's positions.
+        on_rows: Called with the prompts of each batch that is answered.
 
     Raises:
         DataError: a prompt is empty.
@@ -83,6 +85,7 @@ def generate_answers(
         for answer in batch:
             texts[answer.row] = answer.text
             num_cut_answers += answer.finish == "length"
+        on_rows(len(batch))
 
     answer_in_batches(
         model,

@@ -47,6 +47,7 @@ def evaluate_loss(
     batch_size: int,
     pad_token_id: int,
     precision: Precision,
+    on_rows: Callable[[int], None] = lambda num_rows: None,
 ) -> LossResult:
     """Returns the mean over all trained tokens of the split, however they fall into rows and batches.
 
@@ -57,6 +58,7 @@ def evaluate_loss(
     Args:
         model: A causal LM of transformers, or a PEFT model around one.
         batch_size: Rows at once; halved when the device runs out of memory.
+        on_rows: Called with the rows of each batch that is done.
 
     Raises:
         DataError: no row has a trained token.
@@ -93,6 +95,7 @@ def evaluate_loss(
         largest = 0
         for batch, sums in map_batches(rows, sum_nll, batch_size=batch_size):
             largest = max(largest, len(batch))
+            on_rows(len(batch))
             for row, nll in zip(batch, sums, strict=True):
                 row_nll[row] = nll
     total_tokens = sum(num_tokens)

@@ -12,6 +12,7 @@ from qlora_ray.scoring.generation import Answers, generate_answers
 from qlora_ray.scoring.inference import pad_token_of
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.metrics.metric import Metric, measure
+from qlora_ray.scoring.progress import NoProgress, RowProgress
 from qlora_ray.scoring.sampling import Sampling, choose_sampling
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.scoring.token_budget import TokenBudget, count_reference_tokens, resolve_max_new_tokens
@@ -100,6 +101,8 @@ def score_model(
     evaluate: Evaluate,
     precision: Precision,
     loss_batch_size: int,
+    name: str = "the model",
+    progress: RowProgress | None = None,
 ) -> Scores:
     """Returns the loss over the whole split and the metrics over its first `evaluate.max_rows` rows.
 
@@ -113,19 +116,31 @@ def score_model(
         evaluate: How answers are generated, and of how many rows.
         precision: The data type that the model computes in.
         loss_batch_size: Rows of a micro-batch of the loss.
+        name: What the model is called where progress is told.
+        progress: Is told of the rows as they are done.
 
     Raises:
         DataError: no token counts in the loss, a prompt is empty, or a reference query does not run.
         ModelError: the tokenizer has neither a pad nor an end token.
     """
     pad_token_id = pad_token_of(tokenizer)
-    loss = evaluate_loss(model, split, batch_size=loss_batch_size, pad_token_id=pad_token_id, precision=precision)
+    progress = progress or NoProgress()
+    progress.begin(f"loss of {name} on {split.name}", sum(map(any, split.completion_mask)))
+    loss = evaluate_loss(
+        model,
+        split,
+        batch_size=loss_batch_size,
+        pad_token_id=pad_token_id,
+        precision=precision,
+        on_rows=progress.add,
+    )
     num_answers = len(split.prompt_ids[: evaluate.max_rows]) if metrics else 0
     answers = Answers(texts=[], num_cut_prompts=0, num_short_answers=0, num_cut_answers=0)
     budget, sampling = TokenBudget(max_new_tokens=0), choose_sampling(evaluate)
     if num_answers:
         # `auto` is of all rows, as in an evaluation, where more of them may be answered later.
         reference_tokens = count_reference_tokens(split, tokenizer=tokenizer)
+        progress.begin(f"answers of {name} on {split.name}", num_answers)
         max_new_tokens = resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens)
         answers = generate_answers(
             model,
@@ -136,6 +151,7 @@ def score_model(
             precision=precision,
             sampling=sampling,
             max_length=evaluate.max_length,
+            on_rows=progress.add,
         )
         budget = TokenBudget(
             max_new_tokens=max_new_tokens,

@@ -6,7 +6,7 @@ This module imports no torch: the driver, which only passes specs and reports on
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +17,7 @@ from qlora_ray.training.budget import Budget
 
 if TYPE_CHECKING:
     from qlora_ray.data import TokenizedSplit
+    from qlora_ray.scoring.progress import RowProgress
     from qlora_ray.scoring.scores import Scores
     from qlora_ray.scoring.split import EvaluationSplit
     from qlora_ray.training.checkpoint import TrialState
@@ -144,8 +145,25 @@ class Engine(Protocol):
     def evict(self, trial_id: str) -> None:
         """Ends a trial and frees its slot; does nothing for one that is not here."""
 
-    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
-        """Scores a saved adapter, or the bare base, on these rows; no trial may be admitted."""
+    def score(
+        self,
+        models: Mapping[str, Path | None],
+        split: EvaluationSplit,
+        *,
+        with_answers: bool = True,
+        progress: RowProgress | None = None,
+    ) -> dict[str, Scores]:
+        """Scores saved adapters, and the bare base, on these rows; no trial may be admitted.
+
+        Args:
+            models: The adapter's folder of each model by its name; None: the bare base.
+            split: The rows.
+            with_answers: Whether answers are generated and measured; without them there is the loss alone.
+            progress: Is told of the rows as they are done.
+
+        Returns:
+            The scores of each model, by its name.
+        """
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,22 @@ from tests.contracts.bench import (
 from tests.contracts.plain_torch import plain_training_losses, plain_validation_loss
 
 
+class Told:
+    """Keeps what is told of a scoring's progress: of each part its name, the rows done, and all its rows."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[str, int, int]] = []
+
+    def begin(self, what: str, total_rows: int) -> None:
+        """A part begins."""
+        self.parts.append((what, 0, total_rows))
+
+    def add(self, num_rows: int) -> None:
+        """Rows of it are done."""
+        what, done, total = self.parts[-1]
+        self.parts[-1] = (what, done + num_rows, total)
+
+
 class EngineContract:
     """What `training.engine.Engine` promises, each clause a test."""
 
@@ -348,7 +364,14 @@ class EngineContract:
         engine.save_adapter("0000", tmp_path / "adapter")
         engine.evict("0000")
         rows = bench.data.validation
-        base, tuned = engine.score(None, rows), engine.score(tmp_path / "adapter", rows)
+        progress = Told()
+        scores = engine.score({"base": None, "0000": tmp_path / "adapter"}, rows, progress=progress)
+        base, tuned = scores["base"], scores["0000"]
         assert tuned.loss == pytest.approx(reports[-1].metrics["eval_loss"], rel=1e-5)
         assert base.loss == pytest.approx(plain_validation_loss(bench.base.model, bench.data), rel=1e-5)
         assert base.num_tokens == tuned.num_tokens
+        assert all("on validation" in what for what, _, _ in progress.parts)
+        assert {what.split()[2] for what, _, _ in progress.parts} == {"base", "0000"}
+        assert (
+            sum(done for _, done, _ in progress.parts) == sum(total for _, _, total in progress.parts) == 2 * len(rows)
+        )

@@ -52,6 +52,20 @@ def test_an_executor_that_scores_is_at_work_though_no_trial_is_there(core: Execu
     assert core.heartbeat()["is_training"] is False
 
 
+def test_an_executor_tells_how_far_the_part_is_that_it_scores_and_nothing_before_and_after(core: ExecutorCore) -> None:
+    progress = core.scoring_progress
+    assert progress.to_dict() is None
+    with core.scoring():
+        progress.begin("loss of base on test", 9)
+        progress.add(4)
+        progress.add(5)
+        assert progress.to_dict() == {"what": "loss of base on test", "done": 9, "total": 9}
+        progress.begin("answers of base on test", 3)
+        progress.add(1)
+        assert progress.to_dict() == {"what": "answers of base on test", "done": 1, "total": 3}
+    assert progress.to_dict() is None
+
+
 def test_forward_passes_count_also_those_that_a_wrapper_makes() -> None:
     class Model(torch.nn.Module):
         def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,14 +31,20 @@ class Worker:
 
     def __init__(self, losses: dict[tuple[str | None, str], float]) -> None:
         self.asked: list[tuple[str | None, str]] = []
+        self.answered: list[str] = []
         self.score = SimpleNamespace(remote=self._score)
         self._losses = losses
 
-    def _score(self, adapter: Any, split: str) -> Scores:
-        key = (adapter.parent.name if adapter else None, split)
-        self.asked.append(key)
-        loss = self._losses[key]
-        return Scores(loss, 40, 4, {}, {}, [], 0, 0, row_nll=[10 * loss] * 4, row_tokens=[10] * 4)
+    def _score(self, models: Mapping[str, Any], split: str, *, with_answers: bool) -> dict[str, Scores]:
+        self.answered += [split] * with_answers
+        scores = {}
+        for name, adapter in models.items():
+            key = (adapter.parent.name if adapter else None, split)
+            assert key[0] == (None if name == "base" else name)
+            self.asked.append(key)
+            loss = self._losses[key]
+            scores[name] = Scores(loss, 40, 4, {}, {}, [], 0, 0, row_nll=[10 * loss] * 4, row_tokens=[10] * 4)
+        return scores
 
 
 @pytest.fixture
@@ -82,6 +89,8 @@ def test_the_lowest_rescored_validation_loss_wins_and_is_judged_on_test_rows(cho
     # Four rows that all got worse: a sign flip of four has p = 2/16.
     assert winner.verdict.word == "no different"
     assert worker.asked == [("0001", "validation"), ("0002", "validation"), ("0002", "test"), (None, "test")]
+    # The loss alone decides who wins: only the verdict's rows are answered, by both in one call.
+    assert worker.answered == ["test"]
 
 
 def test_the_lowest_mean_over_new_seeds_wins_with_its_best_seed_and_not_the_luckiest_trial(choose):
@@ -101,9 +110,10 @@ def test_the_lowest_mean_over_new_seeds_wins_with_its_best_seed_and_not_the_luck
 def test_without_test_rows_the_rows_that_chose_the_winner_judge_it_and_that_is_said(choose):
     worker = Worker({("0001", "validation"): 0.3, (None, "validation"): 0.5})
     winner = choose(["0001"], worker, has_test=False)
+    assert worker.answered == ["validation"]
     assert winner.verdict.split == "validation"
     assert "chosen on these rows" in winner.verdict.note
-    assert worker.asked == [("0001", "validation"), (None, "validation")]
+    assert worker.asked == [("0001", "validation"), ("0001", "validation"), (None, "validation")]
 
 
 def test_a_trial_whose_rescored_loss_is_not_a_number_does_not_win(choose):
@@ -142,8 +152,9 @@ def test_without_an_executor_nothing_is_scored_and_the_resume_is_told(choose):
 def choose_with_deaths(tmp_path, monkeypatch):
     """choose_winner where scoring first raises each of some errors; gives the winner, and what was called."""
 
-    def run(errors: list[Exception], winner: Any, *, wait_ready: Any = None) -> tuple[Any, list[str]]:
-        called, left = [], list(errors)
+    def run(errors: list[Exception], winner: Any, *, wait_ready: Any = None) -> tuple[Any, list[Any]]:
+        called: list[Any] = []
+        left = list(errors)
 
         def score(*args: Any, **kwargs: Any) -> Any:
             called.append("score")
@@ -156,15 +167,17 @@ def choose_with_deaths(tmp_path, monkeypatch):
         monkeypatch.setattr(winner_module, "keep_winner", lambda *args, **kwargs: called.append("keep"))
         pool = SimpleNamespace(wait_ready=SimpleNamespace(remote=wait_ready or (lambda: called.append("wait"))))
         inputs: dict[str, Any] = {"paths": SweepPaths(tmp_path), "config": CONFIG, "data": None, "pool": pool}
-        ledger: Any = None
+        ledger: Any = SimpleNamespace(note=lambda event, **facts: called.append((event, *facts.values())))
         return choose_winner(ledger, **inputs), called
 
     return run
 
 
 def test_an_executor_that_dies_while_it_scores_is_waited_for_and_asked_again(choose_with_deaths):
-    winner, called = choose_with_deaths([RayActorError(), RayActorError()], "the winner")
-    assert (winner, called) == ("the winner", ["wait", "score"] * 3 + ["keep"])
+    the_winner = SimpleNamespace(entry=SimpleNamespace(id="0007"))
+    winner, called = choose_with_deaths([RayActorError(), RayActorError()], the_winner)
+    scored = [("scoring_started",), *["wait", "score"] * 3, ("scoring_ended", "0007")]
+    assert (winner, called) == (the_winner, [*scored, "keep"])
 
 
 def test_executors_that_die_again_and_again_end_the_sweep_with_the_way_to_go_on(choose_with_deaths):
@@ -193,7 +206,7 @@ def test_an_error_of_scoring_itself_is_not_tried_again(choose_with_deaths):
 
 
 def test_a_sweep_without_a_winner_keeps_none(choose_with_deaths):
-    assert choose_with_deaths([], None) == (None, ["wait", "score"])
+    assert choose_with_deaths([], None) == (None, [("scoring_started",), "wait", "score", ("scoring_ended", None)])
 
 
 def test_what_is_kept_is_the_adapter_with_its_tokenizer_record_scores_and_answers(tmp_path, monkeypatch):

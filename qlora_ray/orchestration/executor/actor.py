@@ -25,6 +25,7 @@ from qlora_ray.training.engines import make_engine
 
 if TYPE_CHECKING:
     from qlora_ray.data import PreparedData
+    from qlora_ray.scoring.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -187,13 +188,15 @@ class Executor:
         """See ExecutorCore.heartbeat."""
         return self._core.heartbeat()
 
-    def score(self, adapter: Path | None, split: str) -> Any:
-        """Scores a saved adapter, or the bare base, on the rows of a split; one at a time.
+    def score(self, models: Mapping[str, Path | None], split: str, *, with_answers: bool) -> dict[str, Scores]:
+        """Scores saved adapters, and the bare base, on the rows of a split: see Engine.score.
 
         Called when the search is over: a trial still here has lost its driver, and is evicted.
         """
         with self._scoring, self._core.scoring():
-            return self._engine.score(adapter, self._data.splits[split])
+            return self._engine.score(
+                models, self._data.splits[split], with_answers=with_answers, progress=self._core.scoring_progress
+            )
 
     def usage(self) -> dict[str, float | None]:
         """See ExecutorCore.usage."""

@@ -11,6 +11,7 @@ from typing import Any
 from qlora_ray.orchestration.executor.admission import Admissions
 from qlora_ray.orchestration.executor.engine_loop import EngineLoop
 from qlora_ray.orchestration.executor.progress import ProgressCounter
+from qlora_ray.orchestration.executor.scoring_progress import ScoringProgress
 from qlora_ray.orchestration.executor.state_writer import StateWriter
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.admission import Phase
@@ -34,6 +35,9 @@ class ExecutorCore:
         clock: Monotonic seconds; tests give their own.
         origin: How its adapters are trained, which goes into their folders.
         progress: Counts the work that is done; None for a counter that only the engine's own returns move.
+
+    Attributes:
+        scoring_progress: How far it is with the rows that it scores.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class ExecutorCore:
         self._reap_interval_s = min(REAP_INTERVAL_S, lease_timeout_s / REAPS_PER_LEASE)
         self._reaped_at = clock()
         self._is_scoring = False
+        self.scoring_progress = ScoringProgress()
         self._ended = threading.Event()
         self._reaper = threading.Thread(target=self._reap_leases, name="reaper", daemon=True)
         self._reaper.start()
@@ -188,6 +193,7 @@ class ExecutorCore:
             yield
         finally:
             self._is_scoring = False
+            self.scoring_progress.end()
 
     def heartbeat(self) -> dict[str, Any]:
         """That this process lives, what it holds, and whether it gets anywhere: see the pool's `Heard`."""

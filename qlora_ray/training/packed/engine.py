@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.multi_lora.adapters import answering
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.scoring.metrics.metric import Metric
+from qlora_ray.scoring.progress import RowProgress
 from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
@@ -150,23 +151,35 @@ class PackedEngine:
             raise RuntimeError(f"packed engine: trial {trial_id} is training; its adapter can be saved at a report")
         admission.trial.adapter.save(folder)
 
-    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
-        """Scores a saved adapter, or the bare base, on these rows."""
+    def score(
+        self,
+        models: Mapping[str, Path | None],
+        split: EvaluationSplit,
+        *,
+        with_answers: bool = True,
+        progress: RowProgress | None = None,
+    ) -> dict[str, Scores]:
+        """Scores saved adapters, and the bare base, on these rows."""
+        scores = {}
         with self._training:
             self._release_evicted()
             if self._pack.admissions:
                 here = ", ".join(admission.spec.trial_id for admission in self._pack.admissions)
                 raise RuntimeError(f"packed engine: cannot score while trials {here} are here")
-            with answering(self._wrapped, adapter):
-                return score_model(
-                    self._base.model,
-                    self._base.tokenizer,
-                    split,
-                    metrics=self._metrics,
-                    evaluate=self._evaluate,
-                    precision=self._base.precision,
-                    loss_batch_size=self._evaluate.batch_size,
-                )
+            for name, adapter in models.items():
+                with answering(self._wrapped, adapter):
+                    scores[name] = score_model(
+                        self._base.model,
+                        self._base.tokenizer,
+                        split,
+                        metrics=self._metrics if with_answers else [],
+                        evaluate=self._evaluate,
+                        precision=self._base.precision,
+                        loss_batch_size=self._evaluate.batch_size,
+                        name=name,
+                        progress=progress,
+                    )
+        return scores
 
     def _release_evicted(self) -> None:
         """Frees the memory of evicted trials, and takes the wrapped layers out with the last one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from qlora_ray.hardware import Placement
 from qlora_ray.modeling.adapters import save_adapter, saved_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.scoring.metrics.metric import Metric
+from qlora_ray.scoring.progress import RowProgress
 from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
@@ -131,25 +134,35 @@ class SingleEngine:
             run.stop()
             self._run = None
 
-    def score(self, adapter: Path | None, split: EvaluationSplit) -> Scores:
-        """Scores a saved adapter, or the bare base, on these rows."""
+    def score(
+        self,
+        models: Mapping[str, Path | None],
+        split: EvaluationSplit,
+        *,
+        with_answers: bool = True,
+        progress: RowProgress | None = None,
+    ) -> dict[str, Scores]:
+        """Scores saved adapters, and the bare base, on these rows, one after another."""
         if self._run is not None:
             raise RuntimeError(f"single engine: cannot score while trial {self._run.spec.trial_id} is here")
-        if adapter is None:
-            return self._score(self._base.model, split)
-        with saved_adapter(self._base, adapter) as model:
-            return self._score(model, split)
-
-    def _score(self, model: Any, split: EvaluationSplit) -> Scores:
-        return score_model(
-            model,
-            self._base.tokenizer,
-            split,
-            metrics=self._metrics,
-            evaluate=self._evaluate,
-            precision=self._base.precision,
-            loss_batch_size=self._evaluate.batch_size,
-        )
+        scores = {}
+        for name, adapter in models.items():
+            on_base: AbstractContextManager[Any] = (
+                nullcontext(self._base.model) if adapter is None else saved_adapter(self._base, adapter)
+            )
+            with on_base as model:
+                scores[name] = score_model(
+                    model,
+                    self._base.tokenizer,
+                    split,
+                    metrics=self._metrics if with_answers else [],
+                    evaluate=self._evaluate,
+                    precision=self._base.precision,
+                    loss_batch_size=self._evaluate.batch_size,
+                    name=name,
+                    progress=progress,
+                )
+        return scores
 
     def _admitted(self, trial_id: str) -> SingleRun:
         if self._run is None or self._run.spec.trial_id != trial_id:
