@@ -97,6 +97,15 @@ def test_a_private_ray_is_local_and_asks_for_a_token_that_no_file_holds(fake_ray
     assert not fake_ray.is_up
 
 
+def test_what_a_private_ray_was_given_is_forgotten_at_the_next_clusters_door(fake_ray: FakeRay, listening: str) -> None:
+    for address in (None, listening):
+        with ray_cluster(Cluster(address=address)):
+            pass
+    private, joined = fake_ray.starts
+    assert private["token"] and private["mode"]
+    assert (joined["token"], joined["mode"]) == (None, None)
+
+
 def test_a_users_own_token_and_mode_stay(fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_token(tmp_path)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

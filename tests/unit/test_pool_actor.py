@@ -133,6 +133,19 @@ async def test_a_lease_has_the_handle_of_its_executor() -> None:
 
 
 @story
+async def test_what_breaks_the_timer_is_raised_to_whoever_follows_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = await Stage(1).open()
+
+    def break_down() -> float:
+        raise KeyError("a seat")
+
+    monkeypatch.setattr(stage.pool._machine, "next_timer", break_down)
+    with pytest.raises(KeyError, match="a seat"):
+        for seen in range(1, 1000):
+            await stage.pool.next_events(seen, 0.01)
+
+
+@story
 async def test_a_trial_that_leaves_the_queue_is_told() -> None:
     stage = await Stage(1).open()
     await stage.pool.lease("0000")

@@ -41,6 +41,8 @@ TOKEN_WORDS = ("InvalidAuthToken", "Unauthenticated", "authentication token")
 SLOW_START_WORDS = "timed out during startup"
 # How Ray says that no raylet of the cluster runs on this machine.
 NO_NODE_WORDS = ("No node info", "Can't find a", "not found in the cluster")
+# What a private Ray of this process was given, by variable.
+_private_settings: dict[str, str] = {}
 
 
 @contextmanager
@@ -128,9 +130,22 @@ def _ensure_private_token() -> None:
     Ray would write one into the user's home instead, readable for all. A user's own mode and token stay.
     """
     if not _has_token():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(TOKEN_BYTES)
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _set_for_private("RAY_AUTH_TOKEN", secrets.token_hex(TOKEN_BYTES))
+    if "RAY_AUTH_MODE" not in os.environ:
+        _set_for_private("RAY_AUTH_MODE", "token")
     _read_auth_settings()
+
+
+def _set_for_private(name: str, value: str) -> None:
+    os.environ[name] = _private_settings[name] = value
+
+
+def _forget_private_token() -> None:
+    """Takes back what a private Ray was given before in this process: another cluster knows nothing of it."""
+    for name, value in _private_settings.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    _private_settings.clear()
 
 
 def _has_token() -> bool:
@@ -152,6 +167,7 @@ def _read_auth_settings() -> None:
 
 def _join(address: str, *, where: str) -> None:
     _check_form(address, where=where)
+    _forget_private_token()
     try:
         _check_listening(address)
         if _has_token() and "RAY_AUTH_MODE" not in os.environ:

@@ -206,7 +206,12 @@ class Pool:
         return self._wanted
 
     async def next_events(self, seen: int, timeout_s: float) -> list[dict[str, Any]]:
-        """Events after the first `seen`; waits up to `timeout_s` for one."""
+        """Events after the first `seen`; waits up to `timeout_s` for one.
+
+        Raises what has ended the timer, if anything has: without it the pool would stand still, and say nothing.
+        """
+        if self._timer is not None and self._timer.done():
+            self._timer.result()
         return await self._feed.after(seen, timeout_s=timeout_s)
 
     async def ready_executors(self) -> list[tuple[Any, dict[str, Any]]]:
