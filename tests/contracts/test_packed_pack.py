@@ -91,7 +91,8 @@ def test_a_neighbour_that_diverges_changes_nothing(engine: PackedEngine) -> None
     assert failure is not None and failure.cause == "diverged"
     # What ran is told, though it never reported.
     assert packed["0000"][-1].facts["training"]["learning_rate"] == 1e30
-    assert losses(packed["0001"]) == losses(run_pack(engine, [healthy])["0001"])
+    # To rounding: which sums a processor takes first depends on how many rows a product has.
+    assert_close(losses(packed["0001"]), losses(run_pack(engine, [healthy])["0001"]), rel=SAME_RANKS)
 
 
 def test_a_neighbours_nan_weights_change_nothing(engine: PackedEngine) -> None:

@@ -32,7 +32,12 @@ T4, A100 = "T4", "A100-40G"
 T4_NAME, A100_NAME = "Tesla T4 (simulated)", "NVIDIA A100-SXM4-40GB (simulated)"
 BATCH = 4
 MARGIN_BYTES = 2**20
-TRAINING = {"max_samples": 16, "per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 1}
+TRAINING = {
+    "max_samples": 16,
+    "per_device_train_batch_size": BATCH,
+    "per_device_eval_batch_size": 1,
+    "precision": "auto",
+}
 
 
 @pytest.fixture(scope="module")

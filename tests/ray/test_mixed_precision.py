@@ -116,6 +116,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SweepPaths]:
             folder,
             cluster={"address": cluster.address, "slots_per_device": 1},
             search=search,
+            training={"precision": "auto"},
             evaluate={"top_k": 1, "max_rows": 2, "max_new_tokens": 8},
             results={"dir": str(folder / "results"), "name": "s"},
         )

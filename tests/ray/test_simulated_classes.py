@@ -34,7 +34,7 @@ def sweep(claiming_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tu
         folder,
         cluster={"address": claiming_cluster, "simulate": True, "slots_per_device": 1},
         # Short, but more than one device would have done before the others are ready.
-        training={"max_samples": 24},
+        training={"max_samples": 24, "precision": "auto"},
         search={"num_trials": 6},
         evaluate={"top_k": 1, "max_rows": 2, "max_new_tokens": 8},
         results={"dir": str(folder / "results"), "name": "mixed"},
