@@ -183,12 +183,17 @@ def tell_outcome(study: optuna.Study, number: int, outcome: Outcome) -> None:
 
 
 def settle_finished(study: optuna.Study, ledger: Ledger) -> None:
-    """Tells the study the ends it missed because the driver was killed between record and study."""
+    """Tells the study the reports and ends it missed because the driver was killed between record and study."""
     import optuna
 
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         if trial.number in ledger.entries:
-            outcome = ledger.outcome_of(ledger.entries[trial.number])
+            entry = ledger.entries[trial.number]
+            outcome = ledger.outcome_of(entry)
             if outcome.state is not TrialStatus.INTERRUPTED:
+                if len(study.directions) == 1:
+                    open_trial = optuna.Trial(study, trial._trial_id)
+                    for report_index in sorted(entry.intermediate.keys() - trial.intermediate_values.keys()):
+                        open_trial.report(entry.intermediate[report_index], report_index)
                 note_cause(study, trial.number, outcome.cause)
             tell_outcome(study, trial.number, outcome)

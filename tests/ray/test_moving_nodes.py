@@ -216,7 +216,8 @@ def test_the_trials_of_a_node_that_drains_go_on_elsewhere(
             ask_ray_to_drain(node)
         else:
             rows = [line.split() for line in render_status().splitlines() if line.startswith(node[:8])]
-            assert [row[-3:] for row in rows[1:]] == [["1", "/", "2"]]
+            # Both trials may have come here meanwhile.
+            assert [row[-3:] for row in rows[1:]] in ([["1", "/", "2"]], [["2", "/", "2"]])
             assert "1 sweep told to drain it" in drain_node(node[:8], reason="a test", deadline_s=60.0)
         wait_for(lambda: bool(events_of(sweep, "node_draining")))
         # The trials write their states at the end of the step that they are in.

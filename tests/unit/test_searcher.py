@@ -116,6 +116,24 @@ def test_two_objectives_are_told_in_the_order_of_the_config_and_reports_of_neith
     assert trial.intermediate_values == {}  # Optuna keeps them for one objective only
 
 
+def test_what_the_study_missed_of_a_trial_that_has_ended_it_is_told_by_the_next_driver(tmp_path: Path) -> None:
+    first = Books(tmp_path)
+    searcher = first.make_searcher()
+    ask(searcher)
+    searcher.enter_report(make_result(0, 1, loss=0.9))
+    searcher.flush()
+    # The driver is killed after the record, and before the study's own thread has written.
+    first.ledger.report(make_result(0, 2, loss=0.7))
+    first.ledger.report(make_result(0, 3, loss=0.5, is_final=True))
+    first.ledger.close(0)
+    again = Books(tmp_path)
+    again.ledger.restore()
+    settle_finished(again.study, again.ledger)
+    (trial,) = again.trials()
+    assert trial.intermediate_values == {1: 0.9, 2: 0.7, 3: 0.5}
+    assert (trial.state.name, trial.value) == ("COMPLETE", 0.5)
+
+
 def test_a_resume_asks_for_what_is_missing_and_for_interrupted_trials_again(tmp_path: Path) -> None:
     first = Books(tmp_path)
     searcher = first.make_searcher()
