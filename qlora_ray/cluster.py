@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from qlora_ray.commands import run_command
+from qlora_ray.commands import Result, add_json_option, run_command
 
 DRAIN_REASON = "asked for by `python -m qlora_ray.cluster drain`"
 
@@ -28,13 +28,14 @@ def make_parser() -> argparse.ArgumentParser:
         action.add_argument(
             "--address", default=None, metavar="HOST:PORT", help="the cluster (default: RAY_ADDRESS, else auto)"
         )
+        add_json_option(action)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for a cluster that cannot be joined or a node that is not there."""
     arguments = make_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments))
+    return run_command(lambda: _run(arguments), json_of=f"cluster {arguments.action}" if arguments.json else None)
 
 
 def _seconds(text: str) -> float:
@@ -49,10 +50,10 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> Result:
     from qlora_ray.config.schema import Cluster
     from qlora_ray.orchestration.cluster.joining import find_address, ray_cluster
-    from qlora_ray.orchestration.pool_directory import drain_node, render_status
+    from qlora_ray.orchestration.pool_directory import drain_node, find_status, render_drained, render_status
 
     # Never a private one: that has nothing to show.
     found = find_address(Cluster(address=arguments.address))
@@ -60,11 +61,13 @@ def _run(arguments: argparse.Namespace) -> int:
     is_from_environment = found is not None and arguments.address is None
     with ray_cluster(Cluster(address=address), where="RAY_ADDRESS" if is_from_environment else "--address"):
         if arguments.action == "status":
-            text = render_status()
+            facts = find_status()
+            text = render_status(facts)
         else:
-            text = drain_node(arguments.node, reason=DRAIN_REASON, deadline_s=arguments.deadline)
+            facts = drain_node(arguments.node, reason=DRAIN_REASON, deadline_s=arguments.deadline)
+            text = render_drained(facts)
     sys.stdout.write(f"{text}\n")
-    return 0
+    return Result(facts)
 
 
 if __name__ == "__main__":

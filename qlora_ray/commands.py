@@ -1,14 +1,20 @@
-"""What every command does around its work: the token of .env, one message and an exit code for bad input and stops."""
+"""What every command does around its work: the token of .env, one message and an exit code for bad input and stops,
+and one JSON object where a script asks for it."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from qlora_ray.env_file import load_token
 from qlora_ray.errors import QloraRayError
@@ -18,30 +24,101 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 
+# Of the object that --json prints. It changes when a key changes its meaning or goes; new keys may come without.
+JSON_SCHEMA_VERSION = 1
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it: what is half written goes away as on Ctrl-C."""
 
 
-def run_command(run: Callable[[], int], *, stopped: str = "stopped", has_own_signals: bool = False) -> int:
+@dataclass(frozen=True)
+class Result:
+    """What a command's work came to.
+
+    Attributes:
+        facts: What `--json` prints of it; see docs/commands.md.
+        exit_code: The command's.
+    """
+
+    facts: Mapping[str, Any]
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a command ended: `error` is what ended it, by its class and message, and `facts` what it found before."""
+
+    exit_code: int
+    facts: Mapping[str, Any] | None = None
+    error: Mapping[str, str] | None = None
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Gives a command its `--json`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object (docs/commands.md); all else goes to stderr"
+    )
+
+
+def run_command(
+    run: Callable[[], Result], *, json_of: str | None = None, stopped: str = "stopped", has_own_signals: bool = False
+) -> int:
     """Runs a command's work; returns its exit code, or that of the error that ended it.
 
     Args:
-        run: Does the command's work and returns its exit code.
+        run: Does the command's work.
+        json_of: The command's name, where its end is printed as JSON; None where it is not.
         stopped: What is said after Ctrl-C or SIGTERM.
         has_own_signals: The work handles SIGTERM itself.
     """
+    if json_of is None:
+        return _run_to_end(run, stopped=stopped, has_own_signals=has_own_signals).exit_code
+    with _stdout_to_stderr():
+        end = _run_to_end(run, stopped=stopped, has_own_signals=has_own_signals)
+    answer = {
+        "command": json_of,
+        "schema_version": JSON_SCHEMA_VERSION,
+        "exit_code": end.exit_code,
+        "error": end.error,
+        "result": end.facts,
+    }
+    sys.stdout.write(json.dumps(answer, indent=2, default=str) + "\n")
+    sys.stdout.flush()
+    return end.exit_code
+
+
+def _run_to_end(run: Callable[[], Result], *, stopped: str, has_own_signals: bool) -> _End:
     try:
         load_token()
         if has_own_signals:
-            return run()
-        with sigterm_as_stop():
-            return run()
+            result = run()
+        else:
+            with sigterm_as_stop():
+                result = run()
+        return _End(result.exit_code, result.facts)
     except QloraRayError as error:
         sys.stderr.write(f"{error}\n")
-        return error.exit_code
+        return _End(error.exit_code, error={"type": type(error).__name__, "message": str(error)})
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{stopped}\n")
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        return _End(code, error={"type": "Stopped", "message": stopped})
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Sends all that is printed in the block to stderr; by the descriptor too, since libraries in C++ print."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qlora_ray.commands import run_command
+from qlora_ray.commands import Result, add_json_option, run_command
 from qlora_ray.errors import ConfigError, ModelError
 
 BETTER = "better"
@@ -47,16 +47,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--require-improvement", action="store_true", help="exit with 1 unless the adapter is better than its base"
     )
+    add_json_option(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, 1 for no improvement where one is required, 2 for bad input, 130 interrupted."""
     arguments = make_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), stopped="stopped; run it again to go on")
+    return run_command(
+        lambda: _run(arguments),
+        json_of="evaluate" if arguments.json else None,
+        stopped="stopped; run it again to go on",
+    )
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> Result:
     overrides = list(arguments.overrides)
     if arguments.shots is not None:
         overrides.append(f"evaluate.shots=[{_shots(arguments.shots)}]")
@@ -86,9 +91,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if outcome.lack is not None:
         raise ModelError(outcome.lack)
     deciding = outcome.deciding
-    if arguments.require_improvement and (deciding is None or deciding.verdict != BETTER):
-        return 1
-    return 0
+    is_refused = arguments.require_improvement and (deciding is None or deciding.verdict != BETTER)
+    return Result(
+        {
+            "folder": str(outcome.folder),
+            "verdict": None if deciding is None else deciding.verdict,
+            "evaluation": outcome.evaluation,
+        },
+        exit_code=1 if is_refused else 0,
+    )
 
 
 def _names(text: str) -> list[str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qlora_ray.commands import as_place, run_command
+from qlora_ray.commands import Result, add_json_option, as_place, run_command
 from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,16 +53,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.name=/new/place"
     )
+    add_json_option(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for bad input, 130 or 143 if it is stopped."""
     arguments = make_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments))
+    return run_command(lambda: _run(arguments), json_of="export" if arguments.json else None)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> Result:
     from qlora_ray.console import Console
     from qlora_ray.exporting.delivery import next_commands
     from qlora_ray.exporting.inventory import INVENTORY, looking_into
@@ -73,11 +74,14 @@ def _run(arguments: argparse.Namespace) -> int:
     with looking_into(str(arguments.source)):
         is_old = (arguments.source / INVENTORY).is_file()
     bundle, plan = _reopen(arguments, tell) if is_old else _write(arguments, tell)
+    facts: dict[str, Any] = {"folder": str(bundle.folder), "bytes": bundle.num_bytes, "notes": list(bundle.notes)}
+    facts |= {"bundle": bundle.inventory, "zip": None, "url": None}
     if arguments.make_zip:
         from qlora_ray.exporting.archive import zip_bundle
 
         path = zip_bundle(bundle)
         tell(f"zip     {path} ({format_bytes(path.stat().st_size)})")
+        facts["zip"] = str(path)
     if arguments.push is not None:
         from qlora_ray.exporting.hub import push_bundle
         from qlora_ray.exporting.hub_plan import name_repository
@@ -85,10 +89,11 @@ def _run(arguments: argparse.Namespace) -> int:
         if plan is None or plan.repo_id != name_repository(arguments.push, name=bundle.name):
             # The base's own files decided on the bundle's name.
             plan = _plan_push(arguments, name=bundle.name, tell=tell)
-        tell(f"pushed  {push_bundle(bundle, plan=plan, tell=tell)}")
+        facts["url"] = push_bundle(bundle, plan=plan, tell=tell)
+        tell(f"pushed  {facts['url']}")
     for line in next_commands(bundle, is_pushed=arguments.push is not None):
         tell(line)
-    return 0
+    return Result(facts)
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlora_ray.commands import run_command
+from qlora_ray.commands import Result, add_json_option, run_command
 
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
@@ -30,17 +29,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpus", metavar="T4:2,A100-40:1", help="plan for these GPUs, and not for the machines that sweep would use"
     )
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_json_option(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for bad input and for a plan that fits nowhere."""
     arguments = make_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments))
+    return run_command(lambda: _run(arguments), json_of="plan" if arguments.json else None)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> Result:
     from qlora_ray.config import load_config
     from qlora_ray.search.parsing import load_space
 
@@ -59,12 +58,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from qlora_ray.preflight.forecast import forecast_sweep
 
     forecast = forecast_sweep(facts, plan)
-    if arguments.json:
-        sys.stdout.write(json.dumps({**plan.to_dict(), "forecast": forecast.to_dict()}, indent=2) + "\n")
-        return 0
     notes = "".join(f"note  {note}\n" for note in facts.notes)
     sys.stdout.write(f"{notes}{plan.render()}\n\n{forecast.render()}\n")
-    return 0
+    return Result({**plan.to_dict(), "forecast": forecast.to_dict(), "config_notes": list(facts.notes)})
 
 
 def _find_facts(config: SweepConfig, space: SearchSpace) -> PlanFacts:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from qlora_ray.commands import run_command
+from qlora_ray.commands import Result, add_json_option, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -14,16 +14,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m qlora_ray.report", description=__doc__)
     parser.add_argument("sweep", type=Path, metavar="DIR", help="a sweep's folder, e.g. results/quickstart")
     parser.add_argument("--open", choices=("yes", "no"), default="no", help="open the page in a browser (default: no)")
+    add_json_option(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for a folder that is no sweep's."""
     arguments = make_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments))
+    return run_command(lambda: _run(arguments), json_of="report" if arguments.json else None)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> Result:
     from qlora_ray.reporting import write_reports
     from qlora_ray.runs import SweepPaths
 
@@ -34,7 +35,14 @@ def _run(arguments: argparse.Namespace) -> int:
         import webbrowser
 
         webbrowser.open(written.page.resolve().as_uri())
-    return 0
+    return Result(
+        {
+            "page": str(written.page),
+            "markdown": str(written.markdown),
+            "verdict": written.verdict,
+            "problems": list(written.problems),
+        }
+    )
 
 
 if __name__ == "__main__":

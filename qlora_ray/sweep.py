@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from qlora_ray.commands import as_place, run_command, sigterm_as_stop
+from qlora_ray.commands import Result, add_json_option, as_place, run_command, sigterm_as_stop
 from qlora_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--export", type=as_place, metavar="DIR", help="write the winner's bundle there, as qlora_ray.export does"
     )
+    add_json_option(parser)
     return parser
 
 
@@ -70,13 +71,15 @@ def main(argv: list[str] | None = None, *, ray_end_s: float | None = None) -> in
     arguments = make_parser().parse_args(argv)
     ray_start = RayStart()
     try:
-        return run_command(lambda: _run(arguments, ray_start), has_own_signals=True)
+        return run_command(
+            lambda: _run(arguments, ray_start), json_of="sweep" if arguments.json else None, has_own_signals=True
+        )
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             ray_start.end(ray_end_s)
 
 
-def _run(arguments: argparse.Namespace, ray_start: RayStart) -> int:
+def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
     from qlora_ray.config import load_config
     from qlora_ray.runs import SweepPaths
 
@@ -89,9 +92,11 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> int:
         config = load_config(source, overrides=arguments.overrides)
     if arguments.print_config:
         sys.stdout.write(yaml.safe_dump(config.model_dump(), sort_keys=False))
-        return 0
+        return Result({"config": config.model_dump(mode="json")})
     if arguments.preview:
-        return _preview(config)
+        preview = _preview(config)
+        sys.stdout.write(f"{preview}\n")
+        return Result({"preview": preview})
 
     if not arguments.resume:
         from qlora_ray.search.parsing import load_space
@@ -116,15 +121,18 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> int:
 
         plan_sweep(preflight, [probe_node()])
     from qlora_ray.orchestration.driver import run_sweep
+    from qlora_ray.runs.typed_json import to_json
 
     is_exported = arguments.export is not None
     summary = run_sweep(
         preflight, paths=paths, is_resume=bool(arguments.resume), is_exported=is_exported, ray_start=ray_start
     )
     is_refused = arguments.require_improvement and summary.status == "complete" and summary.verdict != "better"
+    bundle = None
     if is_exported:
-        _export(arguments.export, paths=paths, summary=summary, is_refused=is_refused)
-    return 1 if is_refused else summary.exit_code
+        bundle = _export(arguments.export, paths=paths, summary=summary, is_refused=is_refused)
+    facts = {**to_json(summary), "folder": str(paths.root), "exported_to": None if bundle is None else str(bundle)}
+    return Result(facts, exit_code=1 if is_refused else summary.exit_code)
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
@@ -139,8 +147,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{option}: is of a whole sweep, got {shown}, which stops before it. Drop one of them.")
 
 
-def _export(to: Path, *, paths: SweepPaths, summary: Summary, is_refused: bool) -> None:
-    """Exports the winner, or says why there is nothing to export."""
+def _export(to: Path, *, paths: SweepPaths, summary: Summary, is_refused: bool) -> Path | None:
+    """Exports the winner and returns the bundle's folder; None, and a line that says why, for nothing to export."""
     from qlora_ray.console import Console
     from qlora_ray.exporting.delivery import deliver_winner, export_command
 
@@ -161,6 +169,8 @@ def _export(to: Path, *, paths: SweepPaths, summary: Summary, is_refused: bool) 
     else:
         with sigterm_as_stop():
             deliver_winner(paths, to=to, tell=tell)
+        return to
+    return None
 
 
 def _find_earlier_winner(paths: SweepPaths) -> str | None:
@@ -193,14 +203,13 @@ def _as_count(text: str) -> int:
     return int(text)
 
 
-def _preview(config: SweepConfig) -> int:
+def _preview(config: SweepConfig) -> str:
     from qlora_ray.data import prepare_data, render_preview
     from qlora_ray.modeling.loading import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
-    sys.stdout.write(render_preview(prepared, tokenizer) + "\n")
-    return 0
+    return render_preview(prepared, tokenizer)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def find_node(text: str, nodes: Mapping[str, RayNode]) -> RayNode:
     )
 
 
-def drain_node(text: str, *, reason: str, deadline_s: float | None = None) -> str:
+def drain_node(text: str, *, reason: str, deadline_s: float | None = None) -> dict[str, Any]:
     """Has the trials that every sweep has on a node go on elsewhere.
 
     Args:
@@ -46,13 +46,15 @@ def drain_node(text: str, *, reason: str, deadline_s: float | None = None) -> st
         deadline_s: Seconds until its executors end; None: each sweep's own limit.
 
     Returns:
-        What was asked of whom.
+        `node`, its whole id; `name`, as people read it; `sweeps`: each sweep's `name` and `within_s`, the seconds until
+        its executors end.
 
     Raises:
         PlacementError: If there is no such node, or a sweep that has executors there does not answer.
     """
     node = find_node(text, list_nodes())
-    lines, silent = [], []
+    sweeps: list[dict[str, Any]] = []
+    silent = []
     for name, pool in sorted(find_pools().items()):
         seats = _call(pool, "describe_seats")
         if seats is None:
@@ -62,28 +64,56 @@ def drain_node(text: str, *, reason: str, deadline_s: float | None = None) -> st
             if within_s is None:
                 silent.append(name)
             else:
-                lines.append(f"sweep {name}: its trials leave, and its executors end within {within_s:g} s")
+                sweeps.append({"name": name, "within_s": within_s})
     if silent:
         raise PlacementError(
             f"{node.name}: every sweep must answer within {CALL_TIMEOUT_S:g} s, got no answer of {', '.join(silent)}. "
             "Ask again; one whose driver has died goes by itself."
         )
-    return "\n".join(
-        [f"{node.name}: " + (plural(len(lines), "sweep") if lines else "no sweep has executors there"), *lines]
-    )
+    return {"node": node.node_id, "name": node.name, "sweeps": sweeps}
 
 
-def render_status() -> str:
+def render_drained(facts: Mapping[str, Any]) -> str:
+    """What `drain_node` asked of whom, a line each."""
+    sweeps = facts["sweeps"]
+    lines = [
+        f"sweep {sweep['name']}: its trials leave, and its executors end within {sweep['within_s']:g} s"
+        for sweep in sweeps
+    ]
+    told = f"{plural(len(sweeps), 'sweep')} told to drain it" if sweeps else "no sweep has executors there"
+    return "\n".join([f"{facts['name']}: {told}", *lines])
+
+
+def find_status() -> dict[str, Any]:
+    """The nodes, and each sweep's seats on them: `nodes`, and `sweeps` with `name` and `seats`.
+
+    `seats` is None for a sweep that does not answer.
+    """
+    nodes = [
+        {
+            "node": node.node_id,
+            "address": node.address,
+            "hostname": node.hostname,
+            "num_cpus": node.num_cpus,
+            "num_gpus": (node.resources or {}).get("GPU", 0.0),
+            "is_draining": node.drain_deadline_ms is not None,
+        }
+        for node in list_nodes().values()
+    ]
+    sweeps = [{"name": name, "seats": _call(pool, "describe_seats")} for name, pool in sorted(find_pools().items())]
+    return {"nodes": nodes, "sweeps": sweeps}
+
+
+def render_status(facts: Mapping[str, Any]) -> str:
     """A table of the nodes, and one of each sweep's executors, slots and leases on them."""
-    nodes = list_nodes()
     rows = [["node", "address", "host", "CPUs", "GPUs", ""]]
-    for node in nodes.values():
-        gpus = (node.resources or {}).get("GPU", 0.0)
-        state = "draining" if node.drain_deadline_ms is not None else ""
-        rows.append([node.node_id[:SHORT_ID], node.address, node.hostname, str(node.num_cpus), f"{gpus:g}", state])
+    for node in facts["nodes"]:
+        state = "draining" if node["is_draining"] else ""
+        gpus = f"{node['num_gpus']:g}"
+        rows.append([node["node"][:SHORT_ID], node["address"], node["hostname"], str(node["num_cpus"]), gpus, state])
     tables = [format_table(rows)]
-    for name, pool in sorted(find_pools().items()):
-        tables.append(f"sweep {name}\n{_render_seats(_call(pool, 'describe_seats'))}")
+    for sweep in facts["sweeps"]:
+        tables.append(f"sweep {sweep['name']}\n{_render_seats(sweep['seats'])}")
     if len(tables) == 1:
         tables.append("no sweep runs here")
     return "\n\n".join(tables)

@@ -13,7 +13,7 @@ from tests.ray.real_nodes import clean_environment, free_port, ray_node
 JOIN = """
 import sys
 import ray
-from qlora_ray.commands import run_command
+from qlora_ray.commands import Result, run_command
 from qlora_ray.config.schema import Cluster
 from qlora_ray.orchestration.cluster.joining import ray_cluster
 from qlora_ray.orchestration.cluster.nodes import list_nodes
@@ -25,7 +25,7 @@ def run():
     with ray_cluster(Cluster(address=sys.argv[1] if len(sys.argv) > 1 else None)):
         print("nodes", len(list_nodes()))
         print("actor", ray.get(Called.remote().answer.remote(), timeout=60))
-    return 0
+    return Result({})
 sys.exit(run_command(run))
 """
 PRIVATE = """

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import threading
 
 import pytest
 
-from qlora_ray.commands import as_place, run_command
+from qlora_ray.commands import JSON_SCHEMA_VERSION, Result, as_place, run_command
 from qlora_ray.errors import ConfigError, SweepFailed
 
 
@@ -22,8 +24,8 @@ def raising(error):
 @pytest.mark.parametrize(
     ("run", "code", "words"),
     [
-        (lambda: 0, 0, ""),
-        (lambda: 1, 1, ""),
+        (lambda: Result({}), 0, ""),
+        (lambda: Result({}, exit_code=1), 1, ""),
         (raising(ConfigError("a.yaml:1: wrong")), 2, "a.yaml:1: wrong\n"),
         (raising(SweepFailed("no executor")), 1, "no executor\n"),
         (raising(KeyboardInterrupt()), 130, "stopped; go on\n"),
@@ -32,6 +34,35 @@ def raising(error):
 def test_each_end_has_its_exit_code_and_one_message(run, code, words, capsys):
     assert run_command(run, stopped="stopped; go on") == code
     assert capsys.readouterr().err == words
+
+
+def chattering() -> Result:
+    sys.stdout.write("for people\n")
+    # As a library in C++ does.
+    os.write(1, b"from below\n")
+    return Result({"folder": "results/x"}, exit_code=1)
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "error", "result"),
+    [
+        (chattering, 1, None, {"folder": "results/x"}),
+        (raising(ConfigError("a.yaml:1: wrong")), 2, {"type": "ConfigError", "message": "a.yaml:1: wrong"}, None),
+        (raising(KeyboardInterrupt()), 130, {"type": "Stopped", "message": "stopped"}, None),
+    ],
+)
+def test_as_json_stdout_has_one_object_whatever_else_is_printed(run, code, error, result, capfd):
+    assert run_command(run, json_of="plan") == code
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {
+        "command": "plan",
+        "schema_version": JSON_SCHEMA_VERSION,
+        "exit_code": code,
+        "error": error,
+        "result": result,
+    }
+    if run is chattering:
+        assert "for people" in err and "from below" in err
 
 
 def test_sigterm_lets_the_work_clean_up_and_the_old_handler_comes_back(capsys):
@@ -58,7 +89,7 @@ def test_work_with_signals_of_its_own_and_other_threads_are_left_alone():
 
     def run():
         seen.append(signal.getsignal(signal.SIGTERM))
-        return 0
+        return Result({})
 
     assert run_command(run, has_own_signals=True) == 0
     thread = threading.Thread(target=run_command, args=(run,))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_ray.commands import run_command
+from qlora_ray.commands import Result, run_command
 from qlora_ray.env_file import find_in_env_file, find_in_environment, load_token
 from qlora_ray.errors import ConfigError
 
@@ -26,7 +26,7 @@ def test_a_commands_work_finds_the_token_where_the_libraries_look_for_it(capfd: 
 
     Path(".env").write_text('OTHER_OF_MINE=1\nHF_TOKEN="hf_file"\n')
     seen: list[str | None] = []
-    assert run_command(lambda: seen.append(get_token()) or 0) == 0
+    assert run_command(lambda: seen.append(get_token()) or Result({})) == 0
     assert seen == ["hf_file"]
     assert "OTHER_OF_MINE" not in os.environ
     assert capfd.readouterr() == ("", "")
@@ -45,7 +45,7 @@ def test_a_token_of_the_environment_stays_and_a_blank_one_does_not_count(monkeyp
 @pytest.mark.parametrize("content", [b"", b"HF_TOKEN=\n", b"HF_TOKEN=hf_caf\xe9\n", "HF_TOKEN=hf_café\n".encode()])
 def test_a_file_without_a_token_that_can_be_sent_stops_no_command(content: bytes) -> None:
     Path(".env").write_bytes(content)
-    assert run_command(lambda: 0) == 0
+    assert run_command(lambda: Result({})) == 0
     assert "HF_TOKEN" not in os.environ
 
 
@@ -70,14 +70,14 @@ def test_a_token_of_the_environment_that_cannot_be_sent_ends_a_command_and_is_no
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(name, "hf_se\x0bcret")
-    assert run_command(lambda: 0) == 2
+    assert run_command(lambda: Result({})) == 2
     said = capfd.readouterr().err
     assert said.startswith(f"{name} in the environment: must be one line of printable ASCII") and "cret" not in said
 
 
 def test_lines_that_are_no_settings_are_another_programs_and_not_told(capfd: pytest.CaptureFixture[str]) -> None:
     Path(".env").write_text("[section]\nsome words of mine\nHF_TOKEN=hf_file\n")
-    assert run_command(lambda: 0) == 0
+    assert run_command(lambda: Result({})) == 0
     assert os.environ["HF_TOKEN"] == "hf_file"
     assert capfd.readouterr() == ("", "")
 

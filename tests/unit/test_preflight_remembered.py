@@ -80,6 +80,6 @@ def test_a_plan_that_is_remembered_is_the_same_and_imports_no_torch(tmp_path):
         subprocess.run([*COMMAND, PROGRAM, "--gpus", "T4"], env=environment, capture_output=True, text=True, check=True)
         for _ in range(2)
     )
-    assert first.stdout == second.stdout and json.loads(second.stdout)["placements"]
+    assert first.stdout == second.stdout and json.loads(second.stdout)["result"]["placements"]
     assert second.stderr.strip().splitlines()[-1] == "[]"
     assert "'torch'" in first.stderr.splitlines()[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import shutil
 import signal
@@ -16,6 +17,7 @@ from qlora_ray.orchestration import driver
 from qlora_ray.preflight import checks as preflight
 from qlora_ray.runs.records import Summary, SweepStatus
 from tests.exporting_fixtures import write_sweep
+from tests.unit.test_commands_listed import keys_in_page
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +63,16 @@ def run(root, *options):
 def test_a_ray_that_was_begun_has_ended_when_the_command_returns(ended, rays, capfd):
     assert run(ended()) == 0
     assert rays == ["up", "down"]
+
+
+def test_as_json_a_sweep_ends_with_its_summary_and_where_it_is(ended, tmp_path, capfd):
+    root = ended()
+    assert run(root, "--export", tmp_path / "bundle", "--json") == 0
+    answer = json.loads(capfd.readouterr().out)
+    result = answer["result"]
+    assert (answer["exit_code"], result["status"], result["winner"]) == (0, "complete", "0001")
+    assert (result["folder"], result["exported_to"]) == (str(root), str(tmp_path / "bundle"))
+    assert set(result) - {"schema_version"} <= keys_in_page("sweep")
 
 
 def test_a_check_that_fails_leaves_no_ray(ended, rays, monkeypatch, capfd):
