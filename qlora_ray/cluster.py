@@ -1,19 +1,26 @@
-"""Shows the nodes of a Ray cluster and what sweeps have on them, or has the trials of a node go on elsewhere."""
+"""Prints the lines that make a Ray cluster, shows its nodes and what sweeps have on them, and drains a node."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from qlora_ray.commands import Result, add_json_option, run_command
 
 DRAIN_REASON = "asked for by `python -m qlora_ray.cluster drain`"
+HEAD_PORT, MAX_PORT = 6379, 65_535
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m qlora_ray.cluster", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
+    up = actions.add_parser("up-lines", help="the `ray start` lines that join machines; nothing is run")
+    up.add_argument(
+        "hosts", nargs="+", metavar="HOST[/GPUS]", help="the head first; GPUS as 0,1: a Ray node of its own"
+    )
+    up.add_argument("--port", type=_port, default=HEAD_PORT, help=f"the head's (default: {HEAD_PORT})")
     status = actions.add_parser("status", help="the nodes, and each sweep's executors, slots and trials on them")
     drain = actions.add_parser("drain", help="have every sweep's trials on a node go on elsewhere")
     drain.add_argument("node", metavar="NODE", help="a node's id or its beginning, its address, or its host name")
@@ -28,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         action.add_argument(
             "--address", default=None, metavar="HOST:PORT", help="the cluster (default: RAY_ADDRESS, else auto)"
         )
+    for action in (up, status, drain):
         add_json_option(action)
     return parser
 
@@ -35,7 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for a cluster that cannot be joined or a node that is not there."""
     arguments = make_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), json_of=f"cluster {arguments.action}" if arguments.json else None)
+    run = {"up-lines": _write_up_lines}.get(arguments.action, _ask_cluster)
+    return run_command(lambda: run(arguments), json_of=f"cluster {arguments.action}" if arguments.json else None)
 
 
 def _seconds(text: str) -> float:
@@ -50,7 +59,23 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _run(arguments: argparse.Namespace) -> Result:
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= MAX_PORT):
+        raise argparse.ArgumentTypeError(f"must be a port, 1 to {MAX_PORT}, got {text}")
+    return int(text)
+
+
+def _write_up_lines(arguments: argparse.Namespace) -> Result:
+    from qlora_ray.orchestration.cluster.up_lines import read_hosts, render_up_lines
+
+    beside = Path(sys.executable).with_name("ray")
+    ray = str(beside) if beside.exists() else "ray"
+    text = render_up_lines(read_hosts(arguments.hosts), ray=ray, port=arguments.port)
+    sys.stdout.write(f"{text}\n")
+    return Result({"lines": text.split("\n")})
+
+
+def _ask_cluster(arguments: argparse.Namespace) -> Result:
     from qlora_ray.config.schema import Cluster
     from qlora_ray.orchestration.cluster.joining import find_address, ray_cluster
     from qlora_ray.orchestration.pool_directory import drain_node, find_status, render_drained, render_status

@@ -30,7 +30,13 @@ FOLDERS = ("docs", "cluster", "results", "configs", "search_spaces", "benchmarks
 # A sweep's own folder under results/ holds model cards that PEFT wrote.
 PAGES = [page for folder in (ROOT, *(ROOT / name for name in FOLDERS)) for page in sorted(folder.glob("*.md"))]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
-COMMANDED = [*PAGES, *sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT / "search_spaces").rglob("*.yaml"))]
+CLUSTER_FILES = [path for path in sorted((ROOT / "cluster").iterdir()) if path.suffix not in (".md", ".json")]
+COMMANDED = [
+    *PAGES,
+    *sorted((ROOT / "configs").rglob("*.yaml")),
+    *sorted((ROOT / "search_spaces").rglob("*.yaml")),
+    *CLUSTER_FILES,
+]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"python3? -m (qlora_ray[\w.]*)(.*)")
@@ -83,12 +89,15 @@ def _literals(annotation: Any) -> set[str]:
 
 
 def _commands() -> list[tuple[str, str, list[str]]]:
-    """(where, module, arguments) of each `python -m qlora_ray...` in a fenced block or a YAML file's header."""
+    """(where, module, arguments) of each `python -m qlora_ray...` in a fenced block or a file's comments."""
     found = []
     for path in COMMANDED:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".md":
             blocks = [body for language, body in FENCE.findall(text) if language in ("console", "sh", "bash")]
+        elif path in CLUSTER_FILES:
+            # Below the comments shells fill in variables.
+            blocks = ["\n".join(re.findall(r"^# ?(.*)$", text, re.MULTILINE))]
         else:
             blocks = [re.sub(r"^# ?", "", text, flags=re.MULTILINE)]
         for line in "\n".join(blocks).replace("\\\n", " ").split("\n"):
