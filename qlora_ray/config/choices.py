@@ -1,4 +1,4 @@
-"""What a config chooses by name: samplers, schedulers, metrics and data formats. One line here adds one.
+"""What a config chooses by name: samplers, schedulers, metrics, trackers and data formats. One line here adds one.
 
 An entry names its code as `module:attribute`, which `pkgutil.resolve_name` imports when it is chosen, as entry points
 of packages do: a config is checked before torch, optuna or ray are imported, and no import points upward.
@@ -69,6 +69,19 @@ class MetricEntry:
     needs_database: bool = False
 
 
+@dataclass(frozen=True)
+class TrackerEntry:
+    """An experiment tracker.
+
+    Attributes:
+        make: A class with what `tracking.tracker.Tracker` has, made with a TrackedSweep.
+        library: What it imports; the extra that installs it has the tracker's name.
+    """
+
+    make: str
+    library: str
+
+
 # TPE compares the best tenth, 25 at most, with all others, and weighs these by age: from 1 / n for the oldest to 1 for
 # the last 25 (optuna 5.0, default_gamma and default_weights). So the best are all there, and the rest loses those that
 # weigh least.
@@ -112,6 +125,13 @@ METRICS = {
     "numeric": MetricEntry("qlora_ray.scoring.metrics.numeric:NumericMatch"),
     "boxed_match": MetricEntry("qlora_ray.scoring.metrics.boxed:BoxedMatch"),
     "sql_execution": MetricEntry("qlora_ray.scoring.metrics.execution:SqlExecution", needs_database=True),
+}
+
+TRACKERS = {
+    "tensorboard": TrackerEntry("qlora_ray.tracking.tensorboard:TensorboardTracker", library="tensorboard"),
+    "wandb": TrackerEntry("qlora_ray.tracking.wandb:WandbTracker", library="wandb"),
+    "mlflow": TrackerEntry("qlora_ray.tracking.mlflow:MlflowTracker", library="mlflow"),
+    "trackio": TrackerEntry("qlora_ray.tracking.trackio:TrackioTracker", library="trackio"),
 }
 
 # Each a `RowFormat`, see data/row_formats.py; `data.format: auto` tries them in this order.

@@ -24,6 +24,7 @@ KNOWN_ELSEWHERE = {
     "load_in_4bit": "model.quantization.method: nf4",
     "lora_r": "lora.r",
     "micro_batch_size": "training.per_device_train_batch_size",
+    "report_to": "results.report_to: each trial is a run, and the sweep a group",
     "save_steps": "search.num_reports: a trial's state is kept at each report",
 }
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, OneOf
+from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, TRACKERS, OneOf
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 # What products are computed in.
@@ -334,6 +334,9 @@ class Results(Section):
     dir: str = "results"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
         None, description="Folder under dir; null: the config's name and the time."
+    )
+    report_to: list[Annotated[str, OneOf(TRACKERS)]] = Field(
+        [], description="Trackers that each trial is a run of, beside the sweep's own files."
     )
 
 

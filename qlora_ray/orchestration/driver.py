@@ -36,6 +36,7 @@ from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.stopping import SearchStop, StopSignals, stop_signals
 from qlora_ray.orchestration.summary import print_next_steps, print_outcome, print_plan, write_summary
+from qlora_ray.orchestration.tracked_trials import tracked_trials
 from qlora_ray.orchestration.watching import watched_nodes, watched_ray
 from qlora_ray.orchestration.winner import Winner, choose_winner
 from qlora_ray.preflight.checks import Preflight
@@ -163,6 +164,7 @@ def _run(
         ray_start.running(config.cluster),
         watched_ray(config.cluster, stops),
         capacity_request(config.cluster.scale_up) as request,
+        tracked_trials(config.results.report_to, paths, tell=console.event) as observer,
     ):
         stops.check()
         planned = plan_nodes(preflight, paths.root, request=request, tell=console.progress)
@@ -177,7 +179,7 @@ def _run(
             manifest = add_resume(first, manifest)
         write_record(paths.manifest, sign(manifest))
         print_plan(console, preflight, plan, paths)
-        ledger = Ledger(config, paths=paths, console=console, common=common)
+        ledger = Ledger(config, paths=paths, console=console, common=common, observer=observer)
         pool = _start_pool(preflight, plan, profiles, paths, base=common.base)
         console.progress("loading the base ...")
         study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
@@ -20,6 +20,7 @@ from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record, write_record
 from qlora_ray.runs.whole import restore_folder
+from qlora_ray.training.engine import Report
 
 # What a line of metrics.jsonl holds besides a report's metrics.
 NO_METRICS = ("report_index", "time", "train_losses")
@@ -37,6 +38,19 @@ class Outcome:
     values: list[float]
 
 
+class TrialsObserver(Protocol):
+    """Hears of what the books hold, once it is there."""
+
+    def opened(self, entry: TrialEntry, record: TrialRecord) -> None:
+        """A trial was entered; `record` is what was written of it."""
+
+    def reported(self, entry: TrialEntry, report: Report) -> None:
+        """A new report of a trial was entered."""
+
+    def closed(self, entry: TrialEntry) -> None:
+        """A trial has ended."""
+
+
 class Ledger:
     """Keeps every trial's entry, writes its record, and says each transition once, in a line and an event.
 
@@ -45,13 +59,23 @@ class Ledger:
         paths: Its folder.
         console: The user's lines.
         common: What every record holds besides its own trial: versions, commit, data, base.
+        observer: Hears of trials; None: nobody does.
 
     Attributes:
         num_planned: Trials of the sweep; those with new seeds are added as they are planned.
     """
 
-    def __init__(self, config: SweepConfig, *, paths: SweepPaths, console: Console, common: SweepFacts) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        *,
+        paths: SweepPaths,
+        console: Console,
+        common: SweepFacts,
+        observer: TrialsObserver | None = None,
+    ) -> None:
         self._config = config
+        self._observer = observer
         self._paths = paths
         self._console = console
         self._common = common
@@ -98,7 +122,9 @@ class Ledger:
         if resumed_from is not None:
             reason = f"goes on with trial {trial_id_of(resumed_from)}"
         self._events.write("trial_opened", reason=reason, trial=entry.id, params=params)
-        self._write_record(entry)
+        record = self._write_record(entry)
+        if self._observer is not None:
+            self._observer.opened(entry, record)
 
     def restore(self) -> None:
         """Takes over the trials that an earlier driver finished, from their records."""
@@ -151,6 +177,8 @@ class Ledger:
             line["train_losses"] = report.train_losses
         append_line(self._paths.trial(entry.id).metrics, line)
         self._events.write("trial_reported", trial=entry.id, report_index=report.index, executor=result.executor)
+        if self._observer is not None:
+            self._observer.reported(entry, report)
 
     def close(self, number: int) -> Outcome:
         """Ends a trial as what it was, and says so."""
@@ -169,6 +197,8 @@ class Ledger:
             self._table.append(entry, self._ended)
             self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)
             self._console.event(self._describe_end(entry))
+            if self._observer is not None:
+                self._observer.closed(entry)
             self.show_progress()
         return self.outcome_of(entry)
 
@@ -305,10 +335,11 @@ class Ledger:
     def _ended(self) -> list[TrialEntry]:
         return [entry for entry in self.entries.values() if entry.closed_at is not None]
 
-    def _write_record(self, entry: TrialEntry, *, closed_at: float | None = None) -> None:
+    def _write_record(self, entry: TrialEntry, *, closed_at: float | None = None) -> TrialRecord:
         paths = self._paths.trial(entry.id)
         record = entry.to_record(adapter=paths.adapter, common=self._common, closed_at=closed_at)
         write_record(paths.record, record)
+        return record
 
 
 def describe_params(params: dict[str, Any]) -> str:

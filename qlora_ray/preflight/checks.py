@@ -65,7 +65,9 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
         QloraRayError: The first thing that is wrong, with what to do.
     """
     from qlora_ray.scoring.metrics.choice import check_references, resolve_data_metrics
+    from qlora_ray.tracking.table import check_trackers
 
+    check_trackers(config.results.report_to)
     # One commit for the whole sweep, on every node, and for its resumes: a branch of the hub may move meanwhile.
     config = config.model_copy(update={"model": pin_revision(config.model)})
     shape = read_shape(config.model)
