@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from qlora_ray.config.schema import SweepConfig
@@ -20,10 +20,13 @@ from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record, write_record
 from qlora_ray.runs.whole import restore_folder
+from qlora_ray.search.study import CAUSE_ATTRIBUTE, STATE_ATTRIBUTE
 from qlora_ray.training.engine import Report
 
 # What a line of metrics.jsonl holds besides a report's metrics.
 NO_METRICS = ("report_index", "time", "train_losses")
+# Metrics that stand in the study, too.
+NOTED_METRICS = ("tokens_per_s", "peak_memory_bytes")
 # Failures that say nothing about the trial: it goes on from its state in a resume.
 NOT_ITS_OWN = ("lost", "preempted", "unevaluated")
 SWEEP_STOPPED = "the sweep was stopped"
@@ -31,11 +34,17 @@ SWEEP_STOPPED = "the sweep was stopped"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended, for the study."""
+    """How a trial ended, for the study.
+
+    Attributes:
+        values: Its objectives.
+        notes: What Optuna's states cannot say, and what its dashboard may show: state, cause, speed, memory.
+    """
 
     state: TrialStatus
     cause: str | None
     values: list[float]
+    notes: Mapping[str, str | float] = field(default_factory=dict)
 
 
 class TrialsObserver(Protocol):
@@ -205,7 +214,11 @@ class Ledger:
     def outcome_of(self, entry: TrialEntry) -> Outcome:
         """How a trial ended, as the study is told it."""
         values = [entry.value_of(name) for name in self._config.search.objectives]
-        return Outcome(entry.state, entry.cause, [value for value in values if value is not None])
+        notes: dict[str, str | float] = {STATE_ATTRIBUTE: str(entry.state)}
+        if entry.cause:
+            notes[CAUSE_ATTRIBUTE] = entry.cause
+        notes |= {name: entry.metrics[name] for name in NOTED_METRICS if name in entry.metrics}
+        return Outcome(entry.state, entry.cause, [value for value in values if value is not None], notes)
 
     def interrupt(self) -> None:
         """Closes all running trials as interrupted."""

@@ -11,7 +11,7 @@ from qlora_ray.orchestration.ledger import Ledger, Outcome
 from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.runs.records import TrialStatus
 from qlora_ray.search.space import SearchSpace
-from qlora_ray.search.study import CAUSE_ATTRIBUTE, RESUMED_FROM_ATTRIBUTE, count_finished, note_cause
+from qlora_ray.search.study import RESUMED_FROM_ATTRIBUTE, count_finished, note_end
 from qlora_ray.training.engine import Report
 
 if TYPE_CHECKING:
@@ -159,9 +159,11 @@ class StudySearcher:
             self._do(trial.report, value, report_index)
 
     def _tell_end(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        if outcome.cause and outcome.state is not TrialStatus.INTERRUPTED:
-            trial.set_user_attr(CAUSE_ATTRIBUTE, outcome.cause)
-        tell_outcome(self._study, trial.number, outcome)
+        if outcome.state is TrialStatus.INTERRUPTED:
+            return
+        with self._journal.one_write():
+            note_end(self._study, trial.number, outcome.notes)
+            tell_outcome(self._study, trial.number, outcome)
 
 
 def tell_outcome(study: optuna.Study, number: int, outcome: Outcome) -> None:
@@ -191,9 +193,8 @@ def settle_finished(study: optuna.Study, ledger: Ledger) -> None:
             entry = ledger.entries[trial.number]
             outcome = ledger.outcome_of(entry)
             if outcome.state is not TrialStatus.INTERRUPTED:
-                if len(study.directions) == 1:
-                    open_trial = optuna.Trial(study, trial._trial_id)
-                    for report_index in sorted(entry.intermediate.keys() - trial.intermediate_values.keys()):
-                        open_trial.report(entry.intermediate[report_index], report_index)
-                note_cause(study, trial.number, outcome.cause)
+                # Optuna keeps intermediate values of one objective only.
+                told = trial.intermediate_values if len(study.directions) == 1 else entry.intermediate
+                missed = {index: value for index, value in entry.intermediate.items() if index not in told}
+                note_end(study, trial.number, outcome.notes, reports=missed)
             tell_outcome(study, trial.number, outcome)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.choices import SAMPLERS, SCHEDULER_KEYS, SCHEDULERS
 from qlora_ray.config.schema import Search
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 # Attributes of a trial and of the study that carry what Optuna's states cannot say.
 CAUSE_ATTRIBUTE = "cause"
+STATE_ATTRIBUTE = "state"
 RESUMED_FROM_ATTRIBUTE = "resumed_from"
 SEED_OF_ATTRIBUTE = "seed_of"
 INTERRUPTED = "interrupted"
@@ -67,6 +70,10 @@ def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) 
         directions=["minimize" if mode == "min" else "maximize" for mode in search.objectives.values()],
         load_if_exists=True,
     )
+    if study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(search.objectives))
     entry = SAMPLERS[search.sampler]
     history = None if entry.history is None else BoundedHistory(num_best=entry.history[0], num_latest=entry.history[1])
     sampler = StudySampler(
@@ -96,11 +103,23 @@ def add_seed_trial(study: optuna.Study, *, seed_of: int) -> int:
     )
 
 
-def note_cause(study: optuna.Study, number: int, cause: str | None) -> None:
-    """Writes to a trial of the study, which has not ended there, why it ended: after a resume nobody has its object."""
-    if cause is not None:
-        # Through the storage: to make an optuna.Trial is to ask the sampler.
-        study._storage.set_trial_user_attr(study.get_trials(deepcopy=False)[number]._trial_id, CAUSE_ATTRIBUTE, cause)
+def note_end(
+    study: optuna.Study, number: int, notes: Mapping[str, Any], *, reports: Mapping[int, float] | None = None
+) -> None:
+    """Writes to a trial of the study, which has not ended there, how it ended, and reports that were not told.
+
+    Args:
+        study: The study.
+        number: The trial's number.
+        notes: User attributes, as Optuna's dashboard shows them; CAUSE_ATTRIBUTE is one.
+        reports: The objective by report.
+    """
+    # Through the storage: to make an optuna.Trial is to ask the sampler.
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    for index, value in (reports or {}).items():
+        study._storage.set_trial_intermediate_value(trial_id, index, value)
+    for name, note in notes.items():
+        study._storage.set_trial_user_attr(trial_id, name, note)
 
 
 def _ran_out_of_memory(trial: optuna.trial.FrozenTrial) -> bool:
@@ -153,6 +172,8 @@ def end_interrupted(study: optuna.Study) -> list[int]:
     # First the reason, then the end: a driver killed in between leaves a trial that is ended again on resume.
     study.set_user_attr(INTERRUPTED, sorted(interrupted_trials(study) | set(running)))
     for number in running:
+        # Optuna has no state for it; who looks at the study with its tools is told so.
+        note_end(study, number, {STATE_ATTRIBUTE: INTERRUPTED})
         study.tell(number, state=optuna.trial.TrialState.FAIL)
     return running
 

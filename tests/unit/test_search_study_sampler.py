@@ -13,7 +13,7 @@ from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.documents import Document
 from qlora_ray.config.loading import validate_document
 from qlora_ray.search.parsing import parse_space
-from qlora_ray.search.study import CAUSE_ATTRIBUTE, OUT_OF_MEMORY, note_cause, open_study
+from qlora_ray.search.study import CAUSE_ATTRIBUTE, OUT_OF_MEMORY, note_end, open_study
 
 RANKS: dict[str, Any] = {"low": 2, "high": 64}
 SPACE: dict[str, Any] = {
@@ -101,7 +101,7 @@ def test_nothing_changes_until_something_runs_out_of_memory(tmp_path: Path) -> N
 def test_the_cause_of_an_end_that_a_killed_driver_did_not_tell_is_learnt_too(tmp_path: Path) -> None:
     searching = Searching(tmp_path / "study", "random")
     trial = searching.study.ask(searching.space.distributions())
-    note_cause(searching.study, trial.number, OUT_OF_MEMORY)
+    note_end(searching.study, trial.number, {CAUSE_ATTRIBUTE: OUT_OF_MEMORY})
     searching.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     limits = searching.study.sampler.sampler._limits
     assert limits.is_too_large(searching.space.decode(trial.params))

@@ -116,6 +116,24 @@ def test_two_objectives_are_told_in_the_order_of_the_config_and_reports_of_neith
     assert trial.intermediate_values == {}  # Optuna keeps them for one objective only
 
 
+def test_the_study_says_for_optunas_dashboard_what_its_states_cannot(tmp_path: Path) -> None:
+    books = Books(tmp_path)
+    searcher = books.make_searcher()
+    for _ in range(2):
+        ask(searcher)
+    result = make_result(0, 1, loss=0.5, is_final=True)
+    result.report.metrics.update(tokens_per_s=900.0, peak_memory_bytes=2**30)
+    searcher.enter_report(result)
+    searcher.close(0)
+    searcher.finish()
+    books.ledger.interrupt()
+    end_interrupted(books.study)
+    complete, interrupted = books.trials()
+    assert complete.user_attrs == {"state": "complete", "tokens_per_s": 900.0, "peak_memory_bytes": 2**30}
+    assert interrupted.user_attrs["state"] == "interrupted"
+    assert books.study.metric_names == ["eval_loss"]
+
+
 def test_what_the_study_missed_of_a_trial_that_has_ended_it_is_told_by_the_next_driver(tmp_path: Path) -> None:
     first = Books(tmp_path)
     searcher = first.make_searcher()
