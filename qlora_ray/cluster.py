@@ -1,12 +1,14 @@
-"""Prints the lines that make a Ray cluster, shows its nodes and what sweeps have on them, and drains a node."""
+"""Prints the lines that make a Ray cluster, says what is wrong with a machine or a cluster, shows the nodes and what
+sweeps have on them, and drains a node."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
-from qlora_ray.commands import Result, add_json_option, run_command
+from qlora_ray.commands import Result, add_json_option, as_place, run_command
 
 DRAIN_REASON = "asked for by `python -m qlora_ray.cluster drain`"
 HEAD_PORT, MAX_PORT = 6379, 65_535
@@ -21,6 +23,13 @@ def make_parser() -> argparse.ArgumentParser:
         "hosts", nargs="+", metavar="HOST[/GPUS]", help="the head first; GPUS as 0,1: a Ray node of its own"
     )
     up.add_argument("--port", type=_port, default=HEAD_PORT, help=f"the head's (default: {HEAD_PORT})")
+    doctor = actions.add_parser(
+        "doctor", help="what is wrong with this machine, or with a cluster's nodes, and its mend"
+    )
+    doctor.add_argument("address", nargs="?", metavar="ADDRESS", help="a running cluster (default: this machine alone)")
+    doctor.add_argument(
+        "--shared", type=as_place, metavar="DIR", help="the folder for results, which all nodes must see and write"
+    )
     status = actions.add_parser("status", help="the nodes, and each sweep's executors, slots and trials on them")
     drain = actions.add_parser("drain", help="have every sweep's trials on a node go on elsewhere")
     drain.add_argument("node", metavar="NODE", help="a node's id or its beginning, its address, or its host name")
@@ -35,15 +44,15 @@ def make_parser() -> argparse.ArgumentParser:
         action.add_argument(
             "--address", default=None, metavar="HOST:PORT", help="the cluster (default: RAY_ADDRESS, else auto)"
         )
-    for action in (up, status, drain):
+    for action in (up, doctor, status, drain):
         add_json_option(action)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 for a cluster that cannot be joined or a node that is not there."""
+    """Runs the command; returns 0, 1 if the doctor finds a problem, or 2 for what cannot be joined or is not there."""
     arguments = make_parser().parse_args(argv)
-    run = {"up-lines": _write_up_lines}.get(arguments.action, _ask_cluster)
+    run = {"up-lines": _write_up_lines, "doctor": _look}.get(arguments.action, _ask_cluster)
     return run_command(lambda: run(arguments), json_of=f"cluster {arguments.action}" if arguments.json else None)
 
 
@@ -73,6 +82,25 @@ def _write_up_lines(arguments: argparse.Namespace) -> Result:
     text = render_up_lines(read_hosts(arguments.hosts), ray=ray, port=arguments.port)
     sys.stdout.write(f"{text}\n")
     return Result({"lines": text.split("\n")})
+
+
+def _look(arguments: argparse.Namespace) -> Result:
+    from qlora_ray.orchestration.doctor.report import examine, look_at_cluster, look_here
+
+    # It tells every process that a CPU kernel which is not needed was not loaded.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if arguments.address is None:
+        nodes, situation = look_here(arguments.shared or Path("results"))
+    else:
+        from qlora_ray.config.schema import Cluster
+        from qlora_ray.orchestration.cluster.joining import find_auth_mode, ray_cluster
+
+        with ray_cluster(Cluster(address=arguments.address), where="ADDRESS"):
+            asks_for_token = find_auth_mode(arguments.address) == "token"
+            nodes, situation = look_at_cluster(arguments.shared, asks_for_token=asks_for_token)
+    text, facts, exit_code = examine(nodes, situation)
+    sys.stdout.write(f"{text}\n")
+    return Result(facts, exit_code)
 
 
 def _ask_cluster(arguments: argparse.Namespace) -> Result:

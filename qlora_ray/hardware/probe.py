@@ -120,17 +120,26 @@ def _find_kernel_problem(capability: tuple[int, int], built_for: list[str]) -> s
     return f"this torch has no kernels for compute capability {major}.{minor} (it has {', '.join(built_for)})"
 
 
+def list_driver_gpus() -> list[str]:
+    """The names of the GPUs that the driver lists, also of those that torch does not see; empty without a driver."""
+    return _ask_nvidia_smi_all("name")
+
+
 def _ask_nvidia_smi(query: str) -> str | None:
     """The first line that nvidia-smi answers, or None where there is none."""
+    return next(iter(_ask_nvidia_smi_all(query)), None)
+
+
+def _ask_nvidia_smi_all(query: str) -> list[str]:
+    """What nvidia-smi answers for each GPU; empty where there is none."""
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(
             command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-    lines = answer.split("\n")
-    return lines[0].strip() or None
+        return []
+    return [line.strip() for line in answer.split("\n") if line.strip()]
 
 
 def _count_cpus() -> int:

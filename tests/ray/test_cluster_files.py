@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -109,3 +110,24 @@ def test_a_job_of_rays_that_is_stopped_is_resumed_by_another_job(tmp_path: Path)
         output, _ = process.communicate()
     assert process.returncode == 0, output
     assert read_json(SweepPaths(folder).summary)["status"] == "complete", output
+
+
+def test_two_kinds_sh_starts_two_nodes_and_the_doctor_steps_on_each(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    port = free_port()
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    script = f"""
+        bash {ROOT}/cluster/two-kinds.sh 0 1,2
+        python -m qlora_ray.cluster doctor {address} --shared {shared} --json 2> log || true
+    """
+    code, output = run_apart(script, home=tmp_path, PATH=path_with(BIN), PORT=str(port))
+    assert code == 0, output
+    answer = json.loads(output[output.index('{\n  "command"') :])
+    findings = answer["result"]["findings"]
+    for check in ("device", "storage", "clock", "hub"):
+        assert [one["status"] for one in findings if one["check"] == check] == ["ok", "ok"], findings
+    cluster_wide = {(one["check"], one["status"]) for one in findings if not one["node"]}
+    assert cluster_wide == {("versions", "ok"), ("token", "ok")}
+    assert list(shared.iterdir()) == []
+    assert (tmp_path / ".ray" / "auth_token").read_text().strip() not in output

@@ -171,14 +171,14 @@ def _join(address: str, *, where: str) -> None:
     try:
         _check_listening(address)
         if _has_token() and "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = _find_auth_mode(address)
+            os.environ["RAY_AUTH_MODE"] = find_auth_mode(address)
             _read_auth_settings()
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         raise PlacementError(_explain(address, error, where=where)) from None
 
 
-def _find_auth_mode(address: str) -> str:
+def find_auth_mode(address: str) -> str:
     """Whether a cluster asks for a token, as RAY_AUTH_MODE says it: `token` or `disabled`.
 
     A driver must be in the mode of its cluster. One that has a token and is in the mode `token` joins a cluster without

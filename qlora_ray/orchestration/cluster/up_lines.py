@@ -100,6 +100,7 @@ def render_up_lines(nodes: Sequence[PlannedNode], *, ray: str = "ray", port: int
     lines += [
         f"# Open between the machines and to nobody else: TCP {port}, {ports}, {workers}.",
         "# Then, on any of them:",
+        f"python -m qlora_ray.cluster doctor {head.host}:{port} --shared /shared/results",
         f"python -m qlora_ray.sweep --set cluster.address={head.host}:{port} --set results.dir=/shared/results",
     ]
     return "\n".join(lines)
