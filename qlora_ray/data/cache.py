@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from qlora_ray.config.schema import Data
 from qlora_ray.data.report import DataReport, PreparedData
 from qlora_ray.data.tokenizing import TokenizedSplit
+from qlora_ray.runs.modes import share_tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,7 +85,7 @@ def save_prepared(cache_dir: Path, prepared: PreparedData) -> None:
             with _no_progress_bars():
                 datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(temporary / name))
         (temporary / REPORT_NAME).write_text(json.dumps(prepared.report.to_dict(), indent=2), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp's 0700 would shut colleagues out of a shared cache
+        share_tree(temporary)
         try:
             temporary.rename(folder)
         except OSError:

@@ -74,9 +74,6 @@ def write_bundle(
         _write_records(selection, folder, name=str(name))
         facts = CardFacts(str(name), selection, report, evaluation)
         write_text(folder / "README.md", str(make_card(facts)))
-        for path in folder.rglob("*"):
-            # safetensors makes its files private; a bundle is made to be read by others.
-            path.chmod(0o755 if path.is_dir() else 0o644)
         inventory = take_inventory(selection, folder, name=str(name), merge=report)
         write_json(folder / INVENTORY, inventory)
     return Bundle(to, inventory, report, tuple(notes))

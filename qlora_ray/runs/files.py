@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
+from qlora_ray.runs.modes import share
 
 
 def write_text(path: Path, text: str, *, is_synced: bool = True) -> None:
@@ -35,8 +36,7 @@ def write_text(path: Path, text: str, *, is_synced: bool = True) -> None:
             stream.flush()
             if is_synced:
                 os.fsync(stream.fileno())
-        # mkstemp makes files private; results are read by others (a dashboard, a colleague).
-        Path(temporary).chmod(0o644)
+        share(Path(temporary))
         Path(temporary).replace(path)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from qlora_ray.errors import RunError
 from qlora_ray.runs.locks import held_if_free, hold, locked_file
+from qlora_ray.runs.modes import share, share_tree
 
 # What the name of a folder ends in while its replacement takes its place, and then until it is taken away.
 OLDER = ".old"
@@ -45,8 +46,8 @@ def whole_folder(path: Path, *, taken: str | None = None) -> Iterator[Path]:
         if taken is not None:
             # Again, now that others see this one: of two that begin at once, never both go on.
             _tidy_up(path, taken=taken, own=temporary)
-        temporary.chmod(0o755)
         yield temporary
+        share_tree(temporary)
         _sync_tree(temporary)
         _take_place(temporary, path)
     except BaseException:
@@ -84,7 +85,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(handle)
-            temporary.chmod(0o644)
+            share(temporary)
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

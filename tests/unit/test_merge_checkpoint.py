@@ -88,10 +88,9 @@ def test_shards_stay_below_the_bound_and_load_as_the_model_they_were(llama, tmp_
     assert all(torch.equal(one, expected.state_dict()[name]) for name, one in loaded.state_dict().items())
 
 
-def test_one_shard_has_no_index_and_can_be_read_by_others(llama, tmp_path):
+def test_one_shard_has_no_index(llama, tmp_path):
     assert copy_tensors(open_base(llama), tmp_path / "copy", max_shard_bytes=10**9)[0] == 1
     assert [file.name for file in (tmp_path / "copy").iterdir()] == ["model.safetensors"]
-    assert (tmp_path / "copy" / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_only_one_shard_is_held_at_a_time(llama, tmp_path, monkeypatch):

@@ -136,8 +136,6 @@ def write_shards(
         # transformers refuses files without this word (from_pretrained, 5.23).
         path = folder / filename
         save_file({name: make(name).contiguous() for name in names}, path, metadata={"format": "pt"})
-        # safetensors 0.8 makes its files private; a model is read by others (a server, a colleague).
-        path.chmod(0o644)
         tell(f"merge: {folder.name}: shard {number} of {len(split.filename_to_tensors)} is written")
     if split.is_sharded:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": split.tensor_to_filename}
