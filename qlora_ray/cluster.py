@@ -4,7 +4,6 @@ sweeps have on them, and drains a node."""
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -87,8 +86,6 @@ def _write_up_lines(arguments: argparse.Namespace) -> Result:
 def _look(arguments: argparse.Namespace) -> Result:
     from qlora_ray.orchestration.doctor.report import examine, look_at_cluster, look_here
 
-    # It tells every process that a CPU kernel which is not needed was not loaded.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if arguments.address is None:
         nodes, situation = look_here(arguments.shared or Path("results"))
     else:

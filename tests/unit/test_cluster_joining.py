@@ -54,7 +54,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeRa
     monkeypatch.setattr(joining, "ray", ray)
     monkeypatch.setattr(joining, "_read_auth_settings", lambda: None)
     # A listener that is no GCS is asked for a minute; tests/ray/test_joining.py asks real ones.
-    monkeypatch.setattr(joining, "_find_auth_mode", lambda address: "token")
+    monkeypatch.setattr(joining, "find_auth_mode", lambda address: "token")
     yield ray
 
 

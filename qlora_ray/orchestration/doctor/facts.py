@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import stat
@@ -101,6 +102,8 @@ def collect_facts(*, name: str = "", shared: Path | None = None, marker: Path | 
         shared: The folder for results.
         marker: A file in it that another node has made.
     """
+    # It tells every process that a CPU kernel which is not needed was not loaded.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     node = probe_node()
     cache = _find_hub_cache()
     folders = [Path(tempfile.gettempdir()), cache, *([shared] if shared is not None else [])]

@@ -59,11 +59,11 @@ def render(findings: Sequence[Finding]) -> str:
     status_width = max(len(status) for status in Status)
     check_width = max((len(finding.check) for finding in findings), default=0)
     lines = []
-    node = ""
+    node = None
     for finding in findings:
         if finding.node != node:
             node = finding.node
-            lines.append(node or "all nodes")
+            lines.append(node or "the cluster")
         lines.append(f"  {finding.status:{status_width}}  {finding.check:{check_width}}  {finding.text}")
         if finding.mend:
             lines.append(f"  {'':{status_width}}  {'':{check_width}}  -> {finding.mend}")
