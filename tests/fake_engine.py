@@ -13,7 +13,16 @@ from qlora_ray.scoring.progress import RowProgress
 from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import UNEVALUATED, EngineEvent, Failure, Preemption, Report, TrainedListener, TrialSpec
+from qlora_ray.training.engine import (
+    UNEVALUATED,
+    EngineEvent,
+    Failure,
+    Preemption,
+    Report,
+    TrainedListener,
+    TrialProgress,
+    TrialSpec,
+)
 
 # A trial with this weight decay diverges at its second report.
 DIVERGING_DECAY = 0.5
@@ -119,6 +128,11 @@ class FakeEngine:
         with self._lock:
             return [*leaving, *(self._report(spec) for spec in training.values())]
 
+    def progress(self) -> list[TrialProgress]:
+        """Steps at the last report, with its loss."""
+        with self._lock:
+            return [self._progress_of(spec) for spec in self._specs.values()]
+
     def on_trained(self, listener: TrainedListener) -> None:
         """Told of each trial before its report is made."""
         self._on_trained = listener
@@ -162,6 +176,11 @@ class FakeEngine:
     ) -> dict[str, Scores]:
         """Not needed here."""
         raise NotImplementedError
+
+    def _progress_of(self, spec: TrialSpec) -> TrialProgress:
+        step = (0, *spec.budget.report_steps)[self._indices[spec.trial_id]]
+        loss = fake_loss(spec.training.learning_rate, step) if step else None
+        return TrialProgress(spec.trial_id, step, loss, loss, tokens_per_s=10.0 if step else None)
 
     def _put_off(self, trial_ids: Collection[str], *, num_steps: int) -> list[EngineEvent]:
         """The preemptions of those of these trials that were asked to leave, after so many steps of their own."""

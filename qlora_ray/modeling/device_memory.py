@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # How torch's message begins where memory of a CPU is short (torch 2.13, c10/core/impl/alloc_cpu.cpp).
 CPU_ALLOCATOR = "DefaultCPUAllocator: "
@@ -21,6 +22,23 @@ def peak_memory_bytes(device: str) -> int:
 
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def used_memory_bytes(device: str) -> int | None:
+    """Memory in use now: reserved by torch on a GPU, resident of the whole process on a CPU; None if unknown.
+
+    Neither waits for the device.
+    """
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.memory_reserved()
+    try:
+        num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        # Not on Linux.
+        return None
+    return num_pages * resource.getpagesize()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -71,7 +71,7 @@ class LiveExecutor:
         memory_bytes: In use by its process now: of the GPU, or resident memory on a CPU.
         planned_memory_bytes: What the plan estimates that it needs.
         total_memory_bytes: Of its device.
-        busy_share: The share of its time since its first step in which it trained, evaluated or scored.
+        busy_share: The share of its time since its first step in which it trained or evaluated.
     """
 
     executor: int = 0

@@ -100,13 +100,32 @@ class Preemption:
 EngineEvent = Report | Preemption
 
 
+@dataclass(frozen=True)
+class TrialProgress:
+    """How far a trial is, in numbers that the process has anyway: asking for them reads nothing from a device.
+
+    Attributes:
+        step: Optimizer steps it has taken.
+        train_loss: Of its last step here, in nats per answer token; None before it.
+        eval_loss: Of its last report, in nats per answer token; None before it.
+        tokens_per_s: Non-padding tokens trained, per second of training since its last report, or before it where it
+            has not trained since; None before its first step.
+    """
+
+    trial_id: str
+    step: int
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    tokens_per_s: float | None = None
+
+
 class Engine(Protocol):
     """Trains admitted trials in this process.
 
     A trial that has reported trains no further until `proceed` or `evict`. Calls come from one thread, but for
-    `admit`, `proceed`, `evict` and `request_preemption`, which may come from others while `advance` runs: an engine of
-    several slots lets a trial that is admitted or told on then join at its next step. A snapshot is nobody's to change
-    any more.
+    `admit`, `proceed`, `evict`, `request_preemption` and `progress`, which may come from others while `advance` runs:
+    an engine of several slots lets a trial that is admitted or told on then join at its next step. A snapshot is
+    nobody's to change any more.
     """
 
     @property
@@ -128,6 +147,9 @@ class Engine(Protocol):
 
     def advance(self) -> list[EngineEvent]:
         """Trains until at least one admitted trial reports, ends or is preempted; an empty list if none can train."""
+
+    def progress(self) -> list[TrialProgress]:
+        """How far each admitted trial is; waits for no step, and holds none up."""
 
     def on_trained(self, listener: TrainedListener) -> None:
         """Sets who is told that a trial has trained to a report, before it is evaluated there.

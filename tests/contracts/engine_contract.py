@@ -82,6 +82,22 @@ class EngineContract:
         engine.evict("0000")
         assert (first[0].index, second[0].index) == (1, 2)
 
+    def test_its_progress_is_known_at_every_step_and_is_that_of_its_reports(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert engine.progress() == []
+        steps: list[tuple[int, int]] = []
+        self.watch_steps(monkeypatch, lambda step: steps.append((step, engine.progress()[0].step)))
+        reports = run_trial(engine, make_spec(logging_steps=1))
+        (progress,) = engine.progress()
+        engine.evict("0000")
+        assert steps == [(step, step - 1) for step in range(1, NUM_STEPS + 1)]
+        assert (progress.trial_id, progress.step) == ("0000", NUM_STEPS)
+        assert progress.eval_loss == reports[-1].metrics["eval_loss"]
+        assert progress.train_loss == pytest.approx(reports[-1].train_losses[-1][1], rel=1e-5)
+        assert progress.tokens_per_s is not None and progress.tokens_per_s > 0
+        assert engine.progress() == []
+
     def test_a_full_engine_admits_no_more(self, engine: Engine) -> None:
         for slot in range(engine.slots):
             engine.admit(make_spec(f"{slot:04d}"))

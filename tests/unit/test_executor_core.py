@@ -52,6 +52,42 @@ def core(engine: FakeEngine, clock: Clock, tmp_path: Path) -> Iterator[ExecutorC
     core.close()
 
 
+def test_live_figures_say_where_each_trial_is(core: ExecutorCore) -> None:
+    core.admit(make_spec("0000"), 1)
+    assert core.next_report("0000", 1, timeout_s=WAIT_S) is not None
+    (trial,) = core.live()["trials"].values()
+    assert trial["state"] == "reported"
+    assert (trial["step"], trial["num_steps"]) == (2, 8)
+    assert trial["eval_loss"] == pytest.approx(fake_loss(Training().learning_rate, 2))
+    core.evict("0000")
+    assert core.live()["trials"] == {}
+
+
+def test_live_figures_have_the_memory_and_how_busy_the_device_was(
+    engine: FakeEngine, clock: Clock, tmp_path: Path
+) -> None:
+    SweepPaths(tmp_path).trial("0000").root.mkdir(parents=True)
+    core = ExecutorCore(
+        engine,
+        paths=SweepPaths(tmp_path),
+        lease_timeout_s=600,
+        keep_state=True,
+        clock=clock,
+        read_memory=lambda: 3,
+        total_memory_bytes=10,
+    )
+    before = core.live()
+    core.admit(make_spec("0000"), 1)
+    core.next_report("0000", 1, timeout_s=WAIT_S)
+    core.clear()
+    clock.now = 5.0
+    after = core.live()
+    core.close()
+    assert (before["memory_bytes"], before["total_memory_bytes"], before["busy_share"]) == (3, 10, None)
+    # All that passed was after the engine's last step.
+    assert after["busy_share"] == 0.0
+
+
 def make_spec(trial_id: str, *, num_reports: int = 4, **training: float) -> TrialSpec:
     """Eight steps, four reports."""
     config = Training(max_samples=8, gradient_accumulation_steps=1, **training)

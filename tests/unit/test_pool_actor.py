@@ -43,7 +43,7 @@ class HandledExecutor:
         self.hangs = False
         self.heartbeats = 0
         self._news: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
-        for name in ("describe", "wait_change", "heartbeat", "evict", "preempt"):
+        for name in ("describe", "wait_change", "heartbeat", "evict", "preempt", "live"):
             setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
 
     def be_ready(self) -> None:
@@ -78,6 +78,9 @@ class HandledExecutor:
         if self.hangs:
             raise RayActorError
         self.calls.append(("evict", trial_id, lease_number))
+
+    async def _live(self) -> dict[str, Any]:
+        return {"trials": dict(self.held)}
 
     async def _preempt(self, trial_id: str, lease_number: int, reason: str) -> None:
         self.calls.append(("preempt", trial_id, lease_number))
@@ -143,6 +146,22 @@ async def test_what_breaks_the_timer_is_raised_to_whoever_follows_the_pool(monke
     with pytest.raises(KeyError, match="a seat"):
         for seen in range(1, 1000):
             await stage.pool.next_events(seen, 0.01)
+
+
+@story
+async def test_live_figures_name_each_seat_its_trials_what_its_executor_says_and_who_waits() -> None:
+    stage = await Stage(1, 2).open()
+    lease = await stage.pool.lease("0000")
+    await stage.pool.lease("0001")
+    await stage.pool.lease("0002")
+    await stage.ask("0003")
+    live = await stage.pool.live()
+    held = {seat["executor"]: seat["trials"] for seat in live["seats"]}
+    assert "0000" in held[lease.seat_id]
+    assert sorted(trial for trials in held.values() for trial in trials) == ["0000", "0001", "0002"]
+    assert [seat["state"] for seat in live["seats"]] == ["ready", "ready"]
+    assert [seat["live"] for seat in live["seats"]] == [{"trials": {}}, {"trials": {}}]
+    assert live["waiting"] == ["0003"]
 
 
 @story

@@ -72,6 +72,11 @@ def describe_own_node() -> dict[str, str]:
     return {"ray_node_id": own_node_id(), "address": ray.util.get_node_ip_address()}
 
 
+def own_gpu_ids() -> list[int]:
+    """Indices, on its node, of the GPUs that Ray gave this process; none outside Ray."""
+    return [int(number) for number in ray.get_gpu_ids()] if ray.is_initialized() else []
+
+
 def on_node(node_id: str) -> dict[str, Any]:
     """Options of a task or actor that may run on this node only, however busy it is.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import PlacementError
 from qlora_ray.hardware import Placement, Plan
-from qlora_ray.orchestration.cluster.nodes import describe_own_node
+from qlora_ray.orchestration.cluster.nodes import describe_own_node, own_gpu_ids
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.orchestration.executor.progress import ProgressCounter
 from qlora_ray.runs.paths import SweepPaths
@@ -58,6 +58,7 @@ class Executor:
         from qlora_ray.hardware import probe_node
         from qlora_ray.hardware.device import GpuClaims
         from qlora_ray.hardware.simulation import as_if, choose_arithmetic
+        from qlora_ray.modeling.device_memory import used_memory_bytes
         from qlora_ray.modeling.loading import load_base
         from qlora_ray.modeling.quantization import specify_quantization
         from qlora_ray.orchestration.executor.node_precision import find_precision
@@ -105,6 +106,8 @@ class Executor:
                 "quantization": base.quantization.to_dict(),
             },
             progress=progress,
+            read_memory=lambda: used_memory_bytes(base.device),
+            total_memory_bytes=self._device.total_memory_bytes,
         )
         self._scoring = threading.Lock()
         self._data = data
@@ -187,6 +190,10 @@ class Executor:
     def heartbeat(self) -> dict[str, Any]:
         """See ExecutorCore.heartbeat."""
         return self._core.heartbeat()
+
+    def live(self) -> dict[str, Any]:
+        """See ExecutorCore.live; and which GPUs of its node this process has."""
+        return {**self._core.live(), "gpu_ids": own_gpu_ids()}
 
     def score(self, models: Mapping[str, Path | None], split: str, *, with_answers: bool) -> dict[str, Scores]:
         """Scores saved adapters, and the bare base, on the rows of a split: see Engine.score.

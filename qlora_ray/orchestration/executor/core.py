@@ -13,13 +13,23 @@ from qlora_ray.orchestration.executor.engine_loop import EngineLoop
 from qlora_ray.orchestration.executor.progress import ProgressCounter
 from qlora_ray.orchestration.executor.scoring_progress import ScoringProgress
 from qlora_ray.orchestration.executor.state_writer import StateWriter
+from qlora_ray.runs.live import LiveTrialState
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.admission import Phase
-from qlora_ray.training.engine import Engine, Report, TrialSpec
+from qlora_ray.training.engine import Engine, Report, TrialProgress, TrialSpec
 
 # How often leases are looked through for those that timed out; shorter where the time-out is.
 REAP_INTERVAL_S = 1.0
 REAPS_PER_LEASE = 4
+# What is told of a trial in each phase.
+LIVE_STATES = {
+    Phase.ENTERING: LiveTrialState.WAITING,
+    Phase.TRAINING: LiveTrialState.TRAINING,
+    Phase.EVALUATING: LiveTrialState.EVALUATING,
+    Phase.REPORTED: LiveTrialState.REPORTED,
+    Phase.PREEMPTED: LiveTrialState.WAITING,
+    Phase.ENDED: LiveTrialState.REPORTED,
+}
 
 
 class ExecutorCore:
@@ -35,6 +45,8 @@ class ExecutorCore:
         clock: Monotonic seconds; tests give their own.
         origin: How its adapters are trained, which goes into their folders.
         progress: Counts the work that is done; None for a counter that only the engine's own returns move.
+        read_memory: Says what this process has of its device's memory, in bytes; None if that is unknown.
+        total_memory_bytes: Of the device.
 
     Attributes:
         scoring_progress: How far it is with the rows that it scores.
@@ -50,7 +62,11 @@ class ExecutorCore:
         clock: Callable[[], float] = time.monotonic,
         origin: dict[str, Any] | None = None,
         progress: ProgressCounter | None = None,
+        read_memory: Callable[[], int | None] = lambda: None,
+        total_memory_bytes: int | None = None,
     ) -> None:
+        self._read_memory = read_memory
+        self._total_memory_bytes = total_memory_bytes
         self._progress = progress or ProgressCounter()
         self._paths = paths
         self._lease_timeout_s = lease_timeout_s
@@ -206,6 +222,36 @@ class ExecutorCore:
                 or any(admission.is_running or admission.num_writes for admission in admissions),
                 "slots": self._loop.describe_slots()["slots"],
             }
+
+    def live(self) -> dict[str, Any]:
+        """What happens here right now, for people: trials by id, memory, and how the device was used so far.
+
+        It costs no step anything: the numbers are those that the process has anyway.
+        """
+        progress = {item.trial_id: item for item in self._engine.progress()}
+        with self._changed:
+            admissions = self._admissions.all()
+        trials = {}
+        for admission in admissions:
+            spec = admission.spec
+            known = progress.get(spec.trial_id) or TrialProgress(
+                spec.trial_id, admission.state.step if admission.state is not None else 0
+            )
+            trials[spec.trial_id] = {
+                "state": LIVE_STATES[admission.phase],
+                "num_steps": spec.budget.num_steps,
+                "step": known.step,
+                "train_loss": known.train_loss,
+                "eval_loss": known.eval_loss,
+                "tokens_per_s": known.tokens_per_s,
+            }
+        return {
+            "trials": trials,
+            "memory_bytes": self._read_memory(),
+            "total_memory_bytes": self._total_memory_bytes,
+            "busy_share": self._loop.busy_share(),
+            "scoring": self.scoring_progress.to_dict(),
+        }
 
     def trials(self) -> list[str]:
         """Ids of the admitted trials."""

@@ -87,6 +87,11 @@ class EngineLoop:
                 raise RuntimeError(self._problem)
             return not self._admissions.is_closed
 
+    def busy_share(self) -> float | None:
+        """See DeviceUsage."""
+        with self._changed:
+            return self._usage.busy_share()
+
     def usage(self) -> dict[str, float | None]:
         """See DeviceUsage."""
         with self._changed:

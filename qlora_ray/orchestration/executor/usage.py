@@ -22,10 +22,12 @@ class DeviceUsage:
         self._first_step_at: float | None = None
         self._began = self._ended = 0.0
         self._training_s = self._idle_s = 0.0
+        self._is_busy = False
 
     def begin(self) -> None:
         """The engine trains from now on."""
         self._began = self._clock()
+        self._is_busy = True
         if self._first_step_at is None:
             self._first_step_at = time.time()
         else:
@@ -34,7 +36,17 @@ class DeviceUsage:
     def end(self) -> None:
         """The engine has nothing to train."""
         self._ended = self._clock()
+        self._is_busy = False
         self._training_s += self._ended - self._began
+
+    def busy_share(self) -> float | None:
+        """The share of the time since the first step in which the engine trained; None before it."""
+        if self._first_step_at is None:
+            return None
+        since_s = self._clock() - (self._began if self._is_busy else self._ended)
+        busy_s = self._training_s + (since_s if self._is_busy else 0.0)
+        total_s = self._training_s + self._idle_s + since_s
+        return busy_s / total_s if total_s else None
 
     def to_dict(self) -> dict[str, float | None]:
         """`first_step_at` (seconds since 1970, None before it), `training_s` and `idle_s`."""

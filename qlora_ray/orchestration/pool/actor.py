@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from qlora_ray.errors import NoExecutors, NoFittingDevice
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec, Launcher
 from qlora_ray.orchestration.pool.feed import EventFeed
+from qlora_ray.orchestration.pool.live_answers import LiveAnswers
 from qlora_ray.orchestration.pool.machine import PoolMachine
 from qlora_ray.orchestration.pool.messages import (
     ANY_DEVICE,
@@ -79,6 +80,7 @@ class Pool:
         self._drain_timeout_s = terms.drain_timeout_s
         self._machine = PoolMachine(terms)
         self._feed = EventFeed()
+        self._live = LiveAnswers(clock)
         self._executors: dict[tuple[int, int], Any] = {}
         self._watchers: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._askers: dict[str, asyncio.Future[Lease]] = {}
@@ -225,12 +227,30 @@ class Pool:
         """Where every seat is, and how many of its slots are held."""
         return self._machine.describe_seats()
 
+    async def live(self) -> dict[str, Any]:
+        """What happens right now: the seats, each with its executor's own figures under `live`, and who waits.
+
+        Executors are asked together, at most every 2 s, and none that hangs holds this up: see LiveAnswers.
+        """
+        answers = await self._live.ask(
+            {(seat_id, incarnation): self._executors[seat_id, incarnation] for seat_id, incarnation in self._ready()}
+        )
+        seats = self._machine.describe_seats()
+        return {
+            "seats": [{**seat, "live": answers.get((seat["executor"], seat["incarnation"]))} for seat in seats],
+            "waiting": self._machine.waiting_trials,
+        }
+
     async def close(self) -> None:
         """Ends all executors."""
+        self._live.close()
         for task in (*self._calls, *self._watchers.values(), *([self._timer] if self._timer else [])):
             task.cancel()
         for executor in self._executors.values():
             self._launcher.kill(executor)
+
+    def _ready(self) -> list[tuple[int, int]]:
+        return [(seat_id, incarnation) for seat_id, incarnation, _ in self._machine.ready_executors()]
 
     def _add(self, specs: Sequence[ExecutorSpec]) -> list[int]:
         seats = make_seats(specs, first_id=self._machine.next_seat_id)

@@ -99,12 +99,25 @@ class PoolMachine:
         """Whether a node has seats that are not gone."""
         return bool(self._state.seats.of_node(node_id))
 
+    @property
+    def waiting_trials(self) -> list[str]:
+        """Trials that wait for a slot, or for their last one to be free."""
+        return [*self._state.waiting.trial_ids(), *self._state.parked]
+
     def describe_seats(self) -> list[dict[str, Any]]:
-        """Where every seat that is not gone is, and how many of its slots are held: for people."""
+        """Where every seat that is not gone is, what its executor is, and who holds its slots: for people."""
         return [
             {
+                "executor": record.seat.seat_id,
+                "incarnation": record.incarnation,
                 "node_id": record.seat.node_id,
+                "device_id": record.seat.device_id,
+                "hostname": record.facts.get("hostname") or record.seat.device_id.rsplit(":", 1)[0],
                 "device": record.facts.get("device") or record.seat.device_class,
+                "device_class": record.facts.get("device_class") or record.seat.device_class,
+                "engine": record.facts.get("engine"),
+                "estimated_memory_bytes": record.facts.get("estimated_memory_bytes"),
+                "trials": sorted(record.held),
                 "state": record.state.value,
                 "slots": record.slots,
                 "used": record.num_used,

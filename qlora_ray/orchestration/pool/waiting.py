@@ -95,6 +95,10 @@ class WaitingTrials:
                 return min(found)[1][2]
         return None
 
+    def trial_ids(self) -> list[str]:
+        """All of them, in the order in which they came."""
+        return list(self._asked)
+
     def needs(self) -> list[tuple[LeaseNeeds, int]]:
         """What the trials that wait need, sizes left out, and how many need it."""
         return [(needs, len(line.members)) for (_, needs), line in self._lines.items()]

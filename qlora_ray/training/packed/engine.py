@@ -21,7 +21,15 @@ from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import EngineEvent, Failure, Report, TrainedListener, TrainingData, TrialSpec
+from qlora_ray.training.engine import (
+    EngineEvent,
+    Failure,
+    Report,
+    TrainedListener,
+    TrainingData,
+    TrialProgress,
+    TrialSpec,
+)
 from qlora_ray.training.packed.limits import Limits
 from qlora_ray.training.packed.meter import PeakMeter
 from qlora_ray.training.packed.pack import Pack
@@ -134,6 +142,10 @@ class PackedEngine:
                     events = self._step(running)
                 if events or not running:
                     return events
+
+    def progress(self) -> list[TrialProgress]:
+        """How far each admitted trial is."""
+        return self._roster.progress()
 
     def on_trained(self, listener: TrainedListener) -> None:
         """Sets who is told of a trial that has trained to a report, before it is evaluated there."""

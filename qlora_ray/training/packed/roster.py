@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_ray.training.admission import Admission, Phase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import Failure, Preemption, Report, TrialSpec
+from qlora_ray.training.engine import Failure, Preemption, Report, TrialProgress, TrialSpec
 from qlora_ray.training.packed.trial import PackedTrial
 
 
@@ -86,6 +86,17 @@ class Roster:
         """Whether this very admission is still in force."""
         with self._lock:
             return self._admissions.get(admission.spec.trial_id) is admission
+
+    def progress(self) -> list[TrialProgress]:
+        """How far each of them is; one that is not taken in yet is where its state left it."""
+        with self._lock:
+            admissions = list(self._admissions.values())
+        return [
+            TrialProgress(admission.spec.trial_id, admission.state.step if admission.state is not None else 0)
+            if admission.trial is None
+            else admission.trial.progress()
+            for admission in admissions
+        ]
 
     def in_phase(self, *phases: Phase) -> list[PackedAdmission]:
         """The admissions in one of these phases, oldest first."""

@@ -138,7 +138,8 @@ class StepRunner:
             except torch.OutOfMemoryError as error:
                 without_room[position] = first_line(error)
                 continue
-            trial.interval.losses.append(losses[position])
+            trial.last_loss = losses[position]
+            trial.interval.losses.append(trial.last_loss)
         for micro_batch in micro_batches:
             for row, num_padding in zip(micro_batch, padding_of(micro_batch), strict=True):
                 interval = trials[row.trial].interval

@@ -16,7 +16,7 @@ from qlora_ray.modeling.multi_lora.flat_adapter import FlatAdapter, read_layers
 from qlora_ray.modeling.multi_lora.layout import RowOwner
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import TrialSpec
+from qlora_ray.training.engine import TrialProgress, TrialSpec
 from qlora_ray.training.packed.optimizer import give_moments, make_optimizer, take_moments
 from qlora_ray.training.packed.schedule import LossScale, rate_factor
 
@@ -37,6 +37,11 @@ class Interval:
         self.train_s += elapsed_s
         self.num_trials += num_trials
         self.num_steps += 1
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Non-padding tokens per second of training; None before the first step."""
+        return self.num_tokens / self.train_s if self.train_s else None
 
     def describe(self) -> dict[str, float]:
         """How well packing went: trials per step, and the share of padding in this trial's rows."""
@@ -78,6 +83,7 @@ class PackedTrial:
         self.schedule_step = state.schedule_step if state else 0
         self.report_index = state.report_index if state else 0
         self.interval = Interval(losses=list(state.interval_losses) if state else [])
+        self.last_loss: float | None = None
         self.loss_scale = LossScale() if scales_loss else None
         if state and state.loss_scale and self.loss_scale:
             self.loss_scale = LossScale.from_dict(state.loss_scale)
@@ -159,6 +165,19 @@ class PackedTrial:
         if self.loss_scale is not None:
             self.loss_scale.update(overflowed=overflowed)
         self.step += 1
+
+    def progress(self) -> TrialProgress:
+        """How far it is; from any thread."""
+        # Other threads replace these as a whole.
+        state, interval = self.state, self.interval
+        metrics = {**state.metrics, **state.pending_metrics} if state else {}
+        return TrialProgress(
+            self.spec.trial_id,
+            self.step,
+            train_loss=self.last_loss,
+            eval_loss=metrics.get("eval_loss"),
+            tokens_per_s=interval.tokens_per_s or metrics.get("tokens_per_s"),
+        )
 
     @property
     def has_pending_report(self) -> bool:

@@ -17,7 +17,14 @@ from qlora_ray.scoring.scores import Scores, score_model
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.checkpoint import TrialState
-from qlora_ray.training.engine import EngineEvent, Preemption, TrainedListener, TrainingData, TrialSpec
+from qlora_ray.training.engine import (
+    EngineEvent,
+    Preemption,
+    TrainedListener,
+    TrainingData,
+    TrialProgress,
+    TrialSpec,
+)
 from qlora_ray.training.simulated_memory import SimulatedMemory
 from qlora_ray.training.single.run import SingleRun, labelled_rows
 
@@ -111,6 +118,11 @@ class SingleEngine:
         else:
             run.phase = Phase.ENDED if event.is_final else Phase.REPORTED
         return [event] if self._run is run else []
+
+    def progress(self) -> list[TrialProgress]:
+        """How far the trial is, if one is here."""
+        run = self._run
+        return [] if run is None else [run.progress()]
 
     def on_trained(self, listener: TrainedListener) -> None:
         """Sets who is told of a trial, admitted from now on, that has trained to a report."""

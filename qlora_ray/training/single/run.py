@@ -31,6 +31,7 @@ from qlora_ray.training.engine import (
     Preemption,
     Report,
     TrainedListener,
+    TrialProgress,
     TrialSpec,
 )
 from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
@@ -114,6 +115,19 @@ class SingleRun:
     def next_event(self) -> EngineEvent | None:
         """Waits for the next report, or the preemption; None once the trial was stopped without another."""
         return self._events.get()
+
+    def progress(self) -> TrialProgress:
+        """How far the trial is; from any thread."""
+        # The trial's own thread replaces these as a whole.
+        state, trainer = self.state, self._trainer
+        metrics = {**state.metrics, **state.pending_metrics} if state else {}
+        return TrialProgress(
+            self.spec.trial_id,
+            trainer.last_step if trainer else state.step if state else 0,
+            train_loss=trainer.last_loss if trainer else None,
+            eval_loss=metrics.get("eval_loss"),
+            tokens_per_s=(trainer.tokens_per_s if trainer else None) or metrics.get("tokens_per_s"),
+        )
 
     def proceed(self) -> None:
         """Lets the trial train on."""

@@ -19,6 +19,9 @@ from qlora_ray.training.engine import TrialSpec
 from qlora_ray.training.moments import is_flat, quantized_state, read_moments
 from qlora_ray.training.single.sft_arguments import scheduler_name
 
+# What a time that something is divided by counts at least.
+SHORTEST_S = 1e-9
+
 
 class OrderedTrainer(SFTTrainer):
     """SFTTrainer over rows in their given order, from the start or from a state.
@@ -53,7 +56,9 @@ class OrderedTrainer(SFTTrainer):
         load_trainable(model, initial)
         self.spec = spec
         self.peft_model = model
-        self.start_step = state.step if state else 0
+        self.start_step = self.last_step = state.step if state else 0
+        self.last_loss: float | None = None
+        self.tokens_per_s: float | None = None
         self.on_report = on_report
         self.is_stopping = is_stopping
         self.is_leaving = is_leaving
@@ -136,6 +141,8 @@ class OrderedTrainer(SFTTrainer):
         loss = torch.stack(self._micro_losses).sum().item()
         self._micro_losses.clear()
         self._step_losses.append(loss)
+        self.last_step, self.last_loss = step, loss
+        self.tokens_per_s = self._count_tokens() / max(time.perf_counter() - self._resumed_at, SHORTEST_S)
         if not math.isfinite(loss):
             raise TrialDiverged(f"training loss is {loss} at step {step}")
 
@@ -155,8 +162,13 @@ class OrderedTrainer(SFTTrainer):
             "train_loss": torch.tensor(self._step_losses, dtype=torch.float32).mean().item(),
             "learning_rate": self._get_learning_rate(),
             "train_s": self._train_s,
-            "tokens_per_s": (self._total_train_tokens - self._tokens_before) / max(self._train_s, 1e-9),
+            "tokens_per_s": self._count_tokens() / max(self._train_s, SHORTEST_S),
         }
+
+    def _count_tokens(self) -> int:
+        """Non-padding tokens trained since the last report."""
+        num_tokens: int = self._total_train_tokens - self._tokens_before
+        return num_tokens
 
     def take_losses(self) -> list[float]:
         """Each step's loss since the last report."""
