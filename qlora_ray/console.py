@@ -1,61 +1,97 @@
-"""What the user sees: one line per event, and a progress line that lives on a terminal only."""
+"""What the user sees: one line per event, and below them a block that lives on a terminal only."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from qlora_ray.formats import format_duration
 
-DEFAULT_COLUMNS = 80
+DEFAULT_COLUMNS, DEFAULT_ROWS = 80, 24
+# What a terminal that moves no cursor calls itself.
+DUMB_TERMINALS = ("dumb", "unknown")
 
 
 class Console:
-    """Writes the user's lines to one stream; on a terminal, the last line may be a live progress line."""
+    """Writes the user's lines to one stream; on a terminal, the last lines may be a live block.
+
+    Any thread may write. On a terminal that cannot move its cursor there is no block, as in a pipe.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stdout
-        self._is_terminal = self._stream.isatty()
-        self._progress = ""
+        self._is_terminal = self._stream.isatty() and os.environ.get("TERM", "").lower() not in DUMB_TERMINALS
+        self._block: Sequence[str] = ()
         self._started = time.monotonic()
+        self._lock = threading.RLock()
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the console was made."""
         return time.monotonic() - self._started
 
+    @property
+    def is_live(self) -> bool:
+        """Whether there is a terminal for a block, as far as one has been written to yet."""
+        return self._is_terminal
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal; a terminal of unknown size (some containers) says 0."""
+        try:
+            size = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            return DEFAULT_COLUMNS, DEFAULT_ROWS
+        return size.columns or DEFAULT_COLUMNS, size.lines or DEFAULT_ROWS
+
     def line(self, text: str = "") -> None:
-        """Prints lines above the progress line."""
-        self._erase()
-        self._write(text + "\n" + self._progress)
+        """Prints lines above the block."""
+        with self._lock:
+            self._write(self._erasure() + text + "\n" + "\n".join(self._block))
 
     def event(self, text: str) -> None:
         """Prints one line with the time since the start in front."""
         self.line(f"{format_duration(self.elapsed_s):>7}  {text}")
 
     def progress(self, text: str) -> None:
-        """Replaces the progress line; off a terminal it is dropped."""
-        if not self._is_terminal:
-            return
-        self._erase()
-        # A terminal of unknown size (some containers) says 0.
-        width = os.get_terminal_size(self._stream.fileno()).columns or DEFAULT_COLUMNS
-        self._progress = text[: max(0, width - 1)]
-        self._write(self._progress)
+        """Replaces the block by one line, cut to the terminal's width; off a terminal it is dropped."""
+        columns, _ = self.size
+        self.show([text[: max(0, columns - 1)]])
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Replaces the block; off a terminal it is dropped.
+
+        Args:
+            lines: Each narrower than the terminal, and together fewer than it has rows; escape codes for colours may
+                be in them.
+        """
+        with self._lock:
+            if not self._is_terminal or lines == self._block:
+                return
+            erasure = self._erasure()
+            self._block = list(lines)
+            # In one write: a terminal that draws in between would flicker.
+            self._write(erasure + "\n".join(lines))
 
     def end_progress(self) -> None:
-        """Takes the progress line away."""
-        self._erase()
-        self._progress = ""
+        """Takes the block away."""
+        with self._lock:
+            erasure = self._erasure()
+            self._block = ()
+            if erasure:
+                self._write(erasure)
 
-    def _erase(self) -> None:
-        if self._progress:
-            self._write("\r\x1b[2K")
+    def _erasure(self) -> str:
+        """What takes the block away and leaves the cursor where it began."""
+        if not self._block:
+            return ""
+        return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (len(self._block) - 1)
 
     def _write(self, text: str) -> None:
         try:
@@ -68,7 +104,7 @@ class Console:
             os.dup2(devnull, self._stream.fileno())
             os.close(devnull)
             self._is_terminal = False
-            self._progress = ""
+            self._block = ()
 
 
 @contextmanager

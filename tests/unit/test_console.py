@@ -9,12 +9,19 @@ import re
 import subprocess
 import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from qlora_ray.console import Console, noise_to
 
 ERASE = "\r\x1b[2K"
+
+
+@pytest.fixture(autouse=True)
+def common_terminal(monkeypatch):
+    """As on a terminal of today, whatever runs the tests."""
+    monkeypatch.setenv("TERM", "xterm-256color")
 
 
 class Terminal:
@@ -64,6 +71,51 @@ def test_on_a_terminal_the_progress_line_stays_below_the_lines():
         console.line("last")
         shown = terminal.shown()
     assert shown == f"3 of 12{ERASE}first\n3 of 12{ERASE}4 of 12{ERASE}last\n"
+
+
+def test_a_block_of_several_lines_is_replaced_as_a_whole_and_lines_come_above_it():
+    with Terminal() as terminal:
+        console = Console(terminal.stream)
+        console.show(["a", "b", "c"])
+        console.line("first")
+        console.show(["d"])
+        console.show(["d"])
+        console.end_progress()
+        shown = terminal.shown()
+    up = "\x1b[1A\x1b[2K"
+    assert shown == f"a\nb\nc{ERASE}{up}{up}first\na\nb\nc{ERASE}{up}{up}d{ERASE}"
+
+
+@pytest.mark.parametrize("name", ["dumb", "unknown", "DUMB"])
+def test_a_terminal_that_moves_no_cursor_gets_lines_only(monkeypatch, name):
+    monkeypatch.setenv("TERM", name)
+    with Terminal() as terminal:
+        console = Console(terminal.stream)
+        console.show(["a", "b"])
+        console.progress("3 of 12")
+        console.line("first")
+        console.end_progress()
+        assert not console.is_live
+        assert terminal.shown() == "first\n"
+
+
+def test_the_size_is_the_terminals_own_and_80_by_24_where_there_is_none():
+    with Terminal(50) as terminal:
+        assert Console(terminal.stream).size == (50, 24)
+    assert Console(io.StringIO()).size == (80, 24)
+
+
+def test_threads_that_write_at_once_tear_no_line():
+    with Terminal(80) as terminal:
+        console = Console(terminal.stream)
+        with ThreadPoolExecutor(3) as threads:
+            for number in range(20):
+                threads.submit(console.line, f"line {number}")
+                threads.submit(console.show, [f"a{number}", f"b{number}"])
+        console.end_progress()
+        shown = terminal.shown()
+    lines = re.split(r"\n|\r|\x1b\[\d+[AK]", shown)
+    assert sorted(line for line in lines if line.startswith("line")) == sorted(f"line {number}" for number in range(20))
 
 
 @pytest.mark.parametrize(("columns", "width"), [(20, 19), (0, 79)])  # of unknown width, it counts as 80 columns
