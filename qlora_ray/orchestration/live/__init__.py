@@ -1,1 +1,1 @@
-"""What a running sweep shows of itself: its figures from executors and ledger, the time left, and the terminal's block."""
+"""What a running sweep shows of itself: figures of executors and ledger, the time left, the terminal's block."""
