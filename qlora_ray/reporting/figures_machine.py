@@ -24,6 +24,10 @@ MANY_SPANS = 200
 MINUTE_S = 60.0
 # A sweep of more hours than this is told in hours.
 LONG_S = 3 * 3600.0
+MAX_TICKS = 12
+# Labels closer than this share of the axis would cover each other, and are moved apart.
+LABEL_GAP = 0.1
+LABEL_SHIFT_PX = 8
 
 
 def draw_timeline(story: Story) -> Figure | None:
@@ -145,12 +149,20 @@ def draw_memory(story: Story) -> Figure | None:
             customdata=[trial.id for trial in group],
             hovertemplate="trial %{customdata}<br>measured %{y:.2f} GiB<extra></extra>",
         )
-    if estimated:
-        last = (estimated[-1].estimated_bytes or 0) / GIB
-        add_label(figure, f"estimated {last:.2f}", x=1, xref="paper", y=last, xanchor="left", xshift=4)
-    if measured:
-        last = (measured[-1].peak_bytes or 0) / GIB
-        add_label(figure, f"measured {last:.2f}", x=1, xref="paper", y=last, xanchor="left", xshift=4, color=INK)
+    ends = [("estimated", (trial.estimated_bytes or 0) / GIB, MUTED) for trial in estimated[-1:]]
+    ends += [("measured", (trial.peak_bytes or 0) / GIB, INK) for trial in measured[-1:]]
+    _label_ends(figure, ends, highest=max(trial.peak_bytes or trial.estimated_bytes or 0 for trial in trials) / GIB)
     figure.update_yaxes(rangemode="tozero", nticks=5, gridcolor=RULE)
-    figure.update_xaxes(tickformat="d", nticks=min(12, len(trials) + 1))
+    # Trials have whole numbers: plotly would put ticks between few of them.
+    steps = {"dtick": 1} if len(trials) <= MAX_TICKS else {"nticks": MAX_TICKS}
+    figure.update_xaxes(tickformat="d", **steps)
     return figure
+
+
+def _label_ends(figure: Figure, ends: list[tuple[str, float, str]], *, highest: float) -> None:
+    """Names what the last trial's marks are, at the right edge, apart from each other; values are GiB."""
+    is_near = len(ends) == 2 and abs(ends[0][1] - ends[1][1]) < LABEL_GAP * highest
+    for index, (name, gib, color) in enumerate(sorted(ends, key=lambda end: end[1])):
+        shift = (LABEL_SHIFT_PX if index else -LABEL_SHIFT_PX) if is_near else 0
+        text = f"{name} {gib:.2f}"
+        add_label(figure, text, x=1, xref="paper", y=gib, xanchor="left", xshift=4, yshift=shift, color=color)

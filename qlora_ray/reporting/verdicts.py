@@ -26,6 +26,8 @@ from qlora_ray.runs.score_records import ScoreRecord
 from qlora_ray.scoring.comparison import LOSS, Comparison
 from qlora_ray.scoring.details import Details, count_answers, describe_details, describe_sampling, tabulate_details
 
+# How a trial of the search may end that is not queued again.
+ENDED = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
 TONES: dict[str, Tone] = {"better": "good", "no different": "warn", "worse": "bad"}
 
 
@@ -86,9 +88,10 @@ def facts_of(story: Story) -> tuple[tuple[str, str], ...]:
     base_loss = base_validation_loss(story)
     if base_loss is not None:
         facts.append(("base's validation loss", format_loss(base_loss)))
-    counts = story.counts
+    # Those of the search: not interrupted ones, which are queued again, nor those that repeat one with a new seed.
+    num_ended = sum(trial.state in ENDED and trial.seed_of is None for trial in story.trials)
     planned = story.manifest.setting("search", "num_trials")
-    facts.append(("trials", f"{sum(counts.values())}" + (f" of {planned}" if isinstance(planned, int) else "")))
+    facts.append(("trials ended", f"{num_ended}" + (f" of {planned}" if isinstance(planned, int) else "")))
     if story.timeline is not None:
         end = "last event" if any(span.is_open for span in story.timeline.spans) else "last release"
         facts.append((f"first lease to {end}", format_duration(story.timeline.end_s - story.timeline.start_s)))

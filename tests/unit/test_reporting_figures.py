@@ -119,6 +119,16 @@ def test_memory_is_drawn_in_gib_beside_its_estimate(tmp_path: Path) -> None:
     assert drawn["measured"]["y"] == [1.0] and drawn["winner"]["y"] == [1.5]
 
 
+@pytest.mark.parametrize(("gib", "is_apart"), [(1.0, False), (1.9, True)])
+def test_labels_of_memory_do_not_cover_each_other(tmp_path: Path, gib: float, is_apart: bool) -> None:
+    # The estimate is 2 GiB.
+    story = read_story(write_sweep(tmp_path / "s", [Sketch([1.0], peak_bytes=int(gib * GIB))]))
+    figure = draw_memory(story)
+    labels = {note.text.split()[0]: note.yshift for note in figure.layout.annotations if note.x == 1}
+    assert (labels["measured"] < labels["estimated"]) == is_apart
+    assert figure.layout.xaxis.dtick == 1
+
+
 def test_differences_point_to_the_right_when_they_are_better() -> None:
     loss = compare_rows("loss", [1.0, 1.3, 1.1, 0.9] * 5, [0.5, 0.4, 0.7, 0.6] * 5, higher_is_better=False)
     accuracy = compare_rows("accuracy", [1.0] * 20, [0.0] * 20, higher_is_better=True)

@@ -35,6 +35,18 @@ def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(paths
     assert summary_line(story).endswith("(2 complete, 2 pruned, 2 failed)")
 
 
+def test_trials_that_were_interrupted_have_not_ended(tmp_path: Path) -> None:
+    sketches = [
+        Sketch([1.0], state="complete"),
+        Sketch([1.0], state="pruned"),
+        Sketch([1.1], state="interrupted"),
+        Sketch([], state="interrupted"),
+    ]
+    story = read_story(write_sweep(tmp_path / "s", sketches, status="interrupted"))
+    planned = story.manifest.setting("search", "num_trials")
+    assert dict(facts_of(story))["trials ended"] == f"2 of {planned}"
+
+
 @pytest.mark.parametrize(("word", "tone"), [("no different", "warn"), ("worse", "bad")])
 def test_a_verdict_that_is_no_improvement_is_said_as_plainly(paths: SweepPaths, word: str, tone: str) -> None:
     with edited(paths.best / "scores.json") as scores:
