@@ -56,7 +56,7 @@ def render_page(title: str, *, body_html: str, figures: Mapping[str, Figure], ex
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{_colour_css()}{_CSS}{extra_css}</style>\n</head>\n<body>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{colour_css()}{_CSS}{extra_css}</style>\n</head>\n<body>\n"
         f"<main>\n{body_html}\n</main>\n{_scripts(figures)}</body>\n</html>\n"
     )
 
@@ -97,7 +97,8 @@ def _scripts(figures: Mapping[str, Figure]) -> str:
     )
 
 
-def _colour_css() -> str:
+def colour_css() -> str:
+    """The colours as CSS variables, for both schemes."""
     light, dark = (" ".join(f"--{name}: {pair[at]};" for name, pair in COLOURS.items()) for at in (0, 1))
     return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
 

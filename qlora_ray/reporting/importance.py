@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlora_ray.formats import format_share
+
 if TYPE_CHECKING:
     import optuna
 
@@ -36,6 +38,16 @@ class Importance:
     num_trials: int = 0
     num_top: int = 0
     reason: str | None = None
+
+    def describe(self) -> str:
+        """What the shares are of, or why there are none, in words."""
+        if self.reason is not None:
+            return f"Parameter importance is not shown: {self.reason}."
+        first, share = next(iter(self.shares.items()))
+        return (
+            f"Importance: {first} has {format_share(share, digits=0)} of it. PED-ANOVA (Optuna's) over {self.basis}: "
+            f"what sets the best {self.num_top} apart from the rest. With few trials these shares are rough."
+        )
 
 
 def read_importance(journal: Path) -> Importance:

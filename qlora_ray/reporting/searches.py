@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from qlora_ray.formats import format_count, format_loss, format_number, format_share, format_value, plural
+from qlora_ray.formats import format_count, format_loss, format_number, format_value, plural
 from qlora_ray.pages.blocks import Block, Drawing, Folded, Grid, Section, Table, Words
 from qlora_ray.reporting.figures_losses import describe_losses, draw_losses, has_losses
 from qlora_ray.reporting.figures_parameters import draw_front, draw_importance, draw_slice, front_of
@@ -147,19 +147,9 @@ def _tell_front(story: Story) -> list[Block]:
 
 def tell_parameters(story: Story) -> Section:
     """Importance and slices."""
-    importance = story.importance
-    blocks: list[Block] = []
+    words = story.importance.describe()
     figure = draw_importance(story)
-    if figure is None:
-        blocks.append(Words(f"Parameter importance is not shown: {importance.reason}.", "muted"))
-    else:
-        first, share = next(iter(importance.shares.items()))
-        caption = (
-            f"Importance: {first} has {format_share(share, digits=0)} of it. PED-ANOVA (Optuna's) over "
-            f"{importance.basis}: what sets the best {importance.num_top} apart from the rest. "
-            "With few trials these shares are rough."
-        )
-        blocks.append(Drawing("importance", figure, caption))
+    blocks: list[Block] = [Words(words, "muted") if figure is None else Drawing("importance", figure, words)]
     drawings = tuple(
         Drawing(f"slice{index}", slice_figure, _slice_words(story, axis.path))
         for index, axis in enumerate(story.axes)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.reporting.axes import Axis, read_axes
+from qlora_ray.reporting.examples import Example, read_examples
 from qlora_ray.reporting.folder_files import FolderFiles
 from qlora_ray.reporting.importance import Front, Importance, read_front, read_importance
 from qlora_ray.reporting.merges import read_merges
@@ -16,26 +16,12 @@ from qlora_ray.reporting.outcome import Outcome, read_outcome
 from qlora_ray.reporting.timeline import Timeline, read_timeline
 from qlora_ray.reporting.trials import Trial, read_trials
 from qlora_ray.runs import SweepPaths, read_events
-from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.record_parts import PlacementRecord
 from qlora_ray.runs.records import Manifest, TrialRecord, TrialStatus
 from qlora_ray.runs.score_records import EvaluationRecord, MergeRecord
 from qlora_ray.runs.typed_json import parse_record
 
 POINTS_KEY = "points_to_evaluate"
-# What best/answers.jsonl calls the base.
-BASE = "base"
-NUM_EXAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row's answers: what was expected, and what base and winner said."""
-
-    row: int
-    expected: str
-    base: str
-    winner: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +112,7 @@ def read_story(paths: SweepPaths) -> Story:
         winner_record=winner_record,
         evaluation=parse_record(EvaluationRecord, evaluation) if evaluation else None,
         merges={name: parse_record(MergeRecord, merge) for name, merge in merges.items()},
-        examples=_read_examples(paths, outcome.winner) if outcome.winner else (),
+        examples=read_examples(paths, outcome.winner) if outcome.winner else (),
         problems=tuple(files.problems + problems),
     )
 
@@ -154,21 +140,3 @@ def _executor_slots(placement: PlacementRecord) -> int:
     if placement.engine != "packed":
         return 1
     return max(1, (placement.slots_per_device or 1) // (placement.packs_per_device or 1))
-
-
-def _read_examples(paths: SweepPaths, winner: str) -> tuple[Example, ...]:
-    """Pairs the base's and the winner's answers by row."""
-    answers: dict[str, dict[int, Mapping[str, Any]]] = {BASE: {}, winner: {}}
-    for line in read_lines(paths.best / "answers.jsonl"):
-        if isinstance(line, dict) and line.get("model") in answers and isinstance(line.get("row"), int):
-            answers[line["model"]][line["row"]] = line
-    both = sorted(answers[BASE].keys() & answers[winner].keys())[:NUM_EXAMPLES]
-    return tuple(
-        Example(
-            row,
-            str(answers[winner][row].get("reference") or ""),
-            str(answers[BASE][row].get("answer") or ""),
-            str(answers[winner][row].get("answer") or ""),
-        )
-        for row in both
-    )

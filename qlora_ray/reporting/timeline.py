@@ -151,7 +151,7 @@ def _ready_executors(events: Iterable[Mapping[str, Any]], clock: _Clock) -> dict
     found: dict[int, set[str]] = defaultdict(set)
     for event in events:
         if event.get("event") == "executor_ready":
-            name = _executor_name(event.get("hostname"), event.get("executor"))
+            name = executor_name(event.get("hostname"), event.get("executor"))
             found[clock.run_of(_time_of(event))].add(name)
     return found
 
@@ -182,7 +182,7 @@ def _spans_of_leases(events: Iterable[Mapping[str, Any]], clock: _Clock) -> Iter
             executor, start = held.pop(trial)
             yield _span((trial, executor, start, time), clock, is_open=False)
         if name == "trial_leased":
-            held[trial] = (_executor_name(event.get("hostname"), event.get("executor")), time)
+            held[trial] = (executor_name(event.get("hostname"), event.get("executor")), time)
     yield from (_span(lease, clock, is_open=True) for lease in _close_all(held, clock))
 
 
@@ -198,7 +198,7 @@ def _spans_of_records(events: Iterable[Mapping[str, Any]], trials: Iterable[Tria
             continue
         start = trial.opened_at + trial.waited_s
         end = trial.closed_at if trial.closed_at is not None else clock.run_end(start)
-        name = _executor_name(trial.hostname, executors.get(trial.id))
+        name = executor_name(trial.hostname, executors.get(trial.id))
         if end > start:
             yield _span((trial.id, name, start, end), clock, is_open=trial.closed_at is None)
 
@@ -208,7 +208,8 @@ def _span(held: tuple[str, str, float, float], clock: _Clock, *, is_open: bool) 
     return Span(trial, executor, clock.at(start), clock.at(end), is_open, run=clock.run_of(start))
 
 
-def _executor_name(hostname: Any, executor: Any) -> str:
+def executor_name(hostname: Any, executor: Any) -> str:
+    """What an executor is called: its host and its number."""
     where = str(hostname) if hostname else "unknown node"
     return where if executor is None else f"{where} · executor {executor}"
 

@@ -18,6 +18,7 @@ from qlora_ray.formats import (
 from qlora_ray.pages.blocks import Block, Bullets, Code, Drawing, Folded, Section, Table, Tone, Words
 from qlora_ray.reporting.figures_scores import draw_differences
 from qlora_ray.reporting.figures_search import base_validation_loss
+from qlora_ray.reporting.outcome import Outcome
 from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import Trial
 from qlora_ray.runs.paths import SweepPaths
@@ -31,9 +32,8 @@ ENDED = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
 TONES: dict[str, Tone] = {"better": "good", "no different": "warn", "worse": "bad"}
 
 
-def headline_of(story: Story) -> tuple[str, Tone]:
+def headline_of(outcome: Outcome) -> tuple[str, Tone]:
     """The verdict in one line, and its tone."""
-    outcome = story.outcome
     if outcome.failure is not None:
         return "This sweep broke before it had a winner", "bad"
     if outcome.status is SweepStatus.UNFINISHED:
@@ -58,12 +58,8 @@ def headline_of(story: Story) -> tuple[str, Tone]:
 def lead_of(story: Story) -> tuple[str, ...]:
     """The sentences under the headline: the deciding figures, or the cause, or how far the sweep is."""
     outcome = story.outcome
-    lead = []
-    if outcome.verdict is not None:
-        lead.append(f"On the {outcome.verdict.split} rows: {outcome.verdict.deciding.sentence()}.")
-        if outcome.verdict.note:
-            lead.append(f"Note: {outcome.verdict.note}.")
-    elif outcome.winner is not None:
+    lead = list(verdict_sentences(outcome))
+    if outcome.verdict is None and outcome.winner is not None:
         lead.append(f"Its validation loss is {format_loss(_loss_of(story.winner))}.")
     if outcome.status is SweepStatus.NO_WINNER:
         lead.append(f"First cause: {outcome.first_failure or 'all trials were stopped early'}.")
@@ -76,6 +72,14 @@ def lead_of(story: Story) -> tuple[str, ...]:
         if outcome.last_event_at is not None:
             lead.append(f"Last event: {format_time(outcome.last_event_at)}.")
     return tuple(lead)
+
+
+def verdict_sentences(outcome: Outcome) -> tuple[str, ...]:
+    """The deciding figures of the verdict, and what weakens it; nothing without a verdict."""
+    if outcome.verdict is None:
+        return ()
+    deciding = f"On the {outcome.verdict.split} rows: {outcome.verdict.deciding.sentence()}."
+    return (deciding, f"Note: {outcome.verdict.note}.") if outcome.verdict.note else (deciding,)
 
 
 def facts_of(story: Story) -> tuple[tuple[str, str], ...]:
@@ -245,7 +249,7 @@ def _scores_table(rows: Sequence[tuple[str, ScoreRecord]], *, marked: int | None
 
 def summary_line(story: Story) -> str:
     """The verdict for a terminal."""
-    headline, _ = headline_of(story)
+    headline, _ = headline_of(story.outcome)
     lead = lead_of(story)
     counts = ", ".join(f"{count} {state}" for state, count in story.counts.items()) or plural(0, "trial")
     return f"{headline}. {lead[0] + ' ' if lead else ''}({counts})"

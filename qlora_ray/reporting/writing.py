@@ -58,7 +58,7 @@ def write_reports(paths: SweepPaths) -> Written:
 
 def compose(story: Story) -> Document:
     """The report as sections, before it is written as HTML or Markdown."""
-    headline, tone = headline_of(story)
+    headline, tone = headline_of(story.outcome)
     sections: list[Section | None] = [
         tell_verdict(story),
         tell_evaluation(story),

@@ -79,6 +79,11 @@ class SweepPaths:
         return f"python -m qlora_ray.sweep --resume {shlex.quote(str(self.root))}"
 
     @property
+    def dashboard_command(self) -> str:
+        """What serves the sweep's live page, as it is typed into a shell."""
+        return f"python -m qlora_ray.dashboard {shlex.quote(str(self.root))}"
+
+    @property
     def manifest(self) -> Path:
         """Resolved config, plan, versions, commit and data fingerprints, written before any training."""
         return self.root / "manifest.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,26 +11,12 @@ import pytest
 from qlora_ray.reporting import write_report
 from qlora_ray.runs import write_json
 from qlora_ray.scoring.comparison import compare_rows
-from tests.browsing import CUT_LABELS
+from tests.browsing import CUT_LABELS, TIMEOUT_MS, WINDOWS, open_chromium
 from tests.sweep_folder import Sketch, usual_sketches, write_sweep
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-# Of one step; a page of 5 MB is drawn in 2 s.
-TIMEOUT_MS = 20_000
-WINDOWS = {"wide": (1280, 900), "phone": (390, 844)}
 # Every figure's place: its size on the screen, its traces, and how many of them are drawn.
 MEASURE = """
 () => [...document.querySelectorAll("[data-figure]")].map((place) => {
@@ -81,16 +66,8 @@ FIGURES = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="needs a browser: playwright, which is in the extra `test`"
-    )
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)} on the PATH")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=executable, args=ARGUMENTS)
+    with open_chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def test_a_finished_sweep_has_its_winner_and_the_verdict_as_it_was_written(paths
     assert story.problems == ()
     written = read_json(paths.best / "scores.json")["verdict"]
     assert story.outcome.verdict is not None and story.outcome.verdict.to_dict() == written
-    assert headline_of(story) == ("Trial 0003 is better than its base", "good")
+    assert headline_of(story.outcome) == ("Trial 0003 is better than its base", "good")
     assert story.outcome.verdict.deciding.sentence() in lead_of(story)[0]
     assert ("winner's validation loss", "0.1000") in facts_of(story)
     assert summary_line(story).endswith("(2 complete, 2 pruned, 2 failed)")
@@ -53,7 +53,7 @@ def test_a_verdict_that_is_no_improvement_is_said_as_plainly(paths: SweepPaths, 
         scores["verdict"]["deciding"]["verdict"] = word
         scores["verdict"]["note"] = "chosen on these rows"
     story = read_story(paths)
-    headline = headline_of(story)
+    headline = headline_of(story.outcome)
     assert word in headline[0] and headline[1] == tone
     assert "Note: chosen on these rows." in lead_of(story)
 
@@ -63,14 +63,14 @@ def test_an_older_sweep_has_a_winner_without_a_test(paths: SweepPaths) -> None:
         del scores["verdict"]
         scores["beats_base"] = True
     story = read_story(paths)
-    assert "not tested" in headline_of(story)[0]
+    assert "not tested" in headline_of(story.outcome)[0]
     assert story.problems == ()
 
 
 def test_a_sweep_without_a_winner_names_the_first_cause(tmp_path: Path) -> None:
     sketches = [Sketch([], state="failed", cause="oom", message="no room")]
     story = read_story(write_sweep(tmp_path / "s", sketches, status="no_winner"))
-    headline, tone = headline_of(story)
+    headline, tone = headline_of(story.outcome)
     assert "No winner" in headline and tone == "bad"
     assert lead_of(story) == ("First cause: trial 0000: no room.",)
 
@@ -80,11 +80,11 @@ def test_a_sweep_whose_lock_is_held_runs_and_any_other_that_has_not_ended_was_ki
     paths = write_sweep(tmp_path / "s", sketches, status=None)
     with paths.lock():
         running = read_story(paths)
-    assert "running" in headline_of(running)[0]
+    assert "running" in headline_of(running.outcome)[0]
     assert [trial.state for trial in running.trials] == ["complete", "running"]
     assert not any(isinstance(block, Code) for block in tell_verdict(running).blocks)
     killed = read_story(paths)
-    assert "killed" in headline_of(killed)[0]
+    assert "killed" in headline_of(killed.outcome)[0]
     # As a resume will find it.
     assert [trial.state for trial in killed.trials] == ["complete", "interrupted"]
     assert any(isinstance(block, Code) and "--resume" in block.text for block in tell_verdict(killed).blocks)
@@ -165,7 +165,7 @@ def test_a_sweep_that_broke_says_on_what(tmp_path: Path) -> None:
     paths = write_sweep(tmp_path / "s", usual_sketches(), status=None)
     append_line(paths.events, {"time": START + 300, "event": "sweep_failed", "reason": "no executor is left"})
     story = read_story(paths)
-    assert "broke" in headline_of(story)[0]
+    assert "broke" in headline_of(story.outcome)[0]
     assert any(getattr(block, "text", "") == "no executor is left" for block in tell_verdict(story).blocks)
     # Once it goes on, it is a sweep that runs.
     append_line(paths.events, {"time": START + 400, "event": "sweep_resumed"})
@@ -174,7 +174,7 @@ def test_a_sweep_that_broke_says_on_what(tmp_path: Path) -> None:
 
 def test_a_verdict_that_cannot_be_read_is_not_told_as_never_made(paths: SweepPaths) -> None:
     (paths.best / "scores.json").write_text('{"trial": "0003", "verdict"')
-    headline, tone = headline_of(read_story(paths))
+    headline, tone = headline_of(read_story(paths).outcome)
     assert "0003" in headline and "cannot be read" in headline and tone == "bad"
 
 
@@ -253,7 +253,7 @@ def test_a_run_interrupted_after_a_complete_one_is_not_mixed_with_it(paths: Swee
     with edited(paths.summary) as summary:
         summary |= {"status": "interrupted", "winner": None, "verdict": None}
     story = read_story(paths)
-    assert "interrupted" in headline_of(story)[0]
+    assert "interrupted" in headline_of(story.outcome)[0]
     assert any("winner chosen before: trial 0003" in text for text in lead_of(story))
     assert (story.winner, story.outcome.verdict, story.examples, story.winner_record) == (None, None, (), None)
     assert base_validation_loss(story) is None

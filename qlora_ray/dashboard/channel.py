@@ -1,0 +1,137 @@
+"""One sweep and all the pages that are open on it: what is new is read once, and sent to each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from qlora_ray.dashboard.following import FileReplaced
+from qlora_ray.dashboard.model import Changes
+from qlora_ray.runs.paths import SweepPaths
+from qlora_ray.runs.typed_json import to_json
+
+if TYPE_CHECKING:
+    from qlora_ray.dashboard.sweep_view import SweepView
+
+# Four messages a second at most.
+TICK_S = 0.25
+# A page that has not taken so many gets everything anew instead: a laptop that slept, a tab in the background.
+MAX_WAITING = 40
+
+
+class Page:
+    """A page that is open: messages for it, oldest first. None ends it."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.needs_all = True
+
+    def send(self, message: bytes) -> None:
+        """Queues a message; a page that lags behind is sent everything anew."""
+        if self.messages.qsize() >= MAX_WAITING:
+            while not self.messages.empty():
+                self.messages.get_nowait()
+            self.needs_all = True
+        if not self.needs_all:
+            self.messages.put_nowait(message)
+
+
+class Channel:
+    """Follows a sweep while a page is open on it. Used from one event loop; files are read on a thread.
+
+    Args:
+        paths: The sweep's folder.
+    """
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self._paths = paths
+        self._view: SweepView | None = None
+        self._pages: set[Page] = set()
+        self._opened = asyncio.Event()
+        self._follower: asyncio.Task[None] | None = None
+        self._importance: asyncio.Task[None] | None = None
+
+    def open_page(self) -> Page:
+        """A page that gets everything first, then what is new."""
+        page = Page()
+        self._pages.add(page)
+        self._opened.set()
+        if self._follower is None:
+            self._follower = asyncio.create_task(self._follow())
+        return page
+
+    def close_page(self, page: Page) -> None:
+        """Sends nothing more to a page."""
+        self._pages.discard(page)
+
+    async def end(self) -> None:
+        """Sends what is still new, and ends all pages."""
+        tasks = [task for task in (self._follower, self._importance) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._pages:
+            with contextlib.suppress(OSError, FileReplaced):
+                await self._tick()
+        for page in self._pages:
+            page.messages.put_nowait(None)
+
+    async def _follow(self) -> None:
+        while True:
+            if not self._pages:
+                # Nobody looks: nothing is read.
+                self._opened.clear()
+                await self._opened.wait()
+            try:
+                await self._tick()
+            except (OSError, FileReplaced):
+                # The folder was removed, or made again under its name.
+                self._view = None
+                for page in self._pages:
+                    page.needs_all = True
+            with contextlib.suppress(TimeoutError):
+                self._opened.clear()
+                await asyncio.wait_for(self._opened.wait(), TICK_S)
+
+    async def _tick(self) -> None:
+        message = await asyncio.to_thread(self._poll)
+        for page in self._pages:
+            if message is not None:
+                page.send(message)
+        fresh = [page for page in self._pages if page.needs_all]
+        if fresh:
+            everything = await asyncio.to_thread(self._tell_all)
+            for page in fresh:
+                page.needs_all = False
+                page.messages.put_nowait(everything)
+        view = self._view
+        if view is not None and (self._importance is None or self._importance.done()) and view.needs_importance():
+            self._importance = asyncio.create_task(_run(view.read_importance))
+
+    def _poll(self) -> bytes | None:
+        changes = self._get_view().poll()
+        return None if changes.is_empty() else encode(changes)
+
+    def _tell_all(self) -> bytes:
+        return encode(self._get_view().whole())
+
+    def _get_view(self) -> SweepView:
+        if self._view is None:
+            # Imports numpy, for which the server's start need not wait.
+            from qlora_ray.dashboard.sweep_view import SweepView
+
+            self._view = SweepView(self._paths)
+        return self._view
+
+
+async def _run(work: Callable[[], None]) -> None:
+    await asyncio.to_thread(work)
+
+
+def encode(changes: Changes) -> bytes:
+    """A message as the page takes it: JSON without line breaks, parts that are not new left out."""
+    parts = {name: value for name, value in to_json(changes).items() if value is not None and value != []}
+    return json.dumps(parts, allow_nan=False, separators=(",", ":")).encode()

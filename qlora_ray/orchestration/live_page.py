@@ -1,0 +1,67 @@
+"""The live page of a sweep that runs: its server is a process of its own, which ends with the sweep."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qlora_ray.runs.paths import SweepPaths
+
+# The server sends its pages the last news first.
+END_S = 5.0
+
+
+class LivePage:
+    """The server of a sweep's page.
+
+    Args:
+        folder: The sweep's, which need not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # A session of its own: Ctrl-C is for the sweep, whose end the page is to show. That end comes to the server as
+        # the end of its stdin, also where the sweep is killed.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "qlora_ray.dashboard", str(folder), "--of-sweep"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+
+    def describe(self) -> str:
+        """Where the page is, in a line; waits for the server, which starts in under a second."""
+        assert self._process.stdout is not None
+        url = self._process.stdout.readline().strip()
+        if url:
+            return f"dashboard: {url}"
+        return f"dashboard: it could not be started. Try: {SweepPaths(self._folder).dashboard_command}"
+
+    def end(self) -> None:
+        """Ends the server."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        finally:
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+
+@contextmanager
+def live_page(folder: Path) -> Iterator[LivePage]:
+    """Serves a sweep's page while the block runs."""
+    page = LivePage(folder)
+    try:
+        yield page
+    finally:
+        page.end()

@@ -1,0 +1,42 @@
+"""Answers of winner and base to the same rows, as best/answers.jsonl has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.files import read_lines
+
+# What best/answers.jsonl calls the base.
+BASE = "base"
+NUM_EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row's answers: what was expected, and what base and winner said."""
+
+    row: int
+    expected: str
+    base: str
+    winner: str
+
+
+def read_examples(paths: SweepPaths, winner: str) -> tuple[Example, ...]:
+    """The first rows that both answered; none where the file is missing."""
+    answers: dict[str, dict[int, Mapping[str, Any]]] = {BASE: {}, winner: {}}
+    for line in read_lines(paths.best / "answers.jsonl"):
+        if isinstance(line, dict) and line.get("model") in answers and isinstance(line.get("row"), int):
+            answers[line["model"]][line["row"]] = line
+    both = sorted(answers[BASE].keys() & answers[winner].keys())[:NUM_EXAMPLES]
+    return tuple(
+        Example(
+            row,
+            str(answers[winner][row].get("reference") or ""),
+            str(answers[BASE][row].get("answer") or ""),
+            str(answers[winner][row].get("answer") or ""),
+        )
+        for row in both
+    )
