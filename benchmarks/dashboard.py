@@ -31,6 +31,8 @@ from qlora_ray.runs import SweepPaths
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu"]
+# So tall that all figures are in sight, and drawn: the most that a page costs.
+WINDOW = {"width": 1280, "height": 4200}
 TICK_S = 0.1
 LIVE_EVERY_S = 2.0
 # How far behind the page is each time it has drawn an event it had not heard of.
@@ -104,7 +106,7 @@ def _measure(folder: Path, *, seconds: float) -> dict[str, Any]:
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page = browser.new_page(viewport=WINDOW)
             complaints: list[str] = []
             page.on("console", lambda message: complaints.append(message.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -131,6 +133,7 @@ def _measure(folder: Path, *, seconds: float) -> dict[str, Any]:
                 "server memory, MiB": round(process.memory_info().rss / MIB),
                 "page script CPU, s per minute": round(metrics["TaskDuration"] * 60 / (seconds + first_s), 1),
                 "page JavaScript heap, MiB": round(metrics["JSHeapUsedSize"] / MIB, 1),
+                "browser memory that is its own, MiB": round(_browser_bytes() / MIB),
                 "console messages": len(complaints),
             }
             browser.close()
@@ -138,6 +141,12 @@ def _measure(folder: Path, *, seconds: float) -> dict[str, Any]:
     finally:
         server.terminate()
         server.wait()
+
+
+def _browser_bytes() -> int:
+    """Of all processes of the browser, without what they share."""
+    children = psutil.Process().children(recursive=True)
+    return sum(child.memory_full_info().uss for child in children if "chrom" in child.name())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ COMMANDS = {
     "sweep": "find the best adapter for a base and a dataset",
     "plan": "what a sweep would run, and where: devices, slots, memory, time",
     "report": "write a sweep's page again, finished or not",
+    "dashboard": "a live page of a sweep on this machine, also of one that has ended or was killed",
     "evaluate": "score a base, its adapter and the merged model on the same rows",
     "export": "write the winner as a bundle: adapter, merged model, card; zip it, push it",
     "cluster": "the nodes of a Ray cluster, and what sweeps have on them",

@@ -21,6 +21,7 @@ from qlora_ray.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
     from qlora_ray.orchestration.cluster.starting import RayStart
+    from qlora_ray.orchestration.live_page import LivePage
     from qlora_ray.runs import SweepPaths
     from qlora_ray.runs.records import Summary
     from qlora_ray.search.space import SearchSpace
@@ -53,6 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--export", type=as_place, metavar="DIR", help="write the winner's bundle there, as qlora_ray.export does"
+    )
+    parser.add_argument(
+        "--dashboard", action="store_true", help="serve a live page of it on 127.0.0.1 while it runs, and print where"
     )
     add_json_option(parser)
     return parser
@@ -110,6 +114,25 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
 
         # What would stop the export is said before hours of training.
         check_place(arguments.export, sweep=paths.root, option="--export")
+    if not arguments.dashboard:
+        return _search(arguments, config, space, paths=paths, ray_start=ray_start)
+    from qlora_ray.orchestration.live_page import live_page
+
+    # It starts beside the checks, and is told of when these have passed.
+    with live_page(paths.root) as page:
+        return _search(arguments, config, space, paths=paths, ray_start=ray_start, page=page)
+
+
+def _search(
+    arguments: argparse.Namespace,
+    config: SweepConfig,
+    space: SearchSpace,
+    *,
+    paths: SweepPaths,
+    ray_start: RayStart,
+    page: LivePage | None = None,
+) -> Result:
+    """Checks the sweep and runs it; `page` is its live page."""
     # From here on it takes seconds to find something wrong, and as many to start Ray.
     ray_start.begin(config.cluster)
     from qlora_ray.preflight.checks import check_sweep, plan_sweep
@@ -123,6 +146,9 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
     from qlora_ray.orchestration.driver import run_sweep
     from qlora_ray.runs.typed_json import to_json
 
+    if page is not None:
+        sys.stdout.write(f"{page.describe()}\n")
+        sys.stdout.flush()
     is_exported = arguments.export is not None
     summary = run_sweep(
         preflight, paths=paths, is_resume=bool(arguments.resume), is_exported=is_exported, ray_start=ray_start
@@ -141,7 +167,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option}: is of a sweep that goes on, got no --resume. Add --resume DIR.")
     only_shown = [option for option in ("print_config", "preview") if getattr(arguments, option)]
-    asked = [option for option in ("export", "require_improvement") if getattr(arguments, option)]
+    asked = [option for option in ("export", "require_improvement", "dashboard") if getattr(arguments, option)]
     if only_shown and asked:
         option, shown = (f"--{name.replace('_', '-')}" for name in (asked[0], only_shown[0]))
         raise ConfigError(f"{option}: is of a whole sweep, got {shown}, which stops before it. Drop one of them.")

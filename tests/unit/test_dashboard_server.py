@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
-from qlora_ray.dashboard.__main__ import main
+from qlora_ray.dashboard import main
 from qlora_ray.dashboard.channel import MAX_WAITING, Page
 from qlora_ray.dashboard.security import HEADERS
 from qlora_ray.dashboard.server import ASSETS, Server, Sweeps, make_app
@@ -248,7 +248,7 @@ def test_the_command_prints_its_address_and_ends_with_the_sweep_that_it_is_of(tm
 
 def test_the_server_starts_without_torch_ray_and_numpy() -> None:
     code = (
-        "import sys, qlora_ray.dashboard.server, qlora_ray.dashboard.__main__\n"
+        "import sys, qlora_ray.dashboard.server\n"
         "print([name for name in ('torch', 'ray', 'numpy', 'optuna', 'plotly') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
