@@ -269,6 +269,7 @@ class Cluster(Section):
     drain_timeout_s: Seconds = Field(
         600.0, description="A node that drains without a deadline of its own ends its executors after this long."
     )
+    ray_dashboard: bool = Field(False, description="A private Ray has its dashboard, and the link is printed.")
     idle_timeout_s: Seconds = Field(
         60.0, description="With scale_up: an executor that nobody has used for this long ends, so that its node can go."
     )

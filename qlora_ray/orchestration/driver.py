@@ -23,7 +23,7 @@ from qlora_ray.errors import (
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.background import BackgroundCall
-from qlora_ray.orchestration.cluster.joining import find_address
+from qlora_ray.orchestration.cluster.joining import find_address, find_dashboard_link
 from qlora_ray.orchestration.cluster.planning import plan_nodes
 from qlora_ray.orchestration.cluster.scaling import capacity_request
 from qlora_ray.orchestration.cluster.starting import RayStart
@@ -35,7 +35,13 @@ from qlora_ray.orchestration.pool_events import PoolEvents
 from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
 from qlora_ray.orchestration.stopping import SearchStop, StopSignals, stop_signals
-from qlora_ray.orchestration.summary import print_next_steps, print_outcome, print_plan, write_summary
+from qlora_ray.orchestration.summary import (
+    describe_ray_dashboard,
+    print_next_steps,
+    print_outcome,
+    print_plan,
+    write_summary,
+)
 from qlora_ray.orchestration.tracked_trials import tracked_trials
 from qlora_ray.orchestration.watching import watched_nodes, watched_ray
 from qlora_ray.orchestration.winner import Winner, choose_winner
@@ -179,6 +185,8 @@ def _run(
             manifest = add_resume(first, manifest)
         write_record(paths.manifest, sign(manifest))
         print_plan(console, preflight, plan, paths)
+        if config.cluster.ray_dashboard:
+            console.line(describe_ray_dashboard(find_dashboard_link()))
         ledger = Ledger(config, paths=paths, console=console, common=common, observer=observer)
         pool = _start_pool(preflight, plan, profiles, paths, base=common.base)
         console.progress("loading the base ...")

@@ -95,6 +95,13 @@ def print_plan(console: Console, preflight: Preflight, plan: Plan, paths: SweepP
     console.line()
 
 
+def describe_ray_dashboard(link: str | None) -> str:
+    """The line about Ray's dashboard, where the config asks for it."""
+    if link is None:
+        return "note  cluster.ray_dashboard is without effect: the dashboard of the joined cluster does not run"
+    return f"ray   {link}, Ray's dashboard; it asks for the token that `ray get-auth-token` prints"
+
+
 def describe_search(config: SweepConfig) -> str:
     """`12 trials by tpe, asha stops, 4 reports each`."""
     search = config.search

@@ -54,6 +54,43 @@ with ray_cluster(Cluster()):
 print("home", *sorted(str(path) for path in Path.home().rglob("*")))
 """
 
+DASHBOARD = """
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+import psutil
+import ray
+from qlora_ray.config.schema import Cluster
+from qlora_ray.orchestration.cluster.joining import find_dashboard_link, ray_cluster
+from qlora_ray.orchestration.gauges import SweepGauges
+from qlora_ray.runs.live import LiveFigures
+def status(path, token=None):
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        return urllib.request.urlopen(urllib.request.Request(find_dashboard_link() + path, headers=headers)).status
+    except urllib.error.HTTPError as error:
+        return error.code
+with ray_cluster(Cluster(ray_dashboard=True)):
+    token = (Path.home() / ".ray" / "auth_token").read_text()
+    print("page", status("/"), "stranger", status("/api/version"), "user", status("/api/version", token))
+    me = psutil.Process()
+    sockets = [one for process in [me, *me.children(recursive=True)] for one in process.net_connections("tcp")]
+    print("hosts", *sorted({one.laddr.ip.removeprefix("::ffff:") for one in sockets if one.status == "LISTEN"}))
+    SweepGauges("mine").publish(LiveFigures(slots_used=3), counts={"pruned": 2}, best=0.5)
+    (node,) = ray.nodes()
+    lines = []
+    while not any(line.startswith("ray_qlora_ray_trials") for line in lines):
+        try:
+            page = urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics").read().decode()
+            lines = [line for line in page.splitlines() if 'sweep="mine"' in line]
+        except OSError:
+            pass  # the port opens a while after the node
+        time.sleep(0.5)
+    print("gauges", *sorted({line.partition("{")[0] for line in lines}))
+    print("pruned", *(line.split()[-1] for line in lines if 'state="pruned"' in line))
+"""
+
 
 def run_python(code: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -111,3 +148,19 @@ def test_a_private_ray_listens_on_loopback_and_asks_for_a_token_that_is_in_no_fi
     assert "files with the token 0" in lines
     assert "stranger 1 True" in lines
     assert lines[-1] == "home"
+
+
+@pytest.mark.slow
+def test_rays_dashboard_listens_on_loopback_for_who_has_the_token_and_prometheus_can_read_a_sweeps_gauges(
+    tmp_path: Path,
+) -> None:
+    from qlora_ray.orchestration.gauges import GaugeName
+
+    answer = run_python(DASHBOARD, home=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()
+    assert "page 200 stranger 401 user 200" in lines
+    assert "hosts 127.0.0.1" in lines
+    assert " ".join(["gauges", *sorted(f"ray_{name}" for name in GaugeName)]) in lines
+    assert "pruned 2.0" in lines
+    assert (tmp_path / ".ray" / "auth_token").read_text() not in answer.stdout + answer.stderr

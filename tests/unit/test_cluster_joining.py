@@ -222,3 +222,33 @@ def test_a_dead_ray_that_auto_finds_is_refused_without_waiting_for_it(
     ):
         pass
     assert not fake_ray.starts
+
+
+def test_rays_dashboard_is_off_unless_asked_for_and_then_has_a_token_that_only_the_user_reads(
+    fake_ray: FakeRay, tmp_path: Path
+) -> None:
+    with ray_cluster(Cluster()):
+        pass
+    assert fake_ray.starts[-1]["include_dashboard"] is False and not (tmp_path / ".ray").exists()
+    with ray_cluster(Cluster(ray_dashboard=True)):
+        pass
+    path = tmp_path / ".ray" / "auth_token"
+    assert fake_ray.starts[-1]["include_dashboard"] is True
+    # Ray reads it from its file.
+    assert fake_ray.starts[-1]["token"] is None and fake_ray.starts[-1]["mode"] == "token"
+    assert len(path.read_text()) == 2 * joining.TOKEN_BYTES
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_a_token_that_the_user_has_is_the_dashboards_too(fake_ray: FakeRay, tmp_path: Path) -> None:
+    write_token(tmp_path)
+    with ray_cluster(Cluster(ray_dashboard=True)):
+        pass
+    assert (tmp_path / ".ray" / "auth_token").read_text() == "t0ken\n"
+
+
+def test_a_dashboard_whose_token_cannot_be_kept_is_refused(fake_ray: FakeRay, tmp_path: Path) -> None:
+    (tmp_path / ".ray").write_text("not a folder")
+    words = r"cluster\.ray_dashboard: its token must be kept in ~/\.ray/auth_token"
+    with pytest.raises(PlacementError, match=words), ray_cluster(Cluster(ray_dashboard=True)):
+        pass

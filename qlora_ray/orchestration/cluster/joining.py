@@ -62,7 +62,7 @@ def ray_cluster(cluster: Cluster, *, where: str | None = None) -> Iterator[None]
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = find_address(cluster)
     if address is None:
-        _start_private()
+        _start_private(has_dashboard=cluster.ray_dashboard)
     else:
         _join(address, where=where or ("cluster.address" if cluster.address else "RAY_ADDRESS"))
     try:
@@ -78,8 +78,18 @@ def find_address(cluster: Cluster) -> str | None:
     return None if address == "local" else address or None
 
 
-def _start_private() -> None:
+def find_dashboard_link() -> str | None:
+    """The address of the dashboard of the Ray that this process has joined or started; None if it has none."""
+    from ray._private.worker import get_dashboard_url
+
+    url = get_dashboard_url()
+    return f"http://{url}" if url else None
+
+
+def _start_private(*, has_dashboard: bool) -> None:
     """Starts a Ray that only this machine can reach, and that asks for a token."""
+    if has_dashboard:
+        _keep_token()
     _ensure_private_token()
     for is_last in (False, True):
         try:
@@ -87,7 +97,7 @@ def _start_private() -> None:
                 # `local` never joins a cluster that happens to run here. The data is small: tokens, once.
                 ray.init(
                     address="local",
-                    include_dashboard=False,
+                    include_dashboard=has_dashboard,
                     log_to_driver=True,
                     logging_level=logging.ERROR,
                     object_store_memory=OBJECT_STORE_BYTES,
@@ -134,6 +144,31 @@ def _ensure_private_token() -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         _set_for_private("RAY_AUTH_MODE", "token")
     _read_auth_settings()
+
+
+def _keep_token() -> None:
+    """Writes a token where Ray looks for one, if the user has none: a person has to give it to the dashboard.
+
+    Ray would write it readable for all.
+
+    Raises:
+        PlacementError: If it cannot be written.
+    """
+    _forget_private_token()
+    if _has_token():
+        return
+    try:
+        path = TOKEN_FILE.expanduser()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            # One that was there, and empty, may have been readable for others.
+            os.fchmod(stream.fileno(), 0o600)
+            stream.write(secrets.token_hex(TOKEN_BYTES))
+    except (OSError, RuntimeError) as error:
+        raise PlacementError(
+            f"cluster.ray_dashboard: its token must be kept in {TOKEN_FILE}, which cannot be written: {error}. "
+            "Set RAY_AUTH_TOKEN_PATH to a file with a token, or leave the dashboard off."
+        ) from None
 
 
 def _set_for_private(name: str, value: str) -> None:
