@@ -78,6 +78,9 @@ class Data(Section):
         "auto", description="`auto`, `chat`, `instruction`, `raw`, or text of your own with {prompt} in it."
     )
     system_prompt: str | None = None
+    bad_rows: Literal["fail", "skip"] = Field(
+        "fail", description="skip: leave bad rows out and count them, up to a tenth of a source."
+    )
     max_length: PositiveInt = Field(512, description="Tokens per sample; longer ones are cut and counted.")
     max_train_rows: PositiveInt | None = None
     max_validation_rows: PositiveInt | None = None

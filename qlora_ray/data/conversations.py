@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from qlora_ray.data.examples import Role, Turn
+from qlora_ray.data.examples import RowProblem, Turn
+from qlora_ray.data.notes import Note, Notes
+from qlora_ray.data.turns import CONTENT_KEYS, ROLE_KEYS, read_turn
 
-# sharegpt's names and those of its dialects, next to the ones that chat templates use.
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
+CLOSING = Note("user turn", "after the last answer, left out")
+UNTRAINED = Note("turn", "after the last answer that is trained, left out")
 
 
-class RowProblem(ValueError):
-    """What is wrong with one row; the caller knows where the row stands, and counts."""
-
-
-def read_text(value: object, column: str, num_converted: Counter[str]) -> str:
+def read_text(value: object, column: str, notes: Notes) -> str:
     """Returns a column's value as text, as it was written.
 
     Args:
         value: What the row holds.
         column: The column's name, for messages.
-        num_converted: Counts by column the numbers and booleans that became text.
+        notes: Counts by column the numbers and booleans that became text.
 
     Raises:
         RowProblem: If there is no text: null, NaN, blank, or a list or object.
@@ -40,8 +29,9 @@ def read_text(value: object, column: str, num_converted: Counter[str]) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise RowProblem(f"{column!r} must hold text, got nothing")
     if isinstance(value, bool | int | float):
-        num_converted[column] += 1
-        return str(value)
+        notes[Note("value", f"of {column!r} written as a number or a truth value, trained as text")] += 1
+        # As JSON has it: true, and not Python's True.
+        return json.dumps(value)
     if not isinstance(value, str):
         raise RowProblem(f"{column!r} must hold text, got a {type(value).__name__}")
     if not value.strip():
@@ -49,23 +39,58 @@ def read_text(value: object, column: str, num_converted: Counter[str]) -> str:
     return value
 
 
+def as_turns(value: object) -> list[Mapping[str, object]] | None:
+    """The turns' objects, however a file holds them; None for anything else.
+
+    A csv file has a list as JSON text, and a hub dataset may have a dict of lists, one for each key.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if isinstance(value, Mapping):
+        keys = [key for key in (*ROLE_KEYS, *CONTENT_KEYS) if isinstance(value.get(key), list | tuple)]
+        lists = {key: item for key, item in value.items() if isinstance(item, list | tuple)}
+        if len(keys) < 2 or len({len(item) for item in lists.values()}) != 1:
+            return None
+        value = [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    is_turns = all(isinstance(item, Mapping) and any(key in item for key in ROLE_KEYS) for item in value)
+    return list(value) if is_turns else None
+
+
 def looks_like_turns(value: object) -> bool:
     """Whether the value is a list of objects with a role (or from)."""
-    if not isinstance(value, list | tuple) or not value:
-        return False
-    return all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in value)
+    return as_turns(value) is not None
 
 
-def read_turns(value: object, column: str) -> tuple[Turn, ...]:
-    """Reads a conversation.
+def read_turns(
+    value: object, column: str, notes: Notes | None = None, *, before: Sequence[Turn] = ()
+) -> tuple[Turn, ...]:
+    """Reads a conversation, up to its last answer that is trained.
+
+    Args:
+        value: What the row holds.
+        column: The column's name, for messages.
+        notes: Counts what is not used of it.
+        before: Turns that other columns hold, which come first: a system text, or a history.
 
     Raises:
-        RowProblem: Unless it is `system? (user+ assistant+)+`, with text in every turn.
+        RowProblem: Unless it is `system? (user+ assistant+)+`, with text in every turn and an answer that is trained.
     """
-    if not looks_like_turns(value) or not isinstance(value, list | tuple):
+    items = as_turns(value)
+    if items is None:
         got = "nothing" if value is None or value == [] else f"a {type(value).__name__}"
         raise RowProblem(f"{column!r} must hold a list of turns with role and content (or from and value), got {got}")
-    turns = tuple(_read_turn(item, number) for number, item in enumerate(value, start=1))
+    notes = Counter() if notes is None else notes
+    read = (read_turn(item, number, notes) for number, item in enumerate(items, start=1))
+    turns = [turn for turn in read if turn is not None]
+    if before and turns and before[0].role == turns[0].role == "system":
+        # The turn's own text is the nearer one.
+        before = before[1:]
+    turns = [*before, *turns]
     roles = [turn.role for turn in turns]
     if "system" in roles[1:]:
         raise RowProblem(f"a system turn must come first, got one as turn {roles.index('system', 1) + 1}")
@@ -73,33 +98,13 @@ def read_turns(value: object, column: str) -> tuple[Turn, ...]:
         raise RowProblem("a conversation must hold an answer, got no assistant turn")
     if "user" not in roles[: roles.index("assistant")]:
         raise RowProblem("a user turn must come before the first answer, got none")
-    if roles[-1] != "assistant":
-        raise RowProblem("a conversation must end with an answer, got a user turn last")
-    return turns
-
-
-def _read_turn(item: Mapping[str, object], number: int) -> Turn:
-    name = item.get("role") or item.get("from")  # parquet fills in absent keys as null
-    role = ROLES.get(str(name).strip().lower())
-    if role is None:
-        raise RowProblem(f"turn {number} must be by system, user or assistant, got role {name!r}")
-    if item.get("tool_calls"):
-        raise RowProblem(f"turn {number} must hold text only, got tool_calls")
-    content = item.get("content") if item.get("content") is not None else item.get("value")
-    if isinstance(content, list | tuple):
-        content = _join_parts(content, number)
-    if not isinstance(content, str) or not content.strip():
-        raise RowProblem(
-            f"turn {number} ({role}) must hold text, got {'nothing' if not content else repr(content)[:40]}"
-        )
-    return Turn(role, content)
-
-
-def _join_parts(parts: list[object] | tuple[object, ...], number: int) -> str:
-    texts = []
-    for part in parts:
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise RowProblem(f"turn {number} must hold text only, got a part of type {kind!r}")
-        texts.append(str(part["text"]))
-    return "".join(texts)
+    if not any(turn.is_trained for turn in turns):
+        raise RowProblem("a conversation must hold an answer that is trained, got none: each one says that it is not")
+    while turns[-1].role == "user":
+        notes[CLOSING] += 1
+        turns.pop()
+    while not turns[-1].is_trained:
+        # Nothing that is trained comes after it.
+        notes[UNTRAINED] += 1
+        turns.pop()
+    return tuple(turns)

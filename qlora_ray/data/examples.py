@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Role = Literal["system", "user", "assistant", "text"]
@@ -23,13 +23,30 @@ class Row:
     problem: str | None = None
 
 
+class RowProblem(ValueError):
+    """What is wrong with one row; the caller knows where the row stands, and counts."""
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation. `input` is alpaca's second field, which the instruction template shows apart."""
+    """One turn of a conversation.
+
+    Attributes:
+        input: alpaca's second field, which the instruction template shows apart.
+        reasoning: What an assistant thinks before it answers; only chat templates know where it goes.
+        is_asked_for: Of an answer: whether the loss counts it.
+    """
 
     role: Role
     content: str
     input: str = ""
+    reasoning: str = ""
+    is_asked_for: bool = True
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the loss counts it."""
+        return self.role in ("assistant", "text") and self.is_asked_for
 
     @property
     def full_content(self) -> str:
@@ -67,6 +84,16 @@ class Example:
     def pair_key(self) -> str:
         """What makes two rows the same: prompt and answer, case and whitespace apart."""
         return f"{self.prompt_key}\x00{_normalize(self.answer)}"
+
+
+def divide(example: Example) -> list[Example]:
+    """A conversation for each answer that is trained: the turns up to it, and it alone trained."""
+    turns = example.turns
+    return [
+        Example((*(replace(turn, is_asked_for=False) for turn in turns[:end]), turns[end]), example.where)
+        for end in range(len(turns))
+        if turns[end].is_trained
+    ]
 
 
 def _normalize(text: str) -> str:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from qlora_ray.config.choices import FORMATS
 from qlora_ray.config.schema import Columns, Data
-from qlora_ray.data.conversations import RowProblem
-from qlora_ray.data.examples import Example, Row
+from qlora_ray.data.examples import Example, Row, RowProblem
+from qlora_ray.data.notes import Note, Notes
 from qlora_ray.data.row_formats import RowFormat
 from qlora_ray.errors import DataError
 
+# Where more rows are bad, it is the source that is not understood.
+MAX_SKIPPED_SHARE = 0.1
 NUM_ROWS_LOOKED_AT = 20  # json rows may leave keys out, so more than the first one is looked at
 
 
@@ -32,12 +34,12 @@ class Format:
 class Conversion:
     """A source's rows as Examples, with the counts that go into the report.
 
-    `num_converted` counts the values per column that were numbers and became text.
+    `notes` counts what was not taken as it was, and the rows that `data.bad_rows: skip` left out.
     """
 
     examples: list[Example]
     format: Format
-    num_converted: Counter[str] = field(default_factory=Counter)
+    notes: Notes = field(default_factory=Counter)
 
 
 def convert_rows(source_name: str, rows: Sequence[Row], data: Data) -> Conversion:
@@ -54,21 +56,27 @@ def convert_rows(source_name: str, rows: Sequence[Row], data: Data) -> Conversio
     """
     readable = [row for row in rows if row.problem is None]
     chosen = choose_format(source_name, readable, data) if readable else Format(data.format, (), "")
-    num_converted: Counter[str] = Counter()
+    notes: Notes = Counter()
     examples: list[Example] = []
     problems: list[tuple[str, str]] = []
     for row in rows:
         try:
             if row.problem is not None:
                 raise RowProblem(row.problem)
-            examples.append(Example(_find(chosen.name).convert(row, chosen.columns, num_converted), row.where))
+            examples.append(Example(_find(chosen.name).convert(row, chosen.columns, notes), row.where))
         except RowProblem as error:
             problems.append((row.where, str(error)))
-    if problems:
+    if problems and examples and data.bad_rows == "skip" and len(problems) <= MAX_SKIPPED_SHARE * len(rows):
+        where, problem = problems[0]
+        notes[Note("bad row", f"left out, as data.bad_rows says (the first is {where}: {problem})")] += len(problems)
+    elif problems:
         where, problem = problems[0]
         count = "This is the only bad row" if len(problems) == 1 else f"{len(problems)} rows are bad"
-        raise DataError(f"{where}: {problem}. {count} of {len(rows)}. Correct or remove {_them(len(problems))}.")
-    return Conversion(examples, chosen, num_converted)
+        advice = f"Correct or remove {_them(len(problems))}"
+        if data.bad_rows == "skip":
+            advice += f": data.bad_rows skips at most {MAX_SKIPPED_SHARE:.0%} of a source"
+        raise DataError(f"{where}: {problem}. {count} of {len(rows)}. {advice}.")
+    return Conversion(examples, chosen, notes)
 
 
 def choose_format(source_name: str, rows: Sequence[Row], data: Data) -> Format:

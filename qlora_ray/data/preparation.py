@@ -12,12 +12,14 @@ from qlora_ray.config.schema import Columns, Data
 from qlora_ray.data.cache import compute_fingerprint, load_prepared, save_prepared
 from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.formats import Conversion, convert_rows
+from qlora_ray.data.notes import describe_notes
 from qlora_ray.data.report import DataReport, LengthStats, PreparedData
 from qlora_ray.data.sources import Source, SplitSources, find_sources
 from qlora_ray.data.splits import find_overlap, hold_out
 from qlora_ray.data.templates import Template, choose_template
 from qlora_ray.data.tokenizing import SplitCounts, TokenizedSplit, tokenize_split
 from qlora_ray.errors import DataError
+from qlora_ray.formats import plural
 from qlora_ray.runs.paths import default_cache_dir
 
 if TYPE_CHECKING:
@@ -173,8 +175,7 @@ def _report(
     is_text = rows.examples["train"][0].is_text
     warnings = list(rows.warnings)
     for split, conversion in rows.conversions.items():
-        for column, number in conversion.num_converted.items():
-            warnings.append(f"{split}: {number} values of {column!r} were numbers, and are trained as text")
+        warnings += [f"{split}: {line}" for line in describe_notes(conversion.notes)]
         if conversion.format.name != train_format.name:
             warnings.append(f"{split}: the format is {conversion.format.name}, not {train_format.name} as in train")
     for split, count in counts.items():
@@ -222,6 +223,16 @@ def _count_warnings(split: str, count: SplitCounts, max_length: int, num_rows: i
         warnings.append(
             f"{split}: {count.num_without_end} answers have no end token after them (the tokenizer or its chat "
             "template has none), so the model does not learn to stop"
+        )
+    if count.num_divided:
+        warnings.append(
+            f"{split}: {plural(count.num_divided, 'conversation')} became a row for each answer: the chat template "
+            "renders earlier turns otherwise once a conversation goes on, so that an answer is trained where it is last"
+        )
+    if count.lost:
+        warnings.append(
+            f"{split}: {plural(len(count.lost), 'row')} of {len(count.lengths)} lost text in the template "
+            f"({count.lost[0]} is left out or rewritten there, for one)"
         )
     if count.num_with_special_text:
         warnings.append(

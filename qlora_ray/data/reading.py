@@ -5,12 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qlora_ray.data.examples import Row
 from qlora_ray.errors import DataError, first_line
+from qlora_ray.formats import plural
+
+# As editors count lines: files of old Macs end them in CR alone.
+LINE_END = re.compile(r"\r\n|\n|\r")
+DEEP = "lists or objects nested too deeply to be read"
 
 
 def read_rows(name: str, content: bytes, *, limit: int | None = None) -> list[Row]:
@@ -57,18 +63,20 @@ def _decode(name: str, content: bytes) -> str:
 
 
 def _read_jsonl(name: str, content: bytes) -> Iterator[Row]:
-    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
-    for number, line in enumerate(_decode(name, content).split("\n"), start=1):
+    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string. A CR may not.
+    for number, line in enumerate(LINE_END.split(_decode(name, content)), start=1):
         if not line.strip():
             continue
         where = f"{name}:{number}"
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except json.JSONDecodeError as error:
             problem = f"a line must be one JSON object, got broken JSON at column {error.colno}: {error.msg}"
             yield Row(where, problem=problem)
-            continue
-        yield _object_row(where, value)
+        except RecursionError:
+            yield Row(where, problem=f"a line must be one JSON object, got {DEEP}")
+        else:
+            yield _object_row(where, value, is_suspect=_may_hold_surrogates(line))
 
 
 def _read_json(name: str, content: bytes) -> Iterator[Row]:
@@ -76,10 +84,12 @@ def _read_json(name: str, content: bytes) -> Iterator[Row]:
     if not text.strip():
         return
     try:
-        document = json.loads(text)
+        document = parse_json(text)
+    except RecursionError:
+        raise DataError(f"{name}: the file must be JSON, got {DEEP}. Correct that place.") from None
     except json.JSONDecodeError as error:
         # Many `.json` files on the hub are JSON lines: then the first line is an object by itself.
-        if _is_json_object(text.lstrip().split("\n", 1)[0]):
+        if _is_json_object(LINE_END.split(text.lstrip(), maxsplit=1)[0]):
             yield from _read_jsonl(name, content)
             return
         raise DataError(
@@ -96,8 +106,9 @@ def _read_json(name: str, content: bytes) -> Iterator[Row]:
             f'{name}: must be a list of objects, or an object with a list under "data", got {got}. '
             "Put the rows into a list."
         )
+    is_suspect = _may_hold_surrogates(text)
     for number, value in enumerate(document, start=1):
-        yield _object_row(f"{name} row {number}", value)
+        yield _object_row(f"{name} row {number}", value, is_suspect=is_suspect)
 
 
 def _read_csv(name: str, content: bytes) -> Iterator[Row]:
@@ -119,8 +130,17 @@ def _read_csv(name: str, content: bytes) -> Iterator[Row]:
                 if len(fields) != len(header):
                     problem = f"a row must have {len(header)} fields like the header, got {len(fields)}"
                     yield Row(where, problem=problem)
-                else:
-                    yield Row(where, dict(zip(header, fields, strict=True)))
+                    continue
+                nameless = [number for number, name in enumerate(header, start=1) if not name]
+                for number in nameless:
+                    # Excel leaves such columns behind; with values they would be lost without a word.
+                    if fields[number - 1].strip():
+                        raise DataError(
+                            f"{where}: a csv column with values must have a name, got a value in column {number}, "
+                            f"whose header is empty ({plural(len(nameless), 'column')} of {len(header)} "
+                            "without a name). Name it, or empty it."
+                        )
+                yield Row(where, {key: value for key, value in zip(header, fields, strict=True) if key})
         except csv.Error as error:
             raise DataError(
                 f"{name}:{last_line + 1}: must be csv, got a row that cannot be parsed ({error}). Quote it correctly."
@@ -149,23 +169,65 @@ def _read_parquet(name: str, content: bytes) -> Iterator[Row]:
 def _check_header(name: str, header: list[str]) -> list[str]:
     if len(header) == 1 and any(separator in header[0] for separator in ";\t|"):
         raise DataError(f"{name}:1: csv fields must be separated by commas, got {header[0]!r}. Export it with commas.")
-    repeated = sorted({column for column in header if header.count(column) > 1})
+    repeated = sorted({column for column in header if column and header.count(column) > 1})
     if repeated:
         raise DataError(f"{name}:1: csv columns must differ in name, got {', '.join(repeated)} twice. Rename one.")
     return header
 
 
-def _object_row(where: str, value: object) -> Row:
+def parse_json(text: str) -> object:
+    """A JSON text's value; a whole number of more digits than Python converts stays the text that it is.
+
+    Raises:
+        json.JSONDecodeError: If it is no JSON.
+        RecursionError: If it is nested more deeply than Python's parser goes.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        limit = sys.get_int_max_str_digits()
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < limit else digits)
+
+
+def _may_hold_surrogates(text: str) -> bool:
+    """Whether a JSON text has an escape that half a surrogate pair is written by."""
+    return "\\ud" in text or "\\uD" in text
+
+
+def _find_half_character(value: object, place: str = "") -> str | None:
+    """Where a JSON value has half of a surrogate pair, in words; None where every text can be encoded.
+
+    JSON can say it, and no tokenizer or file takes it.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            character = f"\\u{ord(value[error.start]):04x}, as character {error.start + 1}"
+            return f"{place or 'a text'} must be Unicode text, got half a character, {character}"
+        return None
     if isinstance(value, dict):
-        return Row(where, value)
+        items = [(str(key), item) for key, item in value.items()]
+    else:
+        items = [(str(number), item) for number, item in enumerate(value, start=1)] if isinstance(value, list) else []
+    found = (_find_half_character(item, f"{place}.{key}" if place else key) for key, item in items)
+    return next((words for words in found if words is not None), None)
+
+
+def _object_row(where: str, value: object, *, is_suspect: bool = False) -> Row:
+    if isinstance(value, dict):
+        problem = _find_half_character(value) if is_suspect else None
+        return Row(where, value) if problem is None else Row(where, problem=problem)
     hint = "; a file that is one JSON list ends in .json" if isinstance(value, list) else ""
     return Row(where, problem=f"a row must be a JSON object, got {_kind(value)}{hint}")
 
 
 def _is_json_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
+        return isinstance(parse_json(text), dict)
+    except (json.JSONDecodeError, RecursionError):
         return False
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from qlora_ray.data.conversations import looks_like_turns, read_text, read_turns
-from qlora_ray.data.examples import Row, Turn
+from qlora_ray.data.conversations import as_turns, looks_like_turns, read_text, read_turns
+from qlora_ray.data.examples import Row, RowProblem, Turn
+from qlora_ray.data.notes import Notes
 
 # Two columns that are known by name, in addition to prompt + completion.
 KNOWN_PAIRS = (
@@ -37,8 +37,8 @@ class RowFormat:
 
     Attributes:
         columns: What a row must have; empty where data.columns names them.
-        convert: A function (row, columns, num_converted) that returns the row's turns and counts, by column, the values
-            that were numbers. It raises RowProblem for a bad row; the caller adds file and line.
+        convert: A function (row, columns, notes) that returns the row's turns and counts what it did not take
+            as it was. It raises RowProblem for a bad row; the caller adds file and line.
         recognize: A function (row_format, first rows, names of their columns) that yields, for each way in which the
             rows fit, the columns to read.
         optional_columns: What a row may have besides; read too.
@@ -46,7 +46,7 @@ class RowFormat:
     """
 
     columns: tuple[str, ...]
-    convert: Callable[[Row, tuple[str, ...], Counter[str]], tuple[Turn, ...]]
+    convert: Callable[[Row, tuple[str, ...], Notes], tuple[Turn, ...]]
     recognize: Callable[[RowFormat, Sequence[Row], Sequence[str]], Iterable[tuple[str, ...]]] = has_columns
     optional_columns: tuple[str, ...] = ()
     is_fallback: bool = False
@@ -64,46 +64,66 @@ def _known_pairs(row_format: RowFormat, rows: Sequence[Row], seen: Sequence[str]
             yield pair
 
 
-def _convert_pair(row: Row, columns: tuple[str, ...], num_converted: Counter[str]) -> tuple[Turn, ...]:
+def _convert_pair(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
     prompt, completion = columns
     if looks_like_turns(row.values.get(prompt)) and looks_like_turns(row.values.get(completion)):
-        return read_turns([*_as_list(row, prompt), *_as_list(row, completion)], f"{prompt} + {completion}")
+        both = [*(as_turns(row.values[prompt]) or ()), *(as_turns(row.values[completion]) or ())]
+        return read_turns(both, f"{prompt} + {completion}", notes)
     return (
-        Turn("user", read_text(row.values.get(prompt), prompt, num_converted)),
-        Turn("assistant", read_text(row.values.get(completion), completion, num_converted)),
+        Turn("user", read_text(row.values.get(prompt), prompt, notes)),
+        Turn("assistant", read_text(row.values.get(completion), completion, notes)),
     )
 
 
-def _convert_alpaca(row: Row, columns: tuple[str, ...], num_converted: Counter[str]) -> tuple[Turn, ...]:
+def _convert_alpaca(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
     given = row.values.get("input")
-    has_input = given is not None and not (isinstance(given, str) and not given.strip())
     return (
+        *_read_system(row, notes),
+        *_read_history(row, notes),
         Turn(
             "user",
-            read_text(row.values.get("instruction"), "instruction", num_converted),
-            read_text(given, "input", num_converted) if has_input else "",
+            read_text(row.values.get("instruction"), "instruction", notes),
+            "" if _is_blank(given) else read_text(given, "input", notes),
         ),
-        Turn("assistant", read_text(row.values.get("output"), "output", num_converted)),
+        Turn("assistant", read_text(row.values.get("output"), "output", notes)),
     )
 
 
-def _convert_conversation(row: Row, columns: tuple[str, ...], num_converted: Counter[str]) -> tuple[Turn, ...]:
-    return read_turns(row.values.get(columns[0]), columns[0])
+def _read_system(row: Row, notes: Notes) -> tuple[Turn, ...]:
+    text = row.values.get("system")
+    return () if _is_blank(text) else (Turn("system", read_text(text, "system", notes)),)
 
 
-def _convert_text(row: Row, columns: tuple[str, ...], num_converted: Counter[str]) -> tuple[Turn, ...]:
-    return (Turn("text", read_text(row.values.get("text"), "text", num_converted)),)
+def _read_history(row: Row, notes: Notes) -> list[Turn]:
+    """The rounds before the question, a pair of texts each; as in LLaMA-Factory, whose key it is, they are trained."""
+    rounds = row.values.get("history")
+    turns: list[Turn] = []
+    for number, pair in enumerate(rounds if isinstance(rounds, list | tuple) else (), start=1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise RowProblem(f"'history' must hold pairs of question and answer, got another thing as round {number}")
+        asked, answered = (read_text(text, "history", notes) for text in pair)
+        turns += [Turn("user", asked), Turn("assistant", answered)]
+    if rounds and not isinstance(rounds, list | tuple):
+        raise RowProblem(f"'history' must hold a list of pairs, got a {type(rounds).__name__}")
+    return turns
 
 
-def _as_list(row: Row, column: str) -> list[object]:
-    value = row.values[column]
-    return list(value) if isinstance(value, list | tuple) else []
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
-ALPACA = RowFormat(("instruction", "output"), _convert_alpaca, optional_columns=("input",))
+def _convert_conversation(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
+    return read_turns(row.values.get(columns[0]), columns[0], notes, before=_read_system(row, notes))
+
+
+def _convert_text(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
+    return (Turn("text", read_text(row.values.get("text"), "text", notes)),)
+
+
+ALPACA = RowFormat(("instruction", "output"), _convert_alpaca, optional_columns=("input", "system", "history"))
 COLUMNS = RowFormat((), _convert_pair, _known_pairs)
-MESSAGES = RowFormat(("messages",), _convert_conversation, _has_turns)
+MESSAGES = RowFormat(("messages",), _convert_conversation, _has_turns, optional_columns=("system",))
 PROMPT_COMPLETION = RowFormat(("prompt", "completion"), _convert_pair)
-SHAREGPT = RowFormat(("conversations",), _convert_conversation, _has_turns)
+SHAREGPT = RowFormat(("conversations",), _convert_conversation, _has_turns, optional_columns=("system",))
 # `text` is often the same row rendered once more, as in the original alpaca.
 TEXT = RowFormat(("text",), _convert_text, is_fallback=True)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FRACTION = 0.1  # of train, held out for validation where neither the user nor the dataset has a split
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+# By which a folder of `save_to_disk` is known: of a Dataset, and of a DatasetDict.
+SAVED_MARKS = ("state.json", "dataset_dict.json")
 # Endings that say "a file was meant", though it is none that can be read.
 OTHER_SUFFIXES = (".txt", ".tsv", ".xlsx", ".xls", ".arrow", ".gz", ".zip", ".zst", ".yaml", ".yml", ".pkl", ".md")
 
@@ -183,6 +185,9 @@ def _open_file(name: str, split: str, *, key: str) -> FileSource:
     else:
         path = Path(name).expanduser()
     try:
+        if path.exists() and not path.is_file():
+            # A pipe is empty after its first reader, and a device may never end; the data is read again by a resume.
+            raise DataError(f"{key}: must be a regular file, got {name}, a pipe or device. Write its rows to a file.")
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
@@ -202,6 +207,8 @@ def _load_hub(name: str, *, key: str) -> Mapping[str, Dataset]:
     import datasets
 
     path = Path(name).expanduser()
+    if any((path / mark).is_file() for mark in SAVED_MARKS):
+        return _load_saved(path, name, key=key)
     repository, _, config = (str(path), "", "") if path.is_dir() else name.partition(":")
     try:
         splits = datasets.load_dataset(repository, config or None)
@@ -210,6 +217,19 @@ def _load_hub(name: str, *, key: str) -> Mapping[str, Dataset]:
         where = "a folder" if path.is_dir() else "a file here or a dataset on the hub"
         message = f"{key}: must be {where} that can be loaded, got {name} ({_cause(error)}). {_advice(error)}"
         raise DataError(message) from error
+    return splits if isinstance(splits, dict) else {"train": splits}
+
+
+def _load_saved(path: Path, name: str, *, key: str) -> Mapping[str, Dataset]:
+    """A folder that `save_to_disk` of a Dataset or DatasetDict has written."""
+    import datasets
+
+    try:
+        splits = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(
+            f"{key}: must be a whole folder of save_to_disk, got {name} ({_cause(error)}). Save it again."
+        ) from error
     return splits if isinstance(splits, dict) else {"train": splits}
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from qlora_ray.data.examples import Example, Turn
+from qlora_ray.data.turns import REASONING_KEYS
 from qlora_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ INSTRUCTION_PROMPT = "### Instruction:\n{prompt}\n\n### Response:\n"
 INSTRUCTION_INPUT_PROMPT = "### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:\n"
 ROUND_SEPARATOR = "\n\n"
 ANSWER_PLACEHOLDERS = ("{completion}", "{answer}", "{response}", "{output}")
+
+
+class BeginningChanges(DataError):
+    """A chat template renders a conversation's beginning otherwise once it goes on."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def _render_rounds(
             # Two answers in a row: the second one goes on without a prompt of its own.
             prompt = render_round(content, given, system, template) if questions else ""
             pieces.append(Piece((ROUND_SEPARATOR if pieces else "") + prompt, is_trained=False))
-            pieces.append(Piece(turn.content, is_trained=True, ends_answer=True))
+            pieces.append(Piece(turn.content, is_trained=turn.is_trained, ends_answer=True))
             questions, system = [], ""
     return pieces
 
@@ -148,7 +153,7 @@ def _fill(text: str, **values: str) -> str:
 
 
 def _render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, *, last_only: bool) -> list[Piece]:
-    messages = [{"role": turn.role, "content": turn.full_content} for turn in example.turns]
+    messages = [_as_message(turn) for turn in example.turns]
     answers = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
     full = _apply(example, tokenizer, messages, add_generation_prompt=False)
     pieces: list[Piece] = []
@@ -162,30 +167,62 @@ def _render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, *, last_o
         )
         if not (after.startswith(before) and full.startswith(after) and len(before) >= position):
             advice = "rows of one question and one answer" if len(pieces) or index + 1 < len(messages) else "raw"
-            raise DataError(
+            raise BeginningChanges(
                 f"{example.where}: the chat template must render a conversation's beginning the same once it goes on, "
                 f"got another text before or in turn {index + 1}, so its answers cannot be marked. "
                 f"Use data.template instruction, or {advice}."
             )
         span = after[len(before) :]
-        answer_length = _trained_length(span, tokenizer)
+        answer_length = _trained_length(span, example.turns[index].content.strip(), tokenizer)
         pieces.append(Piece(full[position : len(before)], is_trained=False))
-        pieces.append(Piece(span[:answer_length], is_trained=True))
+        pieces.append(Piece(span[:answer_length], is_trained=example.turns[index].is_trained))
         position = len(before) + answer_length
     if position < len(full):
         pieces.append(Piece(full[position:], is_trained=False))
     return pieces
 
 
-def _trained_length(span: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The answer and its end token; not the newline that some templates put behind the end token."""
-    body = span.rstrip()
-    return len(body) if _ends_in_special(body, tokenizer) else len(span)
+def _as_message(turn: Turn) -> dict[str, str]:
+    message = {"role": turn.role, "content": turn.full_content}
+    # Templates read one key or the other.
+    return message | dict.fromkeys(REASONING_KEYS, turn.reasoning) if turn.reasoning else message
 
 
-def _ends_in_special(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    ends = [tokenizer.eos_token, *(str(token) for token in tokenizer.get_added_vocab())]
-    return any(end and text.endswith(end) for end in ends)
+def find_lost(example: Example, pieces: Sequence[Piece], *, last_only: bool = False) -> str | None:
+    """What of a row's trained answers is not in its rendering, in words; None where all is there.
+
+    Templates trim blanks around a text, which is no loss.
+
+    Args:
+        example: The row.
+        pieces: Its rendering.
+        last_only: As in `render`: earlier answers are context, which a template may shorten.
+    """
+    text = "".join(piece.text for piece in pieces)
+    for number, turn in enumerate(example.turns, start=1):
+        if not turn.is_trained or (last_only and number < len(example.turns)):
+            continue
+        if turn.content.strip() not in text:
+            return f"the text of turn {number}"
+        if turn.reasoning.strip() not in text:
+            return f"the reasoning of turn {number}"
+    return None
+
+
+def _trained_length(span: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Characters of an answer's rendering that are trained: up to the first end token behind it.
+
+    Not what some templates put behind that: a newline, or the end token of the whole text (Phi-3's).
+    """
+    start = span.rfind(answer)
+    behind = 0 if start < 0 else start + len(answer)
+    ends = [
+        place + len(token)
+        for token in (tokenizer.eos_token, *(str(token) for token in tokenizer.get_added_vocab()))
+        # Some tokenizers have runs of blanks among their added tokens.
+        if token and token.strip() and (place := span.find(token, behind)) >= 0
+    ]
+    return min(ends, default=len(span))
 
 
 def _apply(

@@ -3,18 +3,21 @@ training and in generation."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qlora_ray.data.examples import Example
-from qlora_ray.data.templates import Piece, Template, render
+from qlora_ray.data.examples import Example, divide
+from qlora_ray.data.templates import BeginningChanges, Piece, Template, find_lost, render
 from qlora_ray.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANCHOR = "\n"  # see _tokenize_texts
+# Where more rows lose text, the template does not fit the data.
+MAX_LOST_SHARE = 0.5
 BATCH_TEXTS = 4096  # texts per tokenizer call: bounds the memory of its encodings
 
 
@@ -59,13 +62,19 @@ class TokenizedSplit:
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What tokenizing one split did to its rows. `lengths` are in tokens, before any cut."""
+    """What tokenizing one split did to its rows.
+
+    `lengths` are in tokens, before any cut. `num_divided` conversations became a row for each answer. `lost` says of
+    each row that lost text in its template what that was.
+    """
 
     lengths: list[int]
     num_truncated: int
     num_dropped: dict[str, int] = field(default_factory=dict)
     num_without_end: int = 0
     num_with_special_text: int = 0
+    num_divided: int = 0
+    lost: list[str] = field(default_factory=list)
 
 
 def tokenize_split(
@@ -93,7 +102,8 @@ def tokenize_split(
     Raises:
         DataError: If a row cannot be rendered, or no row keeps a trained token.
     """
-    pieces_by_row = [render(example, template, tokenizer, last_only=last_only) for example in examples]
+    rendered = _render_rows(name, examples, template=template, tokenizer=tokenizer, last_only=last_only)
+    examples, pieces_by_row = rendered.examples, rendered.pieces
     first_ids = _tokenize_texts({pieces[0].text for pieces in pieces_by_row}, tokenizer)
     later_texts = {piece.text for pieces in pieces_by_row for piece in pieces[1:]}
     later_ids = _tokenize_texts(later_texts, tokenizer, inside_row=True)
@@ -127,7 +137,53 @@ def tokenize_split(
         )
     dropped = {f"answer beyond max_length {max_length}": num_dropped} if num_dropped else {}
     num_special = sum(_holds_special_text(example, tokenizer) for example in examples)
-    return split, SplitCounts(lengths, num_truncated, dropped, num_without_end, num_special)
+    return split, SplitCounts(
+        lengths, num_truncated, dropped, num_without_end, num_special, rendered.num_divided, rendered.lost
+    )
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A split's rows as pieces. A conversation that was divided is a row for each of its answers."""
+
+    examples: list[Example]
+    pieces: list[list[Piece]]
+    num_divided: int
+    lost: list[str]
+
+
+def _render_rows(
+    name: str,
+    examples: Sequence[Example],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    last_only: bool,
+) -> _Rendered:
+    found = _Rendered([], [], 0, [])
+    num_divided = 0
+    for example in examples:
+        try:
+            rows = [(example, render(example, template, tokenizer, last_only=last_only))]
+        except BeginningChanges:
+            parts = divide(example)
+            if last_only or len(parts) == 1:
+                raise
+            rows = [(part, render(part, template, tokenizer, last_only=True)) for part in parts]
+            num_divided += 1
+        for row, pieces in rows:
+            found.examples.append(row)
+            found.pieces.append(pieces)
+            lost = find_lost(row, pieces, last_only=last_only)
+            if lost is not None:
+                found.lost.append(f"{row.where}: {lost}")
+    if len(found.lost) > MAX_LOST_SHARE * len(found.examples):
+        raise DataError(
+            f"{found.lost[0]} must be in the rendered row, got a template that leaves it out or rewrites it, as it "
+            f"does in {len(found.lost)} of {len(found.examples)} {name} rows. Use a template that renders it, write it "
+            "into the answer's own text, or remove it."
+        )
+    return dataclasses.replace(found, num_divided=num_divided)
 
 
 def _join(

@@ -116,7 +116,7 @@ def test_numbers_as_answers_become_text_and_are_a_counted_warning(folder, tokeni
     write_rows(folder / "a.jsonl", [{"question": "1+1", "answer": 2}, {"question": "half", "answer": 0.5}])
     prepared = prepare(tokenizer, train="a.jsonl", validation="a.jsonl")
     assert prepared.train.references == ["2", "0.5"]
-    assert is_warned(prepared.report, "train: 2 values of 'answer' were numbers")
+    assert is_warned(prepared.report, "train: 2 values of 'answer' written as a number")
 
 
 def test_options_that_plain_text_cannot_use_are_warnings(folder, tokenizer):

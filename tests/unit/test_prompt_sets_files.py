@@ -113,11 +113,11 @@ def test_every_name_of_the_model_gives_the_reference(tmp_path: Path, role: str) 
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ({"prompt": "\ud83d hi"}, "the prompt"),
-        ({"instruction": "hi", "input": "a\udc00"}, "the prompt"),
-        ({"conversations": _turns(("human", "q"), ("gpt", "a"), ("human", "b\ud83d"))}, "turn 3"),
-        ({"prompt": "q", "reference": "\ud83d"}, "the reference"),
-        ({"prompt": "q", "id": "\ud83d"}, "the id"),
+        ({"prompt": "\ud83d hi"}, "prompt"),
+        ({"instruction": "hi", "input": "a\udc00"}, "input"),
+        ({"conversations": _turns(("human", "q"), ("gpt", "a"), ("human", "b\ud83d"))}, "conversations.3.value"),
+        ({"prompt": "q", "reference": "\ud83d"}, "reference"),
+        ({"prompt": "q", "id": "\ud83d"}, "id"),
     ],
 )
 def test_half_a_character_is_refused_by_its_line(tmp_path: Path, row: dict[str, object], what: str) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_ray.data.conversations import RowProblem, read_text, read_turns
-from qlora_ray.data.examples import Example, Row, Turn
+from qlora_ray.data.conversations import read_text, read_turns
+from qlora_ray.data.examples import Example, Row, RowProblem, Turn
 from qlora_ray.data.reading import read_rows
 from qlora_ray.errors import DataError
 
@@ -191,23 +191,7 @@ def _convert(row: Row, number: int) -> PromptRow:
         if reference is not None:
             raise RowProblem("the reference must be in one place, got an answer as last turn and a 'reference'")
         reference = read_text(given, REFERENCE_COLUMN, Counter())
-    prompt = PromptRow(_read_id(row, number), turns, reference, row.where)
-    _check_encodable("the id", prompt.id)
-    for place, turn in enumerate(turns, start=1):
-        _check_encodable("the prompt" if len(turns) == 1 else f"turn {place}", turn.full_content)
-    _check_encodable("the reference", reference or "")
-    return prompt
-
-
-def _check_encodable(what: str, text: str) -> None:
-    """Raises RowProblem where a character is half of one: JSON can say it, no tokenizer or file takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowProblem(
-            f"{what} must be Unicode text, got half a character, \\u{ord(text[error.start]):04x}, "
-            f"as character {error.start + 1}"
-        ) from None
+    return PromptRow(_read_id(row, number), turns, reference, row.where)
 
 
 def _read_id(row: Row, number: int) -> str:
