@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(sys.stdout)
     folder = options.only_write or Path(tempfile.mkdtemp()) / "simulated"
     paths = SweepPaths(folder)
-    sweep = SimulatedSweep(paths, num_running=options.running, report_s=options.report_s)
+    sweep = SimulatedSweep(
+        paths, num_planned=2 * options.trials, num_running=options.running, report_s=options.report_s
+    )
     sweep.write_past(options.trials)
     console.line(f"{folder}: {sweep.num_opened} trials, {options.running} of them running")
     stop = threading.Event()

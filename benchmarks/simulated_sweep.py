@@ -20,8 +20,6 @@ from qlora_ray.search.parsing import parse_space
 from qlora_ray.search.study import open_study
 from tests.sweep_records import GIB, NUM_STEPS, SAMPLES_PER_STEP, make_facts, make_manifest, make_ran
 
-# What the sweep says that it will have; it goes on for as long as it is asked to.
-NUM_PLANNED = 5_000
 NUM_REPORTS = 4
 STEPS_PER_REPORT = NUM_STEPS // NUM_REPORTS
 SLOTS_PER_EXECUTOR = 8
@@ -51,17 +49,20 @@ class SimulatedSweep:
 
     Args:
         paths: Its folder, which is made.
+        num_planned: Trials that it says it will have; it goes on for as long as it is asked to.
         num_running: Trials at once, as many as there are slots.
         report_s: Seconds between two reports of a trial.
         seed: Of all that is drawn.
     """
 
-    def __init__(self, paths: SweepPaths, *, num_running: int, report_s: float, seed: int = 7) -> None:
+    def __init__(
+        self, paths: SweepPaths, *, num_planned: int, num_running: int, report_s: float, seed: int = 7
+    ) -> None:
         self._paths = paths
         self._random = random.Random(seed)
         self._num_running = num_running
         self._report_s = report_s
-        self._config = SweepConfig.model_validate({"search": {"num_trials": NUM_PLANNED}})
+        self._config = SweepConfig.model_validate({"search": {"num_trials": num_planned}})
         self._facts = make_facts(self._config)
         self._running: list[_Running] = []
         self._free = list(range(num_running))

@@ -47,7 +47,7 @@ class Sweeps:
             self._folder = folder
         elif folder.is_dir():
             raise RunError(
-                f"{folder}: must be a sweep's folder or hold some, got none. Name one, as results/quickstart."
+                f"{folder}: must be a sweep's folder or hold some, got none. Name one, e.g. results/quickstart."
             )
         else:
             raise RunError(f"{folder}: no such folder. Name a sweep's folder, e.g. results/quickstart.")

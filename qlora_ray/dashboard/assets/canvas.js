@@ -7,6 +7,8 @@ import { formatNumber } from "./format.js";
 const LOG_RATIO = 8;
 const MAX_LOG_TICKS = 6;
 const NEAR_PX = 14;
+// A figure of a thousand lines takes 30 ms to draw; twice a second is often enough for an eye.
+const REDRAW_MS = 500;
 
 let known = null;
 const scheme = window.matchMedia("(prefers-color-scheme: dark)");
@@ -29,6 +31,8 @@ export class Figure {
     this.isDirty = true;
     this.isVisible = false;
     this.width = 0;
+    this.drawnAt = -REDRAW_MS;
+    this.timer = null;
     new IntersectionObserver((entries) => {
       this.isVisible = entries.some((entry) => entry.isIntersecting);
       this.draw();
@@ -41,12 +45,18 @@ export class Figure {
 
   refresh() {
     this.isDirty = true;
-    requestAnimationFrame(() => this.draw());
+    if (this.timer !== null) return;
+    const wait = Math.max(0, this.drawnAt + REDRAW_MS - performance.now());
+    this.timer = setTimeout(() => {
+      this.timer = null;
+      this.draw();
+    }, wait);
   }
 
   draw() {
     if (!this.isDirty || !this.isVisible) return;
     this.isDirty = false;
+    this.drawnAt = performance.now();
     this.drawing(this);
   }
 
@@ -85,10 +95,10 @@ export function makeScale(values, from, to, { isTight = false } = {}) {
   return { at, isLog, ticks: isLog ? logTicks(low, high) : linearTicks(low, high) };
 }
 
-export function linearTicks(low, high, count = 5) {
+export function linearTicks(low, high, count = 6) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough || 1));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough) ?? power;
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((one) => one >= rough) ?? power;
   const ticks = [];
   for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at += 1) ticks.push(at * step || 0);
   return ticks.map((value) => [value, formatNumber(value)]);

@@ -92,7 +92,7 @@ export class Curves {
       if (trial.cause && trial.state !== "complete") causes.set(trial.cause, (causes.get(trial.cause) ?? 0) + 1);
     const common = [...causes].sort((one, two) => two[1] - one[1]).slice(0, 4)
       .map(([cause, count]) => `${cause} (${formatCount(count)})`);
-    const best = this.store.bestId ? ` In colour: trial ${this.store.bestId}.` : "";
+    const best = trials.some((trial) => trial.id === this.store.bestId) ? ` In colour: trial ${this.store.bestId}.` : "";
     const why = common.length ? ` Why they stopped: ${common.join("; ")}.` : "";
     const words = trials.length ? `Validation loss in nats per trained token, at equal samples seen. Each line ends in
       its state: ${ends.join(", ")}.${best}${why} Point at a line to read it; a click opens its trial.` : "";

@@ -35,7 +35,7 @@ export class Parallel {
     this.points = [];
     context.textBaseline = "middle";
     context.fillStyle = palette.muted;
-    this.describe(isEmpty ? 0 : trials.length);
+    this.describe(isEmpty ? [] : trials);
     if (isEmpty) {
       context.fillText("No trial has reported a loss yet.", 0, 20);
       return;
@@ -75,9 +75,9 @@ export class Parallel {
     if (thickness > 2) drawMark(context, "complete", ...places[places.length - 1], colour, 4);
   }
 
-  describe(count) {
-    const best = this.store.bestId ? ` In colour: trial ${this.store.bestId}.` : "";
-    const words = count ? `Each line is a trial (${plural(count, "trial")}) through its parameters to its last loss.${best}
+  describe(trials) {
+    const best = trials.some((trial) => trial.id === this.store.bestId) ? ` In colour: trial ${this.store.bestId}.` : "";
+    const words = trials.length ? `Each line is a trial (${plural(trials.length, "trial")}) through its parameters to its last loss.${best}
       Losses of trials that were stopped early are of fewer samples.` : "";
     setText(find("parallel-caption"), words.replace(/\s+/g, " "));
     this.figure.canvas.setAttribute("aria-label", `Trials as lines through their parameters. ${words.replace(/\s+/g, " ")}`);
