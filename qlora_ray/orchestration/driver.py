@@ -23,6 +23,7 @@ from qlora_ray.errors import (
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.background import BackgroundCall
+from qlora_ray.orchestration.cluster.fetching import fetch_on_nodes
 from qlora_ray.orchestration.cluster.joining import find_address, find_dashboard_link
 from qlora_ray.orchestration.cluster.planning import plan_nodes
 from qlora_ray.orchestration.cluster.scaling import capacity_request
@@ -188,6 +189,7 @@ def _run(
         if config.cluster.ray_dashboard:
             console.line(describe_ray_dashboard(find_dashboard_link()))
         ledger = Ledger(config, paths=paths, console=console, common=common, observer=observer)
+        fetch_on_nodes(config.model, list(profiles), tell=console.progress, check=stops.check)
         pool = _start_pool(preflight, plan, profiles, paths, base=common.base)
         console.progress("loading the base ...")
         study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)

@@ -43,13 +43,20 @@ class DownloadHub:
 
 
 @contextmanager
+def serve_downloads() -> Iterator[tuple[DownloadHub, str]]:
+    """A hub for the length of the block, and its address, for HF_ENDPOINT of another process."""
+    hub = DownloadHub()
+    with serving(_Handler, hub) as endpoint:
+        yield hub, endpoint
+
+
+@contextmanager
 def use_download_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DownloadHub]:
     """A hub that the library asks for the length of the block, with a cache of its own; the library is online."""
     import transformers.utils.hub
     from huggingface_hub import constants
 
-    hub = DownloadHub()
-    with serving(_Handler, hub) as endpoint:
+    with serve_downloads() as (hub, endpoint):
         use_endpoint(endpoint, cache, monkeypatch)
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
