@@ -239,12 +239,18 @@ def _scores_table(rows: Sequence[tuple[str, ScoreRecord]], *, marked: int | None
             format_loss(scores.loss),
             *(format_score(scores.metrics.get(metric)) for metric in metrics),
             format_value(scores.num_rows),
-            *([count_answers(scores.num_answers, scores.num_cut_answers)] if is_answered else []),
+            *([_count(scores)] if is_answered else []),
         )
         for name, scores in rows
     )
     header = ("", "loss", *metrics, "rows", *(["answered"] if is_answered else []))
     return Table(header, cells, numeric=frozenset(range(1, len(header))), marked=marked)
+
+
+def _count(scores: ScoreRecord) -> str:
+    return count_answers(
+        scores.num_answers, scores.num_cut_answers, scores.num_settled_answers, scores.num_looping_answers
+    )
 
 
 def summary_line(story: Story) -> str:

@@ -29,6 +29,8 @@ class ScoreRecord:
     num_rows: int | None = None
     num_answers: int | None = None
     num_cut_answers: int | None = None
+    num_settled_answers: int | None = None
+    num_looping_answers: int | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     details: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)

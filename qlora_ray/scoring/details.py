@@ -47,10 +47,24 @@ def describe_details(tables: Iterable[Sequence[Sequence[str]]]) -> list[str]:
     return [ANSWERED_NOTE] if any(ANSWERED in table[0] for table in tables) else []
 
 
-def count_answers(num_answers: float | None, num_cut: float | None) -> str:
-    """Returns the answers of a model as `100`, or `100 (52 cut)` where some had no tokens left."""
-    told = format_count(num_answers)
-    return f"{told} ({format_count(num_cut)} cut)" if num_cut else told
+def count_answers(
+    num_answers: float | None,
+    num_cut: float | None,
+    num_settled: float | None = None,
+    num_looping: float | None = None,
+) -> str:
+    """Returns the answers of a model as `100`, or `100 (5 cut, 52 ended early)`.
+
+    Args:
+        num_answers: All answers.
+        num_cut: Those that had no tokens left.
+        num_settled: Those that were ended since their scores were settled.
+        num_looping: Those that were ended since they repeated themselves.
+    """
+    num_early = (num_settled or 0) + (num_looping or 0)
+    parts = [(num_cut, "cut"), (num_early, "ended early")]
+    told = ", ".join(f"{format_count(number)} {how}" for number, how in parts if number)
+    return f"{format_count(num_answers)} ({told})" if told else format_count(num_answers)
 
 
 def describe_sampling(sampling: Mapping[str, object]) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Precision
 from qlora_ray.errors import DataError
-from qlora_ray.scoring.inference import evaluating, input_device, longest_first, map_batches
-from qlora_ray.scoring.sampling import GumbelNoise, Sampling
+from qlora_ray.scoring.decoding import Continuation, Decoder, Finish
+from qlora_ray.scoring.early_end import EarlyEnd
+from qlora_ray.scoring.inference import Route, evaluating, input_device, longest_first, map_batches, one_model
+from qlora_ray.scoring.sampling import Sampling
 from qlora_ray.scoring.token_budget import find_limit, fit_prompts, measure_token_budget, read_positions
 
 if TYPE_CHECKING:
@@ -24,15 +23,20 @@ class Answers:
     """One text per prompt, in the prompts' order.
 
     Attributes:
+        finishes: How each ended, as in `Answer`.
         num_cut_prompts: Prompts that lost tokens on the left, being longer than the limit.
         num_short_answers: Prompts answered with fewer tokens than `max_new_tokens`, as they leave no more of the limit.
-        num_cut_answers: Answers that ended because their tokens were spent.
     """
 
     texts: list[str]
+    finishes: list[Finish]
     num_cut_prompts: int
     num_short_answers: int
-    num_cut_answers: int
+
+    @property
+    def num_cut_answers(self) -> int:
+        """Answers that ended because their tokens were spent."""
+        return self.finishes.count("length")
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,16 @@ class Answer:
     Attributes:
         row: The prompt's index.
         num_tokens: New tokens before the end token.
-        finish: `stop` if the model ended it, `length` if its tokens were spent.
+        finish: `stop` if the model ended it, `length` if its tokens were spent; `settled` or `loop` if it was ended
+            early (see `early_end`).
+        model: Which of several models answered.
     """
 
     row: int
     text: str
     num_tokens: int
-    finish: Literal["stop", "length"]
+    finish: Finish
+    model: int = 0
 
 
 def generate_answers(
@@ -61,46 +68,89 @@ def generate_answers(
     precision: Precision,
     sampling: Sampling | None = None,
     max_length: int | None = None,
-    on_rows: Callable[[int], None] = lambda num_rows: None,
 ) -> Answers:
     """Returns each prompt's continuation up to its end token, without special tokens and outer space.
+
+    Arguments as those of `generate_answers_of`, for one model that answers in full.
+    """
+    [answers] = generate_answers_of(
+        model,
+        tokenizer,
+        prompt_ids,
+        num_models=1,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        precision=precision,
+        sampling=sampling,
+        max_length=max_length,
+    )
+    return answers
+
+
+def generate_answers_of(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    num_models: int,
+    max_new_tokens: int,
+    batch_size: int,
+    precision: Precision,
+    route: Route = one_model,
+    sampling: Sampling | None = None,
+    max_length: int | None = None,
+    early_end: EarlyEnd | None = None,
+    on_rows: Callable[[int], None] = lambda num_rows: None,
+) -> list[Answers]:
+    """Returns the answers of each model, all models in the same batches.
 
     Prompts share a batch only with prompts that have as many tokens to spend, so a long neighbour shortens no
     answer. The model's own sampling settings and penalties do not apply.
 
     Args:
-        sampling: How answers are drawn, by each prompt's index; None: greedily.
+        num_models: How many models `route` knows; each answers all prompts.
+        route: Gives the rows of a batch to their models.
+        sampling: How answers are drawn, by each prompt's index, the same for all models; None: greedily.
         max_length: Tokens that a prompt and its answer may have; None: the model's positions.
-        on_rows: Called with the prompts of each batch that is answered.
+        early_end: Ends answers early whose score is settled; None: none.
+        on_rows: Called with the answers of each batch that is finished, those of all models counted.
 
     Raises:
         DataError: a prompt is empty.
         RuntimeError, MemoryError: If one prompt alone does not fit the device (`device_memory.is_out_of_memory`).
     """
-    texts = [""] * len(prompt_ids)
-    num_cut_answers = 0
+    found: dict[tuple[int, int], Answer] = {}
 
     def keep(batch: Sequence[Answer]) -> None:
-        nonlocal num_cut_answers
-        for answer in batch:
-            texts[answer.row] = answer.text
-            num_cut_answers += answer.finish == "length"
+        found.update({(answer.model, answer.row): answer for answer in batch})
         on_rows(len(batch))
 
     answer_in_batches(
         model,
         tokenizer,
         prompt_ids,
+        num_models=num_models,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         precision=precision,
         on_batch=keep,
+        route=route,
         sampling=sampling,
         max_length=max_length,
+        early_end=early_end,
     )
     limit = find_limit(read_positions(model.config), max_length)
     budget = measure_token_budget(prompt_ids, max_new_tokens=max_new_tokens, limit=limit)
-    return Answers(texts, budget.num_cut_prompts, budget.num_short_answers, num_cut_answers)
+    rows = range(len(prompt_ids))
+    return [
+        Answers(
+            [found[one, row].text for row in rows],
+            [found[one, row].finish for row in rows],
+            budget.num_cut_prompts,
+            budget.num_short_answers,
+        )
+        for one in range(num_models)
+    ]
 
 
 def answer_in_batches(
@@ -113,8 +163,11 @@ def answer_in_batches(
     precision: Precision,
     on_batch: Callable[[Sequence[Answer]], None],
     done: Collection[int] = (),
+    num_models: int = 1,
+    route: Route = one_model,
     sampling: Sampling | None = None,
     max_length: int | None = None,
+    early_end: EarlyEnd | None = None,
 ) -> None:
     """Answers prompts as `generate_answers` does, and hands each batch over as soon as it is finished.
 
@@ -122,10 +175,14 @@ def answer_in_batches(
     been in, so that an interrupted run goes on to the same answers.
 
     Args:
+        batch_size: Prompts of a batch; with several models it has as many rows for each.
         on_batch: Called with the answers of each finished batch.
         done: Rows that need no answer any more.
+        num_models: How many models `route` knows; each answers all prompts.
+        route: Gives the rows of a batch to their models.
         sampling: How answers are drawn, by each prompt's index; None: greedily.
         max_length: Tokens that a prompt and its answer may have; None: the model's positions.
+        early_end: Ends answers early whose score is settled; None: none.
 
     Raises:
         DataError: a prompt is empty.
@@ -140,25 +197,34 @@ def answer_in_batches(
     pad_id = next((token_id for token_id in (tokenizer.pad_token_id, *end_ids) if token_id is not None), 0)
 
     with evaluating(model, precision=precision):
-        device = input_device(model)
+        decoder = Decoder(
+            model,
+            end_ids=end_ids,
+            pad_id=pad_id,
+            device=input_device(model),
+            route=route,
+            sampling=sampling,
+            early_end=early_end,
+        )
         for budget in sorted(set(budgets)):
-            config = _greedy(max_new_tokens=budget, end_ids=end_ids, pad_id=pad_id)
 
-            def run(batch: Sequence[int], config: GenerationConfig = config) -> list[list[int]]:
-                return _generate(model, prompts, batch, config=config, device=device, sampling=sampling)
+            def run(batch: Sequence[int], budget: int = budget) -> list[Continuation]:
+                asked = [divmod(number, num_models) for number in batch]
+                return decoder.continue_prompts(prompts, asked, max_new_tokens=budget)
 
             rows = longest_first(prompts, [row for row, own in enumerate(budgets) if own == budget])
-            size = batch_size
+            size = batch_size * num_models
             for start in range(0, len(rows), batch_size):
-                left = [row for row in rows[start : start + batch_size] if row not in done]
+                # A prompt's numbers, one per model, stand together: batches are halved between prompts.
+                left = [
+                    row * num_models + one
+                    for row in rows[start : start + batch_size]
+                    if row not in done
+                    for one in range(num_models)
+                ]
                 largest = 0
                 for batch, answers in map_batches(left, run, batch_size=size):
-                    on_batch(
-                        [
-                            _read_answer(tokenizer, *answered, end_ids=end_ids)
-                            for answered in zip(batch, answers, strict=True)
-                        ]
-                    )
+                    on_batch([_read_answer(tokenizer, answer) for answer in answers])
                     largest = max(largest, len(batch))
                 if largest < len(left):
                     # Halved for lack of memory: batches stay small.
@@ -173,55 +239,8 @@ def _end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({token_id for token_id in ids if isinstance(token_id, int)})
 
 
-def _greedy(*, max_new_tokens: int, end_ids: list[int], pad_id: int) -> GenerationConfig:
-    """Returns greedy decoding with every number set: what is left None, `generate` takes from the model's config."""
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=end_ids or None,
-        pad_token_id=pad_id,
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        min_length=0,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        typical_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        return_dict_in_generate=False,
-        use_cache=True,
-    )
-
-
-def _generate(
-    model: Any,
-    prompts: list[list[int]],
-    rows: Sequence[int],
-    *,
-    config: GenerationConfig,
-    device: torch.device,
-    sampling: Sampling | None,
-) -> list[list[int]]:
-    """Returns the new tokens after the prompt of each row, up to the batch's longest answer."""
-    batch = [prompts[row] for row in rows]
-    longest = max(len(ids) for ids in batch)
-    padded = [[config.pad_token_id] * (longest - len(ids)) + ids for ids in batch]
-    attention = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch]
-    noise = [] if sampling is None else [GumbelNoise(sampling, rows=rows, num_prompt_tokens=longest)]
-    output = model.generate(
-        input_ids=torch.tensor(padded, device=device),
-        attention_mask=torch.tensor(attention, device=device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList(noise),
-    )
-    return output[:, longest:].tolist()
-
-
-def _read_answer(tokenizer: PreTrainedTokenizerBase, row: int, answer: list[int], *, end_ids: list[int]) -> Answer:
+def _read_answer(tokenizer: PreTrainedTokenizerBase, ended: Continuation) -> Answer:
     """Returns the text before the first end token: an end or pad token need not be a special one."""
-    end = next((at for at, token in enumerate(answer) if token in end_ids), None)
-    text = str(tokenizer.decode(answer[:end], skip_special_tokens=True)).strip()
-    if end is None:
-        return Answer(row, text, len(answer), "length")
-    return Answer(row, text, end, "stop")
+    assert ended.finish is not None
+    text = str(tokenizer.decode(ended.tokens, skip_special_tokens=True)).strip()
+    return Answer(ended.row, text, len(ended.tokens), ended.finish, ended.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Result = TypeVar("Result")
+# Has the rows of the forward passes of a block belong to these models: one number for each row, in rising order, or a
+# single one for however many rows.
+Route = Callable[[Sequence[int]], AbstractContextManager[None]]
+
+
+def one_model(models: Sequence[int]) -> AbstractContextManager[None]:
+    """The route where all rows are one model's: nothing to do."""
+    return nullcontext()
 
 
 def computing_in(precision: Precision, *, device_type: str) -> torch.autocast:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Evaluate, Precision
-from qlora_ray.scoring.generation import Answers, generate_answers
-from qlora_ray.scoring.inference import pad_token_of
+from qlora_ray.scoring.decoding import Finish
+from qlora_ray.scoring.early_end import make_early_end
+from qlora_ray.scoring.generation import Answers, generate_answers_of
+from qlora_ray.scoring.inference import Route, one_model, pad_token_of
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.metrics.metric import Metric, measure
 from qlora_ray.scoring.progress import NoProgress, RowProgress
@@ -23,11 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer beside what was expected; `row` is its index in the split."""
+    """An answer beside what was expected.
+
+    Attributes:
+        row: Its index in the split.
+        finish: How it ended, as in `generation.Answer`; None where that is not known.
+    """
 
     row: int
     answer: str
     reference: str
+    finish: Finish | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Scores:
         num_cut_prompts: Prompts too long for the model or `evaluate.max_length`: the model saw their end only.
         num_short_answers: Answers that had fewer than `max_new_tokens` tokens to spend.
         num_cut_answers: Answers that ended because their tokens were spent.
+        num_settled_answers: Answers that were ended early, since nothing could change their scores any more.
+        num_looping_answers: Answers that were ended early, since they repeated themselves.
         num_long_references: Of the answered rows, those whose reference is longer than `max_new_tokens`.
         max_new_tokens: Tokens that an answer could have; None where nothing was asked.
         sampling: How answers were drawn; None: greedily.
@@ -63,6 +74,8 @@ class Scores:
     row_tokens: list[int] = field(default_factory=list)
     details: dict[str, dict[str, float]] = field(default_factory=dict)
     num_cut_answers: int = 0
+    num_settled_answers: int = 0
+    num_looping_answers: int = 0
     num_long_references: int = 0
     max_new_tokens: int | None = None
     sampling: Sampling | None = None
@@ -77,6 +90,8 @@ class Scores:
             "num_cut_prompts": self.num_cut_prompts,
             "num_short_answers": self.num_short_answers,
             "num_cut_answers": self.num_cut_answers,
+            "num_settled_answers": self.num_settled_answers,
+            "num_looping_answers": self.num_looping_answers,
             "num_long_references": self.num_long_references,
             "max_new_tokens": self.max_new_tokens,
             "sampling": self.sampling.to_dict() if self.sampling is not None else None,
@@ -87,7 +102,13 @@ class Scores:
             },
             "row_metrics": {name: [_finite(score) for score in row] for name, row in self.row_metrics.items()},
             "answers": [
-                {"row": answer.row, "answer": answer.answer, "reference": answer.reference} for answer in self.answers
+                {
+                    "row": answer.row,
+                    "answer": answer.answer,
+                    "reference": answer.reference,
+                    "finish": answer.finish,
+                }
+                for answer in self.answers
             ],
         }
 
@@ -104,71 +125,116 @@ def score_model(
     name: str = "the model",
     progress: RowProgress | None = None,
 ) -> Scores:
-    """Returns the loss over the whole split and the metrics over its first `evaluate.max_rows` rows.
+    """Returns the scores of one model; arguments and errors as those of `score_models`."""
+    scores = score_models(
+        model,
+        tokenizer,
+        split,
+        names=[name],
+        route=one_model,
+        metrics=metrics,
+        evaluate=evaluate,
+        precision=precision,
+        loss_batch_size=loss_batch_size,
+        progress=progress,
+    )
+    return scores[name]
 
-    Without metrics nothing is generated.
+
+def score_models(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    split: EvaluationSplit,
+    *,
+    names: Sequence[str],
+    route: Route,
+    metrics: Sequence[Metric],
+    evaluate: Evaluate,
+    precision: Precision,
+    loss_batch_size: int,
+    progress: RowProgress | None = None,
+) -> dict[str, Scores]:
+    """Returns the loss over the whole split and the metrics over its first `evaluate.max_rows` rows, for each model.
+
+    All models answer in the same batches: a step of generation costs little more for more rows. Losses are measured one
+    model after another, since a batch of whole rows is as much work as its rows are.
+
+    Without metrics nothing is generated. An answer whose score is settled is ended early, see `early_end`.
 
     Args:
-        model: A causal LM of transformers, or a PEFT model around one.
+        model: A causal LM of transformers, or a PEFT model around one: what all models share.
         tokenizer: The tokenizer of the model.
-        split: The rows that the model is scored on.
+        split: The rows that the models are scored on.
+        names: What each model is called.
+        route: Gives rows to the models, by their places in `names`.
         metrics: What scores the answers, the deciding one first.
         evaluate: How answers are generated, and of how many rows.
         precision: The data type that the model computes in.
         loss_batch_size: Rows of a micro-batch of the loss.
-        name: What the model is called where progress is told.
         progress: Is told of the rows as they are done.
 
     Raises:
         DataError: no token counts in the loss, a prompt is empty, or a reference query does not run.
         ModelError: the tokenizer has neither a pad nor an end token.
     """
-    pad_token_id = pad_token_of(tokenizer)
     progress = progress or NoProgress()
-    progress.begin(f"loss of {name} on {split.name}", sum(map(any, split.completion_mask)))
-    loss = evaluate_loss(
-        model,
-        split,
-        batch_size=loss_batch_size,
-        pad_token_id=pad_token_id,
-        precision=precision,
-        on_rows=progress.add,
-    )
+    losses = []
+    for number, name in enumerate(names):
+        progress.begin(f"loss of {name} on {split.name}", sum(any(mask[1:]) for mask in split.completion_mask))
+        with route([number]):
+            losses.append(
+                evaluate_loss(
+                    model,
+                    split,
+                    batch_size=loss_batch_size,
+                    pad_token_id=pad_token_of(tokenizer),
+                    precision=precision,
+                    on_rows=progress.add,
+                )
+            )
     num_answers = len(split.prompt_ids[: evaluate.max_rows]) if metrics else 0
-    answers = Answers(texts=[], num_cut_prompts=0, num_short_answers=0, num_cut_answers=0)
+    answers = [Answers([], [], num_cut_prompts=0, num_short_answers=0)] * len(names)
     budget, sampling = TokenBudget(max_new_tokens=0), choose_sampling(evaluate)
+    references = split.references[:num_answers]
     if num_answers:
+        progress.begin(f"answers of {' and '.join(names)} on {split.name}", num_answers * len(names))
         # `auto` is of all rows, as in an evaluation, where more of them may be answered later.
         reference_tokens = count_reference_tokens(split, tokenizer=tokenizer)
-        progress.begin(f"answers of {name} on {split.name}", num_answers)
         max_new_tokens = resolve_max_new_tokens(evaluate.max_new_tokens, reference_tokens)
-        answers = generate_answers(
+        answers = generate_answers_of(
             model,
             tokenizer,
             split.prompt_ids[:num_answers],
+            num_models=len(names),
             max_new_tokens=max_new_tokens,
             batch_size=evaluate.batch_size,
             precision=precision,
+            route=route,
             sampling=sampling,
             max_length=evaluate.max_length,
+            early_end=make_early_end(metrics, references, tokenizer=tokenizer, is_greedy=sampling is None),
             on_rows=progress.add,
         )
         budget = TokenBudget(
             max_new_tokens=max_new_tokens,
-            num_cut_prompts=answers.num_cut_prompts,
-            num_short_answers=answers.num_short_answers,
+            num_cut_prompts=answers[0].num_cut_prompts,
+            num_short_answers=answers[0].num_short_answers,
             num_long_references=sum(num > max_new_tokens for num in reference_tokens[:num_answers]),
         )
-    pairs = zip(answers.texts, split.references[:num_answers], strict=True)
-    return make_scores(
-        [ScoredAnswer(row, answer, reference) for row, (answer, reference) in enumerate(pairs)],
-        row_nll=loss.row_nll,
-        row_tokens=loss.row_tokens,
-        metrics=metrics,
-        budget=budget,
-        num_cut_answers=answers.num_cut_answers,
-        sampling=sampling,
-    )
+    return {
+        name: make_scores(
+            [
+                ScoredAnswer(row, *answered)
+                for row, answered in enumerate(zip(own.texts, references, own.finishes, strict=True))
+            ],
+            row_nll=loss.row_nll,
+            row_tokens=loss.row_tokens,
+            metrics=metrics,
+            budget=budget,
+            sampling=sampling,
+        )
+        for name, own, loss in zip(names, answers, losses, strict=True)
+    }
 
 
 def make_scores(
@@ -178,7 +244,6 @@ def make_scores(
     row_tokens: list[int],
     metrics: Sequence[Metric],
     budget: TokenBudget,
-    num_cut_answers: int,
     sampling: Sampling | None,
 ) -> Scores:
     """Returns the scores that rows of a split add up to.
@@ -189,7 +254,6 @@ def make_scores(
         row_tokens: The trained tokens of each row.
         metrics: What the answers are measured by.
         budget: What the answered rows had room for.
-        num_cut_answers: Answers that ended because their tokens were spent.
         sampling: How answers were drawn; None: greedily.
 
     Raises:
@@ -199,6 +263,7 @@ def make_scores(
     texts, references = [answer.answer for answer in answers], [answer.reference for answer in answers]
     measured = {metric.name: measure(metric, texts, references) for metric in metrics}
     num_tokens = sum(row_tokens)
+    finishes = Counter(answer.finish for answer in answers)
     return Scores(
         loss=math.fsum(row_nll) / num_tokens if num_tokens else math.nan,
         num_tokens=num_tokens,
@@ -211,7 +276,9 @@ def make_scores(
         row_nll=row_nll,
         row_tokens=row_tokens,
         details={name: found.details for name, found in measured.items() if found.details},
-        num_cut_answers=num_cut_answers,
+        num_cut_answers=finishes["length"],
+        num_settled_answers=finishes["settled"],
+        num_looping_answers=finishes["loop"],
         num_long_references=budget.num_long_references,
         max_new_tokens=budget.max_new_tokens if answers else None,
         sampling=sampling,

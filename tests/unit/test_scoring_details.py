@@ -57,6 +57,11 @@ def test_answers_are_told_with_those_that_were_cut(num_answers: float | None, nu
     assert count_answers(num_answers, num_cut) == told
 
 
+def test_answers_are_told_with_those_that_were_ended_early_for_either_reason() -> None:
+    assert count_answers(100, 5, 40, 12) == "100 (5 cut, 52 ended early)"
+    assert count_answers(100, 0, 0, 12) == "100 (12 ended early)"
+
+
 def test_draws_read_alike_from_an_evaluation_and_from_its_file() -> None:
     drawn = Sampling(temperature=0.7, top_p=1.0, seed=4_000_000_000)
     expected = "sampled at temperature 0.7, top_p 1, seed 4000000000"

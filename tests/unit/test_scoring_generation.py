@@ -33,7 +33,7 @@ def test_answers_are_the_argmax_continuations_in_the_order_of_the_prompts_in_any
     continued = [greedy_by_hand(model, prompt, num_tokens=12) for prompt in PROMPTS]
     texts = [make_tokenizer().decode(tokens, skip_special_tokens=True).strip() for tokens in continued]
     assert len(set(texts)) == len(texts)
-    expected = Answers(texts, 0, 0, num_cut_answers=sum(2 not in tokens for tokens in continued))
+    expected = Answers(texts, ["stop" if 2 in tokens else "length" for tokens in continued], 0, 0)
     for batch_size in (1, 4, 100):
         assert generate(model, batch_size=batch_size) == expected
 
@@ -121,7 +121,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_answers_stay(monkeypatch: pytes
 
 
 def test_no_prompts_give_no_answers_and_an_empty_prompt_is_an_error() -> None:
-    assert generate(make_llama(), []) == Answers(texts=[], num_cut_prompts=0, num_short_answers=0, num_cut_answers=0)
+    assert generate(make_llama(), []) == Answers([], [], num_cut_prompts=0, num_short_answers=0)
     with pytest.raises(DataError, match="row 1 must have a prompt to answer"):
         generate(make_llama(), [[5], []])
 

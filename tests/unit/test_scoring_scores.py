@@ -53,8 +53,12 @@ def test_scores_hold_the_loss_of_all_rows_and_the_answers_of_the_first() -> None
     scores = score(metrics=[AnswerLength(), ExactMatch()], max_rows=3)
     loss = evaluate_loss(make_llama(), SPLIT, batch_size=2, pad_token_id=0, precision="fp32")
     assert (scores.loss, scores.num_tokens, scores.num_rows) == (loss.loss, 11, 3)
-    texts = answer(SPLIT.prompt_ids[:3]).texts
-    assert scores.answers == [ScoredAnswer(row, text, reference="SELECT 1") for row, text in enumerate(texts)]
+    answers = answer(SPLIT.prompt_ids[:3])
+    texts = answers.texts
+    assert scores.answers == [
+        ScoredAnswer(row, text, "SELECT 1", finish)
+        for row, (text, finish) in enumerate(zip(texts, answers.finishes, strict=True))
+    ]
     assert scores.row_metrics["answer_length"] == [len(text) for text in texts]
     assert scores.metrics["answer_length"] == pytest.approx(sum(len(text) for text in texts) / 3)
     assert scores.metrics["exact_match"] == 0.0
@@ -72,12 +76,18 @@ def test_scores_become_json_that_any_reader_reads() -> None:
     read = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert read["loss"] is None
     assert read["num_answers"] == 2
-    assert read["answers"][1] == {"row": 1, "answer": scores.answers[1].answer, "reference": "SELECT 1"}
+    expected = scores.answers[1]
+    assert read["answers"][1] == {
+        "row": 1,
+        "answer": expected.answer,
+        "reference": "SELECT 1",
+        "finish": expected.finish,
+    }
     assert read["row_metrics"]["answer_length"] == scores.row_metrics["answer_length"]
 
 
 def test_without_metrics_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlora_ray.scoring.scores.generate_answers", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("qlora_ray.scoring.scores.generate_answers_of", lambda *_, **__: 1 / 0)
     scores = score()
     assert (scores.answers, scores.metrics, scores.max_new_tokens) == ([], {}, None)
     assert math.isfinite(scores.loss)

@@ -160,7 +160,7 @@ def _attached(loaded: LoadedBase, adapter: Path | None, wrapped: Any) -> Iterato
     if wrapped is not None:
         from qlora_ray.modeling.multi_lora.adapters import answering
 
-        with answering(wrapped, adapter):
+        with answering(wrapped, [adapter]) as route, route([0]):
             yield loaded.model
     elif adapter is not None:
         with saved_adapter(loaded, adapter) as model:

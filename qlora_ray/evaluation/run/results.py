@@ -153,14 +153,16 @@ def read_scores(
     row_nll = [losses[row][0] for row in range(num_rows)]
     row_tokens = [losses[row][1] for row in range(num_rows)]
     references = prompts.rows.references if prompts.has_references else [""] * len(prompts.rows)
-    scored = [ScoredAnswer(row, answers[row]["answer"], references[row]) for row in range(prompts.num_answered)]
+    scored = [
+        ScoredAnswer(row, answers[row]["answer"], references[row], answers[row].get("finish"))
+        for row in range(prompts.num_answered)
+    ]
     return make_scores(
         scored,
         row_nll=row_nll,
         row_tokens=row_tokens,
         metrics=metrics,
         budget=limited,
-        num_cut_answers=sum(answers[row].get("finish") == "length" for row in range(prompts.num_answered)),
         sampling=sampling,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from qlora_ray.errors import ModelError
 from qlora_ray.hardware.memory_counts import pad_rank
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter, saved_adapter
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
-from qlora_ray.modeling.multi_lora.layout import RowOwner, SoloLayout
+from qlora_ray.modeling.multi_lora.layout import MixedLayout, RowOwner, SoloLayout
 from qlora_ray.modeling.multi_lora.wrapped_base import Layer, WrappedBase
 
 if TYPE_CHECKING:
@@ -70,24 +70,46 @@ def draw_adapter(wrapped: WrappedBase, lora: Lora, *, seed: int) -> tuple[Bluepr
 
 
 @contextmanager
-def answering(wrapped: WrappedBase, adapter: Path | None) -> Iterator[None]:
-    """The base with a saved adapter on all rows, or bare, for the length of the block.
+def answering(
+    wrapped: WrappedBase, adapters: Sequence[Path | None]
+) -> Iterator[Callable[[Sequence[int]], AbstractContextManager[None]]]:
+    """The base with saved adapters, each on rows of its own, and bare on others, for the length of the block.
 
-    PEFT reads the adapter, and the wrapped layers compute it: a base that is held dequantized need not be dequantized
-    for every token that is generated.
+    PEFT reads the adapters, and the wrapped layers compute them: a base that is held dequantized need not be
+    dequantized for every token that is generated.
+
+    Args:
+        wrapped: The base, without adapters on it.
+        adapters: Their folders; None: the bare base.
+
+    Yields:
+        What gives rows to adapters for the length of a block of its own: called with the number of each row's adapter,
+        equal ones side by side, or with a single number for however many rows.
     """
-    routing: AbstractContextManager[None] = nullcontext()
-    if adapter is not None:
+    stacks: dict[StackKey, AdapterStack] = {}
+    owners: list[RowOwner | None] = []
+    device = wrapped.base.device
+    for number, adapter in enumerate(adapters):
+        if adapter is None:
+            owners.append(None)
+            continue
         with wrapped.unwrapped(), saved_adapter(wrapped.base, adapter) as model:
             blueprint, tensors = _read_adapter(wrapped, model)
-        stack = AdapterStack(blueprint.key, wrapped.widths, device=wrapped.base.device)
-        stack.add(str(adapter), stack.flatten(tensors))
-        owner = RowOwner(stack, 0, blueprint.scaling)
-        routing = wrapped.switch.routing(SoloLayout(owner, device=wrapped.base.device))
+        stack = stacks.setdefault(blueprint.key, AdapterStack(blueprint.key, wrapped.widths, device=device))
+        owners.append(RowOwner(stack, len(stack), blueprint.scaling))
+        stack.add(str(number), stack.flatten(tensors))
+
+    def route(rows: Sequence[int]) -> AbstractContextManager[None]:
+        found = [owners[number] for number in rows]
+        if not any(found):
+            return nullcontext()
+        if len(found) == 1 and found[0] is not None:
+            return wrapped.switch.routing(SoloLayout(found[0], device=device))
+        return wrapped.switch.routing(MixedLayout(found, device=device))
+
     wrapped.wrap()
     try:
-        with routing:
-            yield
+        yield route
     finally:
         wrapped.unwrap()
 

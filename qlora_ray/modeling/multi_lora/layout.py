@@ -5,6 +5,7 @@ Shapes: B rows of the micro-batch, G groups, S slots of a stack.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,17 +89,39 @@ class SoloLayout:
         return self._known[num_rows]
 
 
-def make_segments(owners: Sequence[RowOwner], *, device: torch.device | str) -> tuple[Segment, ...]:
-    """Cuts rows, which must come sorted by stack and slot, into segments of as few groups as they allow."""
+class MixedLayout:
+    """Rows of several adapters, and of the bare base, in an order that stays: evaluation.
+
+    Args:
+        owners: Whose each row is, those of one adapter side by side; None: the bare base's.
+        device: Where the rows are computed.
+    """
+
+    masks = None
+
+    def __init__(self, owners: Sequence[RowOwner | None], *, device: torch.device | str) -> None:
+        self._num_rows = len(owners)
+        self._segments = make_segments(owners, device=device)
+
+    def segments(self, num_rows: int) -> tuple[Segment, ...]:
+        """What was laid out, for as many rows as that was."""
+        assert num_rows == self._num_rows, (num_rows, self._num_rows)
+        return self._segments
+
+
+def make_segments(owners: Sequence[RowOwner | None], *, device: torch.device | str) -> tuple[Segment, ...]:
+    """Cuts rows, those of one stack sorted by slot, into segments of as few groups as they allow.
+
+    Rows without an owner are the bare base's: they are in no segment.
+    """
     segments: list[Segment] = []
     start = 0
-    while start < len(owners):
-        stack = owners[start].stack
-        end = start
-        while end < len(owners) and owners[end].stack is stack:
-            end += 1
-        segments.append(_make_segment(owners[start:end], start, device))
-        start = end
+    for _, group in itertools.groupby(owners, key=lambda owner: None if owner is None else id(owner.stack)):
+        rows = list(group)
+        owned = [owner for owner in rows if owner is not None]
+        if owned:
+            segments.append(_make_segment(owned, start, device))
+        start += len(rows)
     return tuple(segments)
 
 

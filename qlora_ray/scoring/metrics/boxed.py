@@ -120,6 +120,7 @@ class BoxedMatch:
 
     name = "boxed_match"
     higher_is_better = True
+    settles_in_loops = True
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """Returns 1.0 or 0.0 per row.
@@ -131,6 +132,10 @@ class BoxedMatch:
             float(self._is_same(find_box(prediction), self._expected(reference, row)))
             for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True))
         ]
+
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        """Returns False: the last box counts, and another one may follow."""
+        return False
 
     def details(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """Returns `boxed`; NaN without rows."""

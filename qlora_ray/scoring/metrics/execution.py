@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.metrics.sql import TIMEOUT_S, ExecutionOutcome, execution_match
+from qlora_ray.scoring.metrics.sql_prefix import can_become_statement
 
 
 class SqlExecution:
@@ -14,6 +15,7 @@ class SqlExecution:
 
     name = "sql_execution"
     higher_is_better = True
+    settles_in_loops = True
 
     def __init__(self, database: Path, *, timeout_s: float = TIMEOUT_S) -> None:
         self.database = database
@@ -40,12 +42,17 @@ class SqlExecution:
         """Returns 1.0 or 0.0 per row."""
         return [float(outcome.correct) for outcome in self.outcomes(predictions, references)]
 
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        """Returns whether it can become no statement that runs: then it is wrong."""
+        return not can_become_statement(prediction)
+
 
 class SqlValid:
     """1 where the answer runs at all, else 0: tells wrong SQL from no SQL. Shares its runs with `execution`."""
 
     name = "sql_valid"
     higher_is_better = True
+    settles_in_loops = True
 
     def __init__(self, execution: SqlExecution) -> None:
         self.execution = execution
@@ -53,3 +60,7 @@ class SqlValid:
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """Returns 1.0 or 0.0 per row."""
         return [float(outcome.valid) for outcome in self.execution.outcomes(predictions, references)]
+
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        """Returns whether it can become no statement that runs."""
+        return self.execution.is_settled(prediction, reference)

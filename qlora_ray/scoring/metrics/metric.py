@@ -1,7 +1,7 @@
 """What a metric is, and what it says of a model's answers: a score per row, one value of them, and further figures.
 
-A metric is any class with `name`, `higher_is_better` and `score`; there is nothing to inherit from. Three more methods
-are optional, each a protocol of its own below, and so is `needs_references = False`: such a metric also scores answers
+A metric is any class with `name`, `higher_is_better` and `score`; there is nothing to inherit from. More methods are
+optional, each a protocol of its own below, and so is `needs_references = False`: such a metric also scores answers
 that have none, and gets empty texts in their place.
 """
 
@@ -55,6 +55,21 @@ class Accompanied(Protocol):
 
     def companions(self) -> list[Metric]:
         """Returns the others, which stand behind all that the config names."""
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A metric that knows when the rest of an answer cannot change its score any more: the answer may end there.
+
+    Its details must be settled with the score. Where a metric of a row does not know, the row is answered in full.
+    """
+
+    @property
+    def settles_in_loops(self) -> bool:
+        """Whether an answer that goes on repeating its end keeps the score that it has after any of the repeats."""
+
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        """Returns whether every text that begins with `prediction` has one score."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ from qlora_ray.scoring.metrics.metric import Metric
 # Ours: prices and counts end far below it, and up to 2^53, about 9e15, a float holds every whole number. What is larger
 # is digits in a loop; one such answer would be the mean error of a whole split.
 LARGEST_ANSWER = 1e15
+# Characters behind a number that decide where it ends: `,000` and one more that is no digit.
+NUM_NUMBER_TAIL = 5
 # R^2 of fewer rows says nothing: one row has no variance.
 MIN_R_SQUARED_ROWS = 2
 
@@ -84,6 +86,20 @@ def marks_number(text: str) -> bool:
     )
 
 
+def has_final_number(text: str, reference: str) -> bool:
+    """Returns whether the number of `text`, and of every text that begins with it, is one that stands after a `####`.
+
+    That is the first one after such a mark. All else may be followed by what counts more: another number, or a mark.
+    """
+    expected = find_number(reference)
+    largest = _largest_answer(expected) if expected is not None else LARGEST_ANSWER
+    for marker in _GSM8K.finditer(text):
+        match = _NUMBER.match(text, marker.end())
+        if match is not None and _value(match, largest) is not None:
+            return match.end() + NUM_NUMBER_TAIL <= len(text)
+    return False
+
+
 class NumericMatch:
     """1 where the answer's number is the reference's, else 0; an answer without a number is wrong.
 
@@ -93,6 +109,7 @@ class NumericMatch:
 
     name = "numeric_match"
     higher_is_better = True
+    settles_in_loops = True
 
     def companions(self) -> list[Metric]:
         """Returns absolute_error and relative_error."""
@@ -106,6 +123,10 @@ class NumericMatch:
             )
             for got, expected in _number_pairs(predictions, references)
         ]
+
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        """Returns whether the number that counts has come."""
+        return has_final_number(prediction, reference)
 
     def details(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """Returns `answered` and `r_squared`; NaN where no row allows them."""
@@ -122,6 +143,7 @@ class AbsoluteError:
 
     name = "absolute_error"
     higher_is_better = False
+    settles_in_loops = True
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """Returns 0 or more per row, in the reference's unit, or NaN."""
@@ -129,12 +151,17 @@ class AbsoluteError:
             math.nan if got is None else abs(got - expected) for got, expected in _number_pairs(predictions, references)
         ]
 
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        """Returns whether the number that counts has come."""
+        return has_final_number(prediction, reference)
+
 
 class RelativeError:
     """The absolute error in parts of the reference; no score where the answer has no number or the reference is 0."""
 
     name = "relative_error"
     higher_is_better = False
+    settles_in_loops = True
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """Returns 0 or more per row (0.1 is 10 % off), or NaN."""
@@ -142,6 +169,10 @@ class RelativeError:
             math.nan if got is None or expected == 0 else abs(got - expected) / abs(expected)
             for got, expected in _number_pairs(predictions, references)
         ]
+
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        """Returns whether the number that counts has come."""
+        return has_final_number(prediction, reference)
 
 
 def _marks(text: str) -> list[re.Match[str]]:
@@ -173,10 +204,13 @@ def _number_pairs(predictions: Sequence[str], references: Sequence[str]) -> list
                 f"numeric: the reference of row {row} must hold a number, got "
                 f"{reference[:NUM_QUOTED_CHARACTERS]!r}. Correct the row, or drop numeric from evaluate.metrics."
             )
-        # A reference may be as large as it likes; twice as much leaves room for an answer to be a little off.
-        largest = max(LARGEST_ANSWER, 2 * abs(expected))
-        pairs.append((find_number(prediction, largest=largest), expected))
+        pairs.append((find_number(prediction, largest=_largest_answer(expected)), expected))
     return pairs
+
+
+def _largest_answer(expected: float) -> float:
+    """A reference may be as large as it likes; twice as much leaves room for an answer to be a little off."""
+    return max(LARGEST_ANSWER, 2 * abs(expected))
 
 
 def _r_squared(pairs: Sequence[tuple[float, float]]) -> float:

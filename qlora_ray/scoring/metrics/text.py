@@ -34,6 +34,7 @@ class ExactMatch:
 
     name = "exact_match"
     higher_is_better = True
+    settles_in_loops = True
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """Returns 1.0 or 0.0 per row."""
@@ -41,6 +42,13 @@ class ExactMatch:
             float(_collapse(prediction) == _collapse(reference))
             for prediction, reference in zip(predictions, references, strict=True)
         ]
+
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        """Returns whether it is wrong already: the reference begins otherwise, or has ended before."""
+        begun, expected = " ".join(prediction.split()), _collapse(reference)
+        if len(begun) <= len(expected):
+            return not expected.startswith(begun)
+        return not begun.startswith(expected) or bool(begun[len(expected) :].strip("; "))
 
 
 class TokenF1:

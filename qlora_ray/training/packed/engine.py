@@ -17,7 +17,7 @@ from qlora_ray.modeling.multi_lora.adapters import answering
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.progress import RowProgress
-from qlora_ray.scoring.scores import Scores, score_model
+from qlora_ray.scoring.scores import Scores, score_models
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.checkpoint import TrialState
@@ -171,27 +171,25 @@ class PackedEngine:
         with_answers: bool = True,
         progress: RowProgress | None = None,
     ) -> dict[str, Scores]:
-        """Scores saved adapters, and the bare base, on these rows."""
-        scores = {}
+        """Scores saved adapters, and the bare base, on these rows; all of them answer in the same batches."""
         with self._training:
             self._release_evicted()
             if self._pack.admissions:
                 here = ", ".join(admission.spec.trial_id for admission in self._pack.admissions)
                 raise RuntimeError(f"packed engine: cannot score while trials {here} are here")
-            for name, adapter in models.items():
-                with answering(self._wrapped, adapter):
-                    scores[name] = score_model(
-                        self._base.model,
-                        self._base.tokenizer,
-                        split,
-                        metrics=self._metrics if with_answers else [],
-                        evaluate=self._evaluate,
-                        precision=self._base.precision,
-                        loss_batch_size=self._evaluate.batch_size,
-                        name=name,
-                        progress=progress,
-                    )
-        return scores
+            with answering(self._wrapped, list(models.values())) as route:
+                return score_models(
+                    self._base.model,
+                    self._base.tokenizer,
+                    split,
+                    names=list(models),
+                    route=route,
+                    metrics=self._metrics if with_answers else [],
+                    evaluate=self._evaluate,
+                    precision=self._base.precision,
+                    loss_batch_size=self._evaluate.batch_size,
+                    progress=progress,
+                )
 
     def _release_evicted(self) -> None:
         """Frees the memory of evicted trials, and takes the wrapped layers out with the last one."""
