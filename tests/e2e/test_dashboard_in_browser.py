@@ -25,7 +25,10 @@ SCHEMES = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}
 # Whether something is drawn on each figure: pixels that are not clear.
 ALL_DRAWN = """
 () => [...document.querySelectorAll("main canvas")].every((canvas) => {
-  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  // A copy: a browser warns of a canvas that is read again and again.
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const pixels = copy.getImageData(0, 0, canvas.width, canvas.height).data;
   let count = 0;
   for (let at = 3; at < pixels.length; at += 4) if (pixels[at]) count += 1;
   return count > 200;
