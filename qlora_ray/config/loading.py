@@ -11,24 +11,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from qlora_ray.config.aliases import ALIASES
 from qlora_ray.config.documents import Document, KeyPath, parse_yaml_value, read_document
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
 
+
 # Keys of TrainingArguments and of peer tools that users try here, and what this project calls them.
-KNOWN_ELSEWHERE = {
-    "max_steps": "training.max_samples (steps x effective batch), so that trials of any batch size see equal samples",
-    "fp16": "training.precision",
-    "bf16": "training.precision",
-    "base_model": "model.name",
-    "load_in_4bit": "model.quantization.method: nf4",
-    "lora_r": "lora.r",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "report_to": "results.report_to: each trial is a run, and the sweep a group",
-    "save_steps": "search.num_reports: a trial's state is kept at each report",
-}
-
-
 def parse_override(text: str) -> tuple[str, Any]:
     """Splits `a.b=value`; the value is YAML.
 
@@ -156,21 +145,56 @@ def _written_path(location: KeyPath, data: Any) -> KeyPath:
 
 
 def _suggest(path: KeyPath) -> str:
-    if str(path[-1]) in KNOWN_ELSEWHERE:
-        return f" Here it is {KNOWN_ELSEWHERE[str(path[-1])]}."
-    near = closest_path(".".join(map(str, path)))
-    return f" Did you mean {near}?" if near else " `--print-config` lists the known ones."
+    dotted = ".".join(map(str, path))
+    return suggest_key(dotted) or " `--print-config` lists the known ones."
 
 
-def closest_path(dotted: str, *, prefixes: tuple[str, ...] = ()) -> str | None:
-    """The known config path nearest to a written one: the same key elsewhere, else a similar name."""
-    paths = [path for path in known_paths(SweepConfig) if not prefixes or path.startswith(prefixes)]
-    if dotted in paths:
+def suggest_key(dotted: str, *, prefixes: tuple[str, ...] = ()) -> str:
+    """What to write in place of a key that is not known, as a sentence behind a blank; empty where nothing is like it.
+
+    Args:
+        dotted: The key as it was written.
+        prefixes: Sections that may be answered with; empty: all.
+    """
+    near = closest_path(dotted, prefixes=prefixes, in_section=True)
+    alias = ALIASES.get(_last(dotted).replace("-", "_"))
+    if near is not None and (alias is None or (near == alias.key and not alias.words)):
+        return f" Did you mean {near}?"
+    if alias is not None and (alias.key is None or not prefixes or alias.key.startswith(prefixes)):
+        return f" {alias}"
+    near = closest_path(dotted, prefixes=prefixes)
+    return f" Did you mean {near}?" if near else ""
+
+
+def closest_path(dotted: str, *, prefixes: tuple[str, ...] = (), in_section: bool = False) -> str | None:
+    """The known config path nearest to a written one, by the last part of both; a section only in its own place.
+
+    Args:
+        dotted: The path as it was written.
+        prefixes: Sections that may be answered with; empty: all.
+        in_section: Only paths of the same section.
+    """
+    section = dotted.rpartition(".")[0]
+    known = known_paths(SweepConfig)
+    if dotted in known:
         return dotted
-    key = dotted.rsplit(".", 1)[-1]
-    same_key = [path for path in paths if path.rsplit(".", 1)[-1] == key]
-    near = same_key or difflib.get_close_matches(dotted, paths, n=1, cutoff=0.6)
-    return near[0] if near else None
+    if section in known and not any(path.startswith(f"{section}.") for path in known):
+        # A part too many.
+        return section
+    if in_section:
+        paths = [path for path in known if path.rpartition(".")[0] == section]
+    else:
+        paths = [path for path in known if not any(other.startswith(f"{path}.") for other in known)]
+    paths = [path for path in paths if not prefixes or path.startswith(prefixes)]
+    by_key: dict[str, list[str]] = {}
+    for path in paths:
+        by_key.setdefault(_last(path), []).append(path)
+    near = difflib.get_close_matches(_last(dotted), by_key, n=1, cutoff=0.6)
+    return by_key[near[0]][0] if near else None
+
+
+def _last(dotted: str) -> str:
+    return dotted.rsplit(".", 1)[-1]
 
 
 def known_paths(model: type[BaseModel], prefix: str = "") -> list[str]:

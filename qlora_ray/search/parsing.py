@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.documents import Document, read_document
-from qlora_ray.config.loading import closest_path, find_shipped
+from qlora_ray.config.loading import closest_path, find_shipped, suggest_key
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
 from qlora_ray.search.space import (
@@ -184,5 +184,4 @@ def _describe(parameter: Parameter) -> str:
 
 
 def _did_you_mean(path: str) -> str:
-    near = closest_path(path, prefixes=tuple(SEARCHABLE_SECTIONS))
-    return f" Did you mean {near}?" if near else ""
+    return suggest_key(path, prefixes=tuple(SEARCHABLE_SECTIONS))

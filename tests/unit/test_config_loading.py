@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_ray.config.loading import KNOWN_ELSEWHERE, closest_path, known_paths, load_config, parse_override
+from qlora_ray.config.aliases import ALIASES
+from qlora_ray.config.loading import closest_path, known_paths, load_config, parse_override
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
 from qlora_ray.search.parsing import load_space
@@ -120,17 +121,36 @@ def test_an_unknown_key_with_no_name_near_points_to_the_list(tmp_path):
     assert problem.startswith("a.yaml:1: zzz is not a known key.") and "`--print-config`" in problem
 
 
-@pytest.mark.parametrize(("key", "name"), KNOWN_ELSEWHERE.items())
-def test_names_of_peer_tools_are_translated(tmp_path, key, name):
-    for text in (f"{key}: 1", f"training: {{{key}: 1}}"):
-        (problem,) = problems_of(tmp_path, text)
-        assert problem.endswith(f"Here it is {name}.")
+@pytest.mark.parametrize("written", ["lr: 2e-5", "training: {lr: 2e-5}", "model: {lr: 2e-5}"])
+def test_a_key_of_another_tool_is_answered_by_the_one_that_does_it_here(tmp_path, written):
+    (problem,) = problems_of(tmp_path, written)
+    assert problem.endswith("Here it is training.learning_rate.")
 
 
-def test_what_peer_names_are_translated_to_exists():
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("load_in_8bit: true", "model.quantization.method: int8"),
+        ("training: {warmup_step: 10}", "training.warmup_ratio"),
+        ("training: {max_steps: 10}", "training.max_samples: steps x effective batch"),
+        ("data: {val_set_size: 0.1}", "data.validation: a file, a split or a fraction"),
+        ("data: {train_on_inputs: false}", "It is not here: the loss counts the answers only"),
+        ("training: {gradient_accumulation: 4}", "training.gradient_accumulation_steps"),
+        ("data: {sequence-len: 4}", "data.max_length"),
+    ],
+)
+def test_what_differs_from_another_tools_key_is_said(tmp_path, written, words):
+    (problem,) = problems_of(tmp_path, written)
+    assert words in problem
+
+
+def test_what_other_tools_keys_are_answered_with_exists_and_is_no_section():
     paths = known_paths(SweepConfig)
-    for name in KNOWN_ELSEWHERE.values():
-        assert name.split(" ")[0].rstrip(":") in paths
+    assert set(ALIASES) - set(paths) == set(ALIASES)
+    for name, alias in ALIASES.items():
+        if alias.key is not None:
+            assert alias.key in paths, name
+            assert not any(path.startswith(f"{alias.key}.") for path in paths) or alias.key == "data.columns", name
 
 
 @pytest.mark.parametrize(

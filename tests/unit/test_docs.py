@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from qlora_ray import embedded
+from qlora_ray.config.aliases import ALIASES
 from qlora_ray.config.choices import OneOf
 from qlora_ray.config.documents import Document, parse_yaml_value
-from qlora_ray.config.loading import KNOWN_ELSEWHERE, known_paths, load_config, parse_override, validate_document
+from qlora_ray.config.loading import known_paths, load_config, parse_override, validate_document
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.search.parsing import parse_space
 from qlora_ray.search.space import FIXED_PATHS
@@ -150,7 +151,7 @@ def test_the_page_says_what_cannot_be_searched_and_what_other_names_mean() -> No
     text = CONFIGURATION.read_text(encoding="utf-8")
     line = next(line for line in text.split("\n") if line.startswith("Not to be searched"))
     assert set(re.findall(r"`([\w.]+)`", line)) == set(FIXED_PATHS)
-    assert [name for name in KNOWN_ELSEWHERE if f"`{name}`" not in text] == []
+    assert [name for name in ALIASES if f"`{name}`" not in text] == []
 
 
 def test_the_docs_hold_a_line_of_every_command() -> None:
