@@ -130,6 +130,7 @@ BOUNDS = [
         (f"cluster.{name}_timeout_s", MAX_SECONDS, 1e300)
         for name in ("lease", "drain", "idle", "heartbeat", "progress")
     ],
+    ("data.bad_rows", "skip", "drop"),
     ("cluster.max_trial_retries", 0, -1),
     ("search.final_seeds", 0, -1),
     ("search.final_seeds", 1000, 1001),
