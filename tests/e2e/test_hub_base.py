@@ -39,7 +39,7 @@ def test_two_executors_and_their_driver_download_the_weights_once(
     paths = SweepPaths(tmp_path / "s")
     assert read_json(paths.trial("0000").record)["base"]["revision"] == FIRST
     (placement,) = read_json(paths.manifest)["plan"]["placements"]
-    assert placement["executors_per_device"] == 2
+    assert (placement["engine"], placement["slots_per_device"]) == ("single", 2)
     assert [request for request in hub.requests if request.startswith("GET") and "safetensors" in request] == [
         f"GET /org/tiny/resolve/{FIRST}/model.safetensors"
     ]

@@ -116,8 +116,11 @@ class _Handler(HubHandler):
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[4:])
-        else:
+        elif len(parts) > 4:
             self._send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+        else:
+            # Whatever else the library asks of its hub.
+            self.send(404, b"{}", {})
         return None
 
     def _describe(self, name: str, rest: list[str]) -> None:

@@ -60,6 +60,18 @@ def test_a_cluster_yaml_passes_rays_own_check(path: Path) -> None:
         assert all(types[name]["min_workers"] == 0 < types[name]["max_workers"] for name in gpus)
 
 
+@pytest.mark.parametrize("path", AUTOSCALED, ids=lambda path: path.name)
+def test_rays_own_command_takes_the_options_that_a_cluster_yaml_starts_it_with(path: Path) -> None:
+    from ray.scripts.scripts import start
+
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        (line,) = [line for line in config[key] if " start " in line]
+        words = shlex.split(line)
+        options = start.make_context("start", words[words.index("start") + 1 :]).params
+        assert options["head"] is key.startswith("head") and options["object_store_memory"] == 10**9
+
+
 def test_rays_check_refuses_a_key_that_it_does_not_know() -> None:
     from jsonschema import ValidationError as SchemaError
     from ray.autoscaler._private.util import prepare_config, validate_config

@@ -68,3 +68,20 @@ def test_what_is_no_host_is_refused(text: str) -> None:
 def test_more_nodes_of_a_machine_than_there_are_ports_for_are_refused() -> None:
     with pytest.raises(PlacementError, match="at most 8 Ray nodes"):
         read_hosts(["a"] * (MOST_NODES_OF_A_HOST + 1))
+
+
+def start_options(line: str) -> list[str]:
+    """What `ray start` is given in a line, as bash would."""
+    words = shlex.split(line.replace("$((($(nproc) + 1) / 2))", "1"))
+    if words[0] == "ssh":
+        words = shlex.split(words[2])
+    return words[words.index("start") + 1 :]
+
+
+def test_rays_own_command_takes_every_option() -> None:
+    from ray.scripts.scripts import start
+
+    parsed = [start.make_context("start", start_options(line)).params for line in start_lines("a", "b/0", "b/1,2")]
+    assert [options["head"] for options in parsed] == [True, False, False]
+    assert [options["labels"] for options in parsed] == ["", "gpus=0", "gpus=1.2"]
+    assert len({options["metrics_export_port"] for options in parsed[1:]}) == 2
