@@ -189,7 +189,7 @@ def _run(
         if config.cluster.ray_dashboard:
             console.line(describe_ray_dashboard(find_dashboard_link()))
         ledger = Ledger(config, paths=paths, console=console, common=common, observer=observer)
-        fetch_on_nodes(config.model, list(profiles), tell=console.progress, check=stops.check)
+        fetch_on_nodes(config.model, _list_executor_nodes(plan, profiles), tell=console.progress, check=stops.check)
         pool = _start_pool(preflight, plan, profiles, paths, base=common.base)
         console.progress("loading the base ...")
         study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
@@ -266,6 +266,12 @@ def _open_study(
     else:
         ledger.note("sweep_started", reason=f"{search.num_trials} trials, {num_slots} slots")
     return study
+
+
+def _list_executor_nodes(plan: Plan, profiles: Mapping[str, NodeProfile]) -> list[str]:
+    from qlora_ray.orchestration.executor.launcher import plan_executors
+
+    return sorted({spec.node_id for spec in plan_executors(plan, profiles)})
 
 
 def _start_pool(

@@ -23,7 +23,7 @@ from qlora_ray.errors import (
     SweepInterrupted,
 )
 from qlora_ray.orchestration import driver
-from qlora_ray.runs import read_json
+from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.training.engine import Failure
 from tests.unit.driver_fixtures import HEAD, World, complete_all, raising
 from tests.unit.hardware_fixtures import cpu_node, gpu, node, plan
@@ -68,6 +68,38 @@ def test_a_sweep_does_all_in_order_and_ends_with_its_winner(world: World, capfd:
     assert (written["status"], written["counts"]) == ("complete", {"complete": 3})
     assert world.events()[0] == "sweep_started" and world.events()[-1] == "sweep_ended"
     assert "verdict   the winner is better" in capfd.readouterr().out
+
+
+def test_the_base_is_fetched_on_the_nodes_of_executors_before_these_are_started(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The head trains nothing beside a GPU.
+    world.nodes = {HEAD: cpu_node("head"), WORKER: node("10.0.0.5", gpu("Tesla T4"))}
+    monkeypatch.setattr(driver, "fetch_on_nodes", lambda model, nodes, **_: world.done.append(f"fetch on {nodes}"))
+    world.run()
+    fetched = [(at, done) for at, done in enumerate(world.done) if done.startswith("fetch")]
+    placed = sorted({spec.node_id for spec in world.specs})
+    assert fetched == [(world.done.index("start executors") - 1, f"fetch on {placed}")]
+
+
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        ("http://127.0.0.1:8265", "ray   http://127.0.0.1:8265, Ray's dashboard; it asks for the token"),
+        (None, "note  cluster.ray_dashboard is without effect"),
+    ],
+)
+def test_the_link_of_rays_dashboard_is_printed_where_the_config_asks_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], link: str | None, words: str
+) -> None:
+    monkeypatch.setattr(driver, "find_dashboard_link", lambda: link)
+    world.run()
+    assert words not in capfd.readouterr().out
+    cluster = world.preflight.config.cluster.model_copy(update={"ray_dashboard": True})
+    world.preflight = replace(world.preflight, config=world.preflight.config.model_copy(update={"cluster": cluster}))
+    world.paths = SweepPaths(world.paths.root.with_name("other"))
+    world.run()
+    assert words in capfd.readouterr().out
 
 
 def test_executors_are_started_on_the_node_of_their_device(world: World) -> None:
