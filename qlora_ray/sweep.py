@@ -56,7 +56,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--export", type=as_place, metavar="DIR", help="write the winner's bundle there, as qlora_ray.export does"
     )
     parser.add_argument(
-        "--dashboard", action="store_true", help="serve a live page of it on 127.0.0.1 while it runs, and print where"
+        "--dashboard",
+        nargs="?",
+        choices=("show", "control"),
+        const="show",
+        help="serve a live page of it on 127.0.0.1 while it runs, and print where; `control` gives it buttons",
     )
     add_json_option(parser)
     return parser
@@ -119,7 +123,7 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
     from qlora_ray.orchestration.live_page import live_page
 
     # It starts beside the checks, and is told of when these have passed.
-    with live_page(paths.root) as page:
+    with live_page(paths.root, has_control=arguments.dashboard == "control") as page:
         return _search(arguments, config, space, paths=paths, ray_start=ray_start, page=page)
 
 

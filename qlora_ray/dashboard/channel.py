@@ -44,10 +44,12 @@ class Channel:
 
     Args:
         paths: The sweep's folder.
+        has_control: Whether its pages may ask something of the sweep.
     """
 
-    def __init__(self, paths: SweepPaths) -> None:
+    def __init__(self, paths: SweepPaths, *, has_control: bool = False) -> None:
         self._paths = paths
+        self._has_control = has_control
         self._view: SweepView | None = None
         self._pages: set[Page] = set()
         self._opened = asyncio.Event()
@@ -123,7 +125,7 @@ class Channel:
             # Imports numpy, for which the server's start need not wait.
             from qlora_ray.dashboard.sweep_view import SweepView
 
-            self._view = SweepView(self._paths)
+            self._view = SweepView(self._paths, has_control=self._has_control)
         return self._view
 
 

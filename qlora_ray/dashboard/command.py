@@ -26,6 +26,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--open", choices=("yes", "no"), default="no", help="open the page in a browser (default: no, it is printed)"
     )
+    parser.add_argument(
+        "--control", action="store_true", help="give the page buttons: stop a trial, pause the sweep, finish it"
+    )
     # Of `sweep --dashboard`: the folder may not be there yet, and the end of stdin is the sweep's.
     parser.add_argument("--of-sweep", action="store_true", help=argparse.SUPPRESS)
     add_json_option(parser)
@@ -50,7 +53,8 @@ def _run(arguments: argparse.Namespace) -> Result:
     from qlora_ray.dashboard.server import Server, Sweeps
 
     folder: Path = arguments.folder
-    server = Server(Sweeps(folder, is_awaited=arguments.of_sweep), port=arguments.port)
+    sweeps = Sweeps(folder, is_awaited=arguments.of_sweep, has_control=arguments.control)
+    server = Server(sweeps, port=arguments.port)
     # Ctrl-C and SIGTERM are its ends.
     with suppress(KeyboardInterrupt):
         asyncio.run(_serve(server, is_opened=arguments.open == "yes", is_of_sweep=arguments.of_sweep))

@@ -28,6 +28,9 @@ class Head:
         started_at: Seconds since 1970, as `last_event_at`.
         dashboard_command: What serves this page again.
         resume_command: What goes on with it; None while it runs, and where there is nothing to go on with.
+        has_control: Whether the page has buttons.
+        is_paused: Whether the sweep begins no trials until it is told to continue; `is_finishing`, none any more.
+        last_request: What became of what was asked of it last.
         report: The name of its report in the folder; None where there is none.
     """
 
@@ -49,6 +52,10 @@ class Head:
     started_at: float | None = None
     last_event_at: float | None = None
     resume_command: str | None = None
+    has_control: bool = False
+    is_paused: bool = False
+    is_finishing: bool = False
+    last_request: str | None = None
     report: str | None = None
 
 

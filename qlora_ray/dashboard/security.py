@@ -69,6 +69,21 @@ def is_known(request: web.Request, token: str) -> bool:
     return hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())
 
 
+def is_own_request(request: web.Request, token: str) -> bool:
+    """Whether a request that changes something comes from the page itself.
+
+    The token must be in the header, which no form and no link of another site can set, and the body JSON, which
+    another site's script may not send unasked.
+    """
+    has_token = hmac.compare_digest(
+        request.headers.get("Authorization", "").encode(errors="surrogateescape"), f"Bearer {token}".encode()
+    )
+    origin = request.headers.get("Origin")
+    is_same = origin in (None, f"http://{request.headers.get('Host')}")
+    comes_from = request.headers.get("Sec-Fetch-Site", "same-origin")
+    return has_token and is_same and comes_from == "same-origin" and request.content_type == "application/json"
+
+
 def _host_of(request: web.Request) -> str:
     """The name in the Host header, without a port: behind a tunnel it is another one."""
     host = request.headers.get("Host", "")

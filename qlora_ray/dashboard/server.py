@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlencode
@@ -11,10 +12,11 @@ from aiohttp import web
 
 from qlora_ray.dashboard.channel import Channel
 from qlora_ray.dashboard.others import find_sweeps, is_sweep
-from qlora_ray.dashboard.security import LOOPBACK, TOKEN, guard, make_token, set_headers
+from qlora_ray.dashboard.security import LOOPBACK, TOKEN, guard, is_own_request, make_token, set_headers
 from qlora_ray.dashboard.trial_files import read_end, read_trial_files
 from qlora_ray.errors import RunError
 from qlora_ray.pages.html import colour_css
+from qlora_ray.runs.control import ControlAction, write_request
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.typed_json import to_json
 
@@ -25,6 +27,8 @@ COLOURS = "colours.css"
 QUIET_S = 10.0
 # An end is not held up by a browser that does not read.
 SHUTDOWN_S = 1.0
+# What is asked of a sweep is an action and a trial.
+MAX_BODY_BYTES = 4096
 
 
 class Sweeps:
@@ -33,12 +37,14 @@ class Sweeps:
     Args:
         folder: A sweep's folder, or a folder of sweeps.
         is_awaited: Whether the folder is a sweep's that is about to be made.
+        has_control: Whether a page may ask something of a running sweep.
 
     Raises:
         RunError: If it is neither.
     """
 
-    def __init__(self, folder: Path, *, is_awaited: bool = False) -> None:
+    def __init__(self, folder: Path, *, is_awaited: bool = False, has_control: bool = False) -> None:
+        self.has_control = has_control
         self._channels: dict[str, Channel] = {}
         self._own: str | None = None
         if is_awaited or is_sweep(folder):
@@ -68,7 +74,7 @@ class Sweeps:
 
     def channel(self, paths: SweepPaths) -> Channel:
         """The channel of a sweep; one for all its pages."""
-        return self._channels.setdefault(paths.name, Channel(paths))
+        return self._channels.setdefault(paths.name, Channel(paths, has_control=self.has_control))
 
     async def end(self, _app: web.Application | None = None) -> None:
         """Sends every page what is still new, and ends it."""
@@ -77,8 +83,8 @@ class Sweeps:
 
 def make_app(sweeps: Sweeps, token: str) -> web.Application:
     """The application that shows these sweeps to whoever has the token."""
-    app = web.Application(middlewares=[guard(token)])
-    pages = _Pages(sweeps)
+    app = web.Application(middlewares=[guard(token)], client_max_size=MAX_BODY_BYTES)
+    pages = _Pages(sweeps, token)
     app.add_routes(
         [
             web.get("/", pages.index),
@@ -86,6 +92,7 @@ def make_app(sweeps: Sweeps, token: str) -> web.Application:
             web.get("/api/stream", pages.stream),
             web.get("/api/trials/{trial}", pages.trial),
             web.get("/api/log", pages.log),
+            web.post("/api/control", pages.control),
         ]
     )
     app.on_response_prepare.append(set_headers)
@@ -94,8 +101,9 @@ def make_app(sweeps: Sweeps, token: str) -> web.Application:
 
 
 class _Pages:
-    def __init__(self, sweeps: Sweeps) -> None:
+    def __init__(self, sweeps: Sweeps, token: str) -> None:
         self._sweeps = sweeps
+        self._token = token
         self._files = _read_assets()
 
     async def index(self, _request: web.Request) -> web.Response:
@@ -140,6 +148,22 @@ class _Pages:
         paths = self._find(request)
         text = await asyncio.to_thread(read_end, paths.logs / "driver.log", paths.root)
         return web.Response(text=text or "")
+
+    async def control(self, request: web.Request) -> web.Response:
+        if not self._sweeps.has_control or not is_own_request(request, self._token):
+            raise web.HTTPForbidden(reason="This page shows only. Start it with --control for its buttons.")
+        paths = self._find(request)
+        try:
+            asked = json.loads(await request.text())
+            action, trial = ControlAction(asked["action"]), asked.get("trial")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise web.HTTPBadRequest(reason="No such action.") from None
+        if trial is not None and not (isinstance(trial, str) and trial.isascii() and trial.isdecimal()):
+            raise web.HTTPBadRequest(reason="No such trial.")
+        if not await asyncio.to_thread(paths.is_held):
+            raise web.HTTPConflict(reason="The sweep does not run.")
+        written = await asyncio.to_thread(write_request, paths, action, trial=trial)
+        return web.json_response({"request": written.id}, status=202)
 
     def _find(self, request: web.Request) -> SweepPaths:
         return self._sweeps.find(request.query.get("sweep"))

@@ -9,6 +9,7 @@ from typing import Any
 from qlora_ray.dashboard.following import TailedLines, WatchedFile
 from qlora_ray.dashboard.model import AxisLine, Changes, Head, ImportanceBars
 from qlora_ray.dashboard.others import OtherSweeps
+from qlora_ray.dashboard.requests import AnsweredRequests
 from qlora_ray.dashboard.slots import SlotTimes
 from qlora_ray.dashboard.trial_book import TrialBook, best_of
 from qlora_ray.errors import RunError
@@ -37,10 +38,13 @@ class SweepView:
 
     Args:
         paths: The sweep's folder, which need not be there yet.
+        has_control: Whether its pages may ask something of the sweep.
     """
 
-    def __init__(self, paths: SweepPaths) -> None:
+    def __init__(self, paths: SweepPaths, *, has_control: bool = False) -> None:
         self._paths = paths
+        self._has_control = has_control
+        self._requests = AnsweredRequests()
         self._events = TailedLines(paths.events)
         self._trials = TrialBook(paths)
         self._slots = SlotTimes()
@@ -137,6 +141,7 @@ class SweepView:
     def _apply(self, event: Mapping[str, Any]) -> None:
         self._trials.apply(event)
         self._slots.apply(event)
+        self._requests.apply(event)
         self._last_event = dict(event)
         if str(event.get("event", "")).startswith("sweep_"):
             self._milestones.append(self._last_event)
@@ -224,6 +229,10 @@ class SweepView:
             started_at=self._milestones[0].get("time") if self._milestones else None,
             last_event_at=self._last_event.get("time") if self._last_event else None,
             resume_command=self._paths.resume_command if may_go_on and self._has_begun() else None,
+            has_control=self._has_control,
+            is_paused=self._requests.is_paused,
+            is_finishing=self._requests.is_finishing,
+            last_request=self._requests.last,
             report=PAGE_NAME if (self._paths.root / PAGE_NAME).is_file() else None,
         )
 

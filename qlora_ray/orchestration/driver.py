@@ -28,6 +28,7 @@ from qlora_ray.orchestration.cluster.joining import find_address, find_dashboard
 from qlora_ray.orchestration.cluster.planning import plan_nodes
 from qlora_ray.orchestration.cluster.scaling import capacity_request
 from qlora_ray.orchestration.cluster.starting import RayStart
+from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
 from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
@@ -202,9 +203,19 @@ def _run(
         lost: PoolLost | None = None
         unscored: ExecutorsLost | None = None
         events = PoolEvents(pool, ledger=ledger, waits_for_nodes=config.cluster.scale_up is not None)
+        control = SearchControl(paths, ledger)
         try:
             with watched_nodes(preflight, pool, planned=planned, ledger=ledger, paths=paths, request=request):
-                _search(preflight, plan=plan, ledger=ledger, study=study, pool=pool, events=events, stops=stops)
+                _search(
+                    preflight,
+                    plan=plan,
+                    ledger=ledger,
+                    study=study,
+                    pool=pool,
+                    events=events,
+                    stops=stops,
+                    control=control,
+                )
                 waiting = read_device_wait(pool)
                 console.progress("scoring the best trials and the base ...")
                 winner = _choose_winner(preflight, ledger=ledger, paths=paths, pool=pool, events=events)
@@ -315,10 +326,16 @@ def _search(
     pool: Any,
     events: PoolEvents,
     stops: StopSignals,
+    control: SearchControl,
 ) -> None:
+    def run(preflight: Preflight, searcher: StudySearcher) -> None:
+        _run_trials(
+            preflight, searcher, plan=plan, ledger=ledger, pool=pool, events=events, stops=stops, control=control
+        )
+
     num_trials, num_slots = preflight.config.search.num_trials, plan.total_slots
     searcher = StudySearcher(study, space=preflight.space, ledger=ledger, num_trials=num_trials, num_slots=num_slots)
-    _run_trials(preflight, searcher, plan=plan, ledger=ledger, pool=pool, events=events, stops=stops)
+    run(preflight, searcher)
     planned = [] if ledger.is_stopping else plan_seeds(ledger, preflight.config)
     if planned:
         ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
@@ -326,9 +343,7 @@ def _search(
         # All of them to the end: they are compared with each other, and no longer searched among.
         search = preflight.config.search.model_copy(update={"scheduler": "none"})
         config = preflight.config.model_copy(update={"search": search})
-        _run_trials(
-            replace(preflight, config=config), seeds, plan=plan, ledger=ledger, pool=pool, events=events, stops=stops
-        )
+        run(replace(preflight, config=config), seeds)
 
 
 def _run_trials(
@@ -340,6 +355,7 @@ def _run_trials(
     pool: Any,
     events: PoolEvents,
     stops: StopSignals,
+    control: SearchControl,
 ) -> None:
     if searcher.num_left <= 0:
         return
@@ -357,6 +373,7 @@ def _run_trials(
             pool=pool,
             stop=stop,
             events=events,
+            control=control,
         )
     finally:
         stops.end_search()

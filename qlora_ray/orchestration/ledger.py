@@ -326,6 +326,8 @@ class Ledger:
             return TrialStatus.FAILED, entry.failure.cause
         if entry.is_final:
             return TrialStatus.COMPLETE, None
+        if entry.stopped_by:
+            return TrialStatus.PRUNED, entry.stopped_by
         if self.is_stopping:
             return TrialStatus.INTERRUPTED, SWEEP_STOPPED
         last_report = max(entry.intermediate, default=0)

@@ -19,14 +19,19 @@ class LivePage:
 
     Args:
         folder: The sweep's, which need not be there yet.
+        has_control: Whether the page has buttons.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_control: bool = False) -> None:
         self._folder = folder
         # A session of its own: Ctrl-C is for the sweep, whose end the page is to show. That end comes to the server as
         # the end of its stdin, also where the sweep is killed.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "qlora_ray.dashboard", str(folder), "--of-sweep"],
+            [
+                sys.executable,
+                *("-m", "qlora_ray.dashboard", str(folder), "--of-sweep"),
+                *(["--control"] if has_control else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -58,9 +63,9 @@ class LivePage:
 
 
 @contextmanager
-def live_page(folder: Path) -> Iterator[LivePage]:
-    """Serves a sweep's page while the block runs."""
-    page = LivePage(folder)
+def live_page(folder: Path, *, has_control: bool = False) -> Iterator[LivePage]:
+    """Serves a sweep's page while the block runs, see LivePage."""
+    page = LivePage(folder, has_control=has_control)
     try:
         yield page
     finally:

@@ -121,6 +121,17 @@ class Scheduling:
         """For the scheduler: pauses the trial whose result it is judging."""
         self._set_status(trial, Trial.PAUSED)
 
+    def find(self, number: int) -> ScheduledTrial | None:
+        """The trial of this number, if it has not ended."""
+        return self._trials.get(number)
+
+    def remove(self, trial: ScheduledTrial) -> None:
+        """Ends a trial that somebody else has stopped: those that wait for it are decided about without it."""
+        self._set_status(trial, Trial.TERMINATED)
+        del self._trials[trial.number]
+        self._scheduler.on_trial_remove(self, trial)
+        self._on_changed(trial)
+
     def stop_trial(self, trial: ScheduledTrial) -> None:
         """For the scheduler: ends a trial, in any status."""
         if trial.is_ended:

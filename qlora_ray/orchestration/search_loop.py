@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from qlora_ray.config.schema import Search
+from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.leased_trial import LeasedTrial, TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.pool_events import PoolEvents
@@ -33,6 +34,7 @@ class SearchLoop:
         make_trial: Makes a trial's way through leases.
         events: Reads what happens in the pool; None where there is no pool.
         stop: Ends the search.
+        control: Has the search do what the user asks; None: nobody asks.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class SearchLoop:
         make_trial: TrialMaker,
         events: PoolEvents | None,
         stop: SearchStop,
+        control: SearchControl | None = None,
     ) -> None:
         self._searcher = searcher
         self._ledger = ledger
@@ -51,6 +54,8 @@ class SearchLoop:
         self._make_trial = make_trial
         self._events = events
         self._stop = stop
+        self._control = control
+        self._is_paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._trial_tasks: dict[ScheduledTrial, asyncio.Task[None]] = {}
         self._paused: dict[ScheduledTrial, asyncio.Event] = {}
@@ -75,10 +80,13 @@ class SearchLoop:
             # An executor that is ready has room at once, however long the trials on the others take to their reports.
             self._events.listen(self._changed.set)
             reading = self._spawn(self._events.read())
+        if self._control is not None:
+            self._spawn(self._control.follow(self))
         try:
             while not self._stop.is_requested and self._failure is None:
-                self._start_trials()
-                if not self._trial_tasks and self._asking is None:
+                if not self._is_paused:
+                    self._start_trials()
+                if self._is_done():
                     break
                 await self._changed.wait()
                 self._changed.clear()
@@ -88,6 +96,43 @@ class SearchLoop:
             self._searcher.finish()
         if self._failure is not None:
             raise self._failure
+
+    def _is_done(self) -> bool:
+        """Whether nothing runs, and nothing will."""
+        if self._trial_tasks or self._asking is not None:
+            return False
+        # What was to begin would have begun by now.
+        return not self._is_paused or not (self._searcher.has_more() or self._paused or self._asked)
+
+    def stop_trial(self, number: int, reason: str) -> bool:
+        """Ends a trial as pruned, wherever it is; False if it does not run.
+
+        Args:
+            number: The trial's number.
+            reason: Why, as its record has it.
+        """
+        trial = self._scheduling.find(number)
+        if trial is None:
+            return False
+        self._ledger.entries[number].stopped_by = reason
+        self._scheduling.remove(trial)
+        if self._asked.pop(trial, None) is not None:
+            # Nothing has begun it.
+            self._searcher.close(number)
+        self._changed.set()
+        return True
+
+    def finish(self) -> None:
+        """Asks the study for no more trials; those that there are go on to their ends."""
+        self._searcher.num_left = 0
+        # One that is just being asked for is the last.
+        self._ledger.num_planned = self._ledger.num_begun + (self._asking is not None)
+        self.set_paused(False)
+
+    def set_paused(self, is_paused: bool) -> None:
+        """Begins no trial, and lets no paused one go on, while it is paused; those that run go on."""
+        self._is_paused = is_paused
+        self._changed.set()
 
     def _start_trials(self) -> None:
         """Starts what the scheduler chooses, and has the study asked for one more where there is room."""
@@ -204,6 +249,7 @@ def run_trials(
     pool: Any,
     stop: SearchStop,
     events: PoolEvents | None = None,
+    control: SearchControl | None = None,
 ) -> None:
     """Runs the search over the pool's executors to its end, on an event loop of its own in this thread.
 
@@ -214,6 +260,7 @@ def run_trials(
         pool: The pool's actor.
         stop: Ends the search.
         events: Reads what happens in the pool; None: from the pool's beginning.
+        control: Has the search do what the user asks.
 
     Raises:
         PoolLost: If the pool is gone.
@@ -228,6 +275,7 @@ def run_trials(
         make_trial=lambda asked: LeasedTrial(asked.number, asked.params, terms=terms, port=port),
         events=events,
         stop=stop,
+        control=control,
     )
     try:
         asyncio.run(loop.run())

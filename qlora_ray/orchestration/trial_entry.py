@@ -45,6 +45,7 @@ class TrialEntry:
         intermediate: The first objective by report.
         facts: What really ran, by its last report; under `executor`, what it ran on.
         failure: Why it ended without a result.
+        stopped_by: Who stopped it, in words, where that was not its scheduler.
     """
 
     number: int
@@ -59,6 +60,7 @@ class TrialEntry:
     intermediate: dict[int, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    stopped_by: str | None = None
     is_final: bool = False
     num_retries: int = 0
     waited_s: float = 0.0

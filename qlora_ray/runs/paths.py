@@ -124,6 +124,11 @@ class SweepPaths:
         return self.root / "best"
 
     @property
+    def control(self) -> Path:
+        """What a user asks of the running sweep: a file for each request, until the driver has taken it."""
+        return self.root / "control"
+
+    @property
     def exports(self) -> Path:
         """One JSON line per bundle that was made of it: when, of which trial, where, and the merge's figures."""
         return self.root / "exports.jsonl"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qlora_ray.runs import EventLog, SweepPaths, append_line
+from qlora_ray.runs.control import ControlAction, take_requests
 from qlora_ray.runs.live import LiveExecutor, LiveFigures, LivePhase, LiveTrial, LiveTrialState, write_live
 from tests.browsing import TIMEOUT_MS, WINDOWS, open_chromium
 from tests.sweep_folder import Sketch, usual_sketches, write_sweep
@@ -69,9 +70,9 @@ def write_running(root: Path) -> SweepPaths:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of a page of the folder, and its server."""
-    command = [sys.executable, "-m", "qlora_ray.dashboard", str(folder)]
+    command = [sys.executable, "-m", "qlora_ray.dashboard", str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -127,6 +128,8 @@ def test_the_page_is_whole_silent_and_inside_its_window_in_both_schemes(
         look_at_all(page)
         assert page.evaluate(FITS)
         assert page.locator("h1").inner_text() == "This sweep is running"
+        # It was started without --control.
+        assert page.locator("#control").is_hidden()
         facts = page.locator("#facts").inner_text()
         assert "searching" in facts and "1:05" in facts and "14 of 20 trials done" in facts
         page.wait_for_selector("#importance .bar")
@@ -160,6 +163,23 @@ def test_trials_are_sorted_filtered_and_opened_by_keyboard(browser: Browser, run
         page.keyboard.press("Escape")
         page.wait_for_selector("#detail", state="hidden")
         assert page.evaluate("() => document.activeElement.textContent") == "0004"
+
+
+def test_buttons_ask_the_driver_and_show_its_answer(browser: Browser, tmp_path: Path) -> None:
+    paths = write_running(tmp_path / "results" / "s")
+    with paths.lock(), served(paths.root, "--control") as (url, _), opened(browser, url) as page:
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="0014", exact=True).click()
+        page.get_by_role("button", name="Stop this trial").click()
+        page.wait_for_selector("#control-note:has-text('Asked')")
+        [request] = take_requests(paths)
+        assert (request.action, request.trial) == (ControlAction.STOP_TRIAL, "0014")
+        page.keyboard.press("Escape")
+        EventLog(paths.events).write("request_done", action="pause", reason="no new trials, as asked")
+        page.wait_for_selector("#control-note:text-is('no new trials, as asked')")
+        page.get_by_role("button", name="Continue").click()
+        page.wait_for_selector("#control-note:has-text('Asked')")
+        assert [request.action for request in take_requests(paths)] == [ControlAction.CONTINUE]
 
 
 def test_what_a_sweep_writes_is_seen_and_so_is_the_end_of_its_driver_and_of_the_server(

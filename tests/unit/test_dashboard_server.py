@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,6 +21,7 @@ from qlora_ray.dashboard.security import HEADERS
 from qlora_ray.dashboard.server import ASSETS, Server, Sweeps, make_app
 from qlora_ray.errors import RunError
 from qlora_ray.runs import EventLog, SweepPaths
+from qlora_ray.runs.control import ControlAction, take_requests
 from tests.sweep_folder import Sketch, usual_sketches, write_sweep
 
 TOKEN = "a token"
@@ -35,21 +36,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
     return write_sweep(root / "mine", usual_sketches(), winner=3)
 
 
-def ask(folder: Path, path: str, **options: Any) -> tuple[int, str, dict[str, str]]:
+def ask(
+    folder: Path, path: str, *, method: str = "GET", has_control: bool = False, **options: Any
+) -> tuple[int, str, dict[str, str]]:
     """The answer of a server that shows the folder: status, text and headers."""
 
     async def run(client: TestClient) -> tuple[int, str, dict[str, str]]:
-        async with client.get(path, **options) as response:
+        async with client.request(method, path, **options) as response:
             return response.status, await response.text(), dict(response.headers)
 
-    return serve(folder, run)
+    return serve(folder, run, has_control=has_control)
 
 
-def serve(folder: Path, work: Callable[[TestClient], Awaitable[Any]]) -> Any:
+def serve(folder: Path, work: Callable[[TestClient], Awaitable[Any]], *, has_control: bool = False) -> Any:
     """What `work` returns with a client of a server that shows the folder."""
 
     async def run() -> Any:
-        async with TestClient(TestServer(make_app(Sweeps(folder), TOKEN))) as client:
+        app = make_app(Sweeps(folder, has_control=has_control), TOKEN)
+        async with TestClient(TestServer(app)) as client:
             return await work(client)
 
     return asyncio.run(run())
@@ -148,6 +152,71 @@ def test_only_sweeps_of_the_folder_can_be_asked_for(finished: SweepPaths, name: 
     status, _, _ = ask(finished.root, "/api/trials/0000", params={"sweep": name}, headers=BEARER)
     assert status == 404
     assert ask(finished.root, "/api/trials/0000", params={"sweep": "other"}, headers=BEARER)[0] == 200
+
+
+STOP = {"action": "stop_trial", "trial": "0006"}
+
+
+def post(paths: SweepPaths, asked: Any, *, has_control: bool = True, **options: Any) -> int:
+    """The status of a request of the page's buttons."""
+    options = {"json": asked, "headers": BEARER, **options}
+    return ask(paths.root, "/api/control", method="POST", has_control=has_control, **options)[0]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[SweepPaths]:
+    """A sweep whose driver runs."""
+    sketches = [*usual_sketches(), Sketch([0.8], state="running")]
+    paths = write_sweep(tmp_path / "results" / "s", sketches, status=None)
+    with paths.lock():
+        yield paths
+
+
+def test_what_a_button_asks_lies_in_the_sweeps_folder_till_the_driver_takes_it(running: SweepPaths) -> None:
+    assert post(running, STOP) == 202
+    [request] = take_requests(running)
+    assert (request.action, request.trial) == (ControlAction.STOP_TRIAL, "0006")
+    assert [post(running, {"action": action}) for action in ("pause", "continue", "finish")] == [202] * 3
+    assert [request.action for request in take_requests(running)] == ["pause", "continue", "finish"]
+
+
+def test_a_server_without_control_asks_nothing(running: SweepPaths) -> None:
+    assert post(running, STOP, has_control=False) == 403
+    assert take_requests(running) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {}},
+        {"headers": {"Authorization": "Bearer another"}},
+        # A form of another site could send these.
+        {"headers": {}, "params": {"token": TOKEN}},
+        {"json": None, "data": json.dumps(STOP), "headers": {**BEARER, "Content-Type": "text/plain"}},
+        {"json": None, "data": STOP},
+        {"headers": {**BEARER, "Origin": "http://evil.example"}},
+        {"headers": {**BEARER, "Origin": "null"}},
+        {"headers": {**BEARER, "Sec-Fetch-Site": "cross-site"}},
+    ],
+)
+def test_nobody_but_the_page_itself_asks_anything(running: SweepPaths, options: dict[str, Any]) -> None:
+    assert post(running, STOP, **options) == 403
+    assert take_requests(running) == []
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, [], "pause", {"action": "clone"}, {"action": None}, {**STOP, "trial": "../x"}, {**STOP, "trial": 6}],
+)
+def test_what_is_no_request_is_refused(running: SweepPaths, asked: Any) -> None:
+    assert post(running, asked) == 400
+    assert take_requests(running) == []
+
+
+def test_a_request_cannot_be_large_and_needs_a_sweep_that_runs(running: SweepPaths, finished: SweepPaths) -> None:
+    assert post(running, {**STOP, "more": "x" * 10_000}) in (400, 413)
+    assert post(finished, STOP) == 409
+    assert take_requests(running) == []
 
 
 def test_a_page_gets_everything_first_and_then_what_is_new(tmp_path: Path) -> None:

@@ -122,6 +122,34 @@ def test_a_killed_sweep_that_is_resumed_runs_again(tmp_path: Path) -> None:
     assert {row.id: row.state for row in changes.trials} == {"0006": "interrupted", "0007": "running"}
 
 
+def test_what_was_asked_of_the_sweep_is_told_till_it_runs_anew(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", RUNNING, status=None)
+    events = EventLog(paths.events)
+    with paths.lock():
+        view, changes = _poll_first(paths)
+        seen = []
+        for name, action, reason in (
+            ("request_done", "pause", "no new trials"),
+            ("request_refused", "stop_trial", "trial 0099 does not run"),
+            ("request_done", "continue", "new trials again"),
+            ("request_done", "finish", "no new trials from now on"),
+        ):
+            events.write(name, action=action, reason=reason)
+            head = view.poll().head
+            assert head is not None
+            seen.append((head.is_paused, head.is_finishing, head.last_request))
+        assert seen == [
+            (True, False, "no new trials"),
+            (True, False, "Refused: trial 0099 does not run"),
+            (False, False, "new trials again"),
+            (False, True, "no new trials from now on"),
+        ]
+        events.write("sweep_resumed")
+        head = view.poll().head
+    assert changes.head is not None and not changes.head.has_control
+    assert head is not None and (head.is_finishing, head.last_request) == (False, None)
+
+
 def test_the_end_is_told_when_the_summary_is_there(tmp_path: Path) -> None:
     paths = write_sweep(tmp_path / "s", RUNNING, status=None)
     with paths.lock():

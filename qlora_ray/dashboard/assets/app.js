@@ -1,5 +1,6 @@
 // The page: listens to the server, keeps what it says, and draws what is new.
 
+import { Control } from "./control.js";
 import { Curves } from "./curves.js";
 import { Detail } from "./detail.js";
 import { renderAnswers, renderDevices, renderOthers } from "./devices.js";
@@ -15,13 +16,14 @@ const query = new URLSearchParams(window.location.search);
 const token = query.get("token") ?? "";
 const store = new Store();
 
-function ask(path) {
+function ask(path, options = {}) {
   const sweep = query.get("sweep");
   const where = sweep ? `${path}?${new URLSearchParams({ sweep })}` : path;
-  return fetch(where, { headers: { Authorization: `Bearer ${token}` } });
+  return fetch(where, { ...options, headers: { ...options.headers, Authorization: `Bearer ${token}` } });
 }
 
-const detail = new Detail(store, ask);
+const control = new Control(store, ask);
+const detail = new Detail(store, ask, control);
 const open = (trial) => detail.open(trial);
 const shows = (trial) => table.shows(trial);
 const table = new TrialTable(store, { open, onFilter: () => figures.forEach((one) => one.figure.refresh()) });
@@ -33,6 +35,7 @@ const figures = [curves, slots, parallel];
 // Each part of the page, with the parts of a message that it shows.
 const PARTS = [
   [["head", "live"], () => renderHead(store)],
+  [["head"], () => control.render()],
   [["head", "trials", "live", "axes"], () => table.render()],
   [["head", "trials"], () => curves.figure.refresh()],
   [["head", "trials", "spans", "slots"], () => slots.figure.refresh()],

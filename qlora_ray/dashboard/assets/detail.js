@@ -9,9 +9,10 @@ import { formatGib, formatLoss, formatTime, formatValue } from "./format.js";
 const AGAIN_MS = 2000;
 
 export class Detail {
-  constructor(store, ask) {
+  constructor(store, ask, control) {
     this.store = store;
     this.ask = ask;
+    this.control = control;
     this.trial = null;
     this.shown = "";
     this.readAt = 0;
@@ -68,8 +69,9 @@ export class Detail {
     const opened = [...body.querySelectorAll("details")].map((one) => one.open);
     const canvas = make("canvas", { role: "img", "aria-label": "Training and validation loss of this trial" });
     const folded = (summary, ...children) => make("details", {}, make("summary", { text: summary }), ...children);
+    const stop = row ? this.control.stopButton(row.id) : null;
     const parts = [
-      ...(row ? [factsOf(row)] : []),
+      ...(row ? [factsOf(row)] : []), ...(stop ? [stop] : []),
       make("h3", { text: "Losses" }), make("div", {}, canvas),
       ...(files.error === null ? [] : [make("h3", { text: "error.txt" }), make("pre", { text: files.error, tabindex: "0" })]),
       ...(row ? [make("h3", { text: "Parameters" }), makeTable(["parameter", "value"],

@@ -1,0 +1,83 @@
+"""What the user asks of a running search, carried out between two of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from typing import Protocol
+
+from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.runs.control import ControlAction, ControlRequest, take_requests
+from qlora_ray.runs.paths import SweepPaths
+
+LOOK_INTERVAL_S = 1.0
+STOPPED_BY_USER = "stopped by the user"
+
+
+class Controlled(Protocol):
+    """The search, as far as requests change it. Called on its event loop."""
+
+    def stop_trial(self, number: int, reason: str) -> bool:
+        """Ends a trial as pruned; False if it does not run."""
+
+    def finish(self) -> None:
+        """Asks the study for no more trials."""
+
+    def set_paused(self, is_paused: bool) -> None:
+        """Begins no trial while it is paused."""
+
+
+class SearchControl:
+    """Takes the requests of a sweep's folder; those that were left before the sweep ran are dropped.
+
+    Args:
+        paths: The sweep's folder.
+        ledger: Notes what was asked and what became of it.
+    """
+
+    def __init__(self, paths: SweepPaths, ledger: Ledger) -> None:
+        self._paths = paths
+        self._ledger = ledger
+        take_requests(paths)
+
+    async def follow(self, search: Controlled) -> None:
+        """Has a search do what is asked, until it is cancelled."""
+        while True:
+            try:
+                # The folder may lie on a file server that takes its time.
+                for request in await asyncio.to_thread(take_requests, self._paths):
+                    self._carry_out(request, search)
+            except Exception:
+                # It goes to the sweep's log: a request that breaks must not end the search.
+                traceback.print_exc()
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    def _carry_out(self, request: ControlRequest, search: Controlled) -> None:
+        refusal = None
+        if request.action is ControlAction.STOP_TRIAL:
+            trial = request.trial or ""
+            is_stopped = trial.isdecimal() and search.stop_trial(int(trial), STOPPED_BY_USER)
+            refusal = None if is_stopped else f"trial {trial or '?'} does not run"
+        elif request.action is ControlAction.FINISH:
+            search.finish()
+        else:
+            search.set_paused(request.action is ControlAction.PAUSE)
+        self._note(request, refusal)
+
+    def _note(self, request: ControlRequest, refusal: str | None) -> None:
+        words = {
+            ControlAction.STOP_TRIAL: f"trial {request.trial} is stopped, as asked",
+            ControlAction.FINISH: "no new trials from now on, as asked; the winner is chosen when the running ones end",
+            ControlAction.PAUSE: "no new trials until the sweep is told to continue, as asked",
+            ControlAction.CONTINUE: "new trials again, as asked",
+        }
+        assert request.action is not None
+        reason = refusal or words[request.action]
+        self._ledger.note(
+            "request_refused" if refusal else "request_done",
+            reason=reason,
+            line=f"refused: {refusal}" if refusal else reason,
+            action=request.action,
+            request=request.id,
+            **({"trial": request.trial} if request.trial else {}),
+        )

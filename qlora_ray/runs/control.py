@@ -1,0 +1,66 @@
+"""What a user asks of a running sweep: a file for each request in its folder, which its driver takes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qlora_ray.errors import RunError
+from qlora_ray.runs.files import read_json, write_json
+from qlora_ray.runs.paths import SweepPaths
+from qlora_ray.runs.typed_json import parse_record, to_json
+
+
+class ControlAction(StrEnum):
+    """What can be asked."""
+
+    STOP_TRIAL = "stop_trial"  # it ends as pruned, where it is
+    FINISH = "finish"  # no new trials; then the winner is chosen
+    PAUSE = "pause"  # no new trials until it is told to go on
+    CONTINUE = "continue"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRequest:
+    """One request.
+
+    Attributes:
+        action: None where a file says none that is known.
+        trial: The id of the trial to stop.
+        asked_at: Seconds since 1970.
+    """
+
+    id: str = ""
+    action: ControlAction | None = None
+    trial: str | None = None
+    asked_at: float = 0.0
+
+
+def write_request(paths: SweepPaths, action: ControlAction, *, trial: str | None = None) -> ControlRequest:
+    """Leaves a request for the sweep's driver.
+
+    Raises:
+        RunError: If the sweep's folder cannot be written.
+    """
+    request = ControlRequest(id=uuid.uuid4().hex, action=action, trial=trial, asked_at=round(time.time(), 3))
+    with suppress(OSError):
+        paths.control.mkdir(exist_ok=True)
+    write_json(paths.control / f"{request.id}.json", to_json(request))
+    return request
+
+
+def take_requests(paths: SweepPaths) -> list[ControlRequest]:
+    """The requests that nobody has taken, oldest first; their files are gone afterwards, broken ones too."""
+    found = []
+    for path in paths.control.glob("*.json"):
+        try:
+            data = read_json(path)
+        except RunError:
+            data = None
+        with suppress(OSError):
+            path.unlink()
+            found.append(parse_record(ControlRequest, data if isinstance(data, dict) else {}))
+    return sorted((one for one in found if one.action is not None), key=lambda one: one.asked_at)
