@@ -39,6 +39,7 @@ def read_intent(manifest: Manifest | None, *, config: Path | None, overrides: Se
     if config is not None or manifest is None:
         return load_config(config, overrides=list(overrides))
     document = Document("manifest.json", copy.deepcopy(dict(manifest.config)))
+    keep_row_choice(document.data)
     anchor_paths(document.data, Path(manifest.folder or "."))
     apply_overrides(document, overrides)
     return validate_document(document)
@@ -52,6 +53,7 @@ def read_bundle_config(path: Path, *, overrides: Sequence[str]) -> SweepConfig:
     """
     document = read_document(path)
     document.data = modernize_config(document.data)
+    keep_row_choice(document.data)
     apply_overrides(document, overrides)
     return validate_document(document)
 
@@ -132,6 +134,19 @@ def with_absolute_paths(config: SweepConfig, folder: Path) -> SweepConfig:
     return config.model_copy(
         update={section: getattr(config, section).model_copy(update=update) for section, update in changed.items()}
     )
+
+
+def keep_row_choice(config: dict[str, Any]) -> None:
+    """Has a config that a version without `data.row_choice` wrote take the rows that it took: the first ones.
+
+    Not where manifests are read: their owner's mark is on the config as it was written.
+
+    Args:
+        config: A whole config as a sweep or bundle keeps it, which is changed.
+    """
+    data = config.get("data")
+    if isinstance(data, dict) and any(data.get(key) for key in ("max_train_rows", "max_validation_rows")):
+        data.setdefault("row_choice", "first")
 
 
 def anchor_paths(config: dict[str, Any], folder: Path, *, only_missing: bool = False) -> None:

@@ -84,6 +84,10 @@ class Data(Section):
     max_length: PositiveInt = Field(512, description="Tokens per sample; longer ones are cut and counted.")
     max_train_rows: PositiveInt | None = None
     max_validation_rows: PositiveInt | None = None
+    max_test_rows: PositiveInt | None = None
+    row_choice: Literal["sample", "first"] = Field(
+        "sample", description="Which rows a `max_..._rows` takes: drawn by training.data_seed, or the first ones."
+    )
 
     @field_validator("validation")
     @classmethod

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data.report import DataReport, PreparedData
@@ -34,16 +34,27 @@ def compute_fingerprint(
         data: The config section `data`.
         digests: The sha256 of each source's bytes, or a hub data set's fingerprint, by split.
         tokenizer: The base's tokenizer; its vocabulary, special tokens and chat template count.
-        data_seed: Seed of the validation split.
+        data_seed: Seed of the validation split, and of rows that are drawn.
     """
     document = {
         "version": CACHE_VERSION,
-        "data": data.model_dump(mode="json"),
+        "data": _deciding_values(data),
         "digests": dict(digests),
         "tokenizer": _tokenizer_digest(tokenizer),
         "data_seed": data_seed,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _deciding_values(data: Data) -> dict[str, Any]:
+    """The section without what changes nothing: keys that came later leave the fingerprints of older sweeps alone."""
+    values = data.model_dump(mode="json")
+    limits = (data.max_train_rows, data.max_validation_rows, data.max_test_rows)
+    if data.row_choice == "first" or limits == (None, None, None):
+        del values["row_choice"]
+    if data.max_test_rows is None:
+        del values["max_test_rows"]
+    return values
 
 
 def load_prepared(cache_dir: Path, fingerprint: str) -> PreparedData | None:

@@ -15,7 +15,7 @@ from qlora_ray.data.formats import Conversion, convert_rows
 from qlora_ray.data.notes import describe_notes
 from qlora_ray.data.report import DataReport, LengthStats, PreparedData
 from qlora_ray.data.sources import Source, SplitSources, find_sources
-from qlora_ray.data.splits import find_overlap, hold_out
+from qlora_ray.data.splits import RowChoice, find_overlap, hold_out
 from qlora_ray.data.templates import Template, choose_template
 from qlora_ray.data.tokenizing import SplitCounts, TokenizedSplit, tokenize_split
 from qlora_ray.errors import DataError
@@ -33,13 +33,13 @@ def prepare_data(
 ) -> PreparedData:
     """Returns tokenized train, validation and test rows, from the cache where the same input was prepared before.
 
-    Without a validation file, a fraction of train is held out by `data_seed`. `max_train_rows` takes the first rows of
-    the source before that split; `max_validation_rows` the first rows of the source, or of the held-out side.
+    Without a validation file, a fraction of train is held out by `data_seed`. `max_train_rows` takes rows of the source
+    before that split; `max_validation_rows` of the source, or of the held-out side. See `splits.RowChoice`.
 
     Args:
         data: The config section `data`.
         tokenizer: The base's tokenizer: its chat template, special tokens and ids are used.
-        data_seed: Seed of the validation split.
+        data_seed: Seed of the validation split, and of rows that are drawn.
         cache_dir: Where prepared data is kept; None means `$QLORA_RAY_CACHE`, or `~/.cache/qlora_ray`.
 
     Raises:
@@ -98,10 +98,17 @@ def _by_split(sources: SplitSources) -> dict[str, Source]:
 
 
 def _read_rows(data: Data, sources: SplitSources, data_seed: int) -> _Rows:
-    limits = {"train": data.max_train_rows, "validation": data.max_validation_rows}
     named = _by_split(sources)
+    choices = {
+        split: RowChoice(max_rows, data_seed, takes_first=data.row_choice == "first")
+        for split, max_rows in (
+            ("train", data.max_train_rows),
+            ("validation", data.max_validation_rows),
+            ("test", data.max_test_rows),
+        )
+    }
     conversions = {
-        split: convert_rows(source.name, source.read(limits.get(split)), _format_settings(data, split))
+        split: convert_rows(source.name, source.read(choices[split]), _format_settings(data, split))
         for split, source in named.items()
     }
     examples = {split: conversion.examples for split, conversion in conversions.items()}
@@ -111,7 +118,8 @@ def _read_rows(data: Data, sources: SplitSources, data_seed: int) -> _Rows:
     if sources.fraction is not None:
         held = hold_out(examples["train"], sources.fraction, data_seed=data_seed, source_name=sources.train.name)
         test = {"test": examples["test"]} if "test" in examples else {}
-        examples = {"train": held.train, "validation": held.validation[: data.max_validation_rows], **test}
+        validation = [held.validation[at] for at in choices["validation"].choose(len(held.validation))]
+        examples = {"train": held.train, "validation": validation, **test}
         origins["validation"] = (
             f"{sources.fraction:g} of {sources.train.name}, by data_seed {data_seed} ({sources.fraction_reason})"
         )

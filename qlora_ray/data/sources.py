@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from qlora_ray.config.schema import Data
 from qlora_ray.data.examples import Row
 from qlora_ray.data.reading import FILE_SUFFIXES, read_rows
+from qlora_ray.data.splits import RowChoice
 from qlora_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Source(Protocol):
     def digest(self) -> str:
         """Changes whenever the rows do."""
 
-    def read(self, limit: int | None = None) -> list[Row]:
-        """Returns the first `limit` rows, or all."""
+    def read(self, choice: RowChoice) -> list[Row]:
+        """Returns the rows that are chosen, in their order."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ class FileSource:
     content: bytes
     digest: str
 
-    def read(self, limit: int | None = None) -> list[Row]:
-        """Returns the first `limit` rows, or all.
+    def read(self, choice: RowChoice) -> list[Row]:
+        """Returns the rows that are chosen, in their order.
 
         Raises:
             DataError: If the file cannot be parsed, or holds no row.
         """
-        return read_rows(self.name, self.content, limit=limit)
+        rows = read_rows(self.name, self.content, limit=choice.max_rows if choice.takes_first else None)
+        return [rows[at] for at in choice.choose(len(rows))]
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,17 @@ class HubSource:
     dataset: Dataset
     digest: str
 
-    def read(self, limit: int | None = None) -> list[Row]:
-        """Returns the first `limit` rows, or all.
+    def read(self, choice: RowChoice) -> list[Row]:
+        """Returns the rows that are chosen, in their order.
 
         Raises:
             DataError: If there is no row.
         """
-        num_rows = len(self.dataset) if limit is None else min(limit, len(self.dataset))
-        if num_rows == 0:
+        if len(self.dataset) == 0:
             raise DataError(f"{self.name}: a dataset must hold at least one row, got none. Take another split.")
-        rows = self.dataset.select(range(num_rows))
-        return [Row(f"{self.name} row {number}", values) for number, values in enumerate(rows, start=1)]
+        chosen = choice.choose(len(self.dataset))
+        rows = self.dataset.select(chosen)
+        return [Row(f"{self.name} row {at + 1}", values) for at, values in zip(chosen, rows, strict=True)]
 
 
 @dataclass(frozen=True)

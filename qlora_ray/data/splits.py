@@ -1,4 +1,4 @@
-"""Holds rows out for validation, and looks for rows that two splits share."""
+"""Chooses rows, holds some out for validation, and looks for rows that two splits share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,33 @@ from dataclasses import dataclass
 
 from qlora_ray.data.examples import Example
 from qlora_ray.errors import DataError
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """How many rows of a split are taken, and which.
+
+    A row is drawn by a hash of seed and place: by no library's random generator, and so that a larger number takes the
+    same rows and more.
+
+    Attributes:
+        max_rows: At most so many; None: all.
+        data_seed: Another seed draws other rows.
+        takes_first: The first rows are taken, and none is drawn.
+    """
+
+    max_rows: int | None
+    data_seed: int
+    takes_first: bool = False
+
+    def choose(self, num_rows: int) -> Sequence[int]:
+        """Returns the places of the rows that are taken, of so many, in their order."""
+        if self.max_rows is None or self.max_rows >= num_rows:
+            return range(num_rows)
+        if self.takes_first:
+            return range(self.max_rows)
+        drawn = sorted(range(num_rows), key=lambda at: hashlib.sha256(f"{self.data_seed}\x00{at}".encode()).digest())
+        return sorted(drawn[: self.max_rows])
 
 
 @dataclass(frozen=True)

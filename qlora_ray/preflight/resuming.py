@@ -11,7 +11,7 @@ from pathlib import Path
 from qlora_ray.config.differences import Difference, list_differences
 from qlora_ray.config.documents import Document, read_document
 from qlora_ray.config.loading import apply_overrides, find_shipped, validate_document
-from qlora_ray.config.reuse import PATH_KEYS, anchor_paths, is_overridden
+from qlora_ray.config.reuse import PATH_KEYS, anchor_paths, is_overridden, keep_row_choice
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.config.trust import check_trust
 from qlora_ray.errors import ConfigError
@@ -86,6 +86,7 @@ def read_resumed(paths: SweepPaths, manifest: Manifest, request: ResumeRequest) 
 
 def _own_document(manifest: Manifest) -> Document:
     document = Document("manifest.json", copy.deepcopy(dict(manifest.config)))
+    keep_row_choice(document.data)
     anchor_paths(document.data, Path(manifest.folder or "."), only_missing=True)
     return document
 

@@ -71,6 +71,15 @@ def test_anything_that_decides_the_tokens_gives_another_fingerprint(changes, mak
     assert prepare(train, tokenizer).report.fingerprint not in (first, other.fingerprint)
 
 
+def test_what_chooses_no_row_leaves_the_fingerprint_and_what_chooses_others_does_not(tokenizer):
+    def compute(**data):
+        return compute_fingerprint(Data(**data), digests={}, tokenizer=tokenizer, data_seed=7)
+
+    assert compute(row_choice="first") == compute(row_choice="sample") == compute()
+    others = [{}, {"row_choice": "first"}, {"max_test_rows": 9}]
+    assert len({compute(max_train_rows=9, **other) for other in others}) == len(others)
+
+
 def test_earlier_calls_of_the_tokenizer_do_not_change_the_fingerprint(train):
     tokenizer = build_byte_level()
     before = compute_fingerprint(Data(), digests={}, tokenizer=tokenizer, data_seed=7)

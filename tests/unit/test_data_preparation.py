@@ -78,12 +78,19 @@ def test_rows_of_one_prompt_are_kept_together_and_counted(folder, tokenizer):
     assert is_warned(report, "20 rows of a.jsonl share their prompt")
 
 
-def test_the_first_rows_are_taken_before_the_split(folder, tokenizer):
+@pytest.mark.parametrize("row_choice", ["sample", "first"])
+def test_rows_are_chosen_before_the_split_and_the_same_ones_each_time(row_choice, folder, tokenizer):
     write_rows(folder / "a.jsonl", rows_of(range(100)))
-    prepared = prepare(tokenizer, train="a.jsonl", max_train_rows=20, validation=0.5, max_validation_rows=4)
-    answers = prepared.train.references + prepared.validation.references
-    assert {int(answer.split()[1]) for answer in answers} <= set(range(20))
-    assert (len(prepared.train), len(prepared.validation)) == (10, 4)
+    write_rows(folder / "b.jsonl", rows_of(range(100, 200)))
+    settings = {"max_train_rows": 20, "validation": 0.5, "max_validation_rows": 4, "max_test_rows": 6}
+    prepared = prepare(tokenizer, train="a.jsonl", test="b.jsonl", row_choice=row_choice, **settings)
+    assert (len(prepared.train), len(prepared.validation), len(prepared.test)) == (10, 4, 6)
+    numbers = {split: [int(answer.split()[1]) for answer in rows.references] for split, rows in prepared.splits.items()}
+    assert all(found == sorted(found) for found in numbers.values())
+    are_first = max(numbers["train"] + numbers["validation"]) < 20, max(numbers["test"]) < 106
+    assert are_first == ((True, True) if row_choice == "first" else (False, False))
+    again = prepare(tokenizer, train="a.jsonl", test="b.jsonl", row_choice=row_choice, **settings)
+    assert again.splits == prepared.splits
 
 
 def test_truncation_and_drops_are_counted_per_split_with_the_lengths(folder, tokenizer):

@@ -3,7 +3,7 @@
 import pytest
 
 from qlora_ray.data.examples import Example, Turn
-from qlora_ray.data.splits import Overlap, find_overlap, hold_out
+from qlora_ray.data.splits import Overlap, RowChoice, find_overlap, hold_out
 from qlora_ray.errors import DataError
 
 
@@ -86,3 +86,28 @@ def test_a_shared_system_prompt_does_not_hide_overlap_and_makes_none():
     with_system = Example((Turn("system", "Be brief."), *example("one").turns), "a:1")
     found = find_overlap({"train": [with_system], "validation": [example("one"), example("two")]})
     assert found["train/validation"].num_prompts == 1
+
+
+def test_rows_are_drawn_from_everywhere_in_their_order_and_the_seed_alone_decides_which():
+    chosen = RowChoice(20, data_seed=7).choose(1000)
+    assert chosen == sorted(set(chosen)) and len(chosen) == 20
+    # Twenty of the first half alone would be one chance in a million.
+    assert chosen[0] < 500 <= chosen[-1]
+    assert RowChoice(20, data_seed=7).choose(1000) == chosen != RowChoice(20, data_seed=8).choose(1000)
+
+
+def test_more_rows_are_the_same_ones_and_others():
+    assert set(RowChoice(20, data_seed=7).choose(1000)) < set(RowChoice(21, data_seed=7).choose(1000))
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (RowChoice(None, data_seed=7), [0, 1, 2]),
+        (RowChoice(3, data_seed=7), [0, 1, 2]),
+        (RowChoice(9, data_seed=7), [0, 1, 2]),
+        (RowChoice(2, data_seed=7, takes_first=True), [0, 1]),
+    ],
+)
+def test_all_rows_or_the_first_ones_are_taken_where_that_is_asked(choice, expected):
+    assert list(choice.choose(3)) == expected
