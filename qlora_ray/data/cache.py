@@ -26,7 +26,12 @@ REPORT_NAME = "report.json"
 
 
 def compute_fingerprint(
-    data: Data, *, digests: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, data_seed: int
+    data: Data,
+    *,
+    digests: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    data_seed: int,
+    version: int = CACHE_VERSION,
 ) -> str:
     """Returns the sha256 over all that decides the tokens, in hex.
 
@@ -35,9 +40,10 @@ def compute_fingerprint(
         digests: The sha256 of each source's bytes, or a hub data set's fingerprint, by split.
         tokenizer: The base's tokenizer; its vocabulary, special tokens and chat template count.
         data_seed: Seed of the validation split, and of rows that are drawn.
+        version: Of the fingerprint; an older one is what a sweep of that time has in its manifest.
     """
     document = {
-        "version": CACHE_VERSION,
+        "version": version,
         "data": _deciding_values(data),
         "digests": dict(digests),
         "tokenizer": _tokenizer_digest(tokenizer),
@@ -54,6 +60,8 @@ def _deciding_values(data: Data) -> dict[str, Any]:
         del values["row_choice"]
     if data.max_test_rows is None:
         del values["max_test_rows"]
+    if data.bad_rows == "fail":
+        del values["bad_rows"]
     return values
 
 

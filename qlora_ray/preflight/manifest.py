@@ -12,7 +12,7 @@ from pathlib import Path
 from qlora_ray import __version__
 from qlora_ray.config.differences import list_differences
 from qlora_ray.config.schema import Data
-from qlora_ray.data.cache import compute_fingerprint
+from qlora_ray.data.cache import CACHE_VERSION, compute_fingerprint
 from qlora_ray.data.report import DataReport
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import NodeProfile, Plan
@@ -51,7 +51,7 @@ def check_same_inputs(preflight: Preflight, manifest: Manifest, *, common: Sweep
     """
     first_data = manifest.data or DataRecord()
     before, now = first_data.fingerprint or "unknown", preflight.data.report.fingerprint
-    if before != now and before != _fingerprint_at_first_place(preflight, manifest):
+    if before != now and not _is_same_otherwise_named(preflight, manifest, first_data):
         differing = _list_data_differences(first_data, preflight.data.report)
         told = "".join(f"\n  {line}" for line in differing)
         raise RunError(
@@ -73,14 +73,29 @@ def check_same_inputs(preflight: Preflight, manifest: Manifest, *, common: Sweep
     ]
 
 
-def _fingerprint_at_first_place(preflight: Preflight, manifest: Manifest) -> str | None:
-    """The rows' fingerprint if their files were still called as when the sweep began; None if the manifest is older.
+def _is_same_otherwise_named(preflight: Preflight, manifest: Manifest, first: DataRecord) -> bool:
+    """Whether the rows are those that the sweep began with, under the names of their files then.
 
-    Where files lie is a part of the fingerprint, and says nothing about the rows.
+    Where files lie is a part of the fingerprint, and says nothing about the rows. So is the version, which is raised
+    where some rows are read otherwise: a sweep of an older one has its own rows still if they have as many tokens.
     """
+    report = preflight.data.report
+    has_as_many = (first.num_rows, first.num_tokens, first.num_completion_tokens) == (
+        report.num_rows,
+        report.num_tokens,
+        report.num_completion_tokens,
+    )
+    versions = range(CACHE_VERSION, 0, -1) if has_as_many else (CACHE_VERSION,)
+    return any(
+        first.fingerprint == _fingerprint_at_first_place(preflight, manifest, version=version) for version in versions
+    )
+
+
+def _fingerprint_at_first_place(preflight: Preflight, manifest: Manifest, *, version: int) -> str:
+    """The fingerprint of that version, if the files were still called as when the sweep began."""
     written = manifest.config.get("data")
     if not isinstance(written, Mapping):
-        return None
+        written = {}
     config = preflight.config
     values = config.data.model_dump()
     first_names = {
@@ -93,6 +108,7 @@ def _fingerprint_at_first_place(preflight: Preflight, manifest: Manifest) -> str
         digests=preflight.data.report.digests,
         tokenizer=load_tokenizer(config.model),
         data_seed=config.training.data_seed,
+        version=version,
     )
 
 
