@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
     from qlora_ray.orchestration.cluster.starting import RayStart
     from qlora_ray.orchestration.live_page import LivePage
+    from qlora_ray.preflight.checks import Preflight
     from qlora_ray.runs import SweepPaths
     from qlora_ray.runs.records import Summary
     from qlora_ray.search.space import SearchSpace
@@ -139,14 +140,12 @@ def _search(
     """Checks the sweep and runs it; `page` is its live page."""
     # From here on it takes seconds to find something wrong, and as many to start Ray.
     ray_start.begin(config.cluster)
-    from qlora_ray.preflight.checks import check_sweep, plan_sweep
+    from qlora_ray.console import Console
+    from qlora_ray.orchestration.live.watch import LiveWatch
 
-    preflight = check_sweep(config, space)
-    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
-        # What does not fit here is said before anything is started.
-        from qlora_ray.hardware import probe_node
-
-        plan_sweep(preflight, [probe_node()])
+    with LiveWatch(Console()).running() as watch:
+        watch.say("checking the config, the data and the base")
+        preflight = _check(config, space)
     from qlora_ray.orchestration.driver import run_sweep
     from qlora_ray.runs.typed_json import to_json
 
@@ -163,6 +162,18 @@ def _search(
         bundle = _export(arguments.export, paths=paths, summary=summary, is_refused=is_refused)
     facts = {**to_json(summary), "folder": str(paths.root), "exported_to": None if bundle is None else str(bundle)}
     return Result(facts, exit_code=1 if is_refused else summary.exit_code)
+
+
+def _check(config: SweepConfig, space: SearchSpace) -> Preflight:
+    from qlora_ray.preflight.checks import check_sweep, plan_sweep
+
+    preflight = check_sweep(config, space)
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        # What does not fit here is said before anything is started.
+        from qlora_ray.hardware import probe_node
+
+        plan_sweep(preflight, [probe_node()])
+    return preflight
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qlora_ray.config.reuse import with_absolute_paths
 from qlora_ray.console import Console, noise_to
 from qlora_ray.errors import (
     ExecutorsLost,
@@ -20,23 +19,23 @@ from qlora_ray.errors import (
     SweepInterrupted,
     first_line,
 )
-from qlora_ray.hardware import NodeProfile, Plan
-from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.background import BackgroundCall
 from qlora_ray.orchestration.cluster.fetching import fetch_on_nodes
-from qlora_ray.orchestration.cluster.joining import find_address, find_dashboard_link
+from qlora_ray.orchestration.cluster.joining import find_dashboard_link
 from qlora_ray.orchestration.cluster.planning import plan_nodes
 from qlora_ray.orchestration.cluster.scaling import capacity_request
 from qlora_ray.orchestration.cluster.starting import RayStart
 from qlora_ray.orchestration.control import SearchControl
-from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
-from qlora_ray.orchestration.leased_trial import TrialTerms
+from qlora_ray.orchestration.gauges import SweepGauges
 from qlora_ray.orchestration.ledger import Ledger
+from qlora_ray.orchestration.live.collecting import make_collector
+from qlora_ray.orchestration.live.watch import LiveWatch
+from qlora_ray.orchestration.opening import list_executor_nodes, open_sweep_study, start_sweep_pool
 from qlora_ray.orchestration.pool.calls import ask_pool, close_pool, read_device_wait, wait_ready
 from qlora_ray.orchestration.pool_events import PoolEvents
-from qlora_ray.orchestration.search_loop import run_trials
-from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
-from qlora_ray.orchestration.stopping import SearchStop, StopSignals, stop_signals
+from qlora_ray.orchestration.searcher import settle_finished
+from qlora_ray.orchestration.searching import run_search
+from qlora_ray.orchestration.stopping import stop_signals
 from qlora_ray.orchestration.summary import (
     describe_ray_dashboard,
     print_next_steps,
@@ -50,19 +49,10 @@ from qlora_ray.orchestration.winner import Winner, choose_winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
 from qlora_ray.runs import EventLog, SweepPaths
+from qlora_ray.runs.live import LivePhase, read_live
 from qlora_ray.runs.ownership import sign
-from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.runs.records import Manifest, Summary, read_record, write_record
-from qlora_ray.runs.typed_json import to_json
-from qlora_ray.search.study import (
-    end_interrupted,
-    enqueue_known_points,
-    open_study,
-    requeue_interrupted,
-)
-
-if TYPE_CHECKING:
-    import optuna
+from qlora_ray.search.study import end_interrupted
 
 
 @dataclass
@@ -106,7 +96,8 @@ def run_sweep(
         try:
             with (
                 noise_to(paths.logs / "driver.log") as console,
-                _explained(paths, console=console, started=started),
+                _explained(paths, started=started),
+                LiveWatch(console).running() as watch,
             ):
                 return _run(
                     preflight,
@@ -115,6 +106,7 @@ def run_sweep(
                     is_exported=is_exported,
                     ray_start=ray_start or RayStart(),
                     console=console,
+                    watch=watch,
                     started=started,
                 )
         except (QloraRayError, KeyboardInterrupt) as error:
@@ -127,7 +119,7 @@ def run_sweep(
 
 
 @contextlib.contextmanager
-def _explained(paths: SweepPaths, *, console: Console, started: _Started) -> Iterator[None]:
+def _explained(paths: SweepPaths, *, started: _Started) -> Iterator[None]:
     """What is nobody's bad input becomes a SweepFailed, with its traceback in the log."""
     try:
         yield
@@ -149,8 +141,6 @@ def _explained(paths: SweepPaths, *, console: Console, started: _Started) -> Ite
             f"{paths.root}: the sweep broke: {type(error).__name__}: {cause}. "
             f"The traceback is in {paths.logs / 'driver.log'}."
         ) from None
-    finally:
-        console.end_progress()
 
 
 def _run(
@@ -161,10 +151,11 @@ def _run(
     is_exported: bool,
     ray_start: RayStart,
     console: Console,
+    watch: LiveWatch,
     started: _Started,
 ) -> Summary:
     config = preflight.config
-    console.progress("starting Ray ...")
+    watch.say("starting Ray")
     # It reads every byte of the base, which takes as long as Ray does, or longer.
     reading = BackgroundCall(lambda: common_facts(preflight))
     with (
@@ -173,9 +164,10 @@ def _run(
         watched_ray(config.cluster, stops),
         capacity_request(config.cluster.scale_up) as request,
         tracked_trials(config.results.report_to, paths, tell=console.event) as observer,
+        contextlib.ExitStack() as followed,
     ):
         stops.check()
-        planned = plan_nodes(preflight, paths.root, request=request, tell=console.progress)
+        planned = plan_nodes(preflight, paths.root, request=request, tell=watch.say)
         plan, profiles = planned.plan, planned.nodes.profiles
         common = reading.result()
         first = read_record(paths.manifest, Manifest) if is_resume else None
@@ -190,10 +182,12 @@ def _run(
         if config.cluster.ray_dashboard:
             console.line(describe_ray_dashboard(find_dashboard_link()))
         ledger = Ledger(config, paths=paths, console=console, common=common, observer=observer)
-        fetch_on_nodes(config.model, _list_executor_nodes(plan, profiles), tell=console.progress, check=stops.check)
-        pool = _start_pool(preflight, plan, profiles, paths, base=common.base)
-        console.progress("loading the base ...")
-        study = _open_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
+        fetch_on_nodes(config.model, list_executor_nodes(plan, profiles), tell=watch.say, check=stops.check)
+        watch.say("starting the executors, which load the base")
+        pool = start_sweep_pool(preflight, plan, profiles, paths, base=common.base)
+        collector = make_collector(preflight, plan, ledger=ledger, pool=pool, earlier=read_live(paths))
+        followed.enter_context(watch.following(collector, ledger=ledger, paths=paths, gauges=SweepGauges(paths.name)))
+        study = open_sweep_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
         wait_ready(pool)
         stops.check()
         started.value = True
@@ -206,7 +200,8 @@ def _run(
         control = SearchControl(paths, ledger)
         try:
             with watched_nodes(preflight, pool, planned=planned, ledger=ledger, paths=paths, request=request):
-                _search(
+                watch.begin(LivePhase.SEARCH, "training")
+                run_search(
                     preflight,
                     plan=plan,
                     ledger=ledger,
@@ -217,7 +212,7 @@ def _run(
                     control=control,
                 )
                 waiting = read_device_wait(pool)
-                console.progress("scoring the best trials and the base ...")
+                watch.begin(LivePhase.SCORING, "the best trials and the base")
                 winner = _choose_winner(preflight, ledger=ledger, paths=paths, pool=pool, events=events)
         except KeyboardInterrupt:
             interrupted = True
@@ -247,9 +242,9 @@ def _run(
             device_wait_share=waiting,
         )
         ledger.note("sweep_ended", reason=summary.status)
-        console.progress("writing the report ...")
+        watch.begin(LivePhase.REPORT, "writing the page")
         report = _write_report(paths)
-        console.end_progress()
+        followed.close()
         if lost is not None:
             raise SweepInterrupted(
                 f"{paths.root}: {lost} Its running trials are interrupted. Go on with: {paths.resume_command}"
@@ -260,124 +255,6 @@ def _run(
         print_next_steps(console, summary, ledger=ledger, winner=winner, paths=paths, is_exported=is_exported)
         close_pool(pool)
         return summary
-
-
-def _open_study(
-    preflight: Preflight, ledger: Ledger, *, paths: SweepPaths, is_resume: bool, num_slots: int
-) -> optuna.Study:
-    search = preflight.config.search
-    study = open_study(paths.study, name=paths.name, search=search, space=preflight.space)
-    # Also on a resume: the first driver may have been killed before it did; points that are there stay single.
-    enqueue_known_points(study, search=search, space=preflight.space)
-    if is_resume:
-        ledger.restore()
-        settle_finished(study, ledger)
-        requeued = requeue_interrupted(study)
-        ledger.note("sweep_resumed", reason=f"{len(requeued)} interrupted trials are queued again")
-    else:
-        ledger.note("sweep_started", reason=f"{search.num_trials} trials, {num_slots} slots")
-    return study
-
-
-def _list_executor_nodes(plan: Plan, profiles: Mapping[str, NodeProfile]) -> list[str]:
-    from qlora_ray.orchestration.executor.launcher import plan_executors
-
-    return sorted({spec.node_id for spec in plan_executors(plan, profiles)})
-
-
-def _start_pool(
-    preflight: Preflight, plan: Plan, profiles: Mapping[str, NodeProfile], paths: SweepPaths, *, base: BaseRecord
-) -> Any:
-    import ray
-
-    from qlora_ray.orchestration.executor.actor import ExecutorTerms
-    from qlora_ray.orchestration.executor.launcher import RayLauncher, plan_executors
-    from qlora_ray.orchestration.pool.starting import start_pool
-    from qlora_ray.orchestration.pool.terms import PoolTerms
-
-    cluster = preflight.config.cluster
-    config = preflight.config
-    if find_address(cluster) is not None:
-        # Workers of another node start in another folder; those of a private Ray in this one.
-        config = with_absolute_paths(config, Path.cwd())
-    terms = ExecutorTerms(config, paths.root.resolve(), plan, to_json(base))
-    return start_pool(
-        RayLauncher(terms, ray.put(preflight.data)),
-        plan_executors(plan, profiles),
-        terms=PoolTerms(
-            lease_timeout_s=cluster.lease_timeout_s,
-            heartbeat_timeout_s=cluster.heartbeat_timeout_s,
-            progress_timeout_s=cluster.progress_timeout_s,
-            max_slots=cluster.max_slots,
-            idle_timeout_s=cluster.idle_timeout_s if cluster.scale_up else None,
-            drain_timeout_s=cluster.drain_timeout_s,
-            waits_for_nodes=cluster.scale_up is not None,
-        ),
-        name=paths.name,
-    )
-
-
-def _search(
-    preflight: Preflight,
-    *,
-    plan: Plan,
-    ledger: Ledger,
-    study: optuna.Study,
-    pool: Any,
-    events: PoolEvents,
-    stops: StopSignals,
-    control: SearchControl,
-) -> None:
-    def run(preflight: Preflight, searcher: StudySearcher) -> None:
-        _run_trials(
-            preflight, searcher, plan=plan, ledger=ledger, pool=pool, events=events, stops=stops, control=control
-        )
-
-    num_trials, num_slots = preflight.config.search.num_trials, plan.total_slots
-    searcher = StudySearcher(study, space=preflight.space, ledger=ledger, num_trials=num_trials, num_slots=num_slots)
-    run(preflight, searcher)
-    planned = [] if ledger.is_stopping else plan_seeds(ledger, preflight.config)
-    if planned:
-        ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
-        seeds = SeedSearcher(study, space=preflight.space, ledger=ledger, planned=planned, num_slots=num_slots)
-        # All of them to the end: they are compared with each other, and no longer searched among.
-        search = preflight.config.search.model_copy(update={"scheduler": "none"})
-        config = preflight.config.model_copy(update={"search": search})
-        run(replace(preflight, config=config), seeds)
-
-
-def _run_trials(
-    preflight: Preflight,
-    searcher: StudySearcher,
-    *,
-    plan: Plan,
-    ledger: Ledger,
-    pool: Any,
-    events: PoolEvents,
-    stops: StopSignals,
-    control: SearchControl,
-) -> None:
-    if searcher.num_left <= 0:
-        return
-    stop = SearchStop()
-    ledger.show_progress()
-    try:
-        stops.begin_search(stop, ledger)
-        run_trials(
-            # Any placement serves to compare trials.
-            TrialTerms(
-                preflight.config, len(preflight.data.train), sizes=TrialSizes(preflight.shape, plan.placements[0])
-            ),
-            searcher=searcher,
-            ledger=ledger,
-            pool=pool,
-            stop=stop,
-            events=events,
-            control=control,
-        )
-    finally:
-        stops.end_search()
-    stops.check()
 
 
 def _choose_winner(

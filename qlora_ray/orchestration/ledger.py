@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
-from qlora_ray.formats import format_duration, format_loss, format_setting
+from qlora_ray.formats import format_loss, format_setting
 from qlora_ray.orchestration.standings import Standings
 from qlora_ray.orchestration.trial_entry import TrialEntry, TrialResult
 from qlora_ray.orchestration.trials_table import TrialsTable
@@ -89,7 +89,6 @@ class Ledger:
         self._console = console
         self._common = common
         self._events = EventLog(paths.events)
-        self._started = time.time()
         self._table = TrialsTable(paths.trials_table, objectives=list(config.search.objectives))
         self.entries: dict[int, TrialEntry] = {}
         self.objective, self.mode = next(iter(config.search.objectives.items()))
@@ -208,7 +207,6 @@ class Ledger:
             self._console.event(self._describe_end(entry))
             if self._observer is not None:
                 self._observer.closed(entry)
-            self.show_progress()
         return self.outcome_of(entry)
 
     def outcome_of(self, entry: TrialEntry) -> Outcome:
@@ -248,6 +246,11 @@ class Ledger:
         """Trials that have not ended."""
         return self._standings.running()
 
+    @property
+    def best(self) -> TrialEntry | None:
+        """The best complete trial."""
+        return self._standings.best
+
     def ranked(self) -> list[TrialEntry]:
         """Complete trials, best first."""
         return self._standings.ranked()
@@ -264,17 +267,6 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """Trials by state."""
         return self._standings.counts()
-
-    def show_progress(self) -> None:
-        """Renews the progress line."""
-        total = self.num_planned
-        done = self._standings.num_in(TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
-        parts = [f"{done}/{total} trials", f"{len(self.running())} running"]
-        best = self._standings.best
-        if best is not None:
-            parts.append(f"best {self.objective} {format_loss(self.value_of(best))} (trial {best.id})")
-        parts.append(f"ETA {self._eta(done, total)}")
-        self._console.progress(" · ".join(parts))
 
     def _enter(self, entry: TrialEntry, report_index: int, metrics: dict[str, float]) -> bool:
         """Enters a report's metrics; False if it was there already."""
@@ -312,12 +304,6 @@ class Ledger:
         if entry.state is TrialStatus.FAILED:
             # Written before the evaluation that it did not survive; its record names none.
             shutil.rmtree(trial.adapter, ignore_errors=True)
-
-    def _eta(self, done: int, total: int) -> str:
-        if not self._standings.num_ended or done >= total:
-            return "-" if done < total else "0:00"
-        elapsed = time.time() - self._started
-        return format_duration(elapsed / self._standings.num_ended * (total - done))
 
     def _judge(self, entry: TrialEntry) -> tuple[TrialStatus, str | None]:
         if entry.failure and entry.failure.cause in NOT_ITS_OWN:

@@ -16,6 +16,7 @@ from qlora_ray.hardware import Plan
 from qlora_ray.orchestration import driver
 from qlora_ray.orchestration.cluster.planning import PlannedCluster
 from qlora_ray.orchestration.cluster.probing import ProbedCluster
+from qlora_ray.orchestration.live import collecting
 from qlora_ray.orchestration.pool.terms import PoolTerms
 from qlora_ray.orchestration.stopping import SearchStop
 from qlora_ray.orchestration.winner import Winner
@@ -56,19 +57,21 @@ class World:
         self.winner: Callable[..., Winner | None] = lambda ledger, **_: make_winner(ledger.ranked()[0])
         books = Books(root / "inputs", scheduler="asha")
         report = SimpleNamespace(summary_lines=lambda: ["3 rows"], fingerprint="f")
-        data: Any = SimpleNamespace(train=[0] * 8, report=report)
+        data: Any = SimpleNamespace(train=[0] * 8, validation=[0] * 4, test=None, report=report)
         shape: Any = None
         self.preflight = Preflight(books.config, books.space, [], shape, data, "loss only", [])
         for name, replacement in {
             "watched_ray": lambda cluster, stops: contextlib.nullcontext(),
             "watched_nodes": lambda *_, **__: contextlib.nullcontext(),
             "plan_nodes": self._plan_nodes,
+            "SweepGauges": lambda name: SimpleNamespace(publish=lambda *_, **__: None),
             "common_facts": lambda preflight: SweepFacts(base=BaseRecord(hash="sha256:b")),
             "describe_sweep": self._describe_sweep,
-            "run_trials": self._run_trials,
             "choose_winner": self._choose_winner,
         }.items():
             monkeypatch.setattr(driver, name, replacement)
+        monkeypatch.setattr("qlora_ray.orchestration.searching.run_trials", self._run_trials)
+        monkeypatch.setattr(collecting, "resolve_data_metrics", lambda config, data: ([], "loss only"))
         monkeypatch.setattr("qlora_ray.orchestration.cluster.joining.ray_cluster", self._join)
         monkeypatch.setattr("qlora_ray.reporting.write_report", self.write_report)
         monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)

@@ -99,6 +99,7 @@ class FakePool:
 
     def __post_init__(self) -> None:
         self.next_events = remote(lambda seen, timeout_s: self.events[seen:])
+        self.live = remote(lambda: {"seats": [], "waiting": []})
         self.ready_executors = remote(lambda: self.executors)
         self.begin_scoring = remote(lambda: self.calls.append("begin_scoring"))
         self.wait_ready = remote(lambda: self.calls.append("wait_ready"))

@@ -58,8 +58,8 @@ def test_every_node_is_waited_for_and_it_is_told_how_many_have_the_base(monkeypa
     told = fetch(ray, "a", "b", monkeypatch=monkeypatch)
     assert (ray.now, ray.read) == (5, ["a", "b"])
     assert list(dict.fromkeys(told)) == [
-        "fetching the base: 0 of 2 nodes have it ...",
-        "fetching the base: 1 of 2 nodes have it ...",
+        "fetching the base: 0 of 2 nodes have it",
+        "fetching the base: 1 of 2 nodes have it",
     ]
 
 

@@ -211,7 +211,7 @@ def test_a_sweep_stopped_while_it_scores_is_interrupted_and_keeps_its_trials(wor
     assert summary.counts == {"complete": 3}
 
 
-@pytest.mark.parametrize("moment", ["plan_nodes", "_start_pool", "_open_study"])
+@pytest.mark.parametrize("moment", ["plan_nodes", "start_sweep_pool", "open_sweep_study"])
 def test_a_sweep_stopped_before_its_first_trial_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -259,7 +259,7 @@ def test_the_loss_of_every_executor_keeps_the_folder_for_a_resume(world: World) 
     assert read_json(world.paths.summary)["status"] == "interrupted"
 
 
-@pytest.mark.parametrize("moment", ["write_record", "run_trials", "write_summary"])
+@pytest.mark.parametrize("moment", ["write_record", "run_search", "write_summary"])
 def test_a_full_disk_is_one_line_with_the_traceback_in_the_log(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

@@ -54,7 +54,7 @@ def fetch_on_nodes(
     try:
         deadline = None
         while pending and (deadline is None or time.monotonic() < deadline):
-            tell(f"fetching the base: {len(tasks) - len(pending)} of {plural(len(tasks), 'node')} have it ...")
+            tell(f"fetching the base: {len(tasks) - len(pending)} of {plural(len(tasks), 'node')} have it")
             check()
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=LOOK_INTERVAL_S)
             if done and deadline is None:

@@ -56,7 +56,7 @@ def plan_nodes(
             raise
         problem = error
     request.ask(1)
-    tell("waiting for the autoscaler to bring a node ...")
+    tell("waiting for the autoscaler to bring a node")
     seen, deadline = set(list_nodes()), time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         time.sleep(LOOK_INTERVAL_S)

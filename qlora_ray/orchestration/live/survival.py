@@ -26,7 +26,7 @@ class Survival:
         """Reports of a whole trial, R."""
         return len(self.goes_on) + 1
 
-    def final_share(self, number: int, *, num_made: int = 0) -> float:
+    def final_share(self, number: int, *, num_made: int = 0, shift: float = 0.0) -> float:
         """The share of its samples at which a trial is expected to end.
 
         Trials are spread over the ends that they can have, each always to the same one: so that a schedule of many has
@@ -35,8 +35,9 @@ class Survival:
         Args:
             number: The trial's.
             num_made: Reports after which it went on.
+            shift: From 0 to 1: other draws of the same trials.
         """
-        position = (number * GOLDEN + 0.5) % 1.0
+        position = (number * GOLDEN + 0.5 + shift) % 1.0
         left = 1.0
         for index in range(num_made + 1, self.num_reports):
             left *= self.goes_on[index - 1]
