@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ def is_sweep(folder: Path) -> bool:
 
 
 def find_sweeps(folder: Path) -> list[Path]:
-    """The sweeps in a folder, the one that was begun last first."""
-    try:
-        found = [(child.stat().st_mtime, child) for child in folder.iterdir() if child.is_dir() and is_sweep(child)]
-    except OSError:
-        return []
+    """The sweeps in a folder, the one that was begun, or resumed, last first."""
+    found = []
+    with suppress(OSError):
+        for child in folder.iterdir():
+            if child.is_dir() and is_sweep(child):
+                manifest = child / "manifest.json"
+                found.append(((manifest if manifest.is_file() else child).stat().st_mtime, child))
     return [child for _, child in sorted(found, reverse=True)[:MAX_SWEEPS]]
 
 

@@ -114,8 +114,11 @@ def look_at_all(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running sweep's page."""
+    """The address of a running sweep's page, which has a finished sweep beside it."""
     paths = write_running(tmp_path_factory.mktemp("results") / "s")
+    won = write_sweep(paths.root.with_name("won"), usual_sketches(), winner=3)
+    for model in ("base", "0003"):
+        append_line(won.best / "answers.jsonl", {"model": model, "row": 1, "answer": SCRIPT, "reference": SCRIPT})
     with paths.lock(), served(paths.root) as (url, _):
         yield url
 
@@ -165,20 +168,31 @@ def test_trials_are_sorted_filtered_and_opened_by_keyboard(browser: Browser, run
         assert page.evaluate("() => document.activeElement.textContent") == "0004"
 
 
+def test_another_sweep_s_page_is_a_click_away_and_its_answers_stay_text(browser: Browser, running: str) -> None:
+    with opened(browser, running, window="phone") as page:
+        row = page.locator("#other-table tbody tr")
+        assert "complete" in row.inner_text() and "better" in row.inner_text()
+        page.get_by_role("link", name="won").click()
+        page.wait_for_selector("h1:text-is('Trial 0003 is better than its base')")
+        assert page.locator("#answer-list .texts p").all_inner_texts() == [SCRIPT] * 3
+        assert page.locator("#answer-list script, #answer-list img").count() == 0
+        assert page.evaluate(FITS)
+
+
 def test_buttons_ask_the_driver_and_show_its_answer(browser: Browser, tmp_path: Path) -> None:
     paths = write_running(tmp_path / "results" / "s")
     with paths.lock(), served(paths.root, "--control") as (url, _), opened(browser, url) as page:
         page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="0014", exact=True).click()
         page.get_by_role("button", name="Stop this trial").click()
-        page.wait_for_selector("#control-note:has-text('Asked')")
+        page.wait_for_selector("#control-note:has-text('takes it within')")
         [request] = take_requests(paths)
         assert (request.action, request.trial) == (ControlAction.STOP_TRIAL, "0014")
         page.keyboard.press("Escape")
         EventLog(paths.events).write("request_done", action="pause", reason="no new trials, as asked")
         page.wait_for_selector("#control-note:text-is('no new trials, as asked')")
         page.get_by_role("button", name="Continue").click()
-        page.wait_for_selector("#control-note:has-text('Asked')")
+        page.wait_for_selector("#control-note:has-text('takes it within')")
         assert [request.action for request in take_requests(paths)] == [ControlAction.CONTINUE]
 
 

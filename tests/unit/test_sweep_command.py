@@ -121,7 +121,7 @@ def test_a_resumed_sweep_that_chose_no_winner_still_has_the_one_of_before(ended,
 
 
 @pytest.mark.parametrize("shown", ["--print-config", "--preview"])
-@pytest.mark.parametrize("asked", ["--export=out", "--require-improvement"])
+@pytest.mark.parametrize("asked", ["--export=out", "--require-improvement", "--dashboard"])
 def test_what_is_of_a_whole_sweep_is_refused_where_none_is_run(ended, capfd, shown, asked):
     root = ended()
     assert run(root, shown, asked) == 2
