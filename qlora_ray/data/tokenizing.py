@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qlora_ray.data.end_tokens import is_end_token
 from qlora_ray.data.examples import Example, divide
 from qlora_ray.data.templates import BeginningChanges, Piece, Template, find_lost, render
 from qlora_ray.errors import DataError
@@ -240,8 +241,7 @@ def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _ends_in_special_id(ids: list[int], mask: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
-    last_trained = len(mask) - 1 - mask[::-1].index(1)
-    return ids[last_trained] == tokenizer.eos_token_id or ids[last_trained] in tokenizer.added_tokens_decoder
+    return is_end_token(ids[len(mask) - 1 - mask[::-1].index(1)], tokenizer)
 
 
 def _holds_special_text(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:

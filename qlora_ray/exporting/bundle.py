@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from qlora_ray.data.end_tokens import find_end_ids
 from qlora_ray.errors import QloraRayError, RunError
 from qlora_ray.exporting.bundle_evaluation import take_evaluation
 from qlora_ray.exporting.card.card import CardFacts, make_card
@@ -72,7 +73,7 @@ def write_bundle(
         name = _name(selection, head_dtype=report.head_dtype if report else selection.quantization.compute_dtype)
         evaluation = take_evaluation(selection, folder, to=to, notes=notes)
         _write_records(selection, folder, name=str(name))
-        facts = CardFacts(str(name), selection, report, evaluation)
+        facts = CardFacts(str(name), selection, report, evaluation, _find_ends(selection, folder / "adapter"))
         write_text(folder / "README.md", str(make_card(facts)))
         inventory = take_inventory(selection, folder, name=str(name), merge=report)
         write_json(folder / INVENTORY, inventory)
@@ -95,6 +96,12 @@ def _name(selection: Selection, *, head_dtype: str) -> BundleName:
         quantization=selection.quantization,
         head_dtype=head_dtype,
     )
+
+
+def _find_ends(selection: Selection, adapter: Path) -> dict[int, str]:
+    """The tokens that end an answer, by the tokenizer beside the adapter."""
+    tokenizer = load_tokenizer(selection.config.model.model_copy(update={"name": str(adapter), "revision": None}))
+    return {token: str(tokenizer.convert_ids_to_tokens(token)) for token in find_end_ids(tokenizer)}
 
 
 def _write_adapter(selection: Selection, folder: Path) -> list[str]:

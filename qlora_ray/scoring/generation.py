@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Precision
+from qlora_ray.data.end_tokens import find_end_ids
 from qlora_ray.errors import DataError
 from qlora_ray.scoring.decoding import Continuation, Decoder, Finish
 from qlora_ray.scoring.early_end import EarlyEnd
@@ -193,7 +194,7 @@ def answer_in_batches(
             raise DataError(f"evaluation: row {row} must have a prompt to answer, got no tokens. Drop the row.")
     limit = find_limit(read_positions(model.config), max_length)
     prompts, budgets = fit_prompts(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
-    end_ids = _end_token_ids(model, tokenizer)
+    end_ids = find_end_ids(tokenizer, getattr(getattr(model, "generation_config", None), "eos_token_id", None))
     pad_id = next((token_id for token_id in (tokenizer.pad_token_id, *end_ids) if token_id is not None), 0)
 
     with evaluating(model, precision=precision):
@@ -229,14 +230,6 @@ def answer_in_batches(
                 if largest < len(left):
                     # Halved for lack of memory: batches stay small.
                     size = largest
-
-
-def _end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the ids that end an answer: the tokenizer's, which training ends rows with, and the model's own."""
-    config = getattr(model, "generation_config", None)
-    own = getattr(config, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    return sorted({token_id for token_id in ids if isinstance(token_id, int)})
 
 
 def _read_answer(tokenizer: PreTrainedTokenizerBase, ended: Continuation) -> Answer:

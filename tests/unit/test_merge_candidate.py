@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
@@ -230,3 +230,22 @@ def test_the_own_code_of_a_hub_base_is_that_of_the_pinned_commit(tmp_path, monke
         "AutoModel": "modeling_own.OwnModel",
         "AutoTokenizer": ["org/other--tokenization_theirs.Tokenizer", None],
     }
+
+
+def test_the_merged_model_ends_with_what_answers_were_trained_to_end_with(tmp_path):
+    base = save_base(tmp_path / "base", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    own = tokenizer.eos_token
+    tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(70)]})
+    (tmp_path / "merged").mkdir()
+    write_side_files(
+        tmp_path / "merged",
+        checkpoint=open_checkpoint(Model(name=str(base))),
+        plan=SimpleNamespace(dtype="fp32", tying="not tied"),
+        tokenizer=tokenizer,
+        end=70,
+    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").eos_token_id == 70
+    assert tokenizer.eos_token == own
+    written = GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id
+    assert set(written) == {70, tokenizer.eos_token_id}

@@ -47,6 +47,20 @@ def test_the_models_own_sampling_and_penalties_do_not_apply() -> None:
     assert generate(model) == expected
 
 
+def test_an_answer_ends_where_the_chat_template_ends_it() -> None:
+    model, tokenizer = make_llama().eval(), make_tokenizer()
+    tokens = greedy_by_hand(model, PROMPTS[0], num_tokens=12)
+    end = tokens[6]
+    word = str(tokenizer.convert_ids_to_tokens(end))
+    tokenizer.add_special_tokens({"additional_special_tokens": [word]})
+    assert tokenizer.convert_tokens_to_ids(word) == end != tokenizer.eos_token_id
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}END{% endif %}"
+    tokenizer.chat_template = (tokenizer.chat_template + "{% endfor %}").replace("END", word)
+    answers = generate_answers(model, tokenizer, [PROMPTS[0]], max_new_tokens=12, batch_size=1, precision="fp32")
+    assert answers.texts == [tokenizer.decode(tokens[: tokens.index(end)], skip_special_tokens=True).strip()]
+    assert answers.finishes == ["stop"]
+
+
 def test_an_answer_ends_at_the_first_end_token_of_the_model_or_the_tokenizer_and_is_cut_without() -> None:
     model = make_llama().eval()
     tokens = greedy_by_hand(model, PROMPTS[0], num_tokens=12)

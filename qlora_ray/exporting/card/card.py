@@ -40,7 +40,8 @@ def make_card(facts: CardFacts) -> ModelCard:
         "## Against its base\n\n" + _verdict(facts),
         _scores(facts),
         _merge(facts),
-        "## How to load it\n\n" + guide_loading(facts.selection, has_merged=facts.merge is not None),
+        "## How to load it\n\n"
+        + guide_loading(facts.selection, has_merged=facts.merge is not None, end_ids=list(facts.ends)),
         "## How it was made\n\n" + _settings(facts),
         "## Make it again\n\n" + _reproduction(facts),
         "## Limits\n\n" + _limits(facts),
@@ -118,6 +119,7 @@ def _settings(facts: CardFacts) -> str:
         ["precision", value(ran.precision).strip('"')],
         ["quantization", _quantization(selection.quantization)],
         ["prompts", f"{selection.data.template or 'not recorded'} template"],
+        ["an answer ends with", ", ".join(f"`{token}`" for token in facts.ends.values()) or "no token"],
         ["device", record.executor.device or "not recorded"],
         ["trainable parameters", f"{value(ran.trainable_parameters)}"],
         ["training", f"{record.times.train_s:.0f} s"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from qlora_ray.exporting.bundle_evaluation import ModelPair, read_pairs
 from qlora_ray.exporting.merge.report import MergeReport
@@ -22,12 +22,14 @@ class CardFacts:
         name: The bundle's name.
         merge: The merge's report; None without a merged model.
         evaluation: evaluation.json of this trial; None if it was not evaluated by itself.
+        ends: The tokens that end an answer, by id.
     """
 
     name: str
     selection: Selection
     merge: MergeReport | None
     evaluation: EvaluationRecord | None
+    ends: Mapping[int, str] = field(default_factory=dict)
 
 
 def verdict_sentences(facts: CardFacts) -> list[str]:

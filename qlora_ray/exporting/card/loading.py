@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qlora_ray.exporting.naming import shorten_source
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.loading import EMBEDDED
@@ -10,12 +12,18 @@ from qlora_ray.modeling.quantization import QuantizationSpec
 _TORCH_DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
 
 
-def guide_loading(selection: Selection, *, has_merged: bool) -> str:
-    """Markdown with the code that loads the bundle, from inside its folder."""
+def guide_loading(selection: Selection, *, has_merged: bool, end_ids: Sequence[int] = ()) -> str:
+    """Markdown with the code that loads the bundle, from inside its folder.
+
+    Args:
+        selection: The trial.
+        has_merged: Whether the bundle has a merged model.
+        end_ids: The tokens that end an answer; several where the base's own end token is another one.
+    """
     parts = []
     if has_merged:
         parts += ["Merged, one model as any other:", _fenced(_merged_code(selection))]
-    parts += ["The adapter, on the base held as it was while it trained:", _fenced(_adapter_code(selection))]
+    parts += ["The adapter, on the base held as it was while it trained:", _fenced(_adapter_code(selection, end_ids))]
     if not selection.base_is_on_hub and selection.base_name != EMBEDDED:
         parts.append(
             f"The base is a folder, `{shorten_source(selection.base_name)}`, that is not on the hub: put its path in "
@@ -38,7 +46,7 @@ def _trust_code(selection: Selection) -> str:
     return ", trust_remote_code=True" if selection.needs_code else ""
 
 
-def _adapter_code(selection: Selection) -> str:
+def _adapter_code(selection: Selection, end_ids: Sequence[int]) -> str:
     quantization = selection.quantization
     dtype = _TORCH_DTYPES[quantization.compute_dtype]
     arguments = [f"dtype={dtype}"]
@@ -60,6 +68,11 @@ def _adapter_code(selection: Selection) -> str:
         'model = PeftModel.from_pretrained(base, "adapter")',
         f'tokenizer = AutoTokenizer.from_pretrained("adapter"{trust})',
     ]
+    if len(end_ids) > 1:
+        lines += [
+            "# The base alone does not know all that its answers were trained to end with.",
+            f"model.generation_config.eos_token_id = {list(end_ids)}",
+        ]
     if selection.base_name == EMBEDDED:
         lines.insert(3, "from qlora_ray import embedded")
     return "\n".join(lines)

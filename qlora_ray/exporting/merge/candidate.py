@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qlora_ray.data.end_tokens import find_end_ids
 from qlora_ray.errors import ModelError
 from qlora_ray.exporting.merge.checkpoint import Checkpoint, write_shards
 from qlora_ray.exporting.merge.deltas import AdapterChanges
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Rule = Literal["w16", "dequant"]
+GENERATION_CONFIG = "generation_config.json"
 # What config.json calls them.
 DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -97,7 +99,12 @@ def write_candidate(
 
 
 def write_side_files(
-    folder: Path, *, checkpoint: Checkpoint, plan: MergePlan, tokenizer: PreTrainedTokenizerBase
+    folder: Path,
+    *,
+    checkpoint: Checkpoint,
+    plan: MergePlan,
+    tokenizer: PreTrainedTokenizerBase,
+    end: int | None = None,
 ) -> None:
     """Writes config.json, generation_config.json and the tokenizer with its chat template beside the weights.
 
@@ -106,16 +113,39 @@ def write_side_files(
         checkpoint: The base; its generation_config.json and its own code are copied.
         plan: The dtype and whether embedding and head are tied, for config.json.
         tokenizer: The base's tokenizer.
+        end: The token that answers were trained to end with. It becomes the merged model's tokenizer's end token, and
+            is in its generation_config.json: readers go by one or the other. None: the tokenizer's own stays.
     """
     config = _merged_config(checkpoint, plan)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    generation = checkpoint.find_file("generation_config.json")
-    if generation is not None:
-        (folder / "generation_config.json").write_bytes(generation.read_bytes())
+    _write_generation_config(folder, checkpoint=checkpoint, tokenizer=tokenizer, end=end)
     if isinstance(config.get("auto_map"), dict):
         for source in _find_code(checkpoint, config["auto_map"]):
             (folder / source.name).write_bytes(source.read_bytes())
-    tokenizer.save_pretrained(str(folder))
+    own = tokenizer.eos_token
+    try:
+        if end is not None:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        tokenizer.save_pretrained(str(folder))
+    finally:
+        tokenizer.eos_token = own
+
+
+def _write_generation_config(
+    folder: Path, *, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, end: int | None
+) -> None:
+    """The base's, with every token that ends an answer; as it is where it has them all."""
+    file = checkpoint.find_file(GENERATION_CONFIG)
+    written = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    found = written.get("eos_token_id")
+    own = found if isinstance(found, list) else [found]
+    ends = find_end_ids(tokenizer, [*own, end])
+    if set(ends) == set(own):
+        assert file is not None
+        (folder / GENERATION_CONFIG).write_bytes(file.read_bytes())
+    elif ends:
+        written["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+        (folder / GENERATION_CONFIG).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def _merged_config(checkpoint: Checkpoint, plan: MergePlan) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model
+from qlora_ray.data.end_tokens import find_trained_end
 from qlora_ray.errors import RunError
 from qlora_ray.exporting.merge.candidate import Candidate, Rule, write_candidate, write_side_files
 from qlora_ray.exporting.merge.checkpoint import (
@@ -186,8 +187,9 @@ class _Merge:
             ]
             check_changed(candidates, adapter=self.adapter, dtype=plan.dtype)
             facts = _adapter_facts(self.adapter, changes)
+        end = find_trained_end(self.held_out.input_ids, self.held_out.completion_mask, base.tokenizer)
         for candidate in candidates:
-            write_side_files(candidate.folder, checkpoint=checkpoint, plan=plan, tokenizer=base.tokenizer)
+            write_side_files(candidate.folder, checkpoint=checkpoint, plan=plan, tokenizer=base.tokenizer, end=end)
         return _Trained(reference, yardstick, checkpoint, plan, candidates, facts)
 
     @property
