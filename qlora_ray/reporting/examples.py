@@ -12,6 +12,12 @@ from qlora_ray.runs.files import read_lines
 # What best/answers.jsonl calls the base.
 BASE = "base"
 NUM_EXAMPLES = 8
+# Behind an answer that the model itself did not end, by its `finish`.
+NOT_ENDED = {
+    "length": "... [cut: no tokens left]",
+    "settled": "... [ended here: its score could not change any more]",
+    "loop": "... [ended here: it repeats itself]",
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,14 @@ def read_examples(paths: SweepPaths, winner: str) -> tuple[Example, ...]:
         Example(
             row,
             str(answers[winner][row].get("reference") or ""),
-            str(answers[BASE][row].get("answer") or ""),
-            str(answers[winner][row].get("answer") or ""),
+            _read_answer(answers[BASE][row]),
+            _read_answer(answers[winner][row]),
         )
         for row in both
     )
+
+
+def _read_answer(line: Mapping[str, Any]) -> str:
+    text = str(line.get("answer") or "")
+    note = NOT_ENDED.get(str(line.get("finish")))
+    return text if note is None else f"{text} {note}".strip()
