@@ -92,7 +92,7 @@ def test_scoring_shows_its_rows_and_a_sweep_that_stands_still_for_how_long() -> 
     activity = Activity(LivePhase.SCORING, "the best trials and the base", 30.0, 14.0)
     first, *_ = render_block(figures, STANDING, activity, columns=200, rows=40)
     assert first == (
-        "scoring: the best trials and the base, 0:30 · answers of 0001 on test: 1,200/5,000 rows of all · "
+        "scoring: the best trials and the base, 0:30 · answers of 0001 on test: 1,200 of 5,000 rows · "
         "no step or report ended for 0:14"
     )
 

@@ -186,7 +186,7 @@ class Schedule:
 
 def watch(schedule: Schedule) -> list[tuple[float, float | None]]:
     """When, and what was then said to be left of the search, to its end."""
-    outlook = Outlook(schedule.search, top_k=3, rows=RowCounts(validation=10, verdict=10, with_answers=False))
+    outlook = Outlook(schedule.search, top_k=3, rows=RowCounts(validation=10, verdict=10, answered=0))
     said = []
     while schedule.advance():
         said.append((schedule.now, outlook.look(schedule.scene()).search_s))
@@ -211,7 +211,7 @@ def test_from_a_third_of_the_search_on_the_time_it_takes_is_foretold_within_a_qu
 
 
 def test_before_a_step_is_taken_nothing_is_said() -> None:
-    outlook = Outlook(Search(), top_k=3, rows=RowCounts(validation=10, verdict=10, with_answers=True))
+    outlook = Outlook(Search(), top_k=3, rows=RowCounts(validation=10, verdict=10, answered=10))
     executors = [LiveExecutor(executor=0, state="ready", slots=1)]
     entry = TrialEntry(0, {}, 0.0)
     scene = Scene(0.0, LivePhase.SEARCH, 4, {0: entry}, {trial_id_of(0): LiveTrial(executor=0)}, executors, {})
@@ -220,6 +220,6 @@ def test_before_a_step_is_taken_nothing_is_said() -> None:
 
 
 def test_once_the_sweep_has_ended_nothing_is_left() -> None:
-    outlook = Outlook(Search(), top_k=3, rows=RowCounts(validation=10, verdict=10, with_answers=True))
+    outlook = Outlook(Search(), top_k=3, rows=RowCounts(validation=10, verdict=10, answered=10))
     left = outlook.look(Scene(0.0, LivePhase.ENDED, 4, {}, {}, [], {}))
     assert (left.search_s, left.scoring_s, left.total_s) == (0.0, 0.0, 0.0)

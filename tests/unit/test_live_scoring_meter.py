@@ -6,7 +6,7 @@ import pytest
 
 from qlora_ray.orchestration.live.scoring_meter import ANSWER_FACTOR, ANSWERS, LOSS, ScoringMeter, ScoringWork
 
-WORK = ScoringWork.count(num_finalists=3, num_validation=100, num_verdict=50, with_answers=True)
+WORK = ScoringWork.count(num_finalists=3, num_validation=100, num_verdict=50, num_answered=50)
 
 
 def part(what: str, done: int, total: int) -> dict[str, object]:
@@ -16,7 +16,7 @@ def part(what: str, done: int, total: int) -> dict[str, object]:
 
 def test_the_work_is_the_finalists_losses_and_the_verdict_of_winner_and_base() -> None:
     assert WORK.rows == {LOSS: 400, ANSWERS: 100}
-    assert ScoringWork.count(num_finalists=1, num_validation=5, num_verdict=5, with_answers=False).rows[ANSWERS] == 0
+    assert ScoringWork.count(num_finalists=1, num_validation=5, num_verdict=5, num_answered=0).rows[ANSWERS] == 0
 
 
 def test_before_it_begins_it_is_foretold_from_the_evaluations_at_reports() -> None:

@@ -123,7 +123,7 @@ def _describe_activity(figures: LiveFigures, activity: Activity) -> str:
     words = f"{activity.phase}: {activity.words}, {format_duration(activity.for_s)}"
     if activity.phase is LivePhase.SCORING and figures.scoring is not None:
         scoring = figures.scoring
-        words += f" · {scoring.what}: {format_count(scoring.done)}/{format_count(scoring.total)} rows of all"
+        words += f" · {scoring.what}: {format_count(scoring.done)} of {format_count(scoring.total)} rows"
     if activity.quiet_s is not None and activity.quiet_s >= QUIET_S:
         words += f" · no step or report ended for {format_duration(activity.quiet_s)}"
     return words

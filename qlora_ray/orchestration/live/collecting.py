@@ -124,10 +124,11 @@ def make_collector(
     """
     config, data = preflight.config, preflight.data
     metrics, _ = resolve_data_metrics(config, data)
+    num_verdict = len(data.validation if data.test is None else data.test)
     rows = RowCounts(
         validation=len(data.validation),
-        verdict=len(data.validation if data.test is None else data.test),
-        with_answers=bool(metrics),
+        verdict=num_verdict,
+        answered=min(config.evaluate.max_rows, num_verdict) if metrics else 0,
     )
     return LiveCollector(
         ledger,

@@ -26,11 +26,16 @@ STOPPED = (TrialStatus.PRUNED, TrialStatus.FAILED)
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows that scoring goes through; `verdict`: those that winner and base are compared on."""
+    """Rows that scoring goes through.
+
+    Attributes:
+        verdict: Those that winner and base are compared on.
+        answered: Those of them that are answered.
+    """
 
     validation: int
     verdict: int
-    with_answers: bool
+    answered: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Outlook:
             num_finalists=num_finalists,
             num_validation=self._rows.validation,
             num_verdict=self._rows.verdict,
-            with_answers=self._rows.with_answers,
+            num_answered=self._rows.answered,
         )
 
     def look(self, scene: Scene) -> TimeLeft:

@@ -11,7 +11,7 @@ from qlora_ray.runs.live import LiveScoring
 LOSS, ANSWERS = "loss", "answers"
 # An answered row takes so many times as long as one whose loss is measured, until both were measured: a forward pass
 # for each token, but of all rows of a batch at once. Measured on the quickstart: see docs/measured.md.
-ANSWER_FACTOR = 10.0
+ANSWER_FACTOR = 8.0
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,9 @@ class ScoringWork:
     rows: Mapping[str, int]
 
     @classmethod
-    def count(cls, *, num_finalists: int, num_validation: int, num_verdict: int, with_answers: bool) -> ScoringWork:
+    def count(cls, *, num_finalists: int, num_validation: int, num_verdict: int, num_answered: int) -> ScoringWork:
         """The losses of the finalists on the validation rows, then winner and base on the rows of the verdict."""
-        judged = 2 * num_verdict
-        return cls({LOSS: num_finalists * num_validation + judged, ANSWERS: judged if with_answers else 0})
+        return cls({LOSS: num_finalists * num_validation + 2 * num_verdict, ANSWERS: 2 * num_answered})
 
 
 @dataclass
