@@ -21,6 +21,7 @@ from qlora_ray.modeling.loading import load_base
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.files import read_lines
+from qlora_ray.runs.live import LivePhase, read_live
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.search.space import apply_values
 from qlora_ray.search.study import count_finished, open_study
@@ -65,7 +66,7 @@ def test_its_lines_are_few_and_carry_no_terminal_codes(finished: Finished) -> No
     assert text.count("complete  eval_loss") == 3
     assert "Traceback" not in text and "Warning" not in text
     # Two of them are about answers that 24 tokens cut.
-    assert len(text.splitlines()) < 62
+    assert len([line for line in text.splitlines() if "trials ended" not in line]) < 62
     assert "test loss" in text
     assert "verdict   the winner is" in text
     assert str(Path("results") / "small" / "best" / "adapter") in text
@@ -116,6 +117,17 @@ def test_answers_that_were_cut_are_told_before_training_and_with_the_verdict(fin
     note = scores["verdict"]["note"]
     assert note.startswith(cut) and note == read_json(finished.paths.summary)["verdict_note"]
     assert f"note: {note}" in text
+
+
+def test_its_last_live_figures_say_that_it_ended_where_it_ran_and_what_it_took(finished: Finished) -> None:
+    figures = read_live(finished.paths)
+    assert figures is not None
+    assert (figures.phase, figures.eta_s, figures.trials) == (LivePhase.ENDED, 0.0, {})
+    assert figures.gpu_hours > 0 and figures.num_planned == 3
+    for executor in figures.executors:
+        assert executor.memory_bytes is not None and executor.memory_bytes > 0
+        assert executor.planned_memory_bytes is not None
+        assert executor.busy_share is None or 0 < executor.busy_share <= 1
 
 
 def test_each_lease_of_a_slot_is_told_with_its_end(finished: Finished) -> None:

@@ -128,7 +128,7 @@ def make_collector(
     rows = RowCounts(
         validation=len(data.validation),
         verdict=num_verdict,
-        answered=min(config.evaluate.max_rows, num_verdict) if metrics else 0,
+        answered=min(config.evaluate.max_rows or num_verdict, num_verdict) if metrics else 0,
     )
     return LiveCollector(
         ledger,
