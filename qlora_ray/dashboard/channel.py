@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Four messages a second at most.
 TICK_S = 0.25
+AFTER_ERROR_S = 5.0
 # A page that has not taken so many gets everything anew instead: a laptop that slept, a tab in the background.
 MAX_WAITING = 40
 
@@ -52,15 +54,17 @@ class Channel:
         self._has_control = has_control
         self._view: SweepView | None = None
         self._pages: set[Page] = set()
-        self._opened = asyncio.Event()
+        self._woken = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
         self._importance: asyncio.Task[None] | None = None
+        self._is_ending = False
+        self._pause_s = TICK_S
 
     def open_page(self) -> Page:
         """A page that gets everything first, then what is new."""
         page = Page()
         self._pages.add(page)
-        self._opened.set()
+        self._woken.set()
         if self._follower is None:
             self._follower = asyncio.create_task(self._follow())
         return page
@@ -71,32 +75,41 @@ class Channel:
 
     async def end(self) -> None:
         """Sends what is still new, and ends all pages."""
-        tasks = [task for task in (self._follower, self._importance) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._pages:
-            with contextlib.suppress(OSError, FileReplaced):
-                await self._tick()
+        self._is_ending = True
+        self._woken.set()
+        if self._follower is not None:
+            await self._follower
         for page in self._pages:
             page.messages.put_nowait(None)
 
     async def _follow(self) -> None:
         while True:
-            if not self._pages:
-                # Nobody looks: nothing is read.
-                self._opened.clear()
-                await self._opened.wait()
-            try:
-                await self._tick()
-            except (OSError, FileReplaced):
-                # The folder was removed, or made again under its name.
-                self._view = None
-                for page in self._pages:
-                    page.needs_all = True
+            # What is written till the end is asked for is told yet.
+            is_last = self._is_ending
+            self._woken.clear()
+            if self._pages:
+                await self._tick_safely()
+            if is_last:
+                return
             with contextlib.suppress(TimeoutError):
-                self._opened.clear()
-                await asyncio.wait_for(self._opened.wait(), TICK_S)
+                # Without a page nothing is read.
+                await asyncio.wait_for(self._woken.wait(), self._pause_s if self._pages else None)
+
+    async def _tick_safely(self) -> None:
+        self._pause_s = TICK_S
+        try:
+            await self._tick()
+            return
+        except (OSError, FileReplaced):
+            # The folder was removed, or made again under its name.
+            pass
+        except Exception:
+            # What a damaged folder says may be of a kind that nobody thought of: its pages go on with what they have.
+            traceback.print_exc()
+            self._pause_s = AFTER_ERROR_S
+        self._view = None
+        for page in self._pages:
+            page.needs_all = True
 
     async def _tick(self) -> None:
         message = await asyncio.to_thread(self._poll)

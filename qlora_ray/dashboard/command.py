@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -74,10 +75,25 @@ async def _serve(server: Server, *, is_opened: bool, is_of_sweep: bool) -> None:
             webbrowser.open(server.url)
         if is_of_sweep:
             # Its end comes however the sweep ends, by SIGKILL too.
-            await asyncio.to_thread(sys.stdin.read)
+            await _end_of_stdin()
         else:
             sys.stdout.write("Ctrl-C ends it.\n")
             sys.stdout.flush()
             await asyncio.Event().wait()
     finally:
         await server.end()
+
+
+async def _end_of_stdin() -> None:
+    import asyncio
+
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    descriptor = sys.stdin.fileno()
+
+    def read() -> None:
+        if not os.read(descriptor, 4096):
+            loop.remove_reader(descriptor)
+            ended.set()
+
+    loop.add_reader(descriptor, read)
+    await ended.wait()

@@ -60,7 +60,8 @@ class SweepView:
         self._sent_slots: dict[str, int] = {}
         self._importance = ImportanceBars()
         self._new_importance: ImportanceBars | None = None
-        self._importance_at, self._importance_of = 0.0, 0
+        self._importance_at: float | None = None
+        self._importance_of = 0
         self._answers: tuple[Example, ...] = ()
         # Of the sweep's own events those that say how it stands, and the last one of all.
         self._milestones: list[dict[str, Any]] = []
@@ -117,14 +118,18 @@ class SweepView:
     def needs_importance(self) -> bool:
         """Whether `read_importance` would tell more than the last time, and it was long enough ago."""
         num_ended = self._num_ended()
-        is_due = time.monotonic() - self._importance_at >= IMPORTANCE_EVERY_S or not self._importance_of
+        last = self._importance_at
+        is_due = last is None or time.monotonic() - last >= IMPORTANCE_EVERY_S
         return is_due and num_ended >= max(MIN_TRIALS, IMPORTANCE_GROWTH * self._importance_of)
 
     def read_importance(self) -> None:
         """Has Optuna tell the importance; takes seconds for a thousand trials. May run beside the other methods."""
         num_ended = self._num_ended()
         found = read_importance(self._paths.study)
-        self._importance_at, self._importance_of = time.monotonic(), num_ended
+        self._importance_at = time.monotonic()
+        if found.shares:
+            # A journal that cannot be read for a moment, or that says nothing yet, is read again.
+            self._importance_of = num_ended
         self._new_importance = ImportanceBars(shares=found.shares, note=found.describe())
 
     def _num_ended(self) -> int:

@@ -19,6 +19,7 @@ from qlora_ray.dashboard import main
 from qlora_ray.dashboard.channel import MAX_WAITING, Page
 from qlora_ray.dashboard.security import HEADERS
 from qlora_ray.dashboard.server import ASSETS, Server, Sweeps, make_app
+from qlora_ray.dashboard.sweep_view import SweepView
 from qlora_ray.errors import RunError
 from qlora_ray.runs import EventLog, SweepPaths
 from qlora_ray.runs.control import ControlAction, take_requests
@@ -257,6 +258,49 @@ def test_a_page_that_is_open_when_the_server_ends_gets_the_last_news_and_is_told
     messages = asyncio.run(run())
     assert messages[0]["is_whole"]
     assert [trial["id"] for message in messages[1:] for trial in message.get("trials", [])] == ["0006"]
+
+
+def test_a_folder_that_breaks_the_reader_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("qlora_ray.dashboard.channel.AFTER_ERROR_S", 0.001)
+    paths = write_sweep(tmp_path / "results" / "s", usual_sketches(), status=None)
+    poll = SweepView.poll
+    monkeypatch.setattr(SweepView, "poll", lambda view: 1 / 0)
+
+    async def run() -> dict[str, Any]:
+        sweeps = Sweeps(paths.root)
+        page = sweeps.channel(paths).open_page()
+        while "ZeroDivisionError" not in capsys.readouterr().err:
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(SweepView, "poll", poll)
+        message = await page.messages.get()
+        await sweeps.end()
+        return json.loads(message or b"{}")
+
+    assert asyncio.run(run())["is_whole"]
+
+
+def test_a_folder_that_is_made_again_is_told_anew(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "results" / "s", usual_sketches(), status=None)
+
+    async def run() -> list[int]:
+        sweeps = Sweeps(paths.root)
+        page = sweeps.channel(paths).open_page()
+        counts = []
+        for _ in range(2):
+            while not (message := json.loads(await page.messages.get() or b"{}"))["is_whole"]:
+                pass
+            counts.append(len(message["trials"]))
+            if len(counts) == 1:
+                paths.root.rename(tmp_path / "old")
+                write_sweep(paths.root, usual_sketches()[:2], status=None)
+        await sweeps.end()
+        return counts
+
+    first, second = asyncio.run(run())
+    # It may be read while it is being written.
+    assert first == 6 and second <= 2
 
 
 def test_a_page_that_lags_behind_gets_everything_anew() -> None:

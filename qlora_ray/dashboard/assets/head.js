@@ -58,7 +58,7 @@ function factsOf({ head, live, isRunning }) {
     const label = head.winner ? "winner's loss" : head.is_best_complete ? "best so far" : "lowest report so far";
     facts.push([label, `${formatLoss(head.best_loss)} (trial ${head.winner ?? head.best})`]);
   }
-  if (isRunning) facts.push(["ETA, scoring and report included", formatDuration(live?.eta_s)]);
+  if (isRunning) facts.push(etaOf(live));
   if (live) {
     const hours = live.gpu_hours < 10 ? live.gpu_hours.toFixed(2) : live.gpu_hours.toFixed(1);
     facts.push([live.device_kind === "cuda" ? "GPU-hours" : "device-hours (CPU)", hours]);
@@ -69,6 +69,13 @@ function factsOf({ head, live, isRunning }) {
   }
   facts.push(["last event", formatTime(head.last_event_at)]);
   return facts;
+}
+
+// How long scoring takes can be said later than how long the search does.
+function etaOf(live) {
+  const isPartial = (live?.eta_s ?? null) === null && (live?.search_eta_s ?? null) !== null;
+  return isPartial ? ["ETA of the search", formatDuration(live.search_eta_s)]
+    : ["ETA, scoring and report included", formatDuration(live?.eta_s)];
 }
 
 function renderFacts(list, facts) {
