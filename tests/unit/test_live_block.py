@@ -72,13 +72,20 @@ def test_no_line_is_as_wide_as_the_terminal(columns: int) -> None:
     assert all(len(line) < max(2, columns) for line in lines), lines
 
 
-@pytest.mark.parametrize("rows", [1, 10, 14, 24])
+@pytest.mark.parametrize("rows", [14, 24, 60])
 def test_as_many_trials_are_shown_as_there_is_room_for_and_the_rest_is_counted(rows: int) -> None:
     many = replace(FIGURES, trials={f"{number:04d}": LiveTrial(executor=0) for number in range(200)})
     lines = render(many, rows=rows)
     shown = [line for line in lines if re.match(r"\d{4} ", line)]
-    assert f"and {200 - len(shown)} more" in [line.strip() for line in lines]
-    assert len(shown) == 1 or len(lines) < rows
+    assert shown and f"and {200 - len(shown)} more" in [line.strip() for line in lines]
+    assert len(lines) < rows
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_on_a_low_terminal_the_last_lines_are_left(rows: int) -> None:
+    lines = render(rows=rows)
+    assert len(lines) < max(2, rows)
+    assert lines[-1].startswith("ETA 1:40")
 
 
 def test_what_is_not_known_yet_is_said_so() -> None:
@@ -91,17 +98,14 @@ def test_scoring_shows_its_rows_and_a_sweep_that_stands_still_for_how_long() -> 
     figures = replace(FIGURES, phase=LivePhase.SCORING, scoring=scoring)
     activity = Activity(LivePhase.SCORING, "the best trials and the base", 30.0, 14.0)
     first, *_ = render_block(figures, STANDING, activity, columns=200, rows=40)
-    assert first == (
-        "scoring: the best trials and the base, 0:30 · answers of 0001 on test: 1,200 of 5,000 rows · "
-        "no step or report ended for 0:14"
-    )
+    assert first == ("scoring: 1,200 of 5,000 rows, 0:30 · no step or report ended for 0:14 · answers of 0001 on test")
 
 
 def test_before_there_are_books_only_what_is_under_way_is_shown() -> None:
     lines = render_block(
         LiveFigures(), Standing(), Activity(LivePhase.STARTING, "starting Ray", 3.0), columns=80, rows=24
     )
-    assert lines == ["starting: starting Ray, 0:03"]
+    assert lines == ["starting Ray, 0:03"]
 
 
 def test_a_log_gets_the_same_in_one_line_without_codes() -> None:

@@ -183,5 +183,5 @@ def test_before_there_is_a_pool_what_is_under_way_is_shown_and_nothing_is_writte
         sweep.watch.say("checking the config")
         sweep.clock.now = STATUS_INTERVAL_S
         sweep.watch.look()
-    assert "starting: checking the config, 1:00" in sweep.text.getvalue()
+    assert "checking the config, 1:00" in sweep.text.getvalue()
     assert not sweep.books.paths.live.exists()

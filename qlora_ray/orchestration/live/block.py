@@ -94,7 +94,8 @@ def render_block(figures: LiveFigures, standing: Standing, activity: Activity, *
                 console.print(Text(f"and {len(figures.trials) - room} more"))
         for line in describe_sweep(figures, standing, activity):
             console.print(Text(line, no_wrap=True, overflow="ellipsis"), no_wrap=True, overflow="ellipsis", crop=True)
-    return capture.get().rstrip("\n").split("\n")
+    # A block that is higher than the terminal could not be taken away again.
+    return capture.get().rstrip("\n").split("\n")[-max(1, rows - 1) :]
 
 
 def describe_sweep(figures: LiveFigures, standing: Standing, activity: Activity) -> list[str]:
@@ -120,13 +121,18 @@ def describe_sweep(figures: LiveFigures, standing: Standing, activity: Activity)
 
 
 def _describe_activity(figures: LiveFigures, activity: Activity) -> str:
-    words = f"{activity.phase}: {activity.words}, {format_duration(activity.for_s)}"
+    words, so_long = activity.words, format_duration(activity.for_s)
     if activity.phase is LivePhase.SCORING and figures.scoring is not None:
         scoring = figures.scoring
-        words += f" · {scoring.what}: {format_count(scoring.done)} of {format_count(scoring.total)} rows"
+        rows = f"{format_count(scoring.done)} of {format_count(scoring.total)} rows"
+        parts = [f"scoring: {rows}, {so_long}", scoring.what]
+    elif activity.phase is LivePhase.STARTING:
+        parts = [f"{words}, {so_long}"]
+    else:
+        parts = [f"{activity.phase}: {words}, {so_long}"]
     if activity.quiet_s is not None and activity.quiet_s >= QUIET_S:
-        words += f" · no step or report ended for {format_duration(activity.quiet_s)}"
-    return words
+        parts.insert(1, f"no step or report ended for {format_duration(activity.quiet_s)}")
+    return " · ".join(parts)
 
 
 def _describe_time_left(figures: LiveFigures, phase: LivePhase) -> str:
