@@ -89,6 +89,16 @@ def test_the_meter_counts_what_a_trial_did_between_looks_and_after_the_last_one(
     assert meter.speed_of(7) == speed
 
 
+def test_a_device_that_becomes_slower_is_noticed_within_a_trial() -> None:
+    meter = SpeedMeter()
+    share, now = 0.0, 0.0
+    for pace in (*[0.01] * 100, *[0.002] * 400):
+        now, share = now + 1.0, share + pace
+        meter.look({"0000": TrialPlace(0, share)}, ended={}, now=now, is_queued=True)
+    speed = meter.speed_of(0)
+    assert speed is not None and speed.trials_per_s < 0.0035
+
+
 def test_a_resumed_trial_counts_from_where_it_went_on() -> None:
     meter = SpeedMeter()
     meter.look({"0000": TrialPlace(0, 0.5, is_fresh=False)}, ended={}, now=0.0, is_queued=False)

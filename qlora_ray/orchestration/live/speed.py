@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Older measurements fade with this time constant; it spans training and evaluation of long reports.
-FADING_S = 1800.0
+# Older measurements fade, since the load on a device changes, with the time that a trial takes there, which spans its
+# training and its evaluations; at least with this.
+LEAST_FADING_S = 120.0
 # Trials that share an executor slow each other down: twice as many get this power of 2 times as much done. Measured:
 # 1.1 to 1.3 on a CPU, and more on a GPU (docs/measured.md).
 SHARING_POWER = 0.3
@@ -50,6 +51,10 @@ class _Work:
         self.busy_s *= factor
         self.trial_s *= factor
 
+    def fading_s(self) -> float:
+        speed = self.speed()
+        return max(LEAST_FADING_S, speed.trials_at_once / speed.trials_per_s) if speed is not None else LEAST_FADING_S
+
     def speed(self) -> Speed | None:
         if self.trials <= 0 or self.busy_s <= 0 or self.trial_s <= 0:
             return None
@@ -81,7 +86,7 @@ class SpeedMeter:
         for place in self._places.values():
             held[place.executor] = held.get(place.executor, 0) + 1
         for executor, work in self._work.items():
-            work.fade(math.exp(-elapsed_s / FADING_S))
+            work.fade(math.exp(-elapsed_s / work.fading_s()))
             num_trials = held.get(executor, 0)
             if num_trials or is_queued:
                 work.busy_s += elapsed_s
