@@ -93,11 +93,13 @@ def test_a_job_of_rays_that_is_stopped_is_resumed_by_another_job(tmp_path: Path)
     folder = tmp_path / "results" / "s"
     submit = f"ray job submit --address=http://127.0.0.1:{page}"
     command = f"{BIN}/python -m qlora_ray.sweep"
+    # Jobs are started by the node's agent, whose usual port another test's Ray may have.
+    own = f"--node-ip-address={address} --dashboard-agent-listen-port={free_port()}"
     begin = f"{command} --config {sweep} --set results.dir={folder.parent} --set results.name=s"
     script = f"""
         ray get-auth-token --generate > /dev/null
         export RAY_AUTH_MODE=token
-        ray start --head --port={port} --dashboard-port={page} --num-cpus=1 --node-ip-address={address}
+        ray start --head --port={port} --dashboard-port={page} --num-cpus=1 {own}
         {submit} --no-wait --submission-id=first -- {begin}
         until grep -q trial_reported {folder}/events.jsonl 2> /dev/null; do sleep 0.5; done
         ray job stop --address=http://127.0.0.1:{page} first

@@ -59,7 +59,7 @@ def test_the_lines_are_valid_bash_whatever_the_command_is_called() -> None:
     assert host == "10.0.0.2" and "'/home/a b/.venv/bin/ray' start" in there
 
 
-@pytest.mark.parametrize("text", ["", "-o", "a b", "10.0.0.1/", "10.0.0.1/a", "a;b", "$(x)"])
+@pytest.mark.parametrize("text", ["", "-o", "a b", "10.0.0.1/", "10.0.0.1/a", "a;b", "$(x)", "[::1]"])
 def test_what_is_no_host_is_refused(text: str) -> None:
     with pytest.raises(PlacementError, match="HOSTS: must be HOST or HOST/GPUS"):
         read_hosts(["10.0.0.1", text])

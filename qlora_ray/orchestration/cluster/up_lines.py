@@ -25,7 +25,8 @@ PORT_OPTIONS = (
 # Of a node's worker processes. A process takes one while it lives.
 FIRST_WORKER_PORT, WORKER_PORTS = 10_002, 1_000
 MOST_NODES_OF_A_HOST = 8
-HOST = re.compile(r"[\w.-]+|\[[\da-fA-F:]+\]")
+# Names and IPv4 addresses: ssh, scp and Ray each write an IPv6 address in another way.
+HOST = re.compile(r"[\w.-]+")
 GPUS = re.compile(r"\d+(,\d+)*")
 
 
@@ -130,7 +131,7 @@ def _start_line(node: PlannedNode, nodes: Sequence[PlannedNode], *, ray: str, po
 
 def _is_address(host: str) -> bool:
     try:
-        ipaddress.ip_address(host.strip("[]"))
+        ipaddress.ip_address(host)
     except ValueError:
         return False
     return True
