@@ -96,6 +96,17 @@ class Comparison:
             verdict=data["verdict"],
         )
 
+    @property
+    def cannot_tell(self) -> bool:
+        """Whether every row of both models has a metric's worst score, or every row its best: it is too hard, or too
+        easy, to tell two models apart."""
+        return self.measure != LOSS and self.base == self.tuned and self.base in (0.0, 1.0)
+
+    def silence(self) -> str:
+        """Returns why it cannot tell, in words."""
+        num_right = self.num_rows if self.base else 0
+        return f"{self.measure} cannot tell: {num_right} of {self.num_rows} for both"
+
     def sentence(self) -> str:
         """Returns one line with all figures but the verdict, to stand after it."""
         rows = plural(self.num_rows, "row")
@@ -172,7 +183,8 @@ def compare_rows(
 
 
 def compare_scores(base: Scores, tuned: Scores, *, metrics: Sequence[Metric]) -> list[Comparison]:
-    """Returns one comparison per metric and the loss, the deciding one first: the first metric, else the loss.
+    """Returns one comparison per metric and the loss, the deciding one first: the first metric that can tell two models
+    apart, else the loss.
 
     Rows without references have no loss to compare.
 
@@ -207,7 +219,13 @@ def compare_scores(base: Scores, tuned: Scores, *, metrics: Sequence[Metric]) ->
     weights = [base.row_tokens[row] for row in trained]
     if trained or not compared:
         compared.append(compare_rows(LOSS, *losses, higher_is_better=False, weights=weights))
-    return compared
+    decides = next((at for at, comparison in enumerate(compared) if not comparison.cannot_tell), 0)
+    return [compared.pop(decides), *compared]
+
+
+def describe_silent(comparisons: Sequence[Comparison]) -> str | None:
+    """Returns a note on the metrics that cannot tell two models apart; None where all can."""
+    return "; ".join(comparison.silence() for comparison in comparisons if comparison.cannot_tell) or None
 
 
 def _row_loss(scores: Scores, row: int) -> float:

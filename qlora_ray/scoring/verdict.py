@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.scoring.comparison import Comparison, compare_scores, read_text
+from qlora_ray.scoring.comparison import Comparison, compare_scores, describe_silent, read_text
 from qlora_ray.scoring.token_budget import LIMITS
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Verdict:
 
     Attributes:
         split: The rows both were scored on: test, or validation where there are no test rows.
-        deciding: The comparison whose word is the verdict: the first metric, or the loss where nothing is answered.
+        deciding: The comparison whose word is the verdict: the first metric that can tell, or the loss.
         others: The comparisons that do not decide.
         note: A sentence on what weakens the verdict; None if nothing does.
     """
@@ -79,7 +79,12 @@ def judge(base: Scores, tuned: Scores, *, metrics: Sequence[Metric], split: str,
         was_chosen_on: Whether the adapter was picked by its scores on these rows.
     """
     deciding, *others = compare_scores(base, tuned, metrics=metrics)
-    notes = [CHOSEN_ON_THEM if was_chosen_on else None, describe_cuts(base, tuned), *describe_limits(tuned)]
+    notes = [
+        describe_silent([deciding, *others]),
+        CHOSEN_ON_THEM if was_chosen_on else None,
+        describe_cuts(base, tuned),
+        *describe_limits(tuned),
+    ]
     return Verdict(split, deciding, others, "; ".join(note for note in notes if note) or None)
 
 

@@ -29,8 +29,17 @@ def make_scores(matches: list[float], nll: float) -> Scores:
     )
 
 
+@pytest.mark.parametrize(("score", "words"), [(0.0, "0 of 40 for both"), (1.0, "40 of 40 for both")])
+def test_a_metric_that_cannot_tell_leaves_the_verdict_to_the_loss_and_says_so(score, words):
+    base, tuned = make_scores([score] * 40, nll=10.0), make_scores([score] * 40, nll=3.7)
+    verdict = judge(base, tuned, metrics=[ExactMatch()], split="test", was_chosen_on=False)
+    assert (verdict.word, verdict.deciding.measure) == ("better", "loss")
+    assert [other.measure for other in verdict.others] == ["exact_match"]
+    assert verdict.note == f"exact_match cannot tell: {words}"
+
+
 def test_the_first_metric_decides_and_the_loss_stands_beside_it():
-    base, tuned = make_scores([0.0] * 40, nll=10.0), make_scores([0.0] * 40, nll=3.7)
+    base, tuned = make_scores([0.0, 1.0] * 20, nll=10.0), make_scores([1.0, 0.0] * 20, nll=3.7)
     verdict = judge(base, tuned, metrics=[ExactMatch()], split="test", was_chosen_on=False)
     assert (verdict.word, verdict.deciding.measure) == ("no different", "exact_match")
     low, high = verdict.deciding.interval
@@ -60,7 +69,7 @@ def test_a_verdict_comes_back_from_json_as_it_was():
 
 
 def test_cut_answers_stand_beside_what_else_weakens_a_verdict():
-    base, tuned = make_scores([0.0] * 40, 1.0), make_scores([0.0] * 40, 0.5)
+    base, tuned = make_scores([0.0, 1.0] * 20, 1.0), make_scores([0.0, 1.0] * 20, 0.5)
     cut = replace(tuned, num_cut_answers=30, num_long_references=25, max_new_tokens=96)
     verdict = judge(base, cut, metrics=[ExactMatch()], split="validation", was_chosen_on=True)
     assert verdict.note.startswith(f"{CHOSEN_ON_THEM}; 30 of 40 answers") and "25 references" in verdict.note

@@ -12,7 +12,7 @@ from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.formats import format_loss, format_score, format_table
 from qlora_ray.pages.markdown import write_table
-from qlora_ray.scoring.comparison import Comparison, compare_scores
+from qlora_ray.scoring.comparison import Comparison, compare_scores, describe_silent
 from qlora_ray.scoring.details import bracket_details, count_answers, describe_details, tabulate_details
 from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.sampling import Sampling
@@ -124,7 +124,8 @@ def collect_findings(
                 both = found[base, prompts.name], found[tuned, prompts.name]
                 compared = compare_scores(*both, metrics=metrics[prompts.name])
                 note = describe_cuts(*both, base_name=base, tuned_name=tuned, has_references=prompts.has_references)
-                pairs.append(Pair(prompts.name, base, tuned, compared, note))
+                notes = [words for words in (describe_silent(compared), note) if words]
+                pairs.append(Pair(prompts.name, base, tuned, compared, "; ".join(notes) or None))
     return Findings(scores, pairs)
 
 
