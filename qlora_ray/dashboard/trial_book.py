@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qlora_ray.dashboard.following import TailedLines
 from qlora_ray.dashboard.model import TrialRow
 from qlora_ray.errors import RunError
 from qlora_ray.reporting.axes import Axis
+from qlora_ray.runs.files import read_json
 from qlora_ray.runs.paths import SweepPaths
-from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record
+from qlora_ray.runs.record_parts import MemoryRecord, TimesRecord
+from qlora_ray.runs.records import TrialStatus
 from qlora_ray.runs.typed_json import parse_number, parse_record
 
 ENDS = {f"trial_{state}": state for state in TrialStatus if state is not TrialStatus.RUNNING}
@@ -28,6 +30,21 @@ class _Line:
     eval_loss: float | None = None
     tokens_per_s: float | None = None
     peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the page shows of record.json; of thousands of trials, whole TrialRecords take too long to read."""
+
+    state: TrialStatus = TrialStatus.RUNNING
+    cause: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    resumed_from: str | None = None
+    seed_of: str | None = None
+    reports: Mapping[int, float | None] = field(default_factory=dict)
+    tokens_per_s: float | None = None
+    memory: MemoryRecord = field(default_factory=MemoryRecord)
+    times: TimesRecord = field(default_factory=TimesRecord)
 
 
 class TrialBook:
@@ -160,10 +177,13 @@ class TrialBook:
 
     def _read_record(self, trial: str) -> None:
         try:
-            record = read_record(self._paths.trial(trial).record, TrialRecord)
+            data = read_json(self._paths.trial(trial).record)
         except RunError:
-            # Broken, or of a newer version: what the events and metrics say is shown all the same.
+            data = None
+        if not isinstance(data, dict):
+            # What the events and metrics say is shown all the same.
             return
+        record = parse_record(_Record, data)
         row = self._rows[trial]
         state = row.state if record.state is TrialStatus.RUNNING else record.state
         reports = row.reports or tuple((index, None, loss) for index, loss in sorted(record.reports.items()))
