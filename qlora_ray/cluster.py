@@ -90,7 +90,8 @@ def _look(arguments: argparse.Namespace) -> Result:
         nodes, situation = look_here(arguments.shared or Path("results"))
     else:
         from qlora_ray.config.schema import Cluster
-        from qlora_ray.orchestration.cluster.joining import find_auth_mode, ray_cluster
+        from qlora_ray.orchestration.cluster.joining import ray_cluster
+        from qlora_ray.orchestration.cluster.tokens import find_auth_mode
 
         with ray_cluster(Cluster(address=arguments.address), where="ADDRESS"):
             asks_for_token = find_auth_mode(arguments.address) == "token"

@@ -12,7 +12,7 @@ import pytest
 
 from qlora_ray.config.schema import Cluster
 from qlora_ray.errors import PlacementError
-from qlora_ray.orchestration.cluster import joining
+from qlora_ray.orchestration.cluster import joining, tokens
 from qlora_ray.orchestration.cluster.joining import find_address, ray_cluster
 
 
@@ -52,7 +52,8 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeRa
     monkeypatch.setenv("HOME", str(tmp_path))
     ray = FakeRay()
     monkeypatch.setattr(joining, "ray", ray)
-    monkeypatch.setattr(joining, "_read_auth_settings", lambda: None)
+    for module in (joining, tokens):
+        monkeypatch.setattr(module, "read_auth_settings", lambda: None)
     # A listener that is no GCS is asked for a minute; tests/ray/test_joining.py asks real ones.
     monkeypatch.setattr(joining, "find_auth_mode", lambda address: "token")
     yield ray
@@ -236,7 +237,7 @@ def test_rays_dashboard_is_off_unless_asked_for_and_then_has_a_token_that_only_t
     assert fake_ray.starts[-1]["include_dashboard"] is True
     # Ray reads it from its file.
     assert fake_ray.starts[-1]["token"] is None and fake_ray.starts[-1]["mode"] == "token"
-    assert len(path.read_text()) == 2 * joining.TOKEN_BYTES
+    assert len(path.read_text()) == 2 * tokens.TOKEN_BYTES
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 

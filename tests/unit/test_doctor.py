@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from qlora_ray import cluster
-from qlora_ray.orchestration.doctor.checks import Finding, Situation, Status, check_all
+from qlora_ray.orchestration.doctor.checks import check_all
 from qlora_ray.orchestration.doctor.facts import DeviceFacts, NodeFacts, find_ray_token
+from qlora_ray.orchestration.doctor.findings import Finding, Situation, Status
 from qlora_ray.orchestration.doctor.report import examine
 from qlora_ray.runs.typed_json import parse_record, to_json
 

@@ -6,13 +6,10 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,29 +17,27 @@ from ray._private import services
 
 from qlora_ray.config.schema import Cluster
 from qlora_ray.errors import PlacementError, first_line
+from qlora_ray.orchestration.cluster.tokens import (
+    TOKEN_FILE,
+    ensure_private_token,
+    find_auth_mode,
+    forget_private_token,
+    has_token,
+    keep_token,
+    read_auth_settings,
+)
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 # To see that nothing listens at an address; Ray itself tries for 20 s.
 CONNECT_TIMEOUT_S = 5.0
-# Ray is imported and one call is made; that takes less than a second on a machine that is not busy.
-ASK_TIMEOUT_S = 60.0
-ASK_WITHOUT_TOKEN = """
-import os
-from ray._raylet import GcsClient
-GcsClient(address=os.environ["RAY_ADDRESS"]).get_all_node_info(timeout=5)
-"""
-TOKEN_BYTES = 32
 MAX_PORT, MAX_PORT_DIGITS = 65_535, 5
 START_OR_NAME = "Start one with `ray start --head`, or name one by its HOST:PORT."
-TOKEN_FILE = Path("~/.ray/auth_token")
 # How Ray 2.60 says that a token is missing or wrong; it stands in the cause of the exception.
 TOKEN_WORDS = ("InvalidAuthToken", "Unauthenticated", "authentication token")
 # How Ray says that a start took longer than its fixed 30 s.
 SLOW_START_WORDS = "timed out during startup"
 # How Ray says that no raylet of the cluster runs on this machine.
 NO_NODE_WORDS = ("No node info", "Can't find a", "not found in the cluster")
-# What a private Ray of this process was given, by variable.
-_private_settings: dict[str, str] = {}
 
 
 @contextmanager
@@ -89,8 +84,8 @@ def find_dashboard_link() -> str | None:
 def _start_private(*, has_dashboard: bool) -> None:
     """Starts a Ray that only this machine can reach, and that asks for a token."""
     if has_dashboard:
-        _keep_token()
-    _ensure_private_token()
+        keep_token()
+    ensure_private_token()
     for is_last in (False, True):
         try:
             with _on_loopback():
@@ -134,104 +129,17 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _ensure_private_token() -> None:
-    """Gives this process and what it starts a token, where the user has none.
-
-    Ray would write one into the user's home instead, readable for all. A user's own mode and token stay.
-    """
-    if not _has_token():
-        _set_for_private("RAY_AUTH_TOKEN", secrets.token_hex(TOKEN_BYTES))
-    if "RAY_AUTH_MODE" not in os.environ:
-        _set_for_private("RAY_AUTH_MODE", "token")
-    _read_auth_settings()
-
-
-def _keep_token() -> None:
-    """Writes a token where Ray looks for one, if the user has none: a person has to give it to the dashboard.
-
-    Ray would write it readable for all.
-
-    Raises:
-        PlacementError: If it cannot be written.
-    """
-    _forget_private_token()
-    if _has_token():
-        return
-    try:
-        path = TOKEN_FILE.expanduser()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            # One that was there, and empty, may have been readable for others.
-            os.fchmod(stream.fileno(), 0o600)
-            stream.write(secrets.token_hex(TOKEN_BYTES))
-    except (OSError, RuntimeError) as error:
-        raise PlacementError(
-            f"cluster.ray_dashboard: its token must be kept in {TOKEN_FILE}, which cannot be written: {error}. "
-            "Set RAY_AUTH_TOKEN_PATH to a file with a token, or leave the dashboard off."
-        ) from None
-
-
-def _set_for_private(name: str, value: str) -> None:
-    os.environ[name] = _private_settings[name] = value
-
-
-def _forget_private_token() -> None:
-    """Takes back what a private Ray was given before in this process: another cluster knows nothing of it."""
-    for name, value in _private_settings.items():
-        if os.environ.get(name) == value:
-            del os.environ[name]
-    _private_settings.clear()
-
-
-def _has_token() -> bool:
-    """Whether Ray will find a token, in the order in which it looks."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return True
-    with contextlib.suppress(OSError, RuntimeError):
-        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-        return bool(Path(named or TOKEN_FILE).expanduser().read_text().strip())
-    return False
-
-
-def _read_auth_settings() -> None:
-    """Has Ray read mode and token again: it did when it was imported, perhaps before they were set."""
-    raylet: Any = ray._raylet
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
 def _join(address: str, *, where: str) -> None:
     _check_form(address, where=where)
-    _forget_private_token()
+    forget_private_token()
     try:
         _check_listening(address)
-        if _has_token() and "RAY_AUTH_MODE" not in os.environ:
+        if has_token() and "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = find_auth_mode(address)
-            _read_auth_settings()
+            read_auth_settings()
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         raise PlacementError(_explain(address, error, where=where)) from None
-
-
-def find_auth_mode(address: str) -> str:
-    """Whether a cluster asks for a token, as RAY_AUTH_MODE says it: `token` or `disabled`.
-
-    A driver must be in the mode of its cluster. One that has a token and is in the mode `token` joins a cluster without
-    one, but then refuses the calls of its GCS, which carry none, and its actors are destroyed as they are created
-    (ray 2.60). So the GCS is asked without a token, in a process of its own: Ray's C++ writes a refusal to stderr.
-    """
-    try:
-        resolved = services.canonicalize_bootstrap_address(address)
-    except Exception:
-        resolved = None
-    if resolved is None:
-        return "token"
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": resolved}
-    command = [sys.executable, "-c", ASK_WITHOUT_TOKEN]
-    answer = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
-    )
-    return "token" if answer.returncode else "disabled"
 
 
 def _check_form(address: str, *, where: str) -> None:
@@ -265,7 +173,7 @@ def _explain(address: str, error: Exception, *, where: str) -> str:
     """One line of why a cluster cannot be joined, and what to do."""
     words = _all_words(error)
     if any(word in words for word in TOKEN_WORDS):
-        found = "a token that it does not know" if _has_token() else "none"
+        found = "a token that it does not know" if has_token() else "none"
         return (
             f"{where}: the Ray cluster at {address} must be joined with its token, got {found}. "
             f"Copy {TOKEN_FILE} from the head node to this one, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."

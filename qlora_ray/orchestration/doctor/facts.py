@@ -19,9 +19,8 @@ from qlora_ray.hardware.device import DeviceProfile
 from qlora_ray.hardware.precision import choose_precision
 from qlora_ray.hardware.probe import list_driver_gpus, probe_node
 from qlora_ray.modeling.quantized_step import try_quantized_step
+from qlora_ray.orchestration.cluster.tokens import TOKEN_FILE
 
-# Where Ray looks for the token of a cluster, after the environment.
-TOKEN_FILE = Path("~/.ray/auth_token")
 # Ray 2.60's own setting and default.
 NICENESS_VARIABLE, DEFAULT_NICENESS = "RAY_worker_niceness", "15"
 

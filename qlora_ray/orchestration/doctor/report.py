@@ -9,8 +9,9 @@ from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.formats import plural
-from qlora_ray.orchestration.doctor.checks import Finding, Situation, Status, check_all
+from qlora_ray.orchestration.doctor.checks import check_all
 from qlora_ray.orchestration.doctor.facts import NodeFacts, collect_facts
+from qlora_ray.orchestration.doctor.findings import Finding, Situation, Status
 from qlora_ray.runs.typed_json import to_json
 
 
