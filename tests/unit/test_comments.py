@@ -26,6 +26,7 @@ UPSTREAM = {
     "tuners/lora/layer.py": "peft",
     "kernels/chunked_logprob.py": "trl",
     "trainer/utils.py": "trl",
+    "file_download.py": "huggingface_hub",
     "tasks/_index.py": "lm_eval",
     "tasks/_yaml_loader.py": "lm_eval",
     "lm_eval/tasks/hendrycks_math/utils.py": "lm_eval",
