@@ -127,7 +127,7 @@ def _start_sweep(
     collector = LiveCollector(
         ledger,
         pool,
-        outlook=Outlook(config.search, top_k=3, rows=RowCounts(NUM_ROWS, NUM_ROWS, NUM_ROWS)),
+        outlook=Outlook(config.search, top_k=3, rows=RowCounts(8 * NUM_ROWS, NUM_ROWS, NUM_ROWS, NUM_ROWS)),
         device_kind="cpu",
     )
     watch = LiveWatch(console)

@@ -41,7 +41,7 @@ def make_budget(training: Training, *, num_train_rows: int, num_reports: int) ->
     Raises:
         ConfigError: If the trial has fewer optimizer steps than reports.
     """
-    num_samples = training.max_samples or max(1, round(training.num_train_epochs * num_train_rows))
+    num_samples = count_samples(training, num_train_rows=num_train_rows)
     num_steps = max(1, round(num_samples / training.effective_batch))
     if num_steps < num_reports:
         raise ConfigError(
@@ -52,6 +52,11 @@ def make_budget(training: Training, *, num_train_rows: int, num_reports: int) ->
     batches = num_reports * training.effective_batch
     steps = tuple(max(1, round(index * num_samples / batches)) for index in range(1, num_reports + 1))
     return Budget(num_samples, training.effective_batch, num_steps, steps)
+
+
+def count_samples(training: Training, *, num_train_rows: int) -> int:
+    """Samples that a trial trains on if it is not stopped."""
+    return training.max_samples or max(1, round(training.num_train_epochs * num_train_rows))
 
 
 def warmup_steps(training: Training, num_steps: int) -> int:

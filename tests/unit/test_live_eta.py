@@ -196,7 +196,7 @@ class Schedule:
 
 def watch(schedule: Schedule) -> list[tuple[float, float | None]]:
     """When, and what was then said to be left of the search, to its end."""
-    outlook = Outlook(schedule.search, top_k=3, rows=RowCounts(validation=10, verdict=10, answered=0))
+    outlook = Outlook(schedule.search, top_k=3, rows=RowCounts(trained=600, validation=10, verdict=10, answered=0))
     said = []
     while schedule.advance():
         said.append((schedule.now, outlook.look(schedule.scene()).search_s))
@@ -221,7 +221,7 @@ def test_from_a_third_of_the_search_on_the_time_it_takes_is_foretold_within_a_qu
 
 
 def test_before_a_step_is_taken_nothing_is_said() -> None:
-    outlook = Outlook(Search(), top_k=3, rows=RowCounts(validation=10, verdict=10, answered=10))
+    outlook = Outlook(Search(), top_k=3, rows=RowCounts(trained=600, validation=10, verdict=10, answered=10))
     executors = [LiveExecutor(executor=0, state="ready", slots=1)]
     entry = TrialEntry(0, {}, 0.0)
     scene = Scene(0.0, LivePhase.SEARCH, 4, {0: entry}, {trial_id_of(0): LiveTrial(executor=0)}, executors, {})
@@ -229,7 +229,19 @@ def test_before_a_step_is_taken_nothing_is_said() -> None:
     assert (left.search_s, left.scoring_s, left.total_s) == (None, None, None)
 
 
+def test_before_the_first_report_scoring_is_foretold_from_the_training() -> None:
+    outlook = Outlook(Search(), top_k=3, rows=RowCounts(trained=600, validation=10, verdict=10, answered=0))
+    executors = [LiveExecutor(executor=0, state="ready", slots=1)]
+    entries = {0: TrialEntry(0, {}, 0.0)}
+    for now, step in ((0.0, 0), (10.0, 100)):
+        trials = {trial_id_of(0): LiveTrial(step=step, num_steps=200, executor=0)}
+        left = outlook.look(Scene(now, LivePhase.SEARCH, 4, entries, trials, executors, {}))
+    # 600 samples in 20 s, and a forward pass is a third of a step: 3 x 10 rows, and 2 x 10 of the verdict.
+    assert left.scoring_s == pytest.approx(50 / (3 * 600 / 20), rel=0.01)
+    assert left.search_s is not None and left.total_s is not None
+
+
 def test_once_the_sweep_has_ended_nothing_is_left() -> None:
-    outlook = Outlook(Search(), top_k=3, rows=RowCounts(validation=10, verdict=10, answered=10))
+    outlook = Outlook(Search(), top_k=3, rows=RowCounts(trained=600, validation=10, verdict=10, answered=10))
     left = outlook.look(Scene(0.0, LivePhase.ENDED, 4, {}, {}, [], {}))
     assert (left.search_s, left.scoring_s, left.total_s) == (0.0, 0.0, 0.0)

@@ -45,7 +45,7 @@ class Sweep:
         self.answer: Any = {"seats": [], "waiting": []}
         self.num_asked = 0
         self.published: list[tuple[LiveFigures, dict[str, Any]]] = []
-        rows = RowCounts(validation=10, verdict=10, answered=10)
+        rows = RowCounts(trained=600, validation=10, verdict=10, answered=10)
         self.collector = LiveCollector(
             self.books.ledger,
             SimpleNamespace(live=remote(self._ask)),

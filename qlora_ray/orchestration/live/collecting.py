@@ -18,6 +18,7 @@ from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs.live import LiveExecutor, LiveFigures, LivePhase, LiveTrial
 from qlora_ray.runs.typed_json import parse_record
 from qlora_ray.scoring.metrics.choice import resolve_data_metrics
+from qlora_ray.training.budget import count_samples
 
 # The pool answers within its own time limit for executors; one that does not is busy or dead, which others find out.
 POOL_TIMEOUT_S = 5.0
@@ -126,6 +127,7 @@ def make_collector(
     metrics, _ = resolve_data_metrics(config, data)
     num_verdict = len(data.validation if data.test is None else data.test)
     rows = RowCounts(
+        trained=count_samples(config.training, num_train_rows=len(data.train)),
         validation=len(data.validation),
         verdict=num_verdict,
         answered=min(config.evaluate.max_rows or num_verdict, num_verdict) if metrics else 0,

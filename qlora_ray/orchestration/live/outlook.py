@@ -16,6 +16,8 @@ from qlora_ray.runs.records import TrialStatus
 
 # Writing best/, the summary and the report; measured on the quickstart.
 REPORT_S = 3.0
+# A training step goes forward once and backward twice as long; a loss goes forward only.
+PASSES_OF_TRAINING = 3.0
 # Draws of where trials are stopped, where there are so few slots that the last trials count for much.
 NUM_DRAWS, MAX_DRAWN_SLOTS = 5, 32
 # States of an executor that trains.
@@ -26,13 +28,15 @@ STOPPED = (TrialStatus.PRUNED, TrialStatus.FAILED)
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows that scoring goes through.
+    """Rows that training and scoring go through.
 
     Attributes:
+        trained: Samples of a whole trial.
         verdict: Those that winner and base are compared on.
         answered: Those of them that are answered.
     """
 
+    trained: int
     validation: int
     verdict: int
     answered: int
@@ -104,7 +108,7 @@ class Outlook:
         if scene.phase in (LivePhase.STARTING, LivePhase.SEARCH, LivePhase.SCORING):
             ready = sum(executor.state == "ready" for executor in scene.executors)
             scoring_s = self.scoring.estimate_s(
-                self.work, loss_rows_per_s=_evaluated_rows_per_s(entries, self._rows.validation), num_executors=ready
+                self.work, loss_rows_per_s=self._loss_rows_per_s(entries), num_executors=ready
             )
         if search_s is None or scoring_s is None:
             return TimeLeft(search_s, scoring_s, None)
@@ -161,6 +165,14 @@ class Outlook:
         empty = [Load(load.speed, load.slots) for load in loads]
         return search_s + (estimate_search_s(empty, [1.0] * num_seeds) or 0.0)
 
+    def _loss_rows_per_s(self, entries: Sequence[TrialEntry]) -> float | None:
+        """Rows per second whose loss one executor measures, as at the reports; before the first, by its training."""
+        times = [seconds for entry in entries if (seconds := entry.metrics.get("eval_s"))]
+        if times:
+            return self._rows.validation * len(times) / sum(times)
+        speed = self._speeds.mean_speed()
+        return None if speed is None else PASSES_OF_TRAINING * speed.trials_per_s * self._rows.trained
+
     def _survival(self, entries: Sequence[TrialEntry]) -> Survival:
         searched = [entry for entry in entries if entry.seed_of is None and entry.state is not TrialStatus.INTERRUPTED]
         return estimate_survival(
@@ -190,9 +202,3 @@ def _num_reports(entry: TrialEntry) -> int:
 def _num_to_come(scene: Scene) -> int:
     num_begun = sum(entry.state is not TrialStatus.INTERRUPTED for entry in scene.entries.values())
     return max(0, scene.num_planned - num_begun)
-
-
-def _evaluated_rows_per_s(entries: Sequence[TrialEntry], num_rows: int) -> float | None:
-    """Rows per second of the evaluations at the latest report of each trial; None before the first."""
-    times = [seconds for entry in entries if (seconds := entry.metrics.get("eval_s"))]
-    return num_rows * len(times) / sum(times) if times else None

@@ -106,9 +106,10 @@ class SpeedMeter:
     def speed_of(self, executor: int) -> Speed | None:
         """An executor's speed; that of all where it has none yet, and None where none has."""
         work = self._work.get(executor)
-        return (work.speed() if work is not None else None) or self._mean()
+        return (work.speed() if work is not None else None) or self.mean_speed()
 
-    def _mean(self) -> Speed | None:
+    def mean_speed(self) -> Speed | None:
+        """The mean of all executors; None where none has a speed yet."""
         speeds = [speed for work in self._work.values() if (speed := work.speed()) is not None]
         if not speeds:
             return None
