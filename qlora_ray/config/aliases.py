@@ -82,7 +82,7 @@ _NEAR = {
     "training.max_samples": {
         "steps x effective batch, so that trials of any batch size see equal samples": "max_steps num_steps total_steps"
     },
-    "training.warmup_ratio": {"a share of the trial's steps": "warmup_steps num_warmup_steps warmup"},
+    "training.warmup_steps": {"or training.warmup_ratio, a share of the trial's steps": "num_warmup_steps warmup"},
     "training.precision": {
         "asked on each node with auto": "fp16 bf16 tf32 mixed_precision torch_dtype dtype half bnb_4bit_compute_dtype"
     },

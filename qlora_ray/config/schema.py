@@ -18,6 +18,20 @@ Precision = Literal["bf16", "fp16", "fp32"]
 # Ray's own names of resources; any other is one that nodes were started with.
 RAY_RESOURCES = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
 _RAY_RESOURCES_BY_WORD = {name.lower(): name for name in RAY_RESOURCES}
+# Of transformers' schedules (5.23, get_scheduler).
+ScheduleOption = Literal[
+    "num_cycles",
+    "lr_end",
+    "power",
+    "timescale",
+    "min_lr",
+    "min_lr_rate",
+    "num_decay_steps",
+    "num_stable_steps",
+    "min_lr_ratio",
+    "warmup_type",
+    "decay_type",
+]
 ObjectiveName = Literal["eval_loss", "trainable_parameters"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -158,8 +172,21 @@ class Training(Section):
     """
 
     learning_rate: PositiveFloat = 2e-4
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "linear"
+    lr_scheduler_kwargs: dict[ScheduleOption, float | str] = Field(
+        {}, description="Options of the schedule, in transformers' names; each schedule takes those that it knows."
+    )
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="Overrides warmup_ratio.")
     per_device_train_batch_size: PositiveInt = 1
     gradient_accumulation_steps: PositiveInt = 8
     per_device_eval_batch_size: PositiveInt = 8

@@ -17,6 +17,7 @@ from qlora_ray.preflight.planning import PlanFacts, plan_facts
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import describe_unused
 from qlora_ray.training.budget import make_budget
+from qlora_ray.training.schedules import check_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +76,8 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
     for corner in extremes:
-        make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
+        budget = make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
+        check_schedule(corner.training, num_steps=budget.num_steps)
     skeleton = build_skeleton(config.model)
     shape = count_shape(skeleton, shape)
     choices = [corner.lora for corner in extremes]

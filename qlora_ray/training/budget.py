@@ -49,6 +49,11 @@ def make_budget(training: Training, *, num_train_rows: int, num_reports: int) ->
             f"{num_steps} steps ({num_samples} samples in batches of {training.effective_batch}) for "
             f"{num_reports} reports. Train for more samples, take smaller batches, or fewer reports."
         )
+    if training.warmup_steps is not None and training.warmup_steps >= num_steps:
+        raise ConfigError(
+            f"training.warmup_steps: must be fewer than the trial's {num_steps} optimizer steps, got "
+            f"{training.warmup_steps}. Lower it, or set training.warmup_ratio."
+        )
     batches = num_reports * training.effective_batch
     steps = tuple(max(1, round(index * num_samples / batches)) for index in range(1, num_reports + 1))
     return Budget(num_samples, training.effective_batch, num_steps, steps)
@@ -60,7 +65,9 @@ def count_samples(training: Training, *, num_train_rows: int) -> int:
 
 
 def warmup_steps(training: Training, num_steps: int) -> int:
-    """Optimizer steps of linear warm-up: warmup_ratio of all, rounded up (as TrainingArguments does)."""
+    """Optimizer steps of warm-up: as given, else warmup_ratio of all, rounded up (as TrainingArguments does)."""
+    if training.warmup_steps is not None:
+        return training.warmup_steps
     return math.ceil(training.warmup_ratio * num_steps)
 
 

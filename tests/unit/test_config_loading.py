@@ -131,7 +131,7 @@ def test_a_key_of_another_tool_is_answered_by_the_one_that_does_it_here(tmp_path
     ("written", "words"),
     [
         ("load_in_8bit: true", "model.quantization.method: int8"),
-        ("training: {warmup_step: 10}", "training.warmup_ratio"),
+        ("training: {num_warmup_steps: 10}", "training.warmup_steps: or training.warmup_ratio"),
         ("training: {max_steps: 10}", "training.max_samples: steps x effective batch"),
         ("data: {val_set_size: 0.1}", "data.validation: a file, a split or a fraction"),
         ("data: {train_on_inputs: false}", "It is not here: the loss counts the answers only"),

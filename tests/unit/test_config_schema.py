@@ -132,6 +132,7 @@ BOUNDS = [
         for name in ("lease", "drain", "idle", "heartbeat", "progress")
     ],
     ("data.bad_rows", "skip", "drop"),
+    ("training.warmup_steps", 0, -1),
     ("cluster.max_trial_retries", 0, -1),
     ("search.final_seeds", 0, -1),
     ("search.final_seeds", 1000, 1001),
@@ -144,7 +145,7 @@ BOUNDS = [
     ("lora.target_modules", ["q_proj"], []),
     ("lora.target_modules", "attention", "attn"),
     ("lora.bias", "none", "all"),
-    ("training.lr_scheduler_type", "cosine", "polynomial"),
+    ("training.lr_scheduler_type", "cosine", "exponential"),
     ("training.optim", "adamw_8bit", "sgd"),
     ("training.precision", "bf16", "fp8"),
     ("search.sampler", "gp", "bohb"),

@@ -3,31 +3,89 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from transformers import get_scheduler
 
 from qlora_ray.config.schema import Training
-from qlora_ray.training.budget import warmup_steps
+from qlora_ray.errors import ConfigError
+from qlora_ray.training.budget import make_budget, warmup_steps
 from qlora_ray.training.packed.schedule import GROWTH_INTERVAL, INITIAL_SCALE, LossScale, rate_factor
+from qlora_ray.training.schedules import check_schedule, schedule_options
+
+KINDS = {
+    "linear": {},
+    "cosine": {"num_cycles": 0.5},
+    "constant": {},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "polynomial": {"power": 2.0, "lr_end": 1e-5},
+    "inverse_sqrt": {"timescale": 50},
+    "warmup_stable_decay": {"num_decay_steps": 2},
+}
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
-@pytest.mark.parametrize("warmup_ratio", [0.0, 0.03, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
-def test_every_steps_rate_is_that_of_transformers(kind: str, warmup_ratio: float, num_steps: int) -> None:
-    training = Training(lr_scheduler_type=kind, warmup_ratio=warmup_ratio, learning_rate=3e-4)
+def transformers_rates(training: Training, options: dict[str, Any], *, num_steps: int) -> list[float]:
+    """The rates of transformers' own scheduler, stepped one by one."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
     # docs/configuration.md: each after the warm-up. The "constant" of transformers would ignore it.
-    warmup = warmup_steps(training, num_steps)
-    name = "constant_with_warmup" if kind == "constant" else kind
-    scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
-    for position in range(num_steps + 1):
-        factor = rate_factor(training, position=position, num_steps=num_steps)
-        assert training.learning_rate * factor == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12, abs=1e-20)
+    kind = training.lr_scheduler_type
+    scheduler = get_scheduler(
+        "constant_with_warmup" if kind == "constant" else kind,
+        optimizer,
+        num_warmup_steps=warmup_steps(training, num_steps),
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=options,
+    )
+    rates = []
+    for _ in range(num_steps + 1):
+        rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.03, 0.5, 1.0])
+@pytest.mark.parametrize("num_steps", [3, 7, 100])
+def test_every_steps_rate_is_that_of_transformers(kind: str, warmup_ratio: float, num_steps: int) -> None:
+    if kind == "polynomial" and warmup_ratio == 1.0:
+        with pytest.raises(ConfigError, match="polynomial needs steps after its warm-up"):
+            check_schedule(Training(lr_scheduler_type=kind, warmup_ratio=1.0), num_steps=num_steps)
+        return
+    # Options of all schedules at once, as where schedules are searched: each takes its own.
+    every = {name: value for options in KINDS.values() for name, value in options.items() if name not in KINDS[kind]}
+    training = Training(
+        lr_scheduler_type=kind,
+        lr_scheduler_kwargs={**every, **KINDS[kind]},
+        warmup_ratio=warmup_ratio,
+        learning_rate=3e-4,
+    )
+    rates = transformers_rates(training, schedule_options(training), num_steps=num_steps)
+    assert KINDS[kind].items() <= schedule_options(training).items()
+    for position, rate in enumerate(rates):
+        factor = rate_factor(training, position=position, num_steps=num_steps)
+        assert training.learning_rate * factor == pytest.approx(rate, rel=1e-12, abs=1e-20)
+
+
+def test_warmup_steps_override_the_ratio_and_must_leave_steps() -> None:
+    training = Training(warmup_ratio=0.5, warmup_steps=2, max_samples=80)
+    assert warmup_steps(training, 10) == 2
+    assert rate_factor(training, position=1, num_steps=10) == 0.5
+    make_budget(training, num_train_rows=80, num_reports=2)
+    with pytest.raises(ConfigError, match="fewer than the trial's 10 optimizer steps, got 10"):
+        make_budget(training.model_copy(update={"warmup_steps": 10}), num_train_rows=80, num_reports=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [("cosine_with_min_lr", "min_lr_rate"), ("warmup_stable_decay", "num_decay_steps")]
+)
+def test_a_schedule_says_which_option_it_lacks(kind: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{kind} needs .*{option}"):
+        check_schedule(Training(lr_scheduler_type=kind), num_steps=9)
+    check_schedule(Training(lr_scheduler_type=kind, lr_scheduler_kwargs={option: 1}), num_steps=9)
 
 
 def drive_gradscaler(scaler: torch.amp.GradScaler, *, overflowed: bool) -> None:

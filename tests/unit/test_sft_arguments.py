@@ -20,7 +20,6 @@ RELIED_ON = {
     # max_steps goes before it.
     "num_train_epochs": 3.0,
     # Schedule, optimizer and loss as they are without these.
-    "lr_scheduler_kwargs": None,
     "optim_args": None,
     "optim_target_modules": None,
     "label_smoothing_factor": 0.0,
@@ -120,7 +119,9 @@ RENAMED = {"gradient_checkpointing", "gradient_checkpointing_kwargs"}
 REACHES = {
     "learning_rate": (1e-3, {"learning_rate"}),
     "lr_scheduler_type": ("constant", {"lr_scheduler_type"}),
+    "lr_scheduler_kwargs": ({"num_cycles": 2}, set()),
     "warmup_ratio": (0.5, {"warmup_steps"}),
+    "warmup_steps": (7, {"warmup_steps"}),
     "per_device_train_batch_size": (2, {"gradient_accumulation_steps"}),
     "gradient_accumulation_steps": (4, {"gradient_accumulation_steps"}),
     # The budget makes steps of them, which `num_steps` says.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qlora_ray.config.schema import Training
 from qlora_ray.training.budget import warmup_steps
+from qlora_ray.training.schedules import schedule_options, scheduler_name
 
 # torch.amp.GradScaler's defaults (torch 2.13).
 INITIAL_SCALE = 2.0**16
@@ -16,22 +18,38 @@ GROWTH_INTERVAL = 2000
 
 
 def rate_factor(training: Training, *, position: int, num_steps: int) -> float:
-    """What the learning rate is multiplied with at a step, as transformers.get_scheduler has it.
+    """What the learning rate is multiplied with at a step: transformers' own function of it.
 
     Args:
-        training: Has `lr_scheduler_type` and `warmup_ratio`.
+        training: Has the schedule, its options and its warm-up.
         position: Optimizer steps taken so far.
         num_steps: Steps of the whole trial.
     """
-    warmup = warmup_steps(training, num_steps)
-    if position < warmup:
-        return position / max(1, warmup)
-    if training.lr_scheduler_type == "constant":
-        return 1.0
-    progress = (position - warmup) / max(1, num_steps - warmup)
-    if training.lr_scheduler_type == "cosine":
-        return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
-    return max(0.0, (num_steps - position) / max(1, num_steps - warmup))
+    options = tuple(sorted(schedule_options(training).items()))
+    factor = _make_factor(
+        scheduler_name(training), options, training.learning_rate, warmup_steps(training, num_steps), num_steps
+    )
+    return factor(position)
+
+
+@functools.lru_cache(maxsize=4096)  # it is asked for at every step of every trial
+def _make_factor(
+    name: str, options: tuple[tuple[str, float | str], ...], learning_rate: float, warmup: int, num_steps: int
+) -> Callable[[int], float]:
+    import torch
+    from transformers import get_scheduler
+
+    # Some schedules read the rate that they begin with.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate)
+    scheduler = get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=dict(options),
+    )
+    factor: Callable[[int], float] = scheduler.lr_lambdas[0]
+    return factor
 
 
 @dataclass

@@ -10,9 +10,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Training
 from qlora_ray.training.budget import warmup_steps
 from qlora_ray.training.engine import TrialSpec
+from qlora_ray.training.schedules import schedule_options, scheduler_name
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -48,8 +48,8 @@ def sft_arguments(
         "gradient_accumulation_steps": training.effective_batch // micro_batch,
         "max_steps": num_steps,
         "learning_rate": training.learning_rate,
-        # transformers' plain `constant` has no warm-up.
         "lr_scheduler_type": scheduler_name(training),
+        "lr_scheduler_kwargs": schedule_options(training),
         "warmup_steps": warmup_steps(training, spec.budget.num_steps),
         "optim": training.optim,
         "adam_beta1": training.adam_beta1,
@@ -94,11 +94,6 @@ def sft_arguments(
         "push_to_hub": False,
         "average_tokens_across_devices": False,
     }
-
-
-def scheduler_name(training: Training) -> str:
-    """transformers' name of the schedule: all of ours have a warm-up."""
-    return "constant_with_warmup" if training.lr_scheduler_type == "constant" else training.lr_scheduler_type
 
 
 def make_sft_config(arguments: dict[str, Any]) -> SFTConfig:

@@ -17,7 +17,7 @@ from qlora_ray.training.budget import warmup_steps
 from qlora_ray.training.checkpoint import TrialState, flatten_optimizer, restore_optimizer
 from qlora_ray.training.engine import TrialSpec
 from qlora_ray.training.moments import is_flat, quantized_state, read_moments
-from qlora_ray.training.single.sft_arguments import scheduler_name
+from qlora_ray.training.schedules import schedule_options, scheduler_name
 
 # What a time that something is divided by counts at least.
 SHORTEST_S = 1e-9
@@ -81,6 +81,7 @@ class OrderedTrainer(SFTTrainer):
             optimizer=optimizer,
             num_warmup_steps=warmup_steps(self.spec.training, num_steps),
             num_training_steps=num_steps,
+            scheduler_specific_kwargs=schedule_options(self.spec.training),
         )
         if self._restored_state is not None:
             # A loss scale that skips an optimizer step skips the schedule's too.
