@@ -59,9 +59,10 @@ def test_each_trial_has_a_row_with_what_it_does() -> None:
 
 
 def test_below_the_rows_stand_what_is_under_way_the_counts_the_best_the_time_left_and_the_hours() -> None:
-    assert render()[-3:] == [
+    assert render()[-4:] == [
         "search: training, 1:05",
-        "3/12 trials ended · 2 complete · 1 pruned · 3 running · 1 waiting · best eval_loss 0.1234 (trial 0001)",
+        "3/12 trials ended · 2 complete · 1 pruned · 3 running · 1 waiting",
+        "best eval_loss 0.1234 (trial 0001)",
         "ETA 1:40 (search 1:10, scoring 0:27) · 1.50 GPU-hours",
     ]
 
@@ -70,6 +71,15 @@ def test_below_the_rows_stand_what_is_under_way_the_counts_the_best_the_time_lef
 def test_no_line_is_as_wide_as_the_terminal(columns: int) -> None:
     lines = render(columns=columns)
     assert all(len(line) < max(2, columns) for line in lines), lines
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_where_there_is_little_room_the_devices_name_is_cut_and_no_figure(columns: int) -> None:
+    device = replace(FIGURES.executors[0], device="NVIDIA A100-SXM4-40GB in a node with a long name")
+    (row,) = (line for line in render(replace(FIGURES, executors=(device,)), columns=columns) if line[:4] == "0001")
+    assert row.split()[:6] == ["0001", "training", "11/300", "0.5000", "0.7500", "1,234"]
+    assert ("0: NVIDIA" in row) == (columns >= 80)
+    assert row.endswith("2 GiB / 3 GiB") == (columns >= 100)
 
 
 @pytest.mark.parametrize("rows", [14, 24, 60])

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qlora_ray.formats import MISSING, format_bytes, format_count, format_duration, format_loss, plural
 from qlora_ray.runs.live import LiveExecutor, LiveFigures, LivePhase, LiveTrial
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # Rows of the terminal that the block leaves to the lines above it, and those of its own that are no trial's: the head
-# of the table, an empty line and the three lines below it, and "and N more".
+# of the table, "and N more", and the four lines below it.
 ROWS_ABOVE, OTHER_ROWS = 4, 6
 FEWEST_ROWS = 1
 # Columns that go where the terminal is narrow, the first ones first.
 NARROW_COLUMNS, NARROWER_COLUMNS = 100, 70
+DEVICE = "device"
+# Spaces between columns.
+GAP = 2
 # From here on it is said that nothing has moved.
 QUIET_S = 10.0
 
@@ -111,9 +114,9 @@ def describe_sweep(figures: LiveFigures, standing: Standing, activity: Activity)
             if standing.counts.get(state)
         ]
         parts += [f"{number} {word}" for number, word in ((running, "running"), (waiting, "waiting")) if number]
-        if standing.best is not None:
-            parts.append(standing.best)
         lines.append(" · ".join(parts))
+    if standing.best is not None:
+        lines.append(standing.best)
     if figures.executors:
         kind = "GPU-hours" if figures.device_kind == "cuda" else "device-hours"
         lines.append(f"{_describe_time_left(figures, activity.phase)} · {figures.gpu_hours:.2f} {kind}")
@@ -148,31 +151,38 @@ def _describe_time_left(figures: LiveFigures, phase: LivePhase) -> str:
 
 
 def _make_table(figures: LiveFigures, *, num_rows: int, columns: int) -> Table:
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     executors = {executor.executor: executor for executor in figures.executors}
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1))
+    rows = [
+        _describe_trial(trial_id, trial, executors.get(-1 if trial.executor is None else trial.executor))
+        for trial_id, trial in list(figures.trials.items())[:num_rows]
+    ]
     cells = [(name, justify) for name, justify, least in _COLUMNS if columns >= least]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name, _ in cells}
+    if DEVICE in widths:
+        # Where there is little room, the device's name is cut, and no figure.
+        others = sum(width + GAP for name, width in widths.items() if name != DEVICE)
+        widths[DEVICE] = max(len(DEVICE), min(widths[DEVICE], columns - 1 - others))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for name, justify in cells:
-        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
-    for trial_id, trial in list(figures.trials.items())[:num_rows]:
-        values = _describe_trial(trial_id, trial, executors.get(-1 if trial.executor is None else trial.executor))
+        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", width=widths[name])
+    for row in rows:
         # Text, since a name in brackets is no markup.
-        table.add_row(*(Text(values[name], no_wrap=True, overflow="ellipsis") for name, _ in cells))
+        table.add_row(*(Text(row[name], no_wrap=True, overflow="ellipsis") for name, _ in cells))
     return table
 
 
 # Name, side, and the narrowest terminal that has it.
-_COLUMNS: Sequence[tuple[str, str, int]] = (
+_COLUMNS: Sequence[tuple[str, Literal["left", "right"], int]] = (
     ("trial", "left", 0),
     ("state", "left", 0),
     ("step", "right", 0),
     ("train loss", "right", 0),
     ("val loss", "right", 50),
     ("tokens/s", "right", 60),
-    ("device", "left", NARROWER_COLUMNS),
+    (DEVICE, "left", NARROWER_COLUMNS),
     ("memory / planned", "right", NARROW_COLUMNS),
 )
 
@@ -189,7 +199,7 @@ def _describe_trial(trial_id: str, trial: LiveTrial, executor: LiveExecutor | No
         "train loss": format_loss(trial.train_loss),
         "val loss": format_loss(trial.eval_loss),
         "tokens/s": format_count(trial.tokens_per_s),
-        "device": device,
+        DEVICE: device,
         "memory / planned": memory,
     }
 
