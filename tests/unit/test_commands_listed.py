@@ -18,7 +18,7 @@ from qlora_ray.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| `([\w ]+)` \| (.*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([\w -]+)` \| (.*) \|$", re.MULTILINE)
 NAME = re.compile(r"`(\w+)`")
 
 

@@ -50,5 +50,12 @@ def test_a_wheel_has_the_prompt_sets_and_says_that_it_is_typed(files):
     assert len(prompts) == 2 and prompts <= names
 
 
+def test_a_wheel_has_the_files_of_the_live_page(files):
+    folder = ROOT / "qlora_ray" / "dashboard" / "assets"
+    assets = {str(path.relative_to(ROOT)) for path in folder.iterdir()}
+    assert "qlora_ray/dashboard/assets/index.html" in assets
+    assert assets <= {str(file) for file in files}
+
+
 def test_a_wheel_is_small_even_before_it_is_compressed(files):
     assert sum((ROOT / file).stat().st_size for file in files) < LARGEST_BYTES
