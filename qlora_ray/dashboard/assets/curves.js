@@ -136,7 +136,7 @@ export function drawLosses(figure, files) {
     context.fillText("No losses yet.", 0, 14);
     return;
   }
-  const [left, right, top, bottom] = [52, width - 14, 24, 206];
+  const [left, right, top, bottom] = [52, width - 14, 10, 206];
   const last = all.reduce((most, [step]) => Math.max(most, step ?? 0), 1);
   const scale = makeScale(all.map(([, loss]) => loss), bottom, top);
   const across = (step) => left + (step / last) * (right - left);
@@ -147,8 +147,6 @@ export function drawLosses(figure, files) {
   }
   context.textAlign = "center";
   for (const [value] of linearTicks(0, last, 4)) context.fillText(formatNumber(value), across(value), bottom + 14);
-  context.textAlign = "left";
-  context.fillText("grey: training loss; colour: validation loss at the reports; by step", 0, top - 14);
   const line = (points, colour, thickness) => {
     context.strokeStyle = colour;
     context.lineWidth = thickness;

@@ -73,6 +73,7 @@ export class Detail {
     const parts = [
       ...(row ? [factsOf(row)] : []), ...(stop ? [stop] : []),
       make("h3", { text: "Losses" }), make("div", {}, canvas),
+      make("p", { className: "caption", text: "By step. Grey: training loss; in colour: validation loss at the reports." }),
       ...(files.error === null ? [] : [make("h3", { text: "error.txt" }), make("pre", { text: files.error, tabindex: "0" })]),
       ...(row ? [make("h3", { text: "Parameters" }), makeTable(["parameter", "value"],
         Object.entries(row.params).map(([name, value]) => [name, formatValue(value)]))] : []),
