@@ -11,7 +11,7 @@ from qlora_ray.config.schema import Search
 from qlora_ray.orchestration.live.eta import Load, estimate_search_s
 from qlora_ray.orchestration.live.outlook import Outlook, RowCounts, Scene
 from qlora_ray.orchestration.live.speed import SHARING_POWER, Speed, SpeedMeter, TrialPlace
-from qlora_ray.orchestration.live.survival import Survival, estimate_survival, expect_stops
+from qlora_ray.orchestration.live.survival import PRIOR_TRIALS, Survival, estimate_survival, expect_stops
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs.live import LiveExecutor, LivePhase, LiveTrial
 from qlora_ray.runs.paths import trial_id_of
@@ -50,7 +50,7 @@ def test_a_long_queue_costs_its_sum() -> None:
 def test_running_trials_count_for_the_reports_that_they_have_passed() -> None:
     # Four came to the first report, and one of them was stopped there; none was stopped by the scheduler's own rule.
     survival = estimate_survival([(1, True), (4, False)], [1, 2], prior_stops=[0.0, 0.0, 0.0])
-    assert survival.goes_on == pytest.approx((1 - 1 / 5, 1.0, 1.0))
+    assert survival.goes_on == pytest.approx((1 - 1 / (4 + PRIOR_TRIALS), 1.0, 1.0))
 
 
 def test_ends_are_spread_as_the_chances_say_and_never_before_a_report_that_was_passed() -> None:

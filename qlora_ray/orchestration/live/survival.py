@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from qlora_ray.config.schema import Search
 
-# As many trials as the scheduler's own rule counts for, beside those that have been seen.
-PRIOR_TRIALS = 1.0
-# Of the stops that successive halving makes with all trials at a rung; one by one, it stops fewer.
-ASYNCHRONOUS_SHARE = 0.6
+# As many trials as the scheduler's own rule counts for, beside those that have been seen: the first ones at a rung go
+# on with nobody to be compared with, and say too little of those that follow.
+PRIOR_TRIALS = 3.0
 # The fractional part of the golden ratio: its multiples are spread evenly, however many are taken.
 GOLDEN = 0.6180339887498949
 
@@ -75,8 +74,8 @@ def estimate_survival(
 def expect_stops(search: Search) -> list[float]:
     """The chance to be stopped at each report but the last, by the scheduler's rule alone.
 
-    Successive halving lets one of `reduction_factor` go on at each rung, and stops fewer where trials come to it one by
-    one (arXiv 1810.05934); the median rule stops half of them between its first report that counts and the last.
+    Successive halving lets one of `reduction_factor` go on at each rung (arXiv 1810.05934); the median rule stops half
+    of them between its first report that counts and the last.
     """
     reports, grace = search.num_reports, min(search.grace_reports, search.num_reports)
     chances = [0.0] * (reports - 1)
@@ -86,6 +85,6 @@ def expect_stops(search: Search) -> list[float]:
     elif search.scheduler != "none":
         rung = float(grace if search.scheduler == "asha" else 1)
         while round(rung) < reports:
-            chances[round(rung) - 1] = ASYNCHRONOUS_SHARE * (1 - 1 / search.reduction_factor)
+            chances[round(rung) - 1] = 1 - 1 / search.reduction_factor
             rung *= search.reduction_factor
     return chances
