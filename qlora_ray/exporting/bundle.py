@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qlora_ray.data.end_tokens import find_end_ids
-from qlora_ray.errors import QloraRayError, RunError
+from qlora_ray.errors import ModelError, QloraRayError, RunError
 from qlora_ray.exporting.bundle_evaluation import take_evaluation
 from qlora_ray.exporting.card.card import CardFacts, make_card
 from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, list_files, take_inventory
@@ -99,8 +99,12 @@ def _name(selection: Selection, *, head_dtype: str) -> BundleName:
 
 
 def _find_ends(selection: Selection, adapter: Path) -> dict[int, str]:
-    """The tokens that end an answer, by the tokenizer beside the adapter."""
-    tokenizer = load_tokenizer(selection.config.model.model_copy(update={"name": str(adapter), "revision": None}))
+    """The tokens that end an answer, by the tokenizer beside the adapter; none where it cannot be loaded."""
+    try:
+        tokenizer = load_tokenizer(selection.config.model.model_copy(update={"name": str(adapter), "revision": None}))
+    except ModelError:
+        # An adapter may lie beside a part of a tokenizer. Its weights are whole all the same.
+        return {}
     return {token: str(tokenizer.convert_ids_to_tokens(token)) for token in find_end_ids(tokenizer)}
 
 

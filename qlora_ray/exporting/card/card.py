@@ -119,7 +119,7 @@ def _settings(facts: CardFacts) -> str:
         ["precision", value(ran.precision).strip('"')],
         ["quantization", _quantization(selection.quantization)],
         ["prompts", f"{selection.data.template or 'not recorded'} template"],
-        ["an answer ends with", ", ".join(f"`{token}`" for token in facts.ends.values()) or "no token"],
+        ["an answer ends with", ", ".join(f"`{token}`" for token in facts.ends.values()) or "not known"],
         ["device", record.executor.device or "not recorded"],
         ["trainable parameters", f"{value(ran.trainable_parameters)}"],
         ["training", f"{record.times.train_s:.0f} s"],

@@ -22,7 +22,7 @@ class CardFacts:
         name: The bundle's name.
         merge: The merge's report; None without a merged model.
         evaluation: evaluation.json of this trial; None if it was not evaluated by itself.
-        ends: The tokens that end an answer, by id.
+        ends: The tokens that end an answer, by id; empty where they are not known.
     """
 
     name: str
