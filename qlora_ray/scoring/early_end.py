@@ -56,13 +56,16 @@ class EarlyEnd:
         self._references = references
         self._tokenizer = tokenizer
         self._min_loop_tokens: int | None = None
+        encoded = tokenizer(list(references), add_special_tokens=False, verbose=False)["input_ids"]
+        self._reference_tokens = list(map(len, encoded))
         if finds_loops and all(metric.settles_in_loops for metric in metrics):
-            encoded = tokenizer(list(references), add_special_tokens=False, verbose=False)["input_ids"]
             longest = max(map(measure_repeat, encoded), default=0)
             self._min_loop_tokens = max(MIN_LOOP_TOKENS, LOOP_PER_REFERENCE_REPEAT * longest)
 
     def find(self, row: int, tokens: Sequence[int], *, max_new_tokens: int) -> tuple[EarlyFinish, int] | None:
         """Returns why an answer may end, and how many of its tokens are kept; None where it goes on.
+
+        A settled answer still gets as many tokens as its reference has: people read it beside that.
 
         A loop is cut where the whole answer would have been cut in it, so that it ends with the same tokens.
 
@@ -74,6 +77,8 @@ class EarlyEnd:
         period = find_loop(tokens, min_tokens=self._min_loop_tokens) if self._min_loop_tokens is not None else None
         if period is not None:
             return "loop", len(tokens) - (len(tokens) - max_new_tokens) % period
+        if len(tokens) < self._reference_tokens[row]:
+            return None
         text = str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()[:-UNSTABLE_CHARACTERS]
         if text and all(metric.is_settled(text, self._references[row]) for metric in self._metrics):
             return "settled", len(tokens)

@@ -76,6 +76,13 @@ def test_an_answer_ends_where_it_is_wrong_already_but_not_by_its_last_characters
     assert end.find(0, answer[:17], max_new_tokens=100) == ("settled", 17)
 
 
+def test_an_answer_that_is_wrong_already_goes_on_for_as_long_as_its_reference() -> None:
+    end = make_end([ExactMatch()], ["SELECT name FROM t WHERE a = 1"])
+    answer = encode("To find the names, you can use the following query")
+    assert end is not None and end.find(0, answer[:29], max_new_tokens=100) is None
+    assert end.find(0, answer[:30], max_new_tokens=100) == ("settled", 30)
+
+
 class Words:
     name = "words"
     higher_is_better = True
