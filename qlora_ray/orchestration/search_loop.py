@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -217,7 +218,10 @@ class SearchLoop:
         if trial in self._paused:
             self._paused[trial].set()
         elif trial.is_ended and trial in self._trial_tasks:
-            self._trial_tasks[trial].cancel()
+            task = self._trial_tasks[trial]
+            # One that has not taken its first step would never take any, and stay open; it sees that it has ended.
+            if inspect.getcoroutinestate(task.get_coro()) != inspect.CORO_CREATED:
+                task.cancel()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,26 @@ def test_a_trial_that_is_stopped_ends_as_pruned_with_its_reason_in_books_and_stu
     assert world.books.states() == ["COMPLETE", "PRUNED", "COMPLETE", "COMPLETE"]
     assert answers(world) == [("request_done", "trial 0001 is stopped, as asked")]
     assert ("leave", 1, 2) in world.log
+
+
+def test_a_trial_that_is_stopped_before_its_first_step_ends_and_so_does_the_search(tmp_path: Path) -> None:
+    world = make_world(tmp_path, num_trials=3)
+    stopped: list[int] = []
+
+    class Asker:
+        async def follow(self, search: Any) -> None:
+            while True:
+                for trial, task in search._trial_tasks.items():
+                    if not stopped and inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:
+                        assert search.stop_trial(trial.number, "stopped")
+                        stopped.append(trial.number)
+                await asyncio.sleep(0)
+
+    world.control = Asker()  # type: ignore[assignment]
+    world.run()
+    (number,) = stopped
+    assert world.states()[number] is PRUNED
+    assert len(world.states()) == 3 and not world.running
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median", "none"])
