@@ -28,20 +28,26 @@ class Controlled(Protocol):
 
 
 class SearchControl:
-    """Takes the requests of a sweep's folder; those that were left before the sweep ran are dropped.
+    """Takes the requests of a sweep's folder, for each of the searches that it runs one after the other.
 
     Args:
         paths: The sweep's folder.
         ledger: Notes what was asked and what became of it.
+
+    Attributes:
+        is_finishing: Whether no search is to begin any more.
     """
 
     def __init__(self, paths: SweepPaths, ledger: Ledger) -> None:
         self._paths = paths
         self._ledger = ledger
-        take_requests(paths)
+        self._is_paused = False
+        self.is_finishing = False
 
     async def follow(self, search: Controlled) -> None:
-        """Has a search do what is asked, until it is cancelled."""
+        """Has a search do what is asked, until it is cancelled; one that was asked to pause before begins so."""
+        if self._is_paused:
+            search.set_paused(True)
         while True:
             try:
                 # The folder may lie on a file server that takes its time.
@@ -59,9 +65,11 @@ class SearchControl:
             is_stopped = trial.isdecimal() and search.stop_trial(int(trial), STOPPED_BY_USER)
             refusal = None if is_stopped else f"trial {trial or '?'} does not run"
         elif request.action is ControlAction.FINISH:
+            self.is_finishing, self._is_paused = True, False
             search.finish()
         else:
-            search.set_paused(request.action is ControlAction.PAUSE)
+            self._is_paused = request.action is ControlAction.PAUSE
+            search.set_paused(self._is_paused)
         self._note(request, refusal)
 
     def _note(self, request: ControlRequest, refusal: str | None) -> None:

@@ -49,6 +49,7 @@ from qlora_ray.orchestration.winner import Winner, choose_winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
 from qlora_ray.runs import EventLog, SweepPaths
+from qlora_ray.runs.control import take_requests
 from qlora_ray.runs.live import LivePhase, read_live
 from qlora_ray.runs.ownership import sign
 from qlora_ray.runs.records import Manifest, Summary, read_record, write_record
@@ -93,6 +94,8 @@ def run_sweep(
     started = _Started(is_resume)
     # The folder is only removed while its lock is ours: another sweep may have taken its name.
     with paths.lock():
+        # Asked of an earlier run. What is asked from now on, while this one starts, its search is told.
+        take_requests(paths)
         try:
             with (
                 noise_to(paths.logs / "driver.log") as console,

@@ -219,8 +219,9 @@ class SearchLoop:
             self._paused[trial].set()
         elif trial.is_ended and trial in self._trial_tasks:
             task = self._trial_tasks[trial]
+            way = task.get_coro()
             # One that has not taken its first step would never take any, and stay open; it sees that it has ended.
-            if inspect.getcoroutinestate(task.get_coro()) != inspect.CORO_CREATED:
+            if not (inspect.iscoroutine(way) and inspect.getcoroutinestate(way) == inspect.CORO_CREATED):
                 task.cancel()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

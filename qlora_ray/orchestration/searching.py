@@ -53,7 +53,7 @@ def run_search(
     num_trials, num_slots = preflight.config.search.num_trials, plan.total_slots
     searcher = StudySearcher(study, space=preflight.space, ledger=ledger, num_trials=num_trials, num_slots=num_slots)
     run(preflight, searcher)
-    planned = [] if ledger.is_stopping else plan_seeds(ledger, preflight.config)
+    planned = [] if ledger.is_stopping or control.is_finishing else plan_seeds(ledger, preflight.config)
     if planned:
         ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
         seeds = SeedSearcher(study, space=preflight.space, ledger=ledger, planned=planned, num_slots=num_slots)

@@ -24,6 +24,7 @@ from qlora_ray.errors import (
 )
 from qlora_ray.orchestration import driver
 from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.control import ControlAction, take_requests, write_request
 from qlora_ray.training.engine import Failure
 from tests.unit.driver_fixtures import HEAD, World, complete_all, raising
 from tests.unit.hardware_fixtures import cpu_node, gpu, node, plan
@@ -137,6 +138,45 @@ def test_the_best_trials_get_new_seeds_after_the_search_and_none_of_these_is_sto
     monkeypatch.setattr(driver, "check_same_inputs", lambda preflight, first, *, common: [])
     del world.done[:]
     assert world.run(is_resume=True).counts == summary.counts and "search" not in world.done
+
+
+def test_a_sweep_that_is_to_finish_begins_no_trials_with_new_seeds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world.preflight.config
+    search = config.search.model_copy(update={"final_seeds": 2})
+    world.preflight = replace(world.preflight, config=config.model_copy(update={"search": search}))
+
+    def run_trials(terms: Any, *, control: Any, **inputs: Any) -> None:
+        control.is_finishing = True
+        world._run_trials(terms, **inputs)
+
+    monkeypatch.setattr("qlora_ray.orchestration.searching.run_trials", run_trials)
+    assert world.run().counts == {"complete": 3}
+    assert world.done.count("search") == 1
+
+
+def test_what_is_asked_while_the_sweep_starts_is_there_for_its_search_and_what_was_asked_before_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run()
+    write_request(world.paths, ControlAction.FINISH)
+    found: list[ControlAction | None] = []
+
+    def check(preflight: Any, first: Any, *, common: Any) -> list[str]:
+        write_request(world.paths, ControlAction.PAUSE)
+        return []
+
+    def search(searcher: Any, stop: Any) -> None:
+        found.extend(request.action for request in take_requests(world.paths))
+        complete_all(searcher, stop)
+
+    monkeypatch.setattr(driver, "check_same_inputs", check)
+    world.search = search
+    more = world.preflight.config.search.model_copy(update={"num_trials": 4})
+    world.preflight = replace(world.preflight, config=world.preflight.config.model_copy(update={"search": more}))
+    world.run(is_resume=True)
+    assert found == [ControlAction.PAUSE]
 
 
 def test_a_sweep_whose_trials_all_fail_has_no_winner_and_names_the_first_cause(

@@ -169,14 +169,6 @@ def test_a_sweep_that_is_paused_with_its_last_trial_ends(tmp_path: Path) -> None
     assert world.states() == [COMPLETE] * 2
 
 
-def test_requests_of_before_the_sweep_ran_are_dropped(tmp_path: Path) -> None:
-    world = World(tmp_path, num_trials=3)
-    write_request(world.books.paths, ControlAction.FINISH)
-    world.control = SearchControl(world.books.paths, world.books.ledger)
-    world.run()
-    assert (len(world.states()), answers(world)) == (3, [])
-
-
 def test_a_request_is_taken_once_and_a_broken_one_is_dropped(tmp_path: Path) -> None:
     paths = World(tmp_path).books.paths
     first = write_request(paths, ControlAction.STOP_TRIAL, trial="0001")
@@ -187,3 +179,36 @@ def test_a_request_is_taken_once_and_a_broken_one_is_dropped(tmp_path: Path) -> 
     assert [one.id for one in take_requests(paths)] == [first.id, second.id]
     assert list(paths.control.iterdir()) == []
     assert take_requests(paths) == []
+
+
+def test_the_next_search_of_a_sweep_begins_as_the_one_before_was_asked_to(tmp_path: Path) -> None:
+    world = make_world(tmp_path, num_trials=2, num_slots=1)
+    ask_at(world, 1, 2, (ControlAction.PAUSE, None))
+    world.run()
+    control = world.control
+    assert control is not None and not control.is_finishing
+
+    class Next:
+        is_paused = False
+
+        def set_paused(self, is_paused: bool) -> None:
+            self.is_paused = is_paused
+
+        def finish(self) -> None: ...
+
+        def stop_trial(self, number: int, reason: str) -> bool:
+            return False
+
+    async def follow(search: Next, *, until_so: Callable[[], bool]) -> None:
+        task = asyncio.create_task(control.follow(search))
+        await until(until_so)
+        task.cancel()
+
+    paused = Next()
+    asyncio.run(follow(paused, until_so=lambda: paused.is_paused))
+    write_request(world.books.paths, ControlAction.FINISH)
+    asyncio.run(follow(Next(), until_so=lambda: control.is_finishing))
+    last = Next()
+    write_request(world.books.paths, ControlAction.STOP_TRIAL, trial="0000")
+    asyncio.run(follow(last, until_so=lambda: len(answers(world)) == 3))
+    assert not last.is_paused
