@@ -45,7 +45,7 @@ def write_request(paths: SweepPaths, action: ControlAction, *, trial: str | None
     Raises:
         RunError: If the sweep's folder cannot be written.
     """
-    request = ControlRequest(id=uuid.uuid4().hex, action=action, trial=trial, asked_at=round(time.time(), 3))
+    request = ControlRequest(id=uuid.uuid4().hex, action=action, trial=trial, asked_at=time.time())
     with suppress(OSError):
         paths.control.mkdir(exist_ok=True)
     write_json(paths.control / f"{request.id}.json", to_json(request))
