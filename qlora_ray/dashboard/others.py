@@ -28,8 +28,12 @@ def is_sweep(folder: Path) -> bool:
 def find_sweeps(folder: Path) -> list[Path]:
     """The sweeps in a folder, the one that was begun, or resumed, last first."""
     found = []
+    children: list[Path] = []
     with suppress(OSError):
-        for child in folder.iterdir():
+        children = list(folder.iterdir())
+    for child in children:
+        # One that is closed to this user, or goes just now, hides none of the others.
+        with suppress(OSError):
             if child.is_dir() and is_sweep(child):
                 manifest = child / "manifest.json"
                 found.append(((manifest if manifest.is_file() else child).stat().st_mtime, child))
@@ -54,7 +58,7 @@ class OtherSweeps:
         """How the others stand, the newest first; None if that is as at the last call."""
         folders = [folder for folder in find_sweeps(self._folder) if folder.name != self._own]
         self._known = {folder.name: self._known.get(folder.name) or _Followed(folder) for folder in folders}
-        shown = tuple(followed.look() for followed in self._known.values())
+        shown = tuple(sweep for followed in self._known.values() if (sweep := _look_safely(followed)) is not None)
         changed = shown != self._shown
         self._shown = shown
         return shown if changed else None
@@ -131,6 +135,14 @@ class _Followed:
         return OtherSweep(
             status=status, counts=dict(ended.counts), best=ended.best, best_loss=ended.best_loss, **shared
         )
+
+
+def _look_safely(followed: _Followed) -> OtherSweep | None:
+    """How another sweep stands; None for one whose damaged files break its reader: this page goes on without it."""
+    try:
+        return followed.look()
+    except Exception:
+        return None
 
 
 def _read(path: Path, kind: Any) -> Any:

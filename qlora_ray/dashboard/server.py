@@ -14,7 +14,7 @@ from qlora_ray.dashboard.channel import Channel
 from qlora_ray.dashboard.others import find_sweeps, is_sweep
 from qlora_ray.dashboard.security import LOOPBACK, TOKEN, guard, is_own_request, make_token, set_headers
 from qlora_ray.dashboard.trial_files import read_end, read_trial_files
-from qlora_ray.errors import RunError
+from qlora_ray.errors import RunError, first_line
 from qlora_ray.pages.html import colour_css
 from qlora_ray.runs.control import ControlAction, write_request
 from qlora_ray.runs.paths import SweepPaths
@@ -162,7 +162,10 @@ class _Pages:
             raise web.HTTPBadRequest(reason="No such trial.")
         if not await asyncio.to_thread(paths.is_held):
             raise web.HTTPConflict(reason="The sweep does not run.")
-        written = await asyncio.to_thread(write_request, paths, action, trial=trial)
+        try:
+            written = await asyncio.to_thread(write_request, paths, action, trial=trial)
+        except RunError as error:
+            raise web.HTTPConflict(reason=first_line(error)) from None
         return web.json_response({"request": written.id}, status=202)
 
     def _find(self, request: web.Request) -> SweepPaths:

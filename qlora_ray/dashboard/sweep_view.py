@@ -125,8 +125,11 @@ class SweepView:
     def read_importance(self) -> None:
         """Has Optuna tell the importance; takes seconds for a thousand trials. May run beside the other methods."""
         num_ended = self._num_ended()
-        found = read_importance(self._paths.study)
-        self._importance_at = time.monotonic()
+        try:
+            found = read_importance(self._paths.study)
+        finally:
+            # What cannot be told now is not tried at every look.
+            self._importance_at = time.monotonic()
         if found.shares:
             # A journal that cannot be read for a moment, or that says nothing yet, is read again.
             self._importance_of = num_ended

@@ -181,6 +181,13 @@ def test_what_a_button_asks_lies_in_the_sweeps_folder_till_the_driver_takes_it(r
     assert [request.action for request in take_requests(running)] == ["pause", "continue", "finish"]
 
 
+def test_a_folder_that_cannot_be_written_is_told_to_who_presses_a_button(running: SweepPaths) -> None:
+    running.control.write_text("in the way")
+    options = {"json": STOP, "headers": BEARER}
+    status, text, _ = ask(running.root, "/api/control", method="POST", has_control=True, **options)
+    assert status == 409 and "cannot be written" in text
+
+
 def test_a_server_without_control_asks_nothing(running: SweepPaths) -> None:
     assert post(running, STOP, has_control=False) == 403
     assert take_requests(running) == []

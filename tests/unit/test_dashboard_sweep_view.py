@@ -11,6 +11,7 @@ import pytest
 
 from qlora_ray.dashboard.following import FileReplaced
 from qlora_ray.dashboard.model import Changes
+from qlora_ray.dashboard.others import find_sweeps
 from qlora_ray.dashboard.sweep_view import SweepView
 from qlora_ray.runs import EventLog, SweepPaths, append_line
 from qlora_ray.runs.live import LiveFigures, LivePhase, LiveTrial, write_live
@@ -222,6 +223,45 @@ def test_the_other_sweeps_of_the_folder_stand_beside_it(tmp_path: Path) -> None:
     with killed.lock():
         told = view.poll().others
     assert told is not None and {one.name: one.status for one in told}["killed"] == "running"
+
+
+def test_another_sweep_whose_files_are_damaged_takes_no_page_away(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "mine", usual_sketches(), winner=3)
+    write_sweep(tmp_path / "won", usual_sketches(), winner=0)
+    (write_sweep(tmp_path / "damaged", usual_sketches()).manifest).write_text('{"config": {"search": null}}')
+    _, changes = _poll_first(paths)
+    assert changes.head is not None and changes.head.winner == "0003"
+    assert changes.others is not None and [one.name for one in changes.others] == ["won"]
+
+
+def test_a_folder_that_is_closed_to_the_reader_hides_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_sweep(tmp_path / name, usual_sketches()[:1]) for name in ("a", "closed", "z")]
+
+    def is_sweep(folder: Path) -> bool:
+        if folder.name == "closed":
+            raise PermissionError(folder)
+        return True
+
+    monkeypatch.setattr("qlora_ray.dashboard.others.is_sweep", is_sweep)
+    assert sorted(find_sweeps(tmp_path)) == [paths[0].root, paths[2].root]
+
+
+def test_an_importance_that_cannot_be_told_is_not_tried_at_every_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sketches = [Sketch([1.0], {"lora.r": 8, "training.learning_rate": 1e-3}, "pruned")] * 12
+    view, _ = _poll_first(write_sweep(tmp_path / "s", sketches))
+
+    def fail(journal: Path) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("qlora_ray.dashboard.sweep_view.read_importance", fail)
+    assert view.needs_importance()
+    with pytest.raises(ZeroDivisionError):
+        view.read_importance()
+    assert not view.needs_importance()
 
 
 def test_importance_is_told_when_enough_trials_have_ended_and_not_again_for_a_few_more(tmp_path: Path) -> None:
