@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Recorder:
     """A tracker that keeps its calls, and breaks at one of them."""
 
     broken_at: str | None = None
+    error: Exception = OSError("no route")
     made: list[Recorder]
 
     def __init__(self, sweep: TrackedSweep) -> None:
@@ -35,7 +37,7 @@ class Recorder:
         def call(*arguments: Any) -> None:
             self.calls.append((name, *arguments))
             if name == type(self).broken_at:
-                raise OSError("no route")
+                raise type(self).error
 
         return call
 
@@ -84,6 +86,50 @@ def test_a_tracker_that_breaks_is_told_once_and_takes_nothing_from_the_others(
     assert len(whole.made[0].calls) == 9
     (note,) = told
     assert "mlflow" in note and "OSError: no route" in note
+
+
+def test_what_a_library_quotes_of_passwords_and_keys_stands_in_no_line_and_no_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "bearer-of-mine")
+    put_recorder(monkeypatch, "mlflow", broken_at="log").error = OSError(
+        "API request to https://me:pass@word@tracker.example/api failed, with bearer-of-mine"
+    )
+    told: list[str] = []
+    run_two_trials(TrackerReporter(["mlflow"], TrackedSweep("s", tmp_path), tell=told.append))
+    (note,) = told
+    assert "https://***@tracker.example/api failed, with ***" in note
+    log = capfd.readouterr().err
+    assert "tracker.example" in log
+    for text in (note, log):
+        assert "word" not in text and "bearer-of-mine" not in text
+
+
+def test_a_slow_tracker_gets_every_begin_and_end_and_as_many_figures_as_may_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("qlora_ray.tracking.reporter.MAX_WAITING", 2)
+    slow = put_recorder(monkeypatch, "mlflow")
+    may_begin = threading.Event()
+    make = slow.__init__
+
+    def wait(self: Recorder, sweep: TrackedSweep) -> None:
+        may_begin.wait()
+        make(self, sweep)
+
+    monkeypatch.setattr(slow, "__init__", wait)
+    told: list[str] = []
+    reporter = TrackerReporter(["mlflow"], TrackedSweep("s", tmp_path), tell=told.append)
+    reporter.start_trial("0000", CONFIG)
+    for step in range(4):
+        reporter.log("0000", step, {"train/loss": 1.0})
+    reporter.start_trial("0001", CONFIG)
+    reporter.end_trial("0000", "complete", "", {})
+    may_begin.set()
+    reporter.close()
+    (tracker,) = slow.made
+    assert [call[0] for call in tracker.calls] == ["start_trial", "log", "start_trial", "end_trial", "close"]
+    assert told == ["note: 3 figures were not reported: the trackers were too slow"]
 
 
 def test_a_library_that_is_not_there_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
