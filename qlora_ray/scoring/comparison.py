@@ -100,11 +100,14 @@ class Comparison:
     def cannot_tell(self) -> bool:
         """Whether every row of both models has a metric's worst score, or every row its best: it is too hard, or too
         easy, to tell two models apart."""
-        return self.measure != LOSS and self.base == self.tuned and self.base in (0.0, 1.0)
+        # McNemar's test is of rows of 0 and 1 alone: a mean of 1 may be of errors of 0 and 2.
+        is_binary = self.measure != LOSS and self.test == MCNEMAR
+        return is_binary and self.base == self.tuned and self.base in (0.0, 1.0)
 
     def silence(self) -> str:
         """Returns why it cannot tell, in words."""
-        num_right = self.num_rows if self.base else 0
+        is_best = bool(self.base) is self.higher_is_better
+        num_right = self.num_rows if is_best else 0
         return f"{self.measure} cannot tell: {num_right} of {self.num_rows} for both"
 
     def sentence(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from qlora_ray.scoring import ExactMatch
+from qlora_ray.scoring.comparison import compare_rows, describe_silent
 from qlora_ray.scoring.scores import ScoredAnswer, Scores
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM, Verdict, judge
 
@@ -36,6 +37,19 @@ def test_a_metric_that_cannot_tell_leaves_the_verdict_to_the_loss_and_says_so(sc
     assert (verdict.word, verdict.deciding.measure) == ("better", "loss")
     assert [other.measure for other in verdict.others] == ["exact_match"]
     assert verdict.note == f"exact_match cannot tell: {words}"
+
+
+@pytest.mark.parametrize(
+    ("errors", "silence"),
+    [
+        ([0.0] * 40, "error cannot tell: 40 of 40 for both"),
+        ([1.0] * 40, "error cannot tell: 0 of 40 for both"),
+        ([0.0, 2.0] * 20, None),
+    ],
+)
+def test_of_an_error_0_is_the_best_and_a_mean_of_1_is_not_every_row(errors, silence):
+    compared = compare_rows("error", errors, errors, higher_is_better=False)
+    assert describe_silent([compared]) == silence
 
 
 def test_the_first_metric_decides_and_the_loss_stands_beside_it():
