@@ -83,7 +83,9 @@ def run_command(
         "error": end.error,
         "result": end.facts,
     }
-    sys.stdout.write(json.dumps(answer, indent=2, default=str) + "\n")
+    # A figure that is not finite is null: NaN is no JSON, and stricter readers than Python's refuse it.
+    plain = json.loads(json.dumps(answer, default=str), parse_constant=lambda _: None)
+    sys.stdout.write(json.dumps(plain, indent=2) + "\n")
     sys.stdout.flush()
     return end.exit_code
 

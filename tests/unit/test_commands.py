@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,18 @@ def test_as_json_stdout_has_one_object_whatever_else_is_printed(run, code, error
     }
     if run is chattering:
         assert "for people" in err and "from below" in err
+
+
+def test_as_json_a_figure_that_is_not_finite_is_null(capfd):
+    facts = {"loss": float("nan"), "interval": (float("-inf"), 1.0), "folder": Path("results/x")}
+    assert run_command(lambda: Result(facts), json_of="evaluate") == 0
+    out, _ = capfd.readouterr()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    found = json.loads(out, parse_constant=refuse)["result"]
+    assert found == {"loss": None, "interval": [None, 1.0], "folder": "results/x"}
 
 
 def test_sigterm_lets_the_work_clean_up_and_the_old_handler_comes_back(capsys):
