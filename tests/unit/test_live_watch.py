@@ -131,6 +131,31 @@ def test_where_the_pool_does_not_answer_its_last_answer_stands(sweep: Sweep) -> 
     assert len(sweep.collector.collect(LivePhase.SEARCH).executors) == 1
 
 
+def test_a_trial_that_is_opened_during_a_look_is_in_the_books_of_that_look(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = sweep.books.ledger.running
+
+    def open_another() -> Any:
+        sweep.books.ledger.open(2, {})
+        return running()
+
+    monkeypatch.setattr(sweep.books.ledger, "running", open_another)
+    assert list(sweep.collector.collect(LivePhase.SEARCH).trials) == ["0000", "0001", "0002"]
+
+
+def test_last_figures_that_cannot_be_told_take_nothing_from_the_sweeps_end(
+    sweep: Sweep, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Ray is gone")
+
+    gauges: Any = SimpleNamespace(publish=fail)
+    with sweep.watch.following(sweep.collector, ledger=sweep.books.ledger, paths=sweep.books.paths, gauges=gauges):
+        pass
+    assert "Ray is gone" in capfd.readouterr().err
+
+
 def test_live_json_is_there_while_the_sweep_runs_and_says_in_the_end_that_it_ended(sweep: Sweep) -> None:
     with sweep.following():
         sweep.watch.begin(LivePhase.SEARCH, "training")

@@ -72,8 +72,10 @@ class LiveCollector:
         seats: Sequence[Mapping[str, Any]] = self._answer["seats"]
         now = self._clock()
         self._count_hours(seats, now)
+        # Before the books are copied: a trial that the search opens in between is in both, or in the books alone.
+        running = self._ledger.running()
         entries = dict(self._ledger.entries)
-        trials = _describe_trials(self._ledger.running(), seats)
+        trials = _describe_trials(running, seats)
         executors = tuple(_describe_executor(seat) for seat in seats)
         told = {seat["executor"]: seat["live"].get("scoring") for seat in seats if seat["live"]}
         left = self._outlook.look(

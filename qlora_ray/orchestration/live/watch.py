@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -80,7 +81,11 @@ class LiveWatch:
         finally:
             with self._lock:
                 self._collector = None
-                self._write(collector.conclude())
+                try:
+                    self._write(collector.conclude())
+                except Exception:
+                    # As on the thread: it goes to the sweep's log, and takes nothing from how the sweep ends.
+                    traceback.print_exc()
             self._hide()
 
     def begin(self, phase: LivePhase, words: str) -> None:
