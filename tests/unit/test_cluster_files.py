@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +155,7 @@ def write_command(folder: Path, name: str, text: str) -> None:
 def test_the_slurm_job_runs_one_task_on_each_node_and_leaves_no_token(tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     write_command(tools, "scontrol", "printf 'node7\\nnode8\\n'")
-    write_command(tools, "srun", 'printf "%s\\n" "$@" > arguments; cp "$RAY_AUTH_TOKEN_PATH" token')
+    write_command(tools, "srun", 'printf "%s\\n" "$@" > arguments; cp -p "$RAY_AUTH_TOKEN_PATH" token; mkdir results')
     environment = {
         "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "4200017",
@@ -164,7 +165,7 @@ def test_the_slurm_job_runs_one_task_on_each_node_and_leaves_no_token(tmp_path: 
         "SLURM_SUBMIT_DIR": str(tmp_path),
     }
     command = ["bash", str(FOLDER / "slurm.sbatch"), "--set", "search.num_trials=2"]
-    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, umask=0o022)
     arguments = (tmp_path / "arguments").read_text().splitlines()
     assert arguments[:2] == ["--nodes=2", "--ntasks=2"]
     assert arguments[2:8] == ["ray", "symmetric-run", "--address", "node7:20017", "--min-nodes", "2"]
@@ -173,6 +174,13 @@ def test_the_slurm_job_runs_one_task_on_each_node_and_leaves_no_token(tmp_path: 
     assert parsed.overrides[-1] == "search.num_trials=2" and f"results.dir={tmp_path}/results" in parsed.overrides
     assert len((tmp_path / "token").read_text().strip()) == 64
     assert list(tmp_path.glob(".qlora-ray-token*")) == []
+    # The token is the user's alone, and the results are whoever's the umask says.
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("token", "results")] == [0o600, 0o755]
+
+
+def test_a_token_that_a_killed_slurm_job_left_goes_into_no_image_and_no_commit() -> None:
+    for file in (FOLDER / "Dockerfile.dockerignore", FOLDER.parent / ".gitignore"):
+        assert ".qlora-ray-token-*" in file.read_text().split(), file.name
 
 
 def test_the_dockerfile_passes_the_linter() -> None:
