@@ -210,3 +210,10 @@ def test_who_is_left_out_stands_in_the_plan_and_in_a_refusal(monkeypatch: pytest
     monkeypatch.setattr(planning, "plan_sweep", refuse)
     with pytest.raises(PlacementError, match=r"nothing fits\.\nleft out: box .* no package"):
         plan_cluster(preflight, ProbedCluster({}, left_out))
+
+
+def test_gpus_that_are_named_by_uuid_have_no_index_and_stop_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {"is_initialized": lambda: True, "get_gpu_ids": lambda: [2, "3", "MIG-5c2b", "GPU-0a1b"]}
+    for name, answer in named.items():
+        monkeypatch.setattr(nodes.ray, name, answer)
+    assert nodes.own_gpu_ids() == [2, 3]

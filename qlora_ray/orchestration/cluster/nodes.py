@@ -73,8 +73,13 @@ def describe_own_node() -> dict[str, str]:
 
 
 def own_gpu_ids() -> list[int]:
-    """Indices, on its node, of the GPUs that Ray gave this process; none outside Ray."""
-    return [int(number) for number in ray.get_gpu_ids()] if ray.is_initialized() else []
+    """Indices, on its node, of the GPUs that Ray gave this process; none outside Ray.
+
+    Where CUDA_VISIBLE_DEVICES names them by UUID, as parts of a GPU (MIG) are, Ray does too: those have no index.
+    """
+    if not ray.is_initialized():
+        return []
+    return [int(number) for number in ray.get_gpu_ids() if str(number).isdecimal()]
 
 
 def on_node(node_id: str) -> dict[str, Any]:
