@@ -75,7 +75,8 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     extremes = space.extremes(config)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
-    for corner in extremes:
+    # The largest batch, of the fewest steps, is among them.
+    for corner in space.schedules(config):
         budget = make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
         check_schedule(corner.training, num_steps=budget.num_steps)
     skeleton = build_skeleton(config.model)

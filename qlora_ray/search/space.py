@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,27 @@ FIXED_PATHS = (
     "training.max_samples",
 )
 POINTS_KEY = "points_to_evaluate"
+MEMORY_PATHS = (
+    "lora.r",
+    "lora.target_modules",
+    "lora.use_dora",
+    "lora.lora_dropout",
+    "lora.modules_to_save",
+    "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps",
+    "training.optim",
+    "training.gradient_checkpointing",
+)
+# What a learning-rate schedule is made of; the batch decides on the trial's steps.
+SCHEDULE_PATHS = (
+    "training.lr_scheduler_type",
+    "training.lr_scheduler_kwargs",
+    "training.learning_rate",
+    "training.warmup_ratio",
+    "training.warmup_steps",
+    "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,12 @@ class Parameter:
     def values(self) -> tuple[Any, ...]:
         """All values of a choice, or the two ends of a range: what has to be valid."""
         return self.choices if self.choices is not None else (self.low, self.high)
+
+    def ends(self) -> tuple[Any, ...]:
+        """The smallest and the largest value; all of a choice that are not all numbers."""
+        values = self.values()
+        is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        return tuple(dict.fromkeys((min(values), max(values)))) if is_number else values
 
     def grid(self) -> tuple[Any, ...]:
         """Every value a grid visits; raises ConfigError for a range without a step."""
@@ -119,25 +147,22 @@ class SearchSpace:
 
     def extremes(self, config: SweepConfig) -> list[SweepConfig]:
         """Configs at every corner of the parameters that decide memory, for the planner's worst case."""
-        deciding = [
-            parameter
-            for parameter in self.parameters
-            if parameter.path
-            in (
-                "lora.r",
-                "lora.target_modules",
-                "lora.use_dora",
-                "lora.lora_dropout",
-                "lora.modules_to_save",
-                "training.per_device_train_batch_size",
-                "training.gradient_accumulation_steps",
-                "training.optim",
-                "training.gradient_checkpointing",
-            )
-        ]
-        corners = itertools.product(*(parameter.values() for parameter in deciding))
-        paths = [parameter.path for parameter in deciding]
-        return [apply_values(config, dict(zip(paths, corner, strict=True))) for corner in corners]
+        deciding = {
+            parameter.path: parameter.values() for parameter in self.parameters if parameter.path in MEMORY_PATHS
+        }
+        return _corners(config, deciding)
+
+    def schedules(self, config: SweepConfig) -> list[SweepConfig]:
+        """Configs at every corner of the parameters that make a learning-rate schedule."""
+        deciding = {
+            parameter.path: parameter.ends() for parameter in self.parameters if parameter.path in SCHEDULE_PATHS
+        }
+        return _corners(config, deciding)
+
+
+def _corners(config: SweepConfig, values: Mapping[str, Sequence[Any]]) -> list[SweepConfig]:
+    corners = itertools.product(*values.values())
+    return [apply_values(config, dict(zip(values, corner, strict=True))) for corner in corners]
 
 
 def encode_choice(value: Any) -> Any:

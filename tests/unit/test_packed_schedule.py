@@ -88,6 +88,23 @@ def test_a_schedule_says_which_option_it_lacks(kind: str, option: str) -> None:
     check_schedule(Training(lr_scheduler_type=kind, lr_scheduler_kwargs={option: 1}), num_steps=9)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("polynomial", {"lr_end": 2e-4}, "must be smaller than initial lr"),
+        ("cosine_with_min_lr", {"min_lr": 1e-6, "min_lr_rate": 0.1}, "Only one of min_lr or min_lr_rate"),
+        ("warmup_stable_decay", {"num_decay_steps": 2, "warmup_type": "liner"}, "Unknown warmup type: liner"),
+        ("warmup_stable_decay", {"num_decay_steps": 2, "min_lr_ratio": "low"}, "got: "),
+    ],
+)
+def test_options_that_make_no_schedule_are_found_before_a_trial_has_it(
+    kind: str, options: dict[str, Any], words: str
+) -> None:
+    training = Training(lr_scheduler_type=kind, lr_scheduler_kwargs=options, learning_rate=1e-4)
+    with pytest.raises(ConfigError, match=f"must make a schedule {kind} .*{words}"):
+        check_schedule(training, num_steps=9)
+
+
 def drive_gradscaler(scaler: torch.amp.GradScaler, *, overflowed: bool) -> None:
     """One step of a GradScaler whose gradient is finite, or is not."""
     parameter = torch.nn.Parameter(torch.zeros(1))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.config import load_config
-from qlora_ray.errors import DataError, RunError
+from qlora_ray.errors import ConfigError, DataError, RunError
 from qlora_ray.hardware import Plan
 from qlora_ray.plan import main
 from qlora_ray.preflight.checks import check_sweep
@@ -42,6 +42,27 @@ def test_a_test_row_that_could_not_be_scored_at_the_end_is_found_at_the_start(tm
         ],
     )
     with pytest.raises(DataError, match=r"^test: numeric: the reference of row 1 must hold a number"):
+        check_sweep(config, load_space(config))
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "words"),
+    [
+        ("{training.lr_scheduler_type: {choices: [linear, cosine_with_min_lr]}}", "{}", "cosine_with_min_lr needs"),
+        (
+            "{training.learning_rate: {low: 1.0e-5, high: 1.0}, training.lr_scheduler_type: {choices: [polynomial]}}",
+            "{lr_end: 1.0e-4}",
+            "learning_rate 1e-05 and",
+        ),
+        ("{training.warmup_steps: {choices: [0, 500]}}", "{}", "training.warmup_steps: must be fewer"),
+    ],
+)
+def test_a_schedule_that_only_some_trials_would_have_is_checked_too(space, options, words):
+    config = load_config(
+        None,
+        overrides=[f"search.space={space}", f"training.lr_scheduler_kwargs={options}", "training.max_samples=64"],
+    )
+    with pytest.raises(ConfigError, match=words):
         check_sweep(config, load_space(config))
 
 

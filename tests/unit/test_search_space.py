@@ -95,6 +95,20 @@ def test_a_grid_visits_every_choice_and_every_step():
         make_space(RATE).grid_size()
 
 
+def test_schedules_are_all_corners_of_what_makes_one():
+    written = {
+        **RATE,
+        "lora.r": {"choices": [4, 8]},
+        "training.lr_scheduler_type": {"choices": ["linear", "cosine", "polynomial"]},
+        "training.gradient_accumulation_steps": {"choices": [2, 8, 4]},
+    }
+    found = [
+        (c.training.learning_rate, c.training.lr_scheduler_type, c.training.gradient_accumulation_steps)
+        for c in make_space(written).schedules(CONFIG)
+    ]
+    assert sorted(found) == sorted(itertools.product((1e-5, 1e-3), ("linear", "cosine", "polynomial"), (2, 8)))
+
+
 def test_the_extremes_are_all_corners_of_what_decides_memory_and_nothing_else():
     corners = make_space().extremes(CONFIG)
     found = {

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from qlora_ray.config.schema import Training
-from qlora_ray.training.budget import warmup_steps
-from qlora_ray.training.schedules import schedule_options, scheduler_name
+from qlora_ray.training.schedules import make_factor
 
 # torch.amp.GradScaler's defaults (torch 2.13).
 INITIAL_SCALE = 2.0**16
@@ -25,31 +22,7 @@ def rate_factor(training: Training, *, position: int, num_steps: int) -> float:
         position: Optimizer steps taken so far.
         num_steps: Steps of the whole trial.
     """
-    options = tuple(sorted(schedule_options(training).items()))
-    factor = _make_factor(
-        scheduler_name(training), options, training.learning_rate, warmup_steps(training, num_steps), num_steps
-    )
-    return factor(position)
-
-
-@functools.lru_cache(maxsize=4096)  # it is asked for at every step of every trial
-def _make_factor(
-    name: str, options: tuple[tuple[str, float | str], ...], learning_rate: float, warmup: int, num_steps: int
-) -> Callable[[int], float]:
-    import torch
-    from transformers import get_scheduler
-
-    # Some schedules read the rate that they begin with.
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate)
-    scheduler = get_scheduler(
-        name,
-        optimizer,
-        num_warmup_steps=warmup,
-        num_training_steps=num_steps,
-        scheduler_specific_kwargs=dict(options),
-    )
-    factor: Callable[[int], float] = scheduler.lr_lambdas[0]
-    return factor
+    return make_factor(training, num_steps=num_steps)(position)
 
 
 @dataclass
