@@ -232,6 +232,18 @@ def test_the_own_code_of_a_hub_base_is_that_of_the_pinned_commit(tmp_path, monke
     }
 
 
+def test_a_base_that_knows_no_end_keeps_its_generation_config(tmp_path):
+    base = save_base(tmp_path / "base", "llama")
+    (base / "generation_config.json").write_text('{"temperature": 0.5}')
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = tokenizer.chat_template = None
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    plan = SimpleNamespace(dtype="fp32", tying="not tied")
+    write_side_files(merged, checkpoint=open_checkpoint(Model(name=str(base))), plan=plan, tokenizer=tokenizer)
+    assert (merged / "generation_config.json").read_text() == '{"temperature": 0.5}'
+
+
 def test_the_merged_model_ends_with_what_answers_were_trained_to_end_with(tmp_path):
     base = save_base(tmp_path / "base", "llama")
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -138,10 +138,9 @@ def _write_generation_config(
     file = checkpoint.find_file(GENERATION_CONFIG)
     written = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
     found = written.get("eos_token_id")
-    own = found if isinstance(found, list) else [found]
+    own = found if isinstance(found, list) else [] if found is None else [found]
     ends = find_end_ids(tokenizer, [*own, end])
-    if set(ends) == set(own):
-        assert file is not None
+    if file is not None and set(ends) == set(own):
         (folder / GENERATION_CONFIG).write_bytes(file.read_bytes())
     elif ends:
         written["eos_token_id"] = ends if len(ends) > 1 else ends[0]
