@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qlora_ray import embedded
 from qlora_ray.config.schema import Evaluate
+from qlora_ray.modeling.multi_lora import adapters as adapters_module
 from qlora_ray.scoring import ExactMatch, SqlExecution
 from qlora_ray.scoring import scores as scores_module
 from qlora_ray.scoring.scores import Scores
@@ -91,10 +94,23 @@ def test_scores_are_those_of_whole_answers_though_some_are_ended_early(
                 assert early == full
 
 
-def test_without_answers_there_is_the_loss_alone(
-    engine: PackedEngine, models: dict[str, Path | None], bench: Bench, together: dict[str, Scores]
+def test_without_answers_there_is_the_loss_alone_and_one_adapter_in_memory(
+    engine: PackedEngine,
+    models: dict[str, Path | None],
+    bench: Bench,
+    together: dict[str, Scores],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    held: list[int] = []
+
+    def answering(wrapped: Any, adapters: Sequence[Path | None]) -> Any:
+        held.append(len(adapters))
+        return adapters_module.answering(wrapped, adapters)
+
+    monkeypatch.setattr("qlora_ray.training.packed.engine.answering", answering)
     scores = engine.score(models, bench.data.validation, with_answers=False)
     for name, expected in together.items():
         assert (scores[name].loss, scores[name].row_nll) == (expected.loss, expected.row_nll)
         assert (scores[name].answers, scores[name].metrics) == ([], {})
+    # However many the finalists are, with their seeds.
+    assert held == [1] * NUM_MODELS

@@ -171,25 +171,32 @@ class PackedEngine:
         with_answers: bool = True,
         progress: RowProgress | None = None,
     ) -> dict[str, Scores]:
-        """Scores saved adapters, and the bare base, on these rows; all of them answer in the same batches."""
+        """Scores saved adapters, and the bare base, on these rows; those that answer do it in the same batches."""
         with self._training:
             self._release_evicted()
             if self._pack.admissions:
                 here = ", ".join(admission.spec.trial_id for admission in self._pack.admissions)
                 raise RuntimeError(f"packed engine: cannot score while trials {here} are here")
-            with answering(self._wrapped, list(models.values())) as route:
-                return score_models(
-                    self._base.model,
-                    self._base.tokenizer,
-                    split,
-                    names=list(models),
-                    route=route,
-                    metrics=self._metrics if with_answers else [],
-                    evaluate=self._evaluate,
-                    precision=self._base.precision,
-                    loss_batch_size=self._evaluate.batch_size,
-                    progress=progress,
-                )
+            # Losses are measured one model after another: then only one adapter need fit beside the base.
+            groups: list[Mapping[str, Path | None]] = [models]
+            if not with_answers:
+                groups = [{name: adapter} for name, adapter in models.items()]
+            scores: dict[str, Scores] = {}
+            for group in groups:
+                with answering(self._wrapped, list(group.values())) as route:
+                    scores |= score_models(
+                        self._base.model,
+                        self._base.tokenizer,
+                        split,
+                        names=list(group),
+                        route=route,
+                        metrics=self._metrics if with_answers else [],
+                        evaluate=self._evaluate,
+                        precision=self._base.precision,
+                        loss_batch_size=self._evaluate.batch_size,
+                        progress=progress,
+                    )
+            return scores
 
     def _release_evicted(self) -> None:
         """Frees the memory of evicted trials, and takes the wrapped layers out with the last one."""
