@@ -241,6 +241,26 @@ def test_before_the_first_report_scoring_is_foretold_from_the_training() -> None
     assert left.search_s is not None and left.total_s is not None
 
 
+@pytest.mark.parametrize(
+    ("final_seeds", "seed_of", "planned", "known"),
+    # Three are planned; one came to its end, or had two seeds.
+    [(0, [None], 3, 1), (2, [None, None, 0, 0], 6, 2)],
+)
+def test_the_rows_to_score_are_those_of_the_trials_that_are_scored(
+    final_seeds: int, seed_of: list[int | None], planned: int, known: int
+) -> None:
+    search = Search(final_seeds=final_seeds)
+    outlook = Outlook(search, top_k=3, rows=RowCounts(trained=600, validation=10, verdict=7, answered=0))
+    entries = {
+        number: TrialEntry(number, {}, 0.0, closed_at=1.0, state=TrialStatus.COMPLETE, seed_of=seed)
+        for number, seed in enumerate(seed_of)
+    }
+    entries[9] = TrialEntry(9, {}, 0.0, closed_at=1.0, state=TrialStatus.PRUNED)
+    for phase, num_scored in ((LivePhase.SEARCH, planned), (LivePhase.SCORING, known)):
+        outlook.look(Scene(0.0, phase, 4, entries, {}, [], {}))
+        assert outlook.work.rows["loss"] == 10 * num_scored + 2 * 7
+
+
 def test_once_the_sweep_has_ended_nothing_is_left() -> None:
     outlook = Outlook(Search(), top_k=3, rows=RowCounts(trained=600, validation=10, verdict=10, answered=10))
     left = outlook.look(Scene(0.0, LivePhase.ENDED, 4, {}, {}, [], {}))

@@ -85,15 +85,18 @@ class Outlook:
         self._top_k = top_k
         self._rows = rows
         self._prior = expect_stops(search)
+        # Known when the search has ended: a scheduler may leave fewer complete trials than are to be scored.
+        self._num_finalists: int | None = None
         self._speeds = SpeedMeter()
         self.scoring = ScoringMeter()
 
     @property
     def work(self) -> ScoringWork:
         """The rows of the whole scoring."""
-        num_finalists = min(self._top_k, self._search.num_trials) * (1 + self._search.final_seeds)
+        # Where the best have new seeds, only the trials with these are scored.
+        planned = min(self._top_k, self._search.num_trials) * (self._search.final_seeds or 1)
         return ScoringWork.count(
-            num_finalists=num_finalists,
+            num_finalists=planned if self._num_finalists is None else self._num_finalists,
             num_validation=self._rows.validation,
             num_verdict=self._rows.verdict,
             num_answered=self._rows.answered,
@@ -104,6 +107,10 @@ class Outlook:
         entries = list(scene.entries.values())
         self._measure(scene, entries)
         search_s = self._search_s(scene, entries) if scene.phase in (LivePhase.STARTING, LivePhase.SEARCH) else 0.0
+        if scene.phase is LivePhase.SCORING:
+            complete = [entry for entry in entries if entry.state is TrialStatus.COMPLETE]
+            num_seeds = sum(entry.seed_of is not None for entry in complete)
+            self._num_finalists = num_seeds or min(self._top_k, len(complete))
         scoring_s: float | None = 0.0
         if scene.phase in (LivePhase.STARTING, LivePhase.SEARCH, LivePhase.SCORING):
             ready = sum(executor.state == "ready" for executor in scene.executors)
