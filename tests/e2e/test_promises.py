@@ -73,7 +73,7 @@ def test_a_base_whose_weights_cannot_be_read_leaves_nothing_behind(tmp_path: Pat
     ("settings", "words"),
     [
         (["data.train=missing.jsonl"], "missing.jsonl"),
-        (["lora.rank=8"], "lora.rank is not a known key. Did you mean lora.r"),
+        (["lora.rank=8"], "lora.rank is not a known key. Here it is lora.r"),
         (["lora.r=0"], "lora.r must be > 0, got 0"),
         (["search.space={lora.rank: {choices: [1, 2]}}"], "names no config path"),
         (["lora.target_modules=[no_such_proj]"], "no linear module 'no_such_proj'"),
