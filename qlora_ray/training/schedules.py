@@ -13,6 +13,8 @@ from qlora_ray.training.budget import warmup_steps
 
 # What get_scheduler gives every schedule by itself.
 GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+# Those that any warm-up and rate make, where they have no options: then transformers need not be imported to see it.
+PLAIN = ("linear", "cosine", "constant")
 
 
 def scheduler_name(training: Training) -> str:
@@ -54,6 +56,8 @@ def check_schedule(training: Training, *, num_steps: int) -> None:
             "training.lr_scheduler_kwargs: warmup_stable_decay needs num_decay_steps, got none. "
             "Set it to the last steps in which the rate falls."
         )
+    if not options and training.lr_scheduler_type in PLAIN:
+        return
     try:
         factor = make_factor(training, num_steps=num_steps)
         for position in {0, 1, warmup_steps(training, num_steps), num_steps - 1, num_steps}:
