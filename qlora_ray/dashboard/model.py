@@ -29,6 +29,7 @@ class Head:
         dashboard_command: What serves this page again.
         resume_command: What goes on with it; None while it runs, and where there is nothing to go on with.
         has_control: Whether the page has buttons.
+        clone_space: The part of the search space that a clone of a trial may have other values of.
         is_paused: Whether the sweep begins no trials until it is told to continue; `is_finishing`, none any more.
         last_request: What became of what was asked of it last.
         report: The name of its report in the folder; None where there is none.
@@ -53,6 +54,7 @@ class Head:
     last_event_at: float | None = None
     resume_command: str | None = None
     has_control: bool = False
+    clone_space: Mapping[str, Any] = field(default_factory=dict)
     is_paused: bool = False
     is_finishing: bool = False
     last_request: str | None = None
@@ -85,6 +87,8 @@ class TrialRow:
     planned_bytes: int | None = None
     resumed_from: str | None = None
     seed_of: str | None = None
+    cloned_from: str | None = None
+    cloned_at: int | None = None
     opened_at: float | None = None
     closed_at: float | None = None
 

@@ -8,6 +8,9 @@ from typing import Any
 from qlora_ray.reporting.timeline import RUN_STARTS
 from qlora_ray.runs.control import ControlAction
 
+# Requests that leave the sweep itself as it is.
+OF_A_TRIAL = (ControlAction.STOP_TRIAL, ControlAction.CLONE)
+
 
 class AnsweredRequests:
     """How the requests of the present run have changed it.
@@ -31,6 +34,6 @@ class AnsweredRequests:
             self.is_paused, self.is_finishing, self.last = False, False, None
         elif name in ("request_done", "request_refused"):
             self.last = f"{'Refused: ' if name == 'request_refused' else ''}{event.get('reason')}"
-            if name == "request_done" and action != ControlAction.STOP_TRIAL:
+            if name == "request_done" and action not in OF_A_TRIAL:
                 self.is_paused = action == ControlAction.PAUSE
                 self.is_finishing = self.is_finishing or action == ControlAction.FINISH

@@ -155,15 +155,19 @@ class _Pages:
         paths = self._find(request)
         try:
             asked = json.loads(await request.text())
-            action, trial = ControlAction(asked["action"]), asked.get("trial")
+            action, trial, params = ControlAction(asked["action"]), asked.get("trial"), asked.get("params")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise web.HTTPBadRequest(reason="No such action.") from None
         if trial is not None and not (isinstance(trial, str) and trial.isascii() and trial.isdecimal()):
             raise web.HTTPBadRequest(reason="No such trial.")
+        # What the values may be is the driver's to say.
+        is_whole = trial and params if action is ControlAction.CLONE else params is None
+        if not is_whole or not isinstance(params, dict | None):
+            raise web.HTTPBadRequest(reason="No such values.")
         if not await asyncio.to_thread(paths.is_held):
             raise web.HTTPConflict(reason="The sweep does not run.")
         try:
-            written = await asyncio.to_thread(write_request, paths, action, trial=trial)
+            written = await asyncio.to_thread(write_request, paths, action, trial=trial, params=params)
         except RunError as error:
             raise web.HTTPConflict(reason=first_line(error)) from None
         return web.json_response({"request": written.id}, status=202)

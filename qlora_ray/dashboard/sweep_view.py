@@ -21,6 +21,7 @@ from qlora_ray.reporting.outcome import Outcome, read_outcome
 from qlora_ray.reporting.story import POINTS_KEY
 from qlora_ray.reporting.verdicts import headline_of, verdict_sentences
 from qlora_ray.reporting.writing import PAGE_NAME
+from qlora_ray.runs.control import CLONE_PATHS
 from qlora_ray.runs.live import LiveFigures, read_live
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.records import Manifest, SweepStatus, TrialStatus, read_record
@@ -238,6 +239,7 @@ class SweepView:
             last_event_at=self._last_event.get("time") if self._last_event else None,
             resume_command=self._paths.resume_command if may_go_on and self._has_begun() else None,
             has_control=self._has_control,
+            clone_space={path: words for path, words in self._manifest.space.items() if path in CLONE_PATHS},
             is_paused=self._requests.is_paused,
             is_finishing=self._requests.is_finishing,
             last_request=self._requests.last,

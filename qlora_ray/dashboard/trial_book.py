@@ -41,6 +41,8 @@ class _Record:
     params: Mapping[str, Any] = field(default_factory=dict)
     resumed_from: str | None = None
     seed_of: str | None = None
+    cloned_from: str | None = None
+    cloned_at: int | None = None
     reports: Mapping[int, float | None] = field(default_factory=dict)
     tokens_per_s: float | None = None
     memory: MemoryRecord = field(default_factory=MemoryRecord)
@@ -199,6 +201,8 @@ class TrialBook:
             planned_bytes=record.memory.estimated_bytes,
             resumed_from=record.resumed_from,
             seed_of=record.seed_of,
+            cloned_from=record.cloned_from,
+            cloned_at=record.cloned_at,
             opened_at=row.opened_at or record.times.opened,
             closed_at=row.closed_at or record.times.closed,
         )

@@ -48,10 +48,20 @@ def render_trial_config(selection: Selection) -> str:
         "scheduler": "none",
         "final_seeds": 0,
     }
-    return _render(
-        config,
-        f"Trial {selection.trial} of sweep {selection.paths.name}, and nothing else. Trains it again:",
-        trial_command(),
+    title = f"Trial {selection.trial} of sweep {selection.paths.name}, and nothing else. Trains it again:"
+    if (origin := describe_clone(selection)) is not None:
+        title = f"The last values of trial {selection.trial} of sweep {selection.paths.name}, from the start: {origin}"
+    return _render(config, title, trial_command())
+
+
+def describe_clone(selection: Selection) -> str | None:
+    """What a clone cannot be made again by; None of a trial that is none."""
+    record = selection.record
+    if record.cloned_from is None:
+        return None
+    return (
+        f"it is a clone of trial {record.cloned_from} at report {record.cloned_at}, trained with that trial's values "
+        "until then, so that this is another training and not the one that made the adapter."
     )
 
 

@@ -76,6 +76,7 @@ def _head(selection: Selection, name: str) -> str:
             "- Notebook: none, a command",
             f"- Command: {f'`{command}`' if command else NOT_RECORDED}",
             f"- Sweep: `{selection.paths.name}`, trial {selection.trial}",
+            *_origin(selection),
             f"- Base model: `{base.name}` (revision {base.revision or 'main'}, `{base.hash}`)",
             f"- Train file: `{data.sources.get('train', NOT_RECORDED)}` (n={data.num_rows.get('train', NOT_RECORDED)}, "
             f"overlap check={data.overlap_check or NOT_RECORDED}, sha256={train or NOT_RECORDED})",
@@ -83,6 +84,13 @@ def _head(selection: Selection, name: str) -> str:
             "- Output dir: `adapter`",
         ]
     )
+
+
+def _origin(selection: Selection) -> list[str]:
+    record = selection.record
+    if record.cloned_from is None:
+        return []
+    return [f"- Clone of trial {record.cloned_from} at report {record.cloned_at}: the values below hold from there on"]
 
 
 def _training(selection: Selection) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
+from qlora_ray.orchestration.cloning import CloneRefused
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.runs.control import ControlAction, ControlRequest, take_requests
 from qlora_ray.runs.paths import SweepPaths
@@ -19,6 +21,9 @@ class Controlled(Protocol):
 
     def stop_trial(self, number: int, reason: str) -> bool:
         """Ends a trial as pruned; False if it does not run."""
+
+    async def clone(self, number: int, changes: Mapping[str, Any]) -> str:
+        """Has a copy of a trial go on with other values; returns its id, or raises CloneRefused."""
 
     def finish(self) -> None:
         """Asks the study for no more trials."""
@@ -52,28 +57,37 @@ class SearchControl:
             try:
                 # The folder may lie on a file server that takes its time.
                 for request in await asyncio.to_thread(take_requests, self._paths):
-                    self._carry_out(request, search)
+                    await self._carry_out(request, search)
             except Exception:
                 # It goes to the sweep's log: a request that breaks must not end the search.
                 traceback.print_exc()
             await asyncio.sleep(LOOK_INTERVAL_S)
 
-    def _carry_out(self, request: ControlRequest, search: Controlled) -> None:
-        refusal = None
+    async def _carry_out(self, request: ControlRequest, search: Controlled) -> None:
+        refusal, clone = None, ""
         if request.action is ControlAction.STOP_TRIAL:
             trial = request.trial or ""
             is_stopped = trial.isdecimal() and search.stop_trial(int(trial), STOPPED_BY_USER)
             refusal = None if is_stopped else f"trial {trial or '?'} does not run"
+        elif request.action is ControlAction.CLONE:
+            trial = request.trial or ""
+            try:
+                if not trial.isdecimal():
+                    raise CloneRefused("there is no such trial")
+                clone = await search.clone(int(trial), request.params)
+            except CloneRefused as error:
+                refusal = f"trial {trial or '?'} is not cloned: {error}"
         elif request.action is ControlAction.FINISH:
             self.is_finishing, self._is_paused = True, False
             search.finish()
         else:
             self._is_paused = request.action is ControlAction.PAUSE
             search.set_paused(self._is_paused)
-        self._note(request, refusal)
+        self._note(request, refusal, clone)
 
-    def _note(self, request: ControlRequest, refusal: str | None) -> None:
+    def _note(self, request: ControlRequest, refusal: str | None, clone: str) -> None:
         words = {
+            ControlAction.CLONE: f"trial {clone} is a clone of trial {request.trial}, as asked",
             ControlAction.STOP_TRIAL: f"trial {request.trial} is stopped, as asked",
             ControlAction.FINISH: "no new trials from now on, as asked; the winner is chosen when the running ones end",
             ControlAction.PAUSE: "no new trials until the sweep is told to continue, as asked",

@@ -206,6 +206,7 @@ def _run(
                 watch.begin(LivePhase.SEARCH, "training")
                 run_search(
                     preflight,
+                    paths=paths,
                     plan=plan,
                     ledger=ledger,
                     study=study,

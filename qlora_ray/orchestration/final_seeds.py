@@ -62,8 +62,14 @@ class PlannedSeed:
 
 
 def find_finalists(ledger: Ledger, config: SweepConfig) -> list[TrialEntry]:
-    """The best trials of the search itself."""
-    return [entry for entry in ledger.ranked() if entry.seed_of is None][: config.evaluate.top_k]
+    """The best trials of the search itself.
+
+    Where seeds decide, clones come in only if there is nothing else: no other seed can repeat what they went through.
+    """
+    searched = [entry for entry in ledger.ranked() if entry.seed_of is None]
+    if config.search.final_seeds:
+        searched = [entry for entry in searched if entry.clone_of is None] or searched
+    return searched[: config.evaluate.top_k]
 
 
 def plan_seeds(ledger: Ledger, config: SweepConfig) -> list[PlannedSeed]:
@@ -75,6 +81,8 @@ def plan_seeds(ledger: Ledger, config: SweepConfig) -> list[PlannedSeed]:
     """
     planned = []
     for entry in find_finalists(ledger, config):
+        if entry.clone_of is not None:
+            continue
         first = entry.params.get(SEED_PATH, config.training.seed)
         for offset in range(1, config.search.final_seeds + 1):
             params = {**entry.params, SEED_PATH: (first + offset) % NUM_SEEDS}

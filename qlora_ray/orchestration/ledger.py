@@ -12,7 +12,7 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
 from qlora_ray.formats import format_loss, format_setting
 from qlora_ray.orchestration.standings import Standings
-from qlora_ray.orchestration.trial_entry import TrialEntry, TrialResult
+from qlora_ray.orchestration.trial_entry import CloneOrigin, TrialEntry, TrialResult
 from qlora_ray.orchestration.trials_table import TrialsTable
 from qlora_ray.runs import EventLog, SweepPaths, append_line, write_text
 from qlora_ray.runs.files import read_lines
@@ -104,7 +104,13 @@ class Ledger:
         return sum(entry.state is not TrialStatus.INTERRUPTED for entry in list(self.entries.values()))
 
     def open(
-        self, number: int, params: dict[str, Any], *, ancestors: Sequence[int] = (), seed_of: int | None = None
+        self,
+        number: int,
+        params: dict[str, Any],
+        *,
+        ancestors: Sequence[int] = (),
+        seed_of: int | None = None,
+        clone_of: CloneOrigin | None = None,
     ) -> None:
         """Enters a new trial.
 
@@ -113,9 +119,10 @@ class Ledger:
             params: Values of the search space, by config path.
             ancestors: Numbers of the interrupted trials that it goes on with, the latest first.
             seed_of: Number of the trial that it repeats with another seed.
+            clone_of: The trial whose state lies in its folder already; one that goes on inherits reports as any other.
         """
         resumed_from = ancestors[0] if ancestors else None
-        entry = TrialEntry(number, params, time.time(), resumed_from, seed_of=seed_of)
+        entry = TrialEntry(number, params, time.time(), resumed_from, seed_of=seed_of, clone_of=clone_of)
         self.entries[number] = entry
         self._standings.open(entry)
         self._paths.trial(entry.id).root.mkdir(parents=True, exist_ok=True)
@@ -126,10 +133,16 @@ class Ledger:
             if state.exists():
                 self._inherit(entry, ancestor)
                 break
+        if clone_of is not None and not ancestors:
+            self._copy_reports(entry, clone_of.number, until=clone_of.at)
         reason = "asked of the study" if seed_of is None else f"another seed of trial {trial_id_of(seed_of)}"
+        if clone_of is not None:
+            reason = clone_of.describe()
         if resumed_from is not None:
             reason = f"goes on with trial {trial_id_of(resumed_from)}"
         self._events.write("trial_opened", reason=reason, trial=entry.id, params=params)
+        if clone_of is not None and not ancestors:
+            self._note_clone(entry, clone_of)
         record = self._write_record(entry)
         if self._observer is not None:
             self._observer.opened(entry, record)
@@ -144,7 +157,8 @@ class Ledger:
                 write_record(path, record)
             entry = TrialEntry.of_record(record)
             self.entries[entry.number] = entry
-            self.num_planned += entry.seed_of is not None and entry.state is not TrialStatus.INTERRUPTED
+            is_more = entry.seed_of is not None or entry.clone_of is not None
+            self.num_planned += is_more and entry.state is not TrialStatus.INTERRUPTED
             # Its driver may have been killed after the record and before that.
             self._drop_files(entry)
             self._standings.end(entry, self.value_of(entry))
@@ -294,6 +308,25 @@ class Ledger:
         earlier.state.replace(trial.state)
         # Written again with the state's pending report.
         shutil.rmtree(earlier.adapter, ignore_errors=True)
+
+    def _copy_reports(self, entry: TrialEntry, other_number: int, *, until: int) -> None:
+        """Gives a trial another one's reports, up to one of them, as its own."""
+        for line in read_lines(self._paths.trial(trial_id_of(other_number)).metrics):
+            if line["report_index"] <= until and self._enter(entry, line["report_index"], line):
+                append_line(self._paths.trial(entry.id).metrics, line)
+
+    def _note_clone(self, entry: TrialEntry, origin: CloneOrigin) -> None:
+        earlier = self.entries[origin.number]
+        changed = {path: value for path, value in entry.params.items() if earlier.params.get(path) != value}
+        self._events.write(
+            "trial_cloned",
+            reason=f"{origin.describe()} with {describe_params(changed)}",
+            trial=entry.id,
+            cloned_from=earlier.id,
+            cloned_at=origin.at,
+            step=origin.step,
+            changed=changed,
+        )
 
     def _drop_files(self, entry: TrialEntry) -> None:
         """Takes away what a trial that has ended as this has no use for."""

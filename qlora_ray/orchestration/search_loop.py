@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from qlora_ray.config.schema import Search
+from qlora_ray.orchestration.cloning import Cloner, CloneRefused
 from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.leased_trial import LeasedTrial, TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
@@ -18,6 +20,7 @@ from qlora_ray.orchestration.searcher import AskedTrial, StudySearcher
 from qlora_ray.orchestration.stopping import SearchStop
 from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.orchestration.trial_port import RayTrialPort
+from qlora_ray.training.engine import Failure, Report
 
 TrialMaker = Callable[[AskedTrial], LeasedTrial]
 
@@ -36,6 +39,7 @@ class SearchLoop:
         events: Reads what happens in the pool; None where there is no pool.
         stop: Ends the search.
         control: Has the search do what the user asks; None: nobody asks.
+        cloner: Makes the clones that the user asks for; None: trials cannot be cloned here.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class SearchLoop:
         events: PoolEvents | None,
         stop: SearchStop,
         control: SearchControl | None = None,
+        cloner: Cloner | None = None,
     ) -> None:
         self._searcher = searcher
         self._ledger = ledger
@@ -56,6 +61,9 @@ class SearchLoop:
         self._events = events
         self._stop = stop
         self._control = control
+        self._cloner = cloner
+        self._num_cloning = 0
+        self._is_finishing = False
         self._is_paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._trial_tasks: dict[ScheduledTrial, asyncio.Task[None]] = {}
@@ -100,7 +108,7 @@ class SearchLoop:
 
     def _is_done(self) -> bool:
         """Whether nothing runs, and nothing will."""
-        if self._trial_tasks or self._asking is not None:
+        if self._trial_tasks or self._asking is not None or self._num_cloning:
             return False
         # What was to begin would have begun by now.
         return not self._is_paused or not (self._searcher.has_more() or self._paused or self._asked)
@@ -123,8 +131,34 @@ class SearchLoop:
         self._changed.set()
         return True
 
+    async def clone(self, number: int, changes: Mapping[str, Any]) -> str:
+        """Has a copy of a trial go on from its last state with other values; returns the copy's id.
+
+        Args:
+            number: The trial's number.
+            changes: The other values, by config path.
+
+        Raises:
+            CloneRefused: If it cannot be.
+        """
+        if self._cloner is None:
+            raise CloneRefused("the search has ended, and trials with new seeds are not cloned")
+        if self._is_finishing or self._ledger.is_stopping:
+            raise CloneRefused("the sweep begins no more trials")
+        # The search does not end meanwhile.
+        self._num_cloning += 1
+        try:
+            asked = await self._cloner.make(number, changes)
+            self._ledger.num_planned += 1
+            self._add(asked)
+        finally:
+            self._num_cloning -= 1
+            self._changed.set()
+        return asked.trial_id
+
     def finish(self) -> None:
         """Asks the study for no more trials; those that there are go on to their ends."""
+        self._is_finishing = True
         self._searcher.num_left = 0
         # One that is just being asked for is the last.
         self._ledger.num_planned = self._ledger.num_begun + (self._asking is not None)
@@ -154,6 +188,9 @@ class SearchLoop:
         if self._stop.is_requested:
             # Nothing of it is in the books: a resume queues it again.
             return
+        self._add(asked)
+
+    def _add(self, asked: AskedTrial) -> None:
         self._searcher.open(asked)
         trial = ScheduledTrial(asked.number, asked.params)
         self._asked[trial] = asked
@@ -181,7 +218,7 @@ class SearchLoop:
 
         Returns when the trial is to go on or has ended; a paused one waits for that here, without a slot.
         """
-        report = await leased.next_report()
+        report = self._checked(await leased.next_report(), trial.number)
         lease = leased.lease
         result = TrialResult(
             trial.number,
@@ -192,6 +229,10 @@ class SearchLoop:
             num_retries=leased.num_retries,
         )
         self._searcher.enter_report(result)
+        origin = self._ledger.entries[trial.number].clone_of
+        if origin is not None and report.failure is None and report.index <= origin.at:
+            # What it has from the trial that it is a copy of was judged there.
+            return
         self._scheduling.judge(
             trial,
             {
@@ -212,6 +253,13 @@ class SearchLoop:
                 await going_on.wait()
             finally:
                 del self._paused[trial]
+
+    def _checked(self, report: Report, number: int) -> Report:
+        """A report; a failure where a clone has begun anew, since its beginning was another trial's."""
+        if "restarted" not in report.facts or self._ledger.entries[number].clone_of is None:
+            return report
+        message = f"the state that it goes on from {report.facts['restarted']}, and a clone has no beginning of its own"
+        return replace(report, is_final=True, failure=Failure("error", message))
 
     def _wake(self, trial: ScheduledTrial) -> None:
         """A paused trial goes on or has ended; one that is stopped while it trains is taken off its executor."""
@@ -255,6 +303,7 @@ def run_trials(
     stop: SearchStop,
     events: PoolEvents | None = None,
     control: SearchControl | None = None,
+    cloner: Cloner | None = None,
 ) -> None:
     """Runs the search over the pool's executors to its end, on an event loop of its own in this thread.
 
@@ -266,6 +315,7 @@ def run_trials(
         stop: Ends the search.
         events: Reads what happens in the pool; None: from the pool's beginning.
         control: Has the search do what the user asks.
+        cloner: Makes the clones that the user asks for; None: trials cannot be cloned here.
 
     Raises:
         PoolLost: If the pool is gone.
@@ -281,6 +331,7 @@ def run_trials(
         events=events,
         stop=stop,
         control=control,
+        cloner=cloner,
     )
     try:
         asyncio.run(loop.run())

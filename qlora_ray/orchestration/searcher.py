@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qlora_ray.orchestration.ledger import Ledger, Outcome
-from qlora_ray.orchestration.trial_entry import TrialResult
+from qlora_ray.orchestration.trial_entry import CloneOrigin, TrialResult
+from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.records import TrialStatus
 from qlora_ray.search.space import SearchSpace
-from qlora_ray.search.study import RESUMED_FROM_ATTRIBUTE, count_finished, note_end
+from qlora_ray.search.study import RESUMED_FROM_ATTRIBUTE, add_clone_trial, count_finished, note_end
 from qlora_ray.training.engine import Report
 
 if TYPE_CHECKING:
@@ -28,12 +30,32 @@ class AskedTrial:
         params: Values of the search space, by config path.
         ancestors: Numbers of the interrupted trials that it goes on with, the latest first.
         trial: Optuna's; None of a trial that the study knows by its number only.
+        clone_of: The trial whose state it goes on from with other values.
     """
 
     number: int
     params: dict[str, Any]
     ancestors: tuple[int, ...]
     trial: optuna.Trial | None
+    clone_of: CloneOrigin | None = None
+
+    @property
+    def trial_id(self) -> str:
+        """Its id."""
+        return trial_id_of(self.number)
+
+    def of(self, origin: CloneOrigin) -> AskedTrial:
+        """The same clone, now that its origin is known."""
+        return replace(self, clone_of=origin)
+
+
+@dataclass(frozen=True)
+class PlannedClone:
+    """A clone that has no number yet; fields as those of AskedTrial."""
+
+    clone_of: CloneOrigin
+    params: dict[str, Any]
+    ancestors: tuple[int, ...] = ()
 
 
 class StudySearcher:
@@ -45,9 +67,10 @@ class StudySearcher:
         ledger: Who keeps the trials' books. They are entered at once, by the caller; the study follows.
         num_trials: Trials of the sweep, those finished before a resume included.
         num_slots: Slots to begin with.
+        clones: Interrupted ones, which go on before the study is asked.
 
     Attributes:
-        num_left: Trials to be asked for yet.
+        num_left: Trials to be asked for yet, those clones among them.
     """
 
     def __init__(
@@ -58,6 +81,7 @@ class StudySearcher:
         ledger: Ledger,
         num_trials: int,
         num_slots: int,
+        clones: Sequence[PlannedClone] = (),
     ) -> None:
         self._study = study
         self._space = space
@@ -65,7 +89,9 @@ class StudySearcher:
         # Here, for the reason that the commands import optuna late.
         from qlora_ray.search.journal import journal_of
 
-        self.num_left = num_trials - count_finished(study)
+        self._clones = deque(clones)
+        # A sweep that was begun with more trials has none left.
+        self.num_left = max(0, num_trials - count_finished(study)) + len(clones)
         self.num_slots = num_slots
         self._trials: dict[int, optuna.Trial] = {}
         self._journal = journal_of(study)
@@ -79,13 +105,18 @@ class StudySearcher:
     def ask(self) -> Future[AskedTrial]:
         """The next trial, once the study has answered; it is in the books after `open`."""
         self.num_left -= 1
-        return self._do(self._ask)
+        return self.number_clone(self._clones.popleft()) if self._clones else self._do(self._ask)
+
+    def number_clone(self, planned: PlannedClone) -> Future[AskedTrial]:
+        """A clone, once the study has given it a number; no sampler sees more of it."""
+        return self._do(self._number_clone, planned)
 
     def open(self, asked: AskedTrial) -> None:
         """Enters a trial into the books, with the reports of the one that it goes on with."""
-        assert asked.trial is not None
+        self._ledger.open(asked.number, asked.params, ancestors=asked.ancestors, clone_of=asked.clone_of)
+        if asked.trial is None:
+            return
         self._trials[asked.number] = asked.trial
-        self._ledger.open(asked.number, asked.params, ancestors=asked.ancestors)
         for report_index, value in self._ledger.entries[asked.number].intermediate.items():
             self._tell_report(asked.trial, report_index, value)
 
@@ -94,7 +125,7 @@ class StudySearcher:
         self._ledger.report(result)
         index = result.report.index
         value = self._ledger.entries[result.number].intermediate.get(index)
-        if value is not None and not result.report.failure:
+        if value is not None and not result.report.failure and result.number in self._trials:
             self._tell_report(self._trials[result.number], index, value)
 
     def objective_of(self, report: Report) -> float:
@@ -106,7 +137,8 @@ class StudySearcher:
     def close(self, number: int) -> None:
         """Ends a trial in the books as what it was, and tells the study."""
         outcome = self._ledger.close(number)
-        self._do(self._tell_end, self._trials.pop(number), outcome)
+        if number in self._trials:
+            self._do(self._tell_end, self._trials.pop(number), outcome)
 
     def flush(self) -> None:
         """Waits until the study has been told everything; raises what went wrong there."""
@@ -141,6 +173,10 @@ class StudySearcher:
         return AskedTrial(
             trial.number, self._space.decode(trial.params), tuple(self._ancestors(trial.user_attrs)), trial
         )
+
+    def _number_clone(self, planned: PlannedClone) -> AskedTrial:
+        number = add_clone_trial(self._study, cloned_from=planned.clone_of.number)
+        return AskedTrial(number, planned.params, planned.ancestors, None, planned.clone_of)
 
     def _ancestors(self, attributes: dict[str, Any]) -> list[int]:
         """The interrupted trials behind one that goes on, nearest first."""

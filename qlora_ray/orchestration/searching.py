@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.hardware import Plan
 from qlora_ray.hardware.trial_size import TrialSizes
+from qlora_ray.orchestration.cloning import Cloner, plan_clones
 from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
 from qlora_ray.orchestration.leased_trial import TrialTerms
@@ -16,6 +17,7 @@ from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher
 from qlora_ray.orchestration.stopping import SearchStop, StopSignals
 from qlora_ray.preflight.checks import Preflight
+from qlora_ray.runs import SweepPaths
 
 if TYPE_CHECKING:
     import optuna
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 def run_search(
     preflight: Preflight,
     *,
+    paths: SweepPaths,
     plan: Plan,
     ledger: Ledger,
     study: optuna.Study,
@@ -36,6 +39,7 @@ def run_search(
 
     Args:
         preflight: Has the config, the space and the data.
+        paths: The sweep's folder.
         plan: The executors at the start.
         ledger: The books; what came of it is there, and in the study.
         study: Optuna's.
@@ -45,14 +49,30 @@ def run_search(
         control: What the user asks of it.
     """
 
-    def run(preflight: Preflight, searcher: StudySearcher) -> None:
+    def run(preflight: Preflight, searcher: StudySearcher, cloner: Cloner | None = None) -> None:
         _run_trials(
-            preflight, searcher, plan=plan, ledger=ledger, pool=pool, events=events, stops=stops, control=control
+            preflight,
+            searcher,
+            plan=plan,
+            ledger=ledger,
+            pool=pool,
+            events=events,
+            stops=stops,
+            control=control,
+            cloner=cloner,
         )
 
     num_trials, num_slots = preflight.config.search.num_trials, plan.total_slots
-    searcher = StudySearcher(study, space=preflight.space, ledger=ledger, num_trials=num_trials, num_slots=num_slots)
-    run(preflight, searcher)
+    clones = plan_clones(ledger, paths)
+    ledger.num_planned += len(clones)
+    searcher = StudySearcher(
+        study, space=preflight.space, ledger=ledger, num_trials=num_trials, num_slots=num_slots, clones=clones
+    )
+    run(
+        preflight,
+        searcher,
+        Cloner(preflight.config, space=preflight.space, paths=paths, ledger=ledger, searcher=searcher),
+    )
     planned = [] if ledger.is_stopping or control.is_finishing else plan_seeds(ledger, preflight.config)
     if planned:
         ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
@@ -73,6 +93,7 @@ def _run_trials(
     events: PoolEvents,
     stops: StopSignals,
     control: SearchControl,
+    cloner: Cloner | None,
 ) -> None:
     if searcher.num_left <= 0:
         return
@@ -90,6 +111,7 @@ def _run_trials(
             stop=stop,
             events=events,
             control=control,
+            cloner=cloner,
         )
     finally:
         stops.end_search()

@@ -247,7 +247,7 @@ def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
                 format_loss(value),
                 f"{entry.tokens / entry.train_s:.0f}" if entry.train_s else "-",
                 *(format_setting(entry.params[path]) if path in entry.params else "-" for path in paths),
-                "<- winner" if winner and winner.entry is entry else _seed_words(entry),
+                "<- winner" if winner and winner.entry is entry else _origin_words(entry),
             ]
         )
     table = format_table(rows, right=tuple(range(2, len(rows[0]) - 1)))
@@ -255,7 +255,9 @@ def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
     return table + (f"\n... and {hidden} more in trials.csv" if hidden > 0 else "")
 
 
-def _seed_words(entry: TrialEntry) -> str:
+def _origin_words(entry: TrialEntry) -> str:
+    if entry.clone_of is not None:
+        return entry.clone_of.describe()
     return "" if entry.seed_of is None else f"a seed of {trial_id_of(entry.seed_of)}"
 
 

@@ -16,7 +16,10 @@ from qlora_ray.training.engine import Report
 
 TRAIN_LOSS = "train/loss"
 # Of a record at a trial's begin: what is known only later is the run's state and figures.
-CONFIG_KEYS = ("trial", "number", "params", "resumed_from", "seed_of", "base", "dataset", "seeds", "versions", "git")
+CONFIG_KEYS = (
+    *("trial", "number", "params", "resumed_from", "seed_of", "cloned_from", "cloned_at"),
+    *("base", "dataset", "seeds", "versions", "git"),
+)
 
 
 class TrackedTrials:

@@ -34,6 +34,24 @@ class TrialResult:
     num_retries: int = 0
 
 
+@dataclass(frozen=True)
+class CloneOrigin:
+    """The trial that a clone is a copy of.
+
+    Attributes:
+        at: The report that the copied state is of, the last one that the clone has from that trial.
+        step: The optimizer steps of that state, which may be more than those up to the report.
+    """
+
+    number: int
+    at: int
+    step: int | None = None
+
+    def describe(self) -> str:
+        """`clone of 0003 at report 2`."""
+        return f"clone of {trial_id_of(self.number)} at report {self.at}"
+
+
 @dataclass
 class TrialEntry:
     """One trial, as far as it has come. Times are in seconds since 1970, and tokens those that were trained.
@@ -41,6 +59,7 @@ class TrialEntry:
     Attributes:
         params: Values of the search space, by config path.
         seed_of: Number of the trial that it repeats with another seed.
+        clone_of: Which trial's state it went on from with other values.
         metrics: Of its last report.
         intermediate: The first objective by report.
         facts: What really ran, by its last report; under `executor`, what it ran on.
@@ -53,6 +72,7 @@ class TrialEntry:
     opened_at: float
     resumed_from: int | None = None
     seed_of: int | None = None
+    clone_of: CloneOrigin | None = None
     state: TrialStatus = TrialStatus.RUNNING
     cause: str | None = None
     closed_at: float | None = None
@@ -102,6 +122,8 @@ class TrialEntry:
             params=self.params,
             resumed_from=None if self.resumed_from is None else trial_id_of(self.resumed_from),
             seed_of=None if self.seed_of is None else trial_id_of(self.seed_of),
+            cloned_from=None if self.clone_of is None else trial_id_of(self.clone_of.number),
+            cloned_at=None if self.clone_of is None else self.clone_of.at,
             objective={"eval_loss": self.metrics.get("eval_loss")},
             metrics=self.metrics,
             reports=self.intermediate,
@@ -139,6 +161,9 @@ class TrialEntry:
             opened_at=opened_at,
             resumed_from=None if record.resumed_from is None else int(record.resumed_from),
             seed_of=None if record.seed_of is None else int(record.seed_of),
+            clone_of=None
+            if record.cloned_from is None
+            else CloneOrigin(int(record.cloned_from), record.cloned_at or 0),
             state=record.state,
             cause=record.cause,
             closed_at=times.closed or opened_at,

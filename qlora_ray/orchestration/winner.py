@@ -6,7 +6,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,9 @@ def score_best(
     tuned, base = judged[winner.id], judged[BASE]
     metrics, _ = resolve_data_metrics(config, data)
     verdict = judge(base, tuned, metrics=metrics, split=split, was_chosen_on=data.test is None)
+    if winner.clone_of is not None:
+        note = f"the winner is a {winner.clone_of.describe()}: its setting was not run from its start"
+        verdict = replace(verdict, note="; ".join(filter(None, (note, verdict.note))))
     return Winner(winner, tuned, base, rescored, verdict, tuple(seeds))
 
 

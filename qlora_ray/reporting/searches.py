@@ -38,7 +38,7 @@ def tell_leaderboard(story: Story) -> Section:
             format_count(trial.trainable_parameters),
             format_count(trial.tokens_per_s),
             *(format_value(trial.params[path]) if path in trial.params else "-" for path in names),
-            "winner" if trial.id == story.outcome.winner else trial.cause or _seed_words(trial),
+            "; ".join(filter(None, (_standing(story, trial), _origin_words(trial)))),
         )
         for trial in trials
     )
@@ -54,7 +54,13 @@ def tell_leaderboard(story: Story) -> Section:
     return Section("Trials", [Words(words), Table(header, rows, numeric=numeric, marked=marked, is_sortable=True)])
 
 
-def _seed_words(trial: Trial) -> str:
+def _standing(story: Story, trial: Trial) -> str | None:
+    return "winner" if trial.id == story.outcome.winner else trial.cause
+
+
+def _origin_words(trial: Trial) -> str:
+    if trial.cloned_from is not None:
+        return f"clone of {trial.cloned_from} at report {trial.cloned_at}"
     return "" if trial.seed_of is None else f"a seed of {trial.seed_of}"
 
 

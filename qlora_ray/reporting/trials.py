@@ -36,6 +36,7 @@ class Trial:
         is_gpu: Whether it ran on a GPU; on a CPU memory is the whole process's.
         resumed_from: Id of the interrupted trial that it goes on with.
         seed_of: Id of the trial that it repeats with another seed.
+        cloned_from: Id of the trial whose state it went on from with other values, at the report `cloned_at`.
     """
 
     id: str
@@ -64,6 +65,8 @@ class Trial:
     num_retries: int
     resumed_from: str | None
     seed_of: str | None = None
+    cloned_from: str | None = None
+    cloned_at: int | None = None
 
 
 def read_trials(paths: SweepPaths) -> tuple[list[Trial], list[str]]:
@@ -138,6 +141,8 @@ def _read_trial(paths: TrialPaths) -> Trial:
         num_retries=record.num_retries,
         resumed_from=record.resumed_from,
         seed_of=record.seed_of,
+        cloned_from=record.cloned_from,
+        cloned_at=record.cloned_at,
     )
 
 

@@ -92,8 +92,9 @@ def facts_of(story: Story) -> tuple[tuple[str, str], ...]:
     base_loss = base_validation_loss(story)
     if base_loss is not None:
         facts.append(("base's validation loss", format_loss(base_loss)))
-    # Those of the search: not interrupted ones, which are queued again, nor those that repeat one with a new seed.
-    num_ended = sum(trial.state in ENDED and trial.seed_of is None for trial in story.trials)
+    # Those of the search: not interrupted ones, which are queued again, nor repetitions with a new seed, nor clones.
+    searched = [trial for trial in story.trials if trial.seed_of is None and trial.cloned_from is None]
+    num_ended = sum(trial.state in ENDED for trial in searched)
     planned = story.manifest.setting("search", "num_trials")
     facts.append(("trials ended", f"{num_ended}" + (f" of {planned}" if isinstance(planned, int) else "")))
     if story.timeline is not None:

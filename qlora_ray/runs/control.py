@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.runs.files import read_json, write_json
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.typed_json import parse_record, to_json
+
+# What a clone may have other values of: a state means the same under each of them.
+CLONE_PATHS = (
+    "training.learning_rate",
+    "training.lr_scheduler_type",
+    "training.lr_scheduler_kwargs",
+    "training.warmup_ratio",
+    "training.warmup_steps",
+    "training.weight_decay",
+    "training.max_grad_norm",
+    "lora.lora_dropout",
+)
 
 
 class ControlAction(StrEnum):
@@ -21,6 +35,7 @@ class ControlAction(StrEnum):
     FINISH = "finish"  # no new trials; then the winner is chosen
     PAUSE = "pause"  # no new trials until it is told to go on
     CONTINUE = "continue"
+    CLONE = "clone"  # a copy of a trial goes on from its last state with other values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +44,27 @@ class ControlRequest:
 
     Attributes:
         action: None where a file says none that is known.
-        trial: The id of the trial to stop.
+        trial: The id of the trial to stop, or to clone.
+        params: A clone's other values, by config path.
         asked_at: Seconds since 1970.
     """
 
     id: str = ""
     action: ControlAction | None = None
     trial: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
     asked_at: float = 0.0
 
 
-def write_request(paths: SweepPaths, action: ControlAction, *, trial: str | None = None) -> ControlRequest:
+def write_request(
+    paths: SweepPaths, action: ControlAction, *, trial: str | None = None, params: Mapping[str, Any] | None = None
+) -> ControlRequest:
     """Leaves a request for the sweep's driver.
 
     Raises:
         RunError: If the sweep's folder cannot be written.
     """
-    request = ControlRequest(id=uuid.uuid4().hex, action=action, trial=trial, asked_at=time.time())
+    request = ControlRequest(id=uuid.uuid4().hex, action=action, trial=trial, params=params or {}, asked_at=time.time())
     with suppress(OSError):
         paths.control.mkdir(exist_ok=True)
     write_json(paths.control / f"{request.id}.json", to_json(request))

@@ -63,6 +63,8 @@ class TrialRecord(SweepFacts):
         params: Values of the search space, by config path.
         resumed_from: Id of the interrupted trial that it goes on with.
         seed_of: Id of the trial that it repeats with another seed.
+        cloned_from: Id of the trial whose state it went on from with other values; `params` are those since then.
+        cloned_at: The report of that state, the last one that it has from that trial.
         metrics: Of its last report; losses in nats per answer token.
         reports: The first objective by report, 1 to search.num_reports.
         tokens_per_s: Over all of its training.
@@ -77,6 +79,8 @@ class TrialRecord(SweepFacts):
     params: Mapping[str, Any] = field(default_factory=dict)
     resumed_from: str | None = None
     seed_of: str | None = None
+    cloned_from: str | None = None
+    cloned_at: int | None = None
     objective: Mapping[str, float | None] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     reports: Mapping[int, float | None] = field(default_factory=dict)

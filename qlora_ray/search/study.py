@@ -21,6 +21,9 @@ CAUSE_ATTRIBUTE = "cause"
 STATE_ATTRIBUTE = "state"
 RESUMED_FROM_ATTRIBUTE = "resumed_from"
 SEED_OF_ATTRIBUTE = "seed_of"
+CLONED_FROM_ATTRIBUTE = "cloned_from"
+# Of trials that no sampler proposed: the study has their numbers only.
+NOT_PROPOSED = (SEED_OF_ATTRIBUTE, CLONED_FROM_ATTRIBUTE)
 INTERRUPTED = "interrupted"
 # training.engine.FailureCause of a trial that no device could hold.
 OUT_OF_MEMORY = "oom"
@@ -88,19 +91,28 @@ def _create_study(path: Path, *, name: str, search: Search, space: SearchSpace) 
 
 
 def add_seed_trial(study: optuna.Study, *, seed_of: int) -> int:
-    """Takes a number in the study for a trial that repeats another one with a new seed; returns it.
+    """Takes a number in the study for a trial that repeats another one with a new seed; returns it."""
+    return _take_number(study, SEED_OF_ATTRIBUTE, seed_of)
 
-    It stands there as failed, which every sampler leaves out: it is no new point, and its number is never given again.
+
+def add_clone_trial(study: optuna.Study, *, cloned_from: int) -> int:
+    """Takes a number in the study for a trial that goes on from another one's state; returns it.
+
+    Its loss is of two settings, one after the other, so that a sampler would learn a false one from it.
+    """
+    return _take_number(study, CLONED_FROM_ATTRIBUTE, cloned_from)
+
+
+def _take_number(study: optuna.Study, attribute: str, other: int) -> int:
+    """Takes a number for a trial that stands in the study as failed, which every sampler leaves out.
+
+    It is no new point, and its number is never given again.
     """
     import optuna
 
     failed = optuna.trial.TrialState.FAIL
-    study.add_trial(optuna.trial.create_trial(state=failed, user_attrs={SEED_OF_ATTRIBUTE: seed_of}))
-    return max(
-        trial.number
-        for trial in study.get_trials(deepcopy=False)
-        if trial.user_attrs.get(SEED_OF_ATTRIBUTE) is not None
-    )
+    study.add_trial(optuna.trial.create_trial(state=failed, user_attrs={attribute: other}))
+    return max(trial.number for trial in study.get_trials(deepcopy=False) if attribute in trial.user_attrs)
 
 
 def note_end(
@@ -200,6 +212,8 @@ def count_finished(study: optuna.Study) -> int:
     """Trials that need not run again: complete, pruned, or failed of themselves."""
     interrupted = interrupted_trials(study)
     return sum(
-        trial.state.is_finished() and trial.number not in interrupted and SEED_OF_ATTRIBUTE not in trial.user_attrs
+        trial.state.is_finished()
+        and trial.number not in interrupted
+        and not any(attribute in trial.user_attrs for attribute in NOT_PROPOSED)
         for trial in study.get_trials(deepcopy=False)
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 TENSORS_FILE = "state.safetensors"
 FACTS_FILE = "state.json"
+# How often a copy begins anew where the state is replaced meanwhile, which happens once per report.
+COPY_TRIES = 10
 
 
 @dataclass
@@ -153,6 +157,57 @@ def find_state(folder: Path) -> tuple[TrialState | None, str | None]:
         return None, str(error).removeprefix(f"{folder}: ").replace(f"{folder}/", "")
 
 
+@dataclass(frozen=True)
+class StatePlace:
+    """Where a trial is in its budget by a state of it; fields as those of TrialState."""
+
+    step: int
+    report_index: int
+    has_pending_report: bool
+
+
+def copy_state(source: Path, target: Path) -> StatePlace:
+    """Copies a state whole, also while the trial's executor replaces it.
+
+    Both files are opened in one folder, whatever has its name by then: an executor writes a new state into a new
+    folder, and only a state's facts, in one rename, beside the tensors that they belong to.
+
+    Args:
+        source: The trial's state.
+        target: Where the copy is put.
+
+    Raises:
+        RunError: If there is no state, or the copy cannot be read.
+        OSError: If it cannot be written.
+    """
+    for _ in range(COPY_TRIES):
+        restore_folder(source)
+        try:
+            folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise RunError("there is no state of it") from None
+        try:
+            with whole_folder(target) as temporary:
+                for name in (TENSORS_FILE, FACTS_FILE):
+                    with (
+                        os.fdopen(os.open(name, os.O_RDONLY, dir_fd=folder), "rb") as read,
+                        (temporary / name).open("wb") as write,
+                    ):
+                        shutil.copyfileobj(read, write)
+        except FileNotFoundError:
+            # A newer one has taken its place, and this one was taken away.
+            continue
+        finally:
+            os.close(folder)
+        return _place_of(target)
+    raise RunError(f"its state was replaced {COPY_TRIES} times while it was copied")
+
+
+def _place_of(folder: Path) -> StatePlace:
+    state = TrialState.load(folder)
+    return StatePlace(state.step, state.report_index, state.has_pending_report)
+
+
 def flatten_optimizer(
     optimizer: torch.optim.Optimizer, names: Sequence[str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -195,6 +250,8 @@ def restore_optimizer(
         facts: The numbers that `flatten_optimizer` returned beside them.
         names: The parameters' names, in the optimizer's own order.
     """
+    import torch
+
     numbers = {name: number for number, name in enumerate(names)}
     state: dict[Any, Any] = {}
     for path, value in {**tensors, **facts}.items():
@@ -202,7 +259,8 @@ def restore_optimizer(
         entries = state.setdefault(numbers[name], {})
         for part in parts:
             entries = entries.setdefault(part, {})
-        entries[last] = value
+        # torch takes tensors as they are and steps in them: a trial that is out of memory goes on from the same state.
+        entries[last] = value.clone() if isinstance(value, torch.Tensor) else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -28,7 +28,7 @@ from tests.contracts.bench import (
     run_trial,
     run_until_preempted,
 )
-from tests.contracts.plain_torch import plain_training_losses, plain_validation_loss
+from tests.contracts.plain_torch import plain_continued_losses, plain_training_losses, plain_validation_loss
 
 
 class Told:
@@ -182,6 +182,29 @@ class EngineContract:
         (report,) = engine.advance()
         engine.evict("0000")
         assert isinstance(report, Report)
+
+    def test_a_state_goes_on_under_other_values_as_a_hand_written_continuation_of_it(
+        self, engine: Engine, bench: Bench, tmp_path: Path
+    ) -> None:
+        lora = {"lora_dropout": 0.0}
+        values = {"lr_scheduler_type": "cosine", "logging_steps": 1}
+        run_trial(engine, make_spec(lora=lora, **values), num_reports=1)
+        snapshot = engine.snapshot("0000")
+        assert snapshot is not None
+        snapshot.save(tmp_path / "state")
+        engine.evict("0000")
+        state = TrialState.load(tmp_path / "state")
+        changed = make_spec("0001", lora=lora, learning_rate=8e-3, weight_decay=0.1, **values)
+        rest = run_trial(engine, changed, state=state)
+        engine.evict("0001")
+        seen = [loss for report in rest for _, loss in report.train_losses]
+        assert seen == pytest.approx(plain_continued_losses(changed, bench.base, bench.data, state), rel=2e-4)
+        # Without the new values it would have been others.
+        kept = run_trial(engine, make_spec("0002", lora=lora, **values), state=state)
+        engine.evict("0002")
+        others = [loss for report in kept for _, loss in report.train_losses]
+        assert others[:1] == pytest.approx(seen[:1], rel=1e-5)
+        assert others[2:] != pytest.approx(seen[2:], rel=1e-3)
 
     @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
     def test_8_bit_moments_survive_a_restore(self, engine: Engine, tmp_path: Path, optim: str) -> None:

@@ -12,6 +12,7 @@ from qlora_ray.data import PreparedData
 from qlora_ray.modeling.adapters import attach_adapter, detach_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.training.budget import sample_order, warmup_steps
+from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import TrialSpec
 
 
@@ -30,6 +31,15 @@ def plain_validation_loss(model: Any, data: PreparedData) -> float:
 
 def plain_training_losses(spec: TrialSpec, base: LoadedBase, data: PreparedData) -> list[float]:
     """Each step's loss of a hand-written loop: PEFT, AdamW, cosine schedule with warm-up, clipping at 1."""
+    return _train(spec, base, data, None)
+
+
+def plain_continued_losses(spec: TrialSpec, base: LoadedBase, data: PreparedData, state: TrialState) -> list[float]:
+    """The same from a state on: its weights, moments and step, and all else as the trial has it."""
+    return _train(spec, base, data, state)
+
+
+def _train(spec: TrialSpec, base: LoadedBase, data: PreparedData, state: TrialState | None) -> list[float]:
     training, num_steps, batch = spec.training, spec.budget.num_steps, spec.budget.effective_batch
     model = attach_adapter(base, spec.lora, seed=training.seed)
     model.train()
@@ -37,8 +47,15 @@ def plain_training_losses(spec: TrialSpec, base: LoadedBase, data: PreparedData)
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
     warmup = warmup_steps(training, num_steps)
     order = sample_order(num_rows=len(data.train), num_samples=num_steps * batch, data_seed=training.data_seed)
+    if state is not None:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(state.adapter[name])
+                optimizer.state[parameter] = {
+                    key: state.optimizer[f"{name}/{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+                }
     seen = []
-    for step in range(num_steps):
+    for step in range(state.step if state else 0, num_steps):
         if step < warmup:
             factor = step / warmup
         else:

@@ -196,6 +196,30 @@ def test_buttons_ask_the_driver_and_show_its_answer(browser: Browser, tmp_path: 
         assert [request.action for request in take_requests(paths)] == [ControlAction.CONTINUE]
 
 
+def test_a_clone_is_asked_for_by_keyboard_in_a_narrow_window_and_a_report_takes_nothing_typed_away(
+    browser: Browser, tmp_path: Path
+) -> None:
+    paths = write_running(tmp_path / "results" / "s")
+    with paths.lock(), served(paths.root, "--control") as (url, _), opened(browser, url, window="phone") as page:
+        page.get_by_role("button", name="0014", exact=True).click()
+        page.locator("summary", has_text="Clone this trial").focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.type("0.003")
+        append_line(paths.trial("0014").metrics, {"report_index": 3, "samples_seen": 1800, "eval_loss": 0.0123})
+        EventLog(paths.events).write("trial_reported", trial="0014", report_index=3)
+        page.wait_for_selector("#detail-body td:text-is('0.0123')")
+        assert page.evaluate(FITS)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".clone p:has-text('takes it within')")
+        [request] = take_requests(paths)
+        assert (request.action, request.trial) == (ControlAction.CLONE, "0014")
+        assert request.params == {"training.learning_rate": 0.003}
+        EventLog(paths.events).write("request_refused", action="clone", trial="0014", reason="no state")
+        page.wait_for_selector(".clone p:text-is('Refused: no state')")
+
+
 def test_what_a_sweep_writes_is_seen_and_so_is_the_end_of_its_driver_and_of_the_server(
     browser: Browser, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from qlora_ray.config.documents import Document
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.orchestration.ledger import Outcome
 from qlora_ray.orchestration.searcher import StudySearcher, settle_finished
+from qlora_ray.orchestration.trial_entry import CloneOrigin
 from qlora_ray.runs.records import TrialStatus
 from qlora_ray.search.parsing import parse_space
 
@@ -166,7 +167,9 @@ class _Books:
         self._records = records
         self.entries = {number: SimpleNamespace(number=number, intermediate={}) for number in records}
 
-    def open(self, number: int, params: Mapping[str, Any], *, ancestors: tuple[int, ...]) -> None:
+    def open(
+        self, number: int, params: Mapping[str, Any], *, ancestors: tuple[int, ...], clone_of: CloneOrigin | None
+    ) -> None:
         """Enters a trial."""
         self.entries[number] = SimpleNamespace(number=number, intermediate={})
 

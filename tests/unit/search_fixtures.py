@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from qlora_ray.orchestration.cloning import Cloner
 from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.leased_trial import LeasedTrial
 from qlora_ray.orchestration.pool_events import PoolEvents
@@ -56,6 +57,13 @@ class World:
             events=events,
             stop=self.stop,
             control=self.control,
+            cloner=Cloner(
+                self.books.config,
+                space=self.books.space,
+                paths=self.books.paths,
+                ledger=self.books.ledger,
+                searcher=self.searcher,
+            ),
         )
         asyncio.run(asyncio.wait_for(loop.run(), HANG_S))
 

@@ -188,6 +188,13 @@ def test_a_folder_that_cannot_be_written_is_told_to_who_presses_a_button(running
     assert status == 409 and "cannot be written" in text
 
 
+def test_a_clone_is_asked_for_with_its_other_values(running: SweepPaths) -> None:
+    params = {"training.learning_rate": 2e-3, "lora.lora_dropout": 0}
+    assert post(running, {"action": "clone", "trial": "0006", "params": params}) == 202
+    [request] = take_requests(running)
+    assert (request.action, request.trial, request.params) == (ControlAction.CLONE, "0006", params)
+
+
 def test_a_server_without_control_asks_nothing(running: SweepPaths) -> None:
     assert post(running, STOP, has_control=False) == 403
     assert take_requests(running) == []
@@ -214,7 +221,13 @@ def test_nobody_but_the_page_itself_asks_anything(running: SweepPaths, options: 
 
 @pytest.mark.parametrize(
     "asked",
-    [{}, [], "pause", {"action": "clone"}, {"action": None}, {**STOP, "trial": "../x"}, {**STOP, "trial": 6}],
+    [
+        *({}, [], "pause", {"action": "copy"}, {"action": None}, {**STOP, "trial": "../x"}, {**STOP, "trial": 6}),
+        {"action": "clone", "trial": "0006"},
+        {"action": "clone", "trial": "0006", "params": [1]},
+        {"action": "clone", "params": {"training.learning_rate": 1e-3}},
+        {**STOP, "params": {"training.learning_rate": 1e-3}},
+    ],
 )
 def test_what_is_no_request_is_refused(running: SweepPaths, asked: Any) -> None:
     assert post(running, asked) == 400

@@ -16,7 +16,7 @@ from qlora_ray.dashboard.sweep_view import SweepView
 from qlora_ray.runs import EventLog, SweepPaths, append_line
 from qlora_ray.runs.live import LiveFigures, LivePhase, LiveTrial, write_live
 from qlora_ray.runs.records import Summary, SweepStatus, write_record
-from tests.sweep_folder import Sketch, usual_sketches, write_sweep
+from tests.sweep_folder import Sketch, edited, usual_sketches, write_sweep
 
 RUNNING = [*usual_sketches(), Sketch([0.8, 0.5], state="running")]
 
@@ -121,6 +121,19 @@ def test_a_killed_sweep_that_is_resumed_runs_again(tmp_path: Path) -> None:
     assert changes.head is not None
     assert (changes.head.phase, changes.head.counts["running"], changes.head.counts["interrupted"]) == ("search", 1, 1)
     assert {row.id: row.state for row in changes.trials} == {"0006": "interrupted", "0007": "running"}
+
+
+def test_a_clone_says_what_it_is_and_its_request_pauses_nothing(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", RUNNING, status=None)
+    with edited(paths.trial("0006").record) as record:
+        record["cloned_from"], record["cloned_at"] = "0003", 2
+    with paths.lock():
+        view, changes = _poll_first(paths)
+        EventLog(paths.events).write("request_done", action="clone", reason="as asked", trial="0003")
+        head = view.poll().head
+    assert {row.id: (row.cloned_from, row.cloned_at) for row in changes.trials}["0006"] == ("0003", 2)
+    assert changes.head is not None and list(changes.head.clone_space) == ["training.learning_rate"]
+    assert head is not None and (head.is_paused, head.is_finishing, head.last_request) == (False, False, "as asked")
 
 
 def test_what_was_asked_of_the_sweep_is_told_till_it_runs_anew(tmp_path: Path) -> None:

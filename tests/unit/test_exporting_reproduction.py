@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qlora_ray.config import load_config
+from qlora_ray.exporting.card.card import make_card
+from qlora_ray.exporting.card.figures import CardFacts
 from qlora_ray.exporting.reproduction import (
     local_paths,
     render_sweep_config,
@@ -12,6 +14,7 @@ from qlora_ray.exporting.reproduction import (
     sweep_command,
     trial_command,
 )
+from qlora_ray.exporting.run_record import render_run_record
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.search.parsing import load_space
 from qlora_ray.search.space import apply_values
@@ -84,3 +87,17 @@ def test_local_files_are_named_so_that_any_folder_finds_them(tmp_path, monkeypat
 
 def test_shipped_and_hub_names_are_no_paths(selection):
     assert local_paths(selection) == []
+
+
+def test_the_config_of_a_clone_says_that_it_is_another_training(tmp_path):
+    sweep = write_sweep(tmp_path / "s")
+    with edited(sweep / "trials" / "0001" / "record.json") as record:
+        record["cloned_from"], record["cloned_at"] = "0000", 2
+    clone = select_trial(sweep)
+    first = render_trial_config(clone).splitlines()[0]
+    assert "clone of trial 0000 at report 2" in first and "not the one that made the adapter" in first
+    assert "- Clone of trial 0000 at report 2: the values below hold from there on" in render_run_record(
+        clone, name="X", evaluation_files=[]
+    )
+    card = str(make_card(CardFacts("X", clone, None, None)))
+    assert "`trial.yaml` trains the adapter's last values from the start: it is a clone of trial 0000" in card

@@ -11,7 +11,7 @@ import pytest
 from qlora_ray.errors import RunError
 from qlora_ray.pages.blocks import Code, Table
 from qlora_ray.reporting.figures_search import base_validation_loss
-from qlora_ray.reporting.searches import tell_failures
+from qlora_ray.reporting.searches import tell_failures, tell_leaderboard
 from qlora_ray.reporting.story import read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
 from qlora_ray.reporting.writing import compose, write_reports
@@ -130,6 +130,16 @@ def test_a_trial_that_another_has_gone_on_with_is_no_open_end(tmp_path: Path) ->
     assert story.counts == {"complete": 1, "interrupted": 1}
     assert not any(isinstance(block, Code) for block in tell_verdict(story).blocks)
     assert tell_failures(story) is None
+
+
+def test_a_clone_is_said_to_be_one_and_counts_as_no_trial_of_the_search(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", [Sketch([1.0, 0.5, 0.3, 0.2]) for _ in range(2)], winner=1)
+    with edited(paths.trial("0001").record) as record:
+        record["cloned_from"], record["cloned_at"] = "0000", 2
+    story = read_story(paths)
+    (table,) = [block for block in tell_leaderboard(story).blocks if isinstance(block, Table)]
+    assert {row[0]: row[-1] for row in table.rows} == {"0000": "", "0001": "winner; clone of 0000 at report 2"}
+    assert dict(facts_of(story))["trials ended"] == "1 of 2"
 
 
 def test_merges_are_told_once_and_none_that_an_export_left_half_written(tmp_path: Path) -> None:

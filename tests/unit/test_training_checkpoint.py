@@ -205,3 +205,18 @@ def test_a_state_that_is_found_but_cannot_be_read_is_none_and_says_why_without_p
     found, why = find_state(folder)
     assert found is None
     assert why.startswith("holds no readable trial state: ") and str(tmp_path) not in why and file in why
+
+
+def test_an_optimizer_that_goes_on_from_a_state_leaves_it_as_it_was() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter])
+    for _ in range(2):
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+    tensors, facts = flatten_optimizer(optimizer, ["a"])
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    again = torch.optim.AdamW([parameter])
+    restore_optimizer(again, tensors, facts, ["a"])
+    again.step()
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
+    assert again.state[parameter]["step"].item() == 3

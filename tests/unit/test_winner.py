@@ -15,6 +15,7 @@ from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import ExecutorsLost, NoExecutors, PoolLost, SweepFailed
 from qlora_ray.orchestration import winner as winner_module
+from qlora_ray.orchestration.trial_entry import CloneOrigin
 from qlora_ray.orchestration.winner import Winner, choose_winner, keep_winner, score_best
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.files import read_lines
@@ -53,16 +54,24 @@ def choose(tmp_path, monkeypatch):
     monkeypatch.setattr(winner_module.ray, "get", lambda value: value)
 
     def run(
-        trials: list[str], worker: Worker, *, has_test: bool = True, executors: Any = None, seeds: Any = None
+        trials: list[str],
+        worker: Worker,
+        *,
+        has_test: bool = True,
+        executors: Any = None,
+        seeds: Any = None,
+        clone_of: CloneOrigin | None = None,
     ) -> Any:
         rows = TokenizedSplit("rows", [[1, 2]], [[0, 1]], [[1]], ["answer"])
         data: Any = SimpleNamespace(validation=rows, test=rows if has_test else None)
         ready = [(worker, {"device_class": "cpu"})] if executors is None else executors
         pool = SimpleNamespace(ready_executors=SimpleNamespace(remote=lambda: ready))
         ledger: Any = SimpleNamespace(
-            ranked=lambda: [SimpleNamespace(id=trial, seed_of=None, number=int(trial)) for trial in trials],
+            ranked=lambda: [
+                SimpleNamespace(id=trial, seed_of=None, clone_of=clone_of, number=int(trial)) for trial in trials
+            ],
             entries={
-                int(trial): SimpleNamespace(id=trial, seed_of=seed_of, state=TrialStatus.COMPLETE)
+                int(trial): SimpleNamespace(id=trial, seed_of=seed_of, clone_of=None, state=TrialStatus.COMPLETE)
                 for trial, seed_of in (seeds or {}).items()
             },
         )
@@ -114,6 +123,14 @@ def test_without_test_rows_the_rows_that_chose_the_winner_judge_it_and_that_is_s
     assert winner.verdict.split == "validation"
     assert "chosen on these rows" in winner.verdict.note
     assert worker.asked == [("0001", "validation"), ("0001", "validation"), (None, "validation")]
+
+
+def test_a_clone_that_wins_is_said_not_to_have_run_its_setting_from_its_start(choose):
+    worker = Worker({("0003", "validation"): 0.2, ("0003", "test"): 0.3, (None, "test"): 0.9})
+    winner = choose(["0003"], worker, clone_of=CloneOrigin(1, 2))
+    said = "the winner is a clone of 0001 at report 2: its setting was not run from its start"
+    assert said in (winner.verdict.note or "")
+    assert "clone" not in (choose(["0003"], worker).verdict.note or "")
 
 
 def test_a_trial_whose_rescored_loss_is_not_a_number_does_not_win(choose):

@@ -1,5 +1,6 @@
 // Buttons that ask something of a running sweep; the server has them only with --control.
 
+import { cloneForm } from "./clone.js";
 import { find, make, setText, show } from "./dom.js";
 
 const PHASES = ["starting", "search"];
@@ -11,6 +12,8 @@ export class Control {
     this.ask = ask;
     this.note = "";
     this.noteOf = null;
+    this.cloned = null;
+    this.clonedAsked = false;
     this.pause = make("button", { type: "button" });
     this.finish = make("button", { type: "button", text: "Finish after the running trials" });
     this.pause.addEventListener("click", () => this.send(this.store.head.is_paused ? "continue" : "pause"));
@@ -35,9 +38,28 @@ export class Control {
     return button;
   }
 
-  async send(action, trial = null) {
+  // The form that clones a trial; null where it cannot be cloned. It is one and the same while its window is open, so
+  // that a report does not take away what was typed.
+  cloneForm(id) {
+    const trial = this.store.trials.get(id);
+    const space = this.store.head?.clone_space ?? {};
+    if (!this.isOn || !["running", "interrupted"].includes(trial?.state) || !Object.keys(space).length) return null;
+    if (this.cloned?.id !== id) {
+      const { form, note } = cloneForm(trial, space, (params) => {
+        this.clonedAsked = true;
+        this.send("clone", id, params);
+      });
+      this.clonedAsked = false;
+      const words = "A copy of this trial goes on from its last report with other values, as a trial of its own.";
+      this.cloned = { id, note, element: make("details", { className: "clones" }, make("summary", { text: "Clone this trial" }),
+        make("p", { className: "caption", text: words }), form) };
+    }
+    return this.cloned.element;
+  }
+
+  async send(action, trial = null, params = null) {
     const answer = await this.ask("api/control", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ action, trial }) });
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ action, trial, params }) });
     this.noteOf = this.store.head?.last_request ?? null;
     this.note = answer.ok ? "Asked; the sweep takes it within a second or two while it searches." : await answer.text();
     this.render();
@@ -54,6 +76,8 @@ export class Control {
     if (this.note && head.last_request !== this.noteOf) this.note = "";
     const words = this.note || (this.store.isRunning ? (head.last_request ?? "") : "");
     setText(find("control-note"), words);
+    // The page's own words are behind the trial's window.
+    if (this.cloned && this.clonedAsked) setText(this.cloned.note, words);
     show(find("control-note"), words !== "");
   }
 }

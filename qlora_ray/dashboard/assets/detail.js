@@ -16,6 +16,7 @@ export class Detail {
     this.trial = null;
     this.shown = "";
     this.readAt = 0;
+    this.later = 0;
     this.dialog = find("detail");
     find("detail-close").addEventListener("click", () => this.dialog.close());
     this.dialog.addEventListener("click", (event) => { if (event.target === this.dialog) this.dialog.close(); });
@@ -48,7 +49,12 @@ export class Detail {
   refresh() {
     if (this.trial === null || !this.dialog.open) return;
     const row = JSON.stringify(this.store.trials.get(this.trial) ?? null);
-    if (row !== this.shown && performance.now() - this.readAt > AGAIN_MS) this.read();
+    if (row === this.shown) return;
+    const left = this.readAt + AGAIN_MS - performance.now();
+    window.clearTimeout(this.later);
+    // Nothing else may come that would have it read again.
+    if (left <= 0) this.read();
+    else this.later = window.setTimeout(() => this.refresh(), left);
   }
 
   async read() {
@@ -66,12 +72,13 @@ export class Detail {
 
   render(row, files) {
     const body = find("detail-body");
-    const opened = [...body.querySelectorAll("details")].map((one) => one.open);
+    const focused = body.contains(document.activeElement) ? document.activeElement : null;
+    const opened = [...body.querySelectorAll("details:not(.clones)")].map((one) => one.open);
     const canvas = make("canvas", { role: "img", "aria-label": "Training and validation loss of this trial" });
     const folded = (summary, ...children) => make("details", {}, make("summary", { text: summary }), ...children);
-    const stop = row ? this.control.stopButton(row.id) : null;
+    const asks = row ? [this.control.stopButton(row.id), this.control.cloneForm(row.id)].filter(Boolean) : [];
     const parts = [
-      ...(row ? [factsOf(row)] : []), ...(stop ? [stop] : []),
+      ...(row ? [factsOf(row)] : []), ...asks,
       make("h3", { text: "Losses" }), make("div", {}, canvas),
       make("p", { className: "caption", text: "By step. Grey: training loss; in colour: validation loss at the reports." }),
       ...(files.error === null ? [] : [make("h3", { text: "error.txt" }), make("pre", { text: files.error, tabindex: "0" })]),
@@ -82,7 +89,9 @@ export class Detail {
       folded("record.json", make("pre", { text: files.record || "There is none.", tabindex: "0" })),
     ];
     body.replaceChildren(...parts);
-    [...body.querySelectorAll("details")].forEach((one, at) => { one.open = opened[at] ?? false; });
+    [...body.querySelectorAll("details:not(.clones)")].forEach((one, at) => { one.open = opened[at] ?? false; });
+    // Of what is still there: the form that clones, and it alone.
+    if (focused?.isConnected) focused.focus({ preventScroll: true });
     new Figure(canvas, (figure) => drawLosses(figure, files));
   }
 }

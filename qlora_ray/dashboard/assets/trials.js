@@ -44,6 +44,7 @@ function causeWords(trial, store) {
   if (trial.cause) words.push(trial.cause);
   if (trial.resumed_from) words.push(`goes on with ${trial.resumed_from}`);
   if (trial.seed_of) words.push(`a seed of ${trial.seed_of}`);
+  if (trial.cloned_from) words.push(`clone of ${trial.cloned_from} at report ${trial.cloned_at}`);
   return words.join("; ");
 }
 

@@ -17,7 +17,14 @@ from qlora_ray.exporting.card.figures import (
 from qlora_ray.exporting.card.loading import guide_loading
 from qlora_ray.exporting.card.metadata import hub_dataset, make_card_data
 from qlora_ray.exporting.naming import shorten_dataset, shorten_source
-from qlora_ray.exporting.reproduction import SWEEP_FILE, local_paths, sweep_command, trial_command
+from qlora_ray.exporting.reproduction import (
+    SWEEP_FILE,
+    TRIAL_FILE,
+    describe_clone,
+    local_paths,
+    sweep_command,
+    trial_command,
+)
 from qlora_ray.exporting.run_record import value
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.formats import format_gib
@@ -140,6 +147,9 @@ def _reproduction(facts: CardFacts) -> str:
         "Rows, order, seeds and values are the same. Beside other trials or on another device sums are taken in "
         "another order, so the figures come close and need not be equal, the less so the higher the learning rate.",
     ]
+    origin = describe_clone(facts.selection)
+    if origin is not None:
+        lines += ["", f"`{TRIAL_FILE}` trains the adapter's last values from the start: {origin}"]
     local = local_paths(facts.selection)
     if local:
         names = ", ".join(f"`{shorten_source(path)}`" for path in local)

@@ -123,7 +123,7 @@ class Outlook:
         return TimeLeft(search_s, scoring_s, search_s + scoring_s + report_s)
 
     def _measure(self, scene: Scene, entries: Sequence[TrialEntry]) -> None:
-        resumed = {entry.id for entry in entries if entry.resumed_from is not None}
+        resumed = {entry.id for entry in entries if entry.resumed_from is not None or entry.clone_of is not None}
         places = {
             trial_id: TrialPlace(trial.executor, _share_of(trial), is_fresh=trial_id not in resumed)
             for trial_id, trial in scene.trials.items()
