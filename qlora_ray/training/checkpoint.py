@@ -21,7 +21,7 @@ FORMAT_VERSION = 2
 TENSORS_FILE = "state.safetensors"
 FACTS_FILE = "state.json"
 # How often a copy begins anew where the state is replaced meanwhile, which happens once per report.
-COPY_TRIES = 10
+COPY_TRIES = 100
 
 
 @dataclass
@@ -180,12 +180,15 @@ def copy_state(source: Path, target: Path) -> StatePlace:
         RunError: If there is no state, or the copy cannot be read.
         OSError: If it cannot be written.
     """
+    was_there = False
     for _ in range(COPY_TRIES):
         restore_folder(source)
         try:
             folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            raise RunError("there is no state of it") from None
+            # There is none, or it lost its name to a newer one since the line before.
+            continue
+        was_there = True
         try:
             with whole_folder(target) as temporary:
                 for name in (TENSORS_FILE, FACTS_FILE):
@@ -200,6 +203,8 @@ def copy_state(source: Path, target: Path) -> StatePlace:
         finally:
             os.close(folder)
         return _place_of(target)
+    if not was_there:
+        raise RunError("there is no state of it")
     raise RunError(f"its state was replaced {COPY_TRIES} times while it was copied")
 
 
