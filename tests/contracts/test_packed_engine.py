@@ -19,11 +19,12 @@ from tests.contracts.bench import Bench, bench, load_nf4, losses, make_spec, run
 from tests.contracts.engine_contract import EngineContract
 from tests.contracts.packs import MIXED_RANKS, assert_close, run_pack
 from tests.contracts.precision_contract import PrecisionContract
+from tests.contracts.state_contract import StateContract
 
 __all__ = ["bench"]
 
 
-class TestPackedEngine(EngineContract, PrecisionContract):
+class TestPackedEngine(EngineContract, PrecisionContract, StateContract):
     """The contract suite on PackedEngine."""
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> PackedEngine:
