@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from qlora_ray.data.examples import RowProblem, Turn
 from qlora_ray.data.notes import Note, Notes
+from qlora_ray.data.reading import parse_json
 from qlora_ray.data.turns import CONTENT_KEYS, ROLE_KEYS, read_turn
 
 CLOSING = Note("user turn", "after the last answer, left out")
@@ -46,8 +47,8 @@ def as_turns(value: object) -> list[Mapping[str, object]] | None:
     """
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            value = json.loads(value)
-        except ValueError:
+            value = parse_json(value)
+        except (ValueError, RecursionError):
             return None
     if isinstance(value, Mapping):
         keys = [key for key in (*ROLE_KEYS, *CONTENT_KEYS) if isinstance(value.get(key), list | tuple)]

@@ -66,9 +66,10 @@ def _known_pairs(row_format: RowFormat, rows: Sequence[Row], seen: Sequence[str]
 
 def _convert_pair(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
     prompt, completion = columns
-    if looks_like_turns(row.values.get(prompt)) and looks_like_turns(row.values.get(completion)):
-        both = [*(as_turns(row.values[prompt]) or ()), *(as_turns(row.values[completion]) or ())]
-        return read_turns(both, f"{prompt} + {completion}", notes)
+    asked = as_turns(row.values.get(prompt))
+    answered = None if asked is None else as_turns(row.values.get(completion))
+    if asked is not None and answered is not None:
+        return read_turns([*asked, *answered], f"{prompt} + {completion}", notes)
     return (
         Turn("user", read_text(row.values.get(prompt), prompt, notes)),
         Turn("assistant", read_text(row.values.get(completion), completion, notes)),

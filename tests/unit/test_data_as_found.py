@@ -91,6 +91,11 @@ def test_turns_in_a_csv_file_are_the_list_that_their_text_is(prepare: Prepare, t
     assert text_of(prepared, tokenizer, trained=True) == "Ho<|im_end|>"
 
 
+def test_a_cell_that_is_nested_too_deeply_holds_no_turns(prepare: Prepare) -> None:
+    with pytest.raises(DataError, match=r"a\.csv.*'messages' must hold a list of turns"):
+        prepare(f"id,messages\n1,{'[' * 100_000}\n", name="a.csv", format="messages")
+
+
 def test_alpacas_system_and_history_become_turns(prepare: Prepare, tokenizer: Any) -> None:
     row = {"instruction": "And now?", "input": "", "output": "So.", "system": "Be brief.", "history": [["Hi", "Ho"]]}
     prepared = prepare([row])
