@@ -145,7 +145,7 @@ def keep_row_choice(config: dict[str, Any]) -> None:
         config: A whole config as a sweep or bundle keeps it, which is changed.
     """
     data = config.get("data")
-    if isinstance(data, dict) and any(data.get(key) for key in ("max_train_rows", "max_validation_rows")):
+    if isinstance(data, dict):
         data.setdefault("row_choice", "first")
 
 

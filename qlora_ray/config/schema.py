@@ -100,7 +100,7 @@ class Data(Section):
     max_validation_rows: PositiveInt | None = None
     max_test_rows: PositiveInt | None = None
     row_choice: Literal["sample", "first"] = Field(
-        "sample", description="Which rows a `max_..._rows` takes: drawn by training.data_seed, or the first ones."
+        "sample", description="Rows a `max_..._rows` or evaluate.max_rows takes: by training.data_seed, or the first."
     )
 
     @field_validator("validation")

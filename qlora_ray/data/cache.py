@@ -55,8 +55,7 @@ def compute_fingerprint(
 def _deciding_values(data: Data) -> dict[str, Any]:
     """The section without what changes nothing: keys that came later leave the fingerprints of older sweeps alone."""
     values = data.model_dump(mode="json")
-    limits = (data.max_train_rows, data.max_validation_rows, data.max_test_rows)
-    if data.row_choice == "first" or limits == (None, None, None):
+    if data.row_choice == "first":
         del values["row_choice"]
     if data.max_test_rows is None:
         del values["max_test_rows"]

@@ -34,7 +34,8 @@ def prepare_data(
     """Returns tokenized train, validation and test rows, from the cache where the same input was prepared before.
 
     Without a validation file, a fraction of train is held out by `data_seed`. `max_train_rows` takes rows of the source
-    before that split; `max_validation_rows` of the source, or of the held-out side. See `splits.RowChoice`.
+    before that split; `max_validation_rows` of the source, or of the held-out side. Validation and test rows are in the
+    order in which they are drawn, so that the first ones are a sample of them. See `splits.RowChoice`.
 
     Args:
         data: The config section `data`.
@@ -128,6 +129,9 @@ def _read_rows(data: Data, sources: SplitSources, data_seed: int) -> _Rows:
                 f"{held.num_grouped} rows of {sources.train.name} share their prompt with another row; "
                 "rows of one prompt were kept on one side of the validation split"
             )
+    for split in examples.keys() - {"train"}:
+        # Where only some of them are answered, it is the first ones.
+        examples[split] = [examples[split][at] for at in choices[split].order(len(examples[split]))]
     examples, system_warnings = _add_system_prompt(data.system_prompt, examples)
     return _Rows(examples, conversions, origins, warnings + system_warnings)
 

@@ -31,10 +31,13 @@ class RowChoice:
         """Returns the places of the rows that are taken, of so many, in their order."""
         if self.max_rows is None or self.max_rows >= num_rows:
             return range(num_rows)
+        return sorted(self.order(num_rows)[: self.max_rows])
+
+    def order(self, num_rows: int) -> Sequence[int]:
+        """Returns the places of so many rows in the order in which they are drawn, whatever `max_rows` is."""
         if self.takes_first:
-            return range(self.max_rows)
-        drawn = sorted(range(num_rows), key=lambda at: hashlib.sha256(f"{self.data_seed}\x00{at}".encode()).digest())
-        return sorted(drawn[: self.max_rows])
+            return range(num_rows)
+        return sorted(range(num_rows), key=lambda at: hashlib.sha256(f"{self.data_seed}\x00{at}".encode()).digest())
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,11 @@ def test_a_bundles_config_may_have_the_packing_of_the_version_before_and_a_users
         read_intent(None, config=path, overrides=[])
 
 
-def test_a_sweep_of_before_rows_were_drawn_goes_on_with_the_first_ones(tmp_path: Path) -> None:
-    new = make_manifest(tmp_path, max_train_rows=9)
+@pytest.mark.parametrize("limits", [{}, {"max_train_rows": 9}])
+def test_a_sweep_of_before_rows_were_drawn_goes_on_with_the_first_ones(limits, tmp_path: Path) -> None:
+    new = make_manifest(tmp_path, **limits)
     assert read_intent(new, config=None, overrides=[]).data.row_choice == "sample"
-    old = make_manifest(tmp_path, max_train_rows=9)
+    old = make_manifest(tmp_path, **limits)
     del old.config["data"]["row_choice"]
     assert read_intent(old, config=None, overrides=[]).data.row_choice == "first"
     (tmp_path / "sweep.yaml").write_text("data: {max_validation_rows: 9}\n")

@@ -86,11 +86,22 @@ def test_rows_are_chosen_before_the_split_and_the_same_ones_each_time(row_choice
     prepared = prepare(tokenizer, train="a.jsonl", test="b.jsonl", row_choice=row_choice, **settings)
     assert (len(prepared.train), len(prepared.validation), len(prepared.test)) == (10, 4, 6)
     numbers = {split: [int(answer.split()[1]) for answer in rows.references] for split, rows in prepared.splits.items()}
-    assert all(found == sorted(found) for found in numbers.values())
+    are_sorted = [found == sorted(found) for found in numbers.values()]
+    assert are_sorted == ([True] * 3 if row_choice == "first" else [True, False, False])
     are_first = max(numbers["train"] + numbers["validation"]) < 20, max(numbers["test"]) < 106
     assert are_first == ((True, True) if row_choice == "first" else (False, False))
     again = prepare(tokenizer, train="a.jsonl", test="b.jsonl", row_choice=row_choice, **settings)
     assert again.splits == prepared.splits
+
+
+def test_the_first_rows_of_a_sorted_test_file_are_a_sample_of_it(folder, tokenizer):
+    write_rows(folder / "a.jsonl", rows_of(range(10)))
+    write_rows(folder / "b.jsonl", rows_of(range(100, 200)))
+    asked = prepare(tokenizer, train="a.jsonl", test="b.jsonl").test.references
+    assert sorted(asked) == [f"answer {number}" for number in range(100, 200)]
+    # All from one half would be a chance of one in a million, and 3 or fewer of one in a thousand.
+    halves = sum(int(answer.split()[1]) < 150 for answer in asked[:20])
+    assert 3 < halves < 17
 
 
 def test_truncation_and_drops_are_counted_per_split_with_the_lengths(folder, tokenizer):

@@ -117,7 +117,7 @@ def test_references_longer_than_an_answer_may_be_are_told_before_training(tmp_pa
 
     told = "test: 3 of 4 references are longer than evaluate.max_new_tokens (24): such answers are cut. Raise it."
     assert notes_of("evaluate.max_new_tokens=24") == [told]
-    assert notes_of("evaluate.max_new_tokens=24", "evaluate.max_rows=1") == []
+    assert notes_of("evaluate.max_new_tokens=24", "evaluate.max_rows=1", "data.row_choice=first") == []
     assert notes_of("evaluate.max_new_tokens=24", "evaluate.metrics=[]") == []
     assert notes_of() == []
     short = notes_of("evaluate.max_length=30")
