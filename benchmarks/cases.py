@@ -79,7 +79,7 @@ class Workload:
     @property
     def longest_row(self) -> int:
         """Tokens of the longest row."""
-        return max(map(len, self.rows.input_ids))
+        return int(self.rows.input_ids.lengths.max())
 
     @property
     def num_tokens(self) -> int:
@@ -127,7 +127,7 @@ def fit_rows(rows: TokenizedSplit, *, tokens: int) -> tuple[TokenizedSplit, int]
     batch = round(tokens / mean)
     if batch >= 1 and abs(batch * mean - tokens) <= LENGTH_TOLERANCE * tokens:
         return rows, batch
-    near = [at for at, ids in enumerate(rows.input_ids) if abs(len(ids) - tokens) <= LENGTH_TOLERANCE * tokens]
+    near = [at for at, num in enumerate(rows.input_ids.lengths) if abs(num - tokens) <= LENGTH_TOLERANCE * tokens]
     if not near:
         raise ConfigError(
             f"--tokens: rows must make about {tokens} tokens, got rows of {mean:.0f} tokens on average, and none near "
@@ -174,12 +174,12 @@ def make_random_rows(*, tokens: int, vocab_size: int, seed: int = 7) -> Tokenize
     prompts = [round(length * (1 - TRAINED_SHARE)) for length in lengths]
     masks = [[0] * prompt + [1] * (length - prompt) for prompt, length in zip(prompts, lengths, strict=True)]
     starts = [row[:prompt] for row, prompt in zip(ids, prompts, strict=True)]
-    return TokenizedSplit("random", ids, masks, starts, [""] * NUM_RANDOM_ROWS)
+    return TokenizedSplit.of("random", ids, masks, starts, [""] * NUM_RANDOM_ROWS)
 
 
 def _timed_batches(rows: TokenizedSplit, case: Case, batch: int, *, data_seed: int) -> list[list[int]]:
     """Row lengths of each timed step, where rows come in the order of this seed."""
     num_steps = NUM_WARMUP_STEPS + case.steps
     order = sample_order(num_rows=len(rows), num_samples=num_steps * batch, data_seed=data_seed)
-    lengths = [len(rows.input_ids[row]) for row in order]
+    lengths = rows.input_ids.lengths[order].tolist()
     return [lengths[step * batch : (step + 1) * batch] for step in range(NUM_WARMUP_STEPS, num_steps)]

@@ -80,7 +80,7 @@ def _run_sweep(num_slots: int, num_trials: int) -> dict[str, float]:
         num_executors = min(num_slots // SLOTS_PER_EXECUTOR, MOST_EXECUTORS)
         placement: Any = FakePlacement(num_slots // num_executors, num_cpus=0.01)
         pool = start_pool(
-            RayLauncher(ExecutorTerms(config, paths.root), ray.put(None), FakeExecutor),
+            RayLauncher(ExecutorTerms(config, paths.root), None, FakeExecutor),
             [ExecutorSpec(placement, node_id) for _ in range(num_executors)],
             terms=PoolTerms(config.cluster.lease_timeout_s),
             name="benchmark",

@@ -113,7 +113,7 @@ def _start_sweep(
     placement: Any = FakePlacement(slots, num_cpus=0.01)
     node_id = ray.get_runtime_context().get_node_id()
     pool = start_pool(
-        RayLauncher(ExecutorTerms(config, paths.root), ray.put(None), FakeExecutor),
+        RayLauncher(ExecutorTerms(config, paths.root), None, FakeExecutor),
         [ExecutorSpec(placement, node_id) for _ in range(num_executors)],
         terms=PoolTerms(LEASE_TIMEOUT_S),
         name="looks",

@@ -7,7 +7,7 @@ from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.preparation import prepare_data
 from qlora_ray.data.preview import render_preview
 from qlora_ray.data.report import DataReport, LengthStats, PreparedData
-from qlora_ray.data.tokenizing import TokenizedSplit
+from qlora_ray.data.tokenized import TokenizedSplit
 
 __all__ = [
     "DataReport",

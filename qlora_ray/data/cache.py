@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data.report import DataReport, PreparedData
-from qlora_ray.data.tokenizing import TokenizedSplit
+from qlora_ray.data.tokenized import TokenizedSplit, arrow_schema
 from qlora_ray.runs.modes import share_tree
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 CACHE_VERSION = 2  # raise it when the same input gives other tokens or another report
 FOLDER_NAME_LENGTH = 32  # hex digits of the fingerprint
 REPORT_NAME = "report.json"
+# In the order of the rows. Earlier versions had one file of each split, `data-00000-of-00001.arrow`.
+SHARD_NAME = "data-{:05d}.arrow"
+SHARD_PATTERN = "data-*.arrow"
+ROWS_PER_BATCH = 1024  # of a file: what is read of one lies together
 
 
 def compute_fingerprint(
@@ -64,44 +69,59 @@ def _deciding_values(data: Data) -> dict[str, Any]:
     return values
 
 
+def folder_name(fingerprint: str) -> str:
+    """What the folder of prepared data is called in a cache."""
+    return fingerprint[:FOLDER_NAME_LENGTH]
+
+
 def load_prepared(cache_dir: Path, fingerprint: str) -> PreparedData | None:
     """Returns what was saved under the fingerprint; None if there is nothing, or it is damaged (then it is removed)."""
-    folder = cache_dir / fingerprint[:FOLDER_NAME_LENGTH]
+    folder = cache_dir / folder_name(fingerprint)
     if not folder.is_dir():
         return None
     try:
-        return _read(folder, fingerprint)
-    # A damaged file shows as an error of arrow, json, datasets or our own checks; each means: prepare again.
+        return map_prepared(folder, fingerprint)
+    # A damaged file shows as an error of arrow, json or our own checks; each means: prepare again.
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
-def save_prepared(cache_dir: Path, prepared: PreparedData) -> None:
-    """Writes to a temporary name, then renames. Does nothing if another process was faster.
+def map_prepared(folder: Path, fingerprint: str) -> PreparedData:
+    """Returns the prepared data of a folder; its rows stay in the files, which are mapped into memory.
+
+    Raises:
+        Exception: If it is not whole, or other data: what arrow, json and our own checks raise.
+    """
+    report = DataReport.from_dict(json.loads((folder / REPORT_NAME).read_text(encoding="utf-8")))
+    if report.fingerprint != fingerprint:
+        raise ValueError(f"{folder}: must hold fingerprint {fingerprint}, got {report.fingerprint}")
+    splits = {name: _map_split(folder / name, name, report) for name in report.num_rows}
+    return PreparedData(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
+        report=dataclasses.replace(report, from_cache=True),
+        folder=folder,
+    )
+
+
+def save_prepared(cache_dir: Path, prepared: PreparedData) -> PreparedData:
+    """Writes to a temporary name, then renames; the folder of another process that was faster stands.
+
+    Returns:
+        The same data, with its folder.
 
     Raises:
         OSError: If the folder cannot be written.
     """
-    import datasets
-
-    features = datasets.Features(
-        {
-            "input_ids": datasets.List(datasets.Value("int32")),
-            "completion_mask": datasets.List(datasets.Value("int8")),
-            "prompt_ids": datasets.List(datasets.Value("int32")),
-            "references": datasets.Value("string"),
-        }
-    )
-    fingerprint = prepared.report.fingerprint
-    folder = cache_dir / fingerprint[:FOLDER_NAME_LENGTH]
+    folder = cache_dir / folder_name(prepared.report.fingerprint)
     cache_dir.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache_dir))
     try:
         for name, split in prepared.splits.items():
-            columns = {column: getattr(split, column) for column in features}
-            with _no_progress_bars():
-                datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(temporary / name))
+            (temporary / name).mkdir()
+            write_table(temporary / name / SHARD_NAME.format(0), split.table)
         (temporary / REPORT_NAME).write_text(json.dumps(prepared.report.to_dict(), indent=2), encoding="utf-8")
         share_tree(temporary)
         try:
@@ -111,30 +131,52 @@ def save_prepared(cache_dir: Path, prepared: PreparedData) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return dataclasses.replace(prepared, folder=folder)
 
 
-def _read(folder: Path, fingerprint: str) -> PreparedData:
-    report = DataReport.from_dict(json.loads((folder / REPORT_NAME).read_text(encoding="utf-8")))
-    if report.fingerprint != fingerprint:
-        raise ValueError(f"{folder}: must hold fingerprint {fingerprint}, got {report.fingerprint}")
-    splits = {name: _read_split(folder / name, name, report) for name in report.num_rows}
-    return PreparedData(
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits.get("test"),
-        report=dataclasses.replace(report, from_cache=True),
-    )
+def save_for_this_process(prepared: PreparedData) -> PreparedData:
+    """Writes to a temporary folder, which goes when this process ends: for where no cache can be written.
+
+    Raises:
+        OSError: If no temporary folder can be written either.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="qlora_ray-data-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    return save_prepared(scratch, prepared)
 
 
-def _read_split(folder: Path, name: str, report: DataReport) -> TokenizedSplit:
-    import datasets
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a table as `datasets` writes its own: an Arrow stream, which `Dataset.from_file` opens."""
+    import pyarrow as pa
 
-    table = datasets.load_from_disk(str(folder)).with_format("arrow")[:]
-    split = TokenizedSplit(name, **{column: table[column].to_pylist() for column in table.column_names})
-    found = (len(split), split.num_tokens, split.num_completion_tokens)
-    expected = (report.num_rows[name], report.num_tokens[name], report.num_completion_tokens[name])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
+
+
+def map_table(paths: Sequence[Path]) -> pa.Table:
+    """The rows of all files, one file after the other, mapped into memory.
+
+    Raises:
+        Exception: What arrow raises for a file that is missing or not whole; ValueError for other columns.
+    """
+    import pyarrow as pa
+
+    schema = arrow_schema()
+    tables = [schema.empty_table()]
+    for path in paths:
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        if not table.schema.equals(schema):
+            raise ValueError(f"{path}: columns must be {schema}, got {table.schema}")
+        tables.append(table.replace_schema_metadata())
+    return pa.concat_tables(tables)
+
+
+def _map_split(folder: Path, name: str, report: DataReport) -> TokenizedSplit:
+    split = TokenizedSplit(name, map_table(sorted(folder.glob(SHARD_PATTERN))))
+    found = (len(split), split.num_tokens)
+    expected = (report.num_rows[name], report.num_tokens[name])
     if found != expected:
-        raise ValueError(f"{folder}: rows, tokens and trained tokens must be {expected}, got {found}")
+        raise ValueError(f"{folder}: rows and tokens must be {expected}, got {found}")
     return split
 
 
@@ -149,16 +191,3 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "name": tokenizer.name_or_path}
     document = [state, tokenizer.chat_template, str(tokenizer.bos_token), str(tokenizer.eos_token)]
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    import datasets
-
-    were_on = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_on:
-            datasets.enable_progress_bars()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_ray.config.schema import Columns, Data
-from qlora_ray.data.cache import compute_fingerprint, load_prepared, save_prepared
+from qlora_ray.data.cache import compute_fingerprint, load_prepared, save_for_this_process, save_prepared
 from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.formats import Conversion, convert_rows
 from qlora_ray.data.notes import describe_notes
@@ -17,7 +17,8 @@ from qlora_ray.data.report import DataReport, LengthStats, PreparedData
 from qlora_ray.data.sources import Source, SplitSources, find_sources
 from qlora_ray.data.splits import RowChoice, find_overlap, hold_out
 from qlora_ray.data.templates import Template, choose_template
-from qlora_ray.data.tokenizing import SplitCounts, TokenizedSplit, tokenize_split
+from qlora_ray.data.tokenized import TokenizedSplit
+from qlora_ray.data.tokenizing import SplitCounts, tokenize_split
 from qlora_ray.errors import DataError
 from qlora_ray.formats import plural
 from qlora_ray.runs.paths import default_cache_dir
@@ -67,11 +68,18 @@ def prepare_data(
     report = _report(data, rows, template, splits, counts, fingerprint=fingerprint, digests=digests)
     prepared = PreparedData(splits["train"], splits["validation"], splits.get("test"), report)
     try:
-        save_prepared(cache_dir, prepared)
+        return save_prepared(cache_dir, prepared)
     except OSError as error:
         warning = f"not cached: {cache_dir} cannot be written ({error.strerror or error})"
-        return dataclasses.replace(prepared, report=dataclasses.replace(report, warnings=[*report.warnings, warning]))
-    return prepared
+        report = dataclasses.replace(report, warnings=[*report.warnings, warning])
+        prepared = dataclasses.replace(prepared, report=report)
+    try:
+        return save_for_this_process(prepared)
+    except OSError as error:
+        raise DataError(
+            f"{cache_dir}: prepared data must be written there or to the folder of temporary files, got "
+            f"{error.filename}: {error.strerror or error}. Set QLORA_RAY_CACHE to a folder that has room."
+        ) from None
 
 
 def read_examples(data: Data, *, data_seed: int) -> dict[str, list[Example]]:

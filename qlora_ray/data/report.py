@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from qlora_ray.data.tokenizing import TokenizedSplit
+from qlora_ray.data.tokenized import TokenizedSplit
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,16 @@ class DataReport:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Tokenized splits, ready for any engine; `test` is None where there is none."""
+    """Tokenized splits, ready for any engine; `test` is None where there is none.
+
+    `folder` is where they lie, for other processes to map; None where they are in memory only.
+    """
 
     train: TokenizedSplit
     validation: TokenizedSplit
     test: TokenizedSplit | None
     report: DataReport
+    folder: Path | None = field(default=None, compare=False)
 
     @property
     def splits(self) -> dict[str, TokenizedSplit]:

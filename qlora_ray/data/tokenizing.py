@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from qlora_ray.data.end_tokens import is_end_token
 from qlora_ray.data.examples import Example, divide
 from qlora_ray.data.templates import BeginningChanges, Piece, Template, find_lost, render
+from qlora_ray.data.tokenized import TokenizedSplit
 from qlora_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,45 +21,6 @@ ANCHOR = "\n"  # see _tokenize_texts
 # Where more rows lose text, the template does not fit the data.
 MAX_LOST_SHARE = 0.5
 BATCH_TEXTS = 4096  # texts per tokenizer call: bounds the memory of its encodings
-
-
-@dataclass(frozen=True)
-class TokenizedSplit:
-    """One split's rows as token ids. All lists have one entry per row.
-
-    `completion_mask` is 1 where the token is trained: answers and their end tokens. `prompt_ids` is everything before
-    the last answer, generation prompt included and never cut; `references` is that answer as text. Both are empty for
-    plain text. `input_ids` starts with `prompt_ids` unless it was cut inside them.
-    """
-
-    name: str
-    input_ids: list[list[int]]
-    completion_mask: list[list[int]]
-    prompt_ids: list[list[int]]
-    references: list[str]
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def take(self, rows: Sequence[int]) -> TokenizedSplit:
-        """Returns some of its rows, in the order asked for."""
-        return TokenizedSplit(
-            self.name,
-            [self.input_ids[row] for row in rows],
-            [self.completion_mask[row] for row in rows],
-            [self.prompt_ids[row] for row in rows],
-            [self.references[row] for row in rows],
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all rows."""
-        return sum(map(len, self.input_ids))
-
-    @property
-    def num_completion_tokens(self) -> int:
-        """Trained tokens of all rows."""
-        return sum(map(sum, self.completion_mask))
 
 
 @dataclass(frozen=True)
@@ -109,7 +71,10 @@ def tokenize_split(
     later_texts = {piece.text for pieces in pieces_by_row for piece in pieces[1:]}
     later_ids = _tokenize_texts(later_texts, tokenizer, inside_row=True)
     bos = _bos_ids(tokenizer)
-    split = TokenizedSplit(name, [], [], [], [])
+    input_ids: list[list[int]] = []
+    masks: list[list[int]] = []
+    prompt_ids: list[list[int]] = []
+    references: list[str] = []
     lengths: list[int] = []
     num_truncated = num_dropped = num_without_end = 0
     for example, pieces in zip(examples, pieces_by_row, strict=True):
@@ -126,11 +91,11 @@ def tokenize_split(
             num_dropped += 1
             continue
         num_without_end += not _ends_in_special_id(ids, mask, tokenizer)
-        split.input_ids.append(ids[:max_length])
-        split.completion_mask.append(mask[:max_length])
-        split.prompt_ids.append([] if example.is_text else ids[:prompt_length])
-        split.references.append(example.answer)
-    if not split.input_ids:
+        input_ids.append(ids[:max_length])
+        masks.append(mask[:max_length])
+        prompt_ids.append([] if example.is_text else ids[:prompt_length])
+        references.append(example.answer)
+    if not input_ids:
         raise DataError(
             f"data.max_length: {name} rows must keep a part of their answer, got {max_length} for rows of "
             f"{min(lengths)} to {max(lengths)} tokens, whose answers are all cut away. "
@@ -138,7 +103,7 @@ def tokenize_split(
         )
     dropped = {f"answer beyond max_length {max_length}": num_dropped} if num_dropped else {}
     num_special = sum(_holds_special_text(example, tokenizer) for example in examples)
-    return split, SplitCounts(
+    return TokenizedSplit.of(name, input_ids, masks, prompt_ids, references), SplitCounts(
         lengths, num_truncated, dropped, num_without_end, num_special, rendered.num_divided, rendered.lost
     )
 

@@ -40,10 +40,9 @@ def start_sweep_pool(
         paths: The sweep's folder.
         base: The base as the records have it.
     """
-    import ray
-
     from qlora_ray.orchestration.executor.actor import ExecutorTerms
     from qlora_ray.orchestration.executor.launcher import RayLauncher, plan_executors
+    from qlora_ray.orchestration.executor.shared_data import SharedData
     from qlora_ray.orchestration.pool.starting import start_pool
     from qlora_ray.orchestration.pool.terms import PoolTerms
 
@@ -54,7 +53,7 @@ def start_sweep_pool(
         config = with_absolute_paths(config, Path.cwd())
     terms = ExecutorTerms(config, paths.root.resolve(), plan, to_json(base))
     return start_pool(
-        RayLauncher(terms, ray.put(preflight.data)),
+        RayLauncher(terms, SharedData.of(preflight.data)),
         plan_executors(plan, profiles),
         terms=PoolTerms(
             lease_timeout_s=cluster.lease_timeout_s,

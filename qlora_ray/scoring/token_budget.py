@@ -25,6 +25,8 @@ MAX_NEW_TOKENS = 512
 # Ours, where nothing says how long an answer is: about 200 words.
 NEW_TOKENS_WITHOUT_REFERENCES = 256
 # What a prompt and its answer have to fit in.
+# Texts per tokenizer call: bounds the memory of its encodings.
+BATCH_TEXTS = 4096
 LIMITS = "the model's positions or evaluate.max_length"
 
 
@@ -97,15 +99,17 @@ def count_reference_tokens(
         tokenizer: The tokenizer of the model that answers.
         num_rows: Rows to count, from the first; None: all.
     """
-    references = list(split.references[:num_rows])
-    if not references:
-        return []
-    encoded = tokenizer(references, add_special_tokens=False, padding=False, truncation=False, verbose=False)
-    in_rows = [
+    references = split.references[:num_rows]
+    lengths: list[int] = []
+    for start in range(0, len(references), BATCH_TEXTS):
+        batch = list(references[start : start + BATCH_TEXTS])
+        encoded = tokenizer(batch, add_special_tokens=False, padding=False, truncation=False, verbose=False)
+        lengths += map(len, encoded["input_ids"])
+    in_rows = (
         sum(mask[len(prompt) :])
         for mask, prompt in zip(split.completion_mask[:num_rows], split.prompt_ids[:num_rows], strict=True)
-    ]
-    return [max(len(ids) + 1, own) for ids, own in zip(encoded["input_ids"], in_rows, strict=True)]
+    )
+    return [max(length + 1, own) for length, own in zip(lengths, in_rows, strict=True)]
 
 
 def measure_token_budget(
@@ -123,11 +127,16 @@ def measure_token_budget(
         limit: Tokens of a prompt and its answer; None: any number.
         reference_tokens: The length of each reference.
     """
-    prompts, budgets = fit_prompts(prompt_ids, limit=limit, max_new_tokens=max_new_tokens)
+    num_cut = num_short = 0
+    # One after the other: all prompts at once are more than a large split leaves room for.
+    for ids in prompt_ids:
+        [prompt], [budget] = fit_prompts([ids], limit=limit, max_new_tokens=max_new_tokens)
+        num_cut += len(prompt) < len(ids)
+        num_short += budget < max_new_tokens
     return TokenBudget(
         max_new_tokens=max_new_tokens,
-        num_cut_prompts=sum(len(cut) < len(ids) for cut, ids in zip(prompts, prompt_ids, strict=True)),
-        num_short_answers=sum(budget < max_new_tokens for budget in budgets),
+        num_cut_prompts=num_cut,
+        num_short_answers=num_short,
         num_references=len(reference_tokens),
         num_long_references=sum(num > max_new_tokens for num in reference_tokens),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from qlora_ray.scoring.scores import Scores
 from qlora_ray.training.engine import TrainingData
 from qlora_ray.training.packed.engine import PackedEngine
 from tests.contracts.bench import Bench, bench, make_spec, run_trial
+from tests.unit.evaluation_fixtures import with_columns
 
 __all__ = ["bench"]
 
@@ -78,7 +78,7 @@ def test_scores_are_those_of_whole_answers_though_some_are_ended_early(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What every answer goes on behind, and is wrong by.
-    rows = replace(bench.data.validation, references=["SELECT 1"] * len(bench.data.validation))
+    rows = with_columns(bench.data.validation, references=["SELECT 1"] * len(bench.data.validation))
     monkeypatch.setattr(engine, "_metrics", [ExactMatch()])
     together = engine.score(models, rows)
     monkeypatch.setattr(scores_module, "make_early_end", lambda *args, **rest: None)

@@ -48,7 +48,7 @@ def make_pool(cluster: None) -> Iterator[Callable[..., Any]]:
         specs: list[Any] = [ExecutorSpec(placement or FakePlacement(), node_id) for _ in range(num_executors)]
         cluster = terms.config.cluster
         pool = start_pool(
-            RayLauncher(terms, ray.put(None), executor_class),
+            RayLauncher(terms, None, executor_class),
             specs,
             terms=PoolTerms(cluster.lease_timeout_s, max_slots=max_slots),
             name="fake",

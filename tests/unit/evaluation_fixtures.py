@@ -6,12 +6,14 @@ import random
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qlora_ray.data import TokenizedSplit
+from qlora_ray.data.tokenized import COLUMNS
 
 NUM_SPECIAL = 3
 VOCAB_SIZE = NUM_SPECIAL + 256
@@ -23,7 +25,12 @@ def make_split(lengths: list[tuple[int, int]], *, seed: int = 0) -> TokenizedSpl
     rows = [[generator.randrange(NUM_SPECIAL, VOCAB_SIZE) for _ in range(p + a)] for p, a in lengths]
     masks = [[0] * p + [1] * a for p, a in lengths]
     prompts = [row[:p] for row, (p, _) in zip(rows, lengths, strict=True)]
-    return TokenizedSplit("validation", rows, masks, prompts, ["SELECT 1"] * len(rows))
+    return TokenizedSplit.of("validation", rows, masks, prompts, ["SELECT 1"] * len(rows))
+
+
+def with_columns(split: TokenizedSplit, **columns: list[Any]) -> TokenizedSplit:
+    """The split with other values in some columns."""
+    return TokenizedSplit.of(split.name, **{name: getattr(split, name) for name in COLUMNS} | columns)
 
 
 def tiny_sizes(**changes: object) -> dict[str, object]:

@@ -104,7 +104,7 @@ def test_arms_take_turns_at_being_first() -> None:
 
 
 def test_a_batch_is_padded_on_the_right_and_only_answers_have_labels() -> None:
-    rows = TokenizedSplit("rows", [[5, 6, 7], [8]], [[0, 1, 1], [1]], [[5], []], ["", ""])
+    rows = TokenizedSplit.of("rows", [[5, 6, 7], [8]], [[0, 1, 1], [1]], [[5], []], ["", ""])
     batch = pad_batch(rows, [0, 1], pad_token_id=1)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 1, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -20,7 +20,7 @@ def make_rows(lengths: list[int]) -> TokenizedSplit:
     """Rows of these lengths whose second half is trained."""
     ids = [[1 + number % 7 for number in range(length)] for length in lengths]
     masks = [[0] * (length // 2) + [1] * (length - length // 2) for length in lengths]
-    return TokenizedSplit("rows", ids, masks, [row[: len(row) // 2] for row in ids], [""] * len(ids))
+    return TokenizedSplit.of("rows", ids, masks, [row[: len(row) // 2] for row in ids], [""] * len(ids))
 
 
 ROWS = make_rows([30, 35, 60, 62, 64, 66, 68, 127])

@@ -120,7 +120,7 @@ def test_the_sweeps_entry_says_whether_both_stopped_alike(ours: OurSweep) -> Non
 
 
 def test_rows_are_written_as_sft_trainer_takes_tokenized_ones(tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.jsonl", TokenizedSplit("train", [[1, 2, 3]], [[0, 1, 1]], [[1]], ["b"]))
+    write_rows(tmp_path / "rows.jsonl", TokenizedSplit.of("train", [[1, 2, 3]], [[0, 1, 1]], [[1]], ["b"]))
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1]}]
 

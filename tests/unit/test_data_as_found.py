@@ -217,7 +217,7 @@ def test_a_folder_of_save_to_disk_is_opened(tmp_path: Path, tokenizer: Any, is_d
     if is_dict:
         assert (prepared.train.references, prepared.validation.references) == (["a", "b", "c"], ["a"])
     else:
-        assert sorted(prepared.train.references + prepared.validation.references) == ["a", "b", "c"]
+        assert sorted([*prepared.train.references, *prepared.validation.references]) == ["a", "b", "c"]
 
 
 def test_a_pipe_is_no_data_file(tmp_path: Path, tokenizer: Any) -> None:

@@ -76,7 +76,7 @@ def make_split(name: str, num_rows: int) -> TokenizedSplit:
     """Rows of TOKENS tokens, each an answer but for its first."""
     drawn = random.Random(0)
     ids = [[drawn.randrange(1, VOCABULARY) for _ in range(TOKENS)] for _ in range(num_rows)]
-    return TokenizedSplit(name, ids, [[0, *[1] * (TOKENS - 1)]] * num_rows, [[1]] * num_rows, [""] * num_rows)
+    return TokenizedSplit.of(name, ids, [[0, *[1] * (TOKENS - 1)]] * num_rows, [[1]] * num_rows, [""] * num_rows)
 
 
 @pytest.mark.slow

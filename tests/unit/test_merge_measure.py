@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from qlora_ray.exporting.merge import measure as merge_measure
 from qlora_ray.exporting.merge.measure import Runner, choose_rows, kl_divergence, measure_model, measure_reference
 from qlora_ray.scoring.generation import generate_answers
 from qlora_ray.scoring.loss import evaluate_loss
-from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer
+from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer, with_columns
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +146,7 @@ def test_figures_of_another_model_are_those_of_whole_forwards(model, moved, refe
 
 
 def test_rows_without_prompts_are_measured_without_answers(model, tmp_path):
-    split = dataclasses.replace(SPLIT, prompt_ids=[[]] * 4)
+    split = with_columns(SPLIT, prompt_ids=[[]] * 4)
     rows = choose_rows(split, vocab_size=VOCAB_SIZE)
     reference = measure_reference(run(model), rows, name="trained", dtype="fp32", folder=tmp_path)
     found = measure_model(run(model), reference, name="again", dtype="fp32")

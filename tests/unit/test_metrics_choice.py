@@ -203,7 +203,7 @@ def test_importing_metrics_and_comparison_loads_no_heavy_library() -> None:
 
 def make_split(name: str, references: Sequence[str]) -> TokenizedSplit:
     ids = [[1]] * len(references)
-    return TokenizedSplit(name, ids, ids, ids, [*references])
+    return TokenizedSplit.of(name, ids, ids, ids, [*references])
 
 
 def test_auto_looks_at_validation_and_test_rows_together() -> None:

@@ -34,7 +34,7 @@ EVALUATION = {
 
 
 def findings_of(name: str, scores: Scores = SCORES) -> Findings:
-    prompts = PromptSet(name, TokenizedSplit(name, [], [], [], []), [], num_answered=0)
+    prompts = PromptSet(name, TokenizedSplit.of(name, [], [], [], []), [], num_answered=0)
     return Findings([Score("base", prompts, scores)])
 
 

@@ -16,7 +16,7 @@ from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid
 from qlora_ray.scoring.generation import Answers, generate_answers
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.scores import ScoredAnswer, Scores, score_model
-from tests.unit.evaluation_fixtures import make_database, make_llama, make_split, make_tokenizer
+from tests.unit.evaluation_fixtures import make_database, make_llama, make_split, make_tokenizer, with_columns
 
 SPLIT = make_split([(4, 6), (9, 3), (2, 2), (7, 0)])
 
@@ -122,7 +122,7 @@ def test_answers_that_the_length_leaves_fewer_tokens_are_counted(max_length: int
 
 def test_answers_may_be_as_long_as_the_references_of_all_rows_ask_for() -> None:
     # A token per byte and an end: 30 of them and a quarter more is 37.5, and in eights 40.
-    split = replace(SPLIT, references=["1", "2", "3", "4" * 29])
+    split = with_columns(SPLIT, references=["1", "2", "3", "4" * 29])
     scores = [
         score(metrics=[ExactMatch()], split=split, max_rows=num_rows, max_new_tokens=max_new_tokens)
         for num_rows, max_new_tokens in ((1, "auto"), (None, "auto"), (3, 8), (None, 8))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from qlora_ray.scoring.token_budget import (
     resolve_max_new_tokens,
 )
 from qlora_ray.scoring.verdict import describe_cuts, describe_limits
-from tests.unit.evaluation_fixtures import make_split, make_tokenizer
+from tests.unit.evaluation_fixtures import make_split, make_tokenizer, with_columns
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_the_most_that_auto_gives_is_what_a_training_row_may_have() -> None:
 
 def test_references_are_counted_with_their_end_token_and_what_a_template_adds() -> None:
     # A token per byte: six and an end; a row of whose answer five tokens are left; one with thoughts before its answer.
-    split = replace(make_split([(4, 7), (4, 5), (4, 11)]), references=["SELECT", "SELECT 1", "é"])
+    split = with_columns(make_split([(4, 7), (4, 5), (4, 11)]), references=["SELECT", "SELECT 1", "é"])
     assert count_reference_tokens(split, tokenizer=make_tokenizer()) == [7, 9, 11]
     assert count_reference_tokens(split, tokenizer=make_tokenizer(), num_rows=1) == [7]
     assert count_reference_tokens(make_split([]), tokenizer=make_tokenizer()) == []

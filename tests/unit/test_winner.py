@@ -62,7 +62,7 @@ def choose(tmp_path, monkeypatch):
         seeds: Any = None,
         clone_of: CloneOrigin | None = None,
     ) -> Any:
-        rows = TokenizedSplit("rows", [[1, 2]], [[0, 1]], [[1]], ["answer"])
+        rows = TokenizedSplit.of("rows", [[1, 2]], [[0, 1]], [[1]], ["answer"])
         data: Any = SimpleNamespace(validation=rows, test=rows if has_test else None)
         ready = [(worker, {"device_class": "cpu"})] if executors is None else executors
         pool = SimpleNamespace(ready_executors=SimpleNamespace(remote=lambda: ready))

@@ -69,9 +69,7 @@ class FewShot:
         A row that fits no example stays as it is.
         """
         own = self.rows
-        rows = TokenizedSplit(
-            own.name, list(own.input_ids), list(own.completion_mask), list(own.prompt_ids), own.references
-        )
+        input_ids, masks, prompt_ids = [*own.input_ids], [*own.completion_mask], [*own.prompt_ids]
         left = list(range(len(own)))
         num_dropped = 0
         for num in range(num_shots, 0, -1):
@@ -84,13 +82,13 @@ class FewShot:
                 if not self._fits(len(prompt), len(ids) - len(prompt)):
                     too_long.append(row)
                     continue
-                rows.input_ids[row], rows.prompt_ids[row] = ids, prompt
-                rows.completion_mask[row] = mask_last_answer(mask, len(prompt))
+                input_ids[row], prompt_ids[row] = ids, prompt
+                masks[row] = mask_last_answer(mask, len(prompt))
             left = too_long
             num_dropped += len(left)
             if not left:
                 break
-        return rows, num_dropped
+        return TokenizedSplit.of(own.name, input_ids, masks, prompt_ids, own.references), num_dropped
 
     def _fits(self, num_prompt: int, num_answer: int) -> bool:
         num_left = max(self.max_new_tokens, num_answer)

@@ -13,6 +13,7 @@ from qlora_ray.config.schema import Data, Evaluate
 from qlora_ray.data import Example, PreparedData, TokenizedSplit, Turn
 from qlora_ray.data.preparation import read_examples
 from qlora_ray.data.templates import choose_template
+from qlora_ray.data.tokenized import COLUMNS
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation.prompt_sets.few_shot import (
     FewShot,
@@ -64,17 +65,16 @@ class PromptSet:
 
     def first(self, num_rows: int) -> PromptSet:
         """The first rows, all of them answered; still the same set, which an evaluation may go on with."""
-        fields = ("input_ids", "completion_mask", "prompt_ids", "references")
-        rows = TokenizedSplit(self.rows.name, *(getattr(self.rows, field)[:num_rows] for field in fields))
         ids = self.ids[:num_rows]
+        rows = self.rows.first(num_rows)
         return dataclasses.replace(self, rows=rows, ids=ids, num_answered=len(ids), whole=self.whole or self)
 
     @property
     def fingerprint(self) -> str:
         """sha256 over every token, reference and id."""
         digest = hashlib.sha256()
-        for field in ("input_ids", "completion_mask", "prompt_ids", "references"):
-            digest.update(json.dumps(getattr(self.rows, field)).encode())
+        for column in COLUMNS:
+            digest.update(json.dumps([*getattr(self.rows, column)]).encode())
         digest.update(json.dumps(self.ids).encode())
         return digest.hexdigest()
 
@@ -216,7 +216,7 @@ def _with_shots(zero: PromptSet, maker: FewShot, num_shots: int) -> PromptSet:
 def _last_answers(split: TokenizedSplit, num_rows: int) -> TokenizedSplit:
     """The first rows, with a loss on the last answer only, or on all of a plain text."""
     masks = zip(split.completion_mask[:num_rows], split.prompt_ids[:num_rows], strict=True)
-    return TokenizedSplit(
+    return TokenizedSplit.of(
         split.name,
         split.input_ids[:num_rows],
         [mask_last_answer(mask, len(prompt)) for mask, prompt in masks],

@@ -19,12 +19,12 @@ from qlora_ray.hardware import Placement, Plan
 from qlora_ray.orchestration.cluster.nodes import describe_own_node, own_gpu_ids
 from qlora_ray.orchestration.executor.core import ExecutorCore
 from qlora_ray.orchestration.executor.progress import ProgressCounter
+from qlora_ray.orchestration.executor.shared_data import SharedData
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.training.engine import Report, TrialSpec
 from qlora_ray.training.engines import make_engine
 
 if TYPE_CHECKING:
-    from qlora_ray.data import PreparedData
     from qlora_ray.scoring.scores import Scores
 
 
@@ -48,7 +48,7 @@ class Executor:
     It is created with as many concurrent calls as its trials need for their long polls.
     """
 
-    def __init__(self, terms: ExecutorTerms, placement: Placement, data: PreparedData) -> None:
+    def __init__(self, terms: ExecutorTerms, placement: Placement, shared_data: SharedData) -> None:
         # Before torch is imported: OpenMP reads this once. Ray sets it to the CPUs requested, which are shares.
         os.environ["OMP_NUM_THREADS"] = str(placement.num_threads)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,6 +67,7 @@ class Executor:
         from qlora_ray.training.simulated_memory import simulate_memory
 
         config = terms.config
+        data = shared_data.map()
         node = probe_node()
         if placement.simulates is not None:
             node = as_if(node, GpuClaims(placement.simulates, 1))

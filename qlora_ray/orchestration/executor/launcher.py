@@ -11,6 +11,7 @@ import ray
 from qlora_ray.hardware import NodeProfile, Placement, Plan
 from qlora_ray.orchestration.cluster.nodes import on_node
 from qlora_ray.orchestration.executor.actor import Executor, ExecutorTerms
+from qlora_ray.orchestration.executor.shared_data import SharedData
 
 # Calls an executor serves at once beside one long poll per slot: describe, wait_change, heartbeat, and a few at a time
 # of admit, evict and preempt.
@@ -68,12 +69,12 @@ class RayLauncher:
 
     Attributes:
         terms: What every executor is told.
-        data: The object reference of the prepared data.
+        data: Where executors have the prepared data from; None for executors of tests, which need none.
         executor_class: What each executor is; tests give one without a model.
     """
 
     terms: ExecutorTerms
-    data: Any
+    data: SharedData | None
     executor_class: type = Executor
 
     def start(self, spec: ExecutorSpec) -> Any:

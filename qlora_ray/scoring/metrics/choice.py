@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ray.config.choices import METRICS
 from qlora_ray.config.schema import Evaluate, SweepConfig
+from qlora_ray.data.tokenized import TextRows
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.scoring.metrics.boxed import find_box, find_expected
@@ -40,7 +41,7 @@ def resolve_data_metrics(
         ConfigError: the config names metrics that these rows cannot be scored with.
     """
     splits = [data.validation, *([data.test] if data.test is not None else [])]
-    references = [reference for split in splits for reference in split.references]
+    references = TextRows.joined([split.references for split in splits])
     return resolve_metrics(
         config.evaluate,
         trains_on_embedded=config.data.train == EMBEDDED,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +17,6 @@ from qlora_ray.modeling.multi_lora.dropout import rounded_rate
 from qlora_ray.modeling.multi_lora.layout import SoloLayout
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.scoring.loss import evaluate_loss
-from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.budget import warmup_steps
 from qlora_ray.training.engine import UNEVALUATED, Failure, Report
 from qlora_ray.training.packed.limits import Limits
@@ -26,6 +25,9 @@ from qlora_ray.training.packed.step import StepRunner
 from qlora_ray.training.packed.trial import Interval, PackedTrial
 from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
 from qlora_ray.training.simulated_memory import SimulatedMemory
+
+if TYPE_CHECKING:
+    from qlora_ray.data import TokenizedSplit
 
 
 class Reporter:
@@ -43,7 +45,7 @@ class Reporter:
     def __init__(
         self,
         wrapped: WrappedBase,
-        validation: EvaluationSplit,
+        validation: TokenizedSplit,
         *,
         max_eval_batch: int | None,
         limits: Limits,
@@ -51,7 +53,7 @@ class Reporter:
         memory: SimulatedMemory | None = None,
     ) -> None:
         self._memory = memory
-        self._longest = max(map(len, validation.input_ids), default=1)
+        self._longest = int(validation.input_ids.lengths.max(initial=1))
         self._wrapped = wrapped
         self._base = wrapped.base
         self._validation = validation

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qlora_ray.errors import first_line
@@ -75,15 +76,14 @@ class StepRunner:
         self._base: LoadedBase = wrapped.base
         self._model = SplitModel(wrapped.base.model)
         self._counters = Counters(wrapped.base.device)
-        self._ids = [np.asarray(ids, dtype=np.int64) for ids in rows.input_ids]
-        # Positions whose successor is an answer token: a row's first token has nothing before it.
-        self._predicting = [np.flatnonzero(np.asarray(mask[1:], dtype=bool)) for mask in rows.completion_mask]
+        self._rows = rows
+        self._lengths = rows.input_ids.lengths
         self._pad = int(wrapped.base.tokenizer.pad_token_id)
         self._vocab_size = wrapped.base.model.get_output_embeddings().weight.shape[0]
 
     def longest_row(self, trials: Sequence[PackedTrial]) -> int:
         """Tokens of the longest row of the trials' next step."""
-        return max(len(self._ids[row]) for trial in trials for row in trial.next_rows())
+        return max(int(self._lengths[row]) for trial in trials for row in trial.next_rows())
 
     def recompute_activations(self, trials: Sequence[PackedTrial]) -> bool:
         """Recomputes activations from now on, for trials that leave it open; False where nothing would change."""
@@ -103,13 +103,13 @@ class StepRunner:
         """
         stacks = list({id(trial.stack): trial.stack for trial in trials}.values())
         rows = [
-            StepRow(position, index, row, len(self._ids[row]))
+            StepRow(position, index, row, int(self._lengths[row]))
             for position, trial in enumerate(trials)
             for index, row in enumerate(trial.next_rows())
         ]
         answer_tokens = [0] * len(trials)
         for row in rows:
-            answer_tokens[row.trial] += len(self._predicting[row.row])
+            answer_tokens[row.trial] += len(self._predicting(row.row))
         micro_batches = cut_micro_batches(rows, max_tokens=max_tokens)
         for stack in stacks:
             stack.gradients_SP.zero_()
@@ -165,11 +165,11 @@ class StepRunner:
         ids_BT = np.full((len(rows), longest), self._pad, dtype=np.int64)
         positions, labels, owners_of_tokens = [], [], []
         for at, row in enumerate(rows):
-            ids = self._ids[row.row]
+            ids = self._rows.input_ids.array(row.row)
             ids_BT[at, : len(ids)] = ids
-            predicting = self._predicting[row.row]
+            predicting = self._predicting(row.row)
             positions.append(predicting + at * longest)
-            labels.append(ids[predicting + 1])
+            labels.append(ids[predicting + 1].astype(np.int64))
             owners_of_tokens.append(np.full(len(predicting), row.trial))
         trials_N = np.concatenate(owners_of_tokens)
         weights_M = [
@@ -189,6 +189,10 @@ class StepRunner:
                 vocab_size=self._vocab_size,
                 logits_of=self._model.logits,
             )
+
+    def _predicting(self, row: int) -> NDArray[np.int64]:
+        """Positions whose successor is an answer token: a row's first token has nothing before it."""
+        return np.flatnonzero(self._rows.completion_mask.array(row)[1:])
 
     def _read(
         self,

@@ -7,11 +7,13 @@ import queue
 import tempfile
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from peft import LoraConfig
 from transformers import PrinterCallback
 
@@ -51,12 +53,23 @@ UNRECORDED_ARGUMENTS = ("output_dir", "dataset_kwargs", "report_to")
 
 
 def labelled_rows(split: TokenizedSplit) -> Dataset:
-    """Rows as SFTTrainer takes them: labels are the ids where the answer is, and -100 (ignored) elsewhere."""
+    """Rows as SFTTrainer takes them: labels are the ids where the answer is, and -100 (ignored) elsewhere.
+
+    They stay in the split's table, and labels are made as rows are read.
+    """
+    # SFTTrainer asks for a column of that name, which holds the masks until it is read.
+    table = split.table.select(["input_ids", "completion_mask"]).rename_columns(["input_ids", "labels"])
+    # The fingerprint is given, as datasets would read all rows to make one.
+    rows = Dataset(InMemoryTable(table), fingerprint=f"{split.name}-{uuid.uuid4().hex}")
+    return rows.with_transform(_label)
+
+
+def _label(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
     labels = [
         [token if trained else -100 for token, trained in zip(ids, mask, strict=True)]
-        for ids, mask in zip(split.input_ids, split.completion_mask, strict=True)
+        for ids, mask in zip(batch["input_ids"], batch["labels"], strict=True)
     ]
-    return Dataset.from_dict({"input_ids": split.input_ids, "labels": labels})
+    return {**batch, "labels": labels}
 
 
 class SingleRun:
@@ -336,7 +349,7 @@ class SingleRun:
         self._on_trained(self.spec.trial_id, is_final)
         started = time.perf_counter()
         if self._memory is not None:
-            longest = max(map(len, self._validation.input_ids), default=1)
+            longest = int(self._validation.input_ids.lengths.max(initial=1))
             self._memory.take_evaluation(num_rows=self._eval_batch, longest=longest)
         result = evaluate_loss(
             self.model,
