@@ -84,7 +84,8 @@ class _Ended:
             self.counts[state] += 1
             metrics = event.get("metrics")
             loss = parse_number(metrics.get("eval_loss")) if isinstance(metrics, dict) else None
-            if state == TrialStatus.COMPLETE and loss is not None and loss < (self.best_loss or float("inf")):
+            is_better = loss is not None and (self.best_loss is None or loss < self.best_loss)
+            if state == TrialStatus.COMPLETE and is_better:
                 self.best, self.best_loss = str(event.get("trial")), loss
 
 

@@ -253,3 +253,11 @@ def test_a_dashboard_whose_token_cannot_be_kept_is_refused(fake_ray: FakeRay, tm
     words = r"cluster\.ray_dashboard: its token must be kept in ~/\.ray/auth_token"
     with pytest.raises(PlacementError, match=words), ray_cluster(Cluster(ray_dashboard=True)):
         pass
+
+
+def test_a_cluster_that_does_not_say_whether_it_asks_for_a_token_is_named_in_one_line(
+    listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "ASK_TIMEOUT_S", 0.0)
+    with pytest.raises(PlacementError, match=rf"^{listening}: .*RAY_AUTH_MODE"):
+        tokens.find_auth_mode(listening)

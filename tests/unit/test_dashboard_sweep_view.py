@@ -216,11 +216,15 @@ def test_the_other_sweeps_of_the_folder_stand_beside_it(tmp_path: Path) -> None:
     killed = write_sweep(tmp_path / "killed", usual_sketches(), status=None)
     EventLog(killed.events).write("trial_complete", trial="0000", metrics={"eval_loss": 0.2})
     EventLog(killed.events).write("trial_pruned", trial="0001", metrics={"eval_loss": 0.1})
+    exact = write_sweep(tmp_path / "exact", usual_sketches(), status=None)
+    EventLog(exact.events).write("trial_complete", trial="0000", metrics={"eval_loss": 0.0})
+    EventLog(exact.events).write("trial_complete", trial="0001", metrics={"eval_loss": 0.1})
     (tmp_path / "no sweep").mkdir()
     view, changes = _poll_first(paths)
     assert changes.others is not None
     others = {one.name: one for one in changes.others}
-    assert set(others) == {"won", "killed"}
+    assert set(others) == {"won", "killed", "exact"}
+    assert (others["exact"].best, others["exact"].best_loss) == ("0000", 0.0)
     assert (others["won"].status, others["won"].verdict, others["won"].best, others["won"].best_loss) == (
         "complete",
         "no different",

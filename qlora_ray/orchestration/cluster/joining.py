@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -138,7 +137,7 @@ def _join(address: str, *, where: str) -> None:
             os.environ["RAY_AUTH_MODE"] = find_auth_mode(address)
             read_auth_settings()
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise PlacementError(_explain(address, error, where=where)) from None
 
 

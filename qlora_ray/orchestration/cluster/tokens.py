@@ -89,6 +89,9 @@ def find_auth_mode(address: str) -> str:
     A driver must be in the mode of its cluster. One that has a token and is in the mode `token` joins a cluster without
     one, but then refuses the calls of its GCS, which carry none, and its actors are destroyed as they are created
     (ray 2.60). So the GCS is asked without a token, in a process of its own: Ray's C++ writes a refusal to stderr.
+
+    Raises:
+        PlacementError: If that process does not end.
     """
     try:
         resolved = services.canonicalize_bootstrap_address(address)
@@ -98,9 +101,15 @@ def find_auth_mode(address: str) -> str:
         return "token"
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": resolved}
     command = [sys.executable, "-c", ASK_WITHOUT_TOKEN]
-    answer = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
-    )
+    try:
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise PlacementError(
+            f"{address}: must say within {ASK_TIMEOUT_S:.0f} s whether it asks for a token, got no answer. "
+            "Try again when this machine is less busy, or set RAY_AUTH_MODE to token or disabled."
+        ) from None
     return "token" if answer.returncode else "disabled"
 
 
