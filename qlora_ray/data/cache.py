@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = 2  # raise it when the same input gives other tokens or another report
+CACHE_VERSION = 3  # raise it when the same input gives other tokens or another report
 FOLDER_NAME_LENGTH = 32  # hex digits of the fingerprint
 REPORT_NAME = "report.json"
 # In the order of the rows. Earlier versions had one file of each split, `data-00000-of-00001.arrow`.

@@ -6,13 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from qlora_ray.data.examples import RowProblem, Turn
 from qlora_ray.data.notes import Note, Notes
-from qlora_ray.data.reading import parse_json
-from qlora_ray.data.turns import CONTENT_KEYS, ROLE_KEYS, read_turn
+from qlora_ray.data.reading import find_half_character, parse_json
+from qlora_ray.data.turns import CONTENT_KEYS, ROLE_KEYS, is_call, read_turn
 
-CLOSING = Note("user turn", "after the last answer, left out")
+CLOSING = {role: Note(f"{role} turn", "after the last answer, left out") for role in ("user", "tool")}
 UNTRAINED = Note("turn", "after the last answer that is trained, left out")
 
 
@@ -79,15 +80,28 @@ def read_turns(
         before: Turns that other columns hold, which come first: a system text, or a history.
 
     Raises:
-        RowProblem: Unless it is `system? (user+ assistant+)+`, with text in every turn and an answer that is trained.
+        RowProblem: Unless it is `system? user+ assistant (user | assistant | tool)*`, with text or a tool call in every
+            turn and an answer that is trained.
     """
     items = as_turns(value)
     if items is None:
         got = "nothing" if value is None or value == [] else f"a {type(value).__name__}"
         raise RowProblem(f"{column!r} must hold a list of turns with role and content (or from and value), got {got}")
+    half = find_half_character(items) if isinstance(value, str) else None
+    if half is not None:
+        # Of JSON text inside a row: the file's own escapes were looked at when it was read.
+        raise RowProblem(f"{column!r}: turn {half}")
     notes = Counter() if notes is None else notes
-    read = (read_turn(item, number, notes) for number, item in enumerate(items, start=1))
-    turns = [turn for turn in read if turn is not None]
+    turns: list[Turn] = []
+    for number, item in enumerate(items, start=1):
+        turn = read_turn(item, number, notes)
+        if turn is not None and number > 1 and is_call(item) and is_call(items[number - 2]):
+            # Calls at once, each as a turn.
+            last = turns.pop()
+            calls = (*last.tool_calls, *turn.tool_calls)
+            turn = replace(turn, tool_calls=calls, is_asked_for=last.is_asked_for and turn.is_asked_for)
+        if turn is not None:
+            turns.append(turn)
     if before and turns and before[0].role == turns[0].role == "system":
         # The turn's own text is the nearer one.
         before = before[1:]
@@ -99,10 +113,12 @@ def read_turns(
         raise RowProblem("a conversation must hold an answer, got no assistant turn")
     if "user" not in roles[: roles.index("assistant")]:
         raise RowProblem("a user turn must come before the first answer, got none")
+    if "tool" in roles[: roles.index("assistant")]:
+        raise RowProblem(f"a tool turn must come after an answer, got one as turn {roles.index('tool') + 1}")
     if not any(turn.is_trained for turn in turns):
         raise RowProblem("a conversation must hold an answer that is trained, got none: each one says that it is not")
-    while turns[-1].role == "user":
-        notes[CLOSING] += 1
+    while turns[-1].role in CLOSING:
+        notes[CLOSING[turns[-1].role]] += 1
         turns.pop()
     while not turns[-1].is_trained:
         # Nothing that is trained comes after it.

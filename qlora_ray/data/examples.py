@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant", "text"]
+Role = Literal["system", "user", "assistant", "tool", "text"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,26 @@ class Row:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a rendered row that is tokenized by itself. `ends_answer` asks for the end token's id behind it."""
+
+    text: str
+    is_trained: bool
+    ends_answer: bool = False
+
+
 class RowProblem(ValueError):
     """What is wrong with one row; the caller knows where the row stands, and counts."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool by an assistant; `arguments` is a JSON object as text."""
+
+    name: str
+    arguments: str = "{}"
+    call_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,9 @@ class Turn:
         input: alpaca's second field, which the instruction template shows apart.
         reasoning: What an assistant thinks before it answers; only chat templates know where it goes.
         is_asked_for: Of an answer: whether the loss counts it.
+        tool_calls: Of an answer: the tools that it calls. Its content may then be empty.
+        call_id: Of a tool's turn: the call that it answers.
+        name: Of a tool's turn: the tool.
     """
 
     role: Role
@@ -42,6 +63,9 @@ class Turn:
     input: str = ""
     reasoning: str = ""
     is_asked_for: bool = True
+    tool_calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+    name: str = ""
 
     @property
     def is_trained(self) -> bool:
@@ -53,13 +77,22 @@ class Turn:
         """The content, followed by the input where there is one."""
         return f"{self.content}\n\n{self.input}" if self.input else self.content
 
+    @property
+    def key(self) -> str:
+        """What makes two turns the same: all that is said and called."""
+        return "\n".join([self.full_content, *(f"{call.name} {call.arguments}" for call in self.tool_calls)])
+
 
 @dataclass(frozen=True)
 class Example:
-    """A row in canonical form: `system? (user+ assistant)+`, or a single `text` turn, which is trained whole."""
+    """A row in canonical form: `system? (user+ assistant (tool+ assistant)*)+`, or a single `text` turn, trained whole.
+
+    `tools` are the JSON schemas of the functions that the assistant may call.
+    """
 
     turns: tuple[Turn, ...]
     where: str
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_text(self) -> bool:
@@ -78,19 +111,19 @@ class Example:
         System turns are left out: one system prompt is shared by all rows, and says nothing about leakage.
         """
         turns = self.turns if self.is_text else self.turns[:-1]
-        return _normalize("\n".join(turn.full_content for turn in turns if turn.role != "system"))
+        return _normalize("\n".join(turn.key for turn in turns if turn.role != "system"))
 
     @property
     def pair_key(self) -> str:
         """What makes two rows the same: prompt and answer, case and whitespace apart."""
-        return f"{self.prompt_key}\x00{_normalize(self.answer)}"
+        return f"{self.prompt_key}\x00{_normalize('' if self.is_text else self.turns[-1].key)}"
 
 
 def divide(example: Example) -> list[Example]:
     """A conversation for each answer that is trained: the turns up to it, and it alone trained."""
     turns = example.turns
     return [
-        Example((*(replace(turn, is_asked_for=False) for turn in turns[:end]), turns[end]), example.where)
+        replace(example, turns=(*(replace(turn, is_asked_for=False) for turn in turns[:end]), turns[end]))
         for end in range(len(turns))
         if turns[end].is_trained
     ]

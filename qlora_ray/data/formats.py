@@ -13,7 +13,8 @@ from qlora_ray.config.choices import FORMATS
 from qlora_ray.config.schema import Columns, Data
 from qlora_ray.data.examples import Example, Row, RowProblem
 from qlora_ray.data.notes import Note, Notes
-from qlora_ray.data.row_formats import RowFormat
+from qlora_ray.data.row_formats import TOOLS, RowFormat
+from qlora_ray.data.tool_calls import read_tools
 from qlora_ray.errors import DataError
 
 # Where more rows are bad, it is the source that is not understood.
@@ -63,7 +64,9 @@ def convert_rows(source_name: str, rows: Sequence[Row], data: Data) -> Conversio
         try:
             if row.problem is not None:
                 raise RowProblem(row.problem)
-            examples.append(Example(_find(chosen.name).convert(row, chosen.columns, notes), row.where))
+            row_format = _find(chosen.name)
+            tools = read_tools(row.values.get(TOOLS)) if TOOLS in row_format.optional_columns else ()
+            examples.append(Example(row_format.convert(row, chosen.columns, notes), row.where, tools))
         except RowProblem as error:
             problems.append((row.where, str(error)))
     if problems and examples and data.bad_rows == "skip" and len(problems) <= MAX_SKIPPED_SHARE * len(rows):

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from qlora_ray.data.examples import Row
@@ -163,7 +163,22 @@ def _read_parquet(name: str, content: bytes) -> Iterator[Row]:
     for batch in table.to_batches(max_chunksize=1024):
         for value in batch.to_pylist():
             number += 1
-            yield Row(f"{name} row {number}", value)
+            yield Row(f"{name} row {number}", drop_filled_nulls(value))
+
+
+def drop_filled_nulls(row: Mapping[str, object]) -> dict[str, object]:
+    """A row of an Arrow table without the nulls inside its columns.
+
+    Arrow gives all objects of a column the same keys, and fills in null where an object has not got one: the schema of
+    one tool would have the parameters of all others.
+    """
+    return {column: _without_nulls(value) for column, value in row.items()}
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _check_header(name: str, header: list[str]) -> list[str]:
@@ -196,7 +211,7 @@ def _may_hold_surrogates(text: str) -> bool:
     return "\\ud" in text or "\\uD" in text
 
 
-def _find_half_character(value: object, place: str = "") -> str | None:
+def find_half_character(value: object, place: str = "") -> str | None:
     """Where a JSON value has half of a surrogate pair, in words; None where every text can be encoded.
 
     JSON can say it, and no tokenizer or file takes it.
@@ -212,13 +227,13 @@ def _find_half_character(value: object, place: str = "") -> str | None:
         items = [(str(key), item) for key, item in value.items()]
     else:
         items = [(str(number), item) for number, item in enumerate(value, start=1)] if isinstance(value, list) else []
-    found = (_find_half_character(item, f"{place}.{key}" if place else key) for key, item in items)
+    found = (find_half_character(item, f"{place}.{key}" if place else key) for key, item in items)
     return next((words for words in found if words is not None), None)
 
 
 def _object_row(where: str, value: object, *, is_suspect: bool = False) -> Row:
     if isinstance(value, dict):
-        problem = _find_half_character(value) if is_suspect else None
+        problem = find_half_character(value) if is_suspect else None
         return Row(where, value) if problem is None else Row(where, problem=problem)
     hint = "; a file that is one JSON list ends in .json" if isinstance(value, list) else ""
     return Row(where, problem=f"a row must be a JSON object, got {_kind(value)}{hint}")

@@ -9,6 +9,8 @@ from qlora_ray.data.conversations import as_turns, looks_like_turns, read_text, 
 from qlora_ray.data.examples import Row, RowProblem, Turn
 from qlora_ray.data.notes import Notes
 
+# The functions that a row's assistant may call.
+TOOLS = "tools"
 # Two columns that are known by name, in addition to prompt + completion.
 KNOWN_PAIRS = (
     ("question", "answer"),
@@ -41,7 +43,7 @@ class RowFormat:
             as it was. It raises RowProblem for a bad row; the caller adds file and line.
         recognize: A function (row_format, first rows, names of their columns) that yields, for each way in which the
             rows fit, the columns to read.
-        optional_columns: What a row may have besides; read too.
+        optional_columns: What a row may have besides; read too, `tools` by the caller of `convert`.
         is_fallback: Whether `auto` takes it only where no other format fits.
     """
 
@@ -123,8 +125,8 @@ def _convert_text(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Tur
 
 ALPACA = RowFormat(("instruction", "output"), _convert_alpaca, optional_columns=("input", "system", "history"))
 COLUMNS = RowFormat((), _convert_pair, _known_pairs)
-MESSAGES = RowFormat(("messages",), _convert_conversation, _has_turns, optional_columns=("system",))
-PROMPT_COMPLETION = RowFormat(("prompt", "completion"), _convert_pair)
-SHAREGPT = RowFormat(("conversations",), _convert_conversation, _has_turns, optional_columns=("system",))
+MESSAGES = RowFormat(("messages",), _convert_conversation, _has_turns, optional_columns=("system", TOOLS))
+PROMPT_COMPLETION = RowFormat(("prompt", "completion"), _convert_pair, optional_columns=(TOOLS,))
+SHAREGPT = RowFormat(("conversations",), _convert_conversation, _has_turns, optional_columns=("system", TOOLS))
 # `text` is often the same row rendered once more, as in the original alpaca.
 TEXT = RowFormat(("text",), _convert_text, is_fallback=True)

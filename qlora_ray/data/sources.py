@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data.examples import Row
-from qlora_ray.data.reading import FILE_SUFFIXES, read_rows
+from qlora_ray.data.reading import FILE_SUFFIXES, drop_filled_nulls, read_rows
 from qlora_ray.data.splits import RowChoice
 from qlora_ray.errors import DataError
 
@@ -77,7 +77,9 @@ class HubSource:
             raise DataError(f"{self.name}: a dataset must hold at least one row, got none. Take another split.")
         chosen = choice.choose(len(self.dataset))
         rows = self.dataset.select(chosen)
-        return [Row(f"{self.name} row {at + 1}", values) for at, values in zip(chosen, rows, strict=True)]
+        return [
+            Row(f"{self.name} row {at + 1}", drop_filled_nulls(values)) for at, values in zip(chosen, rows, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qlora_ray.data.examples import Example, Turn
-from qlora_ray.data.turns import REASONING_KEYS
+from qlora_ray.data.chat import render_chat
+from qlora_ray.data.examples import Example, Piece, Turn
 from qlora_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,19 +28,6 @@ INSTRUCTION_PROMPT = "### Instruction:\n{prompt}\n\n### Response:\n"
 INSTRUCTION_INPUT_PROMPT = "### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:\n"
 ROUND_SEPARATOR = "\n\n"
 ANSWER_PLACEHOLDERS = ("{completion}", "{answer}", "{response}", "{output}")
-
-
-class BeginningChanges(DataError):
-    """A chat template renders a conversation's beginning otherwise once it goes on."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of text that is tokenized by itself. `ends_answer` asks for the end token's id behind it."""
-
-    text: str
-    is_trained: bool
-    ends_answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,13 +83,25 @@ def render(
 
     Raises:
         DataError: If the chat template refuses the conversation, or renders its beginning otherwise once it goes on, so
-            that where the answers stand cannot be known.
+            that where the answers stand cannot be known; if another template is to render tool calls.
     """
     if example.is_text:
         return [Piece(example.turns[0].content, is_trained=True, ends_answer=True)]
     if template.name == "chat":
-        return _render_chat(example, tokenizer, last_only=last_only)
+        return render_chat(example, tokenizer, last_only=last_only)
+    _check_no_tools(example, template)
     return _render_rounds(example.turns, _ROUND_RENDERERS[template.name], template)
+
+
+def _check_no_tools(example: Example, template: Template) -> None:
+    for number, turn in enumerate(example.turns, start=1):
+        if turn.role == "tool" or turn.tool_calls:
+            what = "the turn of a tool" if turn.role == "tool" else "a tool call"
+            raise DataError(
+                f"{example.where}: tools must be rendered by a chat template, got {what} as turn {number} and the "
+                f"template {template.name}. Set data.template to chat and train a model whose chat template has tools, "
+                "or write calls and results into the text of turns."
+            )
 
 
 def _render_rounds(
@@ -150,99 +149,6 @@ def _lead(system: str) -> str:
 def _fill(text: str, **values: str) -> str:
     # Not str.format: braces in a template (JSON, LaTeX) are text. One pass: braces in the values are text too.
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), text)
-
-
-def _render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, *, last_only: bool) -> list[Piece]:
-    messages = [_as_message(turn) for turn in example.turns]
-    answers = [index for index, turn in enumerate(example.turns) if turn.role == "assistant"]
-    full = _apply(example, tokenizer, messages, add_generation_prompt=False)
-    pieces: list[Piece] = []
-    position = 0
-    for index in answers[-1:] if last_only else answers:
-        before = _apply(example, tokenizer, messages[:index], add_generation_prompt=True)
-        after = (
-            full
-            if index + 1 == len(messages)
-            else _apply(example, tokenizer, messages[: index + 1], add_generation_prompt=False)
-        )
-        if not (after.startswith(before) and full.startswith(after) and len(before) >= position):
-            advice = "rows of one question and one answer" if len(pieces) or index + 1 < len(messages) else "raw"
-            raise BeginningChanges(
-                f"{example.where}: the chat template must render a conversation's beginning the same once it goes on, "
-                f"got another text before or in turn {index + 1}, so its answers cannot be marked. "
-                f"Use data.template instruction, or {advice}."
-            )
-        span = after[len(before) :]
-        answer_length = _trained_length(span, example.turns[index].content.strip(), tokenizer)
-        pieces.append(Piece(full[position : len(before)], is_trained=False))
-        pieces.append(Piece(span[:answer_length], is_trained=example.turns[index].is_trained))
-        position = len(before) + answer_length
-    if position < len(full):
-        pieces.append(Piece(full[position:], is_trained=False))
-    return pieces
-
-
-def _as_message(turn: Turn) -> dict[str, str]:
-    message = {"role": turn.role, "content": turn.full_content}
-    # Templates read one key or the other.
-    return message | dict.fromkeys(REASONING_KEYS, turn.reasoning) if turn.reasoning else message
-
-
-def find_lost(example: Example, pieces: Sequence[Piece], *, last_only: bool = False) -> str | None:
-    """What of a row's trained answers is not in its rendering, in words; None where all is there.
-
-    Templates trim blanks around a text, which is no loss.
-
-    Args:
-        example: The row.
-        pieces: Its rendering.
-        last_only: As in `render`: earlier answers are context, which a template may shorten.
-    """
-    text = "".join(piece.text for piece in pieces)
-    for number, turn in enumerate(example.turns, start=1):
-        if not turn.is_trained or (last_only and number < len(example.turns)):
-            continue
-        if turn.content.strip() not in text:
-            return f"the text of turn {number}"
-        if turn.reasoning.strip() not in text:
-            return f"the reasoning of turn {number}"
-    return None
-
-
-def _trained_length(span: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Characters of an answer's rendering that are trained: up to the first end token behind it.
-
-    Not what some templates put behind that: a newline, or the end token of the whole text (Phi-3's).
-    """
-    start = span.rfind(answer)
-    behind = 0 if start < 0 else start + len(answer)
-    ends = [
-        place + len(token)
-        for token in (tokenizer.eos_token, *(str(token) for token in tokenizer.get_added_vocab()))
-        # Some tokenizers have runs of blanks among their added tokens.
-        if token and token.strip() and (place := span.find(token, behind)) >= 0
-    ]
-    return min(ends, default=len(span))
-
-
-def _apply(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, str]],
-    *,
-    add_generation_prompt: bool,
-) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except (TemplateError, ValueError, TypeError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise DataError(
-            f"{example.where}: the chat template must accept the turns {roles}, got: {error}. "
-            "Change the turns (drop the system prompt, for one), or set data.template to instruction."
-        ) from None
-    return str(text)
 
 
 _ROUND_RENDERERS: dict[str, Callable[[str, str, str, Template], str]] = {

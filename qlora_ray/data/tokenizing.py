@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qlora_ray.data.chat import BeginningChanges
 from qlora_ray.data.end_tokens import is_end_token
-from qlora_ray.data.examples import Example, divide
-from qlora_ray.data.templates import BeginningChanges, Piece, Template, find_lost, render
+from qlora_ray.data.examples import Example, Piece, divide
+from qlora_ray.data.lost_text import find_lost
+from qlora_ray.data.templates import Template, render
 from qlora_ray.data.tokenized import TokenizedSplit
 from qlora_ray.errors import DataError
 
@@ -94,7 +96,7 @@ def tokenize_split(
         input_ids.append(ids[:max_length])
         masks.append(mask[:max_length])
         prompt_ids.append([] if example.is_text else ids[:prompt_length])
-        references.append(example.answer)
+        references.append(_reference(example, ids[prompt_length:], tokenizer))
     if not input_ids:
         raise DataError(
             f"data.max_length: {name} rows must keep a part of their answer, got {max_length} for rows of "
@@ -106,6 +108,13 @@ def tokenize_split(
     return TokenizedSplit.of(name, input_ids, masks, prompt_ids, references), SplitCounts(
         lengths, num_truncated, dropped, num_without_end, num_special, rendered.num_divided, rendered.lost
     )
+
+
+def _reference(example: Example, answer_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The last answer as text; one that calls tools as the template renders it, decoded as generated answers are."""
+    if example.is_text or not example.turns[-1].tool_calls:
+        return example.answer
+    return str(tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ def _render_rows(
     found = _Rendered([], [], 0, [])
     num_divided = 0
     for example in examples:
+        is_divided = False
         try:
             rows = [(example, render(example, template, tokenizer, last_only=last_only))]
         except BeginningChanges:
@@ -136,11 +146,12 @@ def _render_rows(
             if last_only or len(parts) == 1:
                 raise
             rows = [(part, render(part, template, tokenizer, last_only=True)) for part in parts]
+            is_divided = True
             num_divided += 1
         for row, pieces in rows:
             found.examples.append(row)
             found.pieces.append(pieces)
-            lost = find_lost(row, pieces, last_only=last_only)
+            lost = find_lost(row, pieces, last_only=last_only or is_divided)
             if lost is not None:
                 found.lost.append(f"{row.where}: {lost}")
     if len(found.lost) > MAX_LOST_SHARE * len(found.examples):

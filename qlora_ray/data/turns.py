@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 
-from qlora_ray.data.examples import Role, RowProblem, Turn
+from qlora_ray.data.examples import Role, RowProblem, ToolCall, Turn
 from qlora_ray.data.notes import Note, Notes
+from qlora_ray.data.tool_calls import CALL_KEYS, CALL_ROLES, read_calls
 
 # sharegpt's names and those of its dialects, next to the ones that chat templates use.
 ROLES: dict[str, Role] = {
@@ -18,6 +20,12 @@ ROLES: dict[str, Role] = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    **dict.fromkeys(CALL_ROLES, "assistant"),
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
 }
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value")
@@ -26,6 +34,12 @@ CONTENT_KEYS = ("content", "value")
 REASONING_KEYS = ("reasoning_content", "thinking")
 # How a turn says whether it is trained: OpenAI's weight of 0 or 1, axolotl's train and training, and others.
 TRAINED_KEYS = ("weight", "train", "training", "trainable", "loss")
+KEYS_BY_ROLE: dict[Role, tuple[str, ...]] = {
+    "assistant": (*REASONING_KEYS, *CALL_KEYS),
+    "tool": ("tool_call_id", "name"),
+}
+# By which the parts of a message are told from a list that a tool returned.
+PART_TYPES = ("text", "image", "image_url", "audio", "video")
 YES = (True, 1, "true", "1")
 NO = (False, 0, "false", "0")
 
@@ -44,15 +58,18 @@ def read_turn(item: Mapping[str, object], number: int, notes: Notes) -> Turn | N
     name = _first(item, ROLE_KEYS)
     role = ROLES.get(str(name).strip().lower())
     if role is None:
-        raise RowProblem(f"turn {number} must be by system, user or assistant, got role {name!r}")
-    if item.get("tool_calls"):
-        raise RowProblem(f"turn {number} must hold text only, got tool_calls")
+        raise RowProblem(f"turn {number} must be by system, user, assistant or tool, got role {name!r}")
     content = _first(item, CONTENT_KEYS)
-    if isinstance(content, list | tuple):
+    calls = _read_calls(item, role, number)
+    if is_call(item):
+        calls, content = (*calls, *read_calls(content, number)), ""
+    elif role == "tool":
+        content = _read_result(content, number)
+    elif isinstance(content, list | tuple):
         content = _join_parts(content, number)
     reasoning = _read_reasoning(item, number) if role == "assistant" else ""
     is_asked_for = _read_trained(item, role, number, notes)
-    used = (*ROLE_KEYS, *CONTENT_KEYS, *TRAINED_KEYS, *(REASONING_KEYS if role == "assistant" else ()))
+    used = (*ROLE_KEYS, *CONTENT_KEYS, *TRAINED_KEYS, *KEYS_BY_ROLE.get(role, ()))
     for key, value in item.items():
         # Parquet fills in absent keys as null.
         if key not in used and value not in (None, [], {}, ""):
@@ -60,15 +77,58 @@ def read_turn(item: Mapping[str, object], number: int, notes: Notes) -> Turn | N
     if role == "system" and isinstance(content, str | None) and not (content or "").strip():
         notes[Note("system turn", "without text, left out")] += 1
         return None
-    if not isinstance(content, str) or not content.strip():
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str) or not (content.strip() or calls or role == "tool"):
         raise RowProblem(
             f"turn {number} ({role}) must hold text, got {'nothing' if not content else repr(content)[:40]}"
         )
-    return Turn(role, content, reasoning=reasoning, is_asked_for=is_asked_for)
+    return Turn(
+        role,
+        content,
+        reasoning=reasoning,
+        is_asked_for=is_asked_for,
+        tool_calls=calls,
+        call_id=_read_name(item, "tool_call_id") if role == "tool" else "",
+        name=_read_name(item, "name") if role == "tool" else "",
+    )
+
+
+def is_call(item: Mapping[str, object]) -> bool:
+    """Whether the text of a turn's object is a tool call, as its role says."""
+    return str(_first(item, ROLE_KEYS)).strip().lower() in CALL_ROLES
 
 
 def _first(item: Mapping[str, object], keys: tuple[str, ...]) -> object:
     return next((item[key] for key in keys if item.get(key) is not None), None)
+
+
+def _read_calls(item: Mapping[str, object], role: Role, number: int) -> tuple[ToolCall, ...]:
+    value = _first(item, CALL_KEYS)
+    if not value:
+        return ()
+    if role != "assistant":
+        raise RowProblem(f"turn {number} must be by the assistant to call tools, got role {role!r}")
+    return read_calls(value, number)
+
+
+def _read_result(content: object, number: int) -> str:
+    """What a tool returned, as text: an object is written as JSON, and nothing at all is an empty text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list | tuple) and any(
+        isinstance(part, Mapping) and part.get("type") in PART_TYPES for part in content
+    ):
+        return _join_parts(content, number)
+    try:
+        return json.dumps(content, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowProblem(f"turn {number} (tool) must hold text or JSON, got {error}") from None
+
+
+def _read_name(item: Mapping[str, object], key: str) -> str:
+    value = item.get(key)
+    return "" if value is None else str(value)
 
 
 def _read_reasoning(item: Mapping[str, object], number: int) -> str:
@@ -96,7 +156,7 @@ def _read_trained(item: Mapping[str, object], role: Role, number: int, notes: No
     return is_trained
 
 
-def _join_parts(parts: list[object] | tuple[object, ...], number: int) -> str:
+def _join_parts(parts: Sequence[object], number: int) -> str:
     texts = []
     for part in parts:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):

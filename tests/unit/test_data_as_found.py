@@ -197,6 +197,12 @@ def test_what_cannot_be_read_in_a_row_is_said_by_its_place(prepare: Prepare, nam
         prepare(half if name.endswith("l") else f"[{half}]", name=name)
 
 
+def test_half_a_character_in_turns_that_are_a_text_is_said(prepare: Prepare) -> None:
+    cell = r'[{""role"": ""user"", ""content"": ""\ud83d""}, {""role"": ""assistant"", ""content"": ""Ho""}]'
+    with pytest.raises(DataError, match=r"a\.csv:2: 'messages': turn 1\.content must be Unicode text, got half a char"):
+        prepare(f'id,messages\n1,"{cell}"\n', name="a.csv")
+
+
 def test_a_whole_surrogate_pair_is_a_character(prepare: Prepare) -> None:
     assert prepare(r'{"question": "q", "answer": "\ud83d\ude00"}' + "\n").train.references == ["\N{GRINNING FACE}"]
 

@@ -129,7 +129,10 @@ def test_rows_that_could_not_be_read_are_counted_with_the_others():
             [*MESSAGES, {"role": "system", "content": "x"}, MESSAGES[1]],
             "a system turn must come first, got one as turn 3",
         ),
-        ([{"role": "tool", "content": "x"}], "turn 1 must be by system, user or assistant, got role 'tool'"),
+        (
+            [{"role": "narrator", "content": "x"}],
+            "turn 1 must be by system, user, assistant or tool, got role 'narrator'",
+        ),
         ([MESSAGES[0], {"role": "assistant", "content": ""}], r"turn 2 \(assistant\) must hold text, got nothing"),
         ([{"role": "user", "content": [{"type": "image"}]}], "turn 1 must hold text only, got a part of type 'image'"),
         ("hi", "must hold a list of turns"),

@@ -95,6 +95,12 @@ def test_chat_marks_answers_and_their_end_token_but_not_the_newline_behind_it(to
     ]
 
 
+@pytest.mark.parametrize("answer", ["end", "im", "|>", "the end, im_end|>"])
+def test_an_answer_that_is_a_part_of_its_end_token_is_marked_like_any_other(answer, tokenizer):
+    found = pieces("chat", tokenizer, ASK[0], Turn("assistant", answer))
+    assert found[1:] == [(f"{answer}<|im_end|>", True), ("\n", False)]
+
+
 def test_chat_pieces_joined_are_the_template_of_the_whole_conversation(tokenizer):
     turns = (SYSTEM, *TWO_ROUNDS)
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]

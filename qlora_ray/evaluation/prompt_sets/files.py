@@ -1,9 +1,9 @@
 """Reads prompts to be answered for reading rather than for scoring: qualitative, red-team, EQ-Bench-style files.
 
 A row has a prompt (`prompt`, `question`, or `instruction` with `input`; or `messages` / `conversations` that end with
-the user), an id (`id`, `question_id`, `prompt_id`; else its place, from 0) and perhaps a `reference`. Other columns are
-the user's own. EQ-Bench's file, one object with the rows under their ids, is read as it is; its `reference_answer` is
-for its own scorer, not a text to compare with.
+the user or with what a tool returned, and `tools`), an id (`id`, `question_id`, `prompt_id`; else its place, from 0)
+and perhaps a `reference`. Other columns are the user's own. EQ-Bench's file, one object with the rows under their ids,
+is read as it is; its `reference_answer` is for its own scorer, not a text to compare with.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qlora_ray.data.conversations import read_text, read_turns
-from qlora_ray.data.examples import Example, Row, RowProblem, Turn
+from qlora_ray.data.examples import Example, Row, RowProblem, ToolCall, Turn
 from qlora_ray.data.reading import read_rows
+from qlora_ray.data.row_formats import TOOLS
+from qlora_ray.data.tool_calls import read_tools
 from qlora_ray.errors import DataError
 
 ID_COLUMNS = ("id", "question_id", "prompt_id")
@@ -42,15 +45,19 @@ class PromptRow:
 
     Attributes:
         id: What pairs the answers of two models; unique in its file.
-        turns: The conversation so far; the last turn is the user's.
-        reference: The expected answer as text, if there is one.
+        turns: The conversation so far; the last turn is the user's, or a tool's.
+        reference: The expected answer as text, if there is one; of one that calls tools, what is said beside the calls.
         where: `file:line`, for messages.
+        calls: The tool calls of the expected answer.
+        tools: The functions that may be called.
     """
 
     id: str
     turns: tuple[Turn, ...]
     reference: str | None
     where: str
+    calls: tuple[ToolCall, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -60,7 +67,8 @@ class PromptRow:
     @property
     def example(self) -> Example:
         """The row as data templates take it: the turns and an answer, which is empty without a reference."""
-        return Example((*self.turns, Turn("assistant", self.reference or "")), self.where)
+        answer = Turn("assistant", self.reference or "", tool_calls=self.calls)
+        return Example((*self.turns, answer), self.where, self.tools)
 
 
 def shipped_prompt_sets() -> list[str]:
@@ -185,13 +193,15 @@ def _check_name(path: Path) -> None:
 def _convert(row: Row, number: int) -> PromptRow:
     if row.problem is not None:
         raise RowProblem(row.problem)
-    turns, reference = _read_prompt(row)
+    turns, answer = _read_prompt(row)
+    reference = None if answer is None else answer.content
     given = row.values.get(REFERENCE_COLUMN)
     if given is not None and given != "":
         if reference is not None:
             raise RowProblem("the reference must be in one place, got an answer as last turn and a 'reference'")
         reference = read_text(given, REFERENCE_COLUMN, Counter())
-    return PromptRow(_read_id(row, number), turns, reference, row.where)
+    calls = () if answer is None else answer.tool_calls
+    return PromptRow(_read_id(row, number), turns, reference, row.where, calls, read_tools(row.values.get(TOOLS)))
 
 
 def _read_id(row: Row, number: int) -> str:
@@ -205,9 +215,9 @@ def _read_id(row: Row, number: int) -> str:
     return str(number)
 
 
-def _read_prompt(row: Row) -> tuple[tuple[Turn, ...], str | None]:
+def _read_prompt(row: Row) -> tuple[tuple[Turn, ...], Turn | None]:
     """Returns the turns up to the last question, and the answer after it where the conversation has one."""
-    readers: Sequence[tuple[Sequence[str], Callable[[Row, str], tuple[tuple[Turn, ...], str | None]]]] = (
+    readers: Sequence[tuple[Sequence[str], Callable[[Row, str], tuple[tuple[Turn, ...], Turn | None]]]] = (
         (TURN_COLUMNS, _read_conversation),
         (TEXT_COLUMNS, _read_question),
     )
@@ -220,13 +230,13 @@ def _read_prompt(row: Row) -> tuple[tuple[Turn, ...], str | None]:
     raise RowProblem(f"a row must have one of {known}, got {found}")
 
 
-def _read_question(row: Row, column: str) -> tuple[tuple[Turn, ...], str | None]:
+def _read_question(row: Row, column: str) -> tuple[tuple[Turn, ...], None]:
     asked = read_text(row.values[column], column, Counter())
     given = row.values.get("input") if column == "instruction" else None
     return (Turn("user", asked, "" if given is None else str(given)),), None
 
 
-def _read_conversation(row: Row, column: str) -> tuple[tuple[Turn, ...], str | None]:
+def _read_conversation(row: Row, column: str) -> tuple[tuple[Turn, ...], Turn | None]:
     value = row.values[column]
     if not isinstance(value, list | tuple) or not value:
         return read_turns(value, column), None  # which says what is wrong
@@ -238,5 +248,5 @@ def _read_conversation(row: Row, column: str) -> tuple[tuple[Turn, ...], str | N
                 f"a user turn must come between two answers, got turns {place} and {place + 1} by the model"
             )
     if turns[-1].role == "assistant":
-        return turns[:-1], turns[-1].content
+        return turns[:-1], turns[-1]
     return turns, None

@@ -229,4 +229,4 @@ def _with_system(prompt: PromptRow, system_prompt: str | None) -> Example:
     turns = prompt.example.turns if prompt.reference is not None else (*prompt.turns, Turn("assistant", NO_ANSWER))
     if system_prompt and turns[0].role != "system":
         turns = (Turn("system", system_prompt), *turns)
-    return Example(turns, prompt.where)
+    return Example(turns, prompt.where, prompt.tools)
