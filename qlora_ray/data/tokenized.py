@@ -132,8 +132,8 @@ class TokenizedSplit:
     """One split's rows as token ids, in the columns of an Arrow table.
 
     `completion_mask` is 1 where the token is trained: answers and their end tokens. `prompt_ids` is everything before
-    the last answer, tools and generation prompt included and never cut; `references` is that answer as text. Both are empty
-    for plain text. `input_ids` starts with `prompt_ids` unless it was cut inside them.
+    the last answer, tools and generation prompt included and never cut; `references` is that answer as text. Both are
+    empty for plain text. `input_ids` starts with `prompt_ids` unless it was cut inside them.
 
     Attributes:
         table: Of the columns `arrow_schema`.
