@@ -63,10 +63,14 @@ class MetricEntry:
     Attributes:
         make: A class with what `scoring.metrics.metric.Metric` has, made without arguments.
         needs_database: Whether it is made with the path of evaluate.database instead.
+        option: A key of `evaluate` whose value it is made with instead; empty: none.
+        library: What it imports of the extra `metrics`; empty: nothing.
     """
 
     make: str
     needs_database: bool = False
+    option: str = ""
+    library: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,12 @@ METRICS = {
     "token_f1": MetricEntry("qlora_ray.scoring.metrics.text:TokenF1"),
     "numeric": MetricEntry("qlora_ray.scoring.metrics.numeric:NumericMatch"),
     "boxed_match": MetricEntry("qlora_ray.scoring.metrics.boxed:BoxedMatch"),
+    "math_verify": MetricEntry("qlora_ray.scoring.metrics.math_verification:MathVerify", library="math_verify"),
     "sql_execution": MetricEntry("qlora_ray.scoring.metrics.execution:SqlExecution", needs_database=True),
+    "sql_equivalent": MetricEntry(
+        "qlora_ray.scoring.metrics.sql_equivalence:SqlEquivalent", option="sql_dialect", library="sqlglot"
+    ),
+    "rouge": MetricEntry("qlora_ray.scoring.metrics.rouge:Rouge", library="rouge_score"),
 }
 
 TRACKERS = {

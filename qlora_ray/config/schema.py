@@ -331,6 +331,9 @@ class Evaluate(Section):
     top_k: PositiveInt = Field(3, description="Best trials scored again on one device before one wins.")
     metrics: Literal["auto"] | list[Annotated[str, OneOf(METRICS)]] = "auto"
     database: str | None = Field(None, description="SQLite file for sql_execution; `embedded` is the shipped one.")
+    sql_dialect: str | None = Field(
+        None, description="Dialect that sql_equivalent parses, by sqlglot's name; null: sqlglot's own."
+    )
     max_rows: PositiveInt | None = Field(
         100, description="Rows answered by generation, of validation or test; null: all."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from qlora_ray.data import PreparedData
     from qlora_ray.scoring.split import EvaluationSplit
 
+# With the libraries that some metrics need.
+EXTRA = "metrics"
 # What is measured besides metrics.
 RESERVED_NAMES = frozenset(("loss", "perplexity"))
 
@@ -112,7 +115,8 @@ def resolve_metrics(
         path = None
         if any(METRICS[name].needs_database for name in names):
             path, _ = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
-        metrics, reason = _build(names, path), f"{' and '.join(names) or 'no metrics'}: as evaluate.metrics says"
+        metrics = _build(names, path, evaluate)
+        reason = f"{' and '.join(names) or 'no metrics'}: as evaluate.metrics says"
     if not custom:
         return metrics, reason
     _check_names([*metrics, *custom])
@@ -149,7 +153,7 @@ def _choose(
         reason = (
             f"numeric: {num_marked} of {len(references)} answers mark a number, as in '#### 72' or 'price is $9.99'"
         )
-        return _build(["numeric"], None), reason
+        return _build(["numeric"], None, evaluate), reason
     num_boxed = sum(find_box(reference) is not None for reference in references)
     num_unusable = sum(find_expected(reference) is None for reference in references)
     is_boxed = 2 * num_boxed > len(references)
@@ -157,23 +161,33 @@ def _choose(
         reason = (
             rf"boxed_match: {num_boxed} of {len(references)} answers have a \boxed{{}}, not all with a number in it"
         )
-        return _build(["boxed_match"], None), reason
+        return _build(["boxed_match"], None, evaluate), reason
     path, source = _find_database(evaluate, trains_on_embedded=trains_on_embedded, database=database)
     not_boxed = f"; not boxed_match: {num_unusable} of {len(references)} are empty or have a box that is cut"
     rest = not_boxed if is_boxed else ""
     if path is None:
-        return _build(["exact_match"], None), f"exact_match: evaluate.database names no database to run SQL on{rest}"
-    return _build(["sql_execution", "exact_match"], path), f"sql_execution and exact_match: {source}{rest}"
+        reason = f"exact_match: evaluate.database names no database to run SQL on{rest}"
+        return _build(["exact_match"], None, evaluate), reason
+    reason = f"sql_execution and exact_match: {source}{rest}"
+    return _build(["sql_execution", "exact_match"], path, evaluate), reason
 
 
-def _build(names: Sequence[str], database: Path | None) -> list[Metric]:
+def _build(names: Sequence[str], database: Path | None, evaluate: Evaluate) -> list[Metric]:
     """Returns the metrics of these names in their order, then those that they bring along."""
     metrics: list[Metric] = []
     for name in names:
         entry = METRICS[name]
+        if entry.library and importlib.util.find_spec(entry.library) is None:
+            raise ConfigError(
+                f"evaluate.metrics: {name} needs {entry.library}, which is not installed. "
+                f'Install the extra: pip install "qlora_ray[{EXTRA}]".'
+            )
         make = pkgutil.resolve_name(entry.make)
         assert database is not None or not entry.needs_database, f"the config's own check: {name} needs a database"
-        metrics.append(make(database) if entry.needs_database else make())
+        if entry.needs_database:
+            metrics.append(make(database))
+        else:
+            metrics.append(make(getattr(evaluate, entry.option)) if entry.option else make())
     accompanied = [metric for metric in metrics if isinstance(metric, Accompanied)]
     return [*metrics, *(companion for metric in accompanied for companion in metric.companions())]
 
