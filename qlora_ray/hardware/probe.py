@@ -32,7 +32,7 @@ CGROUP_NO_LIMIT_BYTES = 2**60
 
 def probe_node() -> NodeProfile:
     """Look at this machine. Never raises for what is absent: no GPU, no driver, no package."""
-    ram_bytes, available_ram_bytes = _read_ram()
+    ram_bytes, available_ram_bytes = read_ram()
     cpu_name, num_cpus = _read_cpu_name(), _count_cpus()
     gpus, cuda_version = _find_gpus()
     held_precision = read_held_precision()
@@ -154,7 +154,7 @@ def _count_cpus() -> int:
     return max(1, count)
 
 
-def _read_ram() -> tuple[int, int]:
+def read_ram() -> tuple[int, int]:
     """(total, available) bytes of RAM, no more than the cgroup allows."""
     total, available = _read_meminfo()
     for limit_path, usage_path in (

@@ -132,7 +132,7 @@ MEMINFO = {"/proc/meminfo": "MemTotal: 16777216 kB\nMemFree: 1 kB\nMemAvailable:
 )
 def test_ram_is_what_the_cgroup_allows_and_file_cache_counts_as_free(monkeypatch, files, expected):
     write_files(monkeypatch, MEMINFO | {f"/sys/fs/cgroup/{name}": text for name, text in files.items()})
-    assert probe._read_ram() == expected
+    assert probe.read_ram() == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("100000 100000", 1), ("250000 100000", 2), ("max 100000", 4)])

@@ -133,7 +133,12 @@ def test_figures_of_another_model_are_those_of_whole_forwards(model, moved, refe
     assert found.token_agreement == pytest.approx(np.mean(same))
     assert 0 < found.token_agreement < 1
 
-    losses = [evaluate_loss(net, SPLIT, batch_size=2, pad_token_id=0, precision="fp32").loss for net in (model, moved)]
+    # In the same batches: their difference is small beside what rows of another batch round otherwise.
+    batch_size = merge_measure.BATCH_SIZE
+    losses = [
+        evaluate_loss(net, SPLIT, batch_size=batch_size, pad_token_id=0, precision="fp32").loss
+        for net in (model, moved)
+    ]
     assert found.loss == pytest.approx(losses[1])
     assert found.loss_difference == pytest.approx(losses[1] - losses[0])
     answers = [
@@ -143,6 +148,18 @@ def test_figures_of_another_model_are_those_of_whole_forwards(model, moved, refe
         for net in (model, moved)
     ]
     assert found.answer_agreement == np.mean([a == b for a, b in zip(*answers, strict=True)])
+
+
+def test_an_answer_is_ended_once_it_is_another_one_and_no_figure_changes(model, moved, reference):
+    rows = choose_rows(SPLIT, vocab_size=VOCAB_SIZE)
+    whole = run(moved).answers(rows)
+    same, other = reference.answers[0], "#" * 10
+    expected = [whole[0], other, other]
+    ended = run(moved).answers(rows, expected=expected)
+    assert ended[0] == whole[0] != same
+    for answer, full in zip(ended[1:], whole[1:], strict=True):
+        # As many tokens as the other one has, and not the 64 that it could have.
+        assert full.startswith(answer) and answer != other and len(answer) < len(full) / 2
 
 
 def test_rows_without_prompts_are_measured_without_answers(model, tmp_path):

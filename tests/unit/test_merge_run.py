@@ -21,11 +21,13 @@ from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.merge.report import MergeReport
 from qlora_ray.exporting.merge.run import merge_adapter
 from qlora_ray.modeling import adapters
+from qlora_ray.modeling.answering import hold_dequantized as hold
 from qlora_ray.modeling.loading import load_base, load_tokenizer
 from qlora_ray.runs import read_json
 from qlora_ray.scoring.generation import generate_answers
+from qlora_ray.scoring.loss import evaluate_loss
 from tests.unit.evaluation_fixtures import make_split
-from tests.unit.merge_fixtures import SPLIT, as_model, save_adapter, save_base
+from tests.unit.merge_fixtures import SPLIT, as_model, loaded, save_adapter, save_base
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +153,27 @@ def test_auto_keeps_the_merge_that_is_closer_as_it_was_measured_and_deletes_the_
     run(base, adapter, tmp_path / "alone", rule=report.rule)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("merged", "alone")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("lora", "holds"), [({}, True), ({"use_dora": True}, False)])
+def test_the_trained_model_and_its_base_have_pefts_losses_and_hold_4_bit_weights_dequantized(
+    lora, holds, llama, tmp_path, monkeypatch
+):
+    base, _ = llama
+    adapter = save_adapter(tmp_path / "adapter", base, **lora)
+    made = []
+    monkeypatch.setattr(
+        merge, "hold_dequantized", lambda *args, **kwargs: made.append(hold(*args, **kwargs)) or made[-1]
+    )
+    report = run(base, adapter, tmp_path / "merged", rule="dequant")
+    assert [wrapped is not None for wrapped in made] == [holds]
+
+    with loaded(base, adapter, "nf4") as plain:
+        of_trained = evaluate_loss(plain.tuned, SPLIT, batch_size=4, pad_token_id=0, precision="fp32").loss
+        with plain.tuned.disable_adapter():
+            of_base = evaluate_loss(plain.tuned, SPLIT, batch_size=4, pad_token_id=0, precision="fp32").loss
+    assert [model.loss for model in report.models[:2]] == pytest.approx([of_trained, of_base], rel=1e-5)
+    assert abs(of_trained - of_base) > 1e-3
 
 
 def test_auto_drops_a_merge_whose_outputs_are_nan_and_says_so(llama, tmp_path, monkeypatch):

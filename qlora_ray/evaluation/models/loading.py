@@ -10,36 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Lora, Precision
+from qlora_ray.config.schema import Precision
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.models.load_plan import LoadPlan
 from qlora_ray.evaluation.target.target import ModelName
-from qlora_ray.hardware import DeviceProfile, PrecisionChoice
-from qlora_ray.hardware.packing import NARROW_WIDTH
+from qlora_ray.hardware import PrecisionChoice
 from qlora_ray.modeling.adapters import saved_adapter
+from qlora_ray.modeling.answering import changes_base, few_threads, hold_dequantized, with_adapter
 from qlora_ray.modeling.device_memory import is_out_of_memory
-from qlora_ray.modeling.identity import read_adapter
 from qlora_ray.modeling.loading import LoadedBase, load_base
-from qlora_ray.modeling.packing import find_packing_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Ours: of free memory, what the dequantized copy of a 4-bit base may take, so that caches and logits find room too.
-DENSE_SHARE = 0.5
-# What PEFT's own layers do and packed layers do not, beside what cannot be trained in a pack (adapter_config.json, peft
-# 0.21).
-PEFT_ONLY = (
-    "rank_pattern",
-    "alpha_pattern",
-    "lora_bias",
-    "fan_in_fan_out",
-    "target_parameters",
-    "use_qalora",
-)
-# Values of init_lora_weights that leave the base as it is; the others take a part of its weights into A and B when PEFT
-# loads the adapter (peft 0.21, tuners/lora/layer.py).
-KEEPING_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -81,28 +63,18 @@ def open_models(load_plan: LoadPlan, names: Sequence[ModelName]) -> Generator[Lo
         free_memory()
 
 
-def changes_base(adapter: Path) -> bool:
-    """Whether loading this adapter changes the base's own weights or layers, so that taking it off leaves another base.
-
-    Biases and tokens are trained in place, and some ways of initializing take a part out of the base's weights.
-    """
-    config = read_adapter(adapter).config
-    keeps_weights = config.get("init_lora_weights", True) in KEEPING_INITS and config.get("bias", "none") == "none"
-    return not keeps_weights or bool(config.get("trainable_token_indices") or config.get("layer_replication"))
-
-
 def _open_base(load_plan: LoadPlan, names: Sequence[ModelName], adapter: Path | None) -> Generator[LoadedModel]:
     loaded = _load_base(load_plan)
     if adapter is not None:
         with _fitting_adapter(loaded, adapter):
             pass
-    wrapped = _hold_dequantized(loaded, adapter, load_plan.device)
+    wrapped = hold_dequantized(loaded, adapter, free_bytes=load_plan.device.free_memory_bytes)
     way = "its 4-bit weights held dequantized" if wrapped is not None else "as transformers and PEFT load it"
     how = _how(load_plan, loaded, way)
-    with _few_threads(loaded):
+    with few_threads(loaded):
         for name in names:
             if name != "merged":
-                with _attached(loaded, adapter if name == "adapter" else None, wrapped) as model:
+                with with_adapter(loaded, adapter if name == "adapter" else None, wrapped) as model:
                     yield LoadedModel(name, model, loaded.tokenizer, load_plan.precision.name, how)
 
 
@@ -110,7 +82,7 @@ def _open_changed(load_plan: LoadPlan, adapter: Path) -> Generator[LoadedModel]:
     """An adapter that changes its base, put on once: a second time it would change what it has changed."""
     loaded = _load_base(load_plan)
     how = _how(load_plan, loaded, "as transformers and PEFT load it, on a base of its own, which it changes")
-    with _few_threads(loaded), _fitting_adapter(loaded, adapter) as model:
+    with few_threads(loaded), _fitting_adapter(loaded, adapter) as model:
         yield LoadedModel("adapter", model, loaded.tokenizer, load_plan.precision.name, how)
 
 
@@ -128,7 +100,7 @@ def _open_merged(load_plan: LoadPlan) -> Generator[LoadedModel]:
     spec = load_plan.specs["merged"]
     loaded = load_base(load_plan.merged_model, quantization=spec, device=load_plan.torch_device)
     how = f"{_describe(loaded, load_plan.precision)}, on {load_plan.device.name}"
-    with _few_threads(loaded):
+    with few_threads(loaded):
         yield LoadedModel("merged", loaded.model, loaded.tokenizer, load_plan.precision.name, how)
 
 
@@ -138,35 +110,6 @@ def free_memory() -> None:
 
     gc.collect()
     torch.cuda.empty_cache()
-
-
-@contextmanager
-def _few_threads(loaded: LoadedBase) -> Iterator[None]:
-    """One thread for a narrow model on a CPU: it gains little from more, and waits long for one that others hold up."""
-    import torch
-
-    before = torch.get_num_threads()
-    is_narrow = getattr(loaded.model.config.get_text_config(), "hidden_size", NARROW_WIDTH) < NARROW_WIDTH
-    if loaded.device == "cpu" and is_narrow:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _attached(loaded: LoadedBase, adapter: Path | None, wrapped: Any) -> Iterator[Any]:
-    if wrapped is not None:
-        from qlora_ray.modeling.multi_lora.adapters import answering
-
-        with answering(wrapped, [adapter]) as route, route([0]):
-            yield loaded.model
-    elif adapter is not None:
-        with saved_adapter(loaded, adapter) as model:
-            yield model
-    else:
-        yield loaded.model
 
 
 @contextmanager
@@ -197,44 +140,6 @@ def _does_not_fit(adapter: Path, loaded: LoadedBase, cause: str) -> ModelError:
         f"{adapter}: must be an adapter of this base ({name}), got one that does not fit it: {line.rstrip('.')[:200]}. "
         "Name its own base with --set model.name=."
     )
-
-
-def _hold_dequantized(loaded: LoadedBase, adapter: Path | None, device: DeviceProfile) -> Any:
-    """The base with layers that hold 4-bit weights dequantized, where that is the same and faster; else None.
-
-    On a CPU bitsandbytes dequantizes every weight for every token that is generated: measured five times slower.
-    """
-    import bitsandbytes
-
-    if device.kind != "cpu" or loaded.quantization.method not in ("nf4", "fp4"):
-        return None
-    if find_packing_problem(loaded.model, _lora_of(adapter)) is not None:
-        return None
-    if adapter is not None and not _is_packable(adapter):
-        return None
-    quantized = [layer for layer in loaded.model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
-    num_bytes = sum(4 * layer.in_features * layer.out_features for layer in quantized)
-    if num_bytes > DENSE_SHARE * device.free_memory_bytes:
-        return None
-    from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
-
-    return WrappedBase(loaded, hold_dequantized=True)
-
-
-def _is_packable(adapter: Path) -> bool:
-    from qlora_ray.modeling.multi_lora.adapters import UNPACKABLE
-
-    config = read_adapter(adapter).config
-    return isinstance(config.get("target_modules"), list) and not any(
-        config.get(key) for key in (*UNPACKABLE, *PEFT_ONLY)
-    )
-
-
-def _lora_of(adapter: Path | None) -> list[Lora]:
-    if adapter is None or not _is_packable(adapter):
-        return []
-    facts = read_adapter(adapter)
-    return [Lora(r=facts.r, target_modules=sorted(facts.config["target_modules"]))]
 
 
 def _describe(loaded: LoadedBase, precision: PrecisionChoice) -> str:

@@ -21,7 +21,8 @@ from qlora_ray.config.schema import Precision
 from qlora_ray.errors import DataError, ModelError
 from qlora_ray.exporting.merge.report import MeasuredModel
 from qlora_ray.modeling.heads import SplitModel
-from qlora_ray.scoring.generation import generate_answers
+from qlora_ray.scoring.early_end import EarlyEnd
+from qlora_ray.scoring.generation import generate_answers_of
 from qlora_ray.scoring.inference import evaluating, input_device, pad_token_of
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.split import EvaluationSplit
@@ -138,18 +139,38 @@ class Runner:
         )
         return result.loss
 
-    def answers(self, rows: MeasuredRows) -> list[str]:
-        """Greedy answers to the first prompts."""
+    def answers(self, rows: MeasuredRows, *, expected: list[str] | None = None) -> list[str]:
+        """Greedy answers to the first prompts.
+
+        Args:
+            expected: What each is held against: one that has become another is ended, for no more need be known of it.
+        """
         if not rows.num_answers:
             return []
-        return generate_answers(
+        early_end = None
+        if expected is not None:
+            early_end = EarlyEnd([_SameAnswer()], expected, tokenizer=self.tokenizer, finds_loops=False)
+        [answers] = generate_answers_of(
             self.model,
             self.tokenizer,
             rows.prompt_ids[: rows.num_answers],
+            num_models=1,
             max_new_tokens=MAX_ANSWER_TOKENS,
-            batch_size=BATCH_SIZE,
+            # One batch: a step of generation costs little more for more rows.
+            batch_size=rows.num_answers,
             precision=self.precision,
-        ).texts
+            early_end=early_end,
+        )
+        return answers.texts
+
+
+class _SameAnswer:
+    """Whether an answer is another one, word for word; it can become that and not become the same again."""
+
+    settles_in_loops = False
+
+    def is_settled(self, prediction: str, reference: str) -> bool:
+        return not reference.startswith(prediction)
 
 
 @dataclass(frozen=True)
@@ -205,7 +226,7 @@ def measure_model(runner: Runner, reference: Reference, *, name: str, dtype: str
         kls.extend(kl_divergence(expected_NV, found_NV).tolist())
         num_same += int((expected_NV.argmax(-1) == found_NV.argmax(-1)).sum())
     loss = runner.loss(reference.rows)
-    answers = runner.answers(reference.rows)
+    answers = runner.answers(reference.rows, expected=reference.answers)
     num_equal = sum(answer == other for answer, other in zip(answers, reference.answers, strict=True))
     return MeasuredModel(
         name=name,

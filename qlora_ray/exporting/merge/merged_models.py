@@ -14,6 +14,8 @@ from qlora_ray.exporting.merge.candidate import Candidate
 from qlora_ray.exporting.merge.measure import Reference, Runner, measure_model
 from qlora_ray.exporting.merge.plan import MergePlan
 from qlora_ray.exporting.merge.report import MeasuredModel
+from qlora_ray.hardware.probe import read_ram
+from qlora_ray.modeling.answering import few_threads, hold_dequantized, with_adapter
 from qlora_ray.modeling.loading import LoadedBase, load_base
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
 
@@ -88,8 +90,10 @@ class MergedModels:
             loaded = load_base(model, quantization=spec, device=device)
             if use is not None:
                 use(loaded)
-            runner = Runner(loaded.model, loaded.tokenizer, loaded.precision)
-            return measure_model(runner, self.reference, name=name, dtype=dtype)
+            wrapped = hold_dequantized(loaded, None, free_bytes=read_ram()[1])
+            with few_threads(loaded), with_adapter(loaded, None, wrapped) as answering:
+                runner = Runner(answering, loaded.tokenizer, loaded.precision)
+                return measure_model(runner, self.reference, name=name, dtype=dtype)
 
         free_memory()
         try:

@@ -33,18 +33,19 @@ from qlora_ray.exporting.merge.deltas import AdapterChanges, BaseNames
 from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.merge.plan import MergePlan, PlannedDtype, plan_merge
 from qlora_ray.exporting.merge.report import MeasuredModel, MergeReport
-from qlora_ray.hardware.probe import find_versions
+from qlora_ray.hardware.probe import find_versions, read_ram
 from qlora_ray.modeling.adapters import saved_adapter
+from qlora_ray.modeling.answering import few_threads, hold_dequantized, with_adapter
 from qlora_ray.modeling.device_memory import is_out_of_memory
 from qlora_ray.modeling.identity import hash_adapter, read_adapter
-from qlora_ray.modeling.loading import hash_base, load_base
+from qlora_ray.modeling.loading import LoadedBase, hash_base, load_base
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs.files import write_json
 from qlora_ray.runs.paths import MERGE_REPORT, NF4_SUFFIX
 from qlora_ray.scoring.split import EvaluationSplit
 
 if TYPE_CHECKING:
-    from qlora_ray.exporting.merge.measure import Reference
+    from qlora_ray.exporting.merge.measure import MeasuredRows, Reference
 
 
 def merge_adapter(
@@ -154,7 +155,7 @@ class _Merge:
 
     def _make_candidates(self, folder: Path, scratch: Path) -> _Trained:
         """All that needs the trained model: its figures, its log-probabilities, and the merged weights."""
-        from qlora_ray.exporting.merge.measure import Runner, choose_rows, measure_model, measure_reference
+        from qlora_ray.exporting.merge.measure import choose_rows
 
         checkpoint = open_checkpoint(self.model)
         base = load_base(self.model, quantization=self.quantization, device=self.device)
@@ -164,33 +165,50 @@ class _Merge:
         dtype = base.precision if method == "none" else method
         rules = self._rules()
         with saved_adapter(base, self.adapter) as tuned:
+            # What it holds of the layers stays when the adapter is taken off.
             changes = AdapterChanges(tuned, folder=self.adapter)
-            plan = plan_merge(checkpoint, names, changes, dtype=self._dtype, head_dtype=self.options.head_dtype)
-            check_space(folder, (len(rules) + self.options.nf4_copy) * plan.num_bytes + rows.reference_bytes)
-            self.tell(f"merge: measuring {method} + adapter on {len(rows.positions)} rows of {rows.name}")
-            runner = Runner(tuned, base.tokenizer, base.precision)
-            reference = measure_reference(runner, rows, name=f"{method} + adapter", dtype=dtype, folder=scratch)
-            with tuned.disable_adapter():
-                yardstick = measure_model(runner, reference, name=f"{method} base", dtype=dtype)
-            candidates = [
-                write_candidate(
-                    folder / rule,
-                    rule=rule,
-                    plan=plan,
-                    checkpoint=checkpoint,
-                    changes=changes,
-                    device=self.device,
-                    max_shard_bytes=self.options.max_shard_bytes,
-                    tell=self.tell,
-                )
-                for rule in rules
-            ]
-            check_changed(candidates, adapter=self.adapter, dtype=plan.dtype)
-            facts = _adapter_facts(self.adapter, changes)
+        plan = plan_merge(checkpoint, names, changes, dtype=self._dtype, head_dtype=self.options.head_dtype)
+        check_space(folder, (len(rules) + self.options.nf4_copy) * plan.num_bytes + rows.reference_bytes)
+        self.tell(f"merge: measuring {method} + adapter on {len(rows.positions)} rows of {rows.name}")
+        reference, yardstick = self._measure_trained(base, rows, name=method, dtype=dtype, folder=scratch)
+        candidates = [
+            write_candidate(
+                folder / rule,
+                rule=rule,
+                plan=plan,
+                checkpoint=checkpoint,
+                changes=changes,
+                device=self.device,
+                max_shard_bytes=self.options.max_shard_bytes,
+                tell=self.tell,
+            )
+            for rule in rules
+        ]
+        check_changed(candidates, adapter=self.adapter, dtype=plan.dtype)
+        facts = _adapter_facts(self.adapter, changes)
         end = find_trained_end(self.held_out.input_ids, self.held_out.completion_mask, base.tokenizer)
         for candidate in candidates:
             write_side_files(candidate.folder, checkpoint=checkpoint, plan=plan, tokenizer=base.tokenizer, end=end)
         return _Trained(reference, yardstick, checkpoint, plan, candidates, facts)
+
+    def _measure_trained(
+        self, base: LoadedBase, rows: MeasuredRows, *, name: str, dtype: str, folder: Path
+    ) -> tuple[Reference, MeasuredModel]:
+        """The base with its adapter, which others are held against, and bare."""
+        from qlora_ray.exporting.merge.measure import Runner, measure_model, measure_reference
+
+        wrapped = hold_dequantized(base, self.adapter, free_bytes=read_ram()[1])
+        with few_threads(base):
+            with with_adapter(base, self.adapter, wrapped) as tuned:
+                runner = Runner(tuned, base.tokenizer, base.precision)
+                reference = measure_reference(runner, rows, name=f"{name} + adapter", dtype=dtype, folder=folder)
+                if wrapped is None:
+                    # An adapter that has changed its base can be switched off, and not taken off.
+                    with tuned.disable_adapter():
+                        return reference, measure_model(runner, reference, name=f"{name} base", dtype=dtype)
+            with with_adapter(base, None, wrapped) as bare:
+                runner = Runner(bare, base.tokenizer, base.precision)
+                return reference, measure_model(runner, reference, name=f"{name} base", dtype=dtype)
 
     @property
     def _dtype(self) -> PlannedDtype:
