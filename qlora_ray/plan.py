@@ -22,7 +22,8 @@ DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m qlora_ray.plan", description=__doc__)
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"sweep YAML (default: {DEFAULT_CONFIG})")
+    parser.add_argument("--config", type=Path, help=f"sweep YAML (default: {DEFAULT_CONFIG})")
+    parser.add_argument("--preset", metavar="NAME", help="one of configs/presets, under --config and --set")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
     )
@@ -43,7 +44,8 @@ def _run(arguments: argparse.Namespace) -> Result:
     from qlora_ray.config import load_config
     from qlora_ray.search.parsing import load_space
 
-    config = load_config(arguments.config, overrides=arguments.overrides)
+    source = arguments.config if arguments.config or arguments.preset else DEFAULT_CONFIG
+    config = load_config(source, overrides=arguments.overrides, preset=arguments.preset)
     space = load_space(config)
     if arguments.gpus is not None:
         # A name that is not known is said before the base is read.

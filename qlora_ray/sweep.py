@@ -36,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m qlora_ray.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, help=f"sweep YAML (default: {DEFAULT_CONFIG})")
+    parser.add_argument("--preset", metavar="NAME", help="one of configs/presets, under --config and --set")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
     )
@@ -97,8 +98,8 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
         paths = SweepPaths(arguments.resume)
         config, space = _read_resumed(arguments, paths)
     else:
-        source = arguments.config or DEFAULT_CONFIG
-        config = load_config(source, overrides=arguments.overrides)
+        source = arguments.config if arguments.config or arguments.preset else DEFAULT_CONFIG
+        config = load_config(source, overrides=arguments.overrides, preset=arguments.preset)
     if arguments.print_config:
         sys.stdout.write(yaml.safe_dump(config.model_dump(), sort_keys=False))
         return Result({"config": config.model_dump(mode="json")})
@@ -111,7 +112,8 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
         from qlora_ray.search.parsing import load_space
 
         space = load_space(config)
-        name = config.results.name or f"{source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        stem = arguments.preset if source is None else source.stem
+        name = config.results.name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         paths = SweepPaths(Path(config.results.dir) / name)
         paths.check_unused()
     if arguments.export is not None:
@@ -181,6 +183,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) and not arguments.resume:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option}: is of a sweep that goes on, got no --resume. Add --resume DIR.")
+    if arguments.preset and arguments.resume:
+        raise ConfigError("--preset: is of a new sweep, got --resume too, which has its config. Drop one of them.")
     only_shown = [option for option in ("print_config", "preview") if getattr(arguments, option)]
     asked = [option for option in ("export", "require_improvement", "dashboard") if getattr(arguments, option)]
     if only_shown and asked:

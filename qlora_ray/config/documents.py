@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 from qlora_ray.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
+# What is one value, though it is written as a section: of two spaces, parts of both would be neither.
+WHOLE: frozenset[KeyPath] = frozenset({("search", "space"), ("data", "columns")})
 
 
 @dataclass
@@ -52,6 +55,23 @@ class Document:
         path = tuple(keys)
         self.places = {known: where for known, where in self.places.items() if known[: len(path)] != path}
         self.places[path] = f"--set {dotted}"
+
+    def put_over(self, below: Document) -> Document:
+        """Returns this document over another one: sections are joined, other values replace those below."""
+        data, places = copy.deepcopy(below.data), dict(below.places)
+        _put_over(self.data, data, (), places)
+        return Document(self.source, data, {**places, **self.places})
+
+
+def _put_over(above: dict[str, Any], below: dict[str, Any], path: KeyPath, places: dict[KeyPath, str]) -> None:
+    for key, value in above.items():
+        here = (*path, key)
+        if here not in WHOLE and isinstance(value, dict) and isinstance(below.get(key), dict):
+            _put_over(value, below[key], here, places)
+            continue
+        below[key] = value
+        for known in [known for known in places if known[: len(here)] == here]:
+            del places[known]
 
 
 def read_document(path: Path) -> Document:

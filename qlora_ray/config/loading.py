@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from qlora_ray.config.aliases import ALIASES
 from qlora_ray.config.documents import Document, KeyPath, parse_yaml_value, read_document
+from qlora_ray.config.presets import read_preset
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
 
@@ -34,12 +35,13 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text}: the value is not YAML: {getattr(error, 'problem', error)}.") from None
 
 
-def load_config(path: Path | None, *, overrides: list[str] | None = None) -> SweepConfig:
+def load_config(path: Path | None, *, overrides: list[str] | None = None, preset: str | None = None) -> SweepConfig:
     """Reads, overrides and validates a config.
 
     Args:
         path: The YAML file; None starts from the defaults.
         overrides: `a.b=value` texts, applied in order.
+        preset: The name of a preset that the file stands over.
 
     Returns:
         The validated config.
@@ -48,6 +50,8 @@ def load_config(path: Path | None, *, overrides: list[str] | None = None) -> Swe
         ConfigError: With every problem found, one line each.
     """
     document = read_document(find_shipped(path)) if path is not None else Document("defaults", {})
+    if preset is not None:
+        document = document.put_over(read_preset(preset))
     apply_overrides(document, overrides or [])
     return validate_document(document)
 
