@@ -57,7 +57,7 @@ class World:
         self.winner: Callable[..., Winner | None] = lambda ledger, **_: make_winner(ledger.ranked()[0])
         books = Books(root / "inputs", scheduler="asha")
         report = SimpleNamespace(summary_lines=lambda: ["3 rows"], fingerprint="f")
-        data: Any = SimpleNamespace(train=[0] * 8, validation=[0] * 4, test=None, report=report)
+        data: Any = SimpleNamespace(train=[0] * 8, validation=[0] * 4, test=None, report=report, folder=root)
         shape: Any = None
         self.preflight = Preflight(books.config, books.space, [], shape, data, "loss only", [])
         for name, replacement in {
@@ -75,7 +75,7 @@ class World:
         monkeypatch.setattr("qlora_ray.orchestration.cluster.joining.ray_cluster", self._join)
         monkeypatch.setattr("qlora_ray.reporting.write_report", self.write_report)
         monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)
-        monkeypatch.setattr(ray, "put", lambda value: value)
+        monkeypatch.setattr("qlora_ray.orchestration.executor.shared_data.own_node_id", lambda: HEAD)
         monkeypatch.setattr(ray, "kill", lambda actor: self.done.append("kill pool"))
         monkeypatch.setattr("qlora_ray.orchestration.pool.starting.start_pool", self._start_pool)
 
