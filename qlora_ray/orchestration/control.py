@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+from qlora_ray.errors import first_line
 from qlora_ray.orchestration.cloning import CloneRefused
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.runs.control import ControlAction, ControlRequest, take_requests
@@ -14,6 +16,7 @@ from qlora_ray.runs.paths import SweepPaths
 
 LOOK_INTERVAL_S = 1.0
 STOPPED_BY_USER = "stopped by the user"
+GOES_ON = "new trials again, as asked"
 
 
 class Controlled(Protocol):
@@ -38,68 +41,82 @@ class SearchControl:
     Args:
         paths: The sweep's folder.
         ledger: Notes what was asked and what became of it.
-
-    Attributes:
-        is_finishing: Whether no search is to begin any more.
     """
 
     def __init__(self, paths: SweepPaths, ledger: Ledger) -> None:
         self._paths = paths
         self._ledger = ledger
         self._is_paused = False
-        self.is_finishing = False
 
     async def follow(self, search: Controlled) -> None:
         """Has a search do what is asked, until it is cancelled; one that was asked to pause before begins so."""
         if self._is_paused:
             search.set_paused(True)
         while True:
-            try:
+            requests: list[ControlRequest] = []
+            # What breaks goes to the sweep's log, and must not end the search.
+            with _printed():
                 # The folder may lie on a file server that takes its time.
-                for request in await asyncio.to_thread(take_requests, self._paths):
-                    await self._carry_out(request, search)
-            except Exception:
-                # It goes to the sweep's log: a request that breaks must not end the search.
-                traceback.print_exc()
+                requests = await asyncio.to_thread(take_requests, self._paths)
+            for request in requests:
+                with _printed():
+                    await self._answer(request, search)
             await asyncio.sleep(LOOK_INTERVAL_S)
 
-    async def _carry_out(self, request: ControlRequest, search: Controlled) -> None:
-        refusal, clone = None, ""
+    async def _answer(self, request: ControlRequest, search: Controlled) -> None:
+        """Does what is asked, and notes what came of it."""
+        event = "request_done"
+        try:
+            reason = await self._carry_out(request, search)
+        except _Refused as refusal:
+            event, reason = "request_refused", str(refusal)
+        except Exception as error:
+            traceback.print_exc()
+            event, reason = "request_refused", f"{request.action} broke: {first_line(error)}"
+        self._ledger.note(
+            event,
+            reason=reason,
+            line=reason if event == "request_done" else f"refused: {reason}",
+            action=request.action,
+            request=request.id,
+            **({"trial": request.trial} if request.trial else {}),
+        )
+
+    async def _carry_out(self, request: ControlRequest, search: Controlled) -> str:
+        """Does what is asked; returns what was done, or raises _Refused."""
+        trial = request.trial or "?"
+        if request.action is None:
+            actions = ", ".join(ControlAction)
+            raise _Refused(f"control/{request.id}.json must have an action of {actions}, and has none of them")
         if request.action is ControlAction.STOP_TRIAL:
-            trial = request.trial or ""
-            is_stopped = trial.isdecimal() and search.stop_trial(int(trial), STOPPED_BY_USER)
-            refusal = None if is_stopped else f"trial {trial or '?'} does not run"
-        elif request.action is ControlAction.CLONE:
-            trial = request.trial or ""
+            if not (trial.isdecimal() and search.stop_trial(int(trial), STOPPED_BY_USER)):
+                raise _Refused(f"trial {trial} does not run")
+            return f"trial {trial} is stopped, as asked"
+        if request.action is ControlAction.CLONE:
             try:
                 if not trial.isdecimal():
                     raise CloneRefused("there is no such trial")
                 clone = await search.clone(int(trial), request.params)
             except CloneRefused as error:
-                refusal = f"trial {trial or '?'} is not cloned: {error}"
-        elif request.action is ControlAction.FINISH:
-            self.is_finishing, self._is_paused = True, False
+                raise _Refused(f"trial {trial} is not cloned: {error}") from None
+            return f"trial {clone} is a clone of trial {trial}, as asked"
+        if request.action is ControlAction.FINISH:
+            self._is_paused = False
             search.finish()
-        else:
-            self._is_paused = request.action is ControlAction.PAUSE
-            search.set_paused(self._is_paused)
-        self._note(request, refusal, clone)
+            return "no new trials from now on, as asked; the winner is chosen when the running ones end"
+        self._is_paused = request.action is ControlAction.PAUSE
+        search.set_paused(self._is_paused)
+        return "no new trials until the sweep is told to continue, as asked" if self._is_paused else GOES_ON
 
-    def _note(self, request: ControlRequest, refusal: str | None, clone: str) -> None:
-        words = {
-            ControlAction.CLONE: f"trial {clone} is a clone of trial {request.trial}, as asked",
-            ControlAction.STOP_TRIAL: f"trial {request.trial} is stopped, as asked",
-            ControlAction.FINISH: "no new trials from now on, as asked; the winner is chosen when the running ones end",
-            ControlAction.PAUSE: "no new trials until the sweep is told to continue, as asked",
-            ControlAction.CONTINUE: "new trials again, as asked",
-        }
-        assert request.action is not None
-        reason = refusal or words[request.action]
-        self._ledger.note(
-            "request_refused" if refusal else "request_done",
-            reason=reason,
-            line=f"refused: {refusal}" if refusal else reason,
-            action=request.action,
-            request=request.id,
-            **({"trial": request.trial} if request.trial else {}),
-        )
+
+class _Refused(Exception):
+    """Why a request is not carried out."""
+
+
+@contextmanager
+def _printed() -> Iterator[None]:
+    """Prints what goes wrong in the block, and goes on after it."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()

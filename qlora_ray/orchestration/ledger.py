@@ -72,6 +72,8 @@ class Ledger:
 
     Attributes:
         num_planned: Trials of the sweep; those with new seeds are added as they are planned.
+        is_stopping: Whether the search is cut off: what runs is interrupted.
+        is_finishing: Whether the user wants no more trials: what runs goes on to its end, and no new seeds follow.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Ledger:
         self._standings = Standings(mode=self.mode)
         self.num_planned = config.search.num_trials
         self.is_stopping = False
+        self.is_finishing = False
         self.first_failure: tuple[str, str] | None = None
 
     @property

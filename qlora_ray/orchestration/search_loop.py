@@ -63,7 +63,6 @@ class SearchLoop:
         self._control = control
         self._cloner = cloner
         self._num_cloning = 0
-        self._is_finishing = False
         self._is_paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._trial_tasks: dict[ScheduledTrial, asyncio.Task[None]] = {}
@@ -143,7 +142,7 @@ class SearchLoop:
         """
         if self._cloner is None:
             raise CloneRefused("the search has ended, and trials with new seeds are not cloned")
-        if self._is_finishing or self._ledger.is_stopping:
+        if self._ledger.is_finishing or self._ledger.is_stopping:
             raise CloneRefused("the sweep begins no more trials")
         # The search does not end meanwhile.
         self._num_cloning += 1
@@ -158,7 +157,7 @@ class SearchLoop:
 
     def finish(self) -> None:
         """Asks the study for no more trials; those that there are go on to their ends."""
-        self._is_finishing = True
+        self._ledger.is_finishing = True
         self._searcher.num_left = 0
         # One that is just being asked for is the last.
         self._ledger.num_planned = self._ledger.num_begun + (self._asking is not None)

@@ -73,7 +73,7 @@ def run_search(
         searcher,
         Cloner(preflight.config, space=preflight.space, paths=paths, ledger=ledger, searcher=searcher),
     )
-    planned = [] if ledger.is_stopping or control.is_finishing else plan_seeds(ledger, preflight.config)
+    planned = [] if ledger.is_stopping or ledger.is_finishing else plan_seeds(ledger, preflight.config)
     if planned:
         ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
         seeds = SeedSearcher(study, space=preflight.space, ledger=ledger, planned=planned, num_slots=num_slots)

@@ -6,8 +6,9 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
@@ -26,6 +27,8 @@ CLONE_PATHS = (
     "training.max_grad_norm",
     "lora.lora_dropout",
 )
+# A script that writes a request in place takes less; the page renames a whole file.
+BEING_WRITTEN_S = 3.0
 
 
 class ControlAction(StrEnum):
@@ -43,6 +46,7 @@ class ControlRequest:
     """One request.
 
     Attributes:
+        id: Its file's name, without `.json`.
         action: None where a file says none that is known.
         trial: The id of the trial to stop, or to clone.
         params: A clone's other values, by config path.
@@ -72,14 +76,28 @@ def write_request(
 
 
 def take_requests(paths: SweepPaths) -> list[ControlRequest]:
-    """The requests that nobody has taken, oldest first; their files are gone afterwards, broken ones too."""
+    """The requests that nobody has taken, oldest first; their files are gone afterwards.
+
+    One that asks nothing that is known has no action, and its file's name as its id. A file that is no JSON is left for
+    a moment: a script may still be writing it.
+    """
     found = []
     for path in paths.control.glob("*.json"):
         try:
             data = read_json(path)
         except RunError:
+            if _is_new(path):
+                continue
             data = None
         with suppress(OSError):
             path.unlink()
-            found.append(parse_record(ControlRequest, data if isinstance(data, dict) else {}))
-    return sorted((one for one in found if one.action is not None), key=lambda one: one.asked_at)
+            request = parse_record(ControlRequest, data if isinstance(data, dict) else {})
+            found.append(request if request.id else replace(request, id=path.stem))
+    return sorted(found, key=lambda one: one.asked_at)
+
+
+def _is_new(path: Path) -> bool:
+    try:
+        return abs(time.time() - path.stat().st_mtime) < BEING_WRITTEN_S
+    except OSError:
+        return False

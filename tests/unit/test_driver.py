@@ -147,9 +147,9 @@ def test_a_sweep_that_is_to_finish_begins_no_trials_with_new_seeds(
     search = config.search.model_copy(update={"final_seeds": 2})
     world.preflight = replace(world.preflight, config=config.model_copy(update={"search": search}))
 
-    def run_trials(terms: Any, *, control: Any, **inputs: Any) -> None:
-        control.is_finishing = True
-        world._run_trials(terms, **inputs)
+    def run_trials(terms: Any, *, ledger: Any, control: Any, **inputs: Any) -> None:
+        ledger.is_finishing = True
+        world._run_trials(terms, ledger=ledger, control=control, **inputs)
 
     monkeypatch.setattr("qlora_ray.orchestration.searching.run_trials", run_trials)
     assert world.run().counts == {"complete": 3}

@@ -261,6 +261,24 @@ def test_the_rows_to_score_are_those_of_the_trials_that_are_scored(
         assert outlook.work.rows["loss"] == 10 * num_scored + 2 * 7
 
 
+def test_a_search_that_is_to_finish_counts_no_trials_with_new_seeds() -> None:
+    left, rows = [], []
+    for final_seeds, is_finishing in ((0, False), (2, True), (2, False)):
+        search = Search(final_seeds=final_seeds, scheduler="none", num_trials=2)
+        outlook = Outlook(search, top_k=2, rows=RowCounts(trained=600, validation=10, verdict=7, answered=0))
+        executors = [LiveExecutor(executor=0, state="ready", slots=1)]
+        entries = {0: TrialEntry(0, {}, 0.0), 1: TrialEntry(1, {}, 0.0)}
+        for now, step in ((0.0, 0), (10.0, 100)):
+            trials = {trial_id_of(0): LiveTrial(step=step, num_steps=200, executor=0), trial_id_of(1): LiveTrial()}
+            scene = Scene(now, LivePhase.SEARCH, 2, entries, trials, executors, {}, is_finishing=is_finishing)
+            search_s = outlook.look(scene).search_s
+        left.append(search_s)
+        rows.append(outlook.work.rows["loss"])
+    # Half of one trial and a whole one at 20 s each; then two seeds of both.
+    assert left == [pytest.approx(30.0), pytest.approx(30.0), pytest.approx(110.0)]
+    assert rows == [10 * 2 + 2 * 7, 10 * 2 + 2 * 7, 10 * 4 + 2 * 7]
+
+
 def test_once_the_sweep_has_ended_nothing_is_left() -> None:
     outlook = Outlook(Search(), top_k=3, rows=RowCounts(trained=600, validation=10, verdict=10, answered=10))
     left = outlook.look(Scene(0.0, LivePhase.ENDED, 4, {}, {}, [], {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,16 +170,60 @@ def test_a_sweep_that_is_paused_with_its_last_trial_ends(tmp_path: Path) -> None
     assert world.states() == [COMPLETE] * 2
 
 
-def test_a_request_is_taken_once_and_a_broken_one_is_dropped(tmp_path: Path) -> None:
+def test_a_request_is_taken_once_and_a_broken_one_asks_nothing(tmp_path: Path) -> None:
     paths = World(tmp_path).books.paths
     first = write_request(paths, ControlAction.STOP_TRIAL, trial="0001")
     second = write_request(paths, ControlAction.PAUSE)
-    (paths.control / "broken.json").write_text("{")
     (paths.control / "other.json").write_text('{"action": "rm -rf", "trial": 3}')
     (paths.control / "list.json").write_text("[1]")
-    assert [one.id for one in take_requests(paths)] == [first.id, second.id]
+    taken = take_requests(paths)
+    assert [one.id for one in taken if one.action] == [first.id, second.id]
+    assert {one.id for one in taken if not one.action} == {"other", "list"}
     assert list(paths.control.iterdir()) == []
     assert take_requests(paths) == []
+
+
+def test_a_request_that_a_script_is_still_writing_is_left_for_the_next_look(tmp_path: Path) -> None:
+    paths = World(tmp_path).books.paths
+    paths.control.mkdir()
+    half = paths.control / "half.json"
+    half.write_text('{"action": "pau')
+    assert take_requests(paths) == [] and half.exists()
+    os.utime(half, (0, 0))
+    # Nobody writes it any more.
+    assert [(one.id, one.action) for one in take_requests(paths)] == [("half", None)]
+    half.write_text('{"action": "pau')
+    assert take_requests(paths) == []
+    half.write_text('{"action": "pause"}')
+    assert [(one.id, one.action) for one in take_requests(paths)] == [("half", ControlAction.PAUSE)]
+
+
+def test_a_request_that_breaks_is_refused_with_its_reason_and_takes_none_of_the_others_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path, num_trials=2, num_slots=0)
+    paths = world.books.paths
+
+    async def clone(*_arguments: Any) -> str:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("qlora_ray.orchestration.search_loop.SearchLoop.clone", clone)
+
+    async def on_report(number: int, index: int) -> None:
+        if (number, index) == (0, 1):
+            write_request(paths, ControlAction.CLONE, trial="0000", params={"lora.r": 1})
+            (paths.control / "mine.json").write_text('{"action": "halt"}')
+            write_request(paths, ControlAction.PAUSE)
+            write_request(paths, ControlAction.CONTINUE)
+            await until(lambda: len(answers(world)) == 4)
+
+    world.on_report = on_report
+    world.run()
+    assert world.states() == [COMPLETE] * 2
+    told = dict.fromkeys(answers(world))
+    assert ("request_refused", "clone broke: the disk is gone") in told
+    assert [event for event, _ in told] == ["request_refused"] * 2 + ["request_done"] * 2
+    assert any("control/mine.json must have an action of stop_trial, finish" in reason for _, reason in told)
 
 
 def test_the_next_search_of_a_sweep_begins_as_the_one_before_was_asked_to(tmp_path: Path) -> None:
@@ -186,15 +231,16 @@ def test_the_next_search_of_a_sweep_begins_as_the_one_before_was_asked_to(tmp_pa
     ask_at(world, 1, 2, (ControlAction.PAUSE, None))
     world.run()
     control = world.control
-    assert control is not None and not control.is_finishing
+    assert control is not None
 
     class Next:
-        is_paused = False
+        is_paused = is_finishing = False
 
         def set_paused(self, is_paused: bool) -> None:
             self.is_paused = is_paused
 
-        def finish(self) -> None: ...
+        def finish(self) -> None:
+            self.is_finishing = True
 
         def stop_trial(self, number: int, reason: str) -> bool:
             return False
@@ -207,7 +253,8 @@ def test_the_next_search_of_a_sweep_begins_as_the_one_before_was_asked_to(tmp_pa
     paused = Next()
     asyncio.run(follow(paused, until_so=lambda: paused.is_paused))
     write_request(world.books.paths, ControlAction.FINISH)
-    asyncio.run(follow(Next(), until_so=lambda: control.is_finishing))
+    finishing = Next()
+    asyncio.run(follow(finishing, until_so=lambda: finishing.is_finishing))
     last = Next()
     write_request(world.books.paths, ControlAction.STOP_TRIAL, trial="0000")
     asyncio.run(follow(last, until_so=lambda: len(answers(world)) == 3))

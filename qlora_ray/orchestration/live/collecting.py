@@ -87,6 +87,7 @@ class LiveCollector:
                 trials=trials,
                 executors=executors,
                 scoring={executor: part for executor, part in told.items() if part},
+                is_finishing=self._ledger.is_finishing,
             )
         )
         ready = [seat for seat in seats if seat["state"] == "ready"]

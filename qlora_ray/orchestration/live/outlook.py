@@ -24,6 +24,7 @@ NUM_DRAWS, MAX_DRAWN_SLOTS = 5, 32
 TRAINING = ("ready", "draining")
 # Ends before the end of a trial's budget.
 STOPPED = (TrialStatus.PRUNED, TrialStatus.FAILED)
+ENDED_WITHOUT_LOSS = (*STOPPED, TrialStatus.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Scene:
         entries: The ledger's trials, by number.
         trials: Those that have not ended, by id.
         scoring: What each executor scores right now, see ScoringProgress.to_dict.
+        is_finishing: Whether no more trials begin, nor any with new seeds.
     """
 
     now: float
@@ -69,6 +71,7 @@ class Scene:
     trials: Mapping[str, LiveTrial]
     executors: Sequence[LiveExecutor]
     scoring: Mapping[int, Mapping[str, object]]
+    is_finishing: bool = False
 
 
 class Outlook:
@@ -85,18 +88,16 @@ class Outlook:
         self._top_k = top_k
         self._rows = rows
         self._prior = expect_stops(search)
-        # Known when the search has ended: a scheduler may leave fewer complete trials than are to be scored.
-        self._num_finalists: int | None = None
+        # Where the best have new seeds, only the trials with these are scored.
+        self._num_finalists = min(top_k, search.num_trials) * (search.final_seeds or 1)
         self._speeds = SpeedMeter()
         self.scoring = ScoringMeter()
 
     @property
     def work(self) -> ScoringWork:
         """The rows of the whole scoring."""
-        # Where the best have new seeds, only the trials with these are scored.
-        planned = min(self._top_k, self._search.num_trials) * (self._search.final_seeds or 1)
         return ScoringWork.count(
-            num_finalists=planned if self._num_finalists is None else self._num_finalists,
+            num_finalists=self._num_finalists,
             num_validation=self._rows.validation,
             num_verdict=self._rows.verdict,
             num_answered=self._rows.answered,
@@ -108,9 +109,10 @@ class Outlook:
         self._measure(scene, entries)
         search_s = self._search_s(scene, entries) if scene.phase in (LivePhase.STARTING, LivePhase.SEARCH) else 0.0
         if scene.phase is LivePhase.SCORING:
-            complete = [entry for entry in entries if entry.state is TrialStatus.COMPLETE]
-            num_seeds = sum(entry.seed_of is not None for entry in complete)
-            self._num_finalists = num_seeds or min(self._top_k, len(complete))
+            # A scheduler may leave fewer complete trials than are to be scored.
+            self._count_finalists([entry for entry in entries if entry.state is TrialStatus.COMPLETE])
+        elif scene.is_finishing:
+            self._count_finalists([entry for entry in entries if entry.state not in ENDED_WITHOUT_LOSS])
         scoring_s: float | None = 0.0
         if scene.phase in (LivePhase.STARTING, LivePhase.SEARCH, LivePhase.SCORING):
             ready = sum(executor.state == "ready" for executor in scene.executors)
@@ -121,6 +123,11 @@ class Outlook:
             return TimeLeft(search_s, scoring_s, None)
         report_s = 0.0 if scene.phase is LivePhase.ENDED else REPORT_S
         return TimeLeft(search_s, scoring_s, search_s + scoring_s + report_s)
+
+    def _count_finalists(self, entries: Sequence[TrialEntry]) -> None:
+        """Notes how many of these are scored, where no others will come to their ends."""
+        num_seeds = sum(entry.seed_of is not None for entry in entries)
+        self._num_finalists = num_seeds or min(self._top_k, len(entries))
 
     def _measure(self, scene: Scene, entries: Sequence[TrialEntry]) -> None:
         resumed = {entry.id for entry in entries if entry.resumed_from is not None or entry.clone_of is not None}
@@ -165,7 +172,7 @@ class Outlook:
             for at in range(_num_to_come(scene))
         ]
         search_s = estimate_search_s(loads, [*(share for shares in left.values() for share in shares), *coming])
-        if search_s is None or are_seeds or not self._search.final_seeds:
+        if search_s is None or are_seeds or scene.is_finishing or not self._search.final_seeds:
             return search_s
         # They begin when the last trial of the search has ended.
         num_seeds = self._search.final_seeds * min(self._top_k, self._search.num_trials)
