@@ -61,6 +61,7 @@ _SAME = {
     "data.max_length": "sequence_len cutoff_len max_seq_length max_seq_len seq_len sequence_length block_size",
     "data.max_train_rows": "max_train_samples",
     "data.max_validation_rows": "max_eval_samples max_val_samples",
+    "search.time_budget": "time_budget_s timeout max_time time_limit",
     "search.num_trials": "n_trials num_samples run_cap max_trials trials",
     "search.space": "param_space hp_space search_space config_space",
     "search.sampler": "search_alg search_algorithm algorithm",

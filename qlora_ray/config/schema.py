@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, TRACKERS, OneOf
+from qlora_ray.config.durations import Duration
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 # What products are computed in.
@@ -227,6 +228,8 @@ class Search(Section):
         "search_spaces/rank_alpha_lr.yaml", description="A file, or the space itself."
     )
     num_trials: PositiveInt = 12
+    time_budget: Duration | None = Field(None, description="No trial begins after it, as 90m, 2h, 1d, or seconds.")
+    gpu_hours: PositiveFloat | None = Field(None, description="Nor after so many hours of all devices together.")
     sampler: Annotated[str, OneOf(SAMPLERS)] = "tpe"
     num_startup_trials: PositiveInt = Field(5, description="Random trials before tpe, cma-es and gp model anything.")
     scheduler: Annotated[str, OneOf(SCHEDULERS)] = "asha"
@@ -331,9 +334,7 @@ class Evaluate(Section):
     top_k: PositiveInt = Field(3, description="Best trials scored again on one device before one wins.")
     metrics: Literal["auto"] | list[Annotated[str, OneOf(METRICS)]] = "auto"
     database: str | None = Field(None, description="SQLite file for sql_execution; `embedded` is the shipped one.")
-    sql_dialect: str | None = Field(
-        None, description="Dialect that sql_equivalent parses, by sqlglot's name; null: sqlglot's own."
-    )
+    sql_dialect: str | None = Field(None, description="sqlglot's name of the dialect that sql_equivalent parses.")
     max_rows: PositiveInt | None = Field(
         100, description="Rows answered by generation, of validation or test; null: all."
     )

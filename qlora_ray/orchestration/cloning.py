@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
@@ -19,6 +20,7 @@ from qlora_ray.runs.records import TrialStatus
 from qlora_ray.runs.whole import restore_folder
 from qlora_ray.search.space import Parameter, SearchSpace, apply_values, encode_choice
 from qlora_ray.training.checkpoint import StatePlace, copy_state
+from qlora_ray.training.engine import Failure, Report
 
 
 class CloneRefused(Exception):
@@ -146,3 +148,11 @@ def _has_value(parameter: Parameter, value: Any) -> bool:
 def _list_paths(parameters: Mapping[str, Parameter]) -> str:
     known = [path for path in CLONE_PATHS if path in parameters]
     return f"A clone may have another {', '.join(known)}" if known else "No key of this space can be another one"
+
+
+def fail_restarted(report: Report, entry: TrialEntry) -> Report:
+    """A report; a failure where a clone has begun anew, since its beginning was another trial's."""
+    if "restarted" not in report.facts or entry.clone_of is None:
+        return report
+    message = f"the state that it goes on from {report.facts['restarted']}, and a clone has no beginning of its own"
+    return replace(report, is_final=True, failure=Failure("error", message))

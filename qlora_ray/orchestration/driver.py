@@ -33,6 +33,7 @@ from qlora_ray.orchestration.live.watch import LiveWatch
 from qlora_ray.orchestration.opening import list_executor_nodes, open_sweep_study, start_sweep_pool
 from qlora_ray.orchestration.pool.calls import ask_pool, close_pool, read_device_wait, wait_ready
 from qlora_ray.orchestration.pool_events import PoolEvents
+from qlora_ray.orchestration.search_budget import SearchBudget
 from qlora_ray.orchestration.searcher import settle_finished
 from qlora_ray.orchestration.searching import run_search
 from qlora_ray.orchestration.stopping import stop_signals
@@ -188,7 +189,9 @@ def _run(
         fetch_on_nodes(config.model, list_executor_nodes(plan, profiles), tell=watch.say, check=stops.check)
         watch.say("starting the executors, which load the base")
         pool = start_sweep_pool(preflight, plan, profiles, paths, base=common.base)
-        collector = make_collector(preflight, plan, ledger=ledger, pool=pool, earlier=read_live(paths))
+        budget = SearchBudget(config.search)
+        earlier = read_live(paths)
+        collector = make_collector(preflight, plan, ledger=ledger, pool=pool, earlier=earlier, budget=budget)
         followed.enter_context(watch.following(collector, ledger=ledger, paths=paths, gauges=SweepGauges(paths.name)))
         study = open_sweep_study(preflight, ledger, paths=paths, is_resume=is_resume, num_slots=plan.total_slots)
         wait_ready(pool)
@@ -214,6 +217,7 @@ def _run(
                     events=events,
                     stops=stops,
                     control=control,
+                    budget=budget,
                 )
                 waiting = read_device_wait(pool)
                 watch.begin(LivePhase.SCORING, "the best trials and the base")

@@ -74,6 +74,7 @@ class Ledger:
         num_planned: Trials of the sweep; those with new seeds are added as they are planned.
         is_stopping: Whether the search is cut off: what runs is interrupted.
         is_finishing: Whether the user wants no more trials: what runs goes on to its end, and no new seeds follow.
+        end_reason: Which budget ended the search before all its trials; None: none did.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Ledger:
         self.num_planned = config.search.num_trials
         self.is_stopping = False
         self.is_finishing = False
+        self.end_reason: str | None = None
         self.first_failure: tuple[str, str] | None = None
 
     @property
@@ -348,6 +350,8 @@ class Ledger:
             return TrialStatus.FAILED, entry.failure.cause
         if entry.is_final:
             return TrialStatus.COMPLETE, None
+        if entry.cut_by:
+            return TrialStatus.INTERRUPTED, entry.cut_by
         if entry.stopped_by:
             return TrialStatus.PRUNED, entry.stopped_by
         if self.is_stopping:

@@ -132,6 +132,17 @@ class Scheduling:
         self._scheduler.on_trial_remove(self, trial)
         self._on_changed(trial)
 
+    def drop(self, trial: ScheduledTrial) -> None:
+        """Ends a trial of a search that ends: its scheduler, which is asked nothing more, decides about no others."""
+        self._set_status(trial, Trial.TERMINATED)
+        del self._trials[trial.number]
+        self._on_changed(trial)
+
+    def go_on(self, trial: ScheduledTrial) -> None:
+        """Lets a trial run that is pending or paused, whatever its scheduler would choose."""
+        self._set_status(trial, Trial.RUNNING)
+        self._on_changed(trial)
+
     def stop_trial(self, trial: ScheduledTrial) -> None:
         """For the scheduler: ends a trial, in any status."""
         if trial.is_ended:

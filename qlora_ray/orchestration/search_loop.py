@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from typing import Any
 
 from qlora_ray.config.schema import Search
-from qlora_ray.orchestration.cloning import Cloner, CloneRefused
+from qlora_ray.orchestration.cloning import Cloner, CloneRefused, fail_restarted
 from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.leased_trial import LeasedTrial, TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.pool_events import PoolEvents
 from qlora_ray.orchestration.schedulers import TIME_ATTRIBUTE, make_scheduler
 from qlora_ray.orchestration.scheduling import OBJECTIVE, ScheduledTrial, Scheduling
+from qlora_ray.orchestration.search_budget import BudgetEnd, SearchBudget
 from qlora_ray.orchestration.searcher import AskedTrial, StudySearcher
 from qlora_ray.orchestration.stopping import SearchStop
 from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.orchestration.trial_port import RayTrialPort
-from qlora_ray.training.engine import Failure, Report
 
 TrialMaker = Callable[[AskedTrial], LeasedTrial]
+# How often it is looked whether the budget is spent.
+LOOK_INTERVAL_S = 1.0
 
 
 class SearchLoop:
@@ -40,6 +41,7 @@ class SearchLoop:
         stop: Ends the search.
         control: Has the search do what the user asks; None: nobody asks.
         cloner: Makes the clones that the user asks for; None: trials cannot be cloned here.
+        budget: What the search may take; None: whatever it takes.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class SearchLoop:
         stop: SearchStop,
         control: SearchControl | None = None,
         cloner: Cloner | None = None,
+        budget: SearchBudget | None = None,
     ) -> None:
         self._searcher = searcher
         self._ledger = ledger
@@ -62,10 +65,13 @@ class SearchLoop:
         self._stop = stop
         self._control = control
         self._cloner = cloner
+        self._budget = budget if budget is not None and budget.is_limited else None
+        self._end: BudgetEnd | None = None
         self._num_cloning = 0
         self._is_paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._trial_tasks: dict[ScheduledTrial, asyncio.Task[None]] = {}
+        self._leased: dict[ScheduledTrial, LeasedTrial] = {}
         self._paused: dict[ScheduledTrial, asyncio.Event] = {}
         self._asked: dict[ScheduledTrial, AskedTrial] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -90,9 +96,12 @@ class SearchLoop:
             reading = self._spawn(self._events.read())
         if self._control is not None:
             self._spawn(self._control.follow(self))
+        if self._budget is not None:
+            self._spawn(self._look_regularly())
         try:
             while not self._stop.is_requested and self._failure is None:
-                if not self._is_paused:
+                self._heed_budget()
+                if not self._is_paused and self._end is None:
                     self._start_trials()
                 if self._is_done():
                     break
@@ -184,7 +193,7 @@ class SearchLoop:
     async def _ask(self) -> None:
         asked = await asyncio.shield(asyncio.wrap_future(self._searcher.ask()))
         self._asking = None
-        if self._stop.is_requested:
+        if self._stop.is_requested or self._end is not None:
             # Nothing of it is in the books: a resume queues it again.
             return
         self._add(asked)
@@ -196,7 +205,7 @@ class SearchLoop:
         self._scheduling.add(trial)
 
     async def _run_trial(self, trial: ScheduledTrial, asked: AskedTrial) -> None:
-        leased = self._make_trial(asked)
+        leased = self._leased[trial] = self._make_trial(asked)
         try:
             while not trial.is_ended:
                 try:
@@ -210,14 +219,14 @@ class SearchLoop:
             self._changed.set()
             await leased.leave()
         finally:
-            del self._trial_tasks[trial]
+            del self._trial_tasks[trial], self._leased[trial]
 
     async def _report(self, trial: ScheduledTrial, leased: LeasedTrial) -> None:
         """Brings a trial to its next report and has it judged.
 
         Returns when the trial is to go on or has ended; a paused one waits for that here, without a slot.
         """
-        report = self._checked(await leased.next_report(), trial.number)
+        report = fail_restarted(await leased.next_report(), self._ledger.entries[trial.number])
         lease = leased.lease
         result = TrialResult(
             trial.number,
@@ -228,6 +237,11 @@ class SearchLoop:
             num_retries=leased.num_retries,
         )
         self._searcher.enter_report(result)
+        has_ended = report.is_final or report.failure is not None
+        if self._end is not None:
+            # Its scheduler is asked nothing more.
+            await self._end_or_wait(trial, leased, has_ended=has_ended)
+            return
         origin = self._ledger.entries[trial.number].clone_of
         if origin is not None and report.failure is None and report.index <= origin.at:
             # What it has from the trial that it is a copy of was judged there.
@@ -241,24 +255,20 @@ class SearchLoop:
                 "time_total_s": self._ledger.entries[trial.number].train_s,
                 OBJECTIVE: self._searcher.objective_of(report),
                 "trial_id": trial.trial_id,
-                "done": report.is_final or report.failure is not None,
+                "done": has_ended,
             },
         )
         self._changed.set()
         if not trial.is_live and not trial.is_ended:
-            going_on = self._paused[trial] = asyncio.Event()
-            try:
-                await leased.leave()
-                await going_on.wait()
-            finally:
-                del self._paused[trial]
+            await self._wait_paused(trial, leased)
 
-    def _checked(self, report: Report, number: int) -> Report:
-        """A report; a failure where a clone has begun anew, since its beginning was another trial's."""
-        if "restarted" not in report.facts or self._ledger.entries[number].clone_of is None:
-            return report
-        message = f"the state that it goes on from {report.facts['restarted']}, and a clone has no beginning of its own"
-        return replace(report, is_final=True, failure=Failure("error", message))
+    async def _wait_paused(self, trial: ScheduledTrial, leased: LeasedTrial) -> None:
+        going_on = self._paused[trial] = asyncio.Event()
+        try:
+            await leased.leave()
+            await going_on.wait()
+        finally:
+            del self._paused[trial]
 
     def _wake(self, trial: ScheduledTrial) -> None:
         """A paused trial goes on or has ended; one that is stopped while it trains is taken off its executor."""
@@ -268,8 +278,56 @@ class SearchLoop:
             task = self._trial_tasks[trial]
             way = task.get_coro()
             # One that has not taken its first step would never take any, and stay open; it sees that it has ended.
-            if not (inspect.iscoroutine(way) and inspect.getcoroutinestate(way) == inspect.CORO_CREATED):
+            is_new = inspect.iscoroutine(way) and inspect.getcoroutinestate(way) == inspect.CORO_CREATED
+            if not is_new and task is not asyncio.current_task():
                 task.cancel()
+
+    def _heed_budget(self) -> None:
+        """Once the budget is spent: no new trial, and those that train end at their next report, as interrupted."""
+        if self._end is None:
+            reason = None if self._budget is None else self._budget.find_spent()
+            has_work = self._trial_tasks or self._asked or self._searcher.has_more()
+            # Where the first trial is about to begin, there would be none.
+            if reason is None or not has_work or not (self._trial_tasks or self._ledger.best):
+                return
+            self.finish()
+            self._ledger.num_planned = self._ledger.num_begun
+            self._ledger.end_reason = reason
+            self._end = BudgetEnd(reason)
+            self._ledger.note("budget_spent", reason=reason, line=f"{reason}: {self._end.describe(self._ledger)}")
+        last = self._end.choose_last(self._trial_tasks, self._ledger)
+        if last in self._paused:
+            self._scheduling.go_on(last)
+        # Those that wait at a report would take the last one's place.
+        idle = [trial for trial, leased in self._leased.items() if leased.lease is None and trial not in self._paused]
+        for trial in [*self._asked, *idle, *(self._paused if last is None else ())]:
+            if trial is not last and not trial.is_ended:
+                self._cut(trial, self._end.reason)
+
+    async def _end_or_wait(self, trial: ScheduledTrial, leased: LeasedTrial, *, has_ended: bool) -> None:
+        assert self._end is not None
+        if has_ended:
+            self._scheduling.drop(trial)
+        elif self._ledger.best is not None:
+            self._cut(trial, self._end.reason)
+        elif trial is not self._end.last:
+            self._scheduling.pause_trial(trial)
+            self._changed.set()
+            await self._wait_paused(trial, leased)
+
+    def _cut(self, trial: ScheduledTrial, reason: str) -> None:
+        """Ends a trial as interrupted, to go on in a resume."""
+        self._ledger.entries[trial.number].cut_by = reason
+        self._ledger.num_planned -= 1
+        self._scheduling.drop(trial)
+        if self._asked.pop(trial, None) is not None:
+            self._searcher.close(trial.number)
+        self._changed.set()
+
+    async def _look_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            self._changed.set()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -303,6 +361,7 @@ def run_trials(
     events: PoolEvents | None = None,
     control: SearchControl | None = None,
     cloner: Cloner | None = None,
+    budget: SearchBudget | None = None,
 ) -> None:
     """Runs the search over the pool's executors to its end, on an event loop of its own in this thread.
 
@@ -315,6 +374,7 @@ def run_trials(
         events: Reads what happens in the pool; None: from the pool's beginning.
         control: Has the search do what the user asks.
         cloner: Makes the clones that the user asks for; None: trials cannot be cloned here.
+        budget: What the search may take; None: whatever it takes.
 
     Raises:
         PoolLost: If the pool is gone.
@@ -331,6 +391,7 @@ def run_trials(
         stop=stop,
         control=control,
         cloner=cloner,
+        budget=budget,
     )
     try:
         asyncio.run(loop.run())

@@ -13,6 +13,7 @@ from qlora_ray.orchestration.final_seeds import SeedSearcher, plan_seeds
 from qlora_ray.orchestration.leased_trial import TrialTerms
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.pool_events import PoolEvents
+from qlora_ray.orchestration.search_budget import SearchBudget
 from qlora_ray.orchestration.search_loop import run_trials
 from qlora_ray.orchestration.searcher import StudySearcher
 from qlora_ray.orchestration.stopping import SearchStop, StopSignals
@@ -34,6 +35,7 @@ def run_search(
     events: PoolEvents,
     stops: StopSignals,
     control: SearchControl,
+    budget: SearchBudget,
 ) -> None:
     """Runs all trials that are left to their ends, and those with new seeds where the config asks for them.
 
@@ -47,6 +49,7 @@ def run_search(
         events: What happens in the pool.
         stops: Ends it.
         control: What the user asks of it.
+        budget: What it may take, from now on.
     """
 
     def run(preflight: Preflight, searcher: StudySearcher, cloner: Cloner | None = None) -> None:
@@ -60,8 +63,10 @@ def run_search(
             stops=stops,
             control=control,
             cloner=cloner,
+            budget=budget,
         )
 
+    budget.begin()
     num_trials, num_slots = preflight.config.search.num_trials, plan.total_slots
     clones = plan_clones(ledger, paths)
     ledger.num_planned += len(clones)
@@ -73,7 +78,8 @@ def run_search(
         searcher,
         Cloner(preflight.config, space=preflight.space, paths=paths, ledger=ledger, searcher=searcher),
     )
-    planned = [] if ledger.is_stopping or ledger.is_finishing else plan_seeds(ledger, preflight.config)
+    is_over = ledger.is_stopping or ledger.is_finishing or budget.find_spent() is not None
+    planned = [] if is_over else plan_seeds(ledger, preflight.config)
     if planned:
         ledger.note("final_seeds_planned", reason=f"{len(planned)} trials with new seeds")
         seeds = SeedSearcher(study, space=preflight.space, ledger=ledger, planned=planned, num_slots=num_slots)
@@ -94,6 +100,7 @@ def _run_trials(
     stops: StopSignals,
     control: SearchControl,
     cloner: Cloner | None,
+    budget: SearchBudget,
 ) -> None:
     if searcher.num_left <= 0:
         return
@@ -112,6 +119,7 @@ def _run_trials(
             events=events,
             control=control,
             cloner=cloner,
+            budget=budget,
         )
     finally:
         stops.end_search()

@@ -67,6 +67,7 @@ def write_summary(
         verdict_note=winner.verdict.note if winner else None,
         objective=ledger.objective,
         first_failure=f"trial {failure[0]}: {failure[1]}" if failure else None,
+        end_reason=ledger.end_reason,
         device_wait_share=None if device_wait_share is None else round(device_wait_share, 4),
     )
     write_record(paths.summary, summary)
@@ -106,7 +107,10 @@ def describe_search(config: SweepConfig) -> str:
     """`12 trials by tpe, asha stops, 4 reports each`."""
     search = config.search
     stops = "none is stopped early" if search.scheduler == "none" else f"{search.scheduler} stops the weak"
-    return f"{search.num_trials} trials by {search.sampler}, {stops}, {search.num_reports} reports each"
+    limits = [] if search.time_budget is None else [f"no new one after {format_duration(search.time_budget)}"]
+    limits += [] if search.gpu_hours is None else [f"no new one after {search.gpu_hours:g} GPU-hours"]
+    parts = [f"{search.num_trials} trials by {search.sampler}", stops, f"{search.num_reports} reports each", *limits]
+    return ", ".join(parts)
 
 
 def describe_quantization(config: SweepConfig) -> str:
@@ -181,8 +185,13 @@ def print_next_steps(
             console.line(f"export    {export_command(paths, to=Path(f'{paths.name}-winner'))}")
     if summary.status is SweepStatus.INTERRUPTED:
         console.line(f"stopped. Go on with: {paths.resume_command}")
-    elif entries := ledger.resumable():
+        return
+    entries = ledger.resumable()
+    if summary.end_reason is not None:
+        console.line(f"{summary.end_reason}. Go on with another such budget: {paths.resume_command}")
+    elif entries:
         console.line(f"{plural(len(entries), 'trial')} can go on: {paths.resume_command}")
+    if entries:
         by_cause: dict[str, list[str]] = {}
         for entry in entries:
             by_cause.setdefault(entry.cause or entry.state, []).append(entry.id)

@@ -65,6 +65,7 @@ class TrialEntry:
         facts: What really ran, by its last report; under `executor`, what it ran on.
         failure: Why it ended without a result.
         stopped_by: Who stopped it, in words, where that was not its scheduler.
+        cut_by: Why it is interrupted, to go on in a resume, where the search goes on to its end without it.
     """
 
     number: int
@@ -81,6 +82,7 @@ class TrialEntry:
     facts: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
     stopped_by: str | None = None
+    cut_by: str | None = None
     is_final: bool = False
     num_retries: int = 0
     waited_s: float = 0.0

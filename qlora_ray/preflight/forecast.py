@@ -49,6 +49,7 @@ class Forecast:
         disk_bytes: Adapters of all trials, states of those that run, the winner's copy, and records.
         least_s: Shortest time of training and evaluation; None where the speed of no class is known.
         gpu_hours: `most_s` on all GPUs of the plan, and `least_s`; None without a GPU.
+        budget_s: Until `search.time_budget` or `search.gpu_hours` is spent, on all devices; None without either.
     """
 
     num_trials: int
@@ -66,6 +67,7 @@ class Forecast:
     most_gpu_hours: float | None
     classes: tuple[ClassForecast, ...]
     unknown: tuple[str, ...]
+    budget_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +91,8 @@ class Forecast:
                 span = _say_range(_say_hours(self.least_gpu_hours), _say_hours(self.most_gpu_hours))
                 hours = f", {span} GPU-hours"
             lines.append(f"{time} of training and evaluation{hours}; loading and the winner's answers come on top")
+        if self.budget_s is not None:
+            lines.append(f"the search's budget lasts {format_duration(self.budget_s)}: {self._say_trials()}")
         for item in self.classes:
             speed = _say_range(format_count(item.least_tokens_per_s), format_count(item.most_tokens_per_s))
             devices = plural(item.num_devices, "device")
@@ -96,6 +100,33 @@ class Forecast:
         lines += [f"{name}: its speed is not known" for name in self.unknown]
         wrapped = [textwrap.wrap(line, TABLE_COLUMNS, initial_indent="- ", subsequent_indent="  ") for line in lines]
         return "\n".join(["expected", *(line for group in wrapped for line in group)])
+
+    def _say_trials(self) -> str:
+        """How many trials of the search the budget lets begin."""
+        assert self.budget_s is not None
+        if not self.least_s or not self.most_s:
+            return "how many trials that is, is not known"
+        # One goes to its end in any case.
+        fewest, most = (
+            min(self.num_trials, max(1, int(self.num_trials * self.budget_s / seconds)))
+            for seconds in (self.most_s, self.least_s)
+        )
+        if fewest == self.num_trials:
+            return "enough for all trials"
+        return f"{_say_range(format_count(fewest), format_count(most))} of {plural(self.num_trials, 'trial')}"
+
+
+def find_budget_s(search: Search, plan: Plan) -> float | None:
+    """Returns the seconds after which no trial begins, where all devices of the plan are used; None without a budget.
+
+    Args:
+        search: Has the budgets, in time and in hours of all devices together.
+        plan: Has the devices; without a GPU, CPU nodes count as such.
+    """
+    num_devices = sum(item.num_devices for item in plan.placements if item.device_kind == "cuda")
+    num_devices = num_devices or sum(item.num_devices for item in plan.placements)
+    hours_s = None if search.gpu_hours is None else search.gpu_hours * SECONDS_PER_HOUR / max(1, num_devices)
+    return min((seconds for seconds in (search.time_budget, hours_s) if seconds is not None), default=None)
 
 
 def forecast_sweep(facts: PlanFacts, plan: Plan) -> Forecast:
@@ -157,6 +188,7 @@ def forecast_sweep(facts: PlanFacts, plan: Plan) -> Forecast:
             if (speed := speeds.get(item.device_class)) is not None
         ),
         unknown=tuple(unknown),
+        budget_s=find_budget_s(search, plan),
     )
 
 

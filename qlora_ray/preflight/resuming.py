@@ -23,7 +23,16 @@ from qlora_ray.search.space import SearchSpace
 
 NUM_TRIALS = "search.num_trials"
 # How long the sweep is, where it runs and where it lies. The space is compared as a space.
-FREE = (NUM_TRIALS, "search.final_seeds", "cluster.", "results.", "search.space", "model.trust_remote_code")
+FREE = (
+    NUM_TRIALS,
+    "search.final_seeds",
+    "search.time_budget",
+    "search.gpu_hours",
+    "cluster.",
+    "results.",
+    "search.space",
+    "model.trust_remote_code",
+)
 # Files may lie elsewhere by now: rows and base are known by their content (preflight.manifest.check_same_inputs).
 RELOCATABLE = tuple(".".join(keys) for keys in PATH_KEYS)
 COMMIT = re.compile(r"[0-9a-f]{40}")

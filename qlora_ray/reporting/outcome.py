@@ -30,6 +30,7 @@ class Outcome:
         scores: best/scores.json; empty without a winner.
         failure: What the sweep broke on, in its own words, if that was the last that was heard of it.
         last_event_at: Seconds since 1970.
+        end_reason: Which budget ended the search before all its trials; None if none did.
         device_wait_share: Of the devices' time from first step to last, how much they waited for a trial.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
     last_event_at: float | None
     device_wait_share: float | None
     is_held: bool = False
+    end_reason: str | None = None
 
 
 def read_outcome(paths: SweepPaths, files: FolderFiles, events: list[dict[str, Any]]) -> Outcome:
@@ -80,6 +82,7 @@ def read_outcome(paths: SweepPaths, files: FolderFiles, events: list[dict[str, A
         last_event_at=max((time for event in events if (time := parse_number(event.get("time")))), default=None),
         device_wait_share=summary.device_wait_share,
         is_held=paths.is_held(),
+        end_reason=summary.end_reason,
     )
 
 

@@ -61,6 +61,8 @@ def lead_of(story: Story) -> tuple[str, ...]:
     lead = list(verdict_sentences(outcome))
     if outcome.verdict is None and outcome.winner is not None:
         lead.append(f"Its validation loss is {format_loss(_loss_of(story.winner))}.")
+    if outcome.end_reason is not None:
+        lead.append(f"The search ended before all its trials: {outcome.end_reason}.")
     if outcome.status is SweepStatus.NO_WINNER:
         lead.append(f"First cause: {outcome.first_failure or 'all trials were stopped early'}.")
     if outcome.status in (SweepStatus.UNFINISHED, SweepStatus.INTERRUPTED):

@@ -143,6 +143,7 @@ class Summary:
         winner: The winning trial's id.
         verdict: Winner against base: `better`, `no different` or `worse`; None without a winner.
         verdict_note: What weakens the verdict; None if nothing does.
+        end_reason: Which budget ended the search before all its trials; None if none did.
         device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
     """
 
@@ -154,6 +155,7 @@ class Summary:
     first_failure: str | None = None
     device_wait_share: float | None = None
     verdict_note: str | None = None
+    end_reason: str | None = None
 
     @property
     def exit_code(self) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from qlora_ray.orchestration.cloning import Cloner
 from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.leased_trial import LeasedTrial
 from qlora_ray.orchestration.pool_events import PoolEvents
+from qlora_ray.orchestration.search_budget import SearchBudget
 from qlora_ray.orchestration.search_loop import SearchLoop
 from qlora_ray.orchestration.searcher import AskedTrial
 from qlora_ray.orchestration.stopping import SearchStop
@@ -43,6 +45,7 @@ class World:
         self.gathered = asyncio.Event()
         self.most_running = 0
         self.control: SearchControl | None = None
+        self.budget: SearchBudget | None = None
 
     def run(self, pool: Any = None) -> None:
         """Runs the search to its end; `pool` tells its events."""
@@ -57,6 +60,7 @@ class World:
             events=events,
             stop=self.stop,
             control=self.control,
+            budget=self.budget,
             cloner=Cloner(
                 self.books.config,
                 space=self.books.space,
@@ -75,7 +79,7 @@ class World:
 class PlayedTrial:
     """Makes its reports at once; its loss is its number and falls with every report."""
 
-    lease = None
+    lease: Any = None
     waited_s = 0.0
     num_retries = 0
 
@@ -85,6 +89,7 @@ class PlayedTrial:
     async def next_report(self) -> Report:
         self._index += 1
         world = self._world
+        self.lease = SimpleNamespace(seat_id=0, facts={})
         world.running.add(self._number)
         world.most_running = max(world.most_running, len(world.running))
         world.log.append(("report", self._number, self._index))
@@ -100,6 +105,7 @@ class PlayedTrial:
         return answer or Report(f"{self._number:04d}", self._index, is_final, {"eval_loss": loss})
 
     async def leave(self) -> None:
+        self.lease = None
         if self._number in self._world.running:
             self._world.running.discard(self._number)
             self._world.log.append(("leave", self._number, self._index))

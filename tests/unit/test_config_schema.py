@@ -89,6 +89,9 @@ AT_LEAST_ONE = [
 ]
 # Path, the last value that is allowed, the first that is not.
 BOUNDS = [
+    ("search.time_budget", 0.5, 0),
+    ("search.time_budget", "1h30m", "an hour"),
+    ("search.gpu_hours", 0.1, 0.0),
     *[(path, 1, 0) for path in AT_LEAST_ONE],
     *[(path, 1, 1.5) for path in AT_LEAST_ONE],
     # A prompt and its answer have a token each.

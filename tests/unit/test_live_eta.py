@@ -242,6 +242,29 @@ def test_before_the_first_report_scoring_is_foretold_from_the_training() -> None
 
 
 @pytest.mark.parametrize(
+    ("budget_s", "has_complete", "search_s"), [(5.0, False, 25.0), (5.0, True, 10.0), (9e9, True, None)]
+)
+def test_a_search_with_a_budget_ends_with_it_and_the_reports_that_are_under_way(
+    budget_s: float, has_complete: bool, search_s: float | None
+) -> None:
+    rows = RowCounts(trained=600, validation=10, verdict=10, answered=0)
+    outlooks = [
+        Outlook(Search(scheduler="none"), top_k=3, rows=rows, **limit)
+        for limit in ({}, {"budget_left": lambda: budget_s})
+    ]
+    executors = [LiveExecutor(executor=0, state="ready", slots=1)]
+    entries = {1: TrialEntry(1, {}, 0.0)}
+    if has_complete:
+        entries[0] = TrialEntry(0, {}, 0.0, closed_at=0.0, state=TrialStatus.COMPLETE, intermediate={4: 1.0})
+    for now, step in ((0.0, 0), (10.0, 100)):
+        trials = {trial_id_of(1): LiveTrial(step=step, num_steps=200, executor=0)}
+        scene = Scene(now, LivePhase.SEARCH, 9, entries, trials, executors, {})
+        free, limited = (outlook.look(scene).search_s for outlook in outlooks)
+    # A trial takes 20 s, and a report comes every 5 s: one more of them, or a whole trial where none is complete.
+    assert limited == pytest.approx(free if search_s is None else search_s, rel=0.01)
+
+
+@pytest.mark.parametrize(
     ("final_seeds", "seed_of", "planned", "known"),
     # Three are planned; one came to its end, or had two seeds.
     [(0, [None], 3, 1), (2, [None, None, 0, 0], 6, 2)],

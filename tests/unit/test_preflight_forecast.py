@@ -11,7 +11,7 @@ from qlora_ray.config.schema import Search, SweepConfig
 from qlora_ray.hardware import Placement
 from qlora_ray.hardware.catalogue import find_class
 from qlora_ray.hardware.speed import count_flops_per_token, estimate_speed
-from qlora_ray.preflight.forecast import least_share
+from qlora_ray.preflight.forecast import Forecast, find_budget_s, least_share
 from qlora_ray.preflight.measured_speed import find_speed
 from tests.unit.hardware_fixtures import DEMAND, LLAMA_8B, QWEN_HALF_B, TINY, cpu_node, node, plan
 
@@ -99,3 +99,50 @@ def test_a_sweep_of_the_same_base_and_class_is_believed_before_the_rule(tmp_path
     assert speed is not None and "mine" in speed.source
     # Four trials shared each step.
     assert (speed.least, speed.most) == (750.0, 1250.0)
+
+
+@pytest.mark.parametrize(
+    ("search", "seconds"),
+    [
+        ({}, None),
+        ({"time_budget": "2h"}, 7200),
+        ({"gpu_hours": 4.0}, 7200),
+        ({"time_budget": "3h", "gpu_hours": 4.0}, 7200),
+        ({"time_budget": 60, "gpu_hours": 4.0}, 60),
+    ],
+)
+def test_a_budget_lasts_as_long_as_the_first_of_them(search, seconds):
+    two = plan(node("a", find_class("T4").to_device(), find_class("T4").to_device()))
+    assert sum(item.num_devices for item in two.placements) == 2
+    assert find_budget_s(Search(**search), two) == seconds
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "words"),
+    [
+        (1_000.0, "the search's budget lasts 16:40: enough for all trials"),
+        (100.0, "the search's budget lasts 1:40: 4 to 20 of 40 trials"),
+        (1.0, "the search's budget lasts 0:01: 1 of 40 trials"),
+        (None, None),
+    ],
+)
+def test_the_plan_says_how_many_trials_a_budget_lets_begin(budget_s, words):
+    forecast = Forecast(
+        num_trials=40,
+        num_seed_trials=0,
+        least_steps=10,
+        most_steps=10,
+        num_samples=80,
+        least_tokens=1,
+        most_tokens=1,
+        evaluation_tokens=1,
+        disk_bytes=1,
+        least_s=200.0,
+        most_s=1_000.0,
+        least_gpu_hours=None,
+        most_gpu_hours=None,
+        classes=(),
+        unknown=(),
+        budget_s=budget_s,
+    )
+    assert (words in forecast.render()) if words else ("budget" not in forecast.render())

@@ -90,7 +90,7 @@ def test_length_cluster_and_places_of_files_may_change(write_config) -> None:
         data={"train": "/mnt/b.jsonl", "validation": "/mnt/v.jsonl"},
         model={"name": "x", "revision": "main"},
         cluster={"max_slots": 2, "address": "head:6379"},
-        search={"num_trials": 30},
+        search={"num_trials": 30, "time_budget": "1h", "gpu_hours": 2},
         results={"dir": "elsewhere"},
     )
     config, _ = resume(manifest, config=path)

@@ -49,6 +49,7 @@ def test_the_end_shows_what_means_leave_out_and_what_weakens_the_verdict(tmp_pat
         mode="min",
         objective="eval_loss",
         first_failure=None,
+        end_reason=None,
         value_of=lambda one: one.value,
         counts=lambda: {"complete": 1},
     )
@@ -102,10 +103,30 @@ def test_whatever_can_go_on_is_told_with_its_command_and_its_cause(
     assert text.getvalue().splitlines() == [line.format(**words) for line in expected]
 
 
+def test_a_spent_budget_is_told_once_with_the_command_that_goes_on(tmp_path: Any) -> None:
+    paths, text = SweepPaths(tmp_path / "s"), io.StringIO()
+    paths.create()
+    ledger = Ledger(SweepConfig(), paths=paths, console=Console(io.StringIO()), common=SweepFacts())
+    ledger.open(0, {})
+    ledger.end_reason = ledger.entries[0].cut_by = "search.time_budget of 1:00 is spent"
+    ledger.close(0)
+    winner: Any = SimpleNamespace(
+        entry=SimpleNamespace(id="0002"), scores=BASE, verdict=SimpleNamespace(word="better", note=None)
+    )
+    summary = write_summary(ledger, winner, paths=paths, interrupted=False)
+    assert (read_json(paths.summary)["status"], summary.exit_code) == ("complete", 0)
+    assert read_json(paths.summary)["end_reason"] == "search.time_budget of 1:00 is spent"
+    print_next_steps(Console(text), summary, ledger=ledger, winner=winner, paths=paths, is_exported=True)
+    assert text.getvalue().splitlines()[1:] == [
+        f"search.time_budget of 1:00 is spent. Go on with another such budget: {paths.resume_command}",
+        "          0000: search.time_budget of 1:00 is spent",
+    ]
+
+
 @pytest.mark.parametrize("is_exported", [False, True])
 def test_how_to_export_is_told_unless_it_is_done_anyway(tmp_path: Any, is_exported: bool) -> None:
     ledger: Any = SimpleNamespace(
-        resumable=lambda: [], counts=lambda: {"complete": 1}, objective="", first_failure=None
+        resumable=lambda: [], counts=lambda: {"complete": 1}, objective="", first_failure=None, end_reason=None
     )
     winner: Any = SimpleNamespace(
         entry=SimpleNamespace(id="0002"), scores=BASE, verdict=SimpleNamespace(word="better", note=None)

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from qlora_ray.hardware import Plan
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.live.outlook import Outlook, RowCounts, Scene, TimeLeft
+from qlora_ray.orchestration.search_budget import SearchBudget
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs.live import LiveExecutor, LiveFigures, LivePhase, LiveTrial
@@ -36,6 +37,7 @@ class LiveCollector:
         outlook: Estimates the time left.
         device_kind: `cuda` or `cpu`: what the hours are of.
         earlier_hours: Device-hours of the runs that this one goes on with.
+        budget: Is told of the hours; None: nobody is.
         clock: Monotonic seconds.
     """
 
@@ -47,6 +49,7 @@ class LiveCollector:
         outlook: Outlook,
         device_kind: str,
         earlier_hours: float = 0.0,
+        budget: SearchBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
@@ -54,6 +57,7 @@ class LiveCollector:
         self._outlook = outlook
         self._device_kind = device_kind
         self._hours = earlier_hours
+        self._budget = budget
         self._clock = clock
         self._answer: Mapping[str, Any] = {"seats": [], "waiting": []}
         self._looked_at: float | None = None
@@ -112,10 +116,18 @@ class LiveCollector:
         if self._looked_at is not None:
             self._hours += (now - self._looked_at) * len(devices) / SECONDS_PER_HOUR
         self._looked_at = now
+        if self._budget is not None:
+            self._budget.note_hours(self._hours, num_devices=len(devices))
 
 
 def make_collector(
-    preflight: Preflight, plan: Plan, *, ledger: Ledger, pool: Any, earlier: LiveFigures | None
+    preflight: Preflight,
+    plan: Plan,
+    *,
+    ledger: Ledger,
+    pool: Any,
+    earlier: LiveFigures | None,
+    budget: SearchBudget,
 ) -> LiveCollector:
     """Returns the collector of a sweep.
 
@@ -125,6 +137,7 @@ def make_collector(
         ledger: The books.
         pool: The pool's actor.
         earlier: The figures of the run that this one goes on with.
+        budget: What the search may take.
     """
     config, data = preflight.config, preflight.data
     metrics, _ = resolve_data_metrics(config, data)
@@ -138,9 +151,10 @@ def make_collector(
     return LiveCollector(
         ledger,
         pool,
-        outlook=Outlook(config.search, top_k=config.evaluate.top_k, rows=rows),
+        outlook=Outlook(config.search, top_k=config.evaluate.top_k, rows=rows, budget_left=budget.seconds_left),
         device_kind="cuda" if any(placement.device_kind == "cuda" for placement in plan.placements) else "cpu",
         earlier_hours=earlier.gpu_hours if earlier is not None else 0.0,
+        budget=budget,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qlora_ray.config.schema import Search
@@ -81,9 +81,18 @@ class Outlook:
         search: Has the scheduler and its reports.
         top_k: Trials that are scored again.
         rows: What they are scored on.
+        budget_left: Returns the seconds until the search's budget is spent; None where it has none.
     """
 
-    def __init__(self, search: Search, *, top_k: int, rows: RowCounts) -> None:
+    def __init__(
+        self,
+        search: Search,
+        *,
+        top_k: int,
+        rows: RowCounts,
+        budget_left: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self._budget_left = budget_left
         self._search = search
         self._top_k = top_k
         self._rows = rows
@@ -148,7 +157,17 @@ class Outlook:
         survival = self._survival(entries)
         drawn = [self._draw_s(scene, survival, speeds, shift=at / num_draws) for at in range(num_draws)]
         known = [seconds for seconds in drawn if seconds is not None]
-        return sum(known) / len(known) if known else None
+        left_s = self._budget_left()
+        if not known or left_s is None:
+            return sum(known) / len(known) if known else None
+        return min(sum(known) / len(known), left_s + self._last_s(entries, speeds))
+
+    def _last_s(self, entries: Sequence[TrialEntry], speeds: Mapping[int, Speed | None]) -> float:
+        """How long trials still run, at most, when the budget is spent: to their next report, or one to its end."""
+        is_any_complete = any(entry.state is TrialStatus.COMPLETE for entry in entries)
+        share = 1 / self._search.num_reports if is_any_complete else 1.0
+        paces = [speed.trials_per_s / speed.trials_at_once for speed in speeds.values() if speed is not None]
+        return share / min(paces) if paces else 0.0
 
     def _draw_s(
         self, scene: Scene, survival: Survival, speeds: Mapping[int, Speed | None], *, shift: float
