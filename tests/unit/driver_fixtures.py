@@ -74,6 +74,7 @@ class World:
         monkeypatch.setattr(collecting, "resolve_data_metrics", lambda config, data: ([], "loss only"))
         monkeypatch.setattr("qlora_ray.orchestration.cluster.joining.ray_cluster", self._join)
         monkeypatch.setattr("qlora_ray.reporting.write_report", self.write_report)
+        monkeypatch.setattr("qlora_ray.orchestration.executor.shared_data.own_node_id", lambda: HEAD)
         monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)
         monkeypatch.setattr("qlora_ray.orchestration.executor.shared_data.own_node_id", lambda: HEAD)
         monkeypatch.setattr(ray, "kill", lambda actor: self.done.append("kill pool"))
