@@ -73,7 +73,7 @@ class Ledger:
     Attributes:
         num_planned: Trials of the sweep; those with new seeds are added as they are planned.
         is_stopping: Whether the search is cut off: what runs is interrupted.
-        is_finishing: Whether the user wants no more trials: what runs goes on to its end, and no new seeds follow.
+        is_finishing: Whether no more trials begin, new seeds neither: the user wants none, or a budget is spent.
         end_reason: Which budget ended the search before all its trials; None: none did.
     """
 
