@@ -13,17 +13,10 @@ import sys
 import time
 
 from qlora_ray.console import Console
+from qlora_ray.orchestration.pool.actions import EvictTrial, Grant
+from qlora_ray.orchestration.pool.events import Evicted, ExecutorReady, LeaseAsked, SeatsAdded, TrialEnded
+from qlora_ray.orchestration.pool.leases import Seat
 from qlora_ray.orchestration.pool.machine import PoolMachine
-from qlora_ray.orchestration.pool.messages import (
-    Evicted,
-    EvictTrial,
-    ExecutorReady,
-    Grant,
-    LeaseAsked,
-    Seat,
-    SeatsAdded,
-    TrialEnded,
-)
 from qlora_ray.orchestration.pool.terms import PoolTerms
 
 NUM_EXECUTORS = 512

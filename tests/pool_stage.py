@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from qlora_ray.orchestration.pool.machine import PoolMachine
-from qlora_ray.orchestration.pool.messages import (
-    Action,
+from qlora_ray.orchestration.pool.actions import Action, EvictTrial, Grant, StartExecutor, Tell
+from qlora_ray.orchestration.pool.events import (
     Event,
     Evicted,
-    EvictTrial,
     ExecutorDied,
     ExecutorReady,
-    Grant,
     Heard,
-    Lease,
     LeaseAsked,
     LeaseReleased,
-    Seat,
     SeatsAdded,
-    StartExecutor,
-    Tell,
     Tick,
 )
+from qlora_ray.orchestration.pool.leases import Lease, Seat
+from qlora_ray.orchestration.pool.machine import PoolMachine
 from qlora_ray.orchestration.pool.terms import PoolTerms
 
 LEASE_TIMEOUT_S = 60.0

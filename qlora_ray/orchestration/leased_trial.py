@@ -12,7 +12,7 @@ from qlora_ray.errors import NoExecutors, NoFittingDevice, PoolLost, QloraRayErr
 from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted, SlotRefused
 from qlora_ray.orchestration.memory_ladder import larger_needs, next_needs
-from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE, Lease
 from qlora_ray.orchestration.trial_port import CallFailed, ExecutorGone, TrialPort
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.search.space import apply_values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_ray.orchestration.pool.messages import Lease, LeaseNeeds
+from qlora_ray.orchestration.pool.leases import Lease, LeaseNeeds
 
 
 def next_needs(lease: Lease, needs: LeaseNeeds) -> LeaseNeeds:

@@ -9,7 +9,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import QloraRayError
 from qlora_ray.orchestration.executor.admission import LeaseLost
-from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease, LeaseNeeds
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE, Lease, LeaseNeeds
 from qlora_ray.orchestration.ray_errors import describe_death, pool_lost
 from qlora_ray.training.engine import Report, TrialSpec
 

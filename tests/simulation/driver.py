@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.orchestration.leased_trial import LeasedTrial, TrialTerms
-from qlora_ray.orchestration.pool.messages import (
-    ANY_DEVICE,
-    ExecutorDied,
-    Lease,
-    LeaseNeeds,
-    LeaseReleased,
-    TrialPreempted,
-)
+from qlora_ray.orchestration.pool.events import ExecutorDied, LeaseReleased, TrialPreempted
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE, Lease, LeaseNeeds
 from qlora_ray.orchestration.trial_port import ExecutorGone
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.training.engine import Report, TrialSpec

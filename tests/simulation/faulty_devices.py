@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from qlora_ray.orchestration.pool.actions import Refuse
 from qlora_ray.orchestration.pool.capacity import Capacity
+from qlora_ray.orchestration.pool.events import LeaseAsked, NodeGone
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE
 from qlora_ray.orchestration.pool.leaving import LeavingNodes
 from qlora_ray.orchestration.pool.machine import PoolMachine
-from qlora_ray.orchestration.pool.messages import ANY_DEVICE, LeaseAsked, NodeGone, Refuse
 from qlora_ray.orchestration.pool.seats import SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 from qlora_ray.orchestration.pool.whole_device import WholeDevices

@@ -12,16 +12,10 @@ from typing import Any
 
 import qlora_ray.orchestration.pool.machine as machine_module
 from qlora_ray.orchestration.executor.admission import Admissions, Preempted
+from qlora_ray.orchestration.pool.actions import EvictTrial
+from qlora_ray.orchestration.pool.events import ExecutorDied, Heard, NodeDraining, TrialEnded, TrialPreempted
 from qlora_ray.orchestration.pool.granting import refuse_hopeless
 from qlora_ray.orchestration.pool.machine import PoolMachine
-from qlora_ray.orchestration.pool.messages import (
-    EvictTrial,
-    ExecutorDied,
-    Heard,
-    NodeDraining,
-    TrialEnded,
-    TrialPreempted,
-)
 from qlora_ray.orchestration.pool.seats import SeatState
 from tests.simulation.executor import SimulatedExecutor
 from tests.simulation.faulty_devices import FAULTY_EXECUTORS, FAULTY_MACHINES

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.orchestration.pool.messages import Lease, PreemptTrial, Refuse
+from qlora_ray.orchestration.pool.actions import PreemptTrial, Refuse
+from qlora_ray.orchestration.pool.leases import Lease
 from qlora_ray.orchestration.pool.terms import MAX_FAILED_STARTS, MAX_RESTARTS
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.training.engine import Report

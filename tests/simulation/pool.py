@@ -8,34 +8,35 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.errors import NoExecutors, NoFittingDevice
-from qlora_ray.orchestration.pool.machine import PoolMachine
-from qlora_ray.orchestration.pool.messages import (
+from qlora_ray.orchestration.pool.actions import (
     AskHeartbeat,
+    EvictTrial,
+    Grant,
+    KillExecutor,
+    PreemptTrial,
+    Refuse,
+    StartExecutor,
+    Tell,
+    WantCapacity,
+)
+from qlora_ray.orchestration.pool.events import (
     Event,
     Evicted,
-    EvictTrial,
     ExecutorDied,
     ExecutorReady,
-    Grant,
     Heard,
-    KillExecutor,
     LeaseAsked,
-    LeaseNeeds,
     LeaseReleased,
     NodeDraining,
     NodeGone,
-    PreemptTrial,
-    Refuse,
-    Seat,
     SeatsAdded,
     SlotsChanged,
-    StartExecutor,
-    Tell,
     Tick,
     TrialEnded,
     TrialPreempted,
-    WantCapacity,
 )
+from qlora_ray.orchestration.pool.leases import LeaseNeeds, Seat
+from qlora_ray.orchestration.pool.machine import PoolMachine
 from qlora_ray.orchestration.trial_port import ExecutorGone
 from tests.simulation.executor import STEPS_PER_REPORT, SimulatedExecutor
 

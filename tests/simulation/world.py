@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from qlora_ray.orchestration.pool.events import NodeDraining, NodeGone, SeatsAdded
+from qlora_ray.orchestration.pool.leases import Seat
 from qlora_ray.orchestration.pool.machine import PoolMachine
-from qlora_ray.orchestration.pool.messages import NodeDraining, NodeGone, Seat, SeatsAdded
 from qlora_ray.orchestration.pool.terms import PoolTerms
 from tests.simulation.driver import SimulatedDriver
 from tests.simulation.executor import Disk, SimulatedExecutor

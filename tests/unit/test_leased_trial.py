@@ -13,7 +13,7 @@ from qlora_ray.errors import NoExecutors, NoFittingDevice, PoolLost
 from qlora_ray.hardware.trial_size import TrialSizes
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted
 from qlora_ray.orchestration.leased_trial import MAX_PREEMPTIONS_PER_REPORT, POLLS_PER_LEASE, LeasedTrial, TrialTerms
-from qlora_ray.orchestration.pool.messages import ANY_DEVICE, Lease, LeaseNeeds
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE, Lease, LeaseNeeds
 from qlora_ray.orchestration.trial_port import CallFailed, ExecutorGone
 from qlora_ray.training.engine import Failure, Report, TrialSpec
 from tests.unit.hardware_fixtures import TINY, gpu, node, plan

@@ -18,7 +18,8 @@ from qlora_ray.orchestration import node_changes
 from qlora_ray.orchestration.cluster.nodes import RayNode
 from qlora_ray.orchestration.cluster.scaling import HOLD_S, CapacityRequest
 from qlora_ray.orchestration.node_changes import SweepNodes
-from qlora_ray.orchestration.pool.messages import ANY_DEVICE, CapacityWanted
+from qlora_ray.orchestration.pool.actions import CapacityWanted
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE
 from qlora_ray.preflight.checks import Preflight
 from tests.unit.hardware_fixtures import cpu_node, gpu, node, plan
 

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from qlora_ray.errors import NoExecutors, NoFittingDevice
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec
 from qlora_ray.orchestration.pool.actor import Pool
-from qlora_ray.orchestration.pool.messages import Lease, LeaseNeeds
+from qlora_ray.orchestration.pool.leases import Lease, LeaseNeeds
 from qlora_ray.orchestration.pool.terms import PoolTerms
 from tests.fake_executor import FakePlacement
 from tests.pool_stage import make_facts

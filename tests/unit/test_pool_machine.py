@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_ray.orchestration.pool.messages import (
-    AskHeartbeat,
+from qlora_ray.orchestration.pool.actions import AskHeartbeat, EvictTrial, Grant, KillExecutor, Refuse, StartExecutor
+from qlora_ray.orchestration.pool.events import (
     Evicted,
-    EvictTrial,
     ExecutorDied,
     ExecutorReady,
-    Grant,
-    KillExecutor,
-    LeaseNeeds,
     NodeGone,
-    Refuse,
-    Seat,
     SeatsAdded,
     SlotsChanged,
-    StartExecutor,
     TrialEnded,
     TrialPreempted,
 )
+from qlora_ray.orchestration.pool.leases import LeaseNeeds, Seat
 from qlora_ray.orchestration.pool.terms import MAX_RESTARTS
 from tests.pool_stage import LEASE_TIMEOUT_S, NODE, Stage, make_facts
 

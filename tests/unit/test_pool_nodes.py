@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from qlora_ray.orchestration.pool.messages import (
-    ANY_DEVICE,
+from qlora_ray.orchestration.pool.actions import (
     CapacityWanted,
-    Evicted,
     KillExecutor,
-    LeaseNeeds,
-    NodeDraining,
-    NodeGone,
     PreemptTrial,
     Refuse,
-    ScoringBegun,
-    Seat,
-    SeatsAdded,
     StartExecutor,
-    TrialEnded,
-    TrialPreempted,
     WantCapacity,
 )
+from qlora_ray.orchestration.pool.events import (
+    Evicted,
+    NodeDraining,
+    NodeGone,
+    ScoringBegun,
+    SeatsAdded,
+    TrialEnded,
+    TrialPreempted,
+)
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE, LeaseNeeds, Seat
 from tests.pool_stage import NODE, Stage
 
 GIB = 2**30

@@ -13,41 +13,41 @@ from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import NoExecutors, NoFittingDevice
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec, Launcher
-from qlora_ray.orchestration.pool.feed import EventFeed
-from qlora_ray.orchestration.pool.live_answers import LiveAnswers
-from qlora_ray.orchestration.pool.machine import PoolMachine
-from qlora_ray.orchestration.pool.messages import (
-    ANY_DEVICE,
+from qlora_ray.orchestration.pool.actions import (
     Action,
     AskHeartbeat,
     CapacityWanted,
+    EvictTrial,
+    Grant,
+    KillExecutor,
+    PreemptTrial,
+    Refuse,
+    StartExecutor,
+    Tell,
+    WantCapacity,
+)
+from qlora_ray.orchestration.pool.events import (
     Event,
     Evicted,
-    EvictTrial,
     ExecutorDied,
     ExecutorReady,
-    Grant,
     Heard,
-    KillExecutor,
-    Lease,
     LeaseAsked,
-    LeaseNeeds,
     LeaseReleased,
     NodeDraining,
     NodeGone,
     NodeNoted,
-    PreemptTrial,
-    Refuse,
     ScoringBegun,
     SeatsAdded,
     SlotsChanged,
-    StartExecutor,
-    Tell,
     Tick,
     TrialEnded,
     TrialPreempted,
-    WantCapacity,
 )
+from qlora_ray.orchestration.pool.feed import EventFeed
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE, Lease, LeaseNeeds
+from qlora_ray.orchestration.pool.live_answers import LiveAnswers
+from qlora_ray.orchestration.pool.machine import PoolMachine
 from qlora_ray.orchestration.pool.planned_seats import make_seats
 from qlora_ray.orchestration.pool.terms import PoolTerms
 from qlora_ray.orchestration.ray_errors import describe_death, is_ours

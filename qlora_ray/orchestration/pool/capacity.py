@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qlora_ray.orchestration.pool.messages import ANY_DEVICE, CapacityWanted, WantCapacity
+from qlora_ray.orchestration.pool.actions import CapacityWanted, WantCapacity
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE
 from qlora_ray.orchestration.pool.seats import SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 

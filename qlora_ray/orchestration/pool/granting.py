@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_ray.orchestration.pool.messages import LeaseNeeds
+from qlora_ray.orchestration.pool.leases import LeaseNeeds
 from qlora_ray.orchestration.pool.seats import SeatRecord, SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qlora_ray.orchestration.pool.messages import NodeDraining, NodeGone, PreemptTrial
+from qlora_ray.orchestration.pool.actions import PreemptTrial
+from qlora_ray.orchestration.pool.events import NodeDraining, NodeGone
 from qlora_ray.orchestration.pool.seats import SeatRecord, SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qlora_ray.orchestration.pool.messages import AskHeartbeat, EvictTrial, Heard
+from qlora_ray.orchestration.pool.actions import AskHeartbeat, EvictTrial
+from qlora_ray.orchestration.pool.events import Heard
 from qlora_ray.orchestration.pool.seats import SeatRecord, SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from qlora_ray.orchestration.pool.actions import Action, Grant
 from qlora_ray.orchestration.pool.capacity import Capacity
-from qlora_ray.orchestration.pool.granting import grant_slots, is_hopeless, refuse_hopeless
-from qlora_ray.orchestration.pool.leaving import LeavingNodes
-from qlora_ray.orchestration.pool.liveness import Liveness, settle_held
-from qlora_ray.orchestration.pool.messages import (
-    Action,
+from qlora_ray.orchestration.pool.events import (
     Event,
     Evicted,
     ExecutorDied,
     ExecutorReady,
-    Grant,
     Heard,
     LeaseAsked,
     LeaseReleased,
@@ -29,6 +25,9 @@ from qlora_ray.orchestration.pool.messages import (
     TrialEnded,
     TrialPreempted,
 )
+from qlora_ray.orchestration.pool.granting import grant_slots, is_hopeless, refuse_hopeless
+from qlora_ray.orchestration.pool.leaving import LeavingNodes
+from qlora_ray.orchestration.pool.liveness import Liveness, settle_held
 from qlora_ray.orchestration.pool.seats import SeatRecord, SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 from qlora_ray.orchestration.pool.terms import MAX_FAILED_STARTS, MAX_RESTARTS, PoolTerms

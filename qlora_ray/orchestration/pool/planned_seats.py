@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from qlora_ray.hardware import Placement
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec
-from qlora_ray.orchestration.pool.messages import Seat
+from qlora_ray.orchestration.pool.leases import Seat
 
 
 def make_seats(specs: Sequence[ExecutorSpec], *, first_id: int) -> tuple[Seat, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from qlora_ray.orchestration.pool.messages import Lease, LeaseNeeds, Seat
+from qlora_ray.orchestration.pool.leases import Lease, LeaseNeeds, Seat
 
 # A heap with this many outdated entries per seat is made anew.
 MAX_OUTDATED_SHARE = 4

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from qlora_ray.orchestration.pool.messages import (
-    Action,
-    EvictTrial,
-    Grant,
-    KillExecutor,
-    Lease,
-    LeaseAsked,
-    Refuse,
-    Seat,
-    StartExecutor,
-    Tell,
-)
+from qlora_ray.orchestration.pool.actions import Action, EvictTrial, Grant, KillExecutor, Refuse, StartExecutor, Tell
+from qlora_ray.orchestration.pool.events import LeaseAsked
+from qlora_ray.orchestration.pool.leases import Lease, Seat
 from qlora_ray.orchestration.pool.seats import HeldSlot, SeatRecord, SeatState, SeatTable
 from qlora_ray.orchestration.pool.terms import PoolTerms
 from qlora_ray.orchestration.pool.waiting import WaitingTrials

@@ -6,7 +6,8 @@ import heapq
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from qlora_ray.orchestration.pool.messages import ANY_DEVICE, LeaseAsked, LeaseNeeds
+from qlora_ray.orchestration.pool.events import LeaseAsked
+from qlora_ray.orchestration.pool.leases import ANY_DEVICE, LeaseNeeds
 from qlora_ray.orchestration.pool.seats import MAX_OUTDATED_SHARE, SeatKind
 
 MIN_HEAP = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qlora_ray.orchestration.pool.messages import LeaseNeeds
+from qlora_ray.orchestration.pool.leases import LeaseNeeds
 from qlora_ray.orchestration.pool.seats import LIVING, SeatRecord, SeatState
 from qlora_ray.orchestration.pool.state import PoolState
 
