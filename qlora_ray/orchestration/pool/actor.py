@@ -1,15 +1,12 @@
-"""The pool's actor: carries out what the state machine decides, and tells it what happens."""
+"""The pool's actor: what trials and driver call, told to the state machine; and what it decides, carried out."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-
-from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import NoExecutors, NoFittingDevice
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec, Launcher
@@ -28,10 +25,7 @@ from qlora_ray.orchestration.pool.actions import (
 )
 from qlora_ray.orchestration.pool.events import (
     Event,
-    Evicted,
     ExecutorDied,
-    ExecutorReady,
-    Heard,
     LeaseAsked,
     LeaseReleased,
     NodeDraining,
@@ -39,18 +33,17 @@ from qlora_ray.orchestration.pool.events import (
     NodeNoted,
     ScoringBegun,
     SeatsAdded,
-    SlotsChanged,
     Tick,
     TrialEnded,
     TrialPreempted,
 )
+from qlora_ray.orchestration.pool.executor_calls import ExecutorCalls
 from qlora_ray.orchestration.pool.feed import EventFeed
 from qlora_ray.orchestration.pool.leases import ANY_DEVICE, Lease, LeaseNeeds
 from qlora_ray.orchestration.pool.live_answers import LiveAnswers
 from qlora_ray.orchestration.pool.machine import PoolMachine
 from qlora_ray.orchestration.pool.planned_seats import make_seats
 from qlora_ray.orchestration.pool.terms import PoolTerms
-from qlora_ray.orchestration.ray_errors import describe_death, is_ours
 
 # The timer of an idle machine.
 LONGEST_SLEEP_S = 60.0
@@ -74,29 +67,24 @@ class Pool:
         terms: PoolTerms,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._launcher = launcher
         self._specs = list(specs)
         self._clock = clock
         self._drain_timeout_s = terms.drain_timeout_s
         self._machine = PoolMachine(terms)
         self._feed = EventFeed()
         self._live = LiveAnswers(clock)
-        self._executors: dict[tuple[int, int], Any] = {}
-        self._watchers: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._executors = ExecutorCalls(launcher, tell=self._handle, clock=clock)
         self._askers: dict[str, asyncio.Future[Lease]] = {}
-        self._evictions: dict[str, set[asyncio.Task[None]]] = {}
-        # The event loop keeps no task alive that nobody holds.
-        self._calls: set[asyncio.Task[None]] = set()
         self._wanted: tuple[CapacityWanted, ...] = ()
         self._timer: asyncio.Task[None] | None = None
         self._carry_out: dict[type, Callable[[Any], None]] = {
-            StartExecutor: self._start_executor,
-            KillExecutor: self._kill_executor,
+            StartExecutor: self._executors.start,
+            KillExecutor: self._executors.kill,
             Grant: self._grant,
             Refuse: self._refuse,
-            EvictTrial: self._evict,
-            PreemptTrial: self._preempt,
-            AskHeartbeat: self._ask_heartbeat,
+            EvictTrial: self._executors.evict,
+            PreemptTrial: self._executors.preempt,
+            AskHeartbeat: self._executors.ask_heartbeat,
             Tell: lambda action: self._feed.append(dict(action.facts)),
             WantCapacity: self._want,
         }
@@ -157,9 +145,7 @@ class Pool:
         """
         self._send_away(trial_id)
         self._handle(TrialEnded(trial_id, needs_more))
-        leaving = self._evictions.get(trial_id)
-        if leaving:
-            await asyncio.wait(set(leaving))
+        await self._executors.wait_evicted(trial_id)
 
     async def report_preempted(self, trial_id: str, lease_number: int, reason: str) -> None:
         """A trial was put off its device: its slot is given back, and the driver told."""
@@ -219,7 +205,7 @@ class Pool:
     async def ready_executors(self) -> list[tuple[Any, dict[str, Any]]]:
         """Handles and facts of the executors that are ready."""
         return [
-            (self._executors[seat_id, incarnation], facts)
+            (self._executors.handle_of(seat_id, incarnation), facts)
             for seat_id, incarnation, facts in self._machine.ready_executors()
         ]
 
@@ -233,7 +219,10 @@ class Pool:
         Executors are asked together, at most every 2 s, and none that hangs holds this up: see LiveAnswers.
         """
         answers = await self._live.ask(
-            {(seat_id, incarnation): self._executors[seat_id, incarnation] for seat_id, incarnation in self._ready()}
+            {
+                (seat_id, incarnation): self._executors.handle_of(seat_id, incarnation)
+                for seat_id, incarnation, _ in self._machine.ready_executors()
+            }
         )
         seats = self._machine.describe_seats()
         return {
@@ -244,13 +233,9 @@ class Pool:
     async def close(self) -> None:
         """Ends all executors."""
         self._live.close()
-        for task in (*self._calls, *self._watchers.values(), *([self._timer] if self._timer else [])):
-            task.cancel()
-        for executor in self._executors.values():
-            self._launcher.kill(executor)
-
-    def _ready(self) -> list[tuple[int, int]]:
-        return [(seat_id, incarnation) for seat_id, incarnation, _ in self._machine.ready_executors()]
+        if self._timer is not None:
+            self._timer.cancel()
+        self._executors.close()
 
     def _add(self, specs: Sequence[ExecutorSpec]) -> list[int]:
         seats = make_seats(specs, first_id=self._machine.next_seat_id)
@@ -276,96 +261,16 @@ class Pool:
         if future is not None:
             future.cancel()
 
-    def _start_executor(self, action: StartExecutor) -> None:
-        key = (action.seat_id, action.incarnation)
-        self._executors[key] = self._launcher.start(action.spec)
-        self._watchers[key] = asyncio.create_task(self._watch(action))
-
-    def _kill_executor(self, action: KillExecutor) -> None:
-        key = (action.seat_id, action.incarnation)
-        watcher = self._watchers.pop(key)
-        if watcher is not asyncio.current_task():
-            watcher.cancel()
-        self._launcher.kill(self._executors.pop(key))
-
     def _grant(self, action: Grant) -> None:
         lease = action.lease
         future = self._askers.pop(lease.trial_id, None)
         if future is not None and not future.done():
-            future.set_result(replace(lease, executor=self._executors[lease.seat_id, lease.incarnation]))
+            future.set_result(replace(lease, executor=self._executors.handle_of(lease.seat_id, lease.incarnation)))
 
     def _refuse(self, action: Refuse) -> None:
         future = self._askers.pop(action.trial_id, None)
         if future is not None and not future.done():
             future.set_exception((NoFittingDevice if action.is_about_trial else NoExecutors)(action.reason))
 
-    def _evict(self, action: EvictTrial) -> None:
-        task = self._call(self._evict_there(action))
-        leaving = self._evictions.setdefault(action.trial_id, set())
-        leaving.add(task)
-        task.add_done_callback(lambda task: self._end_eviction(action.trial_id, task))
-
-    def _end_eviction(self, trial_id: str, task: asyncio.Task[None]) -> None:
-        leaving = self._evictions[trial_id]
-        leaving.discard(task)
-        if not leaving:
-            del self._evictions[trial_id]
-
-    async def _evict_there(self, action: EvictTrial) -> None:
-        executor = self._executors.get((action.seat_id, action.incarnation))
-        if executor is None:
-            return
-        try:
-            await executor.evict.remote(action.trial_id, action.lease_number)
-            self._handle(Evicted(action.seat_id, action.incarnation, action.trial_id, action.lease_number))
-        except RayTaskError as error:
-            # Whether the trial is still there nobody knows, so that its slot could never be given to another.
-            reason = f"it could not evict trial {action.trial_id}: {describe_death(error)}"
-            self._handle(ExecutorDied(action.seat_id, action.incarnation, reason))
-        except RayError:
-            # An executor that is gone has taken the trial with it; its watcher sees to the rest.
-            pass
-
-    def _preempt(self, action: PreemptTrial) -> None:
-        self._call(self._preempt_there(action))
-
-    async def _preempt_there(self, action: PreemptTrial) -> None:
-        executor = self._executors.get((action.seat_id, action.incarnation))
-        with contextlib.suppress(RayError):
-            if executor is not None:
-                await executor.preempt.remote(action.trial_id, action.lease_number, action.reason)
-
-    def _ask_heartbeat(self, action: AskHeartbeat) -> None:
-        self._call(self._listen(action))
-
-    async def _listen(self, action: AskHeartbeat) -> None:
-        """One that never answers is the machine's to judge: the call ends when its executor is ended."""
-        executor = self._executors.get((action.seat_id, action.incarnation))
-        if executor is None:
-            return
-        asked_at = self._clock()
-        with contextlib.suppress(RayError):
-            answer = await executor.heartbeat.remote()
-            self._handle(Heard(action.seat_id, action.incarnation, asked_at, **answer))
-
     def _want(self, action: WantCapacity) -> None:
         self._wanted = action.wanted
-
-    def _call(self, coroutine: Any) -> asyncio.Task[None]:
-        task = asyncio.create_task(coroutine)
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        return task
-
-    async def _watch(self, action: StartExecutor) -> None:
-        """Waits for an executor to be ready, then for changes of its slots, and at last for its end."""
-        seat_id, incarnation = action.seat_id, action.incarnation
-        executor = self._executors[seat_id, incarnation]
-        try:
-            facts = await executor.describe.remote()
-            self._handle(ExecutorReady(seat_id, incarnation, facts))
-            while facts := await executor.wait_change.remote(facts["version"]):
-                self._handle(SlotsChanged(seat_id, incarnation, facts))
-        except RayError as error:
-            # Not only RayActorError: a kill by Ray's memory monitor, say, is a plain RayError.
-            self._handle(ExecutorDied(seat_id, incarnation, describe_death(error), is_ours(error)))
