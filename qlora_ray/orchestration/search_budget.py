@@ -87,7 +87,9 @@ class BudgetEnd:
         return f"no new trials; {ends}" + ("" if ledger.best else ", all but one, since none is complete yet")
 
     def choose_last(self, trials: Iterable[ScheduledTrial], ledger: Ledger) -> ScheduledTrial | None:
-        """Returns the one that goes on: that with the most reports, and of several the best. It keeps to its choice.
+        """Returns the one that goes on: that with the most reports, and of several the best.
+
+        It stays so until it has ended, or another one takes over.
 
         Args:
             trials: Those that have begun and not ended.
@@ -95,13 +97,27 @@ class BudgetEnd:
         """
 
         def rank(trial: ScheduledTrial) -> tuple[int, float, int]:
-            reports = ledger.entries[trial.number].intermediate
-            sign = 1.0 if ledger.mode == "min" else -1.0
-            value = sign * reports[max(reports)] if reports else math.inf
-            return -max(reports, default=0), math.inf if math.isnan(value) else value, trial.number
+            index = max(ledger.entries[trial.number].intermediate, default=0)
+            return -index, _cost(trial, index, ledger), trial.number
 
         if ledger.best is not None:
             self.last = None
         elif self.last is None or self.last.is_ended:
             self.last = min((trial for trial in trials if not trial.is_ended), key=rank, default=None)
         return self.last
+
+    def goes_on(self, trial: ScheduledTrial, ledger: Ledger) -> bool:
+        """Whether a trial goes on from its report; one that is as far as the last one, and was better there, takes
+        over."""
+        if self.last is not None and trial is not self.last:
+            index = max(ledger.entries[self.last.number].intermediate, default=0)
+            is_as_far = max(ledger.entries[trial.number].intermediate, default=0) >= max(index, 1)
+            if is_as_far and (not index or _cost(trial, index, ledger) < _cost(self.last, index, ledger)):
+                self.last = trial
+        return trial is self.last
+
+
+def _cost(trial: ScheduledTrial, index: int, ledger: Ledger) -> float:
+    """The objective at a report, lower being better; infinite where there is none."""
+    value = ledger.entries[trial.number].intermediate.get(index, math.nan)
+    return math.inf if math.isnan(value) else value if ledger.mode == "min" else -value

@@ -310,7 +310,7 @@ class SearchLoop:
             self._scheduling.drop(trial)
         elif self._ledger.best is not None:
             self._cut(trial, self._end.reason)
-        elif trial is not self._end.last:
+        elif not self._end.goes_on(trial, self._ledger):
             self._scheduling.pause_trial(trial)
             self._changed.set()
             await self._wait_paused(trial, leased)
