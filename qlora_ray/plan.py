@@ -71,9 +71,12 @@ def _find_facts(config: SweepConfig, space: SearchSpace) -> PlanFacts:
 
     facts = recall(config, space)
     if facts is None:
+        from qlora_ray.console import Console
         from qlora_ray.preflight.checks import check_sweep
 
-        facts = check_sweep(config, space).plan_facts
+        console = Console()
+        facts = check_sweep(config, space, tell=console.progress).plan_facts
+        console.end_progress()
         remember(facts, space)
     return facts
 

@@ -21,6 +21,7 @@ from qlora_ray.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
     from qlora_ray.orchestration.cluster.starting import RayStart
+    from qlora_ray.orchestration.live.watch import LiveWatch
     from qlora_ray.orchestration.live_page import LivePage
     from qlora_ray.preflight.checks import Preflight
     from qlora_ray.runs import SweepPaths
@@ -147,7 +148,7 @@ def _search(
 
     with LiveWatch(Console()).running() as watch:
         watch.say("checking the config, the data and the base")
-        preflight = _check(config, space)
+        preflight = _check(config, space, watch)
     from qlora_ray.orchestration.driver import run_sweep
     from qlora_ray.runs.typed_json import to_json
 
@@ -166,10 +167,10 @@ def _search(
     return Result(facts, exit_code=1 if is_refused else summary.exit_code)
 
 
-def _check(config: SweepConfig, space: SearchSpace) -> Preflight:
+def _check(config: SweepConfig, space: SearchSpace, watch: LiveWatch) -> Preflight:
     from qlora_ray.preflight.checks import check_sweep, plan_sweep
 
-    preflight = check_sweep(config, space)
+    preflight = check_sweep(config, space, tell=watch.say)
     if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
         # What does not fit here is said before anything is started.
         from qlora_ray.hardware import probe_node

@@ -8,26 +8,22 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Data
+from qlora_ray.data.arrow_files import SHARD_NAME, SHARD_PATTERN, map_table, write_table
 from qlora_ray.data.report import DataReport, PreparedData
-from qlora_ray.data.tokenized import TokenizedSplit, arrow_schema
+from qlora_ray.data.tokenized import TokenizedSplit
 from qlora_ray.runs.modes import share_tree
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 CACHE_VERSION = 3  # raise it when the same input gives other tokens or another report
 FOLDER_NAME_LENGTH = 32  # hex digits of the fingerprint
 REPORT_NAME = "report.json"
-# In the order of the rows. Earlier versions had one file of each split, `data-00000-of-00001.arrow`.
-SHARD_NAME = "data-{:05d}.arrow"
-SHARD_PATTERN = "data-*.arrow"
-ROWS_PER_BATCH = 1024  # of a file: what is read of one lies together
 
 
 def compute_fingerprint(
@@ -122,13 +118,8 @@ def save_prepared(cache_dir: Path, prepared: PreparedData) -> PreparedData:
         for name, split in prepared.splits.items():
             (temporary / name).mkdir()
             write_table(temporary / name / SHARD_NAME.format(0), split.table)
-        (temporary / REPORT_NAME).write_text(json.dumps(prepared.report.to_dict(), indent=2), encoding="utf-8")
-        share_tree(temporary)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        write_report(temporary, prepared.report)
+        take_name(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return dataclasses.replace(prepared, folder=folder)
@@ -140,35 +131,38 @@ def save_for_this_process(prepared: PreparedData) -> PreparedData:
     Raises:
         OSError: If no temporary folder can be written either.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="qlora_ray-data-"))
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    return save_prepared(scratch, prepared)
+    return save_prepared(scratch_folder(), prepared)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a table as `datasets` writes its own: an Arrow stream, which `Dataset.from_file` opens."""
-    import pyarrow as pa
-
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
-
-
-def map_table(paths: Sequence[Path]) -> pa.Table:
-    """The rows of all files, one file after the other, mapped into memory.
+def scratch_folder() -> Path:
+    """A temporary folder that goes when this process ends.
 
     Raises:
-        Exception: What arrow raises for a file that is missing or not whole; ValueError for other columns.
+        OSError: If none can be made.
     """
-    import pyarrow as pa
+    scratch = Path(tempfile.mkdtemp(prefix="qlora_ray-data-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    return scratch
 
-    schema = arrow_schema()
-    tables = [schema.empty_table()]
-    for path in paths:
-        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-        if not table.schema.equals(schema):
-            raise ValueError(f"{path}: columns must be {schema}, got {table.schema}")
-        tables.append(table.replace_schema_metadata())
-    return pa.concat_tables(tables)
+
+def write_report(folder: Path, report: DataReport) -> None:
+    """Writes the report into the folder of its data."""
+    (folder / REPORT_NAME).write_text(json.dumps(report.to_dict(), indent=2), encoding="utf-8")
+
+
+def take_name(whole: Path, folder: Path) -> None:
+    """Gives a folder that is whole its name; that of another process that was faster stands.
+
+    Raises:
+        OSError: If it cannot be renamed.
+    """
+    share_tree(whole)
+    try:
+        whole.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(whole, ignore_errors=True)
 
 
 def _map_split(folder: Path, name: str, report: DataReport) -> TokenizedSplit:

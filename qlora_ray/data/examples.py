@@ -114,9 +114,9 @@ class Example:
         return _normalize("\n".join(turn.key for turn in turns if turn.role != "system"))
 
     @property
-    def pair_key(self) -> str:
-        """What makes two rows the same: prompt and answer, case and whitespace apart."""
-        return f"{self.prompt_key}\x00{_normalize('' if self.is_text else self.turns[-1].key)}"
+    def answer_key(self) -> str:
+        """What makes two answers the same: all that is said and called, case and whitespace apart."""
+        return "" if self.is_text else _normalize(self.turns[-1].key)
 
 
 def divide(example: Example) -> list[Example]:

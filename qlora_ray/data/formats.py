@@ -6,8 +6,9 @@ import difflib
 import functools
 import pkgutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from qlora_ray.config.choices import FORMATS
 from qlora_ray.config.schema import Columns, Data
@@ -31,55 +32,76 @@ class Format:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Conversion:
-    """A source's rows as Examples, with the counts that go into the report.
+    """Turns the rows of one source into Examples, and keeps the counts that go into the report.
 
-    `notes` counts what was not taken as it was, and the rows that `data.bad_rows: skip` left out.
+    Attributes:
+        source_name: What messages call the source.
+        data: The config section `data`: `format`, `columns` and `bad_rows` count.
+        format: What was found to fit; known once the first rows have been converted.
+        notes: Counts what was not taken as it was, and the rows that `data.bad_rows: skip` left out.
     """
 
-    examples: list[Example]
-    format: Format
+    source_name: str
+    data: Data
+    format: Format = field(init=False)
     notes: Notes = field(default_factory=Counter)
 
+    def convert(self, rows: Iterable[Row]) -> Iterator[Example]:
+        """Yields the Examples of the rows, which may be bad ones too.
 
-def convert_rows(source_name: str, rows: Sequence[Row], data: Data) -> Conversion:
-    """Turns the rows of one source into Examples.
+        Raises:
+            DataError: If the format cannot be told or a column is missing (columns and nearest name given), or, after
+                the last row, if rows are bad: the first is named by file and line, and all are counted.
+        """
+        rows = iter(rows)
+        first = _take_readable(rows, NUM_ROWS_LOOKED_AT)
+        readable = [row for row in first if row.problem is None]
+        self.format = (
+            choose_format(self.source_name, readable, self.data) if readable else Format(self.data.format, (), "")
+        )
+        num_rows = num_bad = 0
+        first_bad = ("", "")
+        for row in chain(first, rows):
+            num_rows += 1
+            try:
+                if row.problem is not None:
+                    raise RowProblem(row.problem)
+                row_format = _find(self.format.name)
+                tools = read_tools(row.values.get(TOOLS)) if TOOLS in row_format.optional_columns else ()
+                example = Example(row_format.convert(row, self.format.columns, self.notes), row.where, tools)
+            except RowProblem as error:
+                first_bad = first_bad if num_bad else (row.where, str(error))
+                num_bad += 1
+            else:
+                yield example
+        if num_bad:
+            self._judge_bad_rows(num_bad, num_rows, *first_bad)
 
-    Args:
-        source_name: What messages call the source.
-        rows: Its rows as they were read, the bad ones too.
-        data: The config section `data`: `format` and `columns` count.
-
-    Raises:
-        DataError: If the format cannot be told or a column is missing (columns and nearest name given), or if rows are
-            bad: the first is named by file and line, and all are counted.
-    """
-    readable = [row for row in rows if row.problem is None]
-    chosen = choose_format(source_name, readable, data) if readable else Format(data.format, (), "")
-    notes: Notes = Counter()
-    examples: list[Example] = []
-    problems: list[tuple[str, str]] = []
-    for row in rows:
-        try:
-            if row.problem is not None:
-                raise RowProblem(row.problem)
-            row_format = _find(chosen.name)
-            tools = read_tools(row.values.get(TOOLS)) if TOOLS in row_format.optional_columns else ()
-            examples.append(Example(row_format.convert(row, chosen.columns, notes), row.where, tools))
-        except RowProblem as error:
-            problems.append((row.where, str(error)))
-    if problems and examples and data.bad_rows == "skip" and len(problems) <= MAX_SKIPPED_SHARE * len(rows):
-        where, problem = problems[0]
-        notes[Note("bad row", f"left out, as data.bad_rows says (the first is {where}: {problem})")] += len(problems)
-    elif problems:
-        where, problem = problems[0]
-        count = "This is the only bad row" if len(problems) == 1 else f"{len(problems)} rows are bad"
-        advice = f"Correct or remove {_them(len(problems))}"
-        if data.bad_rows == "skip":
+    def _judge_bad_rows(self, num_bad: int, num_rows: int, where: str, problem: str) -> None:
+        skips = self.data.bad_rows == "skip"
+        if skips and num_bad <= MAX_SKIPPED_SHARE * num_rows:
+            note = Note("bad row", f"left out, as data.bad_rows says (the first is {where}: {problem})")
+            self.notes[note] += num_bad
+            return
+        count = "This is the only bad row" if num_bad == 1 else f"{num_bad} rows are bad"
+        advice = f"Correct or remove {_them(num_bad)}"
+        if skips:
             advice += f": data.bad_rows skips at most {MAX_SKIPPED_SHARE:.0%} of a source"
-        raise DataError(f"{where}: {problem}. {count} of {len(rows)}. {advice}.")
-    return Conversion(examples, chosen, notes)
+        raise DataError(f"{where}: {problem}. {count} of {num_rows}. {advice}.")
+
+
+def _take_readable(rows: Iterator[Row], num_wanted: int) -> list[Row]:
+    """The first rows, up to so many that could be read."""
+    taken: list[Row] = []
+    num_readable = 0
+    for row in rows:
+        taken.append(row)
+        num_readable += row.problem is None
+        if num_readable == num_wanted:
+            break
+    return taken
 
 
 def choose_format(source_name: str, rows: Sequence[Row], data: Data) -> Format:

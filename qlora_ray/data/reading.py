@@ -1,4 +1,7 @@
-"""Reads json, jsonl, csv and parquet files row by row, keeping the place of each row."""
+"""Reads json, jsonl, csv and parquet files row by row, keeping the place of each row.
+
+Of all but json, which is parsed as a whole, little more than a row is in memory at once.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,17 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from qlora_ray.data.examples import Row
 from qlora_ray.errors import DataError, first_line
 from qlora_ray.formats import plural
+
+if TYPE_CHECKING:
+    import _csv
 
 # As editors count lines: files of old Macs end them in CR alone.
 LINE_END = re.compile(r"\r\n|\n|\r")
@@ -34,53 +43,77 @@ def read_rows(name: str, content: bytes, *, limit: int | None = None) -> list[Ro
     Raises:
         DataError: If the file as a whole cannot be parsed, or holds no row.
     """
+    return list(islice(iterate_rows(name, io.BytesIO(content)), limit))
+
+
+def iterate_rows(name: str, stream: BinaryIO) -> Iterator[Row]:
+    """Yields the rows of an open file; arguments and errors as those of `read_rows`.
+
+    Args:
+        name: The file as the user wrote it.
+        stream: The file, which can seek.
+    """
     suffix = Path(name).suffix.lower()
     if suffix not in _PARSERS:
         raise DataError(
             f"{name}: a data file must end in {', '.join(sorted(_PARSERS))}, got {suffix or 'no extension'}. "
             "Convert it, or rename it if it is one of these."
         )
-    rows: list[Row] = []
-    for row in _PARSERS[suffix](name, content):
-        rows.append(row)
-        if limit is not None and len(rows) >= limit:
-            break
-    if not rows:
-        raise DataError(f"{name}: a dataset must hold at least one row, got none. Check that it is the right file.")
-    return rows
-
-
-def _decode(name: str, content: bytes) -> str:
-    # utf-8-sig drops the byte order mark that Excel and Windows editors put in front.
+    row = None
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{name}:{line}: text must be UTF-8, got byte 0x{content[error.start]:02x}. "
-            "Save the file as UTF-8 (`iconv -t UTF-8`)."
-        ) from None
+        for row in _PARSERS[suffix](name, stream):
+            yield row
+    except UnicodeDecodeError:
+        raise _undecodable(name, stream) from None
+    if row is None:
+        raise DataError(f"{name}: a dataset must hold at least one row, got none. Check that it is the right file.")
 
 
-def _read_jsonl(name: str, content: bytes) -> Iterator[Row]:
-    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string. A CR may not.
-    for number, line in enumerate(LINE_END.split(_decode(name, content)), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
+@contextmanager
+def _as_text(stream: BinaryIO, *, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
+    # utf-8-sig drops the byte order mark that Excel and Windows editors put in front.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+    try:
+        yield text
+    finally:
+        text.detach()  # or it would close the stream, which is its opener's
+
+
+def _undecodable(name: str, stream: BinaryIO) -> DataError:
+    """What to say of a file that is not UTF-8: where the first such byte is."""
+    stream.seek(0)
+    for number, line in enumerate(stream, start=1):
         try:
-            value = parse_json(line)
-        except json.JSONDecodeError as error:
-            problem = f"a line must be one JSON object, got broken JSON at column {error.colno}: {error.msg}"
-            yield Row(where, problem=problem)
-        except RecursionError:
-            yield Row(where, problem=f"a line must be one JSON object, got {DEEP}")
-        else:
-            yield _object_row(where, value, is_suspect=_may_hold_surrogates(line))
+            line.decode()
+        except UnicodeDecodeError as error:
+            return DataError(
+                f"{name}:{number}: text must be UTF-8, got byte 0x{line[error.start]:02x}. "
+                "Save the file as UTF-8 (`iconv -t UTF-8`)."
+            )
+    raise AssertionError("a file that could not be decoded has such a line")
 
 
-def _read_json(name: str, content: bytes) -> Iterator[Row]:
-    text = _decode(name, content)
+def _read_jsonl(name: str, stream: BinaryIO) -> Iterator[Row]:
+    # Lines end as in open(newline=None): U+2028 and its like may stand unescaped inside a JSON string. A CR may not.
+    with _as_text(stream) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _read_line(f"{name}:{number}", line)
+
+
+def _read_line(where: str, line: str) -> Row:
+    try:
+        value = parse_json(line)
+    except json.JSONDecodeError as error:
+        problem = f"a line must be one JSON object, got broken JSON at column {error.colno}: {error.msg}"
+        return Row(where, problem=problem)
+    except RecursionError:
+        return Row(where, problem=f"a line must be one JSON object, got {DEEP}")
+    return _object_row(where, value, is_suspect=_may_hold_surrogates(line))
+
+
+def _read_json(name: str, stream: BinaryIO) -> Iterator[Row]:
+    text = stream.read().decode("utf-8-sig")
     if not text.strip():
         return
     try:
@@ -90,7 +123,8 @@ def _read_json(name: str, content: bytes) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         # Many `.json` files on the hub are JSON lines: then the first line is an object by itself.
         if _is_json_object(LINE_END.split(text.lstrip(), maxsplit=1)[0]):
-            yield from _read_jsonl(name, content)
+            stream.seek(0)
+            yield from _read_jsonl(name, stream)
             return
         raise DataError(
             f"{name}:{error.lineno}: the file must be JSON, got broken JSON at column {error.colno}: {error.msg}. "
@@ -111,59 +145,61 @@ def _read_json(name: str, content: bytes) -> Iterator[Row]:
         yield _object_row(f"{name} row {number}", value, is_suspect=is_suspect)
 
 
-def _read_csv(name: str, content: bytes) -> Iterator[Row]:
-    text = _decode(name, content)
+def _read_csv(name: str, stream: BinaryIO) -> Iterator[Row]:
     old_limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072, cuts off long answers
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header: list[str] | None = None
-        last_line = 0
-        try:
-            for fields in reader:
-                line, last_line = last_line + 1, reader.line_num
-                if not any(field.strip() for field in fields):
-                    continue
-                if header is None:
-                    header = _check_header(name, [field.strip() for field in fields])
-                    continue
-                where = f"{name}:{line}"
-                if len(fields) != len(header):
-                    problem = f"a row must have {len(header)} fields like the header, got {len(fields)}"
-                    yield Row(where, problem=problem)
-                    continue
-                nameless = [number for number, name in enumerate(header, start=1) if not name]
-                for number in nameless:
-                    # Excel leaves such columns behind; with values they would be lost without a word.
-                    if fields[number - 1].strip():
-                        raise DataError(
-                            f"{where}: a csv column with values must have a name, got a value in column {number}, "
-                            f"whose header is empty ({plural(len(nameless), 'column')} of {len(header)} "
-                            "without a name). Name it, or empty it."
-                        )
-                yield Row(where, {key: value for key, value in zip(header, fields, strict=True) if key})
-        except csv.Error as error:
-            raise DataError(
-                f"{name}:{last_line + 1}: must be csv, got a row that cannot be parsed ({error}). Quote it correctly."
-            ) from None
+        with _as_text(stream, newline="") as text:
+            yield from _read_fields(name, csv.reader(text, strict=True))
     finally:
         csv.field_size_limit(old_limit)
 
 
-def _read_parquet(name: str, content: bytes) -> Iterator[Row]:
+def _read_fields(name: str, reader: _csv.Reader) -> Iterator[Row]:
+    header: list[str] | None = None
+    last_line = 0
+    try:
+        for fields in reader:
+            line, last_line = last_line + 1, reader.line_num
+            if not any(field.strip() for field in fields):
+                continue
+            if header is None:
+                header = _check_header(name, [field.strip() for field in fields])
+                continue
+            where = f"{name}:{line}"
+            if len(fields) != len(header):
+                problem = f"a row must have {len(header)} fields like the header, got {len(fields)}"
+                yield Row(where, problem=problem)
+                continue
+            nameless = [number for number, name in enumerate(header, start=1) if not name]
+            for number in nameless:
+                # Excel leaves such columns behind; with values they would be lost without a word.
+                if fields[number - 1].strip():
+                    raise DataError(
+                        f"{where}: a csv column with values must have a name, got a value in column {number}, "
+                        f"whose header is empty ({plural(len(nameless), 'column')} of {len(header)} "
+                        "without a name). Name it, or empty it."
+                    )
+            yield Row(where, {key: value for key, value in zip(header, fields, strict=True) if key})
+    except csv.Error as error:
+        raise DataError(
+            f"{name}:{last_line + 1}: must be csv, got a row that cannot be parsed ({error}). Quote it correctly."
+        ) from None
+
+
+def _read_parquet(name: str, stream: BinaryIO) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(content))
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024):
+            for value in batch.to_pylist():
+                number += 1
+                yield Row(f"{name} row {number}", drop_filled_nulls(value))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{name}: must be a parquet file, got something else ({first_line(error).rstrip('.')}). Write it again."
         ) from None
-    number = 0
-    for batch in table.to_batches(max_chunksize=1024):
-        for value in batch.to_pylist():
-            number += 1
-            yield Row(f"{name} row {number}", drop_filled_nulls(value))
 
 
 def drop_filled_nulls(row: Mapping[str, object]) -> dict[str, object]:
@@ -250,7 +286,7 @@ def _kind(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
-_PARSERS: dict[str, Callable[[str, bytes], Iterator[Row]]] = {
+_PARSERS: dict[str, Callable[[str, BinaryIO], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".json": _read_json,
     ".jsonl": _read_jsonl,

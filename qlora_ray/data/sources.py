@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data.examples import Row
-from qlora_ray.data.reading import FILE_SUFFIXES, drop_filled_nulls, read_rows
+from qlora_ray.data.reading import FILE_SUFFIXES, drop_filled_nulls, iterate_rows
 from qlora_ray.data.splits import RowChoice
 from qlora_ray.errors import DataError
 
@@ -37,26 +40,44 @@ class Source(Protocol):
     def digest(self) -> str:
         """Changes whenever the rows do."""
 
-    def read(self, choice: RowChoice) -> list[Row]:
-        """Returns the rows that are chosen, in their order."""
+    def read(self, choice: RowChoice) -> Iterator[Row]:
+        """Yields the rows that are chosen, in their order; it may be asked again."""
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A file, read once; `digest` is the sha256 of its bytes."""
+    """A file; `digest` is the sha256 of its bytes, and `state` what tells that they have changed since."""
 
     name: str
-    content: bytes
+    path: Path
     digest: str
+    state: tuple[int, int]
 
-    def read(self, choice: RowChoice) -> list[Row]:
-        """Returns the rows that are chosen, in their order.
+    def read(self, choice: RowChoice) -> Iterator[Row]:
+        """Yields the rows that are chosen, in their order.
 
         Raises:
-            DataError: If the file cannot be parsed, or holds no row.
+            DataError: If the file cannot be parsed, holds no row, or has changed.
         """
-        rows = read_rows(self.name, self.content, limit=choice.max_rows if choice.takes_first else None)
-        return [rows[at] for at in choice.choose(len(rows))]
+        with self._open() as stream:
+            if choice.max_rows is None or choice.takes_first:
+                yield from islice(iterate_rows(self.name, stream), choice.max_rows)
+                return
+            num_rows = sum(1 for _ in iterate_rows(self.name, stream))
+            chosen = set(choice.choose(num_rows))
+            stream.seek(0)
+            yield from (row for at, row in enumerate(iterate_rows(self.name, stream)) if at in chosen)
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        try:
+            with self.path.open("rb") as stream:
+                if file_state(stream) == self.state:
+                    yield stream
+                    return
+        except OSError as error:
+            raise DataError(f"{self.name}: must be a readable file, got {error.strerror}. Check it.") from None
+        raise DataError(f"{self.name}: must stay as it is while it is read, got other bytes. Start again.")
 
 
 @dataclass(frozen=True)
@@ -67,8 +88,8 @@ class HubSource:
     dataset: Dataset
     digest: str
 
-    def read(self, choice: RowChoice) -> list[Row]:
-        """Returns the rows that are chosen, in their order.
+    def read(self, choice: RowChoice) -> Iterator[Row]:
+        """Yields the rows that are chosen, in their order.
 
         Raises:
             DataError: If there is no row.
@@ -77,9 +98,8 @@ class HubSource:
             raise DataError(f"{self.name}: a dataset must hold at least one row, got none. Take another split.")
         chosen = choice.choose(len(self.dataset))
         rows = self.dataset.select(chosen)
-        return [
-            Row(f"{self.name} row {at + 1}", drop_filled_nulls(values)) for at, values in zip(chosen, rows, strict=True)
-        ]
+        for at, values in zip(chosen, rows, strict=True):
+            yield Row(f"{self.name} row {at + 1}", drop_filled_nulls(values))
 
 
 @dataclass(frozen=True)
@@ -192,7 +212,9 @@ def _open_file(name: str, split: str, *, key: str) -> FileSource:
         if path.exists() and not path.is_file():
             # A pipe is empty after its first reader, and a device may never end; the data is read again by a resume.
             raise DataError(f"{key}: must be a regular file, got {name}, a pipe or device. Write its rows to a file.")
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            state = file_state(stream)
     except FileNotFoundError:
         raise DataError(
             f"{key}: must be a file that exists, got {name} (looked in {Path.cwd()}). Correct the path."
@@ -204,7 +226,13 @@ def _open_file(name: str, split: str, *, key: str) -> FileSource:
             f"{key}: a data file must end in {', '.join(FILE_SUFFIXES)}, got {name}. "
             "Convert it, or rename it if it is one of these."
         )
-    return FileSource(name, content, hashlib.sha256(content).hexdigest())
+    return FileSource(name, path.absolute(), digest, state)
+
+
+def file_state(stream: BinaryIO) -> tuple[int, int]:
+    """The size and time of an open file."""
+    found = os.fstat(stream.fileno())
+    return found.st_size, found.st_mtime_ns
 
 
 def _load_hub(name: str, *, key: str) -> Mapping[str, Dataset]:

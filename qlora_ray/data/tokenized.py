@@ -187,8 +187,16 @@ class TokenizedSplit:
         return TextRows(self.table["references"])
 
     def take(self, rows: Sequence[int]) -> TokenizedSplit:
-        """Returns some of its rows, in the order asked for, in memory."""
-        return TokenizedSplit(self.name, self.table.take(list(rows)))
+        """Returns some of its rows, in the order asked for, in memory.
+
+        Not by the table's own `take`, which first copies all chunks of a column into one.
+        """
+        import pyarrow as pa
+
+        columns = (self.input_ids, self.completion_mask, self.prompt_ids)
+        lists = [_gather(column, rows, field.type) for column, field in zip(columns, arrow_schema(), strict=False)]
+        texts = pa.array([self.references[row] for row in rows], pa.string())
+        return TokenizedSplit(self.name, pa.Table.from_arrays([*lists, texts], schema=arrow_schema()))
 
     def first(self, num_rows: int) -> TokenizedSplit:
         """Returns its first rows."""
@@ -203,6 +211,15 @@ class TokenizedSplit:
     def num_completion_tokens(self) -> int:
         """Trained tokens of all rows."""
         return self.completion_mask.total
+
+
+def _gather(column: TokenRows, rows: Sequence[int], type_: pa.ListType) -> pa.ListArray:
+    import pyarrow as pa
+
+    arrays = [column.array(row) for row in rows]
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    values = np.concatenate([np.zeros(0, dtype=type_.value_type.to_pandas_dtype()), *arrays])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=type_)
 
 
 def _slice(column: pa.ChunkedArray, rows: slice) -> pa.ChunkedArray:

@@ -5,41 +5,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qlora_ray.data.chat import BeginningChanges
+from qlora_ray.data.counts import SplitCounts
 from qlora_ray.data.end_tokens import is_end_token
 from qlora_ray.data.examples import Example, Piece, divide
 from qlora_ray.data.lost_text import find_lost
 from qlora_ray.data.templates import Template, render
 from qlora_ray.data.tokenized import TokenizedSplit
-from qlora_ray.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANCHOR = "\n"  # see _tokenize_texts
-# Where more rows lose text, the template does not fit the data.
-MAX_LOST_SHARE = 0.5
 BATCH_TEXTS = 4096  # texts per tokenizer call: bounds the memory of its encodings
 
 
 @dataclass(frozen=True)
-class SplitCounts:
-    """What tokenizing one split did to its rows.
+class TokenizedRows:
+    """Some rows of a split as tokens.
 
-    `lengths` are in tokens, before any cut. `num_divided` conversations became a row for each answer. `lost` says of
-    each row that lost text in its template what that was.
+    `origins` has for each row the place of the Example that it came from: those that were divided are several rows,
+    those that were dropped none.
     """
 
-    lengths: list[int]
-    num_truncated: int
-    num_dropped: dict[str, int] = field(default_factory=dict)
-    num_without_end: int = 0
-    num_with_special_text: int = 0
-    num_divided: int = 0
-    lost: list[str] = field(default_factory=list)
+    rows: TokenizedSplit
+    counts: SplitCounts
+    origins: list[int]
 
 
 def tokenize_split(
@@ -67,8 +61,30 @@ def tokenize_split(
     Raises:
         DataError: If a row cannot be rendered, or no row keeps a trained token.
     """
-    rendered = _render_rows(name, examples, template=template, tokenizer=tokenizer, last_only=last_only)
-    examples, pieces_by_row = rendered.examples, rendered.pieces
+    found = tokenize_rows(
+        name, examples, template=template, tokenizer=tokenizer, max_length=max_length, last_only=last_only
+    )
+    found.counts.check(name, max_length=max_length)
+    return found.rows, found.counts
+
+
+def tokenize_rows(
+    name: str,
+    examples: Sequence[Example],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    last_only: bool = False,
+) -> TokenizedRows:
+    """Renders and tokenizes some rows of a split, of which none need be kept; arguments as those of `tokenize_split`.
+
+    Raises:
+        DataError: If a row cannot be rendered.
+    """
+    rendered = _render_rows(examples, template=template, tokenizer=tokenizer, last_only=last_only)
+    origins: list[int] = []
+    pieces_by_row = rendered.pieces
     first_ids = _tokenize_texts({pieces[0].text for pieces in pieces_by_row}, tokenizer)
     later_texts = {piece.text for pieces in pieces_by_row for piece in pieces[1:]}
     later_ids = _tokenize_texts(later_texts, tokenizer, inside_row=True)
@@ -79,7 +95,7 @@ def tokenize_split(
     references: list[str] = []
     lengths: list[int] = []
     num_truncated = num_dropped = num_without_end = 0
-    for example, pieces in zip(examples, pieces_by_row, strict=True):
+    for example, origin, pieces in zip(rendered.examples, rendered.origins, pieces_by_row, strict=True):
         starts_itself = template.name == "chat" and not example.is_text
         ids, mask, prompt_length = _join(
             pieces,
@@ -93,21 +109,25 @@ def tokenize_split(
             num_dropped += 1
             continue
         num_without_end += not _ends_in_special_id(ids, mask, tokenizer)
+        origins.append(origin)
         input_ids.append(ids[:max_length])
         masks.append(mask[:max_length])
         prompt_ids.append([] if example.is_text else ids[:prompt_length])
         references.append(_reference(example, ids[prompt_length:], tokenizer))
-    if not input_ids:
-        raise DataError(
-            f"data.max_length: {name} rows must keep a part of their answer, got {max_length} for rows of "
-            f"{min(lengths)} to {max(lengths)} tokens, whose answers are all cut away. "
-            f"Raise data.max_length; {max(lengths)} cuts nothing."
-        )
     dropped = {f"answer beyond max_length {max_length}": num_dropped} if num_dropped else {}
-    num_special = sum(_holds_special_text(example, tokenizer) for example in examples)
-    return TokenizedSplit.of(name, input_ids, masks, prompt_ids, references), SplitCounts(
-        lengths, num_truncated, dropped, num_without_end, num_special, rendered.num_divided, rendered.lost
+    rows = TokenizedSplit.of(name, input_ids, masks, prompt_ids, references)
+    counts = SplitCounts(
+        lengths,
+        num_truncated,
+        dropped,
+        num_without_end,
+        num_with_special_text=sum(_holds_special_text(example, tokenizer) for example in rendered.examples),
+        num_divided=rendered.num_divided,
+        lost=rendered.lost,
+        num_tokens=rows.num_tokens,
+        num_completion_tokens=rows.num_completion_tokens,
     )
+    return TokenizedRows(rows, counts, origins)
 
 
 def _reference(example: Example, answer_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -119,25 +139,28 @@ def _reference(example: Example, answer_ids: list[int], tokenizer: PreTrainedTok
 
 @dataclass(frozen=True)
 class _Rendered:
-    """A split's rows as pieces. A conversation that was divided is a row for each of its answers."""
+    """A split's rows as pieces. A conversation that was divided is a row for each of its answers.
+
+    `origins` has the place of the Example that each was.
+    """
 
     examples: list[Example]
+    origins: list[int]
     pieces: list[list[Piece]]
     num_divided: int
     lost: list[str]
 
 
 def _render_rows(
-    name: str,
     examples: Sequence[Example],
     *,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     last_only: bool,
 ) -> _Rendered:
-    found = _Rendered([], [], 0, [])
+    found = _Rendered([], [], [], 0, [])
     num_divided = 0
-    for example in examples:
+    for origin, example in enumerate(examples):
         is_divided = False
         try:
             rows = [(example, render(example, template, tokenizer, last_only=last_only))]
@@ -150,16 +173,11 @@ def _render_rows(
             num_divided += 1
         for row, pieces in rows:
             found.examples.append(row)
+            found.origins.append(origin)
             found.pieces.append(pieces)
             lost = find_lost(row, pieces, last_only=last_only or is_divided)
             if lost is not None:
                 found.lost.append(f"{row.where}: {lost}")
-    if len(found.lost) > MAX_LOST_SHARE * len(found.examples):
-        raise DataError(
-            f"{found.lost[0]} must be in the rendered row, got a template that leaves it out or rewrites it, as it "
-            f"does in {len(found.lost)} of {len(found.examples)} {name} rows. Use a template that renders it, write it "
-            "into the answer's own text, or remove it."
-        )
     return dataclasses.replace(found, num_divided=num_divided)
 
 

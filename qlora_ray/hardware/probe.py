@@ -33,7 +33,7 @@ CGROUP_NO_LIMIT_BYTES = 2**60
 def probe_node() -> NodeProfile:
     """Look at this machine. Never raises for what is absent: no GPU, no driver, no package."""
     ram_bytes, available_ram_bytes = read_ram()
-    cpu_name, num_cpus = _read_cpu_name(), _count_cpus()
+    cpu_name, num_cpus = _read_cpu_name(), count_cpus()
     gpus, cuda_version = _find_gpus()
     held_precision = read_held_precision()
     bf16_flags = () if gpus else read_bf16_flags()
@@ -142,7 +142,7 @@ def _ask_nvidia_smi_all(query: str) -> list[str]:
     return [line.strip() for line in answer.split("\n") if line.strip()]
 
 
-def _count_cpus() -> int:
+def count_cpus() -> int:
     """Processors this process may run on: affinity, then the cgroup's CPU quota, rounded down."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
+from qlora_ray.data.preparation import say_nothing
+from qlora_ray.data.split_examples import Tell
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan
 from qlora_ray.modeling.loading import load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
@@ -59,8 +61,13 @@ class Preflight:
         )
 
 
-def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
+def check_sweep(config: SweepConfig, space: SearchSpace, *, tell: Tell = say_nothing) -> Preflight:
     """Reads base config, tokenizer and data, and holds the space against them.
+
+    Args:
+        config: The sweep's.
+        space: The sweep's.
+        tell: Is told how far the data is, where it takes long.
 
     Raises:
         QloraRayError: The first thing that is wrong, with what to do.
@@ -74,7 +81,7 @@ def check_sweep(config: SweepConfig, space: SearchSpace) -> Preflight:
     shape = read_shape(config.model)
     extremes = space.extremes(config)
     tokenizer = load_tokenizer(config.model)
-    data = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
+    data = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed, tell=tell)
     # The largest batch, of the fewest steps, is among them.
     for corner in space.schedules(config):
         budget = make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)

@@ -1,10 +1,12 @@
 """Formats are told by their columns, and rows become turns or a problem with a place."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data.examples import Row, Turn
-from qlora_ray.data.formats import convert_rows
+from qlora_ray.data.formats import Conversion
 from qlora_ray.errors import DataError
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
@@ -17,8 +19,13 @@ CONVERSATION = [
 
 
 def convert(*values, **data):
-    rows = [Row(f"a.jsonl:{number}", row) for number, row in enumerate(values, start=1)]
-    return convert_rows("a.jsonl", rows, Data(**data))
+    return convert_rows([Row(f"a.jsonl:{number}", row) for number, row in enumerate(values, start=1)], **data)
+
+
+def convert_rows(rows, **data):
+    conversion = Conversion("a.jsonl", Data(**data))
+    examples = list(conversion.convert(rows))
+    return SimpleNamespace(examples=examples, format=conversion.format, notes=conversion.notes)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_a_key_that_one_row_lacks_is_that_rows_problem():
 def test_rows_that_could_not_be_read_are_counted_with_the_others():
     rows = [Row("a.jsonl:1", problem="broken"), Row("a.jsonl:2", {"question": "hi", "answer": None})]
     with pytest.raises(DataError, match=r"a\.jsonl:1: broken\. 2 rows are bad of 2"):
-        convert_rows("a.jsonl", rows, Data())
+        convert_rows(rows)
 
 
 @pytest.mark.parametrize(
@@ -149,4 +156,4 @@ def test_prompts_are_the_same_apart_from_case_and_whitespace():
         {"question": "Hi  there", "answer": "A"}, {"question": "hi\nTHERE ", "answer": "B"}
     ).examples
     assert first.prompt_key == second.prompt_key
-    assert first.pair_key != second.pair_key
+    assert first.answer_key != second.answer_key

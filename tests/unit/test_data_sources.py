@@ -95,8 +95,8 @@ def test_a_folder_is_opened_by_load_dataset_with_its_own_splits(in_tmp):
     write_rows(in_tmp / "set" / "test.jsonl", ROW)
     sources = find_sources(Data(train="set", test="test"))
     assert sources.fraction is None
-    assert [row.where for row in sources.train.read(ALL)] == ["set train row 1", "set train row 2"]
-    assert sources.validation.read(ALL)[0].values == ROW
+    assert [row.where for row in list(sources.train.read(ALL))] == ["set train row 1", "set train row 2"]
+    assert next(iter(sources.validation.read(ALL))).values == ROW
     assert sources.test.name == "set test"
 
 
@@ -105,7 +105,7 @@ def test_a_hub_dataset_gives_its_own_validation_split(monkeypatch):
     sources = find_sources(Data(train="owner/name"))
     assert calls == [("owner/name", None)]
     assert sources.validation.name == "owner/name validation"
-    assert len(sources.train.read(RowChoice(1, data_seed=7))) == 1
+    assert len(list(sources.train.read(RowChoice(1, data_seed=7)))) == 1
     # A config follows a colon.
     find_sources(Data(train="openai/gsm8k:main"))
     assert calls[1] == ("openai/gsm8k", "main")
@@ -114,7 +114,7 @@ def test_a_hub_dataset_gives_its_own_validation_split(monkeypatch):
 def test_validation_may_name_a_split_of_the_train_dataset(monkeypatch):
     fake_hub(monkeypatch, train=[ROW], heldout=[ROW, ROW])
     sources = find_sources(Data(train="owner/name", validation="heldout"))
-    assert len(sources.validation.read(ALL)) == 2
+    assert len(list(sources.validation.read(ALL))) == 2
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_validation_may_name_a_split_of_the_train_dataset(monkeypatch):
 def test_a_hub_split_that_is_missing_or_empty_is_named_with_the_ones_there(splits, validation, words, monkeypatch):
     fake_hub(monkeypatch, **splits)
     with pytest.raises(DataError, match=words):
-        find_sources(Data(train="owner/name", validation=validation)).train.read(ALL)
+        list(find_sources(Data(train="owner/name", validation=validation)).train.read(ALL))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Validation rows are held out by prompt and seed, and shared rows are found."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from qlora_ray.data.examples import Example, Turn
-from qlora_ray.data.splits import Overlap, RowChoice, find_overlap, hold_out
+from qlora_ray.data.splits import Overlap, RowChoice, RowKeys, find_overlap, hold_out
 from qlora_ray.errors import DataError
 
 
@@ -18,8 +20,25 @@ def prompts(examples):
 ROWS = [example(f"question {number}") for number in range(100)]
 
 
+def keys_of(rows, data_seed=7):
+    keys = RowKeys(data_seed)
+    for row in rows:
+        keys.add(row)
+    return keys
+
+
 def split(rows, fraction=0.1, data_seed=7):
-    return hold_out(rows, fraction, data_seed=data_seed, source_name="a.jsonl")
+    held = hold_out(keys_of(rows, data_seed), fraction, source_name="a.jsonl")
+    sides = list(zip(rows, held.is_validation.tolist(), strict=True))
+    return SimpleNamespace(
+        train=[row for row, is_held in sides if not is_held],
+        validation=[row for row, is_held in sides if is_held],
+        num_grouped=held.num_grouped,
+    )
+
+
+def overlap(**splits):
+    return find_overlap({name: keys_of(rows) for name, rows in splits.items()})
 
 
 @pytest.mark.parametrize(
@@ -68,12 +87,10 @@ def test_fewer_than_two_prompts_cannot_be_split(rows):
 
 
 def test_overlap_counts_prompts_and_whole_rows_of_the_second_split():
-    found = find_overlap(
-        {
-            "train": [example("one", "1"), example("two", "2")],
-            "validation": [example("ONE", "1"), example(" two", "3"), example("three")],
-            "test": [example("four")],
-        }
+    found = overlap(
+        train=[example("one", "1"), example("two", "2")],
+        validation=[example("ONE", "1"), example(" two", "3"), example("three")],
+        test=[example("four")],
     )
     assert found == {
         "train/validation": Overlap(num_prompts=2, num_pairs=1),
@@ -84,7 +101,7 @@ def test_overlap_counts_prompts_and_whole_rows_of_the_second_split():
 
 def test_a_shared_system_prompt_does_not_hide_overlap_and_makes_none():
     with_system = Example((Turn("system", "Be brief."), *example("one").turns), "a:1")
-    found = find_overlap({"train": [with_system], "validation": [example("one"), example("two")]})
+    found = overlap(train=[with_system], validation=[example("one"), example("two")])
     assert found["train/validation"].num_prompts == 1
 
 

@@ -5,7 +5,7 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from qlora_ray.data.cache import map_table, write_table
+from qlora_ray.data.arrow_files import map_table, write_table
 from qlora_ray.data.tokenized import TextRows, TokenizedSplit, arrow_schema
 
 IDS = [[1, 2, 3], [4], [], [7, 8], [300, 9]]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data.examples import Row
-from qlora_ray.data.formats import convert_rows
+from qlora_ray.data.formats import Conversion
 from qlora_ray.data.sources import find_sources
 from qlora_ray.data.splits import RowChoice
 from qlora_ray.data.templates import choose_template
@@ -99,7 +99,8 @@ def build(template: str) -> PreTrainedTokenizerBase:
 
 
 def convert(row: dict[str, Any], **data: Any) -> Any:
-    return convert_rows("a.jsonl", [Row("a.jsonl:1", row)], Data(**data)).examples[0]
+    [example] = Conversion("a.jsonl", Data(**data)).convert([Row("a.jsonl:1", row)])
+    return example
 
 
 def tokenize(
@@ -259,12 +260,13 @@ def test_rows_that_differ_in_their_calls_only_are_different_rows() -> None:
     other = {"role": "assistant", "tool_calls": [{**FLAT, "arguments": {"city": "Rome"}}]}
     first, second = (convert({"messages": [ASK, calls]}) for calls in (CALLS, other))
     assert first.prompt_key == second.prompt_key
-    assert first.pair_key != second.pair_key
+    assert first.answer_key != second.answer_key
 
 
 def test_results_after_the_last_answer_are_left_out_and_counted() -> None:
-    conversion = convert_rows("a.jsonl", [Row("a.jsonl:1", {"messages": ROUNDS[:3]})], Data())
-    assert len(conversion.examples[0].turns) == 2
+    conversion = Conversion("a.jsonl", Data())
+    [example] = conversion.convert([Row("a.jsonl:1", {"messages": ROUNDS[:3]})])
+    assert len(example.turns) == 2
     assert [(note.noun, number) for note, number in conversion.notes.items()] == [("tool turn", 1)]
 
 
@@ -291,7 +293,7 @@ def test_nulls_that_arrow_fills_in_are_in_no_schema_and_no_call(tmp_path: Path, 
         datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     source = find_sources(Data(train=str(tmp_path / ("saved" if is_folder else "a.parquet")))).train
-    first, second = convert_rows("a", source.read(RowChoice(None, 0)), Data()).examples
+    first, second = Conversion("a", Data()).convert(source.read(RowChoice(None, 0)))
     assert json.loads(first.turns[1].tool_calls[0].arguments) == ARGUMENTS
     assert json.loads(second.turns[1].tool_calls[0].arguments) == {"a": 1}
     assert [example.tools[0]["function"] for example in (first, second)] == [SCHEMA, other]

@@ -139,7 +139,7 @@ def test_ram_is_what_the_cgroup_allows_and_file_cache_counts_as_free(monkeypatch
 def test_cpus_are_what_the_cgroup_allows(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
     write_files(monkeypatch, {"/sys/fs/cgroup/cpu.max": quota})
-    assert probe._count_cpus() == expected
+    assert probe.count_cpus() == expected
 
 
 def test_no_driver_is_no_error(monkeypatch):

@@ -25,7 +25,7 @@ from qlora_ray.config.documents import Document
 from qlora_ray.config.loading import validate_document
 from qlora_ray.config.schema import Data, Evaluate, Search, SweepConfig
 from qlora_ray.data.examples import Row, Turn
-from qlora_ray.data.formats import convert_rows
+from qlora_ray.data.formats import Conversion
 from qlora_ray.data.row_formats import RowFormat
 from qlora_ray.errors import ConfigError
 from qlora_ray.hardware.workload import EngineName
@@ -152,9 +152,10 @@ def test_a_metric_is_added_by_one_line(monkeypatch):
 def test_a_format_is_added_by_one_line(chosen, monkeypatch):
     monkeypatch.setitem(FORMATS, "translation", f"{__name__}:TRANSLATION")
     rows = [Row("a.jsonl:1", {"en": "cat", "de": "Katze"})]
-    conversion = convert_rows("a.jsonl", rows, Data(format=chosen))
+    conversion = Conversion("a.jsonl", Data(format=chosen))
+    [example] = conversion.convert(rows)
     assert conversion.format.name == "translation"
-    assert [turn.content for turn in conversion.examples[0].turns] == ["cat", "Katze"]
+    assert [turn.content for turn in example.turns] == ["cat", "Katze"]
 
 
 def test_an_engine_is_added_by_one_line(monkeypatch):
