@@ -11,8 +11,7 @@ import pytest
 from qlora_ray import embedded
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.modeling.multi_lora import adapters as adapters_module
-from qlora_ray.scoring import ExactMatch, SqlExecution
-from qlora_ray.scoring import scores as scores_module
+from qlora_ray.scoring import ExactMatch, SqlExecution, model_scoring
 from qlora_ray.scoring.scores import Scores
 from qlora_ray.training.engine import TrainingData
 from qlora_ray.training.packed.engine import PackedEngine
@@ -81,7 +80,7 @@ def test_scores_are_those_of_whole_answers_though_some_are_ended_early(
     rows = with_columns(bench.data.validation, references=["SELECT 1"] * len(bench.data.validation))
     monkeypatch.setattr(engine, "_metrics", [ExactMatch()])
     together = engine.score(models, rows)
-    monkeypatch.setattr(scores_module, "make_early_end", lambda *args, **rest: None)
+    monkeypatch.setattr(model_scoring, "make_early_end", lambda *args, **rest: None)
     whole = engine.score(models, rows)
     assert sum(scores.num_settled_answers for scores in together.values()) > 0
     for name, expected in whole.items():

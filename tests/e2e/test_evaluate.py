@@ -27,7 +27,7 @@ from qlora_ray.modeling.loading import load_base, load_tokenizer
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
 from qlora_ray.runs import read_json
 from qlora_ray.scoring import resolve_metrics
-from qlora_ray.scoring.scores import score_model
+from qlora_ray.scoring.model_scoring import score_model
 from qlora_ray.scoring.verdict import CHOSEN_ON_THEM
 from tests.e2e.sweeps import read_until
 from tests.e2e.untrained_sweep import FAST, NUM_ROWS, sweep

@@ -21,8 +21,8 @@ from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.run.results import Findings, collect_findings, format_pairs, format_scores, render_markdown
 from qlora_ray.scoring import ExactMatch, Metric
+from qlora_ray.scoring.model_scoring import score_model
 from qlora_ray.scoring.sampling import choose_sampling
-from qlora_ray.scoring.scores import score_model
 from qlora_ray.scoring.token_budget import TokenBudget
 from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer
 

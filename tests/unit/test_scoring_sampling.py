@@ -10,8 +10,9 @@ from scipy.stats import chisquare, gumbel_r, kstest
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.scoring import ExactMatch
 from qlora_ray.scoring.generation import generate_answers
+from qlora_ray.scoring.model_scoring import score_model
 from qlora_ray.scoring.sampling import GumbelNoise, Sampling, choose_sampling, draw_gumbel
-from qlora_ray.scoring.scores import Scores, score_model
+from qlora_ray.scoring.scores import Scores
 from tests.unit.evaluation_fixtures import make_llama, make_split, make_tokenizer
 
 PROMPTS = make_split([(n, 0) for n in (3, 17, 1, 9, 9, 25, 4)], seed=3).prompt_ids

@@ -15,7 +15,8 @@ from qlora_ray.errors import ModelError
 from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid
 from qlora_ray.scoring.generation import Answers, generate_answers
 from qlora_ray.scoring.loss import evaluate_loss
-from qlora_ray.scoring.scores import ScoredAnswer, Scores, score_model
+from qlora_ray.scoring.model_scoring import score_model
+from qlora_ray.scoring.scores import ScoredAnswer, Scores
 from tests.unit.evaluation_fixtures import make_database, make_llama, make_split, make_tokenizer, with_columns
 
 SPLIT = make_split([(4, 6), (9, 3), (2, 2), (7, 0)])
@@ -87,7 +88,7 @@ def test_scores_become_json_that_any_reader_reads() -> None:
 
 
 def test_without_metrics_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlora_ray.scoring.scores.generate_answers_of", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("qlora_ray.scoring.model_scoring.generate_answers_of", lambda *_, **__: 1 / 0)
     scores = score()
     assert (scores.answers, scores.metrics, scores.max_new_tokens) == ([], {}, None)
     assert math.isfinite(scores.loss)

@@ -16,8 +16,9 @@ from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.multi_lora.adapters import answering
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.scoring.metrics.metric import Metric
+from qlora_ray.scoring.model_scoring import score_models
 from qlora_ray.scoring.progress import RowProgress
-from qlora_ray.scoring.scores import Scores, score_models
+from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.checkpoint import TrialState

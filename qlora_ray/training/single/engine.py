@@ -12,8 +12,9 @@ from qlora_ray.hardware import Placement
 from qlora_ray.modeling.adapters import save_adapter, saved_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.scoring.metrics.metric import Metric
+from qlora_ray.scoring.model_scoring import score_model
 from qlora_ray.scoring.progress import RowProgress
-from qlora_ray.scoring.scores import Scores, score_model
+from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.split import EvaluationSplit
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.checkpoint import TrialState
