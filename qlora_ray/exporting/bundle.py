@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qlora_ray.data.end_tokens import find_end_ids
+from qlora_ray.data.templates import choose_template
 from qlora_ray.errors import ModelError, QloraRayError, RunError
 from qlora_ray.exporting.bundle_evaluation import take_evaluation
 from qlora_ray.exporting.card.card import CardFacts, make_card
@@ -30,6 +32,7 @@ from qlora_ray.exporting.reproduction import (
 )
 from qlora_ray.exporting.run_record import render_run_record
 from qlora_ray.exporting.selection import Selection
+from qlora_ray.exporting.serving.modelfile import MODELFILE, make_modelfile
 from qlora_ray.modeling.identity import read_adapter_origin, write_adapter_origin
 from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
 from qlora_ray.runs import write_json, write_text
@@ -38,6 +41,9 @@ from qlora_ray.runs.records import write_record
 from qlora_ray.runs.typed_json import to_json
 from qlora_ray.runs.whole import whole_folder
 from qlora_ray.runs.winner import SCORES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def write_bundle(
@@ -73,7 +79,11 @@ def write_bundle(
         name = _name(selection, head_dtype=report.head_dtype if report else selection.quantization.compute_dtype)
         evaluation = take_evaluation(selection, folder, to=to, notes=notes)
         _write_records(selection, folder, name=str(name))
-        facts = CardFacts(str(name), selection, report, evaluation, _find_ends(selection, folder / "adapter"))
+        tokenizer = _load_own_tokenizer(selection, folder / "adapter")
+        ends = _find_ends(tokenizer)
+        if merge is not None and tokenizer is not None:
+            notes += _write_modelfile(selection, folder, tokenizer, ends=ends)
+        facts = CardFacts(str(name), selection, report, evaluation, ends)
         write_text(folder / "README.md", str(make_card(facts)))
         inventory = take_inventory(selection, folder, name=str(name), merge=report)
         write_json(folder / INVENTORY, inventory)
@@ -98,14 +108,30 @@ def _name(selection: Selection, *, head_dtype: str) -> BundleName:
     )
 
 
-def _find_ends(selection: Selection, adapter: Path) -> dict[int, str]:
-    """The tokens that end an answer, by the tokenizer beside the adapter; none where it cannot be loaded."""
+def _load_own_tokenizer(selection: Selection, adapter: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside the adapter; None where it cannot be loaded."""
     try:
-        tokenizer = load_tokenizer(selection.config.model.model_copy(update={"name": str(adapter), "revision": None}))
+        return load_tokenizer(selection.config.model.model_copy(update={"name": str(adapter), "revision": None}))
     except ModelError:
         # An adapter may lie beside a part of a tokenizer. Its weights are whole all the same.
+        return None
+
+
+def _find_ends(tokenizer: PreTrainedTokenizerBase | None) -> dict[int, str]:
+    """The tokens that end an answer; none without a tokenizer."""
+    if tokenizer is None:
         return {}
     return {token: str(tokenizer.convert_ids_to_tokens(token)) for token in find_end_ids(tokenizer)}
+
+
+def _write_modelfile(
+    selection: Selection, folder: Path, tokenizer: PreTrainedTokenizerBase, *, ends: dict[int, str]
+) -> list[str]:
+    """Ollama's Modelfile of the merged model; returns what to know of it."""
+    template = choose_template(selection.config.data.template, tokenizer)
+    text, note = make_modelfile(template, tokenizer, ends=list(ends.values()))
+    write_text(folder / MODELFILE, text)
+    return [note] if note else []
 
 
 def _write_adapter(selection: Selection, folder: Path) -> list[str]:

@@ -27,6 +27,7 @@ BUNDLE_VERSION = 1
 # broke.
 BUNDLE_FOLDERS = ("adapter/", "merged/", "merged-nf4/", "evaluation/")
 BUNDLE_FILES = (
+    "Modelfile",
     "README.md",
     "RUN_RECORD.md",
     "bundle.json",

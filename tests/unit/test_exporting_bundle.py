@@ -21,7 +21,7 @@ from qlora_ray.exporting.bundle import write_bundle
 from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.modeling.identity import hash_adapter
-from qlora_ray.modeling.loading import hash_base
+from qlora_ray.modeling.loading import hash_base, load_tokenizer
 from tests.exporting_fixtures import files_of, snapshot, write_sweep
 from tests.sweep_folder import edited
 from tests.sweep_records import make_evaluation
@@ -78,6 +78,16 @@ def test_all_that_a_bundle_has_is_in_it_and_counted(sweep, tmp_path):
         assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
     assert bundle.name == "embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32"
     assert inventory["trial"] == "0001" and inventory["merge"] is None
+
+
+def test_a_bundle_with_a_merged_model_has_ollamas_file_of_it(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_module, "_load_own_tokenizer", lambda *args: load_tokenizer(Model()))
+    monkeypatch.setattr(bundle_module, "_merge", fake_merge)
+    bundle = write(sweep, tmp_path / "b", merge=MergeOptions())
+    lines = (bundle.folder / "Modelfile").read_text().splitlines()
+    end = load_tokenizer(Model()).eos_token
+    assert "FROM ./merged.gguf" in lines and f'PARAMETER stop "{end}"' in lines
+    assert "Modelfile" in {file["path"] for file in bundle.inventory["files"]}
 
 
 def test_the_adapter_is_the_winners_byte_by_byte_and_readable_by_all(sweep, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from qlora_ray.errors import ModelError
 from qlora_ray.exporting.merge.candidate import Candidate
 from qlora_ray.exporting.merge.choice import check_changed, choose_candidate, explain_merge, explain_nan
-from qlora_ray.exporting.merge.plan import MergePlan
+from qlora_ray.exporting.merge.plan import MergePlan, PlannedTensor
 from qlora_ray.exporting.merge.report import MeasuredModel
 
 NAN = float("nan")
@@ -75,7 +75,8 @@ def test_a_change_lost_to_rounding_fails_unless_one_rule_keeps_some():
 
 
 def plan(**changes):
-    return MergePlan(**{"tensors": {}, "dtype": "bf16", "head_dtype": "bf16", "tying": "separate", **changes})
+    stored = {"stored_dtype": "bf16", "stored_bytes": 100}
+    return MergePlan(**{"tensors": {}, "dtype": "bf16", "head_dtype": "bf16", "tying": "separate", **stored, **changes})
 
 
 def test_notes_name_lost_changes_untied_heads_and_heads_of_another_dtype():
@@ -87,3 +88,11 @@ def test_notes_name_lost_changes_untied_heads_and_heads_of_another_dtype():
     tied, head = explain_merge([candidate("w16")], plan(tying="tied", head_dtype="fp32"), asked_head="fp32")
     assert "one tensor" in tied and "fp32" in tied
     assert "from_pretrained casts it to bf16" in head
+
+
+def test_a_merged_model_of_twice_its_bases_bytes_names_the_option_that_halves_it():
+    wide = {"dtype": "fp32", "head_dtype": "fp32"}
+    tensors = {"a": PlannedTensor("a", "a", "fp32", 200)}
+    (note,) = explain_merge([candidate("w16")], plan(**wide, tensors=tensors), asked_head=None)
+    assert "2.0 times" in note and "fp32" in note and "--dtype checkpoint writes it in bf16" in note
+    assert explain_merge([candidate("w16")], plan(**wide, tensors=tensors, stored_bytes=200), asked_head=None) == []

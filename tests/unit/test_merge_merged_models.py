@@ -16,7 +16,7 @@ from tests.unit.merge_fixtures import SPLIT, as_model, loaded, merge_only, save_
 
 pytestmark = pytest.mark.slow
 
-PLAN = MergePlan({}, "fp32", "fp32", "separate")
+PLAN = MergePlan({}, "fp32", "fp32", "separate", "fp32", 0)
 
 
 @pytest.fixture(scope="module")

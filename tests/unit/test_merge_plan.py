@@ -42,6 +42,7 @@ def test_checkpoint_keeps_every_name_dtype_and_size(llama):
 
 def test_a_dtype_that_is_asked_for_is_every_tensors_and_a_tied_heads_is_the_embeddings(llama):
     found = plan(llama, dtype="fp32", head_dtype="fp16")
+    assert (found.stored_dtype, found.stored_bytes) == ("bf16", plan(llama).num_bytes)
 
     assert found.tensors.pop("model.embed_tokens.weight").dtype == found.head_dtype == "fp16"
     assert {one.dtype for one in found.tensors.values()} == {"fp32"}

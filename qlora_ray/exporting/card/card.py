@@ -27,6 +27,7 @@ from qlora_ray.exporting.reproduction import (
 )
 from qlora_ray.exporting.run_record import value
 from qlora_ray.exporting.selection import Selection
+from qlora_ray.exporting.serving.guide import guide_serving
 from qlora_ray.formats import format_gib
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.modeling.quantization import QuantizationSpec
@@ -49,6 +50,8 @@ def make_card(facts: CardFacts) -> ModelCard:
         _merge(facts),
         "## How to load it\n\n"
         + guide_loading(facts.selection, has_merged=facts.merge is not None, end_ids=list(facts.ends)),
+        "## How to serve it\n\n"
+        + guide_serving(facts.selection, name=facts.name, has_merged=facts.merge is not None, ends=facts.ends),
         "## How it was made\n\n" + _settings(facts),
         "## Make it again\n\n" + _reproduction(facts),
         "## Limits\n\n" + _limits(facts),

@@ -12,6 +12,8 @@ from qlora_ray.exporting.merge.report import MeasuredModel
 
 # Ours: below it, most of what was trained is lost to rounding, and the report says so.
 SMALL_CHANGED_SHARE = 0.01
+# Ours: so many times its base's bytes a merged model may take before the report says what would halve it.
+LARGE_SHARE = 1.5
 
 
 def check_changed(candidates: list[Candidate], *, adapter: Path, dtype: str) -> None:
@@ -117,6 +119,12 @@ def explain_merge(candidates: list[Candidate], plan: MergePlan, *, asked_head: s
         )
     if asked_head and plan.tying == "tied":
         notes.append(f"Embedding and head are one tensor: both are in {plan.head_dtype}.")
+    if plan.num_bytes >= LARGE_SHARE * plan.stored_bytes:
+        notes.append(
+            f"The merged model takes {plan.num_bytes / plan.stored_bytes:.1f} times its base's bytes: it is "
+            f"{plan.dtype}, as the adapter was trained, and the base is {plan.stored_dtype}. "
+            f"--dtype checkpoint writes it in {plan.stored_dtype}, and measures that."
+        )
     if plan.head_dtype != plan.dtype:
         notes.append(
             f"The head is {plan.head_dtype} in the file and config.json says {plan.dtype}: from_pretrained casts it "

@@ -42,12 +42,16 @@ class MergePlan:
         dtype: What config.json says: bf16, fp16 or fp32.
         head_dtype: What the head is written in.
         tying: Whether embedding and head are one tensor.
+        stored_dtype: What most of the base's weights are stored in.
+        stored_bytes: Of the base's tensors.
     """
 
     tensors: dict[str, PlannedTensor]
     dtype: Precision
     head_dtype: Precision
     tying: Tying
+    stored_dtype: Precision
+    stored_bytes: int
 
     @property
     def num_bytes(self) -> int:
@@ -96,7 +100,8 @@ def plan_merge(
     own: Precision = STORED_DTYPES.get(_most_common_dtype(checkpoint), "fp32")
     resolved: Precision = own if dtype == "checkpoint" else dtype
     head = next((tensor.dtype for tensor in tensors.values() if tensor.parameter in heads and tensor.dtype), resolved)
-    return MergePlan(tensors, resolved, head, tying)
+    stored_bytes = sum(_plan_tensor(checkpoint, name, None, "checkpoint").num_bytes for name in checkpoint.tensors)
+    return MergePlan(tensors, resolved, head, tying, own, stored_bytes)
 
 
 def _stays_tied(group: frozenset[str], changes: AdapterChanges) -> bool:

@@ -1,0 +1,1 @@
+"""What a bundle says of being served: by vLLM, llama.cpp and Ollama."""
