@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from qlora_ray.config.aliases import ALIASES
 from qlora_ray.config.documents import Document, KeyPath, parse_yaml_value, read_document
+from qlora_ray.config.foreign import refuse_foreign
 from qlora_ray.config.presets import read_preset
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
@@ -50,6 +51,7 @@ def load_config(path: Path | None, *, overrides: list[str] | None = None, preset
         ConfigError: With every problem found, one line each.
     """
     document = read_document(find_shipped(path)) if path is not None else Document("defaults", {})
+    refuse_foreign(document, is_space=False)
     if preset is not None:
         document = document.put_over(read_preset(preset))
     apply_overrides(document, overrides or [])

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.documents import Document, read_document
+from qlora_ray.config.foreign import refuse_foreign
 from qlora_ray.config.loading import closest_path, find_shipped, suggest_key
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
@@ -31,6 +32,7 @@ def load_space(config: SweepConfig) -> SearchSpace:
         document = read_document(find_shipped(Path(given)))
     else:
         document = Document("search.space", dict(given))
+    refuse_foreign(document, is_space=True)
     space = parse_space(document, config)
     check_grid_size(space, config)
     return space
