@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qlora_ray.data.tokenized import TokenizedSplit
+if TYPE_CHECKING:
+    from qlora_ray.data.tokenized import TokenizedSplit
 
 
 @dataclass(frozen=True)

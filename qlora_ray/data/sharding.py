@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 # A shard ends with whichever comes first: 5 s of one core, and 20 MB on disk.
 SHARD_ROWS = 4096
 SHARD_CHARACTERS = 8_000_000
-# Rows that are Python objects at once in a worker.
-BATCH_ROWS = 256
 # Waiting beside those that are tokenized, so that no worker waits for rows to be read.
 WAITING_SHARDS_PER_WORKER = 1
 # A worker process has 200 MB of its own, most of it transformers: so many are 3 GB.
@@ -82,23 +80,13 @@ class ShardWriter:
         Raises:
             DataError: If a row cannot be rendered.
         """
-        import pyarrow as pa
-
-        tables, counts, origins = [], [], []
-        for start in range(0, len(examples), BATCH_ROWS):
-            found = tokenize_rows(
-                folder.name,
-                examples[start : start + BATCH_ROWS],
-                template=self.template,
-                tokenizer=self.tokenizer,
-                max_length=self.max_length,
-            )
-            tables.append(found.rows.table)
-            counts.append(found.counts)
-            origins += [first_example + start + origin for origin in found.origins]
-        record = ShardRecord(first_example, len(examples), origins, SplitCounts.sum_of(counts))
+        found = tokenize_rows(
+            folder.name, examples, template=self.template, tokenizer=self.tokenizer, max_length=self.max_length
+        )
+        origins = [first_example + origin for origin in found.origins]
+        record = ShardRecord(first_example, len(examples), origins, found.counts)
         path = folder / SHARD_NAME.format(number)
-        write_table(path.with_suffix(".new"), pa.concat_tables(tables))
+        write_table(path.with_suffix(".new"), found.rows.table)
         path.with_suffix(".new").rename(path)
         text = json.dumps(dataclasses.asdict(record) | {"counts": record.counts.to_dict()})
         record_path(path).with_suffix(".new").write_text(text, encoding="utf-8")

@@ -159,6 +159,13 @@ class TokenizedSplit:
         arrays = [pa.array(column, type=type_) for column, type_ in zip(columns, schema.types, strict=True)]
         return cls(name, pa.Table.from_arrays(arrays, schema=schema))
 
+    @classmethod
+    def joined(cls, name: str, parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
+        """The rows of all parts, one part after the other; nothing is copied."""
+        import pyarrow as pa
+
+        return cls(name, pa.concat_tables([arrow_schema().empty_table(), *(part.table for part in parts)]))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the views of the columns, which point into this process's memory.
         return TokenizedSplit, (self.name, self.table)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANCHOR = "\n"  # see _tokenize_texts
-BATCH_TEXTS = 4096  # texts per tokenizer call: bounds the memory of its encodings
+# Rows that are Python objects at once, 60 bytes a token, and not yet Arrow columns, of 9.
+BATCH_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,33 @@ def tokenize_rows(
     Raises:
         DataError: If a row cannot be rendered.
     """
+    parts = [
+        _tokenize_batch(
+            name,
+            examples[start : start + BATCH_ROWS],
+            template=template,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            last_only=last_only,
+        )
+        for start in range(0, len(examples), BATCH_ROWS)
+    ]
+    return TokenizedRows(
+        TokenizedSplit.joined(name, [part.rows for part in parts]),
+        SplitCounts.sum_of([part.counts for part in parts]),
+        [number * BATCH_ROWS + origin for number, part in enumerate(parts) for origin in part.origins],
+    )
+
+
+def _tokenize_batch(
+    name: str,
+    examples: Sequence[Example],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    last_only: bool,
+) -> TokenizedRows:
     rendered = _render_rows(examples, template=template, tokenizer=tokenizer, last_only=last_only)
     origins: list[int] = []
     pieces_by_row = rendered.pieces
@@ -206,14 +234,12 @@ def _tokenize_texts(
     adds_space = inside_row and _adds_space(tokenizer)
     anchor_ids = _encode([ANCHOR], tokenizer)[0]
     result: dict[str, list[int]] = {}
-    for start in range(0, len(ordered), BATCH_TEXTS):
-        batch = ordered[start : start + BATCH_TEXTS]
-        encoded = _encode([ANCHOR + text for text in batch] if adds_space else batch, tokenizer)
-        for text, ids in zip(batch, encoded, strict=True):
-            if adds_space:
-                is_apart = ids[: len(anchor_ids)] == anchor_ids
-                ids = ids[len(anchor_ids) :] if is_apart else _encode([text], tokenizer)[0]
-            result[text] = ids
+    encoded = _encode([ANCHOR + text for text in ordered] if adds_space else ordered, tokenizer) if ordered else []
+    for text, ids in zip(ordered, encoded, strict=True):
+        if adds_space:
+            is_apart = ids[: len(anchor_ids)] == anchor_ids
+            ids = ids[len(anchor_ids) :] if is_apart else _encode([text], tokenizer)[0]
+        result[text] = ids
     return result
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qlora_ray.config.schema import Data
-from qlora_ray.data import prepare_data, sharding, split_examples
+from qlora_ray.data import prepare_data, sharding, split_examples, tokenizing
 from qlora_ray.errors import DataError
 from tests.unit.data_tokenizer import build_byte_level
 
@@ -32,7 +32,7 @@ def is_large(monkeypatch):
     """Few rows are treated as many are: read again, in shards of 32 rows, by this process."""
     monkeypatch.setattr(split_examples, "MAX_KEPT_CHARACTERS", 1000)
     monkeypatch.setattr(sharding, "SHARD_ROWS", 32)
-    monkeypatch.setattr(sharding, "BATCH_ROWS", 10)
+    monkeypatch.setattr(tokenizing, "BATCH_ROWS", 10)
     monkeypatch.setattr(sharding, "count_cpus", lambda: 1)
 
 
