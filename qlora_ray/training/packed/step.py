@@ -140,6 +140,9 @@ class StepRunner:
                 continue
             trial.last_loss = losses[position]
             trial.interval.losses.append(trial.last_loss)
+        largest = max(len(rows) * max(row.num_tokens for row in rows) for rows in micro_batches)
+        for trial in trials:
+            trial.interval.largest_micro_batch = max(trial.interval.largest_micro_batch, largest)
         for micro_batch in micro_batches:
             for row, num_padding in zip(micro_batch, padding_of(micro_batch), strict=True):
                 interval = trials[row.trial].interval
