@@ -83,7 +83,7 @@ def test_a_bundle_has_all_that_its_inventory_says(exported):
 
 def test_the_cards_own_code_loads_both_models_and_they_agree(exported, monkeypatch):
     monkeypatch.chdir(exported)
-    merged_code, adapter_code = snippets(exported)
+    merged_code, adapter_code, asking_code = snippets(exported)
     found = []
     for code in (merged_code, adapter_code):
         names: dict = {}
@@ -92,6 +92,8 @@ def test_the_cards_own_code_loads_both_models_and_they_agree(exported, monkeypat
         tokens = tokenizer("How many customers are there?", return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             found.append(model(tokens).logits.float().log_softmax(-1))
+            exec(asking_code, names)
+        assert names["answer"].shape[1] > names["inputs"]["input_ids"].shape[1]
     merged, trained = found
     # The bound is that of the merge's own report: its mean KL is over other rows.
     kl = (trained.exp() * (trained - merged)).sum(-1).mean()

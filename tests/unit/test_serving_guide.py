@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -12,7 +13,8 @@ import pytest
 from safetensors import safe_open
 
 from qlora_ray import embedded
-from qlora_ray.config.schema import Lora, Model, Quantization
+from qlora_ray.config.schema import Data, Lora, Model, Quantization
+from qlora_ray.data import prepare_data
 from qlora_ray.exporting.selection import select_trial
 from qlora_ray.exporting.serving.guide import find_gguf_problem, find_vllm_problem, find_vllm_rank, guide_serving
 from qlora_ray.modeling.adapters import attach_adapter, save_adapter
@@ -20,6 +22,7 @@ from qlora_ray.modeling.loading import load_base, read_shape
 from qlora_ray.modeling.quantization import specify_quantization
 from qlora_ray.runs.record_parts import LoraRecord
 from tests.exporting_fixtures import write_sweep
+from tests.unit.data_tokenizer import build_byte_level
 
 PLAIN = LoraRecord(r=16, bias="none", use_dora=False, use_rslora=False)
 
@@ -78,6 +81,39 @@ def test_commands_name_what_the_bundle_has(selection):
         (serve,) = [line for line in words if "--enable-lora" in line]
         # The fixture's rank is 4.
         assert serve[serve.index("--max-lora-rank") + 1] == "8" and serve[-1] == "Mine=adapter"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("template", ["chat", "instruction", "raw", "Q: {prompt}\nA: "])
+def test_the_cards_own_code_asks_as_rows_were_written_in_training(selection, tmp_path, template, bos):
+    question = "How many orders are there?"
+    rows = tmp_path / "rows.jsonl"
+    asked_rows = [question, *(f"Which order is number {number}?" for number in range(8))]
+    rows.write_text("".join(json.dumps({"prompt": one, "completion": "SELECT 1;"}) + "\n" for one in asked_rows))
+    tokenizer = build_byte_level(bos=bos)
+    data = Data(train=str(rows), template=template, validation=str(rows))
+    prepared = prepare_data(data, tokenizer=tokenizer, data_seed=7)
+    name = prepared.report.template
+    trial = replace(
+        selection,
+        config=selection.config.model_copy(update={"data": data}),
+        manifest=replace(selection.manifest, data=replace(selection.data, template=name)),
+    )
+    guide = guide_serving(trial, name="Mine", has_merged=True, ends={})
+    (code,) = re.findall(r"```python\n(.+?)\n```", guide, re.DOTALL)
+    asked = []
+
+    class Model:
+        device = "cpu"
+
+        def generate(self, *, input_ids, **settings):
+            asked.append(input_ids[0].tolist())
+            return input_ids
+
+    exec(code, {"model": Model(), "tokenizer": tokenizer})
+    assert len(asked) == 1 and asked[0] in [list(ids) for ids in prepared.train.prompt_ids]
+    assert question in tokenizer.decode(asked[0])
+    assert ("/v1/completions" in guide) == (template != "chat")
 
 
 def test_an_adapter_that_vllm_refuses_is_not_served_by_it(selection):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from qlora_ray.data.templates import INSTRUCTION_PROMPT
 from qlora_ray.exporting.naming import shorten_source
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.exporting.serving.modelfile import GGUF, MODELFILE
@@ -17,6 +18,8 @@ from qlora_ray.runs.record_parts import LoraRecord
 # What --max-lora-rank takes; its default is 16.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CHAT = "chat"
+# What the raw template makes of a prompt that does not end in a blank.
+RAW_PROMPT = "{prompt}\n"
 
 
 def find_vllm_rank(r: int) -> int | None:
@@ -58,17 +61,49 @@ def guide_serving(selection: Selection, *, name: str, has_merged: bool, ends: Ma
         has_merged: Whether the bundle has a merged model.
         ends: The tokens that end an answer, by id.
     """
-    parts = [_vllm(selection, name=name, has_merged=has_merged, ends=ends)]
-    template = selection.data.template or CHAT
-    if template != CHAT:
-        parts.append(
-            f"Prompts were written by the `{template}` template and by no chat template: ask by `/v1/completions`, "
-            "with the prompt written so."
-        )
+    parts = [_transformers(selection), _vllm(selection, name=name, has_merged=has_merged, ends=ends)]
+    if _find_prompt(selection) is not None:
+        parts.append("Ask servers by `/v1/completions`, with prompts written as above: no chat template was trained.")
     parts.append(_llama_cpp(selection, has_merged=has_merged))
     if has_merged:
         parts.append(_ollama(name))
     return "\n\n".join(parts)
+
+
+def _transformers(selection: Selection) -> str:
+    prompt = _find_prompt(selection)
+    if prompt is None:
+        asked = [
+            'messages = [{"role": "user", "content": question}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ").to(model.device)",
+        ]
+    else:
+        asked = [
+            f'prompt = {prompt!r}.replace("{{prompt}}", question)',
+            'inputs = tokenizer(prompt, return_tensors="pt").to(model.device)',
+        ]
+    lines = [
+        "**transformers**, with `model` and `tokenizer` loaded as above:",
+        "",
+        "```python",
+        'question = "How many orders are there?"',
+        *asked,
+        "answer = model.generate(**inputs, max_new_tokens=256, do_sample=False)",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _find_prompt(selection: Selection) -> str | None:
+    """The text around {prompt} that rows were rendered by in training; None where the chat template did it."""
+    template = selection.data.template or CHAT
+    prompts = {"instruction": INSTRUCTION_PROMPT, "raw": RAW_PROMPT}
+    if template == "custom":
+        return selection.config.data.template.replace("{system}", "")
+    return prompts.get(template)
 
 
 def _vllm(selection: Selection, *, name: str, has_merged: bool, ends: Mapping[int, str]) -> str:
