@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _seconds(text: str) -> float:
-    from qlora_ray.config.schema import MAX_SECONDS
+    from qlora_ray.config.field_types import MAX_SECONDS
 
     try:
         value = float(text)

@@ -91,6 +91,10 @@ _NEAR = {
         "a file, a split or a fraction": "val_set_size validation_split eval_dataset val_file validation_file "
         "eval_file test_size val_size split_ratio eval_datasets",
     },
+    "data.loss": {
+        "all for whole rows, completion for the answers alone": "train_on_inputs train_on_prompt train_on_source "
+        "completion_only_loss assistant_only_loss",
+    },
     "search.num_reports": {
         "a trial is evaluated, and its state kept, at each report": "save_steps eval_steps save_strategy eval_strategy "
         "evaluation_strategy evals_per_epoch saves_per_epoch",
@@ -99,8 +103,6 @@ _NEAR = {
 }
 # What no key does, and what does it.
 _NOT_HERE = {
-    "the loss counts the answers only; data.format: text trains whole texts": "train_on_inputs train_on_prompt "
-    "train_on_source completion_only_loss assistant_only_loss",
     "rows of like length share a micro-batch, and the packed engine pads next to nothing": "packing sample_packing "
     "pad_to_sequence_len group_by_length eval_sample_packing",
     "go on with `sweep --resume DIR`": "resume_from_checkpoint auto_resume_from_checkpoints overwrite_output_dir",

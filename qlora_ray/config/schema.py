@@ -12,6 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, TRACKERS, OneOf
 from qlora_ray.config.durations import Duration
+from qlora_ray.config.field_types import (
+    ClassName,
+    Fraction,
+    PositiveFloat,
+    PositiveInt,
+    ResourceName,
+    ScheduleOption,
+    Seconds,
+    Seed,
+)
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 # What products are computed in.
@@ -19,33 +29,7 @@ Precision = Literal["bf16", "fp16", "fp32"]
 # Ray's own names of resources; any other is one that nodes were started with.
 RAY_RESOURCES = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
 _RAY_RESOURCES_BY_WORD = {name.lower(): name for name in RAY_RESOURCES}
-# Of transformers' schedules (5.23, get_scheduler).
-ScheduleOption = Literal[
-    "num_cycles",
-    "lr_end",
-    "power",
-    "timescale",
-    "min_lr",
-    "min_lr_rate",
-    "num_decay_steps",
-    "num_stable_steps",
-    "min_lr_ratio",
-    "warmup_type",
-    "decay_type",
-]
 ObjectiveName = Literal["eval_loss", "trainable_parameters"]
-
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-# Threads cannot wait for longer than some centuries; ten years are as good as never.
-MAX_SECONDS = 10 * 365 * 86_400
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-# A GPU's class has a letter or a digit in its name.
-ClassName = Annotated[str, Field(pattern=r"[A-Za-z0-9]")]
-ResourceName = Annotated[str, Field(pattern=r"^\S+$")]
-# numpy's generators take 32 bits.
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -79,7 +63,7 @@ class Columns(Section):
 
 
 class Data(Section):
-    """Where rows come from and how they become tokens. The loss counts the answer only."""
+    """Where rows come from and how they become tokens."""
 
     train: str = Field("embedded", description="`embedded`, a json/jsonl/csv/parquet file, or a hub id.")
     validation: str | Fraction | None = Field(
@@ -100,6 +84,7 @@ class Data(Section):
     max_train_rows: PositiveInt | None = None
     max_validation_rows: PositiveInt | None = None
     max_test_rows: PositiveInt | None = None
+    loss: Literal["completion", "all"] = Field("completion", description="Tokens trained: answers, or whole rows.")
     row_choice: Literal["sample", "first"] = Field(
         "sample", description="Rows a `max_..._rows` or evaluate.max_rows takes: by training.data_seed, or the first."
     )

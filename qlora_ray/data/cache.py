@@ -60,6 +60,8 @@ def _deciding_values(data: Data) -> dict[str, Any]:
         del values["row_choice"]
     if data.max_test_rows is None:
         del values["max_test_rows"]
+    if data.loss == "completion":
+        del values["loss"]
     if data.bad_rows == "fail":
         del values["bad_rows"]
     return values

@@ -78,7 +78,7 @@ def prepare_data(
         return make_report(data, findings, template, counts, fingerprint=fingerprint, digests=digests)
 
     if not all(examples.source.is_kept for examples in splits.values()):
-        writer = ShardWriter(template, tokenizer, data.max_length)
+        writer = ShardWriter(template, tokenizer, data.max_length, trains_all=data.loss == "all")
         return prepare_in_shards(
             splits, writer, cache_dir=cache_dir, fingerprint=fingerprint, make_report=report, tell=tell
         )
@@ -86,7 +86,12 @@ def prepare_data(
     counts: dict[str, SplitCounts] = {}
     for split, examples in splits.items():
         rows[split], counts[split] = tokenize_split(
-            split, examples.in_order(), template=template, tokenizer=tokenizer, max_length=data.max_length
+            split,
+            examples.in_order(),
+            template=template,
+            tokenizer=tokenizer,
+            max_length=data.max_length,
+            trains_all=data.loss == "all",
         )
     return _save(PreparedData(rows["train"], rows["validation"], rows.get("test"), report(counts)), cache_dir)
 

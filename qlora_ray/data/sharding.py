@@ -67,6 +67,7 @@ class ShardWriter:
     template: Template
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    trains_all: bool = False
 
     def write(self, folder: Path, number: int, first_example: int, examples: list[Example]) -> ShardRecord:
         """Writes one shard of a split, file before record, each whole or not at all.
@@ -81,7 +82,12 @@ class ShardWriter:
             DataError: If a row cannot be rendered.
         """
         found = tokenize_rows(
-            folder.name, examples, template=self.template, tokenizer=self.tokenizer, max_length=self.max_length
+            folder.name,
+            examples,
+            template=self.template,
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            trains_all=self.trains_all,
         )
         origins = [first_example + origin for origin in found.origins]
         record = ShardRecord(first_example, len(examples), origins, found.counts)

@@ -45,6 +45,7 @@ def tokenize_split(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     last_only: bool = False,
+    trains_all: bool = False,
 ) -> tuple[TokenizedSplit, SplitCounts]:
     """Renders and tokenizes a split; rows longer than `max_length` tokens lose their right end.
 
@@ -55,6 +56,7 @@ def tokenize_split(
         tokenizer: The base's tokenizer.
         max_length: `data.max_length`, in tokens.
         last_only: As in `render`: for rows of which only the last answer is asked.
+        trains_all: The loss counts whole rows, prompts too (`data.loss: all`).
 
     Returns:
         The split and the counts. A row whose answers were cut away completely is dropped and counted.
@@ -63,7 +65,13 @@ def tokenize_split(
         DataError: If a row cannot be rendered, or no row keeps a trained token.
     """
     found = tokenize_rows(
-        name, examples, template=template, tokenizer=tokenizer, max_length=max_length, last_only=last_only
+        name,
+        examples,
+        template=template,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        last_only=last_only,
+        trains_all=trains_all,
     )
     found.counts.check(name, max_length=max_length)
     return found.rows, found.counts
@@ -77,6 +85,7 @@ def tokenize_rows(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     last_only: bool = False,
+    trains_all: bool = False,
 ) -> TokenizedRows:
     """Renders and tokenizes some rows of a split, of which none need be kept; arguments as those of `tokenize_split`.
 
@@ -139,7 +148,7 @@ def _tokenize_batch(
         num_without_end += not _ends_in_special_id(ids, mask, tokenizer)
         origins.append(origin)
         input_ids.append(ids[:max_length])
-        masks.append(mask[:max_length])
+        masks.append([1] * len(input_ids[-1]) if trains_all else mask[:max_length])
         prompt_ids.append([] if example.is_text else ids[:prompt_length])
         references.append(_reference(example, ids[prompt_length:], tokenizer))
     dropped = {f"answer beyond max_length {max_length}": num_dropped} if num_dropped else {}

@@ -134,7 +134,7 @@ def test_a_key_of_another_tool_is_answered_by_the_one_that_does_it_here(tmp_path
         ("training: {num_warmup_steps: 10}", "training.warmup_steps: or training.warmup_ratio"),
         ("training: {max_steps: 10}", "training.max_samples: steps x effective batch"),
         ("data: {val_set_size: 0.1}", "data.validation: a file, a split or a fraction"),
-        ("data: {train_on_inputs: false}", "It is not here: the loss counts the answers only"),
+        ("data: {train_on_inputs: true}", "Here it is data.loss: all for whole rows"),
         ("training: {gradient_accumulation: 4}", "training.gradient_accumulation_steps"),
         ("data: {sequence-len: 4}", "data.max_length"),
     ],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from qlora_ray.config.schema import MAX_SECONDS, Lora, Section, SweepConfig, Training
+from qlora_ray.config.field_types import MAX_SECONDS
+from qlora_ray.config.schema import Lora, Section, SweepConfig, Training
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
@@ -145,6 +146,7 @@ BOUNDS = [
     ("data.template", "Q: {prompt}", "Q: {question}"),
     ("data.bad_rows", "skip", "drop"),
     ("data.row_choice", "first", "last"),
+    ("data.loss", "all", "prompt"),
     ("lora.target_modules", ["q_proj"], []),
     ("lora.target_modules", "attention", "attn"),
     ("lora.bias", "none", "all"),

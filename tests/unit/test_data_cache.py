@@ -7,7 +7,7 @@ import pytest
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data import preparation, prepare_data
-from qlora_ray.data.cache import compute_fingerprint, load_prepared
+from qlora_ray.data.cache import _deciding_values, compute_fingerprint, load_prepared
 from qlora_ray.errors import DataError
 from qlora_ray.runs.paths import default_cache_dir
 from tests.unit.data_tokenizer import CHATML, build_byte_level
@@ -75,9 +75,15 @@ def test_rows_in_another_order_are_other_data_and_those_of_sweeps_without_the_ke
     def compute(**data):
         return compute_fingerprint(Data(**data), digests={}, tokenizer=tokenizer, data_seed=7)
 
-    others = [{}, {"row_choice": "first"}, {"max_test_rows": 9}]
+    others = [{}, {"row_choice": "first"}, {"max_test_rows": 9}, {"loss": "all"}]
     for limits in ({}, {"max_train_rows": 9}):
         assert len({compute(**limits, **other) for other in others}) == len(others)
+
+
+def test_keys_that_came_later_are_in_no_fingerprint_of_a_sweep_that_does_not_use_them():
+    # Those of the first version of the fingerprint.
+    first = {"train", "validation", "test", "format", "columns", "template", "system_prompt", "max_length"}
+    assert set(_deciding_values(Data(row_choice="first"))) == first | {"max_train_rows", "max_validation_rows"}
 
 
 def test_earlier_calls_of_the_tokenizer_do_not_change_the_fingerprint(train):

@@ -22,13 +22,14 @@ def tokenizer():
     return build_byte_level()
 
 
-def tokenize(tokenizer, *conversations, template="auto", max_length=512):
+def tokenize(tokenizer, *conversations, template="auto", max_length=512, trains_all=False):
     return tokenize_split(
         "train",
         [Example(turns, f"a.jsonl:{number}") for number, turns in enumerate(conversations, start=1)],
         template=choose_template(template, tokenizer),
         tokenizer=tokenizer,
         max_length=max_length,
+        trains_all=trains_all,
     )
 
 
@@ -40,6 +41,16 @@ def trained_text(tokenizer, split, row=0):
     return tokenizer.decode(
         [token for token, bit in zip(split.input_ids[row], split.completion_mask[row], strict=True) if bit]
     )
+
+
+@pytest.mark.parametrize("template", ["chat", "instruction", "raw"])
+def test_whole_rows_are_the_same_tokens_and_answers_with_all_of_them_trained(template, tokenizer):
+    rows, counts = tokenize(tokenizer, ASK, TWO_ROUNDS[:3], template=template)
+    whole, all_counts = tokenize(tokenizer, ASK, TWO_ROUNDS[:3], template=template, trains_all=True)
+    assert (whole.input_ids, whole.prompt_ids, whole.references) == (rows.input_ids, rows.prompt_ids, rows.references)
+    # What TRL makes of `completion_only_loss: false`: labels = input_ids.
+    assert [list(mask) for mask in whole.completion_mask] == [[1] * len(ids) for ids in rows.input_ids]
+    assert all_counts.num_completion_tokens == all_counts.num_tokens == counts.num_tokens > counts.num_completion_tokens
 
 
 @pytest.mark.parametrize("turns", [ASK, TWO_ROUNDS])
