@@ -100,6 +100,7 @@ def tokenize_rows(
             tokenizer=tokenizer,
             max_length=max_length,
             last_only=last_only,
+            trains_all=trains_all,
         )
         for start in range(0, len(examples), BATCH_ROWS)
     ]
@@ -118,6 +119,7 @@ def _tokenize_batch(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     last_only: bool,
+    trains_all: bool,
 ) -> TokenizedRows:
     rendered = _render_rows(examples, template=template, tokenizer=tokenizer, last_only=last_only)
     origins: list[int] = []
