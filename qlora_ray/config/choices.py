@@ -149,6 +149,7 @@ FORMATS = {
     "sharegpt": "qlora_ray.data.row_formats:SHAREGPT",
     "alpaca": "qlora_ray.data.row_formats:ALPACA",
     "prompt-completion": "qlora_ray.data.row_formats:PROMPT_COMPLETION",
+    "squad": "qlora_ray.data.row_formats:SQUAD",
     "columns": "qlora_ray.data.row_formats:COLUMNS",
     "text": "qlora_ray.data.row_formats:TEXT",
 }

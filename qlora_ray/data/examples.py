@@ -87,12 +87,14 @@ class Turn:
 class Example:
     """A row in canonical form: `system? (user+ assistant (tool+ assistant)*)+`, or a single `text` turn, trained whole.
 
-    `tools` are the JSON schemas of the functions that the assistant may call.
+    `tools` are the JSON schemas of the functions that the assistant may call. `alternatives` are answers that are as
+    right as the last turn.
     """
 
     turns: tuple[Turn, ...]
     where: str
     tools: tuple[dict[str, Any], ...] = ()
+    alternatives: tuple[str, ...] = ()
 
     @property
     def is_text(self) -> bool:

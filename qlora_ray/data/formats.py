@@ -70,7 +70,8 @@ class Conversion:
                     raise RowProblem(row.problem)
                 row_format = _find(self.format.name)
                 tools = read_tools(row.values.get(TOOLS)) if TOOLS in row_format.optional_columns else ()
-                example = Example(row_format.convert(row, self.format.columns, self.notes), row.where, tools)
+                turns = row_format.convert(row, self.format.columns, self.notes)
+                example = Example(turns, row.where, tools, row_format.find_alternatives(row))
             except RowProblem as error:
                 first_bad = first_bad if num_bad else (row.where, str(error))
                 num_bad += 1

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qlora_ray.data.conversations import as_turns, looks_like_turns, read_text, read_turns
 from qlora_ray.data.examples import Row, RowProblem, Turn
-from qlora_ray.data.notes import Notes
+from qlora_ray.data.notes import Note, Notes
 
 # The functions that a row's assistant may call.
 TOOLS = "tools"
+# What a row of SQuAD 2 without an answer is trained to say, as in UnifiedQA's and FLAN's tasks.
+NO_ANSWER = "unanswerable"
+UNANSWERABLE = Note("row", f"without an answer, trained to say `{NO_ANSWER}`")
 # Two columns that are known by name, in addition to prompt + completion.
 KNOWN_PAIRS = (
     ("question", "answer"),
@@ -18,6 +21,7 @@ KNOWN_PAIRS = (
     ("input", "output"),
     ("query", "response"),
     ("instruction", "response"),
+    ("problem", "generated_solution"),
 )
 
 
@@ -45,6 +49,7 @@ class RowFormat:
             rows fit, the columns to read.
         optional_columns: What a row may have besides; read too, `tools` by the caller of `convert`.
         is_fallback: Whether `auto` takes it only where no other format fits.
+        find_alternatives: A function (row) that returns the answers that are as right as the one that is trained.
     """
 
     columns: tuple[str, ...]
@@ -52,6 +57,7 @@ class RowFormat:
     recognize: Callable[[RowFormat, Sequence[Row], Sequence[str]], Iterable[tuple[str, ...]]] = has_columns
     optional_columns: tuple[str, ...] = ()
     is_fallback: bool = False
+    find_alternatives: Callable[[Row], tuple[str, ...]] = lambda row: ()
 
 
 def _has_turns(row_format: RowFormat, rows: Sequence[Row], seen: Sequence[str]) -> Iterable[tuple[str, ...]]:
@@ -123,10 +129,42 @@ def _convert_text(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Tur
     return (Turn("text", read_text(row.values.get("text"), "text", notes)),)
 
 
+def _convert_squad(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
+    answers = _read_squad_answers(row)
+    if not answers:
+        notes[UNANSWERABLE] += 1
+    return (
+        Turn(
+            "user",
+            read_text(row.values.get("question"), "question", notes),
+            read_text(row.values.get("context"), "context", notes),
+        ),
+        Turn("assistant", answers[0] if answers else NO_ANSWER),
+    )
+
+
+def _read_squad_answers(row: Row) -> tuple[str, ...]:
+    """The different answers of a row, in their order: `{"text": [...], "answer_start": [...]}`, or a list of either."""
+    answers = row.values.get("answers")
+    if isinstance(answers, Mapping):
+        found = answers.get("text")
+    elif isinstance(answers, list | tuple):
+        found = [answer.get("text") if isinstance(answer, Mapping) else answer for answer in answers]
+    else:
+        found = None
+    texts = [found] if isinstance(found, str) else found
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise RowProblem("'answers' must hold a list of texts, or an object with one under 'text'")
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))
+
+
 ALPACA = RowFormat(("instruction", "output"), _convert_alpaca, optional_columns=("input", "system", "history"))
 COLUMNS = RowFormat((), _convert_pair, _known_pairs)
 MESSAGES = RowFormat(("messages",), _convert_conversation, _has_turns, optional_columns=("system", TOOLS))
 PROMPT_COMPLETION = RowFormat(("prompt", "completion"), _convert_pair, optional_columns=(TOOLS,))
 SHAREGPT = RowFormat(("conversations",), _convert_conversation, _has_turns, optional_columns=("system", TOOLS))
+SQUAD = RowFormat(
+    ("context", "question", "answers"), _convert_squad, find_alternatives=lambda row: _read_squad_answers(row)[1:]
+)
 # `text` is often the same row rendered once more, as in the original alpaca.
 TEXT = RowFormat(("text",), _convert_text, is_fallback=True)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-COLUMNS = ("input_ids", "completion_mask", "prompt_ids", "references")
+COLUMNS = ("input_ids", "completion_mask", "prompt_ids", "references", "alternatives")
 
 
 def arrow_schema() -> pa.Schema:
     """The columns of a split."""
     import pyarrow as pa
 
-    types = (pa.list_(pa.int32()), pa.list_(pa.int8()), pa.list_(pa.int32()), pa.string())
+    types = (pa.list_(pa.int32()), pa.list_(pa.int8()), pa.list_(pa.int32()), pa.string(), pa.list_(pa.string()))
     return pa.schema(list(zip(COLUMNS, types, strict=True)))
 
 
@@ -127,13 +127,38 @@ class TextRows(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
+class TextListRows(Sequence[tuple[str, ...]]):
+    """A column of lists of texts, as `TokenRows` is one of lists of numbers."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, row: slice) -> TextListRows: ...
+    def __getitem__(self, row: int | slice) -> tuple[str, ...] | TextListRows:
+        if isinstance(row, slice):
+            return TextListRows(_slice(self._column, row))
+        return tuple(self._column[range(len(self))[row]].as_py())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == [tuple(texts) for texts in other]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class TokenizedSplit:
     """One split's rows as token ids, in the columns of an Arrow table.
 
     `completion_mask` is 1 where the token is trained: answers and their end tokens. `prompt_ids` is everything before
-    the last answer, tools and generation prompt included and never cut; `references` is that answer as text. Both are
-    empty for plain text. `input_ids` starts with `prompt_ids` unless it was cut inside them.
+    the last answer, tools and generation prompt included and never cut; `references` is that answer as text, and
+    `alternatives` are other answers that are as right. All three are empty for plain text. `input_ids` starts with
+    `prompt_ids` unless it was cut inside them.
 
     Attributes:
         table: Of the columns `arrow_schema`.
@@ -150,11 +175,13 @@ class TokenizedSplit:
         completion_mask: Sequence[Sequence[int]],
         prompt_ids: Sequence[Sequence[int]],
         references: Sequence[str],
+        alternatives: Sequence[Sequence[str]] | None = None,
     ) -> TokenizedSplit:
-        """A split of rows that are at hand; all columns have one entry per row."""
+        """A split of rows that are at hand; all columns have one entry per row, None stands for no alternatives."""
         import pyarrow as pa
 
-        columns = (input_ids, completion_mask, prompt_ids, references)
+        others: Sequence[Sequence[str]] = [()] * len(references) if alternatives is None else alternatives
+        columns = (input_ids, completion_mask, prompt_ids, references, others)
         schema = arrow_schema()
         arrays = [pa.array(column, type=type_) for column, type_ in zip(columns, schema.types, strict=True)]
         return cls(name, pa.Table.from_arrays(arrays, schema=schema))
@@ -193,6 +220,11 @@ class TokenizedSplit:
         """The expected answers, as text."""
         return TextRows(self.table["references"])
 
+    @cached_property
+    def alternatives(self) -> TextListRows:
+        """Other answers that are as right as the reference."""
+        return TextListRows(self.table["alternatives"])
+
     def take(self, rows: Sequence[int]) -> TokenizedSplit:
         """Returns some of its rows, in the order asked for, in memory.
 
@@ -203,7 +235,8 @@ class TokenizedSplit:
         columns = (self.input_ids, self.completion_mask, self.prompt_ids)
         lists = [_gather(column, rows, field.type) for column, field in zip(columns, arrow_schema(), strict=False)]
         texts = pa.array([self.references[row] for row in rows], pa.string())
-        return TokenizedSplit(self.name, pa.Table.from_arrays([*lists, texts], schema=arrow_schema()))
+        others = pa.array([self.alternatives[row] for row in rows], pa.list_(pa.string()))
+        return TokenizedSplit(self.name, pa.Table.from_arrays([*lists, texts, others], schema=arrow_schema()))
 
     def first(self, num_rows: int) -> TokenizedSplit:
         """Returns its first rows."""

@@ -132,6 +132,7 @@ def _tokenize_batch(
     masks: list[list[int]] = []
     prompt_ids: list[list[int]] = []
     references: list[str] = []
+    alternatives: list[tuple[str, ...]] = []
     lengths: list[int] = []
     num_truncated = num_dropped = num_without_end = 0
     for example, origin, pieces in zip(rendered.examples, rendered.origins, pieces_by_row, strict=True):
@@ -153,8 +154,9 @@ def _tokenize_batch(
         masks.append([1] * len(input_ids[-1]) if trains_all else mask[:max_length])
         prompt_ids.append([] if example.is_text else ids[:prompt_length])
         references.append(_reference(example, ids[prompt_length:], tokenizer))
+        alternatives.append(example.alternatives)
     dropped = {f"answer beyond max_length {max_length}": num_dropped} if num_dropped else {}
-    rows = TokenizedSplit.of(name, input_ids, masks, prompt_ids, references)
+    rows = TokenizedSplit.of(name, input_ids, masks, prompt_ids, references, alternatives)
     counts = SplitCounts(
         lengths,
         num_truncated,

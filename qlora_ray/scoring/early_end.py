@@ -40,6 +40,7 @@ class EarlyEnd:
     Args:
         metrics: What the answers are measured by; each knows when a score is settled (`Settling`).
         references: The expected answer of each row.
+        alternatives: Other answers of each row that are as right; None: there are none.
         tokenizer: Of the model that answers.
         finds_loops: Whether answers that repeat themselves end: only greedy ones repeat themselves for ever.
     """
@@ -49,11 +50,13 @@ class EarlyEnd:
         metrics: Sequence[Settling],
         references: Sequence[str],
         *,
+        alternatives: Sequence[Sequence[str]] | None = None,
         tokenizer: PreTrainedTokenizerBase,
         finds_loops: bool,
     ) -> None:
         self._metrics = metrics
-        self._references = references
+        others = [()] * len(references) if alternatives is None else alternatives
+        self._expected = [(reference, *rest) for reference, rest in zip(references, others, strict=True)]
         self._tokenizer = tokenizer
         self._min_loop_tokens: int | None = None
         encoded = tokenizer(list(references), add_special_tokens=False, verbose=False)["input_ids"]
@@ -80,19 +83,24 @@ class EarlyEnd:
         if len(tokens) < self._reference_tokens[row]:
             return None
         text = str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()[:-UNSTABLE_CHARACTERS]
-        if text and all(metric.is_settled(text, self._references[row]) for metric in self._metrics):
+        if text and all(metric.is_settled(text, right) for metric in self._metrics for right in self._expected[row]):
             return "settled", len(tokens)
         return None
 
 
 def make_early_end(
-    metrics: Sequence[Metric], references: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, is_greedy: bool
+    metrics: Sequence[Metric],
+    references: Sequence[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    is_greedy: bool,
+    alternatives: Sequence[Sequence[str]] | None = None,
 ) -> EarlyEnd | None:
     """Returns what ends answers early; None where a metric, such as one of the user's own, may look at all of them."""
     settling = [metric for metric in metrics if isinstance(metric, Settling)]
     if not settling or len(settling) < len(metrics):
         return None
-    return EarlyEnd(settling, references, tokenizer=tokenizer, finds_loops=is_greedy)
+    return EarlyEnd(settling, references, alternatives=alternatives, tokenizer=tokenizer, finds_loops=is_greedy)
 
 
 def find_loop(tokens: Sequence[int], *, min_tokens: int) -> int | None:

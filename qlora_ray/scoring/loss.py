@@ -19,7 +19,7 @@ from qlora_ray.errors import DataError
 from qlora_ray.hardware.memory_counts import LOGITS_CHUNK_BYTES
 from qlora_ray.modeling.heads import SplitModel
 from qlora_ray.scoring.inference import evaluating, input_device, longest_first, map_batches
-from qlora_ray.scoring.split import EvaluationSplit
+from qlora_ray.scoring.split import LossSplit
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LossResult:
 
 def evaluate_loss(
     model: Any,
-    split: EvaluationSplit,
+    split: LossSplit,
     *,
     batch_size: int,
     pad_token_id: int,
@@ -105,7 +105,7 @@ def evaluate_loss(
 
 
 def _pad_right(
-    split: EvaluationSplit, batch: Sequence[int], *, pad_token_id: int, device: torch.device
+    split: LossSplit, batch: Sequence[int], *, pad_token_id: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns token ids, attention mask and the boolean mask of trained tokens, each [B, T]."""
     longest = max(len(split.input_ids[row]) for row in batch)

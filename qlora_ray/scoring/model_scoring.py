@@ -103,7 +103,7 @@ def score_models(
     num_answers = len(split.prompt_ids[: evaluate.max_rows]) if metrics else 0
     answers = [Answers([], [], num_cut_prompts=0, num_short_answers=0)] * len(names)
     budget, sampling = TokenBudget(max_new_tokens=0), choose_sampling(evaluate)
-    references = split.references[:num_answers]
+    references, alternatives = split.references[:num_answers], split.alternatives[:num_answers]
     if num_answers:
         progress.begin(f"answers of {' and '.join(names)} on {split.name}", num_answers * len(names))
         # `auto` is of all rows, as in an evaluation, where more of them may be answered later.
@@ -120,7 +120,9 @@ def score_models(
             route=route,
             sampling=sampling,
             max_length=evaluate.max_length,
-            early_end=make_early_end(metrics, references, tokenizer=tokenizer, is_greedy=sampling is None),
+            early_end=make_early_end(
+                metrics, references, alternatives=alternatives, tokenizer=tokenizer, is_greedy=sampling is None
+            ),
             on_rows=progress.add,
         )
         budget = TokenBudget(
@@ -132,8 +134,10 @@ def score_models(
     return {
         name: make_scores(
             [
-                ScoredAnswer(row, *answered)
-                for row, answered in enumerate(zip(own.texts, references, own.finishes, strict=True))
+                ScoredAnswer(row, text, reference, finish, tuple(others))
+                for row, (text, reference, finish, others) in enumerate(
+                    zip(own.texts, references, own.finishes, alternatives, strict=True)
+                )
             ],
             row_nll=loss.row_nll,
             row_tokens=loss.row_tokens,

@@ -21,12 +21,14 @@ class ScoredAnswer:
     Attributes:
         row: Its index in the split.
         finish: How it ended, as in `generation.Answer`; None where that is not known.
+        alternatives: Other answers that would be as right as the reference.
     """
 
     row: int
     answer: str
     reference: str
     finish: Finish | None = None
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Scores:
                     "answer": answer.answer,
                     "reference": answer.reference,
                     "finish": answer.finish,
+                    **({"alternatives": list(answer.alternatives)} if answer.alternatives else {}),
                 }
                 for answer in self.answers
             ],
@@ -127,7 +130,8 @@ def make_scores(
         DataError: If a reference cannot be scored against.
     """
     texts, references = [answer.answer for answer in answers], [answer.reference for answer in answers]
-    measured = {metric.name: measure(metric, texts, references) for metric in metrics}
+    alternatives = [answer.alternatives for answer in answers]
+    measured = {metric.name: measure(metric, texts, references, alternatives) for metric in metrics}
     num_tokens = sum(row_tokens)
     finishes = Counter(answer.finish for answer in answers)
     return Scores(

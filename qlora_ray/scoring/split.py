@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class EvaluationSplit(Protocol):
-    """Rows as tokens, with the prompt alone and the answer's text beside them. All sequences have one entry per row."""
+class LossSplit(Protocol):
+    """Rows as tokens. All sequences have one entry per row."""
 
     @property
     def name(self) -> str:
@@ -21,6 +21,10 @@ class EvaluationSplit(Protocol):
     def completion_mask(self) -> Sequence[Sequence[int]]:
         """1 where the token counts in the loss, 0 elsewhere; as long as `input_ids`."""
 
+
+class EvaluationSplit(LossSplit, Protocol):
+    """Rows with the prompt alone and the answer's text beside them."""
+
     @property
     def prompt_ids(self) -> Sequence[Sequence[int]]:
         """The tokens that generation starts from. Not used where there is nothing to compare answers with."""
@@ -28,3 +32,7 @@ class EvaluationSplit(Protocol):
     @property
     def references(self) -> Sequence[str]:
         """The expected answers, as text."""
+
+    @property
+    def alternatives(self) -> Sequence[Sequence[str]]:
+        """Other answers that are as right, for each row."""

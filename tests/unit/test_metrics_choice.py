@@ -211,7 +211,7 @@ def test_auto_looks_at_validation_and_test_rows_together() -> None:
     numbers = make_split("validation", ["#### 1", "#### 2"])
     words = make_split("test", ["no number", "none either", "nor here"])
     for test, expected in ((numbers, "numeric_match"), (None, "numeric_match"), (words, "exact_match")):
-        data: Any = SimpleNamespace(validation=numbers, test=test)
+        data: Any = SimpleNamespace(validation=numbers, test=test, report=SimpleNamespace(format="columns"))
         assert resolve_data_metrics(config, data)[0][0].name == expected
 
 

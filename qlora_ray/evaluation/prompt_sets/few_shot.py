@@ -88,7 +88,10 @@ class FewShot:
             num_dropped += len(left)
             if not left:
                 break
-        return TokenizedSplit.of(own.name, input_ids, masks, prompt_ids, own.references), num_dropped
+        return (
+            TokenizedSplit.of(own.name, input_ids, masks, prompt_ids, own.references, own.alternatives),
+            num_dropped,
+        )
 
     def _fits(self, num_prompt: int, num_answer: int) -> bool:
         num_left = max(self.max_new_tokens, num_answer)

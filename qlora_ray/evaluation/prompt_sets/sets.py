@@ -74,7 +74,10 @@ class PromptSet:
         """sha256 over every token, reference and id."""
         digest = hashlib.sha256()
         for column in COLUMNS:
-            digest.update(json.dumps([*getattr(self.rows, column)]).encode())
+            values = [*getattr(self.rows, column)]
+            # Evaluations of before there were alternatives go on.
+            if column != "alternatives" or any(values):
+                digest.update(json.dumps(values).encode())
         digest.update(json.dumps(self.ids).encode())
         return digest.hexdigest()
 
@@ -222,6 +225,7 @@ def _last_answers(split: TokenizedSplit, num_rows: int) -> TokenizedSplit:
         [mask_last_answer(mask, len(prompt)) for mask, prompt in masks],
         split.prompt_ids[:num_rows],
         split.references[:num_rows],
+        split.alternatives[:num_rows],
     )
 
 

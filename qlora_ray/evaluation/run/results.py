@@ -155,7 +155,9 @@ def read_scores(
     row_tokens = [losses[row][1] for row in range(num_rows)]
     references = prompts.rows.references if prompts.has_references else [""] * len(prompts.rows)
     scored = [
-        ScoredAnswer(row, answers[row]["answer"], references[row], answers[row].get("finish"))
+        ScoredAnswer(
+            row, answers[row]["answer"], references[row], answers[row].get("finish"), prompts.rows.alternatives[row]
+        )
         for row in range(prompts.num_answered)
     ]
     return make_scores(

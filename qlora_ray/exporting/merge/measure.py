@@ -41,7 +41,7 @@ BYTES_PER_LOGIT = 4
 
 @dataclass(frozen=True)
 class MeasuredRows:
-    """The held-out rows that all models are measured on; an `EvaluationSplit`.
+    """The held-out rows that all models are measured on; a `LossSplit`.
 
     Attributes:
         positions: For each row, the indices of the measured answer tokens in `input_ids`.

@@ -33,7 +33,8 @@ def resolve_data_metrics(
 ) -> tuple[list[Metric], str]:
     """Returns the metrics of a config's own rows, the deciding one first, and why it is these.
 
-    The same for every split of the data: `auto` looks at the answers of validation and test together.
+    The same for every split of the data: `auto` looks at the answers of validation and test together. Rows of SQuAD are
+    scored by its own measures.
 
     Args:
         config: Names metrics, or says `auto`.
@@ -45,13 +46,15 @@ def resolve_data_metrics(
     """
     splits = [data.validation, *([data.test] if data.test is not None else [])]
     references = TextRows.joined([split.references for split in splits])
-    return resolve_metrics(
-        config.evaluate,
+    is_squad = config.evaluate.metrics == "auto" and data.report.format == "squad"
+    metrics, reason = resolve_metrics(
+        config.evaluate.model_copy(update={"metrics": ["token_f1"]}) if is_squad else config.evaluate,
         trains_on_embedded=config.data.train == EMBEDDED,
         has_references=any(references),
         references=references,
         custom=custom,
     )
+    return metrics, "token_f1: the rows are SQuAD's, whose measures it gives" if is_squad else reason
 
 
 def check_references(split: EvaluationSplit, metrics: Sequence[Metric], *, num_rows: int | None) -> None:
@@ -66,9 +69,10 @@ def check_references(split: EvaluationSplit, metrics: Sequence[Metric], *, num_r
         DataError: a reference cannot be scored: it has no number, or is a query that does not run.
     """
     references = list(split.references[:num_rows])
+    alternatives = list(split.alternatives[:num_rows])
     for metric in metrics:
         try:
-            measure(metric, references, references)
+            measure(metric, references, references, alternatives)
         except DataError as error:
             raise DataError(f"{split.name}: {error}") from None
 

@@ -86,19 +86,29 @@ def needs_references(metric: Metric) -> bool:
     return bool(getattr(metric, "needs_references", True))
 
 
-def measure(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Measurement:
+def measure(
+    metric: Metric,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    alternatives: Sequence[Sequence[str]] | None = None,
+) -> Measurement:
     """Returns the metric's scores of these answers.
+
+    A row's score is the best of its reference and its alternatives, as in SQuAD's script. Details are by references.
 
     Args:
         metric: The metric.
         predictions: The model's answers, one for each row.
         references: The expected answers, in the same order.
+        alternatives: Other answers of each row that are as right; None: there are none.
 
     Raises:
         ConfigError: the metric fails, or returns what is no score; the message names its file and line.
         DataError: a reference is not what the metric needs.
     """
     row_scores = checked_scores(metric, predictions, references)
+    if alternatives is not None and any(alternatives):
+        row_scores = _best_scores(metric, row_scores, predictions, alternatives)
     if isinstance(metric, Summarizing):
         value = _number(metric, "summarize", _call(metric, "summarize", row_scores))
     else:
@@ -125,6 +135,19 @@ def checked_scores(metric: Metric, predictions: Sequence[str], references: Seque
     if len(scores) != len(predictions):
         raise _broken(metric, "score must return one float per row", f"{len(scores)} for {len(predictions)} rows")
     return [_number(metric, "score", score, where=f" of row {row}") for row, score in enumerate(scores)]
+
+
+def _best_scores(
+    metric: Metric, row_scores: Sequence[float], predictions: Sequence[str], alternatives: Sequence[Sequence[str]]
+) -> list[float]:
+    rows = [row for row, others in enumerate(alternatives) for _ in others]
+    others = [other for texts in alternatives for other in texts]
+    best = list(row_scores)
+    for row, score in zip(rows, checked_scores(metric, [predictions[row] for row in rows], others), strict=True):
+        is_better = score > best[row] if metric.higher_is_better else score < best[row]
+        if is_better or math.isnan(best[row]):
+            best[row] = score
+    return best
 
 
 def mean_of_scored(row_scores: Sequence[float]) -> float:

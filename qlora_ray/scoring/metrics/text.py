@@ -2,7 +2,7 @@
 
 Source of those two: Rajpurkar et al., SQuAD: 100,000+ Questions for Machine Comprehension of Text, 2016, section 6.1,
 and the authors' evaluate-v1.1.py, which decides where the paper is silent. The script takes the best of several
-references; here a row has one.
+references, which `metric.measure` does for every metric.
 """
 
 from __future__ import annotations
