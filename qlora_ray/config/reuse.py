@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.config import SweepConfig, load_config, parse_override
+from qlora_ray.config.data_names import split_brackets
 from qlora_ray.config.documents import Document, read_document
 from qlora_ray.config.loading import apply_overrides, validate_document
 from qlora_ray.runs.ownership import is_own
@@ -164,7 +165,8 @@ def anchor_paths(config: dict[str, Any], folder: Path, *, only_missing: bool = F
             continue
         # `test` may be a split of a hub dataset, whatever is called so there.
         may_be_path = key not in ("validation", "test") or "/" in value or "." in value
-        if only_missing and Path(value).exists():
+        place, brackets = split_brackets(value, folder) if section == "data" else (value, "")
+        if only_missing and Path(place).exists():
             continue
-        if may_be_path and (folder / value).exists():
-            config[section][key] = str(folder / value)
+        if may_be_path and (folder / place).exists():
+            config[section][key] = f"{folder / place}{brackets}"

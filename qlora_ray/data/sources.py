@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from qlora_ray.config.data_names import RowPart, SourceName, parse_source_name
 from qlora_ray.config.schema import Data
 from qlora_ray.data.examples import Row
 from qlora_ray.data.reading import FILE_SUFFIXES, drop_filled_nulls, iterate_rows
@@ -46,12 +47,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """A file; `digest` is the sha256 of its bytes, and `state` what tells that they have changed since."""
+    """A file, or a part of its rows.
+
+    `digest` is the sha256 of its bytes, with the part behind it, and `state` what tells that they have changed since.
+    """
 
     name: str
     path: Path
     digest: str
     state: tuple[int, int]
+    part: RowPart | None = None
 
     def read(self, choice: RowChoice) -> Iterator[Row]:
         """Yields the rows that are chosen, in their order.
@@ -59,14 +64,17 @@ class FileSource:
         Raises:
             DataError: If the file cannot be parsed, holds no row, or has changed.
         """
+        # Rows are named by their lines of the file.
+        file = self.name.removesuffix(str(self.part or ""))
         with self._open() as stream:
-            if choice.max_rows is None or choice.takes_first:
-                yield from islice(iterate_rows(self.name, stream), choice.max_rows)
+            if self.part is None and (choice.max_rows is None or choice.takes_first):
+                yield from islice(iterate_rows(file, stream), choice.max_rows)
                 return
-            num_rows = sum(1 for _ in iterate_rows(self.name, stream))
-            chosen = set(choice.choose(num_rows))
+            num_rows = sum(1 for _ in iterate_rows(file, stream))
+            rows = range(num_rows) if self.part is None else _rows_of(self.part, num_rows, name=self.name)
+            chosen = {rows[at] for at in choice.choose(len(rows))}
             stream.seek(0)
-            yield from (row for at, row in enumerate(iterate_rows(self.name, stream)) if at in chosen)
+            yield from (row for at, row in enumerate(iterate_rows(file, stream)) if at in chosen)
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
@@ -82,11 +90,13 @@ class FileSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """One split of a dataset that `datasets.load_dataset` opened; `digest` is its fingerprint there."""
+    """One split of a dataset that `datasets.load_dataset` opened, or a part of it; `digest` is its fingerprint there,
+    with the part behind it."""
 
     name: str
     dataset: Dataset
     digest: str
+    part: RowPart | None = None
 
     def read(self, choice: RowChoice) -> Iterator[Row]:
         """Yields the rows that are chosen, in their order.
@@ -96,10 +106,18 @@ class HubSource:
         """
         if len(self.dataset) == 0:
             raise DataError(f"{self.name}: a dataset must hold at least one row, got none. Take another split.")
-        chosen = choice.choose(len(self.dataset))
+        part = range(len(self.dataset)) if self.part is None else _rows_of(self.part, len(self.dataset), name=self.name)
+        chosen = [part[at] for at in choice.choose(len(part))]
         rows = self.dataset.select(chosen)
         for at, values in zip(chosen, rows, strict=True):
             yield Row(f"{self.name} row {at + 1}", drop_filled_nulls(values))
+
+
+def _rows_of(part: RowPart, num_rows: int, *, name: str) -> range:
+    rows = part.of(num_rows)
+    if not rows:
+        raise DataError(f"{name}: a part must hold at least one row, got none of {num_rows}. Take a larger part.")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -127,32 +145,33 @@ def find_sources(data: Data) -> SplitSources:
     _check_names(data)
     siblings: Mapping[str, Dataset] = {}
     train: Source
-    if _is_hub_reference(data.train):
-        siblings = _load_hub(data.train, key="data.train")
-        train = _pick_split(data.train, siblings, ("train",), key="data.train")
+    named = _parse(data.train, key="data.train")
+    if _is_hub_reference(named.place):
+        siblings = _load_hub(named.place, key="data.train")
+        train = _pick_split(named, siblings, ("train",), key="data.train")
     else:
-        train = _open_file(data.train, "train", key="data.train")
+        train = _open_file(named, "train", key="data.train")
 
     validation: Source | None = None
     fraction: float | None = None
     reason = ""
     own = next((name for name in VALIDATION_NAMES if name in siblings), None)
     if isinstance(data.validation, str):
-        validation = _open_other(data.validation, "validation", data.train, siblings)
+        validation = _open_other(data.validation, "validation", named.place, siblings)
     elif data.validation is not None:
         fraction, reason = float(data.validation), "data.validation"
     elif data.train == "embedded":
-        validation = _open_file("embedded", "validation", key="data.validation")
+        validation = _open_file(SourceName("embedded"), "validation", key="data.validation")
     elif own is not None:
-        validation = _hub_source(data.train, own, siblings[own])
+        validation = _hub_source(named.place, own, siblings[own])
     else:
         fraction, reason = DEFAULT_FRACTION, "the default, as data.validation is not set"
 
     test: Source | None = None
     if data.test is not None:
-        test = _open_other(data.test, "test", data.train, siblings)
+        test = _open_other(data.test, "test", named.place, siblings)
     elif data.train == "embedded":
-        test = _open_file("embedded", "test", key="data.test")
+        test = _open_file(SourceName("embedded"), "test", key="data.test")
     return SplitSources(train, validation, test, fraction, reason)
 
 
@@ -171,13 +190,14 @@ def _check_names(data: Data) -> None:
 
 def _open_other(name: str, split: str, train_name: str, siblings: Mapping[str, Dataset]) -> Source:
     key = f"data.{split}"
-    if name in siblings:
-        return _hub_source(train_name, name, siblings[name])
-    if not _is_hub_reference(name):
-        return _open_file(name, split, key=key)
+    named = _parse(name, key=key)
+    if named.split is None and named.place in siblings:
+        return _hub_source(train_name, named.place, siblings[named.place], named.part)
+    if not _is_hub_reference(named.place):
+        return _open_file(named, split, key=key)
     wanted = VALIDATION_NAMES if split == "validation" else (split,)
     try:
-        return _pick_split(name, _load_hub(name, key=key), wanted, key=key)
+        return _pick_split(named, _load_hub(named.place, key=key), wanted, key=key)
     except DataError as error:
         if siblings and "/" not in name:
             raise DataError(
@@ -185,6 +205,13 @@ def _open_other(name: str, split: str, train_name: str, siblings: Mapping[str, D
                 "Name one of these splits, a file, or a hub id."
             ) from error
         raise
+
+
+def _parse(name: str, *, key: str) -> SourceName:
+    try:
+        return parse_source_name(name)
+    except ValueError as error:
+        raise DataError(f"{key}: {error}") from None
 
 
 def _is_hub_reference(name: str) -> bool:
@@ -199,7 +226,13 @@ def _is_hub_reference(name: str) -> bool:
     )
 
 
-def _open_file(name: str, split: str, *, key: str) -> FileSource:
+def _open_file(named: SourceName, split: str, *, key: str) -> FileSource:
+    name = named.place
+    if named.split is not None or (named.brackets and name == "embedded"):
+        raise DataError(
+            f"{key}: only data sets have splits, and the embedded rows are taken whole, got {name}{named.brackets}. "
+            f"Drop the brackets, or set data.max_{split}_rows."
+        )
     if name == "embedded":
         from qlora_ray import embedded
 
@@ -226,7 +259,8 @@ def _open_file(name: str, split: str, *, key: str) -> FileSource:
             f"{key}: a data file must end in {', '.join(FILE_SUFFIXES)}, got {name}. "
             "Convert it, or rename it if it is one of these."
         )
-    return FileSource(name, path.absolute(), digest, state)
+    words = str(named.part or "")
+    return FileSource(name + words, path.absolute(), digest + words, state, named.part)
 
 
 def file_state(stream: BinaryIO) -> tuple[int, int]:
@@ -286,17 +320,20 @@ def _advice(error: Exception) -> str:
     return "Check the spelling; set HF_TOKEN if it is private; a local file needs its extension."
 
 
-def _pick_split(name: str, splits: Mapping[str, Dataset], wanted: tuple[str, ...], *, key: str) -> HubSource:
+def _pick_split(named: SourceName, splits: Mapping[str, Dataset], wanted: tuple[str, ...], *, key: str) -> HubSource:
+    name = named.place
+    wanted = wanted if named.split is None else (named.split,)
     found = next((split for split in wanted if split in splits), None)
-    if found is None and len(splits) == 1:
+    if found is None and len(splits) == 1 and named.split is None:
         found = next(iter(splits))
     if found is None:
         raise DataError(
             f"{key}: {name} must have a split {' or '.join(wanted)}, got {', '.join(splits)}. "
-            "Save the split that is meant as a file, and name that."
+            f"Name the one that is meant in brackets, as {name}[{next(iter(splits))}]."
         )
-    return _hub_source(name, found, splits[found])
+    return _hub_source(name, found, splits[found], named.part)
 
 
-def _hub_source(name: str, split: str, dataset: Dataset) -> HubSource:
-    return HubSource(f"{name} {split}", dataset, str(dataset._fingerprint))
+def _hub_source(name: str, split: str, dataset: Dataset, part: RowPart | None = None) -> HubSource:
+    words = "" if part is None else str(part)
+    return HubSource(f"{name} {split}{words}", dataset, f"{dataset._fingerprint}{words}", part)

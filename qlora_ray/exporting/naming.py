@@ -111,6 +111,7 @@ def shorten_dataset(name: str) -> str:
     """A dataset in a word: of a hub id the name, of a file its name without the ending."""
     if name == EMBEDDED:
         return EMBEDDED_TASK
+    name = name.partition("[")[0]
     short = shorten_source(name)
     if "/" in name or "." not in short:
         short = short.partition(":")[0]

@@ -148,3 +148,53 @@ def test_what_the_hub_refuses_becomes_one_line_with_the_cause_and_what_to_do(err
     with pytest.raises(DataError, match=words) as caught:
         find_sources(Data(train="owner/name"))
     assert "\n" not in str(caught.value)
+
+
+def numbers(source, choice=ALL):
+    return [row.values["question"] for row in source.read(choice)]
+
+
+def test_a_part_of_a_file_is_read_with_the_places_that_its_rows_have_there(in_tmp):
+    write_rows(in_tmp / "a.jsonl", *({"question": str(at), "answer": "a"} for at in range(20)))
+    whole = find_sources(Data(train="a.jsonl")).train
+    part = find_sources(Data(train="a.jsonl[25%:50%]")).train
+    assert numbers(part) == ["5", "6", "7", "8", "9"]
+    assert [row.where for row in part.read(ALL)] == [row.where for row in whole.read(ALL)][5:10]
+    # What is drawn is drawn of the part, and first rows are the part's.
+    assert set(numbers(part, RowChoice(2, data_seed=7))) < {"5", "6", "7", "8", "9"}
+    assert numbers(part, RowChoice(2, data_seed=7, takes_first=True)) == ["5", "6"]
+    assert part.digest == f"{whole.digest}[25%:50%]"
+
+
+def test_one_split_of_a_dataset_serves_as_two(monkeypatch):
+    rows = [{"question": str(at), "answer": "a"} for at in range(10)]
+    fake_hub(monkeypatch, train=rows, validation=rows[:1], other=rows[5:])
+    sources = find_sources(Data(train="o/n[train[:80%]]", validation="o/n[train[80%:]]", test="other[-2:]"))
+    assert numbers(sources.train) == [str(at) for at in range(8)] and numbers(sources.validation) == ["8", "9"]
+    assert numbers(sources.test) == ["8", "9"]
+    assert (sources.train.name, sources.test.name) == ("o/n train[:80%]", "o/n other[-2:]")
+    assert next(row.where for row in sources.validation.read(ALL)) == "o/n train[80%:] row 9"
+    assert len({sources.train.digest, sources.validation.digest}) == 2
+    assert numbers(find_sources(Data(train="o/n[other]")).train) == ["5", "6", "7", "8", "9"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"train": "a.jsonl[train]"}, r"data\.train: only data sets have splits, .* got a\.jsonl\[train\]"),
+        ({"train": "embedded[:5]"}, r"data\.train: .* the embedded rows are taken whole, got embedded\[:5\]"),
+        ({"train": "a.jsonl[:5%:]"}, r"data\.train: brackets must hold a split, rows or both"),
+        ({"train": "o/n[dev]"}, r"data\.train: o/n must have a split dev, got train"),
+    ],
+)
+def test_brackets_that_cannot_be_followed_are_one_line(data, words, in_tmp, monkeypatch):
+    write_rows(in_tmp / "a.jsonl", ROW)
+    fake_hub(monkeypatch, train=[ROW])
+    with pytest.raises(DataError, match=words):
+        find_sources(Data(**data))
+
+
+def test_a_part_without_rows_is_refused(in_tmp):
+    write_rows(in_tmp / "a.jsonl", ROW, ROW)
+    with pytest.raises(DataError, match=r"a\.jsonl\[5:\]: a part must hold at least one row, got none of 2"):
+        list(find_sources(Data(train="a.jsonl[5:]")).train.read(ALL))

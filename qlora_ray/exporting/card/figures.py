@@ -149,6 +149,7 @@ def find_source(selection: Selection, split: str) -> RowsSource | None:
     written = {part: selection.manifest.setting("data", part) for part in (split, "train")}
     for name, found in ((written[split], own), (written["train"], here.train)):
         # A hub id's rows are named by it and their split; a path begins with one of these.
+        name = str(name or "").partition("[")[0]
         if name and source.startswith(f"{name} ") and not str(found).startswith(("/", ".", "~")):
             return RowsSource(source, name.partition(":")[0], shorten_dataset(name))
     return RowsSource(shorten_source(source), shorten_dataset(source), shorten_dataset(source))
