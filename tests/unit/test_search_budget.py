@@ -14,8 +14,10 @@ from qlora_ray.config.loading import validate_document
 from qlora_ray.config.schema import Search
 from qlora_ray.errors import ConfigError
 from qlora_ray.orchestration.search_budget import SearchBudget
+from qlora_ray.orchestration.searcher import settle_finished
 from qlora_ray.runs import read_events
 from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record
+from qlora_ray.search.study import end_interrupted, requeue_interrupted
 from qlora_ray.training.engine import Failure, Report
 from tests.unit.search_fixtures import NUM_REPORTS, World
 
@@ -95,6 +97,26 @@ def test_after_the_budget_no_trial_begins_and_those_that_run_can_go_on_in_a_resu
     assert [event["reason"] for event in events] == ["search.time_budget of 1:40 is spent"]
     assert world.books.ledger.end_reason == "search.time_budget of 1:40 is spent"
     assert world.books.ledger.num_planned == list(states.values()).count(COMPLETE)
+
+
+def test_a_resume_goes_on_with_those_that_were_cut_and_those_that_never_began_on_a_budget_of_its_own(
+    tmp_path: Path,
+) -> None:
+    first = make_world(tmp_path, spent_at=(2, 2))
+    first.run()
+    first.books.ledger.interrupt()
+    end_interrupted(first.books.study)
+    cut = {number for number, state in enumerate(first.states()) if state is INTERRUPTED}
+
+    second = make_world(tmp_path, spent_at=(99, 1))
+    second.books.ledger.restore()
+    settle_finished(second.books.study, second.books.ledger)
+    requeue_interrupted(second.books.study)
+    second.searcher = second.books.make_searcher(num_slots=2)
+    second.run()
+    assert second.states().count(COMPLETE) == 9 and second.books.ledger.end_reason is None
+    # And with one that was only being asked for.
+    assert cut <= {entry.resumed_from for entry in second.books.ledger.entries.values()}
 
 
 def test_where_no_trial_is_complete_the_one_that_is_furthest_goes_on_to_its_end(tmp_path: Path) -> None:
