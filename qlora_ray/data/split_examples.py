@@ -20,7 +20,9 @@ from qlora_ray.data.formats import Conversion
 from qlora_ray.data.sources import Source
 from qlora_ray.data.splits import RowChoice, RowKeys
 
-# Of text in all turns: more than that takes longer to tokenize on one core than worker processes take to start, 20 s.
+# Of rows, and of the text in their turns: more of either takes longer to render and tokenize on one core than worker
+# processes take to start, 20 s.
+MAX_KEPT_ROWS = 20_000
 MAX_KEPT_CHARACTERS = 32_000_000
 TELL_INTERVAL_S = 1.0
 
@@ -63,7 +65,7 @@ class SourceExamples:
             num_characters += count_characters(example)
             if self._kept is not None:
                 self._kept.append(example)
-                if num_characters > MAX_KEPT_CHARACTERS:
+                if len(self._kept) > MAX_KEPT_ROWS or num_characters > MAX_KEPT_CHARACTERS:
                     self._kept = None
             if time.monotonic() - told_at > TELL_INTERVAL_S:
                 told_at = time.monotonic()

@@ -1,7 +1,10 @@
 """More data than is held in memory: the same tokens and report, shard by shard, kept where it was stopped."""
 
 import json
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from qlora_ray.config.schema import Data
@@ -165,3 +168,58 @@ def test_processes_make_the_same_shards_and_end_with_the_pool(train, tokenizer, 
     alone = prepare(train, tokenizer)
     monkeypatch.setattr(sharding, "count_cpus", lambda: 2)
     assert prepare(train, tokenizer, cache="other") == alone
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from qlora_ray.config.schema import Data
+from qlora_ray.data import prepare_data, sharding, split_examples
+from tests.unit.data_tokenizer import build_byte_level
+
+split_examples.MAX_KEPT_CHARACTERS, sharding.SHARD_ROWS = 1000, 8
+sharding.count_cpus = lambda: 2
+train = Path(sys.argv[1])
+
+prepare_data(
+    Data(train=str(train), max_length=100), tokenizer=build_byte_level(), data_seed=7, cache_dir=train.parent / "cache",
+    tell=lambda words: print(words, flush=True),
+)
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_process_end_and_the_next_one_goes_on(train, tokenizer, is_large, monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", PREPARE, str(train)], stdout=subprocess.PIPE, text=True)
+    told = process.stdout.readline()
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert told.startswith("tokenizing the data: 8 of 180") and len(workers) >= 2
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    monkeypatch.setattr(sharding, "SHARD_ROWS", 8)
+    whole = prepare(train, tokenizer, cache="other")
+    begun = stop_after(monkeypatch, 99)
+    assert prepare(train, tokenizer) == whole
+    assert ("train", 0) not in begun and begun[-1] == ("validation", 2)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_line_and_what_is_done_is_kept(train, tokenizer, is_large, monkeypatch):
+    monkeypatch.setattr(sharding, "count_cpus", lambda: 2)
+    monkeypatch.setattr(sharding, "SHARD_ROWS", 8)
+
+    def kill_one(words):
+        workers = [
+            child for child in psutil.Process().children() if any("spawn_main" in word for word in child.cmdline())
+        ]
+        workers[0].kill()
+
+    data = Data(train=str(train), max_length=100)
+    with pytest.raises(DataError, match="a process that tokenizes was killed"):
+        prepare_data(data, tokenizer=tokenizer, data_seed=7, cache_dir=train.parent / "cache", tell=kill_one)
+    begun = stop_after(monkeypatch, 99)
+    monkeypatch.setattr(sharding, "count_cpus", lambda: 1)
+    prepare(train, tokenizer)
+    assert ("train", 0) not in begun
