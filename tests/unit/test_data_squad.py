@@ -1,4 +1,4 @@
-"""Rows of SQuAD as the hub has them, and answers that are right in several ways."""
+"""Rows of SQuAD and OpenMathInstruct as the hub has them, and answers that are right in several ways."""
 
 from __future__ import annotations
 
@@ -80,6 +80,23 @@ def test_a_question_without_an_answer_is_trained_to_say_so_and_counted(tmp_path:
 def test_answers_of_another_form_are_a_bad_row(answers: object, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.jsonl:1: 'answers' must hold"):
         prepare(tmp_path, squad_row(answers))
+
+
+def test_openmaths_rows_are_read_as_they_are_and_scored_by_their_boxes(tmp_path: Path) -> None:
+    train, validation = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
+    for path, number in ((train, 3), (validation, 5)):
+        row = {
+            "problem": f"Factor x^2 + {number}x.",
+            "generated_solution": f"Both terms have x: \\boxed{{x(x+{number})}}.",
+            "expected_answer": f"x(x+{number})",
+            "problem_source": "augmented_math",
+        }
+        path.write_text(json.dumps(row) + "\n")
+    data = Data(train=str(train), validation=str(validation))
+    prepared = prepare_data(data, tokenizer=build_byte_level(), data_seed=7, cache_dir=tmp_path / "cache")
+    assert list(prepared.validation.references) == ["Both terms have x: \\boxed{x(x+5)}."]
+    metrics, _ = resolve_data_metrics(SweepConfig(), prepared)
+    assert [metric.name for metric in metrics] == ["boxed_match"]
 
 
 PREDICTIONS = ["Vistula", "in Poland", "a river, the Vistula River!", ""]
