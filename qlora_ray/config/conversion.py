@@ -48,7 +48,7 @@ class Converted:
             return
         path, why = find_path(name)
         if path == "data.train" and isinstance(value, list):
-            value = _first_dataset(value, self.notes)
+            value = _name_datasets(value)
         value = _translate(path, value)
         problem = why or _find_problem(path, value)
         if problem:
@@ -92,11 +92,9 @@ def find_path(name: str) -> tuple[str, str]:
     return alias.key, f"here {alias.key}: {words}" if words else ""
 
 
-def _first_dataset(datasets: list[Any], notes: list[str]) -> Any:
-    first = datasets[0] if datasets else None
-    if len(datasets) > 1:
-        notes.append(f"datasets: data.train is one source, here the first of {len(datasets)}")
-    return first.get("path") if isinstance(first, dict) else first
+def _name_datasets(datasets: list[Any]) -> Any:
+    names = [one.get("path") if isinstance(one, dict) else one for one in datasets]
+    return names[0] if len(names) == 1 else names
 
 
 def _translate(path: str, value: Any) -> Any:

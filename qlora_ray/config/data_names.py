@@ -94,6 +94,14 @@ def split_brackets(name: str, folder: Path = Path()) -> tuple[str, str]:
     return named.place, named.brackets
 
 
+def list_names(value: object) -> list[str]:
+    """Returns the names that `data.train` or its likes have, be it one or a list of sources, in a config or as JSON."""
+    if isinstance(value, list):
+        named = [one.get("source") if isinstance(one, dict) else getattr(one, "source", one) for one in value]
+        return [name for name in named if isinstance(name, str)]
+    return [value] if isinstance(value, str) else []
+
+
 def _parse_part(words: str, name: str) -> RowPart:
     found = _SLICE.fullmatch(words)
     ends = [] if found is None else [end for end in ("start", "stop") if found[end] is not None]

@@ -11,6 +11,7 @@ from qlora_ray.config import SweepConfig, load_config, parse_override
 from qlora_ray.config.data_names import split_brackets
 from qlora_ray.config.documents import Document, read_document
 from qlora_ray.config.loading import apply_overrides, validate_document
+from qlora_ray.config.schema import WeightedSource
 from qlora_ray.runs.ownership import is_own
 from qlora_ray.runs.records import Manifest, modernize_config
 
@@ -128,10 +129,13 @@ def with_absolute_paths(config: SweepConfig, folder: Path) -> SweepConfig:
     """
     values = config.model_dump()
     anchor_paths(values, folder.resolve())
+    written = config.model_dump()
     changed: dict[str, dict[str, Any]] = {}
     for section, key in PATH_KEYS:
-        if values[section][key] != getattr(getattr(config, section), key):
-            changed.setdefault(section, {})[key] = values[section][key]
+        value = values[section][key]
+        if value != written[section][key]:
+            several = isinstance(value, list)
+            changed.setdefault(section, {})[key] = [WeightedSource(**one) for one in value] if several else value
     return config.model_copy(
         update={section: getattr(config, section).model_copy(update=update) for section, update in changed.items()}
     )
@@ -161,12 +165,20 @@ def anchor_paths(config: dict[str, Any], folder: Path, *, only_missing: bool = F
     for section, key in PATH_KEYS:
         values = config.get(section)
         value = values.get(key) if isinstance(values, dict) else None
-        if not isinstance(value, str) or value == "embedded":
-            continue
-        # `test` may be a split of a hub dataset, whatever is called so there.
-        may_be_path = key not in ("validation", "test") or "/" in value or "." in value
-        place, brackets = split_brackets(value, folder) if section == "data" else (value, "")
-        if only_missing and Path(place).exists():
-            continue
-        if may_be_path and (folder / place).exists():
-            config[section][key] = f"{folder / place}{brackets}"
+        if isinstance(value, list):
+            for one in value:
+                if isinstance(one, dict) and isinstance(one.get("source"), str):
+                    one["source"] = _anchor(one["source"], key, folder, only_missing=only_missing, is_data=True)
+        elif isinstance(value, str):
+            anchored = _anchor(value, key, folder, only_missing=only_missing, is_data=section == "data")
+            config[section][key] = anchored
+
+
+def _anchor(value: str, key: str, folder: Path, *, only_missing: bool, is_data: bool) -> str:
+    if value == "embedded":
+        return value
+    # `test` may be a split of a hub dataset, whatever is called so there.
+    may_be_path = key not in ("validation", "test") or "/" in value or "." in value
+    place, brackets = split_brackets(value, folder) if is_data else (value, "")
+    is_there = may_be_path and (folder / place).exists() and not (only_missing and Path(place).exists())
+    return f"{folder / place}{brackets}" if is_there else value

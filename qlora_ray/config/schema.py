@@ -62,10 +62,24 @@ class Columns(Section):
     completion: str
 
 
+class WeightedSource(Section):
+    """One of several sources of training rows."""
+
+    source: str
+    weight: PositiveFloat = Field(1.0, description="Passes over its rows in one epoch: 2 twice, 0.5 half of them.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_weighs_one(cls, value: object) -> object:
+        return {"source": value} if isinstance(value, str) else value
+
+
 class Data(Section):
     """Where rows come from and how they become tokens."""
 
-    train: str = Field("embedded", description="`embedded`, a json/jsonl/csv/parquet file, or a hub id.")
+    train: str | Annotated[list[WeightedSource], Field(min_length=1)] = Field(
+        "embedded", description="`embedded`, a json/jsonl/csv/parquet file, or a hub id; or a list of such, weighted."
+    )
     validation: str | Fraction | None = Field(
         None,
         description="A file or hub split, or the fraction of train held out. Null: the dataset's own, else 0.1.",

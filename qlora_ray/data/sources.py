@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 from qlora_ray.config.data_names import RowPart, SourceName, parse_source_name
 from qlora_ray.config.schema import Data
 from qlora_ray.data.examples import Row
+from qlora_ray.data.mixture import MixedSource
 from qlora_ray.data.reading import FILE_SUFFIXES, drop_filled_nulls, iterate_rows
 from qlora_ray.data.splits import RowChoice
 from qlora_ray.errors import DataError
@@ -145,12 +146,11 @@ def find_sources(data: Data) -> SplitSources:
     _check_names(data)
     siblings: Mapping[str, Dataset] = {}
     train: Source
-    named = _parse(data.train, key="data.train")
-    if _is_hub_reference(named.place):
-        siblings = _load_hub(named.place, key="data.train")
-        train = _pick_split(named, siblings, ("train",), key="data.train")
+    named = SourceName("data.train")
+    if isinstance(data.train, list):
+        train = MixedSource([(_open_train(part.source)[1], part.weight) for part in data.train])
     else:
-        train = _open_file(named, "train", key="data.train")
+        named, train, siblings = _open_train(data.train)
 
     validation: Source | None = None
     fraction: float | None = None
@@ -175,8 +175,19 @@ def find_sources(data: Data) -> SplitSources:
     return SplitSources(train, validation, test, fraction, reason)
 
 
+def _open_train(name: str) -> tuple[SourceName, Source, Mapping[str, Dataset]]:
+    """A source of training rows, and the splits of its data set; none of a file."""
+    named = _parse(name, key="data.train")
+    if not _is_hub_reference(named.place):
+        return named, _open_file(named, "train", key="data.train"), {}
+    siblings = _load_hub(named.place, key="data.train")
+    return named, _pick_split(named, siblings, ("train",), key="data.train"), siblings
+
+
 def _check_names(data: Data) -> None:
-    for key, name in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+    several = [part.source for part in data.train] if isinstance(data.train, list) else [data.train]
+    train = [("train", name) for name in several]
+    for key, name in (*train, ("validation", data.validation), ("test", data.test)):
         if isinstance(name, str) and not name.strip():
             raise DataError(
                 f"data.{key}: must name a file, folder or hub id, got an empty text. Name one, or drop the key."

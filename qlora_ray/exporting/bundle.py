@@ -101,7 +101,7 @@ def _name(selection: Selection, *, head_dtype: str) -> BundleName:
     """The bundle's name; the head's dtype is the merged model's, or, without one, what the trial computed in."""
     return name_bundle(
         base=selection.base_name,
-        dataset=str(selection.manifest.setting("data", "train")),
+        dataset=selection.manifest.setting("data", "train"),
         lora=selection.lora,
         quantization=selection.quantization,
         head_dtype=head_dtype,

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from qlora_ray.config.data_names import list_names
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs.record_parts import LoraRecord
@@ -61,7 +62,7 @@ class BundleName:
 
 
 def name_bundle(
-    *, base: str, dataset: str, lora: LoraRecord, quantization: QuantizationSpec, head_dtype: str
+    *, base: str, dataset: object, lora: LoraRecord, quantization: QuantizationSpec, head_dtype: str
 ) -> BundleName:
     """The name of a bundle.
 
@@ -73,7 +74,7 @@ def name_bundle(
         head_dtype: What the output head is in.
     """
     return BundleName(
-        _clean(f"{shorten_source(base)}-{shorten_dataset(dataset)}"),
+        _clean(f"{shorten_source(base)}-{shorten_datasets(dataset)}"),
         lora.r or 0,
         quantization.method,
         quantization.bits,
@@ -116,6 +117,11 @@ def shorten_dataset(name: str) -> str:
     if "/" in name or "." not in short:
         short = short.partition(":")[0]
     return re.sub(r"\.(jsonl?|csv|parquet)$", "", short)
+
+
+def shorten_datasets(train: object) -> str:
+    """What rows were trained on, in a word for each source: of `data.train` as a config has it."""
+    return "+".join(dict.fromkeys(map(shorten_dataset, list_names(train)))) or str(train)
 
 
 def _clean(text: str) -> str:

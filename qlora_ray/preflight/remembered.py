@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import qlora_ray
-from qlora_ray.config.data_names import split_brackets
+from qlora_ray.config.data_names import list_names, split_brackets
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data.report import DataReport
 from qlora_ray.errors import RunError
@@ -78,7 +78,7 @@ def remember(facts: PlanFacts, space: SearchSpace) -> None:
 def _find_place(config: SweepConfig, space: SearchSpace) -> Path | None:
     """The file for this config and the files that it names; None where one of them is not of this machine."""
     base = Path(resolve_model_name(config.model.name))
-    named = [config.data.train, config.data.validation, config.data.test, config.evaluate.database]
+    named = [*list_names(config.data.train), config.data.validation, config.data.test, config.evaluate.database]
     places = [split_brackets(name)[0] for name in named if isinstance(name, str) and name != EMBEDDED]
     files = [Path(place).expanduser() for place in places]
     if not base.is_dir() or config.model.trust_remote_code or not all(path.exists() for path in files):

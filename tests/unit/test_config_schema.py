@@ -195,7 +195,8 @@ def test_every_bounded_field_is_in_the_table_above():
     }
     tested = {".".join(path.split(".")[-2:]) for path, *_ in BOUNDS}
     assert len(bounded) > 40
-    assert bounded - tested == set()
+    # Of an entry of a list, which has no path: test_data_mixture.py.
+    assert bounded - tested == {"weightedsource.weight"}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from qlora_ray.exporting.card.figures import (
 )
 from qlora_ray.exporting.card.loading import guide_loading
 from qlora_ray.exporting.card.metadata import hub_dataset, make_card_data
-from qlora_ray.exporting.naming import shorten_dataset, shorten_source
+from qlora_ray.exporting.naming import shorten_datasets, shorten_source
 from qlora_ray.exporting.reproduction import (
     SWEEP_FILE,
     TRIAL_FILE,
@@ -204,7 +204,7 @@ def _base_label(selection: Selection) -> str:
 
 
 def _dataset_label(selection: Selection) -> str:
-    return hub_dataset(selection) or shorten_dataset(str(selection.manifest.setting("data", "train")))
+    return hub_dataset(selection) or shorten_datasets(selection.manifest.setting("data", "train"))
 
 
 def _num_train_rows(selection: Selection) -> int | str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from qlora_ray.exporting.bundle_evaluation import ModelPair, read_pairs
 from qlora_ray.exporting.merge.report import MergeReport
-from qlora_ray.exporting.naming import EMBEDDED_TASK, shorten_dataset, shorten_source
+from qlora_ray.exporting.naming import EMBEDDED_TASK, shorten_dataset, shorten_datasets, shorten_source
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.runs.score_records import EvaluationRecord, ScoreRecord
@@ -147,6 +147,9 @@ def find_source(selection: Selection, split: str) -> RowsSource | None:
     # Without one of its own, or with a split's name, a split is of train's dataset.
     own = {"validation": here.validation, "test": here.test}.get(split)
     written = {part: selection.manifest.setting("data", part) for part in (split, "train")}
+    if split == "train" and isinstance(here.train, list):
+        words = shorten_datasets(written["train"])
+        return RowsSource(words, words, words)
     for name, found in ((written[split], own), (written["train"], here.train)):
         # A hub id's rows are named by it and their split; a path begins with one of these.
         name = str(name or "").partition("[")[0]
