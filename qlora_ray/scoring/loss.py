@@ -111,8 +111,9 @@ def _pad_right(
     longest = max(len(split.input_ids[row]) for row in batch)
     ids, attention, trained = [], [], []
     for row in batch:
-        num_pad = longest - len(split.input_ids[row])
-        ids.append([*split.input_ids[row], *[pad_token_id] * num_pad])
+        row_ids = split.input_ids[row]
+        num_pad = longest - len(row_ids)
+        ids.append([*row_ids, *[pad_token_id] * num_pad])
         attention.append([1] * (longest - num_pad) + [0] * num_pad)
         trained.append([*split.completion_mask[row], *[0] * num_pad])
     return (
