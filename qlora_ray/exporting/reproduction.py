@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from qlora_ray.config.data_names import list_names
 from qlora_ray.config.reuse import PATH_KEYS
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.loading import EMBEDDED
@@ -47,6 +48,8 @@ def render_trial_config(selection: Selection) -> str:
         "sampler": "random",
         "scheduler": "none",
         "final_seeds": 0,
+        "time_budget": None,
+        "gpu_hours": None,
     }
     title = f"Trial {selection.trial} of sweep {selection.paths.name}, and nothing else. Trains it again:"
     if (origin := describe_clone(selection)) is not None:
@@ -68,7 +71,7 @@ def describe_clone(selection: Selection) -> str | None:
 def local_paths(selection: Selection) -> list[str]:
     """The files and folders of this machine that the two configs name."""
     config = _portable(selection)
-    return [config[section][key] for section, key in PATH_KEYS if is_local_path(config[section][key])]
+    return [name for section, key in PATH_KEYS for name in list_names(config[section][key]) if is_local_path(name)]
 
 
 def is_local_path(name: Any) -> bool:

@@ -42,12 +42,14 @@ def test_the_sweeps_config_holds_its_space_and_no_file_beside_it(selection, tmp_
     assert config.results.name is None and config.results.dir == "results"
 
 
-def test_the_trials_config_trains_that_trial_and_no_other(selection, tmp_path, monkeypatch):
+def test_the_trials_config_trains_that_trial_and_no_other(tmp_path, monkeypatch):
+    selection = select_trial(write_sweep(tmp_path / "s", search={"time_budget": 60.0, "gpu_hours": 1.0}))
     monkeypatch.chdir(tmp_path)
     config = load(render_trial_config(selection), tmp_path)
     space = load_space(config)
     assert config.search.num_trials == 1 and config.search.scheduler == "none"
     assert config.search.final_seeds == 0
+    assert config.search.time_budget is None and config.search.gpu_hours is None
     assert [dict(point) for point in space.points_to_evaluate] == [PARAMS] and space.grid_size() == 1
     trained = apply_values(config, space.points_to_evaluate[0])
     expected = selection.trial_config
@@ -83,6 +85,14 @@ def test_local_files_are_named_so_that_any_folder_finds_them(tmp_path, monkeypat
     config = load(render_sweep_config(selection), tmp_path)
     assert config.data.train == str(tmp_path / "rows.jsonl")
     assert config.data.test == "test"
+
+
+def test_the_files_of_a_list_of_sources_are_named_each(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    train = [{"source": "rows.jsonl[:5]", "weight": 2.0}, {"source": "owner/name", "weight": 1.0}]
+    selection = select_trial(write_sweep(tmp_path / "s", data={"train": train}))
+    assert local_paths(selection) == [f"{tmp_path / 'rows.jsonl'}[:5]"]
 
 
 def test_shipped_and_hub_names_are_no_paths(selection):
