@@ -153,8 +153,8 @@ def _search(
     from qlora_ray.runs.typed_json import to_json
 
     if page is not None:
-        sys.stdout.write(f"{page.describe()}\n")
-        sys.stdout.flush()
+        # A console, since a reader of stdout that is gone must not stop the sweep here.
+        Console().line(page.describe())
     is_exported = arguments.export is not None
     summary = run_sweep(
         preflight, paths=paths, is_resume=bool(arguments.resume), is_exported=is_exported, ray_start=ray_start

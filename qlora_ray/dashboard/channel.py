@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlora_ray.dashboard.following import FileReplaced
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 # Four messages a second at most.
 TICK_S = 0.25
 AFTER_ERROR_S = 5.0
+# Parts of which a message has what is new alone.
+GROWING = ("trials", "spans")
 # A page that has not taken so many gets everything anew instead: a laptop that slept, a tab in the background.
 MAX_WAITING = 40
 
@@ -147,6 +151,10 @@ async def _run(work: Callable[[], None]) -> None:
 
 
 def encode(changes: Changes) -> bytes:
-    """A message as the page takes it: JSON without line breaks, parts that are not new left out."""
-    parts = {name: value for name, value in to_json(changes).items() if value is not None and value != []}
+    """A message as the page takes it: JSON without line breaks, parts that are not new left out.
+
+    A part that has become empty is new: answers of a winner that is chosen again, other sweeps that are gone.
+    """
+    known = to_json(replace(changes, time=time.time()))
+    parts = {name: known[name] for name in known if known[name] is not None and (known[name] or name not in GROWING)}
     return json.dumps(parts, allow_nan=False, separators=(",", ":")).encode()

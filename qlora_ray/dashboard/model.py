@@ -154,6 +154,7 @@ class Changes:
 
     Attributes:
         is_whole: Whether this is everything, for a page that has just been opened.
+        time: Of the server, in seconds since 1970: a browser's clock may be another.
         clock_s: The sweep's own clock now; open spans end here.
         trials: Rows that are new or have changed, whole.
         live: live.json, as the driver left it; it is old where no driver runs.
@@ -162,6 +163,7 @@ class Changes:
     """
 
     is_whole: bool = False
+    time: float = 0.0
     clock_s: float = 0.0
     head: Head | None = None
     trials: list[TrialRow] = field(default_factory=list)

@@ -12,6 +12,7 @@ from typing import Any
 from qlora_ray.dashboard.following import FileReplaced, TailedLines, WatchedFile
 from qlora_ray.dashboard.model import OtherSweep
 from qlora_ray.errors import RunError
+from qlora_ray.runs.live import is_running
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.records import Manifest, Summary, SweepStatus, TrialRecord, TrialStatus, read_record
 from qlora_ray.runs.typed_json import parse_number
@@ -101,7 +102,7 @@ class _Followed:
         self._manifest: Manifest | None = None
 
     def look(self) -> OtherSweep:
-        is_held = self._paths.is_held()
+        is_held = is_running(self._paths)
         if self._summary.has_changed() or self._shown is None or is_held or self._shown.status == "running":
             self._shown = self._read(is_held)
         return self._shown

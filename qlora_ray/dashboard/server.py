@@ -17,6 +17,7 @@ from qlora_ray.dashboard.trial_files import read_end, read_trial_files
 from qlora_ray.errors import RunError, first_line
 from qlora_ray.pages.html import colour_css
 from qlora_ray.runs.control import ControlAction, write_request
+from qlora_ray.runs.live import is_running
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.typed_json import to_json
 
@@ -47,7 +48,11 @@ class Sweeps:
         self.has_control = has_control
         self._channels: dict[str, Channel] = {}
         self._own: str | None = None
-        if is_awaited or is_sweep(folder):
+        try:
+            is_own = is_awaited or is_sweep(folder)
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be read: {error.strerror}. Name a folder that you can read.") from None
+        if is_own:
             self._folder, self._own = folder.parent, folder.name
         elif find_sweeps(folder):
             self._folder = folder
@@ -156,7 +161,7 @@ class _Pages:
         try:
             asked = json.loads(await request.text())
             action, trial, params = ControlAction(asked["action"]), asked.get("trial"), asked.get("params")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise web.HTTPBadRequest(reason="No such action.") from None
         if trial is not None and not (isinstance(trial, str) and trial.isascii() and trial.isdecimal()):
             raise web.HTTPBadRequest(reason="No such trial.")
@@ -164,7 +169,7 @@ class _Pages:
         is_whole = trial and params if action is ControlAction.CLONE else params is None
         if not is_whole or not isinstance(params, dict | None):
             raise web.HTTPBadRequest(reason="No such values.")
-        if not await asyncio.to_thread(paths.is_held):
+        if not await asyncio.to_thread(is_running, paths):
             raise web.HTTPConflict(reason="The sweep does not run.")
         try:
             written = await asyncio.to_thread(write_request, paths, action, trial=trial, params=params)

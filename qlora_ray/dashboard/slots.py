@@ -37,6 +37,9 @@ class SlotTimes:
         if time is None:
             return
         name = event.get("event")
+        if name == "sweep_failed":
+            # A resume that breaks before it begins says so long after the run before; that run's clock has stopped.
+            return
         if self._start is None:
             self._start = time
         elif name in RUN_STARTS and self._last is not None:

@@ -22,7 +22,7 @@ from qlora_ray.reporting.story import POINTS_KEY
 from qlora_ray.reporting.verdicts import headline_of, verdict_sentences
 from qlora_ray.reporting.writing import PAGE_NAME
 from qlora_ray.runs.control import CLONE_PATHS
-from qlora_ray.runs.live import LiveFigures, read_live
+from qlora_ray.runs.live import LiveFigures, LivePhase, is_running, read_live
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.records import Manifest, SweepStatus, TrialStatus, read_record
 
@@ -175,7 +175,7 @@ class SweepView:
         has_looked = now - self._looked_at >= STANDING_EVERY_S
         if has_looked:
             self._looked_at = now
-            is_held = self._paths.is_held()
+            is_held = is_running(self._paths)
             ends = [self._watched[path] for path in (self._paths.summary, self._paths.best / "scores.json")]
             has_changed = [watched.has_changed() for watched in ends]
             last = self._last_event
@@ -183,6 +183,11 @@ class SweepView:
                 heard = self._milestones + ([last] if last and last not in self._milestones[-1:] else [])
                 self._outcome = read_outcome(self._paths, FolderFiles(), heard)
             self._trials.set_running(is_held)
+            if is_held and self._live is not None and not self._paths.is_of_last_run(self._paths.live):
+                # A resumed sweep that starts has no figures of its own yet.
+                fresh = _figures_of_a_start(self._live)
+                if fresh != self._live:
+                    changes.live = self._live = fresh
             answers = self._read_answers()
             if answers != self._answers:
                 changes.answers = self._answers = answers
@@ -202,8 +207,10 @@ class SweepView:
         return self._answers or read_examples(self._paths, winner)
 
     def _clock(self) -> float:
-        is_running = self._outcome is not None and self._outcome.is_held
-        return self._slots.clock(time.time() if is_running else None)
+        is_held = self._outcome is not None and self._outcome.is_held
+        # While a resumed sweep starts, the last event is of the run before, and the clock stands.
+        has_begun = is_held and self._paths.is_of_last_run(self._paths.events)
+        return self._slots.clock(time.time() if has_begun else None)
 
     def _make_head(self) -> Head:
         outcome = self._outcome
@@ -258,3 +265,14 @@ class SweepView:
 
     def _axis_lines(self) -> tuple[AxisLine, ...]:
         return tuple(AxisLine(path=axis.path, name=axis.name, ticks=tuple(axis.ticks())) for axis in self._axes)
+
+
+def _figures_of_a_start(earlier: LiveFigures) -> LiveFigures:
+    """What stays true of the figures of the run before while the next one starts."""
+    return LiveFigures(
+        time=earlier.time,
+        num_planned=earlier.num_planned,
+        gpu_hours=earlier.gpu_hours,
+        device_kind=earlier.device_kind,
+        phase=LivePhase.STARTING,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from qlora_ray.runs.paths import SweepPaths
 
+# A server that hangs, on a file system that does not answer, does not keep the sweep from its search.
+START_S = 30.0
 # The server sends its pages the last news first.
 END_S = 5.0
 
@@ -24,32 +27,36 @@ class LivePage:
 
     def __init__(self, folder: Path, *, has_control: bool = False) -> None:
         self._folder = folder
+        self._process: subprocess.Popen[str] | None = None
         # A session of its own: Ctrl-C is for the sweep, whose end the page is to show. That end comes to the server as
         # the end of its stdin, also where the sweep is killed.
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                *("-m", "qlora_ray.dashboard", str(folder), "--of-sweep"),
-                *(["--control"] if has_control else []),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            text=True,
-        )
+        with suppress(OSError):
+            # The system has no room for one more process: the sweep goes on without its page.
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    *("-m", "qlora_ray.dashboard", str(folder), "--of-sweep"),
+                    *(["--control"] if has_control else []),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                text=True,
+            )
 
     def describe(self) -> str:
-        """Where the page is, in a line; waits for the server, which starts in under a second."""
-        assert self._process.stdout is not None
-        url = self._process.stdout.readline().strip()
+        """Where the page is, in a line; waits for the server, which starts in under a second, for START_S at most."""
+        url = self._read_url()
         if url:
             return f"dashboard: {url}"
         return f"dashboard: it could not be started. Try: {SweepPaths(self._folder).dashboard_command}"
 
     def end(self) -> None:
         """Ends the server."""
-        assert self._process.stdin is not None
+        if self._process is None:
+            return
+        assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(OSError):
             self._process.stdin.close()
         try:
@@ -58,8 +65,14 @@ class LivePage:
             self._process.kill()
             self._process.wait()
         finally:
-            assert self._process.stdout is not None
             self._process.stdout.close()
+
+    def _read_url(self) -> str:
+        if self._process is None:
+            return ""
+        assert self._process.stdout is not None
+        is_told, _, _ = select.select([self._process.stdout], [], [], START_S)
+        return self._process.stdout.readline().strip() if is_told else ""
 
 
 @contextmanager

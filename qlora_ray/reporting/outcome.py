@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_ray.reporting.folder_files import FolderFiles
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.live import is_running
 from qlora_ray.runs.records import Summary, SweepStatus
 from qlora_ray.runs.score_records import BestScores
 from qlora_ray.runs.typed_json import parse_number, parse_record
@@ -81,7 +82,7 @@ def read_outcome(paths: SweepPaths, files: FolderFiles, events: list[dict[str, A
         failure=_read_failure(events[-1]) if events else None,
         last_event_at=max((time for event in events if (time := parse_number(event.get("time")))), default=None),
         device_wait_share=summary.device_wait_share,
-        is_held=paths.is_held(),
+        is_held=is_running(paths),
         end_reason=summary.end_reason,
     )
 

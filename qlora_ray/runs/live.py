@@ -6,6 +6,8 @@ Everything in it is a snapshot that the next one replaces; what must last is in 
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,6 +16,10 @@ from qlora_ray.errors import RunError
 from qlora_ray.runs.files import read_json, write_text
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.typed_json import parse_record, to_json
+
+
+# Figures come every 2 s. A file server may hold them back for some seconds more, and clocks of nodes differ.
+FRESH_S = 30.0
 
 
 class LivePhase(StrEnum):
@@ -151,10 +157,22 @@ def write_live(paths: SweepPaths, figures: LiveFigures) -> None:
 def read_live(paths: SweepPaths) -> LiveFigures | None:
     """A sweep's live figures; None if there are none, or none that can be read.
 
-    Those of a sweep that was killed stay: compare `time`, or ask `paths.is_held`.
+    Those of a sweep that was killed stay: ask `is_running`.
     """
     try:
         data = read_json(paths.live)
     except RunError:
         return None
     return parse_record(LiveFigures, data) if isinstance(data, dict) else None
+
+
+def is_running(paths: SweepPaths) -> bool:
+    """Whether a process runs the sweep: by its lock, or on another node, whose locks may not be seen here, by new
+    figures."""
+    if paths.is_held():
+        return True
+    holder = paths.read_holder()
+    if holder is None or holder[0] == socket.gethostname():
+        return False
+    live = read_live(paths)
+    return live is not None and live.phase is not LivePhase.ENDED and abs(time.time() - live.time) < FRESH_S

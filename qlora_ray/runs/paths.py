@@ -198,12 +198,26 @@ class SweepPaths:
                 self._lock_file.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
             yield
 
-    def _describe_holder(self) -> str:
+    def read_holder(self) -> tuple[str, int] | None:
+        """Host and process that took the sweep last, whether they still hold it or not; None where nothing says so."""
         try:
             holder = json.loads(self._lock_file.read_text())
-            host, process = str(holder["host"]), int(holder["pid"])
+            return str(holder["host"]), int(holder["pid"])
         except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def is_of_last_run(self, path: Path) -> bool:
+        """Whether a file has been written since a process took the sweep last, by the clock of their file system."""
+        try:
+            return path.stat().st_mtime >= self._lock_file.stat().st_mtime
+        except OSError:
+            return True
+
+    def _describe_holder(self) -> str:
+        holder = self.read_holder()
+        if holder is None:
             return f"{self.root}: another sweep is running there. Wait for it, or stop it."
+        host, process = holder
         words = f"{self.root}: another sweep is running there, process {process} on {host}. Wait for it, or stop it."
         if host == socket.gethostname():
             return words
@@ -213,7 +227,7 @@ class SweepPaths:
         )
 
     def is_held(self) -> bool:
-        """Whether a process holds the sweep, as far as this machine sees: it runs."""
+        """Whether a process holds the sweep, as far as this machine's locks say; see also `live.is_running`."""
         return is_locked(self._lock_file)
 
     def check_space(self) -> None:

@@ -46,6 +46,15 @@ def browser() -> Iterator[Browser]:
         yield opened
 
 
+@contextmanager
+def held(paths: SweepPaths) -> Iterator[None]:
+    """A sweep that runs: its driver holds it, and has written what there is since."""
+    with paths.lock():
+        paths.live.touch()
+        paths.events.touch()
+        yield
+
+
 def write_running(root: Path) -> SweepPaths:
     """A sweep with a running trial, enough others for importance, and texts that would be markup."""
     sketches = usual_sketches() + [
@@ -119,7 +128,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     won = write_sweep(paths.root.with_name("won"), usual_sketches(), winner=3)
     for model in ("base", "0003"):
         append_line(won.best / "answers.jsonl", {"model": model, "row": 1, "answer": SCRIPT, "reference": SCRIPT})
-    with paths.lock(), served(paths.root) as (url, _):
+    with held(paths), served(paths.root) as (url, _):
         yield url
 
 
@@ -146,6 +155,17 @@ def test_the_page_is_whole_silent_and_inside_its_window_in_both_schemes(
         page.emulate_media(color_scheme=other)
         page.wait_for_function(f"(ground) => ({GROUND})() === ground", arg=SCHEMES[other])
         look_at_all(page)
+
+
+def test_ticks_of_values_that_differ_in_their_last_digit_only_are_few(browser: Browser, running: str) -> None:
+    with opened(browser, running) as page:
+        counts = page.evaluate(
+            """async () => {
+              const { linearTicks } = await import("./assets/canvas.js");
+              return [[0, 10], [0.5, 0.5 + 1.2e-16], [1e300, 1.1e300]].map(([low, high]) => linearTicks(low, high).length);
+            }"""
+        )
+    assert counts[0] == 6 and all(0 < count <= 13 for count in counts)
 
 
 def test_trials_are_sorted_filtered_and_opened_by_keyboard(browser: Browser, running: str) -> None:
@@ -181,7 +201,7 @@ def test_another_sweep_s_page_is_a_click_away_and_its_answers_stay_text(browser:
 
 def test_buttons_ask_the_driver_and_show_its_answer(browser: Browser, tmp_path: Path) -> None:
     paths = write_running(tmp_path / "results" / "s")
-    with paths.lock(), served(paths.root, "--control") as (url, _), opened(browser, url) as page:
+    with held(paths), served(paths.root, "--control") as (url, _), opened(browser, url) as page:
         page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="0014", exact=True).click()
         page.get_by_role("button", name="Stop this trial").click()
@@ -200,7 +220,7 @@ def test_a_clone_is_asked_for_by_keyboard_in_a_narrow_window_and_a_report_takes_
     browser: Browser, tmp_path: Path
 ) -> None:
     paths = write_running(tmp_path / "results" / "s")
-    with paths.lock(), served(paths.root, "--control") as (url, _), opened(browser, url, window="phone") as page:
+    with held(paths), served(paths.root, "--control") as (url, _), opened(browser, url, window="phone") as page:
         page.get_by_role("button", name="0014", exact=True).click()
         page.locator("summary", has_text="Clone this trial").focus()
         page.keyboard.press("Enter")
@@ -225,7 +245,7 @@ def test_what_a_sweep_writes_is_seen_and_so_is_the_end_of_its_driver_and_of_the_
 ) -> None:
     paths = write_running(tmp_path / "results" / "s")
     with served(paths.root) as (url, server):
-        with paths.lock(), opened(browser, url) as page:
+        with held(paths), opened(browser, url) as page:
             append_line(paths.trial("0014").metrics, {"report_index": 3, "samples_seen": 1800, "eval_loss": 0.0123})
             EventLog(paths.events).write("trial_reported", trial="0014", report_index=3)
             page.wait_for_selector("tr[data-trial='0014'] td:text-is('0.0123')")
@@ -239,3 +259,5 @@ def test_what_a_sweep_writes_is_seen_and_so_is_the_end_of_its_driver_and_of_the_
             server.terminate()
             page.wait_for_selector("#connection:not([hidden])")
             assert page.locator("tr[data-trial='0014']").is_visible()
+            page.click("tr[data-trial='0014'] button")
+            page.wait_for_selector("#detail-body :text-is('This trial cannot be read.')")

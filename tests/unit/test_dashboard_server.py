@@ -234,6 +234,10 @@ def test_what_is_no_request_is_refused(running: SweepPaths, asked: Any) -> None:
     assert take_requests(running) == []
 
 
+def test_a_body_of_brackets_is_refused_as_any_other(running: SweepPaths) -> None:
+    assert post(running, None, json=None, data="[" * 4000, headers={**BEARER, "Content-Type": "application/json"}) == 400
+
+
 def test_a_request_cannot_be_large_and_needs_a_sweep_that_runs(running: SweepPaths, finished: SweepPaths) -> None:
     assert post(running, {**STOP, "more": "x" * 10_000}) in (400, 413)
     assert post(finished, STOP) == 409
@@ -361,6 +365,16 @@ def test_a_taken_port_is_said(finished: SweepPaths) -> None:
             await first.end()
 
     asyncio.run(run())
+
+
+def test_a_folder_that_may_not_be_read_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_sweep(folder: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    # Root, as which tests may run, reads everything.
+    monkeypatch.setattr("qlora_ray.dashboard.server.is_sweep", is_sweep)
+    with pytest.raises(RunError, match="cannot be read: Permission denied"):
+        Sweeps(tmp_path)
 
 
 def test_the_command_refuses_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

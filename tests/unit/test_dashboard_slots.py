@@ -34,6 +34,20 @@ def test_spans_are_those_of_the_report(tmp_path: Path) -> None:
     assert len(ours) == 6
 
 
+def test_a_resume_that_breaks_long_after_the_run_before_moves_no_clock() -> None:
+    slots = _told(
+        [
+            {"time": 100.0, "event": "sweep_started"},
+            _lease(110.0, "leased", "0000"),
+            _lease(150.0, "released", "0000"),
+            {"time": 90_000.0, "event": "sweep_failed", "reason": "no executor"},
+        ]
+    )
+    assert slots.clock() == 50.0
+    slots.apply({"time": 100_000.0, "event": "sweep_resumed"})
+    assert slots.clock(100_010.0) == 60.0
+
+
 def test_a_trial_takes_the_first_slot_that_is_free() -> None:
     slots = _told(
         [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qlora_ray.dashboard.channel import encode
 from qlora_ray.dashboard.following import FileReplaced
 from qlora_ray.dashboard.model import Changes
 from qlora_ray.dashboard.others import find_sweeps
@@ -121,6 +124,51 @@ def test_a_killed_sweep_that_is_resumed_runs_again(tmp_path: Path) -> None:
     assert changes.head is not None
     assert (changes.head.phase, changes.head.counts["running"], changes.head.counts["interrupted"]) == ("search", 1, 1)
     assert {row.id: row.state for row in changes.trials} == {"0006": "interrupted", "0007": "running"}
+
+
+def test_a_resumed_sweep_that_starts_shows_nothing_of_the_run_before_as_its_own(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", RUNNING, status=None)
+    earlier = LiveFigures(
+        time=time.time() - 3600, phase=LivePhase.SEARCH, eta_s=60.0, gpu_hours=1.5, trials={"0006": LiveTrial(step=7)}
+    )
+    write_live(paths, earlier)
+    for path in (paths.live, paths.events):
+        os.utime(path, (0, time.time() - 3600))
+    view, changes = _poll_first(paths)
+    assert changes.head is not None and changes.head.phase == "killed"
+    assert changes.live == earlier
+    stood_s = changes.clock_s
+    with paths.lock():
+        changes = view.poll()
+        assert changes.head is not None and changes.head.phase == "starting"
+        assert changes.live is not None
+        assert (changes.live.eta_s, changes.live.gpu_hours, dict(changes.live.trials)) == (None, 1.5, {})
+        # The time between the runs is no time of the sweep.
+        assert changes.clock_s == stood_s
+        assert view.poll().live is None
+        assert SweepView(paths).poll().live == changes.live
+        EventLog(paths.events).write("sweep_resumed", reason="1 interrupted trials are queued again")
+        write_live(paths, LiveFigures(time=time.time(), phase=LivePhase.SEARCH, gpu_hours=1.5))
+        changes = view.poll()
+        assert changes.head is not None and changes.head.phase == "search"
+        assert stood_s <= changes.clock_s < stood_s + 60
+
+
+def test_answers_and_other_sweeps_that_are_gone_are_taken_from_the_page(tmp_path: Path) -> None:
+    paths = write_sweep(tmp_path / "s", usual_sketches(), winner=3)
+    other = write_sweep(tmp_path / "other", usual_sketches()[:1])
+    row = {"row": 5, "answer": "SELECT 1", "reference": "SELECT 1;"}
+    for model in ("base", "0003"):
+        append_line(paths.best / "answers.jsonl", {"model": model, **row})
+    view, changes = _poll_first(paths)
+    told = json.loads(encode(changes))
+    assert len(told["answers"]) == 1 and [one["name"] for one in told["others"]] == ["other"]
+    shutil.rmtree(other.root)
+    with paths.lock():
+        EventLog(paths.events).write("sweep_resumed")
+        told = json.loads(encode(view.poll()))
+    assert (told["answers"], told["others"]) == ([], [])
+    assert "trials" not in told and told["time"] == pytest.approx(time.time(), abs=60)
 
 
 def test_a_clone_says_what_it_is_and_its_request_pauses_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.live import (
@@ -13,6 +18,7 @@ from qlora_ray.runs.live import (
     LiveScoring,
     LiveTrial,
     LiveTrialState,
+    is_running,
     read_live,
     write_live,
 )
@@ -74,3 +80,27 @@ def test_a_folder_without_figures_or_with_broken_ones_has_none(tmp_path: Path) -
     for text in ("", "[]", '{"time": 1'):
         paths.live.write_text(text)
         assert read_live(paths) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "age_s", "phase", "runs"),
+    [
+        ("another-node", 1.0, LivePhase.SEARCH, True),
+        ("another-node", -5.0, LivePhase.SCORING, True),
+        ("another-node", 300.0, LivePhase.SEARCH, False),
+        ("another-node", 1.0, LivePhase.ENDED, False),
+        # Here the lock says it, at once.
+        (socket.gethostname(), 1.0, LivePhase.SEARCH, False),
+    ],
+)
+def test_a_sweep_of_another_node_runs_as_long_as_its_figures_are_new(
+    tmp_path: Path, host: str, age_s: float, phase: LivePhase, runs: bool
+) -> None:
+    paths = SweepPaths(tmp_path)
+    assert not is_running(paths)
+    with paths.lock():
+        assert is_running(paths)
+    (tmp_path / ".lock").write_text(json.dumps({"host": host, "pid": 1}))
+    assert not is_running(paths)
+    write_live(paths, replace(FIGURES, time=time.time() - age_s, phase=phase))
+    assert is_running(paths) is runs

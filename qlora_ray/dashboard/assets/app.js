@@ -19,7 +19,9 @@ const store = new Store();
 function ask(path, options = {}) {
   const sweep = query.get("sweep");
   const where = sweep ? `${path}?${new URLSearchParams({ sweep })}` : path;
-  return fetch(where, { ...options, headers: { ...options.headers, Authorization: `Bearer ${token}` } });
+  // A server that is gone is an answer too: a button that was pressed must say something.
+  return fetch(where, { ...options, headers: { ...options.headers, Authorization: `Bearer ${token}` } })
+    .catch(() => new Response("This page's server does not answer.", { status: 503 }));
 }
 
 const control = new Control(store, ask);

@@ -100,7 +100,9 @@ export function linearTicks(low, high, count = 6) {
   const power = 10 ** Math.floor(Math.log10(rough || 1));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((one) => one >= rough) ?? power;
   const ticks = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at += 1) ticks.push(at * step || 0);
+  // Counted, and not by the value alone: where values differ in their last digits only, adding 1 may change nothing.
+  const first = Math.ceil(low / step - 1e-9);
+  for (let at = 0; at <= 2 * count && (first + at) * step <= high + step * 1e-9; at += 1) ticks.push((first + at) * step || 0);
   return ticks.map((value) => [value, formatNumber(value)]);
 }
 

@@ -32,14 +32,16 @@ export function renderHead(store) {
   renderScoring(store);
 }
 
-function renderLead({ head, live }) {
+function renderLead(store) {
+  const { head, live } = store;
   const lines = [...head.lead];
   if (head.phase === "killed") lines.push("Its driver is gone; resume with:");
   else if (head.resume_command) lines.push("Go on with:");
   else if (!["ended", "starting"].includes(head.phase) && head.winner === null)
     lines.push("No verdict yet: the winner is held against its base when the search has ended.");
-  const age = live ? Date.now() / 1000 - live.time : 0;
-  if (!["ended", "killed"].includes(head.phase) && age > STALE_S)
+  const age = live ? store.serverTime() - live.time : 0;
+  // A resumed sweep that starts has the hours of the run before, and no figures of its own yet.
+  if (!["ended", "killed", "starting"].includes(head.phase) && age > STALE_S)
     lines.push(`The live figures are ${formatDuration(age)} old: the driver has written none since.`);
   const place = find("lead");
   while (place.children.length > lines.length) place.lastChild.remove();

@@ -19,13 +19,13 @@ export class Store {
     this.importance = null;
     this.answers = [];
     this.others = [];
-    this.clock = { sweepS: 0, at: performance.now() };
+    this.clock = { sweepS: 0, serverS: Date.now() / 1000, at: performance.now() };
   }
 
   // Returns the names of the parts that are new.
   apply(message) {
     if (message.is_whole) this.clear();
-    this.clock = { sweepS: message.clock_s, at: performance.now() };
+    this.clock = { sweepS: message.clock_s, serverS: message.time, at: performance.now() };
     for (const trial of message.trials ?? []) this.trials.set(trial.id, trial);
     for (const span of message.spans ?? []) this.spans.set(span.key, span);
     for (const part of ["head", "slots", "live", "axes", "importance", "answers", "others"])
@@ -40,6 +40,11 @@ export class Store {
   // Seconds on the sweep's own clock; it goes on between two messages.
   now() {
     return this.clock.sweepS + (this.isRunning ? (performance.now() - this.clock.at) / 1000 : 0);
+  }
+
+  // Seconds since 1970 by the server's clock, which the live figures are told by; a browser's may be another.
+  serverTime() {
+    return this.clock.serverS + (performance.now() - this.clock.at) / 1000;
   }
 
   // What a running trial does right now; null for others.
