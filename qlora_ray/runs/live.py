@@ -17,7 +17,6 @@ from qlora_ray.runs.files import read_json, write_text
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.typed_json import parse_record, to_json
 
-
 # Figures come every 2 s. A file server may hold them back for some seconds more, and clocks of nodes differ.
 FRESH_S = 30.0
 

@@ -162,7 +162,8 @@ def test_ticks_of_values_that_differ_in_their_last_digit_only_are_few(browser: B
         counts = page.evaluate(
             """async () => {
               const { linearTicks } = await import("./assets/canvas.js");
-              return [[0, 10], [0.5, 0.5 + 1.2e-16], [1e300, 1.1e300]].map(([low, high]) => linearTicks(low, high).length);
+              const ends = [[0, 10], [0.5, 0.5 + 1.2e-16], [1e300, 1.1e300]];
+              return ends.map(([low, high]) => linearTicks(low, high).length);
             }"""
         )
     assert counts[0] == 6 and all(0 < count <= 13 for count in counts)

@@ -235,7 +235,8 @@ def test_what_is_no_request_is_refused(running: SweepPaths, asked: Any) -> None:
 
 
 def test_a_body_of_brackets_is_refused_as_any_other(running: SweepPaths) -> None:
-    assert post(running, None, json=None, data="[" * 4000, headers={**BEARER, "Content-Type": "application/json"}) == 400
+    headers = {**BEARER, "Content-Type": "application/json"}
+    assert post(running, None, json=None, data="[" * 4000, headers=headers) == 400
 
 
 def test_a_request_cannot_be_large_and_needs_a_sweep_that_runs(running: SweepPaths, finished: SweepPaths) -> None:
