@@ -31,8 +31,15 @@ UPSTREAM = {
     "tasks/_yaml_loader.py": "lm_eval",
     "lm_eval/tasks/hendrycks_math/utils.py": "lm_eval",
 }
-# Of the code beside a paper.
-PUBLISHED = {"evaluate-v1.1.py", "grade_school_math/dataset.py"}
+# Of the code beside a paper, and of servers and converters that are not installed here.
+PUBLISHED = {
+    "evaluate-v1.1.py",
+    "grade_school_math/dataset.py",
+    "vllm/config/lora.py",
+    "vllm/lora/peft_helper.py",
+    "convert_hf_to_gguf.py",
+    "convert_lora_to_gguf.py",
+}
 # Written by our commands, or to be written by the user.
 WRITTEN = {"RUN_RECORD.md", "report.md", "path/to/file.py", "FILE.py"}
 
