@@ -44,6 +44,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "data.format": "alpaca",
         "data.template": "instruction",
         "data.max_length": 512,
+        "data.loss": "all",
         "training.precision": "fp16",
         "training.num_train_epochs": 3,
         "training.per_device_train_batch_size": 2,
