@@ -5,6 +5,8 @@ from __future__ import annotations
 import runpy
 import sys
 
+from qlora_ray.commands import Result, run_command
+
 # What each command does, in a line; its module has its name.
 COMMANDS = {
     "sweep": "find the best adapter for a base and a dataset",
@@ -22,8 +24,7 @@ def main() -> int:
     """Runs the command that the first word names, as `python -m` does; returns 0 for the list, 2 for any other word."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_list_commands())
-        return 0
+        return run_command(_tell_commands)
     name, *options = words
     if name not in COMMANDS:
         sys.stderr.write(f"COMMAND: must be one of {', '.join(COMMANDS)}, got {name}.\n")
@@ -33,6 +34,11 @@ def main() -> int:
     # It ends the process with its own exit code.
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
+
+
+def _tell_commands() -> Result:
+    sys.stdout.write(_list_commands())
+    return Result({})
 
 
 def _list_commands() -> str:

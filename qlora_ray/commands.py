@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from qlora_ray.errors import QloraRayError
 # As shells have it: 128 and the signal's number.
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+READER_GONE = 128 + signal.SIGPIPE
 
 
 # Of the object that --json prints. It changes when a key changes its meaning or goes; new keys may come without.
@@ -72,6 +74,44 @@ def run_command(
         stopped: What is said after Ctrl-C or SIGTERM.
         has_own_signals: The work handles SIGTERM itself.
     """
+    ensure_output()
+    try:
+        exit_code = _run_and_tell(run, json_of=json_of, stopped=stopped, has_own_signals=has_own_signals)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _has_lost_reader():
+            raise
+        # As every program of a pipe: `plan | head` is no failure with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return READER_GONE
+    return exit_code
+
+
+def ensure_output() -> None:
+    """Gives a process that was started without stdout or stderr (`>&-`) ones that lead nowhere.
+
+    Else the next file or socket that it opens gets the number, and whatever a library prints.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _has_lost_reader() -> bool:
+    """Whether it is stdout whose reader is gone, and not a connection that broke."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _run_and_tell(run: Callable[[], Result], *, json_of: str | None, stopped: str, has_own_signals: bool) -> int:
     if json_of is None:
         return _run_to_end(run, stopped=stopped, has_own_signals=has_own_signals).exit_code
     with _stdout_to_stderr():

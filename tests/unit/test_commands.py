@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -125,3 +126,15 @@ def test_a_folder_is_taken_as_it_was_typed_unless_it_has_no_name_of_its_own(tmp_
         ("a/..", f"{tmp_path}"),
     ]:
         assert str(as_place(text)) == place
+
+
+@pytest.mark.parametrize("options", ["", "--json"])
+@pytest.mark.parametrize(("shell", "code"), [(">&-", 0), ("2>&- >&-", 0), ("| (exec <&-)", 141)])
+def test_a_stdout_that_is_closed_or_not_read_breaks_no_command(shell, code, options):
+    hosts = " ".join(f"host{number}" for number in range(400))
+    command = f"sleep 0.05; exec {sys.executable} -m qlora_ray.cluster up-lines {options} {hosts}"
+    done = subprocess.run(
+        ["bash", "-c", f"({command}) {shell}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
