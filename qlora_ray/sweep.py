@@ -250,11 +250,14 @@ def _as_count(text: str) -> int:
 
 
 def _preview(config: SweepConfig) -> str:
+    from qlora_ray.console import Console
     from qlora_ray.data import prepare_data, render_preview
     from qlora_ray.modeling.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(config.model)
-    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
+    tokenizer, console = load_tokenizer(config.model), Console(sys.stderr)
+    seed = config.training.data_seed
+    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=seed, tell=console.progress)
+    console.end_progress()
     return render_preview(prepared, tokenizer)
 
 

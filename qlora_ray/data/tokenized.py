@@ -5,18 +5,17 @@ Mapped rows cost no memory of their own: all processes of a node share the pages
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qlora_ray.data.columns import TextListRows, TextRows, TokenRows
+
 if TYPE_CHECKING:
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 COLUMNS = ("input_ids", "completion_mask", "prompt_ids", "references", "alternatives")
 
@@ -27,128 +26,6 @@ def arrow_schema() -> pa.Schema:
 
     types = (pa.list_(pa.int32()), pa.list_(pa.int8()), pa.list_(pa.int32()), pa.string(), pa.list_(pa.string()))
     return pa.schema(list(zip(COLUMNS, types, strict=True)))
-
-
-class TokenRows(Sequence[list[int]]):
-    """A column of lists of numbers: `rows[3]` is a list, `rows[:3]` such a column again.
-
-    Args:
-        column: Lists of one integer type, without nulls.
-    """
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-        chunks: list[Any] = [chunk for chunk in column.chunks if len(chunk)]
-        self._offsets: list[NDArray[np.int32]] = [chunk.offsets.to_numpy() for chunk in chunks]
-        self._values: list[NDArray[Any]] = [chunk.values.to_numpy() for chunk in chunks]
-        # The first row of each chunk.
-        self._starts: list[int] = np.cumsum([0, *map(len, chunks)])[:-1].tolist()
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, row: int) -> list[int]: ...
-    @overload
-    def __getitem__(self, row: slice) -> TokenRows: ...
-    def __getitem__(self, row: int | slice) -> list[int] | TokenRows:
-        if isinstance(row, slice):
-            return TokenRows(_slice(self._column, row))
-        tokens: list[int] = self.array(row).tolist()
-        return tokens
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for offsets, values in zip(self._offsets, self._values, strict=True):
-            bounds = offsets.tolist()
-            for start, end in pairwise(bounds):
-                yield values[start:end].tolist()
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return False
-        return all(own == list(theirs) for own, theirs in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def array(self, row: int) -> NDArray[Any]:
-        """One row as the array that lies in the column: nothing is copied."""
-        row = range(len(self))[row]
-        chunk = bisect_right(self._starts, row) - 1
-        offsets, at = self._offsets[chunk], row - self._starts[chunk]
-        return self._values[chunk][offsets[at] : offsets[at + 1]]
-
-    @property
-    def lengths(self) -> NDArray[np.int32]:
-        """The length of each row; no value is read."""
-        return np.concatenate([np.zeros(0, dtype=np.int32), *map(np.diff, self._offsets)])
-
-    @property
-    def total(self) -> int:
-        """The sum of all values."""
-        return sum(
-            int(values[offsets[0] : offsets[-1]].sum(dtype=np.int64))
-            for offsets, values in zip(self._offsets, self._values, strict=True)
-        )
-
-
-class TextRows(Sequence[str]):
-    """A column of texts, as `TokenRows` is one of lists."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    @classmethod
-    def joined(cls, parts: Sequence[TextRows]) -> TextRows:
-        """The rows of one after those of another."""
-        import pyarrow as pa
-
-        return cls(pa.chunked_array([chunk for part in parts for chunk in part._column.chunks], pa.string()))
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> TextRows: ...
-    def __getitem__(self, row: int | slice) -> str | TextRows:
-        if isinstance(row, slice):
-            return TextRows(_slice(self._column, row))
-        return str(self._column[range(len(self))[row]].as_py())
-
-    def __iter__(self) -> Iterator[str]:
-        for chunk in self._column.chunks:
-            for text in chunk:
-                yield str(text.as_py())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class TextListRows(Sequence[tuple[str, ...]]):
-    """A column of lists of texts, as `TokenRows` is one of lists of numbers."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, row: int) -> tuple[str, ...]: ...
-    @overload
-    def __getitem__(self, row: slice) -> TextListRows: ...
-    def __getitem__(self, row: int | slice) -> tuple[str, ...] | TextListRows:
-        if isinstance(row, slice):
-            return TextListRows(_slice(self._column, row))
-        return tuple(self._column[range(len(self))[row]].as_py())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == [tuple(texts) for texts in other]
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -260,10 +137,3 @@ def _gather(column: TokenRows, rows: Sequence[int], type_: pa.ListType) -> pa.Li
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
     values = np.concatenate([np.zeros(0, dtype=type_.value_type.to_pandas_dtype()), *arrays])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=type_)
-
-
-def _slice(column: pa.ChunkedArray, rows: slice) -> pa.ChunkedArray:
-    start, stop, step = rows.indices(len(column))
-    if step != 1:
-        return column.take(list(range(start, stop, step)))
-    return column.slice(start, max(0, stop - start))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -210,15 +211,15 @@ def test_a_worker_that_is_killed_is_one_line_and_what_is_done_is_kept(train, tok
     monkeypatch.setattr(sharding, "count_cpus", lambda: 2)
     monkeypatch.setattr(sharding, "SHARD_ROWS", 8)
 
-    def kill_one(words):
-        workers = [
-            child for child in psutil.Process().children() if any("spawn_main" in word for word in child.cmdline())
-        ]
-        workers[0].kill()
+    def kill_workers(words):
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):  # gone already
+                if any("spawn_main" in word for word in child.cmdline()):
+                    child.kill()
 
     data = Data(train=str(train), max_length=100)
     with pytest.raises(DataError, match="a process that tokenizes was killed"):
-        prepare_data(data, tokenizer=tokenizer, data_seed=7, cache_dir=train.parent / "cache", tell=kill_one)
+        prepare_data(data, tokenizer=tokenizer, data_seed=7, cache_dir=train.parent / "cache", tell=kill_workers)
     begun = stop_after(monkeypatch, 99)
     monkeypatch.setattr(sharding, "count_cpus", lambda: 1)
     prepare(train, tokenizer)

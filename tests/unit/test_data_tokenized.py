@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from qlora_ray.data.arrow_files import map_table, write_table
-from qlora_ray.data.tokenized import TextRows, TokenizedSplit, arrow_schema
+from qlora_ray.data.columns import TextRows
+from qlora_ray.data.tokenized import TokenizedSplit, arrow_schema
 
 IDS = [[1, 2, 3], [4], [], [7, 8], [300, 9]]
 MASKS = [[0, 1, 1], [1], [], [0, 1], [1, 1]]

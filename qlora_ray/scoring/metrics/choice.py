@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ray.config.choices import METRICS
 from qlora_ray.config.schema import Evaluate, SweepConfig
-from qlora_ray.data.tokenized import TextRows
+from qlora_ray.data.columns import TextRows
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.scoring.metrics.boxed import find_box, find_expected
