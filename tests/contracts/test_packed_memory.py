@@ -64,9 +64,7 @@ def test_out_of_memory_halves_the_micro_batches_and_loses_nothing(
         assert_close(losses(packed[spec.trial_id]), losses(expected[spec.trial_id]), rel=MIXED_RANKS)
 
 
-def test_the_largest_micro_batch_since_the_last_report_is_told(
-    engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_largest_micro_batch_of_a_trials_steps_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens: list[int] = []
     run_micro_batch = StepRunner._run_micro_batch
 
@@ -75,14 +73,10 @@ def test_the_largest_micro_batch_since_the_last_report_is_told(
         return run_micro_batch(self, rows, trials, answer_tokens)
 
     monkeypatch.setattr(StepRunner, "_run_micro_batch", run)
-    engine.admit(make_spec())
-    for _ in range(NUM_REPORTS):
-        [report] = engine.advance()
-        assert report.facts["pack"]["largest_micro_batch"] == max(tokens)
-        tokens.clear()
-        if not report.is_final:
-            engine.proceed(report.trial_id)
-    engine.evict(report.trial_id)
+    other = make_engine(bench.base, bench.data)
+    [report, *_] = run_trial(other, make_spec(), num_reports=1)
+    other.evict("0000")
+    assert report.facts["largest_micro_batch"] == max(tokens)
 
 
 def test_the_newest_trial_is_preempted_with_its_state_and_goes_on_later(

@@ -169,6 +169,7 @@ class Reporter:
             "quantization": self._base.quantization.to_dict(),
             "hold_dequantized": self._wrapped.holds_dequantized,
             "max_tokens_per_micro_batch": self._limits.max_tokens,
+            "largest_micro_batch": trial.largest_micro_batch,
             "pack": trial.interval.describe(),
             "trainable_parameters": blueprint.trainable_parameters,
             "total_parameters": blueprint.total_parameters,

@@ -122,6 +122,8 @@ class StepRunner:
                     self._memory.take_step(
                         num_tokens=len(micro_batch) * longest, longest=longest, recomputes=checkpoints
                     )
+                for trial in trials:
+                    trial.largest_micro_batch = max(trial.largest_micro_batch, len(micro_batch) * longest)
                 self._meter.begin()
                 sums_M += self._run_micro_batch(micro_batch, trials, answer_tokens)
                 self._meter.end(len(micro_batch) * longest)
@@ -140,9 +142,6 @@ class StepRunner:
                 continue
             trial.last_loss = losses[position]
             trial.interval.losses.append(trial.last_loss)
-        largest = max(len(rows) * max(row.num_tokens for row in rows) for rows in micro_batches)
-        for trial in trials:
-            trial.interval.largest_micro_batch = max(trial.interval.largest_micro_batch, largest)
         for micro_batch in micro_batches:
             for row, num_padding in zip(micro_batch, padding_of(micro_batch), strict=True):
                 interval = trials[row.trial].interval

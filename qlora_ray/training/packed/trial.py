@@ -31,7 +31,6 @@ class Interval:
     train_s: float = 0.0
     num_trials: int = 0
     num_steps: int = 0
-    largest_micro_batch: int = 0
 
     def add_step(self, elapsed_s: float, *, num_trials: int) -> None:
         """Takes note of a step that so many trials shared."""
@@ -45,12 +44,10 @@ class Interval:
         return self.num_tokens / self.train_s if self.train_s else None
 
     def describe(self) -> dict[str, float]:
-        """How packing went: trials per step, the share of padding in this trial's rows, and the padded tokens of the
-        largest micro-batch of its steps: memory is planned for max_tokens_per_micro_batch of them."""
+        """How well packing went: trials per step, and the share of padding in this trial's rows."""
         return {
             "mean_trials": round(self.num_trials / max(1, self.num_steps), 2),
             "padding_share": round(self.num_padding / max(1, self.num_tokens + self.num_padding), 4),
-            "largest_micro_batch": self.largest_micro_batch,
         }
 
 
@@ -87,6 +84,8 @@ class PackedTrial:
         self.report_index = state.report_index if state else 0
         self.interval = Interval(losses=list(state.interval_losses) if state else [])
         self.last_loss: float | None = None
+        # Padded tokens, while it was here: what memory was really taken for.
+        self.largest_micro_batch = 0
         self.loss_scale = LossScale() if scales_loss else None
         if state and state.loss_scale and self.loss_scale:
             self.loss_scale = LossScale.from_dict(state.loss_scale)
