@@ -9,6 +9,10 @@ from pathlib import Path
 
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs.files import append_text, write_text
+from qlora_ray.runs.paths import trial_id_of
+
+# Trials that a row comes from, as its record has them.
+ORIGINS = ("resumed_from", "seed_of", "cloned_from", "cloned_at")
 
 
 class TrialsTable:
@@ -48,7 +52,7 @@ class TrialsTable:
 
     def _columns_of(self, entries: Sequence[TrialEntry]) -> list[str]:
         paths = sorted({path for entry in entries for path in entry.params})
-        return ["trial", "state", *self._objectives, "reports", "train_s", "tokens_per_s", *paths, "cause"]
+        return ["trial", "state", *self._objectives, "reports", "train_s", "tokens_per_s", *paths, "cause", *ORIGINS]
 
     def _format(self, entries: Iterable[TrialEntry], *, has_header: bool) -> str:
         buffer = io.StringIO()
@@ -66,6 +70,16 @@ class TrialsTable:
                     "tokens_per_s": entry.tokens_per_s,
                     **entry.params,
                     "cause": entry.cause,
+                    **dict(zip(ORIGINS, _origins_of(entry), strict=True)),
                 }
             )
         return buffer.getvalue()
+
+
+def _origins_of(entry: TrialEntry) -> list[str | int | None]:
+    clone = entry.clone_of
+    numbers = (entry.resumed_from, entry.seed_of, None if clone is None else clone.number)
+    return [
+        *(None if number is None else trial_id_of(number) for number in numbers),
+        None if clone is None else clone.at,
+    ]

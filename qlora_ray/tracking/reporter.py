@@ -21,7 +21,7 @@ CLOSE_TIMEOUT_S = 60.0
 MAX_WAITING = 100_000
 # Libraries quote the address that did not answer, with the password that stands in it.
 _PASSWORD_IN_ADDRESS = re.compile(r"(?<=://)[^/\s]+(?=@)")
-_SECRET_NAMES = re.compile(r"(?:TOKEN|PASSWORD|SECRET|API_?KEY)$")
+_SECRET_NAMES = re.compile(r"(?:TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY)$")
 # A shorter value of such a variable is a word, which may stand anywhere.
 MIN_SECRET_CHARS = 8
 HIDDEN = "***"
@@ -84,7 +84,8 @@ class TrackerReporter:
     def _try(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            # A library that ends the process would end this thread alone, and the other trackers without a word.
             sys.stderr.write(hide_secrets(traceback.format_exc()))
             self._trackers.pop(name, None)
             words = hide_secrets(f"{type(error).__name__}: {first_line(error)}")

@@ -12,7 +12,7 @@ import pytest
 
 from qlora_ray.config.choices import TRACKERS, TrackerEntry
 from qlora_ray.errors import ConfigError
-from qlora_ray.tracking.reporter import TrackerReporter
+from qlora_ray.tracking.reporter import TrackerReporter, hide_secrets
 from qlora_ray.tracking.table import check_trackers, make_tracker
 from qlora_ray.tracking.tracker import TrackedSweep, Tracker, flatten
 
@@ -25,7 +25,7 @@ class Recorder:
     """A tracker that keeps its calls, and breaks at one of them."""
 
     broken_at: str | None = None
-    error: Exception = OSError("no route")
+    error: BaseException = OSError("no route")
     made: list[Recorder]
 
     def __init__(self, sweep: TrackedSweep) -> None:
@@ -86,6 +86,27 @@ def test_a_tracker_that_breaks_is_told_once_and_takes_nothing_from_the_others(
     assert len(whole.made[0].calls) == 9
     (note,) = told
     assert "mlflow" in note and "OSError: no route" in note
+
+
+def test_a_library_that_ends_the_process_is_left_out_as_one_that_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_recorder(monkeypatch, "mlflow", broken_at="start_trial").error = SystemExit(1)
+    whole = put_recorder(monkeypatch, "wandb")
+    said: list[str] = []
+    reporter = TrackerReporter(["mlflow", "wandb"], TrackedSweep("s", tmp_path), tell=said.append)
+    run_two_trials(reporter)
+    reporter.close()
+    assert said == ["note: nothing more goes to mlflow: SystemExit: 1"]
+    assert whole.made[0].calls[-1] == ("close",)
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_ACCESS_KEY", "MINIO_SECRET_KEY", "DB_PASSWD", "WANDB_API_KEY", "HF_TOKEN"]
+)
+def test_the_values_of_variables_that_hold_secrets_are_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "a-long-value-of-mine")
+    assert hide_secrets("denied for a-long-value-of-mine here") == "denied for *** here"
 
 
 def test_what_a_library_quotes_of_passwords_and_keys_stands_in_no_line_and_no_log(
