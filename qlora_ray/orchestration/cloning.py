@@ -18,7 +18,7 @@ from qlora_ray.runs.control import CLONE_PATHS
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.records import TrialStatus
 from qlora_ray.runs.whole import restore_folder
-from qlora_ray.search.space import Parameter, SearchSpace, apply_values, encode_choice
+from qlora_ray.search.space import Parameter, SearchSpace, apply_values
 from qlora_ray.training.checkpoint import StatePlace, copy_state
 from qlora_ray.training.engine import Failure, Report
 
@@ -80,8 +80,8 @@ class Cloner:
                 raise CloneRefused(f"{path} cannot be another one: a state depends on it. {_list_paths(parameters)}")
             if path not in parameters:
                 raise CloneRefused(f"{path} is not in the search space. {_list_paths(parameters)}")
-            if not _has_value(parameters[path], value):
-                raise CloneRefused(f"{path}: {value!r} is not in the search space")
+            if not parameters[path].has(value):
+                raise CloneRefused(f"{path} must be in {parameters[path].describe()}, got {value!r}")
         params = {**entry.params, **changes}
         if params == entry.params:
             raise CloneRefused("no value is another one than the trial's own")
@@ -134,15 +134,6 @@ def plan_clones(ledger: Ledger, paths: SweepPaths) -> list[PlannedClone]:
         if any(state.exists() for state in states):
             planned.append(PlannedClone(entry.clone_of, entry.params, tuple(ancestors)))
     return planned
-
-
-def _has_value(parameter: Parameter, value: Any) -> bool:
-    """Whether a value is of a parameter: one of its choices, or in its range."""
-    if parameter.choices is not None:
-        return any(encode_choice(choice) == encode_choice(value) for choice in parameter.choices)
-    assert parameter.low is not None and parameter.high is not None
-    is_number = isinstance(value, int if parameter.is_int else int | float) and not isinstance(value, bool)
-    return is_number and parameter.low <= value <= parameter.high
 
 
 def _list_paths(parameters: Mapping[str, Parameter]) -> str:

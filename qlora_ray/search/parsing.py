@@ -162,27 +162,9 @@ def _point_problems(points: Any, known: dict[str, Parameter], document: Document
             parameter = known.get(path)
             if parameter is None:
                 problems.append(f"{where}: {path} is not searched here. Add it above, or drop it from the point.")
-            elif not _contains(parameter, value):
-                problems.append(f"{where}: {path} must be in {_describe(parameter)}, got {value!r}.")
+            elif not parameter.has(value):
+                problems.append(f"{where}: {path} must be in {parameter.describe()}, got {value!r}.")
     return problems
-
-
-def _contains(parameter: Parameter, value: Any) -> bool:
-    if parameter.choices is not None:
-        return value in parameter.choices
-    assert parameter.low is not None and parameter.high is not None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    step = parameter.step or (1 if parameter.is_int else None)
-    on_step = step is None or abs((value - parameter.low) / step - round((value - parameter.low) / step)) < 1e-8
-    return parameter.low <= value <= parameter.high and on_step
-
-
-def _describe(parameter: Parameter) -> str:
-    if parameter.choices is not None:
-        return f"{list(parameter.choices)}"
-    step = parameter.step or (1 if parameter.is_int else None)
-    return f"{parameter.low} to {parameter.high}" + (f" in steps of {step}" if step else "")
 
 
 def _did_you_mean(path: str) -> str:

@@ -27,6 +27,8 @@ FIXED_PATHS = (
     "training.num_train_epochs",
     "training.max_samples",
 )
+# Of a step: what floats lose in a sum.
+STEP_TOLERANCE = 1e-8
 POINTS_KEY = "points_to_evaluate"
 MEMORY_PATHS = (
     "lora.r",
@@ -72,6 +74,25 @@ class Parameter:
         values = self.values()
         is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         return tuple(dict.fromkeys((min(values), max(values)))) if is_number else values
+
+    def has(self, value: Any) -> bool:
+        """Whether a value is one of the choices, or in the range and on its steps; 8.0 is a whole number too."""
+        is_bool = isinstance(value, bool)
+        if self.choices is not None:
+            return any(choice == value and isinstance(choice, bool) == is_bool for choice in self.choices)
+        assert self.low is not None and self.high is not None
+        # NaN is in no range, and is not divided by a step.
+        if is_bool or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        step = self.step or (1 if self.is_int else None)
+        return step is None or abs((value - self.low) / step - round((value - self.low) / step)) < STEP_TOLERANCE
+
+    def describe(self) -> str:
+        """The choices, or the range with its steps, for messages."""
+        if self.choices is not None:
+            return f"{list(self.choices)}"
+        step = self.step or (1 if self.is_int else None)
+        return f"{self.low} to {self.high}" + (f" in steps of {step}" if step else "")
 
     def grid(self) -> tuple[Any, ...]:
         """Every value a grid visits; raises ConfigError for a range without a step."""

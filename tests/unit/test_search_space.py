@@ -145,3 +145,20 @@ def test_the_fixed_paths_are_searchable_paths_otherwise():
     for path in FIXED_PATHS:
         section, key = path.split(".")
         assert key in SEARCHABLE_SECTIONS[section].model_fields
+
+
+@pytest.mark.parametrize(
+    ("parameter", "inside", "outside"),
+    [
+        (Parameter("lora.r", choices=(4, 8)), [4, 8.0], [True, "4", 5, None, [4]]),
+        (Parameter("lora.use_dora", choices=(False, True)), [True], [1, 0, "True"]),
+        (Parameter("lora.target_modules", choices=(["q", "v"], "all")), [["q", "v"], "all"], [["v", "q"], "q"]),
+        (Parameter("lora.r", low=4, high=16, step=4, is_int=True), [4, 8.0, 16], [6, 20, 8.5, True, float("nan")]),
+        (Parameter("training.warmup_steps", low=0, high=9, is_int=True), [3, 3.0], [3.5, float("inf"), "3"]),
+        (Parameter("lora.lora_dropout", low=0.0, high=0.3, step=0.1), [0.0, 0.2, 0.3], [0.05, 0.1 + 0.2, float("nan")]),
+        (Parameter("training.learning_rate", low=1e-5, high=1e-2, log=True), [1e-5, 2e-4], [0.5, float("nan"), False]),
+    ],
+)
+def test_a_parameter_has_its_choices_or_what_is_in_its_range_and_on_its_steps(parameter, inside, outside):
+    assert all(parameter.has(value) for value in inside)
+    assert not any(parameter.has(value) for value in outside)
