@@ -17,6 +17,7 @@ from qlora_ray.errors import DataError
 from qlora_ray.formats import format_score, plural
 from qlora_ray.runs.files import to_plain_json
 from qlora_ray.runs.typed_json import parse_number
+from qlora_ray.scoring.metrics.metric import may_decide
 from qlora_ray.scoring.significance import Floats, bootstrap_interval, mcnemar_p, sign_flip_p
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def compare_rows(
 
 def compare_scores(base: Scores, tuned: Scores, *, metrics: Sequence[Metric]) -> list[Comparison]:
     """Returns one comparison per metric and the loss, the deciding one first: the first metric that can tell two models
-    apart, else the loss.
+    apart and may decide, else the loss.
 
     Rows without references have no loss to compare.
 
@@ -222,7 +223,8 @@ def compare_scores(base: Scores, tuned: Scores, *, metrics: Sequence[Metric]) ->
     weights = [base.row_tokens[row] for row in trained]
     if trained or not compared:
         compared.append(compare_rows(LOSS, *losses, higher_is_better=False, weights=weights))
-    decides = next((at for at, comparison in enumerate(compared) if not comparison.cannot_tell), 0)
+    may = [may_decide(metric) for metric in metrics] + [True] * (len(compared) - len(metrics))
+    decides = next((at for at, comparison in enumerate(compared) if may[at] and not comparison.cannot_tell), 0)
     return [compared.pop(decides), *compared]
 
 

@@ -13,7 +13,7 @@ import pytest
 from qlora_ray.errors import DataError
 from qlora_ray.scoring import ExactMatch, significance
 from qlora_ray.scoring.comparison import Comparison, compare_rows, compare_scores
-from qlora_ray.scoring.metrics.numeric import AbsoluteError, NumericMatch
+from qlora_ray.scoring.metrics.numeric import AbsoluteError, NumericMatch, RelativeError
 from qlora_ray.scoring.scores import Scores
 
 NAN, INF = math.nan, math.inf
@@ -278,6 +278,23 @@ def test_scores_are_compared_by_their_first_metric_and_the_loss_always() -> None
     # As evaluate_loss has them: over all tokens, however they fall into rows.
     assert (loss.base, loss.tuned) == (pytest.approx(base.loss), pytest.approx(tuned.loss))
     assert [compared.measure for compared in compare_scores(base, tuned, metrics=[])] == ["loss"]
+
+
+def test_where_no_number_is_right_the_loss_decides_and_not_a_mean_that_one_answer_drives() -> None:
+    rows = 12
+    metrics = [NumericMatch(), AbsoluteError(), RelativeError()]
+    errors = [1.0] * (rows - 1) + [1e12]
+    base, tuned = (
+        scores(
+            nll=[nll + 0.01 * row for row in range(rows)],
+            tokens=[1] * rows,
+            row_metrics={"numeric_match": [0.0] * rows, "absolute_error": errors, "relative_error": errors},
+        )
+        for nll in (2.0, 1.0)
+    )
+    found = compare_scores(base, tuned, metrics=metrics)
+    assert [comparison.measure for comparison in found] == ["loss", "numeric_match", "absolute_error", "relative_error"]
+    assert found[0].verdict == "better"
 
 
 def test_a_loss_that_is_not_a_number_is_no_improvement() -> None:

@@ -2,7 +2,7 @@
 
 A metric is any class with `name`, `higher_is_better` and `score`; there is nothing to inherit from. More methods are
 optional, each a protocol of its own below, and so is `needs_references = False`: such a metric also scores answers
-that have none, and gets empty texts in their place.
+that have none, and gets empty texts in their place. `decides = False` keeps a metric from being the verdict's measure.
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ class Measurement:
 def needs_references(metric: Metric) -> bool:
     """Whether the metric can score only answers that have a reference; true unless it says otherwise."""
     return bool(getattr(metric, "needs_references", True))
+
+
+def may_decide(metric: Metric) -> bool:
+    """Whether a verdict may be by this metric; true unless it says otherwise."""
+    return bool(getattr(metric, "decides", True))
 
 
 def measure(

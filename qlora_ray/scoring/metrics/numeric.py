@@ -139,10 +139,14 @@ class NumericMatch:
 
 
 class AbsoluteError:
-    """How far the answer's number is from the reference's; no score where the answer has none."""
+    """How far the answer's number is from the reference's; no score where the answer has none.
+
+    A single answer may be off by any amount, and the mean with it: it is told and does not decide.
+    """
 
     name = "absolute_error"
     higher_is_better = False
+    decides = False
     settles_in_loops = True
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
@@ -161,6 +165,7 @@ class RelativeError:
 
     name = "relative_error"
     higher_is_better = False
+    decides = False
     settles_in_loops = True
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
