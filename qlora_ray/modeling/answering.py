@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.config.schema import Lora
 from qlora_ray.hardware.packing import HELD_METHODS, NARROW_WIDTH
 from qlora_ray.modeling.adapters import saved_adapter
-from qlora_ray.modeling.identity import read_adapter
+from qlora_ray.modeling.identity import read_adapter, read_shapes
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.packing import find_packing_problem
 
@@ -41,9 +41,14 @@ KEEPING_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 def changes_base(adapter: Path) -> bool:
     """Whether loading this adapter changes the base's own weights or layers, so that taking it off leaves another base.
 
-    Biases and tokens are trained in place, and some ways of initializing take a part out of the base's weights.
+    Biases, tokens and embeddings are trained in place, and some ways of initializing take a part out of the base's
+    weights.
     """
     config = read_adapter(adapter).config
+    copied = set(config.get("modules_to_save") or [])
+    if any("lora_" not in name and not copied & set(name.split(".")) for name in read_shapes(adapter)):
+        # Embeddings that were resized in training, which PEFT writes into the base.
+        return True
     keeps_weights = config.get("init_lora_weights", True) in KEEPING_INITS and config.get("bias", "none") == "none"
     return not keeps_weights or bool(config.get("trainable_token_indices") or config.get("layer_replication"))
 

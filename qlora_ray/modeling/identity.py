@@ -72,6 +72,19 @@ def read_adapter(folder: Path) -> AdapterFacts:
     return AdapterFacts(folder, config.get("base_model_name_or_path") or None, config)
 
 
+def list_unknown_keys(adapter: AdapterFacts) -> list[str]:
+    """Keys of the adapter's config that ask for something and that PEFT, as it is here, passes over.
+
+    A newer PEFT has more of them, and an older one had others.
+    """
+    import dataclasses
+
+    from peft import LoraConfig
+
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    return sorted(key for key, value in adapter.config.items() if key not in known and value)
+
+
 def check_weights(weights: Path) -> None:
     """Raises ModelError unless a safetensors file's header is one, and its tensors fill it; reads no weights."""
     from safetensors import SafetensorError, safe_open
@@ -84,6 +97,14 @@ def check_weights(weights: Path) -> None:
         raise ModelError(
             f"{weights}: must be a whole safetensors file, got {size:,} bytes that are none ({error}). Restore it."
         ) from None
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each of an adapter's tensors, by its name in the file; reads no weights."""
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
+        return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
 
 
 def hash_adapter(folder: Path) -> str:

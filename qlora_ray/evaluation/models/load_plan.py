@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model, Precision
 from qlora_ray.errors import ModelError
@@ -15,6 +15,9 @@ from qlora_ray.hardware import DeviceProfile, PrecisionChoice, choose_precision
 from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
 from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name
 from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Names of torch's dtypes in config.json, and what this project calls them.
 DTYPES: dict[str, Precision] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -28,6 +31,7 @@ class LoadPlan:
         precision: The data type that the models compute in.
         specs: The quantization of each model, or the dtype of its weights.
         notes: Sentences for the user: what could not be verified.
+        tokenizer: The one that rows go through, where it is not the base's.
     """
 
     target: Target
@@ -35,6 +39,7 @@ class LoadPlan:
     precision: PrecisionChoice
     specs: dict[str, QuantizationSpec]
     notes: Sequence[str] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def torch_device(self) -> str:

@@ -6,13 +6,14 @@ import gc
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Precision
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.models.load_plan import LoadPlan
+from qlora_ray.evaluation.models.tokenizers import grow_vocabulary
 from qlora_ray.evaluation.target.target import ModelName
 from qlora_ray.hardware import PrecisionChoice
 from qlora_ray.modeling.adapters import saved_adapter
@@ -64,13 +65,13 @@ def open_models(load_plan: LoadPlan, names: Sequence[ModelName]) -> Generator[Lo
 
 
 def _open_base(load_plan: LoadPlan, names: Sequence[ModelName], adapter: Path | None) -> Generator[LoadedModel]:
-    loaded = _load_base(load_plan)
+    loaded, grown = _load_base(load_plan)
     if adapter is not None:
         with _fitting_adapter(loaded, adapter):
             pass
     wrapped = hold_dequantized(loaded, adapter, free_bytes=load_plan.device.free_memory_bytes)
     way = "its 4-bit weights held dequantized" if wrapped is not None else "as transformers and PEFT load it"
-    how = _how(load_plan, loaded, way)
+    how = _how(load_plan, loaded, way) + grown
     with few_threads(loaded):
         for name in names:
             if name != "merged":
@@ -80,15 +81,19 @@ def _open_base(load_plan: LoadPlan, names: Sequence[ModelName], adapter: Path | 
 
 def _open_changed(load_plan: LoadPlan, adapter: Path) -> Generator[LoadedModel]:
     """An adapter that changes its base, put on once: a second time it would change what it has changed."""
-    loaded = _load_base(load_plan)
-    how = _how(load_plan, loaded, "as transformers and PEFT load it, on a base of its own, which it changes")
+    loaded, grown = _load_base(load_plan)
+    how = _how(load_plan, loaded, "as transformers and PEFT load it, on a base of its own, which it changes") + grown
     with few_threads(loaded), _fitting_adapter(loaded, adapter) as model:
         yield LoadedModel("adapter", model, loaded.tokenizer, load_plan.precision.name, how)
 
 
-def _load_base(load_plan: LoadPlan) -> LoadedBase:
+def _load_base(load_plan: LoadPlan) -> tuple[LoadedBase, str]:
+    """The base, with the vocabulary that its adapter was trained with, and the words for that."""
     assert load_plan.target.base is not None
-    return load_base(load_plan.target.base, quantization=load_plan.specs["base"], device=load_plan.torch_device)
+    loaded = load_base(load_plan.target.base, quantization=load_plan.specs["base"], device=load_plan.torch_device)
+    tokenizer = load_plan.tokenizer or loaded.tokenizer
+    grown = grow_vocabulary(loaded.model, load_plan.target.adapter, tokenizer)
+    return replace(loaded, tokenizer=tokenizer), f"; {grown}" if grown else ""
 
 
 def _how(load_plan: LoadPlan, loaded: LoadedBase, way: str) -> str:

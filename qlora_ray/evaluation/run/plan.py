@@ -13,6 +13,7 @@ from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
 from qlora_ray.errors import ConfigError, ModelError, PlacementError
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest, find_tasks
 from qlora_ray.evaluation.models.load_plan import LoadPlan, hash_adapter, make_load_plan
+from qlora_ray.evaluation.models.tokenizers import choose_tokenizer
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet, choose_split, make_file_set, make_prompt_sets
 from qlora_ray.evaluation.run.notes import note_weaknesses
 from qlora_ray.evaluation.run.options import Options, check_options, choose_models
@@ -83,7 +84,8 @@ def make_plan(options: Options) -> Plan:
     try:
         load_plan = make_load_plan(target, names, device=_choose_device())
         main = target.base if target.base is not None else load_plan.merged_model
-        tokenizer = load_tokenizer(main)
+        tokenizer, remarks = choose_tokenizer(target, load_tokenizer(main))
+        load_plan = replace(load_plan, tokenizer=tokenizer, notes=[*load_plan.notes, *remarks])
         _check_merged(load_plan, names, tokenizer)
         positions = _read_max_positions(main)
     except ModelError as error:

@@ -12,16 +12,18 @@ from qlora_ray.config.schema import Model, Quantization, SweepConfig
 from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.target.folders import MODEL_CONFIG, read_merge_report
 from qlora_ray.evaluation.target.target import Request, Target
+from qlora_ray.formats import list_first
 from qlora_ray.modeling.identity import (
     ADAPTER_ORIGIN,
     AdapterFacts,
     AdapterOrigin,
     check_base,
+    list_unknown_keys,
     read_adapter,
     read_adapter_origin,
 )
 from qlora_ray.modeling.loading import pin_revision, resolve_model_name
-from qlora_ray.runs.paths import MERGE_REPORT
+from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT
 from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
 from qlora_ray.runs.records import Manifest, TrialRecord
 from qlora_ray.runs.typed_json import parse_record
@@ -71,6 +73,12 @@ def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: 
     if not reason:
         reason = "nf4 with double quantization, QLoRA's own: no record says how it was trained"
         notes.append(f"{adapter}: loaded on {reason}; --set model.quantization.method= says otherwise")
+    unknown = list_unknown_keys(facts)
+    if unknown:
+        notes.append(
+            f"{adapter}: {ADAPTER_CONFIG} has {list_first(unknown)}, which this PEFT does not know: what was asked for "
+            "by it in training is not done"
+        )
     is_asked = request.config is not None and "quantization" in config.model.model_fields_set
     if is_asked and config.model.quantization.method != quantization.method:
         notes.append(
