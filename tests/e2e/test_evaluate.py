@@ -59,8 +59,7 @@ def test_the_numbers_are_those_of_plain_peft(sweep: Path, finished: Path) -> Non
     config.evaluate = Evaluate(max_new_tokens=40, batch_size=4, max_rows=NUM_ROWS)
     data = prepare_data(config.data, tokenizer=load_tokenizer(config.model), data_seed=7)
     assert data.test is not None
-    fields = ("input_ids", "completion_mask", "prompt_ids", "references")
-    rows = type(data.test)(data.test.name, *(getattr(data.test, name)[:NUM_ROWS] for name in fields))
+    rows = data.test.first(NUM_ROWS)
     spec = specify_quantization(config.model.quantization, compute_dtype="fp32")
     base = load_base(config.model, quantization=spec, device="cpu")
     metrics, _ = resolve_metrics(config.evaluate, trains_on_embedded=True, has_references=True)
@@ -268,7 +267,8 @@ def test_a_bundle_on_validation_rows_says_that_it_was_chosen_on_them(sweep: Path
     bundle = tmp_path / "bundle"
     shutil.copytree(sweep / "best", bundle)
     config = read_json(sweep / "manifest.json")["config"]
-    (bundle / "sweep.yaml").write_text(json.dumps({"data": {"max_length": config["data"]["max_length"]}}))
+    data = {key: config["data"][key] for key in ("max_length", "row_choice")}
+    (bundle / "sweep.yaml").write_text(json.dumps({"data": data}))
     fingerprint = read_json(sweep / "manifest.json")["data"]["fingerprint"]
     for written, is_said in ((fingerprint, True), ("another", False)):
         record = read_json(sweep / "best" / "record.json") | {"dataset": {"fingerprint": written}}

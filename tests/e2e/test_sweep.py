@@ -96,10 +96,13 @@ def test_the_winners_adapter_has_the_recorded_loss_in_plain_peft(finished: Finis
 def test_the_verdict_is_on_test_rows_and_stands_in_summary_and_scores(finished: Finished) -> None:
     verdict = read_json(finished.paths.best / "scores.json")["verdict"]
     assert verdict["split"] == "test"
-    assert verdict["deciding"]["measure"] == "sql_execution"
-    assert verdict["word"] == read_json(finished.paths.summary)["verdict"] == verdict["deciding"]["verdict"]
-    loss = next(one for one in verdict["others"] if one["measure"] == "loss")
     scores = read_json(finished.paths.best / "scores.json")
+    # After twelve steps none of the four answers may be right: then the next measure decides.
+    by_name = {name: (scores["base"]["metrics"][name], value) for name, value in scores["winner"]["metrics"].items()}
+    telling = [name for name in ("sql_execution", "exact_match", "sql_valid") if by_name[name] != (0, 0)]
+    assert verdict["deciding"]["measure"] == [*telling, "loss"][0]
+    assert verdict["word"] == read_json(finished.paths.summary)["verdict"] == verdict["deciding"]["verdict"]
+    loss = next(one for one in (verdict["deciding"], *verdict["others"]) if one["measure"] == "loss")
     assert (loss["base"], loss["tuned"]) == pytest.approx((scores["base"]["loss"], scores["winner"]["loss"]))
     assert loss["interval"][0] <= loss["difference"] <= loss["interval"][1]
 
@@ -115,7 +118,7 @@ def test_answers_that_were_cut_are_told_before_training_and_with_the_verdict(fin
     assert text.index(told) < text.index("verdict   the winner is")
     cut = f"{tuned['num_cut_answers']} of 4 answers of the winner were cut at 24 tokens (base: "
     note = scores["verdict"]["note"]
-    assert note.startswith(cut) and note == read_json(finished.paths.summary)["verdict_note"]
+    assert cut in note and note == read_json(finished.paths.summary)["verdict_note"]
     assert f"note: {note}" in text
 
 
