@@ -5,13 +5,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+
+
+Value = TypeVar("Value")
 
 
 class TokenRows(Sequence[list[int]]):
@@ -76,11 +79,41 @@ class TokenRows(Sequence[list[int]]):
         )
 
 
-class TextRows(Sequence[str]):
-    """A column of texts, as `TokenRows` is one of lists."""
+class _ScalarRows(Sequence[Value]):
+    """A column whose rows are read from Arrow one by one."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._column = column
+
+    def _read(self, scalar: pa.Scalar) -> Value:
+        """One row's value."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, row: int) -> Value: ...
+    @overload
+    def __getitem__(self, row: slice) -> Self: ...
+    def __getitem__(self, row: int | slice) -> Value | Self:
+        if isinstance(row, slice):
+            return type(self)(_slice(self._column, row))
+        return self._read(self._column[range(len(self))[row]])
+
+    def __iter__(self) -> Iterator[Value]:
+        for chunk in self._column.chunks:
+            for scalar in chunk:
+                yield self._read(scalar)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class TextRows(_ScalarRows[str]):
+    """A column of texts, as `TokenRows` is one of lists."""
 
     @classmethod
     def joined(cls, parts: Sequence[TextRows]) -> TextRows:
@@ -89,51 +122,15 @@ class TextRows(Sequence[str]):
 
         return cls(pa.chunked_array([chunk for part in parts for chunk in part._column.chunks], pa.string()))
 
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> TextRows: ...
-    def __getitem__(self, row: int | slice) -> str | TextRows:
-        if isinstance(row, slice):
-            return TextRows(_slice(self._column, row))
-        return str(self._column[range(len(self))[row]].as_py())
-
-    def __iter__(self) -> Iterator[str]:
-        for chunk in self._column.chunks:
-            for text in chunk:
-                yield str(text.as_py())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
+    def _read(self, scalar: pa.Scalar) -> str:
+        return str(scalar.as_py())
 
 
-class TextListRows(Sequence[tuple[str, ...]]):
-    """A column of lists of texts, as `TokenRows` is one of lists of numbers."""
+class TextListRows(_ScalarRows[tuple[str, ...]]):
+    """A column of lists of texts; each is read as a tuple."""
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, row: int) -> tuple[str, ...]: ...
-    @overload
-    def __getitem__(self, row: slice) -> TextListRows: ...
-    def __getitem__(self, row: int | slice) -> tuple[str, ...] | TextListRows:
-        if isinstance(row, slice):
-            return TextListRows(_slice(self._column, row))
-        return tuple(self._column[range(len(self))[row]].as_py())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == [tuple(texts) for texts in other]
-
-    __hash__ = None  # type: ignore[assignment]
+    def _read(self, scalar: pa.Scalar) -> tuple[str, ...]:
+        return tuple(scalar.as_py())
 
 
 def _slice(column: pa.ChunkedArray, rows: slice) -> pa.ChunkedArray:

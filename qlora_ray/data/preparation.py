@@ -139,7 +139,7 @@ def _read_splits(
     }
     _check_one_kind(read, named)
     rows = {split: np.arange(len(examples)) for split, examples in read.items()}
-    from_source = {split: read[split] for split in read}
+    from_source = dict(read)
     origins = {split: source.name for split, source in named.items()}
     warnings: list[str] = []
     if sources.fraction is not None:

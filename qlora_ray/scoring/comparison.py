@@ -223,8 +223,9 @@ def compare_scores(base: Scores, tuned: Scores, *, metrics: Sequence[Metric]) ->
     weights = [base.row_tokens[row] for row in trained]
     if trained or not compared:
         compared.append(compare_rows(LOSS, *losses, higher_is_better=False, weights=weights))
-    may = [may_decide(metric) for metric in metrics] + [True] * (len(compared) - len(metrics))
-    decides = next((at for at, comparison in enumerate(compared) if may[at] and not comparison.cannot_tell), 0)
+    beside = {metric.name for metric in metrics if not may_decide(metric)}
+    telling = (at for at, one in enumerate(compared) if one.measure not in beside and not one.cannot_tell)
+    decides = next(telling, 0)
     return [compared.pop(decides), *compared]
 
 

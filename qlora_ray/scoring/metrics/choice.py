@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # With the libraries that some metrics need.
 EXTRA = "metrics"
+# Formats whose rows come with a measure of their own.
+FORMAT_METRICS = {"squad": "token_f1"}
 # What is measured besides metrics.
 RESERVED_NAMES = frozenset(("loss", "perplexity"))
 
@@ -46,15 +48,14 @@ def resolve_data_metrics(
     """
     splits = [data.validation, *([data.test] if data.test is not None else [])]
     references = TextRows.joined([split.references for split in splits])
-    is_squad = config.evaluate.metrics == "auto" and data.report.format == "squad"
-    metrics, reason = resolve_metrics(
-        config.evaluate.model_copy(update={"metrics": ["token_f1"]}) if is_squad else config.evaluate,
+    return resolve_metrics(
+        config.evaluate,
         trains_on_embedded=config.data.train == EMBEDDED,
         has_references=any(references),
         references=references,
         custom=custom,
+        row_format=data.report.format,
     )
-    return metrics, "token_f1: the rows are SQuAD's, whose measures it gives" if is_squad else reason
 
 
 def check_references(split: EvaluationSplit, metrics: Sequence[Metric], *, num_rows: int | None) -> None:
@@ -85,13 +86,15 @@ def resolve_metrics(
     database: Path | None = None,
     references: Sequence[str] = (),
     custom: Sequence[Metric] = (),
+    row_format: str = "",
 ) -> tuple[list[Metric], str]:
     """Returns the metrics to score answers with, the deciding one first, and why it is these.
 
-    `auto` is numeric where most references mark their number, as GSM8K does or in a box, and all have one; else
-    boxed_match where most have a box, and none is empty or has a box that is cut; else sql_execution and exact_match
-    where there is a database, exact_match where there is none, and nothing for plain text, which has no answers. Some
-    bring others along, which stand last: sql_execution sql_valid, and token_f1 normalized_match, SQuAD's other measure.
+    `auto` is the measure of the rows' format where that has one (SQuAD's), else numeric where most references mark
+    their number, as GSM8K does or in a box, and all have one; else boxed_match where most have a box, and none is empty
+    or has a box that is cut; else sql_execution and exact_match where there is a database, exact_match where there is
+    none, and nothing for plain text, which has no answers. Some bring others along, which stand last: sql_execution
+    sql_valid, and token_f1 normalized_match, SQuAD's other measure.
 
     Args:
         trains_on_embedded: The data is the shipped task, whose database is known.
@@ -99,6 +102,7 @@ def resolve_metrics(
         database: An SQLite file that goes before `evaluate.database`.
         references: The answers to compare with, for `auto` to look at.
         custom: Metrics of the user's own, after the others: they decide only where `evaluate.metrics` is empty.
+        row_format: Of the rows, for `auto`; empty where that is not known.
 
     Raises:
         ConfigError: the database is missing or is not SQLite, metrics are named for data without answers, or two
@@ -113,7 +117,7 @@ def resolve_metrics(
             )
         return [], "no metrics: the data is text without answers, so only its loss is measured"
     if evaluate.metrics == "auto":
-        metrics, reason = _choose(evaluate, trains_on_embedded, database, references)
+        metrics, reason = _choose(evaluate, trains_on_embedded, database, references, row_format)
     else:
         names = list(dict.fromkeys(evaluate.metrics))
         path = None
@@ -149,9 +153,12 @@ def _find_database(evaluate: Evaluate, *, trains_on_embedded: bool, database: Pa
 
 
 def _choose(
-    evaluate: Evaluate, trains_on_embedded: bool, database: Path | None, references: Sequence[str]
+    evaluate: Evaluate, trains_on_embedded: bool, database: Path | None, references: Sequence[str], row_format: str
 ) -> tuple[list[Metric], str]:
     """Returns what `auto` is for this data, and why."""
+    if row_format in FORMAT_METRICS:
+        name = FORMAT_METRICS[row_format]
+        return _build([name], None, evaluate), f"{name}: the measure of rows of the format {row_format}"
     num_marked = sum(marks_number(reference) for reference in references)
     if 2 * num_marked > len(references) and all(find_number(reference) is not None for reference in references):
         reason = (
