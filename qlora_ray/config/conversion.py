@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from qlora_ray.config.aliases import ALIASES
+from qlora_ray.config.key_paths import known_paths, leaf_paths
 from qlora_ray.config.schema import SweepConfig
 
 # Sections that can be searched.
@@ -126,17 +127,8 @@ def shorten(value: Any, limit: int = 60) -> str:
 def _known_paths() -> dict[str, str]:
     """Our paths by their last part, where only one has it; those that can be searched come before others."""
     paths: dict[str, list[str]] = {}
-
-    def collect(model: type[BaseModel], prefix: str) -> None:
-        for name, info in model.model_fields.items():
-            nested = [info.annotation, *getattr(info.annotation, "__args__", ())]
-            section = next((one for one in nested if isinstance(one, type) and issubclass(one, BaseModel)), None)
-            if section is not None:
-                collect(section, f"{prefix}{name}.")
-            else:
-                paths.setdefault(name, []).append(prefix + name)
-
-    collect(SweepConfig, "")
+    for path in leaf_paths(known_paths(SweepConfig)):
+        paths.setdefault(path.rpartition(".")[2], []).append(path)
     found = {}
     for name, several in paths.items():
         ranked = sorted(

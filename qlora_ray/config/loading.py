@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from qlora_ray.config.aliases import ALIASES
 from qlora_ray.config.documents import Document, KeyPath, parse_yaml_value, read_document
 from qlora_ray.config.foreign import refuse_foreign
+from qlora_ray.config.key_paths import known_paths, leaf_paths
 from qlora_ray.config.presets import read_preset
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
@@ -190,7 +191,7 @@ def closest_path(dotted: str, *, prefixes: tuple[str, ...] = (), in_section: boo
     if in_section:
         paths = [path for path in known if path.rpartition(".")[0] == section]
     else:
-        paths = [path for path in known if not any(other.startswith(f"{path}.") for other in known)]
+        paths = leaf_paths(known)
     paths = [path for path in paths if not prefixes or path.startswith(prefixes)]
     by_key: dict[str, list[str]] = {}
     for path in paths:
@@ -201,25 +202,6 @@ def closest_path(dotted: str, *, prefixes: tuple[str, ...] = (), in_section: boo
 
 def _last(dotted: str) -> str:
     return dotted.rsplit(".", 1)[-1]
-
-
-def known_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of a model and its sections, sections included."""
-    paths = []
-    for name, info in model.model_fields.items():
-        paths.append(prefix + name)
-        section = _section_of(info.annotation)
-        if section is not None:
-            paths.extend(known_paths(section, f"{prefix}{name}."))
-    return paths
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
 
 
 def _short(value: object, limit: int = 80) -> str:

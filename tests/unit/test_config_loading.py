@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.config.aliases import ALIASES
-from qlora_ray.config.loading import closest_path, known_paths, load_config, parse_override
+from qlora_ray.config.key_paths import known_paths
+from qlora_ray.config.loading import closest_path, load_config, parse_override
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
 from qlora_ray.search.parsing import load_space

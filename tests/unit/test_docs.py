@@ -21,7 +21,8 @@ from qlora_ray import embedded
 from qlora_ray.config.aliases import ALIASES
 from qlora_ray.config.choices import OneOf
 from qlora_ray.config.documents import Document, parse_yaml_value
-from qlora_ray.config.loading import known_paths, load_config, parse_override, validate_document
+from qlora_ray.config.key_paths import known_paths
+from qlora_ray.config.loading import load_config, parse_override, validate_document
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.search.parsing import parse_space
 from qlora_ray.search.space import FIXED_PATHS
