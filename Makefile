@@ -27,12 +27,12 @@ sweep: $(VENV)/.installed-test
 # pyproject.toml gives pytest its -q; a second one would hide the summary. A file's tests share what they build, so a
 # file is not split between processes.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -rs -m unit tests/unit $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rfEs -m unit tests/unit $(ARGS)
 
 # Three files at a time, on two cores: tests that start Ray wait more than they compute. Files go out in their own order,
 # in which the long ones (contracts, e2e, ray) come first, and not by how many tests they have.
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m 'not unit and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rfEs -m 'not unit and not gpu' $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

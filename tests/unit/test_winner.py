@@ -63,7 +63,9 @@ def choose(tmp_path, monkeypatch):
         clone_of: CloneOrigin | None = None,
     ) -> Any:
         rows = TokenizedSplit.of("rows", [[1, 2]], [[0, 1]], [[1]], ["answer"])
-        data: Any = SimpleNamespace(validation=rows, test=rows if has_test else None)
+        data: Any = SimpleNamespace(
+            validation=rows, test=rows if has_test else None, report=SimpleNamespace(format="prompt_completion")
+        )
         ready = [(worker, {"device_class": "cpu"})] if executors is None else executors
         pool = SimpleNamespace(ready_executors=SimpleNamespace(remote=lambda: ready))
         ledger: Any = SimpleNamespace(
