@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qlora_ray.data.examples import Example, Piece, Turn
 from qlora_ray.data.lost_text import find_lost
 from qlora_ray.data.reading import parse_json
+from qlora_ray.data.template_habits import find_end_of_turn, wraps_results
 from qlora_ray.data.turns import REASONING_KEYS
 from qlora_ray.errors import DataError
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
+# Around a tool's result in Hermes' rows.
+RESULT_TAGS = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 
 
 class BeginningChanges(DataError):
@@ -43,6 +47,7 @@ def render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, *, last_on
         DataError: If the template refuses the conversation.
     """
     has_calls = any(turn.tool_calls for turn in example.turns)
+    example = _unwrap_results(example, tokenizer)
     refusal: DataError | None = None
     lossy: list[Piece] | None = None
     for form in CALL_FORMS if has_calls else CALL_FORMS[:1]:
@@ -60,6 +65,23 @@ def render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, *, last_on
         assert refusal is not None
         raise refusal
     return lossy
+
+
+def _unwrap_results(example: Example, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The row without the tags that Hermes' rows have around a tool's result, where the template writes them too."""
+    results = [_split_results(turn) for turn in example.turns]
+    if not any(results) or not wraps_results(tokenizer, str(tokenizer.chat_template)):
+        return example
+    parts = zip(example.turns, results, strict=True)
+    turns = [replace(turn, content=text) for turn, texts in parts for text in texts or [turn.content]]
+    return replace(example, turns=tuple(turns))
+
+
+def _split_results(turn: Turn) -> list[str]:
+    """The results in a tool's turn that consists of tags with results and nothing else; several may stand in one."""
+    if turn.role != "tool" or RESULT_TAGS.sub("", turn.content).strip():
+        return []
+    return [text.strip() for text in RESULT_TAGS.findall(turn.content)]
 
 
 def _mark_answers(
@@ -134,6 +156,10 @@ def _trained_length(span: str, turn: Turn, tokenizer: PreTrainedTokenizerBase) -
         behind = len(span) if closing is None else closing.start()
     else:
         behind = _end_of_answer(span, turn.content.strip(), re.compile(tail))
+    end = find_end_of_turn(tokenizer, str(tokenizer.chat_template))
+    place = span.find(end, behind) if end else -1
+    if place >= 0:
+        return place + len(end)
     found = list(re.compile(one_token).finditer(span, behind))
     if turn.tool_calls:
         ends = [match for match in found if special.get(match[0], True) or match[0] == tokenizer.eos_token]

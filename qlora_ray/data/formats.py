@@ -15,11 +15,12 @@ from qlora_ray.config.schema import Columns, Data
 from qlora_ray.data.examples import Example, Row, RowProblem
 from qlora_ray.data.notes import Note, Notes
 from qlora_ray.data.row_formats import TOOLS, RowFormat
-from qlora_ray.data.tool_calls import read_tools
+from qlora_ray.data.tool_calls import read_tools, tells_tools
 from qlora_ray.errors import DataError
 
 # Where more rows are bad, it is the source that is not understood.
 MAX_SKIPPED_SHARE = 0.1
+TOLD = Note("row", "whose system text holds its tools already, so that the `tools` column is not shown beside it")
 NUM_ROWS_LOOKED_AT = 20  # json rows may leave keys out, so more than the first one is looked at
 
 
@@ -71,6 +72,9 @@ class Conversion:
                 row_format = _find(self.format.name)
                 tools = read_tools(row.values.get(TOOLS)) if TOOLS in row_format.optional_columns else ()
                 turns = row_format.convert(row, self.format.columns, self.notes)
+                if turns[0].role == "system" and tells_tools(turns[0].content, tools):
+                    self.notes[TOLD] += 1
+                    tools = ()
                 example = Example(turns, row.where, tools, row_format.find_alternatives(row))
             except RowProblem as error:
                 first_bad = first_bad if num_bad else (row.where, str(error))

@@ -29,12 +29,13 @@ class TokenizedRows:
     """Some rows of a split as tokens.
 
     `origins` has for each row the place of the Example that it came from: those that were divided are several rows,
-    those that were dropped none.
+    those that were dropped none. `examples` has the rows themselves: of one that was divided, what became of it.
     """
 
     rows: TokenizedSplit
     counts: SplitCounts
     origins: list[int]
+    examples: list[Example]
 
 
 def tokenize_split(
@@ -108,6 +109,7 @@ def tokenize_rows(
         TokenizedSplit.joined(name, [part.rows for part in parts]),
         SplitCounts.sum_of([part.counts for part in parts]),
         [number * BATCH_ROWS + origin for number, part in enumerate(parts) for origin in part.origins],
+        [example for part in parts for example in part.examples],
     )
 
 
@@ -123,6 +125,7 @@ def _tokenize_batch(
 ) -> TokenizedRows:
     rendered = _render_rows(examples, template=template, tokenizer=tokenizer, last_only=last_only)
     origins: list[int] = []
+    kept: list[Example] = []
     pieces_by_row = rendered.pieces
     first_ids = _tokenize_texts({pieces[0].text for pieces in pieces_by_row}, tokenizer)
     later_texts = {piece.text for pieces in pieces_by_row for piece in pieces[1:]}
@@ -150,6 +153,7 @@ def _tokenize_batch(
             continue
         num_without_end += not _ends_in_special_id(ids, mask, tokenizer)
         origins.append(origin)
+        kept.append(example)
         input_ids.append(ids[:max_length])
         masks.append([1] * len(input_ids[-1]) if trains_all else mask[:max_length])
         prompt_ids.append([] if example.is_text else ids[:prompt_length])
@@ -168,7 +172,7 @@ def _tokenize_batch(
         num_tokens=rows.num_tokens,
         num_completion_tokens=rows.num_completion_tokens,
     )
-    return TokenizedRows(rows, counts, origins)
+    return TokenizedRows(rows, counts, origins, kept)
 
 
 def _reference(example: Example, answer_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:

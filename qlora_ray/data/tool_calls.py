@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_ray.data.examples import RowProblem, ToolCall
@@ -38,6 +38,26 @@ def read_tools(value: object) -> tuple[dict[str, Any], ...]:
             raise RowProblem(f"tool {number} must be a function with a name, got {_shorten(item)}")
         tools.append({**tool} if "function" in tool else {"type": "function", "function": {**tool}})
     return tuple(tools)
+
+
+def tells_tools(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a system text holds the schemas of all tools already, as Hermes' rows do beside their `tools` column.
+
+    A name that is only mentioned is no schema: name, description and parameters must be there, names in quotes.
+    """
+    return bool(tools) and all(_tells(text, tool["function"]) for tool in tools)
+
+
+def _tells(text: str, function: Mapping[str, Any]) -> bool:
+    schema = function.get("parameters")
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    names = [str(function["name"]), *(properties if isinstance(properties, Mapping) else ())]
+    description = function.get("description")
+    first_line = description.strip().partition("\n")[0] if isinstance(description, str) else ""
+    escaped = json.dumps(first_line, ensure_ascii=False)[1:-1]
+    is_described = first_line in text or escaped in text
+    # As JSON quotes a name, or as Python does.
+    return is_described and all(f'"{name}"' in text or f"'{name}'" in text for name in names)
 
 
 def read_calls(value: object, number: int) -> tuple[ToolCall, ...]:

@@ -208,9 +208,13 @@ def _keep_weights_as_loaded(base: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def looks_like_path(name: str) -> bool:
+    """Whether a model's name is a path, also one of Windows, and no hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
 def _check_folder(name: str) -> None:
-    looks_local = name.startswith((".", "/")) or name.count("/") > 1
-    if looks_local and not Path(name).is_dir():
+    if looks_like_path(name) and not Path(name).is_dir():
         raise ModelError(f"model.name: {name} is not a folder. Give a folder with a saved model, or a hub id.")
 
 

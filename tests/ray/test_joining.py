@@ -151,6 +151,16 @@ def test_a_private_ray_listens_on_loopback_and_asks_for_a_token_that_is_in_no_fi
 
 
 @pytest.mark.slow
+def test_a_private_ray_needs_no_home_that_can_be_written(tmp_path: Path) -> None:
+    # As a container's random user has it, or a compute node.
+    home = tmp_path / "home"
+    home.touch()
+    answer = run_python(JOIN, home=home)
+    assert (answer.returncode, answer.stdout.splitlines()) == (0, ["nodes 1", "actor 42"]), answer.stderr
+    assert home.read_bytes() == b""
+
+
+@pytest.mark.slow
 def test_rays_dashboard_listens_on_loopback_for_who_has_the_token_and_prometheus_can_read_a_sweeps_gauges(
     tmp_path: Path,
 ) -> None:

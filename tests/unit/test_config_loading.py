@@ -128,6 +128,12 @@ def test_a_key_of_another_tool_is_answered_by_the_one_that_does_it_here(tmp_path
     assert problem.endswith("Here it is training.learning_rate.")
 
 
+def test_several_keys_of_another_tool_are_each_answered_by_one_of_their_own_section(tmp_path):
+    problems = problems_of(tmp_path, "training: {lr: 2e-5, batch_size: 4, epochs: 3}\noptimizer: adamw_torch\n")
+    keys = ["learning_rate", "per_device_train_batch_size", "num_train_epochs", "optim"]
+    assert [problem.rpartition(" ")[2] for problem in problems] == [f"training.{key}." for key in keys]
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [

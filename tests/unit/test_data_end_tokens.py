@@ -33,6 +33,9 @@ def build(template: str | None) -> PreTrainedTokenizerBase:
         (PHI, "<|im_end|>"),
         (QWEN, "<|im_end|>"),
         (CHATML.replace("<|im_end|>", "<|endoftext|>"), "<|endoftext|>"),
+        # Two tokens behind each answer, as Command R7B's; a second one behind the last answer alone, as Phi-4-mini's.
+        (CHATML.replace("<|im_end|>'", "<|endoftext|><|im_end|>'"), "<|im_end|>"),
+        (PHI.replace("<|im_end|>' + '\n'", "<|im_end|>'"), "<|im_end|>"),
         (NO_END, None),
         (REFUSES, None),
         (None, None),

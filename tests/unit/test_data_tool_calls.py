@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,14 @@ def test_calls_at_once_are_one_turn_also_where_each_is_a_turn_of_its_own() -> No
     assert trained_text(split, tokenizer).count("<tool_call>") == 2
 
 
+def test_the_end_token_is_trained_behind_what_closes_a_call_also_where_that_is_special_and_a_line_of_its_own() -> None:
+    tokenizer = build_byte_level(chat_template=HERMES.replace("{{ '<|im_end|>' }}", "{{ '\n<|im_end|>' }}"))
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"], special_tokens=True)
+    split, counts = tokenize(tokenizer, {"messages": [ASK, CALLS]})
+    assert trained_text(split, tokenizer).endswith("}\n</tool_call>\n<|im_end|>")
+    assert counts.num_without_end == 0
+
+
 def test_text_beside_a_call_is_trained_with_it() -> None:
     tokenizer = build(HERMES)
     split, _ = tokenize(tokenizer, {"messages": [ASK, {**CALLS, "content": "Let me look."}]})
@@ -274,6 +283,45 @@ def test_a_call_that_says_so_is_not_trained() -> None:
     tokenizer = build(HERMES)
     split, _ = tokenize(tokenizer, {"messages": [ASK, {**CALLS, "weight": 0}, RESULT, ANSWER]})
     assert trained_text(split, tokenizer) == "Grey.<|im_end|>"
+
+
+def hermes_row(write: Callable[[Any], str] = json.dumps, **changes: Any) -> dict[str, Any]:
+    """As NousResearch's rows are: the tools in the system text too, call and results as text between tags."""
+    call = json.dumps({"name": "get_weather", "arguments": ARGUMENTS})
+    turns = [
+        ("system", f"Call functions. <tools>\n{write([TOOL])}\n</tools>"),
+        ("human", "How is Oslo?"),
+        ("gpt", f"<tool_call>\n{call}\n</tool_call>"),
+        ("tool", "<tool_response>\ngrey\n</tool_response>\n<tool_response>\nwet\n</tool_response>"),
+        ("gpt", "Grey."),
+    ]
+    row = {"conversations": [{"from": role, "value": text} for role, text in turns], "tools": json.dumps([TOOL])}
+    return row | changes
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, lambda tools: json.dumps(tools, indent=2)])
+def test_tools_that_the_system_text_holds_are_not_shown_twice(write: Callable[[Any], str]) -> None:
+    tokenizer = build(HERMES)
+    split, counts = tokenize(tokenizer, hermes_row(write))
+    assert str(tokenizer.decode(split.input_ids[0])).count(SCHEMA["description"]) == 1
+    assert counts.lost == []
+    conversion = Conversion("a.jsonl", Data())
+    list(conversion.convert([Row("a.jsonl:1", hermes_row(write))]))
+    assert [number for note, number in conversion.notes.items() if "holds its tools already" in note.words] == [1]
+
+
+def test_a_system_text_that_only_mentions_a_tool_does_not_hold_it() -> None:
+    system = {"role": "system", "content": 'Use "get_weather". The weather of a city, today.'}
+    assert convert({"messages": [system, ASK, ANSWER], "tools": [TOOL]}).tools == (TOOL,)
+
+
+@pytest.mark.parametrize("template", [HERMES, CHATML], ids=["wraps", "does not"])
+def test_a_result_has_its_tags_once_whoever_writes_them(template: str) -> None:
+    tokenizer = build(template)
+    split, _ = tokenize(tokenizer, hermes_row())
+    text = str(tokenizer.decode(split.input_ids[0]))
+    assert [text.count(f"<tool_response>\n{seen}\n</tool_response>") for seen in ("grey", "wet")] == [1, 1]
+    assert text.count("<tool_response>") == 2
 
 
 @pytest.mark.parametrize("is_folder", [False, True])

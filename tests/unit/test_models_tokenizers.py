@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,19 @@ def test_keys_of_another_peft_that_ask_for_something_are_named(adapter: Path) ->
     notes = [note for note in find(adapter).notes if "does not know" in note]
     assert len(notes) == 1 and "future_thing" in notes[0] and "lora_magic" in notes[0]
     assert "merge_weights" not in notes[0] and "enable_lora" not in notes[0]
+
+
+@pytest.mark.parametrize(
+    "base", ["unsloth/Qwen2.5-0.5B", "C:\\models\\x", "/data/gone", "./gone", "models/gone", "gone", "my models/x"]
+)
+def test_a_base_that_is_not_here_is_named_with_its_adapter_and_what_to_set(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    change_config(adapter, base_model_name_or_path=base)
+    words = rf"^{re.escape(f'{adapter}: its base must be there, got {base}')}.*--set model\.name=FOLDER"
+    with pytest.raises(ModelError, match=words):
+        find_target(str(adapter), Request())
 
 
 def logits_of(model: Any) -> torch.Tensor:

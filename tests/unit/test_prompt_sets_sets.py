@@ -16,6 +16,8 @@ from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet, choose_split, make_file_set, make_prompt_sets
 from qlora_ray.modeling.loading import load_tokenizer
 from tests.unit.data_tokenizer import build_byte_level
+from tests.unit.test_data_as_found import PHI
+from tests.unit.test_data_tool_calls import HERMES
 
 SEED = 7
 TOKENIZER = build_byte_level()
@@ -101,6 +103,42 @@ def test_without_shots_rows_and_tokens_are_the_sweeps(tmp_path: Path) -> None:
     prepared, sets = make_sets(make_data(tmp_path), shots=[0])
     assert sets["0-shot"].rows == prepared.test
     assert sets["0-shot"].ids == ["0", "1", "2"]
+
+
+def test_a_conversation_that_became_a_row_for_each_answer_has_shots_before_each(tmp_path: Path) -> None:
+    def chats(kind: str, num: int) -> str:
+        rounds = [(f"{kind} {n}, {turn}?", f"{kind} {n}, {turn}.") for n in range(num) for turn in ("first", "then")]
+        turns = [({"role": "user", "content": ask}, {"role": "assistant", "content": say}) for ask, say in rounds]
+        pairs = zip(turns[::2], turns[1::2], strict=True)
+        return write_rows(tmp_path / f"{kind}.jsonl", [{"messages": [*first, *then]} for first, then in pairs])
+
+    tokenizer = build_byte_level(chat_template=PHI)
+    data = Data(train=chats("train", 3), validation=chats("val", 1), test=chats("test", 2))
+    _, sets = make_sets(data, tokenizer=tokenizer, shots=[0, 1])
+    asked = ["test 0, first", "test 0, then", "test 1, first", "test 1, then"]
+    for name, num_rounds in (("0-shot", (1, 2, 1, 2)), ("1-shot", (3, 4, 3, 4))):
+        prompts = [tokenizer.decode(ids) for ids in sets[name].rows.prompt_ids]
+        assert [prompt.rsplit("user\n", 1)[1].partition("?")[0] for prompt in prompts] == asked
+        assert tuple(prompt.count("<|im_start|>user") for prompt in prompts) == num_rounds
+        assert trained_text(sets[name], 1, tokenizer) == "test 0, then.<|im_end|>"
+
+
+def test_the_tools_that_a_worked_example_calls_are_offered_beside_the_asked_rows_own(tmp_path: Path) -> None:
+    def row(tool: str, number: int) -> dict[str, object]:
+        ask = {"role": "user", "content": f"{tool} {number}?"}
+        call = {"role": "assistant", "tool_calls": [{"name": tool, "arguments": {"n": number}}]}
+        return {"messages": [ask, call], "tools": [{"name": tool, "description": f"Does {tool}."}]}
+
+    files = {
+        kind: [row(tool, n) for n in range(2)] for kind, tool in (("train", "add"), ("val", "add"), ("test", "look"))
+    }
+    train, validation, test = (write_rows(tmp_path / f"{kind}.jsonl", rows) for kind, rows in files.items())
+    tokenizer = build_byte_level(chat_template=HERMES)
+    data = Data(train=train, validation=validation, test=test)
+    _, sets = make_sets(data, tokenizer=tokenizer, shots=[1])
+    text = tokenizer.decode(sets["1-shot"].rows.prompt_ids[0])
+    assert text.index("Does look.") < text.index("Does add.") < text.index('{"name": "add", "arguments": ')
+    assert (text.count("Does look."), text.count("Does add.")) == (1, 1)
 
 
 def test_shots_are_earlier_turns_rendered_as_the_data_are(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data import Example, TokenizedSplit
 from qlora_ray.data.templates import Template, choose_template
-from qlora_ray.data.tokenizing import tokenize_split
+from qlora_ray.data.tokenizing import tokenize_rows, tokenize_split
 from qlora_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -102,13 +102,20 @@ class FewShot:
         system = [turn for turn in example.turns if turn.role == "system"]
         own = [turn for turn in example.turns if turn.role != "system"]
         worked = [turn for shot in shots for turn in shot.turns if turn.role != "system"]
-        return dataclasses.replace(example, turns=(*system, *worked, *own))
+        # What a worked example calls is offered too; of two tools by one name it is the asked row's own.
+        offered: dict[str, dict[str, Any]] = {}
+        for tool in (tool for source in (example, *shots) for tool in source.tools):
+            offered.setdefault(tool["function"]["name"], tool)
+        return dataclasses.replace(example, turns=(*system, *worked, *own), tools=tuple(offered.values()))
 
 
 def find_examples(
     examples: Sequence[Example], split: TokenizedSplit, *, data: Data, tokenizer: PreTrainedTokenizerBase
 ) -> list[Example]:
-    """The examples that the split's rows are of: preparation drops those whose answers `max_length` cuts away.
+    """The examples that the split's rows are of, one for each row.
+
+    Preparation drops those whose answers `max_length` cuts away, and makes a row of each answer of a conversation whose
+    earlier turns the template changes.
 
     Args:
         examples: All rows of the split's source, in order.
@@ -117,11 +124,9 @@ def find_examples(
         tokenizer: The one it was prepared by.
     """
     template = choose_template(data.template, tokenizer)
-    whole = tokenize_whole(split.name, examples, template=template, tokenizer=tokenizer)
-    masks = zip(examples, whole.completion_mask, strict=True)
-    kept = [example for example, mask in masks if any(mask[: data.max_length])]
-    assert len(kept) == len(split), f"{split.name}: {len(kept)} rows read, {len(split)} prepared"
-    return kept
+    found = tokenize_rows(split.name, examples, template=template, tokenizer=tokenizer, max_length=data.max_length)
+    assert len(found.examples) == len(split), f"{split.name}: {len(found.examples)} rows read, {len(split)} prepared"
+    return found.examples
 
 
 def tokenize_whole(

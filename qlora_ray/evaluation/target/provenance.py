@@ -22,7 +22,7 @@ from qlora_ray.modeling.identity import (
     read_adapter,
     read_adapter_origin,
 )
-from qlora_ray.modeling.loading import pin_revision, resolve_model_name
+from qlora_ray.modeling.loading import looks_like_path, pin_revision, resolve_model_name
 from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT
 from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
 from qlora_ray.runs.records import Manifest, TrialRecord
@@ -153,10 +153,11 @@ def target_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path
 def check_there(base: Model, *, where: str) -> None:
     """Raises ModelError if the base is named by a path, and there is no model."""
     name = resolve_model_name(base.name)
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not (Path(name) / MODEL_CONFIG).is_file():
+    if looks_like_path(name) and not (Path(name) / MODEL_CONFIG).is_file():
         found = "a folder without config.json" if Path(name).is_dir() else "no such folder"
-        raise ModelError(f"{where}: its base must be there, got {name} ({found}). Name it with --set model.name=.")
+        raise ModelError(
+            f"{where}: its base must be there, got {name} ({found}). Name it with --set model.name=FOLDER."
+        )
 
 
 def _name_base(
@@ -177,7 +178,7 @@ def _name_base(
     elif facts.base is not None:
         name, revision = facts.base, facts.config.get("revision")
     else:
-        raise ModelError(f"{facts.folder}: must name its base, got none. Name it with --set model.name=.")
+        raise ModelError(f"{facts.folder}: must name its base, got none. Name it with --set model.name=FOLDER.")
     if is_overridden(request.overrides, "model.revision"):
         revision = config.model.revision
     return config.model.model_copy(update={"name": name, "revision": revision})
