@@ -109,7 +109,9 @@ def _write(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tuple[
     """The new bundle, and where it goes, as far as that was known before it was written."""
     from qlora_ray.exporting.bundle import expected_name
     from qlora_ray.exporting.delivery import check_place, deliver, pick_trial
+    from qlora_ray.exporting.source import check_is_sweep
 
+    check_is_sweep(arguments.source)
     if arguments.to is None:
         raise ConfigError("--to: must name the bundle's folder, got none. Add --to DIR.")
     check_place(arguments.to, sweep=arguments.source, has_zip=arguments.make_zip)

@@ -13,6 +13,7 @@ from qlora_ray.config.reuse import TRUST, distrust, drop_foreign_revision, read_
 from qlora_ray.config.schema import Model, Precision, SweepConfig
 from qlora_ray.errors import ConfigError, ModelError, RunError
 from qlora_ray.exporting.damage import check_types
+from qlora_ray.exporting.source import check_is_sweep
 from qlora_ray.modeling.identity import AdapterFacts, check_base, read_adapter
 from qlora_ray.modeling.loading import pin_revision, resolve_model_name
 from qlora_ray.modeling.quantization import QuantizationSpec
@@ -122,9 +123,8 @@ def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = (
         ConfigError: If an override is not one of those allowed.
         ModelError: If the adapter is not whole, or its base is missing or another one.
     """
+    check_is_sweep(sweep)
     paths = SweepPaths(sweep)
-    if not paths.manifest.is_file():
-        raise RunError(f"{sweep}: must be a sweep's folder, got one without manifest.json. Give results/<name>.")
     manifest = _read_manifest(paths.manifest)
     config, notes = _read_config(manifest, overrides)
     trial_id, is_winner = find_trial(paths, trial)

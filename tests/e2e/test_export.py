@@ -171,7 +171,7 @@ def test_a_bundle_is_pushed_as_it_is(exported, monkeypatch, capfd):
         (["{sweep}", "--to", "b", "--push", "a"], "--push a/embedded-classicmodels_SFT_LoRa4_QLORA_w4_headfp32: needs"),
         (["{sweep}", "--to", "b", "--push", "a/b"], "got HF_HUB_OFFLINE=1"),
         (["{sweep}", "--to", "b", "--set", "model.name=/nowhere"], "got no folder /nowhere. Restore that base"),
-        (["nowhere", "--to", "b"], "must be a sweep's folder, got one without manifest.json"),
+        (["nowhere", "--to", "b"], "nowhere: must be a sweep's folder, got no such folder"),
         (["{bundle}", "--to", "b"], "a bundle takes --zip and --push and nothing else, got --to"),
         (["{bundle}", "--zip", "--head-dtype", "fp32"], "nothing else, got --head-dtype"),
         (["{bundle}", "--zip", "--max-shard-size", "1GB"], "nothing else, got --max-shard-size"),

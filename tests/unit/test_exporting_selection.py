@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -52,6 +53,21 @@ def test_the_trials_own_values_are_in_its_config(sweep):
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"got one without manifest\.json"):
         select_trial(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "option"),
+    [("best", ""), ("best/adapter", ""), ("trials/0002", " --trial 0002"), ("trials/0002/adapter", " --trial 0002")],
+)
+def test_a_part_of_a_sweep_is_answered_with_the_command_that_exports_it(sweep, part, option):
+    with pytest.raises(RunError, match=re.escape(f"`python -m qlora_ray.export {sweep}{option} --to DIR`")):
+        select_trial(sweep / part)
+
+
+def test_an_adapter_of_no_sweep_is_answered_with_what_merges_it(sweep, tmp_path):
+    adapter = shutil.copytree(sweep / "best" / "adapter", tmp_path / "mine" / "adapter")
+    with pytest.raises(RunError, match=r"got an adapter of no sweep.*AutoPeftModelForCausalLM.*merge_and_unload"):
+        select_trial(adapter)
 
 
 def test_without_a_winner_the_complete_trials_are_named_or_the_sweep_is_to_go_on(tmp_path):
