@@ -1,5 +1,5 @@
-"""What every command does around its work: the token of .env, one message and an exit code for bad input and stops,
-and one JSON object where a script asks for it."""
+"""What every command does around its work: common options, the token of .env, one message and an exit code for bad
+input and stops, and one JSON object where a script asks for it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ READER_GONE = 128 + signal.SIGPIPE
 
 # Of the object that --json prints. It changes when a key changes its meaning or goes; new keys may come without.
 JSON_SCHEMA_VERSION = 1
+# What `sweep` and `plan` read where they are given no config.
+DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
 
 class Terminated(KeyboardInterrupt):
@@ -61,6 +63,20 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object (docs/commands.md); all else goes to stderr"
     )
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Gives a command what a sweep's config is made of: `--config`, `--preset` and `--set`."""
+    parser.add_argument("--config", type=Path, help=f"sweep YAML (default: {DEFAULT_CONFIG})")
+    parser.add_argument("--preset", metavar="NAME", help="one of configs/presets, under --config and --set")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
+    )
+
+
+def find_config(arguments: argparse.Namespace) -> Path | None:
+    """The file that `add_config_options` asks for; None where a preset alone is named."""
+    return arguments.config if arguments.config or arguments.preset else DEFAULT_CONFIG
 
 
 def run_command(

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from qlora_ray.commands import Result, add_json_option, as_place, run_command, sigterm_as_stop
+from qlora_ray.commands import (
+    Result,
+    add_config_options,
+    add_json_option,
+    as_place,
+    find_config,
+    run_command,
+    sigterm_as_stop,
+)
 from qlora_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -28,7 +36,6 @@ if TYPE_CHECKING:
     from qlora_ray.runs.records import Summary
     from qlora_ray.search.space import SearchSpace
 
-DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 # How long the end of the process waits for a Ray that nothing ran in.
 RAY_END_S = 1.0
 
@@ -36,11 +43,7 @@ RAY_END_S = 1.0
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m qlora_ray.sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, help=f"sweep YAML (default: {DEFAULT_CONFIG})")
-    parser.add_argument("--preset", metavar="NAME", help="one of configs/presets, under --config and --set")
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
-    )
+    add_config_options(parser)
     parser.add_argument("--resume", type=as_place, metavar="DIR", help="go on with an interrupted or finished sweep")
     parser.add_argument(
         "--add-trials", type=_as_count, metavar="N", help="with --resume: N trials more than the sweep had"
@@ -51,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="with --resume: follow the folder's manifest where it lets code run or names a cluster, as your own",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--plan", action="store_true", help="print what it would run, and where, as `plan`, and stop")
     parser.add_argument("--preview", action="store_true", help="print one sample, trained tokens marked, and stop")
     parser.add_argument(
         "--require-improvement", action="store_true", help="exit with 1 unless the winner is better than its base"
@@ -99,7 +103,7 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
         paths = SweepPaths(arguments.resume)
         config, space = _read_resumed(arguments, paths)
     else:
-        source = arguments.config if arguments.config or arguments.preset else DEFAULT_CONFIG
+        source = find_config(arguments)
         config = load_config(source, overrides=arguments.overrides, preset=arguments.preset)
     if arguments.print_config:
         sys.stdout.write(yaml.safe_dump(config.model_dump(), sort_keys=False))
@@ -113,6 +117,10 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
         from qlora_ray.search.parsing import load_space
 
         space = load_space(config)
+        if arguments.plan:
+            from qlora_ray.orchestration.planned_sweep import tell_plan
+
+            return Result(tell_plan(config, space))
         stem = arguments.preset if source is None else source.stem
         name = config.results.name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         paths = SweepPaths(Path(config.results.dir) / name)
@@ -186,7 +194,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"{option}: is of a sweep that goes on, got no --resume. Add --resume DIR.")
     if arguments.preset and arguments.resume:
         raise ConfigError("--preset: is of a new sweep, got --resume too, which has its config. Drop one of them.")
-    only_shown = [option for option in ("print_config", "preview") if getattr(arguments, option)]
+    if arguments.plan and arguments.resume:
+        raise ConfigError("--plan: is of a new sweep, got --resume too, which plans what is left. Drop one of them.")
+    only_shown = [option for option in ("print_config", "plan", "preview") if getattr(arguments, option)]
     asked = [option for option in ("export", "require_improvement", "dashboard") if getattr(arguments, option)]
     if only_shown and asked:
         option, shown = (f"--{name.replace('_', '-')}" for name in (asked[0], only_shown[0]))

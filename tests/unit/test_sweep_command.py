@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from qlora_ray import sweep
+from qlora_ray import hardware, plan, sweep
 from qlora_ray.errors import RunError
 from qlora_ray.exporting import delivery
 from qlora_ray.orchestration import driver
@@ -120,15 +120,44 @@ def test_a_resumed_sweep_that_chose_no_winner_still_has_the_one_of_before(ended,
     assert shlex.split(words) == ["python", "-m", "qlora_ray.export", str(root), "--to", str(tmp_path / "out")]
 
 
-@pytest.mark.parametrize("shown", ["--print-config", "--preview"])
+@pytest.mark.parametrize("shown", ["--print-config", "--plan", "--preview"])
 @pytest.mark.parametrize("asked", ["--export=out", "--require-improvement", "--dashboard"])
 def test_what_is_of_a_whole_sweep_is_refused_where_none_is_run(ended, capfd, shown, asked):
-    root = ended()
-    assert run(root, shown, asked) == 2
+    ended()
+    assert sweep.main([shown, asked]) == 2
     option = asked.partition("=")[0]
     out, err = capfd.readouterr()
     assert err == f"{option}: is of a whole sweep, got {shown}, which stops before it. Drop one of them.\n"
     assert out == "" and ended.ran == []
+
+
+def test_a_plan_shown_by_sweep_is_the_one_of_plan_and_nothing_starts(rays, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("QLORA_RAY_CACHE", str(tmp_path / "cache"))
+    # Its free memory changes from one look to the next.
+    node = hardware.probe_node()
+    monkeypatch.setattr(hardware, "probe_node", lambda: node)
+    options = ["--preset", "qwen3", "--set", "search.num_trials=3", "--json"]
+    for here in ("model.name=embedded", "data.train=embedded", "data.max_train_rows=32", "evaluate.metrics=auto"):
+        options += ["--set", here]
+    answers = []
+    for main, more in ((plan.main, []), (sweep.main, ["--plan"])):
+        assert main([*options, *more]) == 0
+        answers.append(json.loads(capfd.readouterr().out)["result"])
+    assert answers[0] == answers[1]
+    assert answers[1]["forecast"]["num_trials"] == 3 and answers[1]["total_slots"] >= 1
+    assert rays == []
+
+
+def test_the_plan_of_a_base_that_cannot_be_fetched_is_one_line(rays, capfd):
+    assert sweep.main(["--preset", "price", "--plan"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("model.name: meta-llama/Llama-3.2-3B ") and err.count("\n") == 1
+    assert rays == []
+
+
+def test_what_is_left_of_a_sweep_is_not_planned_ahead(ended, capfd):
+    assert run(ended(), "--plan") == 2
+    assert capfd.readouterr().err.startswith("--plan: is of a new sweep, got --resume")
 
 
 def test_a_sweep_is_resumed_from_inside_it_by_its_own_name(ended, monkeypatch):
