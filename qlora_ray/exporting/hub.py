@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from qlora_ray.errors import RunError
-from qlora_ray.exporting.hub_client import STALL_TIMEOUT_S, answers_within, explain_refusal, first_line, make_api
+from qlora_ray.exporting.hub_client import STALL_TIMEOUT_S, answers_within, explained, make_api
 from qlora_ray.exporting.hub_plan import PushPlan
 from qlora_ray.exporting.inventory import BUNDLE_FILES, BUNDLE_FOLDERS, INVENTORY, Bundle
 
@@ -46,19 +45,9 @@ def push_bundle(bundle: Bundle, *, plan: PushPlan, tell: Callable[[str], None]) 
     return plan.url
 
 
-@contextmanager
-def _explained(plan: PushPlan, what: str, folder: Path) -> Iterator[None]:
-    """Turns whatever the hub and its client raise into one message without the token."""
-    from huggingface_hub.errors import HfHubHTTPError
-
+def _explained(plan: PushPlan, what: str, folder: Path) -> AbstractContextManager[None]:
+    """Turns whatever the hub and its client raise into one message that says how to go on."""
     command = ["python", "-m", "qlora_ray.export", str(folder), "--push", plan.repo_id]
     again = f"The bundle is whole; go on with: {shlex.join([*command, *(['--public'] if plan.is_public else [])])}"
-    try:
-        yield
-    except Exception as error:
-        source = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
-        where = f"--push {plan.repo_id}"
-        if isinstance(source, HfHubHTTPError) and source.response.status_code in (401, 403, 409):
-            refused = explain_refusal(source, where=where, token=plan.token)
-            raise RunError(f"{refused} The bundle itself is whole: {folder}") from None
-        raise RunError(f"{where}: {what}: {first_line(source, plan.token)}. {again}") from None
+    whole = f"The bundle itself is whole: {folder}"
+    return explained(f"--push {plan.repo_id}", what, token=plan.token, again=again, whole=whole)

@@ -18,6 +18,8 @@ REACH_TIMEOUT_S = 10.0
 # Ours: a hub that takes no byte and says no word for so long while it is sent a bundle is stuck. Making a commit of
 # many large files takes it a minute and more.
 STALL_TIMEOUT_S = 300.0
+# What a user does about a hub that cannot be reached where an export pushes a bundle.
+PUSH_LATER = "export without --push now and push the bundle later"
 
 
 def make_api(endpoint: str, token: str) -> HfApi:
@@ -45,7 +47,7 @@ def answers_within(seconds: float) -> Iterator[None]:
         client.timeout = before
 
 
-def explain_silence(error: Exception, api: HfApi, *, where: str, token: str) -> RunError:
+def explain_silence(error: Exception, api: HfApi, *, where: str, token: str, later: str = PUSH_LATER) -> RunError:
     """Returns the error for a hub that cannot be reached, or does not answer.
 
     Args:
@@ -53,10 +55,10 @@ def explain_silence(error: Exception, api: HfApi, *, where: str, token: str) -> 
         api: The client, which knows the address.
         where: The option that the message begins with.
         token: The hub's token, which is cut out of what the client said.
+        later: What can be done without a network.
     """
     return RunError(
-        f"{where}: {api.endpoint} cannot be reached: {first_line(error, token)}. Check the network, or export without "
-        "--push now and push the bundle later."
+        f"{where}: {api.endpoint} cannot be reached: {first_line(error, token)}. Check the network, or {later}."
     )
 
 
@@ -75,6 +77,29 @@ def explain_refusal(error: Any, *, where: str, token: str) -> RunError:
     }
     status = error.response.status_code
     return RunError(f"{where}: {messages.get(status) or f'the hub answered {status}: {first_line(error, token)}.'}")
+
+
+@contextmanager
+def explained(where: str, what: str, *, token: str, again: str, whole: str = "") -> Iterator[None]:
+    """Turns whatever the hub and its client raise into one message without the token.
+
+    Args:
+        where: The option that the message begins with.
+        what: What did not work.
+        token: The hub's token, which is cut out of what the hub said.
+        again: How to go on after a break.
+        whole: What is whole though the hub has refused it.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except Exception as error:
+        source = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+        if isinstance(source, HfHubHTTPError) and source.response.status_code in (401, 403, 409):
+            refused = explain_refusal(source, where=where, token=token)
+            raise RunError(f"{refused} {whole}".rstrip()) from None
+        raise RunError(f"{where}: {what}: {first_line(source, token)}. {again}".rstrip()) from None
 
 
 def first_line(error: BaseException, token: str) -> str:

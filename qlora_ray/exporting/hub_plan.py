@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_ray.env_file import TOKEN_NAME, check_token
 from qlora_ray.errors import ConfigError, RunError
 from qlora_ray.exporting.hub_client import (
+    PUSH_LATER,
     REACH_TIMEOUT_S,
     answers_within,
     explain_refusal,
@@ -72,15 +73,16 @@ def plan_push(
     """
     check_repo_id(repo_id)
     where = f"--push {repo_id}"
-    endpoint, token = _find_access(where, token=token, endpoint=endpoint)
+    endpoint, token = find_access(where, token=token, endpoint=endpoint)
     api = make_api(endpoint, token)
     with answers_within(REACH_TIMEOUT_S):
-        info = _find_repository(api, repo_id, token=token)
-        user = _check_namespace(api, repo_id.partition("/")[0], where=where, token=token)
-    if user is not None:
+        info = find_repository(api, repo_id, where=where, token=token)
+        account = find_account(api, where=where, token=token)
+    namespace, _, name = repo_id.partition("/")
+    if not account.may_write(namespace):
         raise RunError(
-            f"{where}: must be a name that your token may write to, got another's: the token is of {user}. "
-            f"Try {user}/{repo_id.partition('/')[2]}."
+            f"{where}: must be a name that your token may write to, got another's: the token is of {account.user}. "
+            f"Try {account.user}/{name}."
         )
     if info is not None:
         _check_repository(info, repo_id, is_public=is_public, tell=tell)
@@ -97,13 +99,13 @@ def check_user(user: str, *, token: str | None = None, endpoint: str | None = No
     """
     where = f"--push {user}"
     check_repo_id(f"{user}/x")
-    endpoint, token = _find_access(where, token=token, endpoint=endpoint)
+    endpoint, token = find_access(where, token=token, endpoint=endpoint)
     with answers_within(REACH_TIMEOUT_S):
-        owner = _check_namespace(make_api(endpoint, token), user, where=where, token=token)
-    if owner is not None:
+        account = find_account(make_api(endpoint, token), where=where, token=token)
+    if not account.may_write(user):
         raise RunError(
-            f"{where}: must be a user that your token may write to, got another: the token is of {owner}. "
-            f"Try {owner}, or {owner}/REPO."
+            f"{where}: must be a user that your token may write to, got another: the token is of {account.user}. "
+            f"Try {account.user}, or {account.user}/REPO."
         )
 
 
@@ -112,7 +114,7 @@ def name_repository(asked: str, *, name: str) -> str:
     return asked if "/" in asked else f"{asked}/{name}"
 
 
-def check_repo_id(repo_id: str) -> None:
+def check_repo_id(repo_id: str, *, where: str = "--push") -> None:
     """Raises ConfigError unless the text is `user/repository` as the hub has names."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -123,24 +125,34 @@ def check_repo_id(repo_id: str) -> None:
     except HFValidationError as error:
         problem = problem or str(error).split(f": '{repo_id}'")[0].rstrip(".")
     if problem:
-        raise ConfigError(f"--push: must be USER/REPO, got {repo_id!r}: {problem}. Choose another name.")
+        raise ConfigError(f"{where}: must be USER/REPO, got {repo_id!r}: {problem}. Choose another name.")
 
 
-def _find_access(where: str, *, token: str | None, endpoint: str | None) -> tuple[str, str]:
-    """The hub's address, and a token for it."""
+def find_access(
+    where: str, *, token: str | None = None, endpoint: str | None = None, later: str = PUSH_LATER
+) -> tuple[str, str]:
+    """The hub's address, and a token for it. Asks no network.
+
+    Args:
+        where: The option that messages begin with.
+        token: The hub's token; None: `find_token`.
+        endpoint: The hub's address; None: HF_ENDPOINT, else the public hub.
+        later: What can be done without a network.
+
+    Raises:
+        ConfigError: If there is no token, or it cannot be one.
+        RunError: If the library is not to use the network.
+    """
     from huggingface_hub import constants
 
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
     if constants.HF_HUB_OFFLINE and gave_up():
         raise RunError(
             f"{where}: needs the network, got no answer from {constants.ENDPOINT} where the base was looked for. Check "
-            "the network, or export without --push now and push the bundle later."
+            f"the network, or {later}."
         )
     if constants.HF_HUB_OFFLINE:
-        raise RunError(
-            f"{where}: needs the network, got HF_HUB_OFFLINE=1. Unset it, or export without --push now and "
-            "push the bundle later."
-        )
+        raise RunError(f"{where}: needs the network, got HF_HUB_OFFLINE=1. Unset it, or {later}.")
     token = check_token(token, where=f"{where}: the token") if token else find_token()
     if token is None:
         raise ConfigError(
@@ -150,11 +162,10 @@ def _find_access(where: str, *, token: str | None, endpoint: str | None) -> tupl
     return endpoint, token
 
 
-def _find_repository(api: HfApi, repo_id: str, *, token: str) -> Any | None:
-    """The repository as the hub describes it; None if there is none that this token may see."""
+def find_repository(api: HfApi, repo_id: str, *, where: str, token: str, later: str = PUSH_LATER) -> Any | None:
+    """The repository as the hub describes it; None if there is none that this token may see. Raises RunError."""
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    where = f"--push {repo_id}"
     try:
         return api.model_info(repo_id, timeout=REACH_TIMEOUT_S)
     except RepositoryNotFoundError:
@@ -163,15 +174,30 @@ def _find_repository(api: HfApi, repo_id: str, *, token: str) -> Any | None:
         raise explain_refusal(error, where=where, token=token) from None
     # The HTTP client's own errors have no class in common with those of its predecessors.
     except Exception as error:
-        raise explain_silence(error, api, where=where, token=token) from None
+        raise explain_silence(error, api, where=where, token=token, later=later) from None
 
 
-def _check_namespace(api: HfApi, namespace: str, *, where: str, token: str) -> str | None:
-    """Says before the work that a token cannot write there, as far as the hub tells.
+@dataclass(frozen=True)
+class Account:
+    """Whose a token is.
 
-    Returns:
-        None if it may, else whose token it is.
+    Attributes:
+        user: The user's name.
+        namespaces: Where the user may have repositories, as far as the hub tells.
+        has_own_rules: A fine-grained token, which may write where its owner is no member.
     """
+
+    user: str
+    namespaces: frozenset[str]
+    has_own_rules: bool
+
+    def may_write(self, namespace: str) -> bool:
+        """Whether nothing speaks against a push there."""
+        return namespace in self.namespaces or self.has_own_rules
+
+
+def find_account(api: HfApi, *, where: str, token: str, later: str = PUSH_LATER) -> Account:
+    """Whose the token is; raises RunError where it may only read, or the hub does not take it or does not answer."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -179,14 +205,13 @@ def _check_namespace(api: HfApi, namespace: str, *, where: str, token: str) -> s
     except HfHubHTTPError as error:
         raise explain_refusal(error, where=where, token=token) from None
     except Exception as error:
-        raise explain_silence(error, api, where=where, token=token) from None
+        raise explain_silence(error, api, where=where, token=token, later=later) from None
     user = str(who.get("name"))
-    mine = {user, *(organization.get("name") for organization in who.get("orgs") or [])}
     role = ((who.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
         raise RunError(f"{where}: needs a token that may write, got one that may read. Make another.")
-    # A fine-grained token may write where its owner is no member.
-    return None if namespace in mine or role == "fineGrained" else user
+    teams = (str(organization.get("name")) for organization in who.get("orgs") or [])
+    return Account(user, frozenset({user, *teams}), role == "fineGrained")
 
 
 def _check_repository(info: Any, repo_id: str, *, is_public: bool, tell: Callable[[str], None]) -> None:
