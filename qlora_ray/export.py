@@ -49,6 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="USER[/REPO]",
         help="upload the bundle to the Hugging Face hub, private; without REPO under the bundle's own name",
     )
+    parser.add_argument(
+        "--push-adapters",
+        action="store_true",
+        help="push what the sweep's export.push_every could not push while it ran, and write no bundle",
+    )
     parser.add_argument("--public", action="store_true", help="make a repository that --push creates public")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.name=/new/place"
@@ -71,6 +76,8 @@ def _run(arguments: argparse.Namespace) -> Result:
 
     _check_arguments(arguments)
     tell = Console().line
+    if arguments.push_adapters:
+        return _push_adapters(arguments, tell)
     with looking_into(str(arguments.source)):
         is_old = (arguments.source / INVENTORY).is_file()
     bundle, plan = _reopen(arguments, tell) if is_old else _write(arguments, tell)
@@ -103,6 +110,19 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.merge == "none" and asked:
         option = f"--{asked[0].replace('_', '-')}"
         raise ConfigError(f"{option}: is of the merged model, got --merge none. Drop one of them.")
+
+
+def _push_adapters(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Result:
+    """What a sweep has not pushed yet, as its own config says."""
+    from qlora_ray.exporting.adapter_pushes import push_waiting
+    from qlora_ray.runs import SweepPaths
+
+    defaults = make_parser().parse_args([str(arguments.source)])
+    others = ("to", "trial", "merge", *MERGE_ONLY, "overrides", "push", "public", "make_zip")
+    if any(getattr(arguments, name) != getattr(defaults, name) for name in others):
+        raise ConfigError("--push-adapters: takes the sweep's folder and no other option. Drop the others.")
+    pushes = push_waiting(SweepPaths(arguments.source), tell=tell)
+    return Result({"folder": str(arguments.source), "url": pushes.repository})
 
 
 def _write(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Bundle, PushPlan | None]:

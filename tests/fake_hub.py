@@ -21,10 +21,16 @@ import pytest
 
 @dataclass
 class FakeRepository:
-    """Files by path, as the last commit has them."""
+    """Files by path, as the last commit of main has them, and of other branches by name; `messages` of all commits."""
 
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
+    branches: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+
+    def on(self, branch: str) -> dict[str, bytes]:
+        """The files of a branch."""
+        return self.files if branch == "main" else self.branches[branch]
 
 
 @dataclass
@@ -192,18 +198,26 @@ class _Handler(HubHandler):
             200, {"id": repo_id, "private": repository.private, "sha": "0" * 40, "siblings": siblings, "tags": []}
         )
 
-    def list_tree(self, body: bytes, repo_id: str) -> None:
+    def branch(self, body: bytes, repo_id: str, branch: str) -> None:
+        """Makes a branch that begins as main is."""
+        repository = self.state.repositories[repo_id]
+        if branch in repository.branches:
+            return self._send(409, {"error": "Reference already exists"})
+        repository.branches[branch] = dict(repository.files)
+        return self._send(200, {})
+
+    def list_tree(self, body: bytes, repo_id: str, branch: str) -> None:
         """A repository's files."""
-        files = self.state.repositories[repo_id].files
+        files = self.state.repositories[repo_id].on(branch)
         rows = [
             {"type": "file", "path": path, "size": len(content), "oid": _git_oid(content)}
             for path, content in files.items()
         ]
         self._send(200, rows)
 
-    def preupload(self, body: bytes, repo_id: str) -> None:
+    def preupload(self, body: bytes, repo_id: str, branch: str) -> None:
         """Which files are large, and which are there already."""
-        files = self.state.repositories[repo_id].files
+        files = self.state.repositories[repo_id].on(branch)
         answers = []
         for asked in json.loads(body)["files"]:
             path = asked["path"]
@@ -226,9 +240,10 @@ class _Handler(HubHandler):
             objects.append(answer)
         self._send(200, {"transfer": "basic", "objects": objects})
 
-    def commit(self, body: bytes, repo_id: str) -> None:
+    def commit(self, body: bytes, repo_id: str, branch: str) -> None:
         """All operations at once."""
-        files = self.state.repositories[repo_id].files
+        repository = self.state.repositories[repo_id]
+        files = repository.on(branch)
         for line in body.splitlines():
             operation = json.loads(line)
             key, values = operation["key"], operation["value"]
@@ -238,6 +253,8 @@ class _Handler(HubHandler):
                 files[values["path"]] = self.state.objects[values["oid"]]
             elif key == "deletedFile":
                 del files[values["path"]]
+            elif key == "header":
+                repository.messages.append(values["summary"])
         oid = hashlib.sha1(body).hexdigest()
         self._send(200, {"commitUrl": f"{self.state.endpoint}/{repo_id}/commit/{oid}", "commitOid": oid})
 
@@ -248,14 +265,16 @@ def _git_oid(content: bytes) -> str:
 
 
 _REPO = r"([^/]+/[^/]+)"
+_BRANCH = r"([^/]+)"
 _ROUTES: list[tuple[str, Callable[..., None]]] = [
     ("GET /api/whoami-v2", _Handler.whoami),
     ("POST /api/validate-yaml", _Handler.validate_yaml),
     ("POST /api/repos/create", _Handler.create),
     (f"GET /api/models/{_REPO}", _Handler.describe),
     (f"GET /api/models/{_REPO}/revision/main", _Handler.describe),
-    (f"GET /api/models/{_REPO}/tree/main", _Handler.list_tree),
-    (f"POST /api/models/{_REPO}/preupload/main", _Handler.preupload),
+    (f"POST /api/models/{_REPO}/branch/{_BRANCH}", _Handler.branch),
+    (f"GET /api/models/{_REPO}/tree/{_BRANCH}", _Handler.list_tree),
+    (f"POST /api/models/{_REPO}/preupload/{_BRANCH}", _Handler.preupload),
     (f"POST /{_REPO}[.]git/info/lfs/objects/batch", _Handler.lfs_batch),
-    (f"POST /api/models/{_REPO}/commit/main", _Handler.commit),
+    (f"POST /api/models/{_REPO}/commit/{_BRANCH}", _Handler.commit),
 ]

@@ -99,6 +99,8 @@ _NEAR = {
         "a trial is evaluated, and its state kept, at each report": "save_steps eval_steps save_strategy eval_strategy "
         "evaluation_strategy evals_per_epoch saves_per_epoch",
     },
+    "export.push_every": {"never, best or save": "push_to_hub hub_strategy"},
+    "export.push_to": {"USER or USER/REPO, always private": "hub_model_id push_to_hub_model_id hub_private_repo"},
     "results.report_to": {"each trial is a run, and the sweep a group": "report_to use_wandb"},
 }
 # What no key does, and what does it.
@@ -106,7 +108,6 @@ _NOT_HERE = {
     "rows of like length share a micro-batch, and the packed engine pads next to nothing": "packing sample_packing "
     "pad_to_sequence_len group_by_length eval_sample_packing",
     "go on with `sweep --resume DIR`": "resume_from_checkpoint auto_resume_from_checkpoints overwrite_output_dir",
-    "export with `qlora_ray.export --push USER/REPO`": "push_to_hub hub_model_id hub_strategy",
     "set HF_TOKEN, in the environment or in .env": "hub_token hf_token use_auth_token token",
     "set the tracker's own variable, as WANDB_PROJECT, and results.report_to": "wandb_project wandb_entity "
     "wandb_run_id project mlflow_tracking_uri",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, TRACKERS, OneOf
+from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, OneOf
 from qlora_ray.config.durations import Duration
 from qlora_ray.config.field_types import (
     ClassName,
@@ -22,6 +22,8 @@ from qlora_ray.config.field_types import (
     Seconds,
     Seed,
 )
+from qlora_ray.config.outputs import Export, Results
+from qlora_ray.config.section import Section
 
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 # What products are computed in.
@@ -30,12 +32,6 @@ Precision = Literal["bf16", "fp16", "fp32"]
 RAY_RESOURCES = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
 _RAY_RESOURCES_BY_WORD = {name.lower(): name for name in RAY_RESOURCES}
 ObjectiveName = Literal["eval_loss", "trainable_parameters"]
-
-
-class Section(BaseModel):
-    """A config section: unknown keys fail, values are checked on assignment too."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Quantization(Section):
@@ -366,18 +362,6 @@ class Evaluate(Section):
         return self
 
 
-class Results(Section):
-    """Where a sweep is written."""
-
-    dir: str = "results"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
-        None, description="Folder under dir; null: the config's name and the time."
-    )
-    report_to: list[Annotated[str, OneOf(TRACKERS)]] = Field(
-        [], description="Trackers that each trial is a run of, beside the sweep's own files."
-    )
-
-
 class SweepConfig(Section):
     """Everything a sweep is told."""
 
@@ -389,6 +373,7 @@ class SweepConfig(Section):
     cluster: Cluster = Cluster()
     evaluate: Evaluate = Evaluate()
     results: Results = Results()
+    export: Export = Export()
 
     @model_validator(mode="after")
     def _paused_trials_keep_state(self) -> SweepConfig:

@@ -15,7 +15,7 @@ from qlora_ray.runs.records import Manifest
 
 @dataclass(frozen=True)
 class _Power:
-    """A config key by which a manifest chooses code that runs, or a host that is spoken to.
+    """A config key by which a manifest chooses code that runs, a host that is spoken to, or what leaves it.
 
     Attributes:
         is_used: Whether a value uses the power.
@@ -32,13 +32,14 @@ class _Power:
 POWERS = (
     _Power(TRUST, bool, "false", "runs code that comes with the base"),
     _Power("cluster.address", lambda value: value is not None, "null", "joins that Ray cluster"),
+    _Power("export.push_every", lambda value: value != "never", "never", "uploads its adapters with your token"),
 )
 
 
 def check_trust(
     config: SweepConfig, manifest: Manifest, *, folder: str, overrides: Sequence[str], is_trusted: bool
 ) -> None:
-    """Refuses what a stranger's manifest asks for that runs code or joins a cluster.
+    """Refuses what a stranger's manifest asks for that runs code, joins a cluster or uploads.
 
     Args:
         config: The config that came with the folder, with the overrides in it.
@@ -58,9 +59,9 @@ def check_trust(
         return
     raise ConfigError(
         [
-            f"{folder}: a sweep that this user did not start here must not choose code or clusters, got {power.key}: "
-            f"{values[power.key]}, which {power.what}. If you trust where the folder is from, add --trust-folder; "
-            f"else go on with --set {power.key}={power.harmless}."
+            f"{folder}: a sweep that this user did not start here must not choose code, clusters or uploads, got "
+            f"{power.key}: {values[power.key]}, which {power.what}. If you trust where the folder is "
+            f"from, add --trust-folder; else go on with --set {power.key}={power.harmless}."
             for power in asked
         ]
     )

@@ -89,9 +89,10 @@ def _portable(selection: Selection) -> dict[str, Any]:
         if may_be_path and name != EMBEDDED and Path(name).expanduser().exists():
             config[section][key] = str(Path(name).expanduser().resolve())
     config["model"]["trust_remote_code"] = selection.needs_code
-    # Where results go, and on which cluster, is the next user's to say.
+    # Where results and adapters go, and on which cluster, is the next user's to say.
     config["results"] = {"dir": "results", "name": None}
     config["cluster"]["address"] = None
+    del config["export"]
     return config
 
 

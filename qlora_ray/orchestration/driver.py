@@ -19,6 +19,7 @@ from qlora_ray.errors import (
     SweepInterrupted,
     first_line,
 )
+from qlora_ray.exporting.adapter_pushes import describe_pushes
 from qlora_ray.orchestration.background import BackgroundCall
 from qlora_ray.orchestration.cluster.fetching import fetch_on_nodes
 from qlora_ray.orchestration.cluster.joining import find_dashboard_link
@@ -27,6 +28,7 @@ from qlora_ray.orchestration.cluster.scaling import capacity_request
 from qlora_ray.orchestration.cluster.starting import RayStart
 from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.gauges import SweepGauges
+from qlora_ray.orchestration.hub_pushing import hub_pusher
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.live.collecting import make_collector
 from qlora_ray.orchestration.live.watch import LiveWatch
@@ -167,7 +169,8 @@ def _run(
         ray_start.running(config.cluster),
         watched_ray(config.cluster, stops),
         capacity_request(config.cluster.scale_up) as request,
-        tracked_trials(config.results.report_to, paths, tell=console.event) as observer,
+        tracked_trials(config.results.report_to, paths, tell=console.event) as tracked,
+        hub_pusher(config, paths, tell=console.event) as pusher,
         contextlib.ExitStack() as followed,
     ):
         stops.check()
@@ -178,6 +181,8 @@ def _run(
         if first is not None:
             notes = check_same_inputs(preflight, first, common=common)
             preflight = replace(preflight, notes=[*preflight.notes, *notes])
+        if (words := describe_pushes(config.export)) is not None:
+            preflight = replace(preflight, notes=[*preflight.notes, words])
         manifest = describe_sweep(preflight, plan, list(profiles.values()), common=common)
         if first is not None:
             manifest = add_resume(first, manifest)
@@ -185,7 +190,8 @@ def _run(
         print_plan(console, preflight, plan, paths)
         if config.cluster.ray_dashboard:
             console.line(describe_ray_dashboard(find_dashboard_link()))
-        ledger = Ledger(config, paths=paths, console=console, common=common, observer=observer)
+        observers = [observer for observer in (tracked, pusher) if observer is not None]
+        ledger = Ledger(config, paths=paths, console=console, common=common, observers=observers)
         fetch_on_nodes(config.model, list_executor_nodes(plan, profiles), tell=watch.say, check=stops.check)
         watch.say("starting the executors, which load the base")
         pool = start_sweep_pool(preflight, plan, profiles, paths, base=common.base)
@@ -234,6 +240,12 @@ def _run(
                 raise
         if stops.ray_death is not None:
             lost = PoolLost(stops.ray_death)
+        pushes = None
+        if pusher is not None:
+            watch.say("pushing adapters to the hub")
+            if winner is not None:
+                pusher.add(winner.entry, is_best=True)
+            pushes = pusher.finish(is_stopped=winner is None)
         # From here on everything is told; there is nothing left to stop.
         stops.ignore()
         if lost is not None:
@@ -248,6 +260,7 @@ def _run(
             paths=paths,
             interrupted=interrupted or lost is not None or unscored is not None,
             device_wait_share=waiting,
+            pushes=pushes,
         )
         ledger.note("sweep_ended", reason=summary.status)
         watch.begin(LivePhase.REPORT, "writing the page")

@@ -56,8 +56,8 @@ class TrialsObserver(Protocol):
     def reported(self, entry: TrialEntry, report: Report) -> None:
         """A new report of a trial was entered."""
 
-    def closed(self, entry: TrialEntry) -> None:
-        """A trial has ended."""
+    def closed(self, entry: TrialEntry, *, is_best: bool) -> None:
+        """A trial has ended; `is_best` where it is complete and the best so far."""
 
 
 class Ledger:
@@ -68,7 +68,7 @@ class Ledger:
         paths: Its folder.
         console: The user's lines.
         common: What every record holds besides its own trial: versions, commit, data, base.
-        observer: Hears of trials; None: nobody does.
+        observers: Hear of trials.
 
     Attributes:
         num_planned: Trials of the sweep; those with new seeds are added as they are planned.
@@ -84,10 +84,10 @@ class Ledger:
         paths: SweepPaths,
         console: Console,
         common: SweepFacts,
-        observer: TrialsObserver | None = None,
+        observers: Sequence[TrialsObserver] = (),
     ) -> None:
         self._config = config
-        self._observer = observer
+        self._observers = observers
         self._paths = paths
         self._console = console
         self._common = common
@@ -149,8 +149,8 @@ class Ledger:
         if clone_of is not None and not ancestors:
             self._note_clone(entry, clone_of)
         record = self._write_record(entry)
-        if self._observer is not None:
-            self._observer.opened(entry, record)
+        for observer in self._observers:
+            observer.opened(entry, record)
 
     def restore(self) -> None:
         """Takes over the trials that an earlier driver finished, from their records."""
@@ -204,8 +204,8 @@ class Ledger:
             line["train_losses"] = report.train_losses
         append_line(self._paths.trial(entry.id).metrics, line)
         self._events.write("trial_reported", trial=entry.id, report_index=report.index, executor=result.executor)
-        if self._observer is not None:
-            self._observer.reported(entry, report)
+        for observer in self._observers:
+            observer.reported(entry, report)
 
     def close(self, number: int) -> Outcome:
         """Ends a trial as what it was, and says so."""
@@ -224,8 +224,8 @@ class Ledger:
             self._table.append(entry, self._ended)
             self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)
             self._console.event(self._describe_end(entry))
-            if self._observer is not None:
-                self._observer.closed(entry)
+            for observer in self._observers:
+                observer.closed(entry, is_best=self._standings.best is entry)
         return self.outcome_of(entry)
 
     def outcome_of(self, entry: TrialEntry) -> Outcome:

@@ -35,12 +35,15 @@ def tell_plan(config: SweepConfig, space: SearchSpace, *, gpus: str | None = Non
         plan = _plan_without_ray(facts, gpus=gpus)
     else:
         facts, plan = _plan_with_ray(config, space)
+    from qlora_ray.exporting.adapter_pushes import describe_pushes
     from qlora_ray.preflight.forecast import forecast_sweep
 
     forecast = forecast_sweep(facts, plan)
-    notes = "".join(f"note  {note}\n" for note in facts.notes)
+    pushes = describe_pushes(config.export)
+    told = [*facts.notes, *([] if pushes is None else [pushes])]
+    notes = "".join(f"note  {note}\n" for note in told)
     sys.stdout.write(f"{notes}{plan.render()}\n\n{forecast.render()}\n")
-    return {**plan.to_dict(), "forecast": forecast.to_dict(), "config_notes": list(facts.notes)}
+    return {**plan.to_dict(), "forecast": forecast.to_dict(), "config_notes": told}
 
 
 def _find_facts(config: SweepConfig, space: SearchSpace) -> PlanFacts:

@@ -24,6 +24,7 @@ from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.paths import trial_id_of
+from qlora_ray.runs.record_parts import PushesRecord
 from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus, write_record
 from qlora_ray.scoring.details import tabulate_details
 from qlora_ray.scoring.verdict import Verdict
@@ -47,6 +48,7 @@ def write_summary(
     paths: SweepPaths,
     interrupted: bool,
     device_wait_share: float | None = None,
+    pushes: PushesRecord | None = None,
 ) -> Summary:
     """Writes summary.json, last of all files.
 
@@ -56,6 +58,7 @@ def write_summary(
         paths: The sweep's folder.
         interrupted: Whether the sweep was stopped before its end.
         device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
+        pushes: What went to the hub; None where nothing was to.
     """
     ended = SweepStatus.COMPLETE if winner else SweepStatus.NO_WINNER
     failure = ledger.first_failure
@@ -69,6 +72,7 @@ def write_summary(
         first_failure=f"trial {failure[0]}: {failure[1]}" if failure else None,
         end_reason=ledger.end_reason,
         device_wait_share=None if device_wait_share is None else round(device_wait_share, 4),
+        pushes=pushes,
     )
     write_record(paths.summary, summary)
     return summary
@@ -159,6 +163,8 @@ def print_outcome(
         console.line(f"report    {report}")
     else:
         console.line(f"report    could not be made; why is in {paths.logs / 'driver.log'}")
+    if summary.pushes is not None:
+        _print_pushes(console, summary.pushes)
 
 
 def print_next_steps(
@@ -197,6 +203,14 @@ def print_next_steps(
             by_cause.setdefault(entry.cause or entry.state, []).append(entry.id)
         for cause, ids in by_cause.items():
             console.line(f"          {', '.join(ids)}: {_one_line(cause)}")
+
+
+def _print_pushes(console: Console, pushes: PushesRecord) -> None:
+    if pushes.num_pushed and pushes.repository is not None:
+        console.line(f"pushed    {plural(pushes.num_pushed, 'adapter')} to {pushes.repository}, private")
+    if pushes.waiting:
+        console.line(f"not pushed: {', '.join(pushes.waiting)}: {printable(pushes.reason or '')}")
+        console.line(f"          push them later: {pushes.command}")
 
 
 def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:

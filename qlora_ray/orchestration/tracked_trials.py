@@ -43,7 +43,7 @@ class TrackedTrials:
             self._reporter.log(entry.id, step, {TRAIN_LOSS: loss})
         self._reporter.log(entry.id, int(report.metrics.get("step", report.index)), _numbers(report.metrics))
 
-    def closed(self, entry: TrialEntry) -> None:
+    def closed(self, entry: TrialEntry, *, is_best: bool) -> None:
         """See TrialsObserver."""
         self._reporter.end_trial(entry.id, str(entry.state), entry.cause or "", _numbers(entry.metrics))
 

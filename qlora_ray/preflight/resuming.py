@@ -30,6 +30,7 @@ FREE = (
     "search.gpu_hours",
     "cluster.",
     "results.",
+    "export.",
     "search.space",
     "model.trust_remote_code",
 )

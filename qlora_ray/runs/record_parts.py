@@ -249,3 +249,22 @@ class RunRecord(Part):
     git: GitState = field(default_factory=GitState)
     base: BaseRecord | None = None
     changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushesRecord(Part):
+    """What a sweep has pushed to the hub while it ran.
+
+    Attributes:
+        repository: The repository's page; None where none was reached.
+        num_pushed: Trials whose adapters are there.
+        waiting: Trials whose adapters could not be pushed.
+        reason: Why not.
+        command: What pushes them later.
+    """
+
+    repository: str | None = None
+    num_pushed: int = 0
+    waiting: tuple[str, ...] = ()
+    reason: str | None = None
+    command: str | None = None

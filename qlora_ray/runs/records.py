@@ -20,6 +20,7 @@ from qlora_ray.runs.record_parts import (
     ExecutorRecord,
     MemoryRecord,
     PlanRecord,
+    PushesRecord,
     RanFacts,
     RunRecord,
     SweepFacts,
@@ -145,6 +146,7 @@ class Summary:
         verdict_note: What weakens the verdict; None if nothing does.
         end_reason: Which budget ended the search before all its trials; None if none did.
         device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
+        pushes: What went to the hub while the sweep ran; None where nothing was to.
     """
 
     status: SweepStatus = SweepStatus.UNFINISHED
@@ -156,6 +158,7 @@ class Summary:
     device_wait_share: float | None = None
     verdict_note: str | None = None
     end_reason: str | None = None
+    pushes: PushesRecord | None = None
 
     @property
     def exit_code(self) -> int:

@@ -74,6 +74,8 @@ NAMED: dict[str, dict[str, Any]] = {
         "data.row_choice": "first",
         "training.precision": "auto",
         "lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "export.push_every": "save",
+        "export.push_to": None,
     },
     "qwen3": {
         "model.name": "Qwen/Qwen3-0.6B",

@@ -6,7 +6,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from qlora_ray.config.field_types import MAX_SECONDS
-from qlora_ray.config.schema import Lora, Section, SweepConfig, Training
+from qlora_ray.config.schema import Lora, SweepConfig, Training
+from qlora_ray.config.section import Section
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
@@ -58,7 +59,7 @@ def test_lora_keys_are_those_of_peft_but_for_the_ratio():
 
 def test_every_section_refuses_unknown_keys():
     sections = [info.annotation for info in SweepConfig.model_fields.values()]
-    assert len(sections) == 8 and all(issubclass(section, Section) for section in sections)
+    assert len(sections) == 9 and all(issubclass(section, Section) for section in sections)
     for section in sections:
         with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
             section(surprise=1)
@@ -174,6 +175,9 @@ BOUNDS = [
     ("results.name", "a-1.b_c", "../a"),
     ("results.name", "a", ""),
     ("results.name", "0", ".hidden"),
+    ("export.push_every", "best", "sometimes"),
+    ("export.push_to", "ann", "ann/"),
+    ("export.push_to", "ann/a.b-c_d", "ann/b/c"),
 ]
 
 

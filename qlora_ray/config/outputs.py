@@ -1,0 +1,36 @@
+"""What leaves a sweep: its folder, runs of trackers, and adapters pushed to the hub while it trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from qlora_ray.config.choices import TRACKERS, OneOf
+from qlora_ray.config.section import Section
+
+
+class Results(Section):
+    """Where a sweep is written."""
+
+    dir: str = "results"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
+        None, description="Folder under dir; null: the config's name and the time."
+    )
+    report_to: list[Annotated[str, OneOf(TRACKERS)]] = Field(
+        [], description="Trackers that each trial is a run of, beside the sweep's own files."
+    )
+
+
+class Export(Section):
+    """Which adapters go to the Hugging Face hub while the sweep runs; a bundle of the winner is `export`'s."""
+
+    push_every: Literal["never", "best", "save"] = Field(
+        "never",
+        description="best: each new best adapter, to the main branch of one private repository; save: also each "
+        "trial's adapter as it is saved, to a branch of its own.",
+    )
+    push_to: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = Field(
+        None,
+        description="USER or USER/REPO; null: the token's user. Without REPO the repository has the sweep's name.",
+    )
