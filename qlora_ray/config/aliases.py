@@ -81,7 +81,8 @@ _NEAR = {
     },
     "lora.lora_alpha": {"or lora.alpha_ratio, which is alpha / r": "alpha peft_lora_alpha"},
     "training.max_samples": {
-        "steps x effective batch, so that trials of any batch size see equal samples": "max_steps num_steps total_steps"
+        "steps x effective batch, so that trials of any batch size see equal samples": "max_steps num_steps "
+        "total_steps max_train_steps"
     },
     "training.warmup_steps": {"or training.warmup_ratio, a share of the trial's steps": "num_warmup_steps warmup"},
     "training.precision": {

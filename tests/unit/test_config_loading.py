@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,7 @@ def test_several_keys_of_another_tool_are_each_answered_by_one_of_their_own_sect
         ("load_in_8bit: true", "model.quantization.method: int8"),
         ("training: {num_warmup_steps: 10}", "training.warmup_steps: or training.warmup_ratio"),
         ("training: {max_steps: 10}", "training.max_samples: steps x effective batch"),
+        ("training: {max_train_steps: 10}", "training.max_samples: steps x effective batch"),
         ("data: {val_set_size: 0.1}", "data.validation: a file, a split or a fraction"),
         ("data: {train_on_inputs: true}", "Here it is data.loss: all for whole rows"),
         ("training: {gradient_accumulation: 4}", "training.gradient_accumulation_steps"),
@@ -149,6 +151,14 @@ def test_several_keys_of_another_tool_are_each_answered_by_one_of_their_own_sect
 def test_what_differs_from_another_tools_key_is_said(tmp_path, written, words):
     (problem,) = problems_of(tmp_path, written)
     assert words in problem
+
+
+def test_a_config_in_json_is_read_as_it_stands(tmp_path):
+    written = {"model": {"name": "embedded", "revision": None}, "training": {"seed": 9, "learning_rate": 1e-05}}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(written, indent=2))
+    config = load_config(path)
+    assert (config.training.seed, config.training.learning_rate, config.model.revision) == (9, 1e-5, None)
 
 
 def test_what_other_tools_keys_are_answered_with_exists_and_is_no_section():
