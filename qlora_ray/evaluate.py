@@ -34,7 +34,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", metavar="N,...", help="worked examples before each question, e.g. 0,3")
     parser.add_argument("--rows", type=_positive, metavar="N", help="the first N rows, all of them answered")
     parser.add_argument(
-        "--prompts", action="append", default=[], metavar="FILE", help="prompts to answer, or qualitative, red_team"
+        "--prompts",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="prompts to answer, or eqbench, qualitative, redteam",
     )
     parser.add_argument("--max-prompts", type=_positive, metavar="N", help="the first N prompts of each file")
     parser.add_argument("--metric", action="append", default=[], metavar="FILE.py:CLASS", help="a metric of your own")

@@ -128,6 +128,7 @@ METRICS = {
     "token_f1": MetricEntry("qlora_ray.scoring.metrics.text:TokenF1"),
     "numeric": MetricEntry("qlora_ray.scoring.metrics.numeric:NumericMatch"),
     "boxed_match": MetricEntry("qlora_ray.scoring.metrics.boxed:BoxedMatch"),
+    "eq_bench": MetricEntry("qlora_ray.scoring.metrics.eq_bench:EqBench"),
     "math_verify": MetricEntry("qlora_ray.scoring.metrics.math_verification:MathVerify", library="math_verify"),
     "sql_execution": MetricEntry("qlora_ray.scoring.metrics.execution:SqlExecution", needs_database=True),
     "sql_equivalent": MetricEntry(

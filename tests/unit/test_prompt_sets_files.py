@@ -9,7 +9,8 @@ import pytest
 
 from qlora_ray.data.examples import Turn
 from qlora_ray.errors import DataError
-from qlora_ray.evaluation.prompt_sets.files import read_prompts, shipped_prompt_sets
+from qlora_ray.evaluation.prompt_sets.files import find_prompt_file, read_prompts, shipped_prompt_sets
+from qlora_ray.scoring.metrics.eq_bench import holds_ratings, read_ratings
 
 
 def _write(path: Path, *rows: object) -> Path:
@@ -26,11 +27,26 @@ ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
 
 
 def test_shipped_sets_are_read_by_name() -> None:
-    assert shipped_prompt_sets() == ["qualitative", "red_team"]
-    for name in shipped_prompt_sets():
+    assert shipped_prompt_sets() == ["eqbench", "qualitative", "red_team"]
+    for name in ("qualitative", "red_team"):
         rows = read_prompts(name)
         assert len(rows) == 8
         assert all(row.reference is None and row.turns[-1].role == "user" for row in rows)
+
+
+def test_the_shipped_eqbench_prompts_ask_for_the_emotions_that_their_references_rate() -> None:
+    rows = read_prompts("eqbench")
+    assert 12 <= len(rows) == len({row.prompt for row in rows}) <= 20
+    for row in rows:
+        assert holds_ratings(row.reference or "") and not row.is_partial
+        asked, [*_, lines] = row.prompt.split("\n\n")[0], row.prompt.split("\n\n")
+        assert "from 0 (not at all) to 10" in asked
+        assert lines.splitlines() == [f"{emotion}: <0-10>" for emotion in read_ratings(row.reference or "")]
+
+
+@pytest.mark.parametrize("name", ["redteam", "red-team", "red_team", "RedTeam"])
+def test_a_shipped_set_is_found_by_other_spellings_of_its_name(name: str) -> None:
+    assert find_prompt_file(name).name == "red_team.jsonl"
 
 
 def test_a_prompt_has_its_id_or_its_place(tmp_path: Path) -> None:
@@ -52,6 +68,27 @@ def test_eq_bench_files_are_read_as_they_are(tmp_path: Path) -> None:
     path.write_text(json.dumps({"1": {"prompt": "\nYour task", **answers}, "7": {"prompt": "Next"}}), encoding="utf-8")
     found = [(row.id, row.prompt, row.reference) for row in read_prompts(path)]
     assert found == [("1", "\nYour task", None), ("7", "Next", None)]
+
+
+def test_eq_bench_files_have_their_full_scale_ratings_as_reference(tmp_path: Path) -> None:
+    names = ("Remorseful", "Indifferent", "Affectionate", "Annoyed")
+    emotions = {f"emotion{place}": name for place, name in enumerate(names, start=1)}
+    # Its file has numbers and texts side by side.
+    ratings = {f"emotion{place}_score": rating for place, rating in enumerate((0, "6", 0, "7"), start=1)}
+    path = tmp_path / "eq.json"
+    rows = {
+        "1": {"prompt": "a", "reference_answer_fullscale": {**emotions, **ratings}},
+        "2": {"prompt": "b", "reference_answer_fullscale": str({**emotions, **ratings})},
+    }
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    expected = "Remorseful: 0\nIndifferent: 6\nAffectionate: 0\nAnnoyed: 7"
+    assert [(row.reference, row.is_partial) for row in read_prompts(path)] == [(expected, True)] * 2
+    rows["2"]["reference_answer_fullscale"] = emotions
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(
+        DataError, match="row 2: 'reference_answer_fullscale' must have four emotions rated from 0 to 10"
+    ):
+        read_prompts(path)
 
 
 def test_conversations_keep_their_turns_and_a_last_answer_is_the_reference(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qlora_ray.config.schema import Lora, Model, Quantization
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.options import Options
@@ -81,6 +81,22 @@ def test_a_metric_that_needs_no_reference_scores_prompts_without(tmp_path: Path)
     alone = Request(overrides=["evaluate.metrics=[]"])
     plan = make_plan(Options("embedded", alone, num_rows=2, prompt_files=prompts, metrics=[brevity]))
     assert [metric.name for metric in plan.metrics["counts"]] == ["brevity"]
+
+
+def test_prompts_whose_references_are_ratings_are_scored_as_such_unless_the_command_line_names_metrics(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "sweep.yaml"
+    config.write_text("evaluate: {metrics: [sql_execution], database: embedded}", encoding="utf-8")
+    plan = make_plan(Options("embedded", Request(config=config), split="none", prompt_files=["eqbench", "redteam"]))
+    assert {name: [metric.name for metric in metrics] for name, metrics in plan.metrics.items()} == {
+        "eqbench": ["eq_bench"],
+        "red_team": [],
+    }
+    assert all(prompts.num_answered == len(prompts.rows) for prompts in plan.sets)
+    named = Request(config=config, overrides=["evaluate.metrics=[sql_execution]"])
+    with pytest.raises(DataError, match="eqbench: "):
+        make_plan(Options("embedded", named, split="none", prompt_files=["eqbench"]))
 
 
 def test_tasks_are_looked_up_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

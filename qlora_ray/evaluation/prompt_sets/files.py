@@ -3,11 +3,13 @@
 A row has a prompt (`prompt`, `question`, or `instruction` with `input`; or `messages` / `conversations` that end with
 the user or with what a tool returned, and `tools`), an id (`id`, `question_id`, `prompt_id`; else its place, from 0)
 and perhaps a `reference`. Other columns are the user's own. EQ-Bench's file, one object with the rows under their ids,
-is read as it is; its `reference_answer` is for its own scorer, not a text to compare with.
+is read as it is: the ratings of its `reference_answer_fullscale` are the reference, as the lines `Relieved: 6` that the
+metric eq_bench scores. Its `reference_answer` is of version 1, whose ratings add up to 10, and is not used.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import re
@@ -23,11 +25,14 @@ from qlora_ray.data.reading import read_rows
 from qlora_ray.data.row_formats import TOOLS
 from qlora_ray.data.tool_calls import read_tools
 from qlora_ray.errors import DataError
+from qlora_ray.scoring.metrics.eq_bench import NUM_EMOTIONS, holds_ratings
 
 ID_COLUMNS = ("id", "question_id", "prompt_id")
 TURN_COLUMNS = ("messages", "conversations")
 TEXT_COLUMNS = ("prompt", "question", "instruction")
 REFERENCE_COLUMN = "reference"
+# Of EQ-Bench's rows: `emotion1` to `emotion4`, and `emotion1_score` to `emotion4_score`.
+RATINGS_COLUMN = "reference_answer_fullscale"
 SHIPPED_FOLDER = Path(__file__).parent / "prompts"
 # A prompt set is called like its file, and the files of its rows like the set: answers lie in `<set>.jsonl`, losses in
 # `<set>.losses.jsonl`.
@@ -50,6 +55,7 @@ class PromptRow:
         where: `file:line`, for messages.
         calls: The tool calls of the expected answer.
         tools: The functions that may be called.
+        is_partial: Whether the answer that is asked for has more than the reference: EQ-Bench asks for a critique too.
     """
 
     id: str
@@ -58,6 +64,7 @@ class PromptRow:
     where: str
     calls: tuple[ToolCall, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    is_partial: bool = False
 
     @property
     def prompt(self) -> str:
@@ -86,13 +93,19 @@ def find_prompt_file(name: str | Path) -> Path:
     if path.is_file():
         return path
     shipped = shipped_prompt_sets()
-    if str(name) in shipped:
-        return SHIPPED_FOLDER / f"{name}.jsonl"
+    for stem in shipped:
+        # As people write them: redteam, red-team, eq_bench.
+        if _plain(stem) == _plain(str(name)):
+            return SHIPPED_FOLDER / f"{stem}.jsonl"
     near = difflib.get_close_matches(str(name), shipped, n=1)
     raise DataError(
         f"prompts: must be a file or one of {', '.join(shipped)}, got {str(name)!r}, which is neither. "
         + (f"Did you mean {near[0]}?" if near else "Check the path.")
     )
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_]", "", name).lower()
 
 
 def read_prompts(name: str | Path) -> list[PromptRow]:
@@ -200,8 +213,27 @@ def _convert(row: Row, number: int) -> PromptRow:
         if reference is not None:
             raise RowProblem("the reference must be in one place, got an answer as last turn and a 'reference'")
         reference = read_text(given, REFERENCE_COLUMN, Counter())
+    is_partial = reference is None and RATINGS_COLUMN in row.values
+    if is_partial:
+        reference = _read_eq_bench(row.values[RATINGS_COLUMN])
     calls = () if answer is None else answer.tool_calls
-    return PromptRow(_read_id(row, number), turns, reference, row.where, calls, read_tools(row.values.get(TOOLS)))
+    tools = read_tools(row.values.get(TOOLS))
+    return PromptRow(_read_id(row, number), turns, reference, row.where, calls, tools, is_partial)
+
+
+def _read_eq_bench(ratings: Any) -> str:
+    """Returns EQ-Bench's reference as the lines of an answer. Copies of it on the hub have a literal of Python."""
+    if isinstance(ratings, str):
+        try:
+            ratings = ast.literal_eval(ratings)
+        except (ValueError, SyntaxError):
+            ratings = None
+    pairs = [(f"emotion{number}", f"emotion{number}_score") for number in range(1, NUM_EMOTIONS + 1)]
+    values = ratings if isinstance(ratings, dict) else {}
+    text = "\n".join(f"{values.get(emotion)}: {values.get(rating)}" for emotion, rating in pairs)
+    if not holds_ratings(text):
+        raise RowProblem(f"{RATINGS_COLUMN!r} must have four emotions rated from 0 to 10, got {str(ratings)[:80]}")
+    return text
 
 
 def _read_id(row: Row, number: int) -> str:

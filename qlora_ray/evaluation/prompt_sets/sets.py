@@ -198,7 +198,8 @@ def make_file_set(
             )
     has_references = all(prompt.reference is not None for prompt in prompts)
     ids = [prompt.id for prompt in prompts]
-    reference_tokens = count_reference_tokens(rows, tokenizer=tokenizer) if has_references else []
+    is_whole = has_references and not any(prompt.is_partial for prompt in prompts)
+    reference_tokens = count_reference_tokens(rows, tokenizer=tokenizer) if is_whole else []
     return PromptSet(
         stem,
         _last_answers(rows, len(rows)),

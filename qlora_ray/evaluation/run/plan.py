@@ -25,6 +25,7 @@ from qlora_ray.modeling.identity import check_weights
 from qlora_ray.modeling.loading import cannot_load, load_tokenizer, resolve_model_name
 from qlora_ray.scoring.metrics.choice import check_references, resolve_data_metrics, resolve_metrics
 from qlora_ray.scoring.metrics.custom import load_metric
+from qlora_ray.scoring.metrics.eq_bench import holds_ratings
 from qlora_ray.scoring.metrics.metric import Metric, needs_references
 from qlora_ray.scoring.sampling import choose_sampling
 from qlora_ray.scoring.token_budget import (
@@ -180,9 +181,10 @@ class _Asked:
             remarks.append(f"{prompts.name}: the first {len(prompts.rows)} of {num_prompts} prompts, by --max-prompts")
         if prompts.has_references:
             is_asked = any(is_overridden(overrides, key) for key in ("evaluate.metrics", "evaluate.database"))
-            if evaluate.metrics == "auto" and not is_asked:
-                # The database is of the data's questions: those of a file need not be about it.
-                evaluate = evaluate.model_copy(update={"database": None})
+            is_rated = all(holds_ratings(reference) for reference in references)
+            if (evaluate.metrics == "auto" or is_rated) and not is_asked:
+                # Metrics and database are of the data's questions: those of a file need not be about it.
+                evaluate = evaluate.model_copy(update={"metrics": "auto", "database": None})
             metrics, _ = resolve_metrics(
                 evaluate,
                 trains_on_embedded=False,

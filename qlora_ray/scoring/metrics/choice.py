@@ -14,6 +14,7 @@ from qlora_ray.data.columns import TextRows
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.modeling.loading import EMBEDDED
 from qlora_ray.scoring.metrics.boxed import find_box, find_expected
+from qlora_ray.scoring.metrics.eq_bench import holds_ratings
 from qlora_ray.scoring.metrics.metric import Accompanied, Metric, measure
 from qlora_ray.scoring.metrics.numeric import find_number, marks_number
 from qlora_ray.scoring.metrics.sql import is_database
@@ -90,11 +91,12 @@ def resolve_metrics(
 ) -> tuple[list[Metric], str]:
     """Returns the metrics to score answers with, the deciding one first, and why it is these.
 
-    `auto` is the measure of the rows' format where that has one (SQuAD's), else numeric where most references mark
-    their number, as GSM8K does or in a box, and all have one; else boxed_match where most have a box, and none is empty
-    or has a box that is cut; else sql_execution and exact_match where there is a database, exact_match where there is
-    none, and nothing for plain text, which has no answers. Some bring others along, which stand last: sql_execution
-    sql_valid, and token_f1 normalized_match, SQuAD's other measure.
+    `auto` is the measure of the rows' format where that has one (SQuAD's), else eq_bench where each reference is four
+    ratings and nothing else; else numeric where most references mark their number, as GSM8K does or in a box, and all
+    have one; else boxed_match where most have a box, and none is empty or has a box that is cut; else sql_execution and
+    exact_match where there is a database, exact_match where there is none, and nothing for plain text, which has no
+    answers. Some bring others along, which stand last: sql_execution sql_valid, and token_f1 normalized_match, SQuAD's
+    other measure.
 
     Args:
         trains_on_embedded: The data is the shipped task, whose database is known.
@@ -159,6 +161,8 @@ def _choose(
     if row_format in FORMAT_METRICS:
         name = FORMAT_METRICS[row_format]
         return _build([name], None, evaluate), f"{name}: the measure of rows of the format {row_format}"
+    if references and all(holds_ratings(reference) for reference in references):
+        return _build(["eq_bench"], None, evaluate), "eq_bench: each answer is four ratings from 0 to 10"
     num_marked = sum(marks_number(reference) for reference in references)
     if 2 * num_marked > len(references) and all(find_number(reference) is not None for reference in references):
         reason = (
