@@ -1,4 +1,4 @@
-"""Writes report.html and report.md of a sweep, finished or not, into its folder."""
+"""Writes report.html, report.md and loss_curves.png of a sweep, finished or not, into its folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def _run(arguments: argparse.Namespace) -> Result:
 
     written = write_reports(SweepPaths(arguments.sweep))
     notes = "".join(f"note: {problem}\n" for problem in written.problems)
-    sys.stdout.write(f"{written.verdict}\n{notes}{written.page}\n{written.markdown}\n")
+    files = [written.page, written.markdown, *([written.losses] if written.losses else [])]
+    sys.stdout.write(f"{written.verdict}\n{notes}" + "".join(f"{file}\n" for file in files))
     if arguments.open == "yes":
         import webbrowser
 
@@ -39,6 +40,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         {
             "page": str(written.page),
             "markdown": str(written.markdown),
+            "losses": str(written.losses) if written.losses else None,
             "verdict": written.verdict,
             "problems": list(written.problems),
         }

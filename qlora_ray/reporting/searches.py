@@ -94,19 +94,23 @@ def tell_search(story: Story) -> Section:
     return Section("How the search went", blocks)
 
 
+def find_shown(story: Story) -> Trial | None:
+    """The trial whose losses are drawn large: the winner, or the best one so far; None where no trial has any."""
+    first = (story.winner, best_so_far(story), *rank_trials(story.trials))
+    return next((trial for trial in first if trial is not None and has_losses(trial)), None)
+
+
 def _tell_losses(story: Story) -> list[Block]:
     """Training beside validation loss: the winner's, or the best one's so far; the others' behind a line."""
-    trials = [trial for trial in rank_trials(story.trials) if has_losses(trial)]
-    if not trials:
+    first = find_shown(story)
+    if first is None:
         return []
-    first = next((trial for trial in (story.winner, best_so_far(story)) if trial in trials), trials[0])
-    assert first is not None
     blocks: list[Block] = []
     figure = draw_losses(first)
     if figure is not None:
         what = "Training and validation loss. "
         blocks.append(Drawing("losses", figure, what + describe_losses(first) + f" {_points_words(story)}"))
-    others = [trial for trial in trials if trial is not first]
+    others = [trial for trial in rank_trials(story.trials) if has_losses(trial) and trial is not first]
     drawings = tuple(
         Drawing(f"losses{trial.id}", small, describe_losses(trial))
         for trial in others[:MAX_SMALL]

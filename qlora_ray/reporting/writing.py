@@ -1,4 +1,4 @@
-"""Writes report.html and report.md into a sweep's folder."""
+"""Writes report.html, report.md and loss_curves.png into a sweep's folder."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ from pathlib import Path
 from qlora_ray.pages.blocks import Document, Section
 from qlora_ray.pages.markdown import write_markdown
 from qlora_ray.pages.page import write_page
+from qlora_ray.pages.plots import render_png
 from qlora_ray.reporting.evaluations import tell_evaluation, tell_merges
+from qlora_ray.reporting.loss_plot import plot_losses
 from qlora_ray.reporting.machines import tell_memory, tell_plan, tell_slots
 from qlora_ray.reporting.origins import tell_data, tell_origin, tell_record
-from qlora_ray.reporting.searches import tell_failures, tell_leaderboard, tell_parameters, tell_search
+from qlora_ray.reporting.searches import find_shown, tell_failures, tell_leaderboard, tell_parameters, tell_search
 from qlora_ray.reporting.story import Story, read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
 from qlora_ray.runs import SweepPaths, write_text
+from qlora_ray.runs.files import write_bytes
 
 PAGE_NAME = "report.html"
 MARKDOWN_NAME = "report.md"
+LOSSES_NAME = "loss_curves.png"
 
 
 @dataclass(frozen=True)
 class Written:
-    """The two files, the verdict in a line, and what could not be read."""
+    """The files, the verdict in a line, and what could not be read.
+
+    Attributes:
+        losses: The loss curves of the winner, or of the best trial so far; None where no trial has a loss.
+    """
 
     page: Path
     markdown: Path
+    losses: Path | None
     verdict: str
     problems: tuple[str, ...] = ()
 
@@ -47,12 +56,23 @@ def write_reports(paths: SweepPaths) -> Written:
     """
     story = read_story(paths)
     document = compose(story)
-    # Both are made before either is written.
+    # All are made before one is written.
     page, markdown = write_page(document), write_markdown(document)
-    written = Written(paths.root / PAGE_NAME, paths.root / MARKDOWN_NAME, summary_line(story), tuple(story.problems))
+    shown = find_shown(story)
+    figure = plot_losses(shown) if shown is not None else None
+    losses = paths.root / LOSSES_NAME
+    written = Written(
+        paths.root / PAGE_NAME,
+        paths.root / MARKDOWN_NAME,
+        losses if figure is not None else None,
+        summary_line(story),
+        tuple(story.problems),
+    )
     # The large one first: where the disk is full, neither is new.
     write_text(written.page, page)
     write_text(written.markdown, markdown)
+    if figure is not None:
+        write_bytes(losses, render_png(figure))
     return written
 
 

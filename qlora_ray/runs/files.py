@@ -26,13 +26,18 @@ def write_text(path: Path, text: str, *, is_synced: bool = True) -> None:
     Raises:
         RunError: If the disk is full or the folder cannot be written.
     """
+    write_bytes(path, text.encode(), is_synced=is_synced)
+
+
+def write_bytes(path: Path, content: bytes, *, is_synced: bool = True) -> None:
+    """Writes a file whole or not at all, as `write_text` does."""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
             stream.flush()
             if is_synced:
                 os.fsync(stream.fileno())

@@ -171,12 +171,13 @@ def test_the_winners_record_is_told_in_full_and_in_units(written: Path) -> None:
     assert all(fact in text for fact in ("memory.peak_bytes", "1 GiB", "times.train_s", "40.0 s"))
 
 
-def test_the_command_prints_the_verdict_and_both_paths(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_verdict_and_all_paths(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(paths.root)]) == 0
-    verdict, page, markdown = capsys.readouterr().out.splitlines()
+    verdict, page, markdown, losses = capsys.readouterr().out.splitlines()
     assert verdict.startswith("Trial 0003 is better than its base.") and "exact_match" in verdict
     assert Path(page) == paths.root / "report.html" and Path(page).exists()
     assert Path(markdown) == paths.root / "report.md" and Path(markdown).exists()
+    assert Path(losses) == paths.root / "loss_curves.png" and Path(losses).exists()
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 # In the order of models: what the others are held against is grey.
-MODEL_COLOURS = ("var(--rest)", "var(--accent)", "var(--second)", "var(--good)")
+MODEL_COLOUR_NAMES = ("rest", "accent", "second", "good")
 # Up to here every answer is a point on its box.
 MAX_POINTS = 60
 LANE_PX = 34
@@ -27,7 +27,7 @@ def draw_lengths(sets: Sequence[AnsweredSet]) -> Figure:
     for panel, answered in enumerate(sets, start=1):
         for at, (model, rows) in enumerate(answered.answers.items()):
             figure.add_box(
-                x=[_length(row, in_tokens=in_tokens) for row in rows],
+                x=[measure_length(row, in_tokens=in_tokens) for row in rows],
                 name=figure_text(model),
                 orientation="h",
                 boxpoints="all" if len(rows) <= MAX_POINTS else "outliers",
@@ -94,9 +94,10 @@ def counts_tokens(sets: Sequence[AnsweredSet]) -> bool:
     return all(stats.tokens is not None for answered in sets for stats in answered.stats.values())
 
 
-def _length(row: AnswerRow, *, in_tokens: bool) -> int:
+def measure_length(row: AnswerRow, *, in_tokens: bool) -> int:
+    """Returns the tokens of an answer, or its words where these are asked for or all that is known."""
     return row.num_tokens if in_tokens and row.num_tokens is not None else len(row.answer.split())
 
 
 def _colour(at: int) -> str:
-    return MODEL_COLOURS[min(at, len(MODEL_COLOURS) - 1)]
+    return f"var(--{MODEL_COLOUR_NAMES[min(at, len(MODEL_COLOUR_NAMES) - 1)]})"

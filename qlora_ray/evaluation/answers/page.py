@@ -10,13 +10,17 @@ from typing import Any
 
 from qlora_ray.evaluation.answers.figures import counts_tokens, draw_lengths, draw_refusals
 from qlora_ray.evaluation.answers.files import AnswerRow, answer_path, find_pairing_problems, read_answers
+from qlora_ray.evaluation.answers.plots import plot_lengths, plot_refusals
 from qlora_ray.evaluation.answers.statistics import AnsweredSet, AnswerStats, Lengths, summarize
 from qlora_ray.pages.blocks import Block, Bullets, Document, Drawing, Folded, Section, SideBySide, Table, Words
 from qlora_ray.pages.page import write_page
-from qlora_ray.runs.files import to_plain_json, write_json, write_text
+from qlora_ray.pages.plots import render_png
+from qlora_ray.runs.files import to_plain_json, write_bytes, write_json, write_text
 
 STATS_FILE = "stats.json"
 PAGE_FILE = "answers.html"
+LENGTHS_FILE = "lengths.png"
+REFUSALS_FILE = "refusals.png"
 
 TITLE = "Answers side by side"
 CHECKED = "Checked: every prompt was answered by every model, with no empty answer and none cut."
@@ -27,7 +31,7 @@ MAX_ANSWER_CHARACTERS = 2000
 
 
 def export_answers(folder: Path, *, prompt_sets: Sequence[str], models: Sequence[str]) -> dict[str, Any]:
-    """Checks and counts the answers in an evaluation's folder; writes stats.json and answers.html there.
+    """Checks and counts the answers in an evaluation's folder; writes stats.json, answers.html and two plots there.
 
     Args:
         folder: Holds `<model>/<prompt set>.jsonl`.
@@ -60,11 +64,13 @@ def export_answers(folder: Path, *, prompt_sets: Sequence[str], models: Sequence
                 for answered in sets
             },
             "warnings": warnings,
-            "files": [STATS_FILE, PAGE_FILE],
+            "files": [STATS_FILE, PAGE_FILE, LENGTHS_FILE, REFUSALS_FILE],
         }
     )
     write_json(folder / STATS_FILE, stats)
     write_text(folder / PAGE_FILE, write_page(compose_answers(sets, warnings=warnings)))
+    write_bytes(folder / LENGTHS_FILE, render_png(plot_lengths(sets)))
+    write_bytes(folder / REFUSALS_FILE, render_png(plot_refusals(sets)))
     return stats
 
 

@@ -19,7 +19,7 @@ SETTINGS = "settings.json"
 LOCK = ".lock"
 # How runs.files begins the name of a settings.json that is not yet whole.
 UNFINISHED = f".{SETTINGS}."
-RESULTS = ("evaluation.json", "evaluation.md", "stats.json", "answers.html")
+RESULTS = ("evaluation.json", "evaluation.md", "stats.json", "answers.html", "lengths.png", "refusals.png")
 TASKS = "lm_eval.json"
 # Raise it when the same settings give other rows.
 FORMAT = 1

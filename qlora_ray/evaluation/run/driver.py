@@ -216,5 +216,5 @@ def _print_rest(console: Console, plan: Plan, evaluation: dict[str, Any], folder
         console.line(f"note   {note}")
     for warning in evaluation.get("exports", {}).get("warnings", []):
         console.line(f"note   {warning}")
-    page = ", answers.html" if "files" in evaluation.get("exports", {}) else ""
-    console.line(f"files  {folder}/  (evaluation.json, evaluation.md{page}, <model>/<prompts>.jsonl)")
+    exported = [f", {name}" for name in evaluation.get("exports", {}).get("files", [])]
+    console.line(f"files  {folder}/  (evaluation.json, evaluation.md{''.join(exported)}, <model>/<prompts>.jsonl)")
