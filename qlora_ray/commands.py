@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
 import signal
 import sys
 import threading
@@ -19,11 +18,12 @@ from typing import Any
 
 from qlora_ray.env_file import load_token
 from qlora_ray.errors import QloraRayError
+from qlora_ray.platforms import SIGPIPE_NUMBER, has_lost_reader
 
 # As shells have it: 128 and the signal's number.
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-READER_GONE = 128 + signal.SIGPIPE
+READER_GONE = 128 + SIGPIPE_NUMBER
 
 
 # Of the object that --json prints. It changes when a key changes its meaning or goes; new keys may come without.
@@ -95,7 +95,7 @@ def run_command(
         exit_code = _run_and_tell(run, json_of=json_of, stopped=stopped, has_own_signals=has_own_signals)
         sys.stdout.flush()
     except BrokenPipeError:
-        if not _has_lost_reader():
+        if not has_lost_reader(1):
             raise
         # As every program of a pipe: `plan | head` is no failure with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -118,13 +118,6 @@ def ensure_output() -> None:
                 os.close(opened)
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
-
-
-def _has_lost_reader() -> bool:
-    """Whether it is stdout whose reader is gone, and not a connection that broke."""
-    poll = select.poll()
-    poll.register(1, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run_and_tell(run: Callable[[], Result], *, json_of: str | None, stopped: str, has_own_signals: bool) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from qlora_ray.formats import format_duration
+from qlora_ray.platforms import BINARY
 
 DEFAULT_COLUMNS, DEFAULT_ROWS = 80, 24
 # What a terminal that moves no cursor calls itself.
@@ -117,7 +118,7 @@ def noise_to(log: Path) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

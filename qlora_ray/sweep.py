@@ -106,7 +106,7 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
         source = find_config(arguments)
         config = load_config(source, overrides=arguments.overrides, preset=arguments.preset)
     if arguments.print_config:
-        sys.stdout.write(yaml.safe_dump(config.model_dump(), sort_keys=False))
+        sys.stdout.write(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
         return Result({"config": config.model_dump(mode="json")})
     if arguments.preview:
         preview = _preview(config)

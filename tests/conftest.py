@@ -14,6 +14,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 
+from tests.portability import is_portable
+
 UNIT_FOLDER = Path(__file__).parent / "unit"
 
 
@@ -30,8 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tier of `make test`."""
+    """Marks the tier of `make test`, and those of its tests that need no Unix."""
+    portable: dict[Path, bool] = {}
     for item in items:
         is_quick = item.get_closest_marker("slow") is None and item.get_closest_marker("gpu") is None
         if is_quick and item.path.is_relative_to(UNIT_FOLDER):
             item.add_marker(pytest.mark.unit)
+            if item.path not in portable:
+                portable[item.path] = is_portable(item.path.read_text(encoding="utf-8"))
+            if portable[item.path]:
+                item.add_marker(pytest.mark.portable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,9 +92,12 @@ async def _end_of_stdin() -> None:
     descriptor = sys.stdin.fileno()
 
     def read() -> None:
-        if not os.read(descriptor, 4096):
-            loop.remove_reader(descriptor)
-            ended.set()
+        while os.read(descriptor, 4096):
+            pass
+        # A loop that is closed by then has ended for another reason.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(ended.set)
 
-    loop.add_reader(descriptor, read)
+    # A thread, since Windows has no loop that reads pipes.
+    threading.Thread(target=read, daemon=True).start()
     await ended.wait()

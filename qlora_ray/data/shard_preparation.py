@@ -19,7 +19,8 @@ from qlora_ray.data.sharding import ShardRecord, ShardWorkers, ShardWriter, reco
 from qlora_ray.data.split_examples import SplitExamples, Tell
 from qlora_ray.data.tokenized import TokenizedSplit
 from qlora_ray.errors import DataError
-from qlora_ray.runs.locks import hold
+from qlora_ray.platforms import open_folder
+from qlora_ray.runs.locks import hold, waited_for
 
 # Shards of splits whose rows are to be put into another order.
 UNORDERED = "unordered"
@@ -92,7 +93,12 @@ def _make_partial(cache_dir: Path, fingerprint: str) -> Path:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Waits until no other process prepares the same data there."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = open_folder(folder)
+    if descriptor is None:
+        # Not in the folder, which is renamed at the end.
+        with waited_for(folder.with_suffix(".lock")):
+            yield
+        return
     try:
         hold(descriptor)
         yield

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qlora_ray import platforms
 from qlora_ray.errors import first_line
 from qlora_ray.hardware.cpu_bf16 import name_processor, read_bf16_flags, read_held_precision, read_speedups
 from qlora_ray.hardware.device import DeviceProfile, NodeProfile
@@ -156,7 +157,7 @@ def count_cpus() -> int:
 
 def read_ram() -> tuple[int, int]:
     """(total, available) bytes of RAM, no more than the cgroup allows."""
-    total, available = _read_meminfo()
+    total, available = platforms.read_ram()
     for limit_path, usage_path in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -175,21 +176,6 @@ def _read_file_cache(cgroup: Path) -> int:
     words = _read_words(str(cgroup / "memory.stat"))
     counts = dict(zip(words[::2], words[1::2], strict=False))
     return int(counts.get("total_inactive_file", counts.get("inactive_file", "0")))
-
-
-def _read_meminfo() -> tuple[int, int]:
-    """(total, available) bytes of the machine's RAM; where /proc is absent, all of it counts as available."""
-    words = {}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            key, _, rest = line.partition(":")
-            words[key] = int(rest.split()[0]) * 1024
-    if "MemTotal" in words:
-        return words["MemTotal"], words.get("MemAvailable", words["MemTotal"])
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return total, total
-    return 0, 0
 
 
 def _read_cpu_name() -> str:

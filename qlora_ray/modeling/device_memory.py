@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from qlora_ray.platforms import read_peak_resident_bytes, read_resident_bytes
 
 # How torch's message begins where memory of a CPU is short (torch 2.13, c10/core/impl/alloc_cpu.cpp).
 CPU_ALLOCATOR = "DefaultCPUAllocator: "
@@ -21,7 +21,7 @@ def peak_memory_bytes(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return read_peak_resident_bytes()
 
 
 def used_memory_bytes(device: str) -> int | None:
@@ -33,12 +33,7 @@ def used_memory_bytes(device: str) -> int | None:
         import torch
 
         return torch.cuda.memory_reserved()
-    try:
-        num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        # Not on Linux.
-        return None
-    return num_pages * resource.getpagesize()
+    return read_resident_bytes()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

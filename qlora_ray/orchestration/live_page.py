@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import select
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
+from qlora_ray.platforms import without_ctrl_c
 from qlora_ray.runs.paths import SweepPaths
 
 # A server that hangs, on a file system that does not answer, does not keep the sweep from its search.
@@ -28,7 +30,7 @@ class LivePage:
     def __init__(self, folder: Path, *, has_control: bool = False) -> None:
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
-        # A session of its own: Ctrl-C is for the sweep, whose end the page is to show. That end comes to the server as
+        # Ctrl-C is for the sweep, whose end the page is to show. That end comes to the server as
         # the end of its stdin, also where the sweep is killed.
         with suppress(OSError):
             # The system has no room for one more process: the sweep goes on without its page.
@@ -41,8 +43,8 @@ class LivePage:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,
                 text=True,
+                **without_ctrl_c(),
             )
 
     def describe(self) -> str:
@@ -70,9 +72,19 @@ class LivePage:
     def _read_url(self) -> str:
         if self._process is None:
             return ""
-        assert self._process.stdout is not None
-        is_told, _, _ = select.select([self._process.stdout], [], [], START_S)
-        return self._process.stdout.readline().strip() if is_told else ""
+        # A thread, since Windows waits for sockets only; one that waits in vain ends with the process.
+        lines: list[str] = []
+        reader = threading.Thread(target=_read_line, args=(self._process.stdout, lines), daemon=True)
+        reader.start()
+        reader.join(START_S)
+        return lines[0].strip() if lines else ""
+
+
+def _read_line(stream: IO[str] | None, lines: list[str]) -> None:
+    assert stream is not None
+    # It is closed where nobody waits any more.
+    with suppress(ValueError, OSError):
+        lines.append(stream.readline())
 
 
 @contextmanager

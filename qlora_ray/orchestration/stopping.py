@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qlora_ray.orchestration.ledger import SWEEP_STOPPED, Ledger
+from qlora_ray.platforms import interrupt_main_thread
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A search ends between two steps, which takes a second where Ray answers.
@@ -93,9 +94,8 @@ class StopSignals:
         timer.start()
 
     def _signal_main(self) -> None:
-        main = threading.main_thread()
-        if not self._ignored and main.ident is not None:
-            signal.pthread_kill(main.ident, signal.SIGINT)
+        if not self._ignored:
+            interrupt_main_thread()
 
     def _handle(self, signum: int, frame: Any) -> None:
         if self._ignored:

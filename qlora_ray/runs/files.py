@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
+from qlora_ray.platforms import BINARY
 from qlora_ray.runs.modes import share
 
 
@@ -95,11 +96,13 @@ def append_text(path: Path, text: str, *, is_synced: bool = False) -> None:
     content = text.encode()
     try:
         path.parent.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
         try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                content = b"\n" + content
+            if os.fstat(descriptor).st_size:
+                # Writing goes to the end all the same.
+                os.lseek(descriptor, -1, os.SEEK_END)
+                if os.read(descriptor, 1) != b"\n":
+                    content = b"\n" + content
             if os.write(descriptor, content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if is_synced:

@@ -1,16 +1,21 @@
 """Locks between processes (flock): the kernel frees them when their process ends, however it ends.
 
-By hand and not by filelock, for docs/decisions.md: a look at a lock must work in a folder that can only be read, and
-folders are locked too.
+By hand where there is flock, for docs/decisions.md: a look at a lock must work in a folder that can only be read, and
+folders are locked too. By py-filelock on Windows, where a look takes the lock for a moment and folders have none.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    # Windows.
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -28,7 +33,7 @@ def locked_file(path: Path, *, waits: bool = False) -> Iterator[None]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(stream.fileno(), waits=waits)
             if _is_open_file(path, stream.fileno()):
                 yield
                 return
@@ -39,7 +44,7 @@ def is_locked(path: Path) -> bool:
     try:
         with path.open() as stream:
             # For a moment: who wants the lock just then tries again.
-            return _try_lock(stream.fileno(), fcntl.LOCK_SH) is False
+            return _try_lock(stream.fileno(), is_shared=True) is False
     except OSError:
         return False
 
@@ -47,7 +52,7 @@ def is_locked(path: Path) -> bool:
 def hold(descriptor: int) -> None:
     """Locks an open file or folder until it is closed; a file system without locks lets it be."""
     with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, waits=True)
 
 
 @contextmanager
@@ -59,15 +64,35 @@ def held_if_free(path: Path) -> Iterator[bool | None]:
         yield None
         return
     try:
-        yield _try_lock(descriptor, fcntl.LOCK_EX)
+        yield _try_lock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int, kind: int) -> bool | None:
+@contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Holds the lock of a file, waiting for who has it; a file system without locks lets it be."""
+    with path.open("ab") as stream:
+        hold(stream.fileno())
+        yield
+
+
+def _lock(descriptor: int, *, waits: bool, is_shared: bool = False) -> None:
+    """Locks an open file until it is closed; raises BlockingIOError where another has it, OSError without locks."""
+    if fcntl is not None:
+        kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind if waits else kind | fcntl.LOCK_NB)
+        return
+    from filelock import lock_descriptor
+
+    if not lock_descriptor(descriptor, blocking=waits):
+        raise BlockingIOError
+
+
+def _try_lock(descriptor: int, *, is_shared: bool = False) -> bool | None:
     """Returns whether the lock is this process's now; None on a file system without locks."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        _lock(descriptor, waits=False, is_shared=is_shared)
     except BlockingIOError:
         return False
     except OSError:

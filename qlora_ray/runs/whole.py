@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qlora_ray.errors import RunError
+from qlora_ray.platforms import CAN_RENAME_OPEN_FILES, open_folder, sync_file
 from qlora_ray.runs.locks import held_if_free, hold, locked_file
 from qlora_ray.runs.modes import share, share_tree
 
@@ -54,7 +55,8 @@ def whole_folder(path: Path, *, taken: str | None = None) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     finally:
-        os.close(held)
+        if held is not None:
+            os.close(held)
 
 
 def restore_folder(path: Path) -> None:
@@ -80,12 +82,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 if is_free:
                     left.unlink(missing_ok=True)
     temporary, handle = _make_held(path, is_folder=False)
+    assert handle is not None
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(handle)
             share(temporary)
+            if CAN_RENAME_OPEN_FILES:
+                temporary.replace(path)
+        if not CAN_RENAME_OPEN_FILES:
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -97,16 +103,18 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.qlora_ray-"
 
 
-def _make_held(path: Path, *, is_folder: bool) -> tuple[Path, int]:
-    """A new temporary file or folder of `path`, and the descriptor that holds it."""
+def _make_held(path: Path, *, is_folder: bool) -> tuple[Path, int | None]:
+    """A new temporary file or folder of `path`, and the descriptor that holds it; no folder has one on Windows."""
     while True:
         # Before it is held, another process may tidy it up: then it is made again.
         if is_folder:
             temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
             try:
-                descriptor = os.open(temporary, os.O_RDONLY)
+                descriptor = open_folder(temporary)
             except FileNotFoundError:
                 continue
+            if descriptor is None:
+                return temporary, None
         else:
             descriptor, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
             temporary = Path(name)
@@ -122,22 +130,14 @@ def _sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder):
         for file in (Path(root, name) for name in names):
             if not file.is_symlink():
-                _sync(file)
+                sync_file(file)
         _sync_folder(Path(root))
 
 
 def _sync_folder(folder: Path) -> None:
     # Some file systems have no fsync of folders; those that need it do.
     with suppress(OSError):
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_file(folder)
 
 
 def _take_place(temporary: Path, path: Path) -> None:
@@ -191,7 +191,9 @@ def _turn(path: Path) -> Iterator[bool]:
         try:
             yield has_turn
         finally:
-            file.unlink(missing_ok=True)
+            # Windows does not remove what is open: there it stays.
+            with suppress(PermissionError):
+                file.unlink(missing_ok=True)
 
 
 def _tidy_up(path: Path, *, taken: str | None = None, own: Path | None = None) -> None:

@@ -19,6 +19,8 @@ import optuna
 from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
 
+from qlora_ray.platforms import BINARY
+
 # What others act upon: the study itself, a trial that is taken from the queue, and a trial's end.
 SYNCED_AT_ONCE = {
     JournalOperation.CREATE_STUDY,
@@ -39,7 +41,7 @@ class SweepJournal(BaseJournalBackend):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
         # Not __del__, which at the end of the process comes after `os` has gone.
         weakref.finalize(self, os.close, self._file)
         self._size = self._cut_torn_line()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.errors import RunError
+from qlora_ray.platforms import open_folder, open_in
 from qlora_ray.runs.files import write_text
 from qlora_ray.runs.whole import restore_folder, whole_folder
 
@@ -184,7 +185,7 @@ def copy_state(source: Path, target: Path) -> StatePlace:
     for _ in range(COPY_TRIES):
         restore_folder(source)
         try:
-            folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
+            folder = open_folder(source)
         except FileNotFoundError:
             # There is none, or it lost its name to a newer one since the line before.
             continue
@@ -193,7 +194,7 @@ def copy_state(source: Path, target: Path) -> StatePlace:
             with whole_folder(target) as temporary:
                 for name in (TENSORS_FILE, FACTS_FILE):
                     with (
-                        os.fdopen(os.open(name, os.O_RDONLY, dir_fd=folder), "rb") as read,
+                        os.fdopen(open_in(folder, source / name), "rb") as read,
                         (temporary / name).open("wb") as write,
                     ):
                         shutil.copyfileobj(read, write)
@@ -201,7 +202,8 @@ def copy_state(source: Path, target: Path) -> StatePlace:
             # A newer one has taken its place, and this one was taken away.
             continue
         finally:
-            os.close(folder)
+            if folder is not None:
+                os.close(folder)
         return _place_of(target)
     if not was_there:
         raise RunError("there is no state of it")

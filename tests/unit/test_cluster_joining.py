@@ -164,6 +164,25 @@ def test_a_cluster_that_cannot_be_joined_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_cluster_of_other_machines_is_refused_where_ray_makes_none(
+    fake_ray: FakeRay, listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    with (
+        pytest.raises(
+            PlacementError, match=r"^RAY_ADDRESS: .* on Linux only, got 10\.0\.0\.1:6379 on Windows\. "
+        ) as caught,
+        ray_cluster(Cluster(address="10.0.0.1:6379"), where="RAY_ADDRESS"),
+    ):
+        pass
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1" in str(caught.value) and "\n" not in str(caught.value)
+    assert not fake_ray.starts
+    # The machine's own Ray is no other machine's.
+    with ray_cluster(Cluster(address=listening)):
+        assert fake_ray.is_up
+
+
 def test_an_address_at_which_nothing_listens_is_refused_without_waiting_for_ray(fake_ray: FakeRay) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -47,7 +47,7 @@ def test_a_wheel_has_the_prompt_sets_and_says_that_it_is_typed(files):
     names = {str(file) for file in files}
     assert "qlora_ray/py.typed" in names
     prompts = {str(path.relative_to(ROOT)) for path in (ROOT / "qlora_ray").rglob("prompts/*.jsonl")}
-    assert len(prompts) == 2 and prompts <= names
+    assert len(prompts) == 3 and prompts <= names
 
 
 def test_a_wheel_has_the_files_of_the_live_page(files):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ class AnswerLog:
                 yield
             finally:
                 if made and self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == [LOCK]:
-                    (self.folder / LOCK).unlink()
+                    # Windows does not remove what is open: there the folder stays.
+                    with suppress(PermissionError):
+                        (self.folder / LOCK).unlink()
                     for folder in made:
                         if any(folder.iterdir()):
                             break

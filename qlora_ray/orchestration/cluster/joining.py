@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import re
 import socket
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from qlora_ray.orchestration.cluster.tokens import (
 OBJECT_STORE_BYTES = 256 * 1024**2
 # To see that nothing listens at an address; Ray itself tries for 20 s.
 CONNECT_TIMEOUT_S = 5.0
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAX_PORT, MAX_PORT_DIGITS = 65_535, 5
 START_OR_NAME = "Start one with `ray start --head`, or name one by its HOST:PORT."
 # How Ray 2.60 says that a token is missing or wrong; it stands in the cause of the exception.
@@ -130,6 +132,7 @@ def _on_loopback() -> Iterator[None]:
 
 def _join(address: str, *, where: str) -> None:
     _check_form(address, where=where)
+    _check_system(address, where=where)
     forget_private_token()
     try:
         _check_listening(address)
@@ -139,6 +142,19 @@ def _join(address: str, *, where: str) -> None:
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise PlacementError(_explain(address, error, where=where)) from None
+
+
+def _check_system(address: str, *, where: str) -> None:
+    """Raises PlacementError for other machines where Ray makes no cluster of several: on macOS and Windows."""
+    from ray._private import ray_constants
+
+    host = address.rpartition(":")[0]
+    if ray_constants.ENABLE_RAY_CLUSTER or address == "auto" or host in LOOPBACK_HOSTS:
+        return
+    raise PlacementError(
+        f"{where}: Ray joins machines to a cluster on Linux only, got {address} on {platform.system()}. Start it on "
+        f"a machine of the cluster, or set {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR}=1 to try it all the same."
+    )
 
 
 def _check_form(address: str, *, where: str) -> None:

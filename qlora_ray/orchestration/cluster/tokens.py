@@ -14,6 +14,7 @@ import ray
 from ray._private import services
 
 from qlora_ray.errors import PlacementError
+from qlora_ray.platforms import keep_private
 
 # Ray is imported and one call is made; that takes less than a second on a machine that is not busy.
 ASK_TIMEOUT_S = 60.0
@@ -66,7 +67,7 @@ def keep_token() -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
             # One that was there, and empty, may have been readable for others.
-            os.fchmod(stream.fileno(), 0o600)
+            keep_private(stream.fileno())
             stream.write(secrets.token_hex(TOKEN_BYTES))
     except (OSError, RuntimeError) as error:
         raise PlacementError(

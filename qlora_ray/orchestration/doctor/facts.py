@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from qlora_ray.hardware.precision import choose_precision
 from qlora_ray.hardware.probe import list_driver_gpus, probe_node
 from qlora_ray.modeling.quantized_step import try_quantized_step
 from qlora_ray.orchestration.cluster.tokens import TOKEN_FILE
+from qlora_ray.platforms import read_max_open_files, read_niceness
 
 # Ray 2.60's own setting and default.
 NICENESS_VARIABLE, DEFAULT_NICENESS = "RAY_worker_niceness", "15"
@@ -121,7 +121,7 @@ def collect_facts(*, name: str = "", shared: Path | None = None, marker: Path | 
         has_hub_token=_has_hub_token(),
         free_bytes={str(folder): free for folder in folders if (free := _find_free(folder)) is not None},
         shm_bytes=_find_total(Path("/dev/shm")),
-        open_files=_read_open_files(),
+        open_files=read_max_open_files(),
         niceness=_read_niceness(),
         num_cpus=node.num_cpus,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -210,20 +210,12 @@ def _find_total(folder: Path) -> int | None:
     return None
 
 
-def _read_open_files() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-
-
 def _read_niceness() -> int | None:
     """Of this process, where Ray started it; else what Ray would give its workers."""
     import ray
 
     if ray.is_initialized():
-        return os.nice(0)
+        return read_niceness()
     with contextlib.suppress(ValueError):
         return int(os.environ.get(NICENESS_VARIABLE, DEFAULT_NICENESS))
     return None

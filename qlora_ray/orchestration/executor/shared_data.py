@@ -5,7 +5,7 @@ A copy is made once per node, into the node's own cache, where a later sweep ove
 
 from __future__ import annotations
 
-import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import ray
 from qlora_ray.data.cache import folder_name, map_prepared
 from qlora_ray.errors import DataError
 from qlora_ray.orchestration.cluster.nodes import on_node, own_node_id
-from qlora_ray.runs.locks import hold
+from qlora_ray.runs.locks import waited_for
 from qlora_ray.runs.modes import share_tree
 from qlora_ray.runs.paths import default_cache_dir
 
@@ -64,8 +64,7 @@ class SharedData:
             return found
         try:
             own.parent.mkdir(parents=True, exist_ok=True)
-            with own.with_name(f".{own.name}.lock").open("ab") as stream:
-                hold(stream.fileno())
+            with waited_for(own.with_name(f".{own.name}.lock")):
                 # Another executor of the node may have been faster.
                 found = self._map_one_of(own)
                 if found is None:
@@ -73,7 +72,7 @@ class SharedData:
                     found = map_prepared(own, self.fingerprint)
         except OSError as error:
             raise DataError(
-                f"prepared data: node {os.uname().nodename} does not see {self.folder} and must write a copy to "
+                f"prepared data: node {platform.node()} does not see {self.folder} and must write a copy to "
                 f"{own.parent}, got: {error.strerror or error}. Set QLORA_RAY_CACHE there to a folder that has room, "
                 "or for all nodes to one that all of them see."
             ) from None

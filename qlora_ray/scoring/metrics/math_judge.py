@@ -5,10 +5,10 @@ It imports nothing of this project, and is run as a script by math_verification.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
-import resource
 import sys
 
 # Ours: pairs of MATH take milliseconds. Parsing and comparing have their own limit of 5 s each in math-verify, which
@@ -26,7 +26,11 @@ def main() -> None:
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    # Windows and macOS have no such limit; there the time alone ends a pair.
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     print(STARTED, file=sys.stderr, flush=True)  # noqa: T201
     for reference, answer in json.load(sys.stdin):
         # A thread in C: it ends the process whatever that is doing.
