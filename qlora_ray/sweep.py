@@ -266,7 +266,7 @@ def _preview(config: SweepConfig) -> str:
 
     tokenizer, console = load_tokenizer(config.model), Console(sys.stderr)
     seed = config.training.data_seed
-    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=seed, tell=console.progress)
+    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=seed, heads=config.heads, tell=console.progress)
     console.end_progress()
     return render_preview(prepared, tokenizer)
 

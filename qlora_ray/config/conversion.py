@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qlora_ray.config.aliases import ALIASES
-from qlora_ray.config.key_paths import known_paths, leaf_paths
+from qlora_ray.config.key_paths import NAME, known_paths, leaf_paths
 from qlora_ray.config.schema import SweepConfig
 
 # Sections that can be searched.
@@ -128,6 +128,8 @@ def _known_paths() -> dict[str, str]:
     """Our paths by their last part, where only one has it; those that can be searched come before others."""
     paths: dict[str, list[str]] = {}
     for path in leaf_paths(known_paths(SweepConfig)):
+        if NAME in path.split("."):
+            continue
         paths.setdefault(path.rpartition(".")[2], []).append(path)
     found = {}
     for name, several in paths.items():

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from qlora_ray.config.aliases import ALIASES
 from qlora_ray.config.documents import Document, KeyPath, parse_yaml_value, read_document
 from qlora_ray.config.foreign import refuse_foreign
-from qlora_ray.config.key_paths import known_paths, leaf_paths
+from qlora_ray.config.key_paths import known_paths, leaf_paths, name_paths
 from qlora_ray.config.presets import read_preset
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
@@ -182,7 +182,7 @@ def closest_path(dotted: str, *, prefixes: tuple[str, ...] = (), in_section: boo
         in_section: Only paths of the same section.
     """
     section = dotted.rpartition(".")[0]
-    known = known_paths(SweepConfig)
+    known = name_paths(known_paths(SweepConfig), dotted)
     if dotted in known:
         return dotted
     if section in known and not any(path.startswith(f"{section}.") for path in known):

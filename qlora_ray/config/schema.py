@@ -22,6 +22,7 @@ from qlora_ray.config.field_types import (
     Seconds,
     Seed,
 )
+from qlora_ray.config.heads import Head, HeadName
 from qlora_ray.config.outputs import Export, Results
 from qlora_ray.config.section import Section
 
@@ -369,6 +370,7 @@ class SweepConfig(Section):
     data: Data = Data()
     lora: Lora = Lora()
     training: Training = Training()
+    heads: dict[HeadName, Head] = Field({}, description="Auxiliary classifiers, by name.")
     search: Search = Search()
     cluster: Cluster = Cluster()
     evaluate: Evaluate = Evaluate()

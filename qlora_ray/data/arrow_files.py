@@ -25,15 +25,15 @@ def write_table(path: Path, table: pa.Table) -> None:
         writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
 
 
-def map_table(paths: Sequence[Path]) -> pa.Table:
-    """The rows of all files, one file after the other, mapped into memory.
+def map_table(paths: Sequence[Path], *, heads: Sequence[str] = ()) -> pa.Table:
+    """The rows of all files, one file after the other, mapped into memory; `heads` have labels in them.
 
     Raises:
         Exception: What arrow raises for a file that is missing or not whole; ValueError for other columns.
     """
     import pyarrow as pa
 
-    schema = arrow_schema()
+    schema = arrow_schema(heads)
     tables = [schema.empty_table()]
     for path in paths:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
@@ -47,6 +47,6 @@ def write_taken(path: Path, split: TokenizedSplit, rows: Sequence[int]) -> None:
     """Writes some rows of a split, in the order asked for, a few in memory at once."""
     import pyarrow as pa
 
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema()) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema(split.heads)) as writer:
         for start in range(0, len(rows), ROWS_PER_BATCH):
             writer.write_table(split.take(rows[start : start + ROWS_PER_BATCH]).table)

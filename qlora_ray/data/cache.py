@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.config.heads import Head
 from qlora_ray.config.schema import Data
 from qlora_ray.data.arrow_files import SHARD_NAME, SHARD_PATTERN, map_table, write_table
 from qlora_ray.data.report import DataReport, PreparedData
@@ -32,6 +33,7 @@ def compute_fingerprint(
     digests: Mapping[str, str],
     tokenizer: PreTrainedTokenizerBase,
     data_seed: int,
+    heads: Mapping[str, Head] | None = None,
     version: int = CACHE_VERSION,
 ) -> str:
     """Returns the sha256 over all that decides the tokens, in hex.
@@ -41,15 +43,18 @@ def compute_fingerprint(
         digests: The sha256 of each source's bytes, or a hub data set's fingerprint, by split.
         tokenizer: The base's tokenizer; its vocabulary, special tokens and chat template count.
         data_seed: Seed of the validation split, and of rows that are drawn.
+        heads: The config section `heads`; columns and classes count.
         version: Of the fingerprint; an older one is what a sweep of that time has in its manifest.
     """
-    document = {
+    document: dict[str, Any] = {
         "version": version,
         "data": _deciding_values(data),
         "digests": dict(digests),
         "tokenizer": _tokenizer_digest(tokenizer),
         "data_seed": data_seed,
     }
+    if heads:
+        document["heads"] = [[name, head.column, head.classes] for name, head in heads.items()]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -168,7 +173,7 @@ def take_name(whole: Path, folder: Path) -> None:
 
 
 def _map_split(folder: Path, name: str, report: DataReport) -> TokenizedSplit:
-    split = TokenizedSplit(name, map_table(sorted(folder.glob(SHARD_PATTERN))))
+    split = TokenizedSplit(name, map_table(sorted(folder.glob(SHARD_PATTERN)), heads=tuple(report.classes)))
     found = (len(split), split.num_tokens)
     expected = (report.num_rows[name], report.num_tokens[name])
     if found != expected:

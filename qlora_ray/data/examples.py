@@ -88,13 +88,15 @@ class Example:
     """A row in canonical form: `system? (user+ assistant (tool+ assistant)*)+`, or a single `text` turn, trained whole.
 
     `tools` are the JSON schemas of the functions that the assistant may call. `alternatives` are answers that are as
-    right as the last turn.
+    right as the last turn. `labels` are the numbers of the classes that auxiliary heads are to find, in the heads'
+    order (data/labels.py); known only once the training rows are.
     """
 
     turns: tuple[Turn, ...]
     where: str
     tools: tuple[dict[str, Any], ...] = ()
     alternatives: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
 
     @property
     def is_text(self) -> bool:

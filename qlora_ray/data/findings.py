@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qlora_ray.config.schema import Data
 from qlora_ray.data.counts import SplitCounts
@@ -26,6 +26,8 @@ class Findings:
         num_examples: Of each split.
         is_text: Whether the rows are plain text.
         warnings: What was noticed when rows were divided among splits.
+        classes: The labels of each auxiliary head, in the order of their numbers.
+        num_labelled: By split and head, the rows that have one.
     """
 
     conversions: Mapping[str, Conversion]
@@ -34,6 +36,8 @@ class Findings:
     num_examples: Mapping[str, int]
     is_text: bool
     warnings: Sequence[str]
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    num_labelled: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def make_report(
@@ -91,6 +95,8 @@ def make_report(
         overlap_verdict="fail" if any(found.num_prompts for found in overlap.values()) else "pass",
         lengths={split: LengthStats.of(count.lengths) for split, count in counts.items()},
         warnings=warnings,
+        classes={head: list(classes) for head, classes in rows.classes.items()},
+        num_labelled={split: dict(counts) for split, counts in rows.num_labelled.items()},
     )
 
 

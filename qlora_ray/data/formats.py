@@ -13,6 +13,7 @@ from itertools import chain
 from qlora_ray.config.choices import FORMATS
 from qlora_ray.config.schema import Columns, Data
 from qlora_ray.data.examples import Example, Row, RowProblem
+from qlora_ray.data.labels import LabelReader
 from qlora_ray.data.notes import Note, Notes
 from qlora_ray.data.row_formats import TOOLS, RowFormat
 from qlora_ray.data.tool_calls import read_tools, tells_tools
@@ -42,12 +43,14 @@ class Conversion:
         data: The config section `data`: `format`, `columns` and `bad_rows` count.
         format: What was found to fit; known once the first rows have been converted.
         notes: Counts what was not taken as it was, and the rows that `data.bad_rows: skip` left out.
+        labels: Reads the labels of auxiliary heads; None where there are none, or they are known.
     """
 
     source_name: str
     data: Data
     format: Format = field(init=False)
     notes: Notes = field(default_factory=Counter)
+    labels: LabelReader | None = None
 
     def convert(self, rows: Iterable[Row]) -> Iterator[Example]:
         """Yields the Examples of the rows, which may be bad ones too.
@@ -76,10 +79,13 @@ class Conversion:
                     self.notes[TOLD] += 1
                     tools = ()
                 example = Example(turns, row.where, tools, row_format.find_alternatives(row))
+                codes = () if self.labels is None else self.labels.read(row)
             except RowProblem as error:
                 first_bad = first_bad if num_bad else (row.where, str(error))
                 num_bad += 1
             else:
+                if self.labels is not None:
+                    self.labels.take(row, codes)
                 yield example
         if num_bad:
             self._judge_bad_rows(num_bad, num_rows, *first_bad)

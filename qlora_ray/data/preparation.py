@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qlora_ray.config.heads import Head
 from qlora_ray.config.schema import Columns, Data
 from qlora_ray.data.cache import compute_fingerprint, load_prepared, save_for_this_process, save_prepared
 from qlora_ray.data.counts import SplitCounts
 from qlora_ray.data.examples import Example
 from qlora_ray.data.findings import Findings, make_report
+from qlora_ray.data.labels import describe_labels, number_labels, resolve_classes
 from qlora_ray.data.report import DataReport, PreparedData
 from qlora_ray.data.shard_preparation import prepare_in_shards
 from qlora_ray.data.sharding import ShardWriter
@@ -41,6 +43,7 @@ def prepare_data(
     *,
     tokenizer: PreTrainedTokenizerBase,
     data_seed: int,
+    heads: Mapping[str, Head] | None = None,
     cache_dir: Path | None = None,
     tell: Tell = say_nothing,
 ) -> PreparedData:
@@ -56,29 +59,31 @@ def prepare_data(
         data: The config section `data`.
         tokenizer: The base's tokenizer: its chat template, special tokens and ids are used.
         data_seed: Seed of the validation split, and of rows that are drawn.
+        heads: The config section `heads`: whose labels are read beside the rows.
         cache_dir: Where prepared data is kept; None means `$QLORA_RAY_CACHE`, or `~/.cache/qlora_ray`.
         tell: Is told how far it is, where it takes long.
 
     Raises:
         DataError: If a source is missing, empty, of no known format, or has a bad row; if a template does not fit the
-            tokenizer or the rows; if `max_length` leaves no answer.
+            tokenizer or the rows; if `max_length` leaves no answer; if a head has no labels to learn.
     """
     sources = find_sources(data)
     template = choose_template(data.template, tokenizer)
     digests = {split: source.digest for split, source in _by_split(sources).items()}
-    fingerprint = compute_fingerprint(data, digests=digests, tokenizer=tokenizer, data_seed=data_seed)
+    fingerprint = compute_fingerprint(data, digests=digests, tokenizer=tokenizer, data_seed=data_seed, heads=heads)
     cache_dir = default_cache_dir() if cache_dir is None else cache_dir
     cached = load_prepared(cache_dir, fingerprint)
     if cached is not None:
         return cached
 
-    splits, findings = _read_splits(data, sources, data_seed, tell)
+    heads = heads or {}
+    splits, findings = _read_splits(data, sources, data_seed, tell, heads)
 
     def report(counts: Mapping[str, SplitCounts]) -> DataReport:
         return make_report(data, findings, template, counts, fingerprint=fingerprint, digests=digests)
 
     if not all(examples.source.is_kept for examples in splits.values()):
-        writer = ShardWriter(template, tokenizer, data.max_length, trains_all=data.loss == "all")
+        writer = ShardWriter(template, tokenizer, data.max_length, trains_all=data.loss == "all", heads=tuple(heads))
         return prepare_in_shards(
             splits, writer, cache_dir=cache_dir, fingerprint=fingerprint, make_report=report, tell=tell
         )
@@ -92,6 +97,7 @@ def prepare_data(
             tokenizer=tokenizer,
             max_length=data.max_length,
             trains_all=data.loss == "all",
+            heads=tuple(heads),
         )
     return _save(PreparedData(rows["train"], rows["validation"], rows.get("test"), report(counts)), cache_dir)
 
@@ -102,7 +108,7 @@ def read_examples(data: Data, *, data_seed: int) -> dict[str, list[Example]]:
     Raises:
         DataError: If a source is missing, empty, of no known format, or has a bad row.
     """
-    splits, _ = _read_splits(data, find_sources(data), data_seed, say_nothing)
+    splits, _ = _read_splits(data, find_sources(data), data_seed, say_nothing, {})
     return {name: examples.in_order() for name, examples in splits.items()}
 
 
@@ -128,16 +134,17 @@ def _by_split(sources: SplitSources) -> dict[str, Source]:
 
 
 def _read_splits(
-    data: Data, sources: SplitSources, data_seed: int, tell: Tell
+    data: Data, sources: SplitSources, data_seed: int, tell: Tell, heads: Mapping[str, Head]
 ) -> tuple[dict[str, SplitExamples], Findings]:
     """Each split's rows, and what is known of them before they are tokenized."""
     named = _by_split(sources)
     choices = _row_choices(data, data_seed)
     read = {
-        split: SourceExamples(source, choices[split], _format_settings(data, split), tell=tell)
+        split: SourceExamples(source, choices[split], _format_settings(data, split), heads=heads, tell=tell)
         for split, source in named.items()
     }
     _check_one_kind(read, named)
+    _check_pooling(heads, read["train"], sources.train)
     rows = {split: np.arange(len(examples)) for split, examples in read.items()}
     from_source = dict(read)
     origins = {split: source.name for split, source in named.items()}
@@ -156,6 +163,8 @@ def _read_splits(
                 f"{held.num_grouped} rows of {sources.train.name} share their prompt with another row; "
                 "rows of one prompt were kept on one side of the validation split"
             )
+    classes = resolve_classes(heads, read["train"].labels, rows["train"]) if heads else {}
+    labels = {split: number_labels(classes, from_source[split].labels, rows[split]) for split in rows if heads}
     splits: dict[str, SplitExamples] = {
         split: SplitExamples(
             from_source[split],
@@ -163,6 +172,7 @@ def _read_splits(
             # Where only some of them are answered, it is the first ones.
             order=None if split == "train" or choices[split].takes_first else choices[split].order(len(rows[split])),
             system_prompt=data.system_prompt,
+            labels=labels.get(split),
         )
         for split in ("train", "validation", "test")
         if split in rows
@@ -173,7 +183,9 @@ def _read_splits(
         overlap=find_overlap({split: examples.keys for split, examples in splits.items()}),
         num_examples={split: len(examples) for split, examples in splits.items()},
         is_text=read["train"].is_text,
-        warnings=warnings + _system_prompt_warnings(data, splits),
+        warnings=[*warnings, *_system_prompt_warnings(data, splits), *describe_labels(heads, classes, labels)],
+        classes=classes,
+        num_labelled={split: own.num_labelled(list(classes)) for split, own in labels.items()},
     )
     return splits, findings
 
@@ -194,6 +206,15 @@ def _check_one_kind(read: Mapping[str, SourceExamples], named: Mapping[str, Sour
             raise DataError(
                 f"{named[split].name}: must have {kinds[is_text]} as train has, got {kinds[not is_text]}, "
                 f"so their losses could not be compared. Give data.{split} rows like train's."
+            )
+
+
+def _check_pooling(heads: Mapping[str, Head], train: SourceExamples, source: Source) -> None:
+    for name, head in heads.items():
+        if head.pooling == "prompt" and train.is_text:
+            raise DataError(
+                f"heads.{name}.pooling: prompt needs rows with a question and an answer, got plain text in "
+                f"{source.name}. Set heads.{name}.pooling to last or mean."
             )
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from qlora_ray.data.tokenized import TokenizedSplit
 
 
+MAX_SHOWN_CLASSES = 8
+
+
 @dataclass(frozen=True)
 class LengthStats:
     """Tokens per row, before rows are cut to max_length. `p95` is the nearest-rank percentile."""
@@ -35,7 +38,8 @@ class DataReport:
 
     `overlap` counts the rows of the pair's second split whose prompt is also in the first; `overlap_answers` those
     whose answer is the same too. `num_truncated` includes rows that were dropped. `digests` are of the bytes of each
-    source. `from_cache` is how this run came by it, and no part of equality.
+    source. `classes` are the labels of each auxiliary head, in the order of their numbers, and `num_labelled` the rows
+    of each split that have one, by head. `from_cache` is how this run came by it, and no part of equality.
     """
 
     format: str
@@ -55,6 +59,8 @@ class DataReport:
     overlap_verdict: str
     lengths: dict[str, LengthStats]
     warnings: list[str] = field(default_factory=list)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    num_labelled: dict[str, dict[str, int]] = field(default_factory=dict)
     from_cache: bool = field(default=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +89,10 @@ class DataReport:
             )
         pairs = ", ".join(f"{pair} {count}" for pair, count in self.overlap.items())
         lines.append(f"overlap check {self.overlap_verdict}: {pairs}")
+        for head, classes in self.classes.items():
+            labelled = ", ".join(f"{split} {counts[head]}" for split, counts in self.num_labelled.items())
+            shown = ", ".join(classes[:MAX_SHOWN_CLASSES]) + (", ..." if len(classes) > MAX_SHOWN_CLASSES else "")
+            lines.append(f"head {head}: {len(classes)} classes ({shown}); rows with a label: {labelled}")
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
 

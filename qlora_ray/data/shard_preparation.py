@@ -116,7 +116,8 @@ def _write_split(
     counts.check(name, max_length=writer.max_length)
     if examples.order is not None:
         (folder / name).mkdir(exist_ok=True)
-        split = TokenizedSplit(name, map_table([shards / SHARD_NAME.format(at) for at in range(len(records))]))
+        paths = [shards / SHARD_NAME.format(at) for at in range(len(records))]
+        split = TokenizedSplit(name, map_table(paths, heads=writer.heads))
         write_taken(folder / name / SHARD_NAME.format(0), split, _order_rows(records, examples.order))
     return counts
 

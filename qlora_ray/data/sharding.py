@@ -68,6 +68,7 @@ class ShardWriter:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     trains_all: bool = False
+    heads: tuple[str, ...] = ()
 
     def write(self, folder: Path, number: int, first_example: int, examples: list[Example]) -> ShardRecord:
         """Writes one shard of a split, file before record, each whole or not at all.
@@ -88,6 +89,7 @@ class ShardWriter:
             tokenizer=self.tokenizer,
             max_length=self.max_length,
             trains_all=self.trains_all,
+            heads=self.heads,
         )
         origins = [first_example + origin for origin in found.origins]
         record = ShardRecord(first_example, len(examples), origins, found.counts)

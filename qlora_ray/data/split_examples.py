@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qlora_ray.config.heads import Head
 from qlora_ray.config.schema import Data
 from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.formats import Conversion
+from qlora_ray.data.labels import LabelReader, SplitLabels
 from qlora_ray.data.sources import Source
 from qlora_ray.data.splits import RowChoice, RowKeys
 
@@ -36,22 +38,25 @@ class SourceExamples:
         source: Where the rows come from.
         choice: Which of them are taken.
         data: The config section `data`: `format`, `columns` and `bad_rows` count.
+        heads: The config section `heads`: which labels are read beside the rows.
         tell: Is told how far the first pass is.
 
     Attributes:
         conversion: The source's format, and what was not taken as it was.
         keys: What tells prompts and rows apart.
         is_text: Whether its rows are plain text.
+        labels: Of its rows, for auxiliary heads.
         has_system: Of each row, whether a system prompt of the config is not for it.
 
     Raises:
         DataError: If the source cannot be read, no format fits, or rows are bad.
     """
 
-    def __init__(self, source: Source, choice: RowChoice, data: Data, *, tell: Tell) -> None:
+    def __init__(self, source: Source, choice: RowChoice, data: Data, *, heads: Mapping[str, Head], tell: Tell) -> None:
         self._source = source
         self._choice = choice
-        self.conversion = Conversion(source.name, data)
+        self.labels = LabelReader(source.name, heads)
+        self.conversion = Conversion(source.name, data, labels=self.labels if heads else None)
         self.keys = RowKeys(choice.data_seed)
         self._kept: list[Example] | None = []
         flags = bytearray()
@@ -96,12 +101,14 @@ class SplitExamples:
         rows: Their places in it, rising.
         order: In which the split has them, as places among them; None: as they stand in the source.
         system_prompt: Goes before rows that have no system turn of their own.
+        labels: Of the rows, in the order of `rows`; None without auxiliary heads.
     """
 
     source: SourceExamples
     rows: NDArray[np.int64]
     order: Sequence[int] | None = None
     system_prompt: str | None = None
+    labels: SplitLabels | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,9 +117,11 @@ class SplitExamples:
         """Yields them as they stand in the source."""
         wanted = np.zeros(len(self.source), dtype=bool)
         wanted[self.rows] = True
+        labels = None if self.labels is None else iter(self.labels.classes.tolist())
         for is_wanted, example in zip(wanted.tolist(), self.source, strict=True):
             if is_wanted:
-                yield self._with_system(example)
+                found = self._with_system(example)
+                yield found if labels is None else dataclasses.replace(found, labels=tuple(next(labels)))
 
     def in_order(self) -> list[Example]:
         """All of them, in the split's order."""

@@ -5,7 +5,7 @@ Mapped rows cost no memory of their own: all processes of a node share the pages
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,20 @@ from qlora_ray.data.columns import TextListRows, TextRows, TokenRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
+# Of the column that holds the labels of an auxiliary head.
+LABEL_PREFIX = "label:"
 COLUMNS = ("input_ids", "completion_mask", "prompt_ids", "references", "alternatives")
 
 
-def arrow_schema() -> pa.Schema:
-    """The columns of a split."""
+def arrow_schema(heads: Sequence[str] = ()) -> pa.Schema:
+    """The columns of a split, one more for the labels of each auxiliary head."""
     import pyarrow as pa
 
     types = (pa.list_(pa.int32()), pa.list_(pa.int8()), pa.list_(pa.int32()), pa.string(), pa.list_(pa.string()))
-    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+    labels = [(LABEL_PREFIX + head, pa.int32()) for head in heads]
+    return pa.schema([*zip(COLUMNS, types, strict=True), *labels])
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class TokenizedSplit:
     `completion_mask` is 1 where the token is trained: answers and their end tokens. `prompt_ids` is everything before
     the last answer, tools and generation prompt included and never cut; `references` is that answer as text, and
     `alternatives` are other answers that are as right. All three are empty for plain text. `input_ids` starts with
-    `prompt_ids` unless it was cut inside them.
+    `prompt_ids` unless it was cut inside them. Each auxiliary head has a column of labels.
 
     Attributes:
         table: Of the columns `arrow_schema`.
@@ -53,13 +57,17 @@ class TokenizedSplit:
         prompt_ids: Sequence[Sequence[int]],
         references: Sequence[str],
         alternatives: Sequence[Sequence[str]] | None = None,
+        labels: Mapping[str, Sequence[int]] | None = None,
     ) -> TokenizedSplit:
-        """A split of rows that are at hand; all columns have one entry per row, None stands for no alternatives."""
+        """A split of rows that are at hand; all columns have one entry per row, None stands for no alternatives.
+
+        `labels` are by auxiliary head.
+        """
         import pyarrow as pa
 
         others: Sequence[Sequence[str]] = [()] * len(references) if alternatives is None else alternatives
-        columns = (input_ids, completion_mask, prompt_ids, references, others)
-        schema = arrow_schema()
+        columns = (input_ids, completion_mask, prompt_ids, references, others, *(labels or {}).values())
+        schema = arrow_schema(tuple(labels or ()))
         arrays = [pa.array(column, type=type_) for column, type_ in zip(columns, schema.types, strict=True)]
         return cls(name, pa.Table.from_arrays(arrays, schema=schema))
 
@@ -68,7 +76,8 @@ class TokenizedSplit:
         """The rows of all parts, one part after the other; nothing is copied."""
         import pyarrow as pa
 
-        return cls(name, pa.concat_tables([arrow_schema().empty_table(), *(part.table for part in parts)]))
+        empty = [] if parts else [arrow_schema().empty_table()]
+        return cls(name, pa.concat_tables([*empty, *(part.table for part in parts)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the views of the columns, which point into this process's memory.
@@ -102,6 +111,17 @@ class TokenizedSplit:
         """Other answers that are as right as the reference."""
         return TextListRows(self.table["alternatives"])
 
+    @property
+    def heads(self) -> list[str]:
+        """The auxiliary heads that its rows have labels for."""
+        names: list[str] = self.table.column_names
+        return [name.removeprefix(LABEL_PREFIX) for name in names if name.startswith(LABEL_PREFIX)]
+
+    def labels(self, head: str) -> NDArray[np.int32]:
+        """The number of each row's class, -1 where it has none."""
+        found: NDArray[np.int32] = self.table[LABEL_PREFIX + head].to_numpy()
+        return found
+
     def take(self, rows: Sequence[int]) -> TokenizedSplit:
         """Returns some of its rows, in the order asked for, in memory.
 
@@ -113,7 +133,9 @@ class TokenizedSplit:
         lists = [_gather(column, rows, field.type) for column, field in zip(columns, arrow_schema(), strict=False)]
         texts = pa.array([self.references[row] for row in rows], pa.string())
         others = pa.array([self.alternatives[row] for row in rows], pa.list_(pa.string()))
-        return TokenizedSplit(self.name, pa.Table.from_arrays([*lists, texts, others], schema=arrow_schema()))
+        labels = [pa.array(self.labels(head)[list(rows)], pa.int32()) for head in self.heads]
+        schema = arrow_schema(self.heads)
+        return TokenizedSplit(self.name, pa.Table.from_arrays([*lists, texts, others, *labels], schema=schema))
 
     def first(self, num_rows: int) -> TokenizedSplit:
         """Returns its first rows."""

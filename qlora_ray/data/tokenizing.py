@@ -47,6 +47,7 @@ def tokenize_split(
     max_length: int,
     last_only: bool = False,
     trains_all: bool = False,
+    heads: Sequence[str] = (),
 ) -> tuple[TokenizedSplit, SplitCounts]:
     """Renders and tokenizes a split; rows longer than `max_length` tokens lose their right end.
 
@@ -58,6 +59,7 @@ def tokenize_split(
         max_length: `data.max_length`, in tokens.
         last_only: As in `render`: for rows of which only the last answer is asked.
         trains_all: The loss counts whole rows, prompts too (`data.loss: all`).
+        heads: The auxiliary heads that the rows have labels for.
 
     Returns:
         The split and the counts. A row whose answers were cut away completely is dropped and counted.
@@ -73,6 +75,7 @@ def tokenize_split(
         max_length=max_length,
         last_only=last_only,
         trains_all=trains_all,
+        heads=heads,
     )
     found.counts.check(name, max_length=max_length)
     return found.rows, found.counts
@@ -87,6 +90,7 @@ def tokenize_rows(
     max_length: int,
     last_only: bool = False,
     trains_all: bool = False,
+    heads: Sequence[str] = (),
 ) -> TokenizedRows:
     """Renders and tokenizes some rows of a split, of which none need be kept; arguments as those of `tokenize_split`.
 
@@ -102,6 +106,7 @@ def tokenize_rows(
             max_length=max_length,
             last_only=last_only,
             trains_all=trains_all,
+            heads=heads,
         )
         for start in range(0, len(examples), BATCH_ROWS)
     ]
@@ -122,6 +127,7 @@ def _tokenize_batch(
     max_length: int,
     last_only: bool,
     trains_all: bool,
+    heads: Sequence[str],
 ) -> TokenizedRows:
     rendered = _render_rows(examples, template=template, tokenizer=tokenizer, last_only=last_only)
     origins: list[int] = []
@@ -136,6 +142,7 @@ def _tokenize_batch(
     prompt_ids: list[list[int]] = []
     references: list[str] = []
     alternatives: list[tuple[str, ...]] = []
+    labels: list[tuple[int, ...]] = []
     lengths: list[int] = []
     num_truncated = num_dropped = num_without_end = 0
     for example, origin, pieces in zip(rendered.examples, rendered.origins, pieces_by_row, strict=True):
@@ -159,8 +166,10 @@ def _tokenize_batch(
         prompt_ids.append([] if example.is_text else ids[:prompt_length])
         references.append(_reference(example, ids[prompt_length:], tokenizer))
         alternatives.append(example.alternatives)
+        labels.append(example.labels)
     dropped = {f"answer beyond max_length {max_length}": num_dropped} if num_dropped else {}
-    rows = TokenizedSplit.of(name, input_ids, masks, prompt_ids, references, alternatives)
+    by_head = {head: [row[at] for row in labels] for at, head in enumerate(heads)}
+    rows = TokenizedSplit.of(name, input_ids, masks, prompt_ids, references, alternatives, by_head)
     counts = SplitCounts(
         lengths,
         num_truncated,

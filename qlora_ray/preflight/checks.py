@@ -81,7 +81,9 @@ def check_sweep(config: SweepConfig, space: SearchSpace, *, tell: Tell = say_not
     shape = read_shape(config.model)
     extremes = space.extremes(config)
     tokenizer = load_tokenizer(config.model)
-    data = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed, tell=tell)
+    data = prepare_data(
+        config.data, tokenizer=tokenizer, data_seed=config.training.data_seed, heads=config.heads, tell=tell
+    )
     # The largest batch, of the fewest steps, is among them.
     for corner in space.schedules(config):
         budget = make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)

@@ -108,6 +108,7 @@ def _fingerprint_at_first_place(preflight: Preflight, manifest: Manifest, *, ver
         digests=preflight.data.report.digests,
         tokenizer=load_tokenizer(config.model),
         data_seed=config.training.data_seed,
+        heads=config.heads,
         version=version,
     )
 

@@ -19,6 +19,8 @@ from qlora_ray.runs.locks import is_locked, locked_file
 # Names that peft 0.21 gives the two files of an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Auxiliary heads, beside an adapter.
+HEADS_WEIGHTS = "heads.safetensors"
 MERGE_REPORT = "merge_report.json"
 # What the folder of a merged model that was quantized again is called, after the merged model's.
 NF4_SUFFIX = "-nf4"

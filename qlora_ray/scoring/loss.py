@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qlora_ray.config.schema import Precision
-from qlora_ray.errors import DataError
+from qlora_ray.errors import DataError, ModelError
 from qlora_ray.hardware.memory_counts import LOGITS_CHUNK_BYTES
 from qlora_ray.modeling.heads import SplitModel
 from qlora_ray.scoring.inference import evaluating, input_device, longest_first, map_batches
@@ -48,6 +48,7 @@ def evaluate_loss(
     pad_token_id: int,
     precision: Precision,
     on_rows: Callable[[int], None] = lambda num_rows: None,
+    on_hidden: Callable[[Sequence[int], Tensor], None] | None = None,
 ) -> LossResult:
     """Returns the mean over all trained tokens of the split, however they fall into rows and batches.
 
@@ -59,9 +60,12 @@ def evaluate_loss(
         model: A causal LM of transformers, or a PEFT model around one.
         batch_size: Rows at once; halved when the device runs out of memory.
         on_rows: Called with the rows of each batch that is done.
+        on_hidden: Called with the numbers of a batch's rows and their last hidden states [B, T, D], padded on the
+            right; again for rows of a batch that is tried again.
 
     Raises:
         DataError: no row has a trained token.
+        ModelError: `on_hidden` is given, and the model has no body apart from its head.
         RuntimeError, MemoryError: If one row alone does not fit the device (`device_memory.is_out_of_memory`).
     """
     num_tokens = [sum(mask[1:]) for mask in split.completion_mask]
@@ -74,7 +78,11 @@ def evaluate_loss(
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     try:
         parts: SplitModel | None = SplitModel(causal)
-    except ValueError:
+    except ValueError as error:
+        if on_hidden is not None:
+            raise ModelError(
+                f"heads: need the hidden states of the base's body, got {error}. Leave heads out."
+            ) from None
         parts = None
 
     def sum_nll(batch: Sequence[int]) -> list[float]:
@@ -86,6 +94,8 @@ def evaluate_loss(
             nll_N = _token_nll(logits_BTV[:, :-1][predicts_BT.to(logits_BTV.device)], labels_N, head=_identity)
         else:
             hidden_BTD = parts.hidden(ids_BT)
+            if on_hidden is not None:
+                on_hidden(batch, hidden_BTD)
             nll_N = _token_nll(hidden_BTD[:, :-1][predicts_BT.to(hidden_BTD.device)], labels_N, head=parts.logits)
         return [row_nll.sum().item() for row_nll in nll_N.split([num_tokens[row] for row in batch])]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Evaluate, Precision
+from qlora_ray.modeling.auxiliary_heads import TrainedHead
 from qlora_ray.scoring.early_end import make_early_end
 from qlora_ray.scoring.generation import Answers, generate_answers_of
+from qlora_ray.scoring.heads import HeadScorer
 from qlora_ray.scoring.inference import Route, one_model, pad_token_of
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.metrics.metric import Metric
@@ -31,6 +33,7 @@ def score_model(
     precision: Precision,
     loss_batch_size: int,
     name: str = "the model",
+    heads: Sequence[TrainedHead] = (),
     progress: RowProgress | None = None,
 ) -> Scores:
     """Returns the scores of one model; arguments and errors as those of `score_models`."""
@@ -44,6 +47,7 @@ def score_model(
         evaluate=evaluate,
         precision=precision,
         loss_batch_size=loss_batch_size,
+        heads={name: heads},
         progress=progress,
     )
     return scores[name]
@@ -60,6 +64,7 @@ def score_models(
     evaluate: Evaluate,
     precision: Precision,
     loss_batch_size: int,
+    heads: Mapping[str, Sequence[TrainedHead]] | None = None,
     progress: RowProgress | None = None,
 ) -> dict[str, Scores]:
     """Returns the loss over the whole split and the metrics over its first `evaluate.max_rows` rows, for each model.
@@ -79,6 +84,7 @@ def score_models(
         evaluate: How answers are generated, and of how many rows.
         precision: The data type that the model computes in.
         loss_batch_size: Rows of a micro-batch of the loss.
+        heads: Auxiliary heads by the name of the model that they are of: scored on the rows that have labels.
         progress: Is told of the rows as they are done.
 
     Raises:
@@ -87,6 +93,7 @@ def score_models(
     """
     progress = progress or NoProgress()
     losses = []
+    scorers = {name: HeadScorer((heads or {}).get(name, ()), split) for name in names}
     for number, name in enumerate(names):
         progress.begin(f"loss of {name} on {split.name}", sum(any(mask[1:]) for mask in split.completion_mask))
         with route([number]):
@@ -98,6 +105,7 @@ def score_models(
                     pad_token_id=pad_token_of(tokenizer),
                     precision=precision,
                     on_rows=progress.add,
+                    on_hidden=scorers[name].observe if (heads or {}).get(name) else None,
                 )
             )
     num_answers = len(split.prompt_ids[: evaluate.max_rows]) if metrics else 0
@@ -144,6 +152,7 @@ def score_models(
             metrics=metrics,
             budget=budget,
             sampling=sampling,
+            heads=scorers[name].scores(),
         )
         for name, own, loss in zip(names, answers, losses, strict=True)
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_ray.scoring.decoding import Finish
+from qlora_ray.scoring.heads import HeadScores
 from qlora_ray.scoring.metrics.metric import Metric, measure
 from qlora_ray.scoring.sampling import Sampling
 from qlora_ray.scoring.token_budget import TokenBudget
@@ -52,6 +53,7 @@ class Scores:
         num_long_references: Of the answered rows, those whose reference is longer than `max_new_tokens`.
         max_new_tokens: Tokens that an answer could have; None where nothing was asked.
         sampling: How answers were drawn; None: greedily.
+        heads: What each auxiliary head is worth, by name; empty without heads, or without labels.
     """
 
     loss: float
@@ -71,6 +73,7 @@ class Scores:
     num_long_references: int = 0
     max_new_tokens: int | None = None
     sampling: Sampling | None = None
+    heads: Mapping[str, HeadScores] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `json.dumps` takes and any JSON reader reads; a number that is not finite becomes None."""
@@ -92,6 +95,7 @@ class Scores:
                 name: {key: _finite(figure) for key, figure in figures.items()}
                 for name, figures in self.details.items()
             },
+            **({"heads": {name: head.to_dict() for name, head in self.heads.items()}} if self.heads else {}),
             "row_metrics": {name: [_finite(score) for score in row] for name, row in self.row_metrics.items()},
             "answers": [
                 {
@@ -114,6 +118,7 @@ def make_scores(
     metrics: Sequence[Metric],
     budget: TokenBudget,
     sampling: Sampling | None,
+    heads: Mapping[str, HeadScores] | None = None,
 ) -> Scores:
     """Returns the scores that rows of a split add up to.
 
@@ -124,6 +129,7 @@ def make_scores(
         metrics: What the answers are measured by.
         budget: What the answered rows had room for.
         sampling: How answers were drawn; None: greedily.
+        heads: What each auxiliary head is worth.
 
     Raises:
         ConfigError: If a metric of the user's own fails.
@@ -152,6 +158,7 @@ def make_scores(
         num_long_references=budget.num_long_references,
         max_new_tokens=budget.max_new_tokens if answers else None,
         sampling=sampling,
+        heads=heads or {},
     )
 
 

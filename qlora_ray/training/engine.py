@@ -17,6 +17,7 @@ from qlora_ray.training.budget import Budget
 
 if TYPE_CHECKING:
     from qlora_ray.data import TokenizedSplit
+    from qlora_ray.modeling.auxiliary_heads import HeadSpec
     from qlora_ray.scoring.progress import RowProgress
     from qlora_ray.scoring.scores import Scores
     from qlora_ray.scoring.split import EvaluationSplit
@@ -31,12 +32,22 @@ TrainedListener = Callable[[str, bool], None]
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One trial, resolved: everything its result depends on besides base and data."""
+    """One trial, resolved: everything its result depends on besides base and data.
+
+    `heads` are trained beside the language model. The loss of one optimizer step is
+
+        sum over answer tokens of their cross-entropy / number of those tokens
+        + for each head: weight * sum over labelled rows of their cross-entropy / number of those rows
+
+    both numbers counted in the whole effective batch, so that micro-batches make no difference. In a step without labels
+    a head's gradient is zero: AdamW moves it by its moments and the trial's weight decay alone.
+    """
 
     trial_id: str
     lora: Lora
     training: Training
     budget: Budget
+    heads: tuple[HeadSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,9 @@ class Report:
     Attributes:
         index: 1 to R; the last one counted for a failure.
         is_final: Whether the trial has trained all its samples.
-        metrics: eval_loss and train_loss in nats per answer token, step, samples_seen, learning_rate,
-            tokens_per_s (non-padding, trained), train_s, eval_s, peak_memory_bytes.
+        metrics: eval_loss and train_loss in nats per answer token (the language model's alone), step, samples_seen,
+            learning_rate, tokens_per_s (non-padding, trained), train_s, eval_s, peak_memory_bytes; of each auxiliary
+            head that validation rows have labels for `heads.<name>.accuracy`, `.macro_f1` and `.loss`.
         facts: What really ran (resolved arguments, micro-batch, precision, parameter counts).
         failure: Set when the trial ended so; it trains no further.
         train_losses: (step, loss) every `training.logging_steps` steps and at the report itself: the mean training loss
@@ -162,7 +174,7 @@ class Engine(Protocol):
         """The trial's state at its last report, made or pending, or at its preemption; None before the first."""
 
     def save_adapter(self, trial_id: str, folder: Path) -> None:
-        """Writes the adapter of a trial at a report in PEFT's format."""
+        """Writes the adapter of a trial at a report in PEFT's format, and its auxiliary heads beside it."""
 
     def evict(self, trial_id: str) -> None:
         """Ends a trial and frees its slot; does nothing for one that is not here."""

@@ -17,6 +17,7 @@ from qlora_ray.training.packed.step import StepOutcome, StepRunner
 from qlora_ray.training.packed.trial import PackedTrial
 from tests.contracts.bench import Bench, bench, load_nf4, losses, make_spec, run_trial
 from tests.contracts.engine_contract import EngineContract
+from tests.contracts.head_contract import HeadContract
 from tests.contracts.packs import MIXED_RANKS, assert_close, run_pack
 from tests.contracts.precision_contract import PrecisionContract
 from tests.contracts.state_contract import StateContract
@@ -24,7 +25,7 @@ from tests.contracts.state_contract import StateContract
 __all__ = ["bench"]
 
 
-class TestPackedEngine(EngineContract, PrecisionContract, StateContract):
+class TestPackedEngine(EngineContract, PrecisionContract, StateContract, HeadContract):
     """The contract suite on PackedEngine."""
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> PackedEngine:

@@ -16,13 +16,14 @@ from qlora_ray.training.single import run as sft_run
 from qlora_ray.training.single.engine import SingleEngine
 from tests.contracts.bench import BATCH, NO_ROOM, Bench, bench, losses, make_spec, run_trial
 from tests.contracts.engine_contract import EngineContract
+from tests.contracts.head_contract import HeadContract
 from tests.contracts.precision_contract import PrecisionContract
 from tests.contracts.state_contract import StateContract
 
 __all__ = ["bench"]
 
 
-class TestSingleEngine(EngineContract, PrecisionContract, StateContract):
+class TestSingleEngine(EngineContract, PrecisionContract, StateContract, HeadContract):
     """The contract suite on SingleEngine."""
 
     def make_engine(self, base: LoadedBase, data: PreparedData, *, max_micro_batch: int = 8) -> SingleEngine:

@@ -17,11 +17,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """A matrix that is trained with an adapter and is none of its layers' factors; it starts at zero."""
+
+    name: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
 class StackKey:
-    """What adapters must have in common to share a stack: padded rank, and the layers they adapt, by number."""
+    """What adapters must have in common to share a stack: padded rank, the layers they adapt, by number, and what else
+    is trained with them."""
 
     bucket: int
     layers: tuple[int, ...]
+    matrices: tuple[Matrix, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,10 @@ class AdapterStack:
             width_in, width_out = widths[layer]
             self._places[layer] = _Place(size, size + key.bucket * width_in, width_in, width_out)
             size += key.bucket * (width_in + width_out)
+        self._matrices: dict[str, tuple[int, Matrix]] = {}
+        for matrix in key.matrices:
+            self._matrices[matrix.name] = (size, matrix)
+            size += matrix.rows * matrix.columns
         self.num_parameters = size
         self.weights_SP = torch.zeros(0, size, device=device)
         self.gradients_SP = torch.zeros(0, size, device=device)
@@ -94,13 +109,29 @@ class AdapterStack:
         """Where a layer's A and B begin in a flat row."""
         return self._places[layer].a_start, self._places[layer].b_start
 
-    def flatten(self, tensors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
-        """One flat row from each layer's A [r, D] and B [O, r]; what the bucket adds to r is zero."""
+    def matrix_start(self, name: str) -> int:
+        """Where a matrix begins in a flat row."""
+        return self._matrices[name][0]
+
+    def cut_matrix(self, flat_P: Tensor, name: str) -> Tensor:
+        """A view of a matrix in a flat row, of weights, gradients or moments."""
+        start, matrix = self._matrices[name]
+        return flat_P[start : start + matrix.rows * matrix.columns].view(matrix.rows, matrix.columns)
+
+    def flatten(
+        self, tensors: Mapping[int, tuple[Tensor, Tensor]], matrices: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """One flat row from each layer's A [r, D] and B [O, r]; what the bucket adds to r is zero.
+
+        `matrices` are what else is trained, by name; those that are not there are zero.
+        """
         flat_P = torch.zeros(self.num_parameters, device=self.weights_SP.device)
         for layer, (a_rD, b_Or) in tensors.items():
             a_RD, b_OR = self.cut(flat_P, layer)
             a_RD[: len(a_rD)] = a_rD
             b_OR[:, : b_Or.shape[1]] = b_Or
+        for name, matrix in (matrices or {}).items():
+            self.cut_matrix(flat_P, name).copy_(matrix)
         return flat_P
 
     def cut(self, flat_P: Tensor, layer: int, *, r: int | None = None) -> tuple[Tensor, Tensor]:

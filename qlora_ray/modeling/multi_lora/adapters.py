@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,7 +14,7 @@ from qlora_ray.config.schema import Lora
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware.memory_counts import pad_rank
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter, saved_adapter
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, Matrix, StackKey
 from qlora_ray.modeling.multi_lora.layout import MixedLayout, RowOwner, SoloLayout
 from qlora_ray.modeling.multi_lora.wrapped_base import Layer, WrappedBase
 
@@ -29,18 +29,29 @@ LayerTensors = dict[int, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What an adapter is, without its values: PEFT's config, scaling, layers, and counts."""
+    """What an adapter is, without its values: PEFT's config, scaling, layers, counts, and what is trained with it."""
 
     config: LoraConfig
     scaling: float
     layers: list[Layer]
     trainable_parameters: int
     total_parameters: int
+    matrices: tuple[Matrix, ...] = ()
+
+    def beside(self, matrices: tuple[Matrix, ...]) -> Blueprint:
+        """The same adapter with matrices that are trained with it, which count as its parameters."""
+        size = sum(matrix.rows * matrix.columns for matrix in matrices)
+        return replace(
+            self,
+            matrices=matrices,
+            trainable_parameters=self.trainable_parameters + size,
+            total_parameters=self.total_parameters + size,
+        )
 
     @property
     def key(self) -> StackKey:
         """Which adapters it can share a stack with."""
-        return StackKey(pad_rank(self.config.r), tuple(layer.number for layer in self.layers))
+        return StackKey(pad_rank(self.config.r), tuple(layer.number for layer in self.layers), self.matrices)
 
 
 def draw_adapter(wrapped: WrappedBase, lora: Lora, *, seed: int) -> tuple[Blueprint, LayerTensors]:

@@ -79,9 +79,24 @@ class FlatAdapter:
             name_a, name_b = parameter_names(layer.path)
             pieces.append(Piece(name_a, start_a, bucket, layer.width_in, r, layer.width_in))
             pieces.append(Piece(name_b, start_b, layer.width_out, bucket, layer.width_out, r))
+        for matrix in self.blueprint.matrices:
+            start, shape = self.stack.matrix_start(matrix.name), (matrix.rows, matrix.columns)
+            pieces.append(Piece(matrix.name, start, *shape, *shape))
         return pieces
 
-    def named_tensors(self, flat_P: Tensor, *, adapter_name: str = ".default") -> dict[str, Tensor]:
+    def matrix(self, name: str) -> Tensor:
+        """A view of what is trained with the adapter under this name; stale as `weights_P` is."""
+        return self.stack.cut_matrix(self.weights_P, name)
+
+    def named_tensors(self, flat_P: Tensor) -> dict[str, Tensor]:
+        """Returns copies on the CPU of all that a flat row holds: layers by PEFT's names in a model, and matrices."""
+        matrices = {
+            matrix.name: self.stack.cut_matrix(flat_P, matrix.name).to("cpu", copy=True)
+            for matrix in self.blueprint.matrices
+        }
+        return {**self.layer_tensors(flat_P), **matrices}
+
+    def layer_tensors(self, flat_P: Tensor, *, adapter_name: str = ".default") -> dict[str, Tensor]:
         """Returns copies on the CPU of A [r, D] and B [O, r] of every layer in a flat row, by PEFT's names.
 
         Args:
@@ -97,8 +112,8 @@ class FlatAdapter:
         return named
 
     def flatten(self, named: dict[str, Tensor]) -> Tensor:
-        """Returns the flat row, [P], of tensors by PEFT's names: weights, or their moments."""
-        return self.stack.flatten(read_layers(self.blueprint, named))
+        """Returns the flat row, [P], of what `named_tensors` returns: weights, or their moments."""
+        return self.stack.flatten(read_layers(self.blueprint, named), read_matrices(self.blueprint, named))
 
     def save(self, folder: Path) -> None:
         """Writes the adapter in PEFT's format."""
@@ -109,10 +124,15 @@ class FlatAdapter:
         config.inference_mode = True
         config.save_pretrained(str(folder))
         save_file(
-            self.named_tensors(self.weights_P.detach(), adapter_name=""),
+            self.layer_tensors(self.weights_P.detach(), adapter_name=""),
             folder / ADAPTER_WEIGHTS,
             metadata={"format": "pt"},
         )
+
+
+def read_matrices(blueprint: Blueprint, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what is trained with an adapter, out of tensors by name."""
+    return {matrix.name: named[matrix.name] for matrix in blueprint.matrices}
 
 
 def read_layers(blueprint: Blueprint, named: dict[str, Tensor]) -> LayerTensors:

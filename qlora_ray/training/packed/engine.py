@@ -12,6 +12,7 @@ import torch
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.errors import first_line
 from qlora_ray.hardware import Placement
+from qlora_ray.modeling.auxiliary_heads import load_heads, save_heads
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.multi_lora.adapters import answering
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
@@ -163,6 +164,7 @@ class PackedEngine:
         if admission.trial is None or admission.phase is Phase.TRAINING:
             raise RuntimeError(f"packed engine: trial {trial_id} is training; its adapter can be saved at a report")
         admission.trial.adapter.save(folder)
+        save_heads(admission.trial.heads, folder)
 
     def score(
         self,
@@ -195,6 +197,11 @@ class PackedEngine:
                         evaluate=self._evaluate,
                         precision=self._base.precision,
                         loss_batch_size=self._evaluate.batch_size,
+                        heads={
+                            name: load_heads(adapter, device=self._base.device)
+                            for name, adapter in group.items()
+                            if adapter is not None
+                        },
                         progress=progress,
                     )
             return scores

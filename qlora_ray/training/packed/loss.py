@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, D width, N predicted tokens, M trials (trials that ste
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ def backward_losses(
     num_trials: int,
     vocab_size: int,
     logits_of: Callable[[Tensor], Tensor],
+    others: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Tensor:
     """Computes the micro-batch's losses and runs its backward.
 
@@ -40,6 +41,7 @@ def backward_losses(
         num_trials: M, the trials that take this step.
         vocab_size: V, which the size of a chunk follows from.
         logits_of: Head and whatever the model does after it, [n, D] -> [n, V].
+        others: What else is computed from the hidden states, and its gradient: they share the backward.
 
     Returns:
         Each trial's summed, unweighted loss, [M], fp32.
@@ -56,5 +58,7 @@ def backward_losses(
             weighted = torch.dot(losses_N, weights_N[chunk])
         gradient_ND[chunk] = torch.autograd.grad(weighted, leaf_ND)[0]
         sums_M.index_add_(0, trials_N[chunk], losses_N.detach())
-    features_ND.backward(gradient_ND)
+    torch.autograd.backward(
+        [features_ND, *(tensor for tensor, _ in others)], [gradient_ND, *(gradient for _, gradient in others)]
+    )
     return sums_M

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from qlora_ray.modeling.auxiliary_heads import find_hidden_size
 from qlora_ray.modeling.device_memory import as_out_of_memory
-from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, StackKey
+from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack, Matrix, StackKey
 from qlora_ray.modeling.multi_lora.adapters import draw_adapter
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.training.packed.roster import PackedAdmission
@@ -43,7 +44,11 @@ class Pack:
         """
         spec = admission.spec
         blueprint, tensors = draw_adapter(self._wrapped, spec.lora, seed=spec.training.seed)
-        key, base = blueprint.key, self._wrapped.base
+        base = self._wrapped.base
+        width = find_hidden_size(base.model)
+        heads = tuple(Matrix(head.parameter_name, len(head.classes), width) for head in spec.heads)
+        blueprint = blueprint.beside(heads)
+        key = blueprint.key
         if key not in self._stacks:
             self._stacks[key] = AdapterStack(key, self._wrapped.widths, device=base.device)
         stack = self._stacks[key]

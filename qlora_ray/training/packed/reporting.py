@@ -16,6 +16,7 @@ from qlora_ray.modeling.device_memory import as_out_of_memory, peak_memory_bytes
 from qlora_ray.modeling.multi_lora.dropout import rounded_rate
 from qlora_ray.modeling.multi_lora.layout import SoloLayout
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
+from qlora_ray.scoring.heads import HeadScorer
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.training.budget import warmup_steps
 from qlora_ray.training.engine import UNEVALUATED, Failure, Report
@@ -102,11 +103,13 @@ class Reporter:
         spec, state = trial.spec, trial.state
         assert state is not None and state.has_pending_report
         started = time.perf_counter()
-        loss = self._evaluate(trial)
+        scorer = HeadScorer(trial.heads, self._validation)
+        loss = self._evaluate(trial, scorer)
         if not math.isfinite(loss):
             raise TrialDiverged(f"eval_loss is {loss} after step {trial.step}")
         metrics = {
             "eval_loss": loss,
+            **scorer.metrics(),
             **state.pending_metrics,
             "eval_s": time.perf_counter() - started,
             PEAK_METRIC: reported_peak_bytes(state, device=self._base.device),
@@ -118,7 +121,7 @@ class Reporter:
             spec.trial_id, trial.report_index, is_final, metrics, facts=state.facts, train_losses=state.train_losses
         )
 
-    def _evaluate(self, trial: PackedTrial) -> float:
+    def _evaluate(self, trial: PackedTrial, scorer: HeadScorer) -> float:
         """Mean loss on the validation rows, through the same layers that train."""
         eval_batch = trial.spec.training.per_device_eval_batch_size
         num_rows = min(eval_batch, self._max_eval_batch or eval_batch)
@@ -132,6 +135,7 @@ class Reporter:
                 batch_size=num_rows,
                 pad_token_id=int(self._base.tokenizer.pad_token_id),
                 precision=self._base.precision,
+                on_hidden=scorer.observe if trial.spec.heads else None,
             ).loss
 
     def describe_run(self, trial: PackedTrial) -> dict[str, Any]:
@@ -162,6 +166,7 @@ class Reporter:
                 "lora_dropout": rounded_rate(spec.lora.lora_dropout),
                 "target_modules": sorted(blueprint.config.target_modules or ()),
             },
+            "heads": {head.name: head.describe() for head in spec.heads},
             "effective_batch": budget.effective_batch,
             "num_samples": budget.num_samples,
             "num_steps": budget.num_steps,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qlora_ray.errors import first_line
+from qlora_ray.modeling.auxiliary_heads import HeadRows
 from qlora_ray.modeling.device_memory import as_out_of_memory
 from qlora_ray.modeling.heads import SplitModel
 from qlora_ray.modeling.loading import LoadedBase
@@ -25,6 +26,7 @@ from qlora_ray.modeling.multi_lora.layout import TrainingLayout, make_segments
 from qlora_ray.modeling.multi_lora.wrapped_base import WrappedBase
 from qlora_ray.scoring.inference import computing_in
 from qlora_ray.training.packed.batching import StepRow, cut_micro_batches, padding_of
+from qlora_ray.training.packed.head_losses import HeadLosses
 from qlora_ray.training.packed.loss import backward_losses
 from qlora_ray.training.packed.meter import PeakMeter
 from qlora_ray.training.packed.trial import PackedTrial
@@ -77,6 +79,7 @@ class StepRunner:
         self._model = SplitModel(wrapped.base.model)
         self._counters = Counters(wrapped.base.device)
         self._rows = rows
+        self._head_losses = HeadLosses(HeadRows(rows))
         self._lengths = rows.input_ids.lengths
         self._pad = int(wrapped.base.tokenizer.pad_token_id)
         self._vocab_size = wrapped.base.model.get_output_embeddings().weight.shape[0]
@@ -110,6 +113,7 @@ class StepRunner:
         answer_tokens = [0] * len(trials)
         for row in rows:
             answer_tokens[row.trial] += len(self._predicting(row.row))
+        self._head_losses.begin(trials)
         micro_batches = cut_micro_batches(rows, max_tokens=max_tokens)
         for stack in stacks:
             stack.gradients_SP.zero_()
@@ -190,6 +194,7 @@ class StepRunner:
                 num_trials=len(trials),
                 vocab_size=self._vocab_size,
                 logits_of=self._model.logits,
+                others=self._head_losses.go_back(hidden_BTD, rows),
             )
 
     def _predicting(self, row: int) -> NDArray[np.int64]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from qlora_ray.hardware.memory_counts import ADAPTER_GRADIENT_BYTES, ADAPTER_WEIGHT_BYTES, MOMENT_BYTES
+from qlora_ray.modeling.auxiliary_heads import TrainedHead
 from qlora_ray.modeling.device_memory import as_out_of_memory
 from qlora_ray.modeling.multi_lora.adapter_stack import AdapterStack
 from qlora_ray.modeling.multi_lora.adapters import Blueprint, LayerTensors
 from qlora_ray.modeling.multi_lora.dropout import rounded_rate
-from qlora_ray.modeling.multi_lora.flat_adapter import FlatAdapter, read_layers
+from qlora_ray.modeling.multi_lora.flat_adapter import FlatAdapter
 from qlora_ray.modeling.multi_lora.layout import RowOwner
 from qlora_ray.training.budget import sample_order
 from qlora_ray.training.checkpoint import TrialState
@@ -96,7 +97,8 @@ class PackedTrial:
             data_seed=spec.training.data_seed,
         )
         self.adapter = FlatAdapter(spec.trial_id, blueprint, stack)
-        stack.add(spec.trial_id, stack.flatten(read_layers(blueprint, state.adapter) if state else tensors))
+        flat_P = self.adapter.flatten(state.adapter) if state else stack.flatten(tensors)
+        stack.add(spec.trial_id, flat_P)
         self.parameter = nn.Parameter(self.adapter.weights_P)
         self.optimizer = make_optimizer(self.parameter, spec.training)
         if state:
@@ -133,6 +135,11 @@ class PackedTrial:
         """Whose rows its rows are: with dropout in training, and without in evaluation."""
         rate = rounded_rate(self.spec.lora.lora_dropout) if training else 0.0
         return self.adapter.owner(dropout=rate)
+
+    @property
+    def heads(self) -> list[TrainedHead]:
+        """Its auxiliary heads, as views of its row: stale when others come or go."""
+        return [TrainedHead(spec, self.adapter.matrix(spec.parameter_name).detach()) for spec in self.spec.heads]
 
     def bind(self) -> None:
         """Points its parameter at its row, which moves when others come or go; called whenever they do."""

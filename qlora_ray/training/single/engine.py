@@ -10,6 +10,7 @@ from typing import Any
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.hardware import Placement
 from qlora_ray.modeling.adapters import save_adapter, saved_adapter
+from qlora_ray.modeling.auxiliary_heads import HeadRows, load_heads, save_heads
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.model_scoring import score_model
@@ -58,6 +59,7 @@ class SingleEngine:
     ) -> None:
         self._base = base
         self._rows = labelled_rows(data.train)
+        self._head_rows = HeadRows(data.train)
         self._validation = data.validation
         self._max_micro_batch = max_micro_batch
         self._max_eval_batch = max_eval_batch
@@ -83,6 +85,7 @@ class SingleEngine:
             spec,
             base=self._base,
             rows=self._rows,
+            head_rows=self._head_rows,
             validation=self._validation,
             max_micro_batch=self._max_micro_batch,
             max_eval_batch=self._max_eval_batch,
@@ -139,6 +142,7 @@ class SingleEngine:
         if run.model is None or run.phase in (Phase.ENTERING, Phase.TRAINING):
             raise RuntimeError(f"single engine: trial {trial_id} is training; its adapter can be saved at a report")
         save_adapter(run.model, folder)
+        save_heads(run.heads, folder)
 
     def evict(self, trial_id: str) -> None:
         """Ends a trial and frees the slot."""
@@ -173,6 +177,7 @@ class SingleEngine:
                     precision=self._base.precision,
                     loss_batch_size=self._evaluate.batch_size,
                     name=name,
+                    heads=[] if adapter is None else load_heads(adapter, device=self._base.device),
                     progress=progress,
                 )
         return scores

@@ -20,8 +20,10 @@ from transformers import PrinterCallback
 from qlora_ray.errors import TrialDiverged, first_line
 from qlora_ray.hardware.plan import largest_divisor
 from qlora_ray.modeling.adapters import attach_adapter, count_parameters, detach_adapter
+from qlora_ray.modeling.auxiliary_heads import HeadRows, TrainedHead, attach_heads, attached_heads
 from qlora_ray.modeling.device_memory import as_out_of_memory, peak_memory_bytes
 from qlora_ray.modeling.loading import LoadedBase
+from qlora_ray.scoring.heads import HeadScorer
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.training.admission import Phase
 from qlora_ray.training.budget import sample_order
@@ -38,6 +40,7 @@ from qlora_ray.training.engine import (
 )
 from qlora_ray.training.report_metrics import PEAK_METRIC, reported_peak_bytes, thin_losses
 from qlora_ray.training.simulated_memory import SimulatedMemory
+from qlora_ray.training.single.head_loss import HeadLoss
 from qlora_ray.training.single.sft_arguments import make_sft_config, sft_arguments
 from qlora_ray.training.single.trainer import OrderedTrainer, load_trainable
 
@@ -88,6 +91,7 @@ class SingleRun:
         *,
         base: LoadedBase,
         rows: Dataset,
+        head_rows: HeadRows,
         validation: TokenizedSplit,
         max_micro_batch: int,
         max_eval_batch: int | None,
@@ -109,6 +113,7 @@ class SingleRun:
         self._facts: dict[str, Any] = {}
         self._base = base
         self._rows = rows
+        self._head_rows = head_rows
         self._validation = validation
         self._micro_batch = largest_divisor(
             spec.training.effective_batch, at_most=min(max_micro_batch, spec.training.per_device_train_batch_size)
@@ -223,6 +228,7 @@ class SingleRun:
             self._memory.hold_trial(self.spec.lora, optim=self.spec.training.optim)
         self.model = attach_adapter(self._base, self.spec.lora, seed=self.spec.training.seed)
         try:
+            attach_heads(self.model, self.spec.heads)
             if self.state:
                 load_trainable(self.model, self.state.adapter)
             if self._pending_step is not None:
@@ -255,6 +261,12 @@ class SingleRun:
             self.model = self._trainer = None
             self.phase = Phase.ENTERING
 
+    @property
+    def heads(self) -> list[TrainedHead]:
+        """The trial's heads as they are now."""
+        assert self.model is not None
+        return attached_heads(self.model, self.spec.heads)
+
     def _make_trainer(self, arguments: dict[str, Any], start_step: int) -> OrderedTrainer:
         assert self.model is not None
         budget = self.spec.budget
@@ -263,6 +275,7 @@ class SingleRun:
             num_samples=budget.samples_seen(budget.num_steps),
             data_seed=self.spec.training.data_seed,
         )
+        rows = order[budget.samples_seen(start_step) :]
         trainer = OrderedTrainer(
             self.spec,
             state=self.state,
@@ -271,9 +284,12 @@ class SingleRun:
             is_leaving=lambda: self.leave_reason is not None,
             on_leave=self._keep_unreported,
             before_micro_batch=self._take_step,
+            head_loss=HeadLoss(self.heads, self._head_rows, rows=rows, effective_batch=budget.effective_batch)
+            if self.spec.heads
+            else None,
             model=self.model,
             args=make_sft_config(arguments),
-            train_dataset=self._rows.select(order[budget.samples_seen(start_step) :]),
+            train_dataset=self._rows.select(rows),
             processing_class=self._base.tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
@@ -296,6 +312,7 @@ class SingleRun:
                 "lora_alpha": self.spec.lora.resolved_alpha,
                 "target_modules": sorted(cast(LoraConfig, self.model.peft_config["default"]).target_modules or ()),
             },
+            "heads": {spec.name: spec.describe() for spec in self.spec.heads},
             "micro_batch": self._micro_batch,
             "gradient_accumulation_steps": arguments["gradient_accumulation_steps"],
             "effective_batch": self.spec.training.effective_batch,
@@ -351,18 +368,21 @@ class SingleRun:
         if self._memory is not None:
             longest = int(self._validation.input_ids.lengths.max(initial=1))
             self._memory.take_evaluation(num_rows=self._eval_batch, longest=longest)
+        scorer = HeadScorer(self.heads, self._validation)
         result = evaluate_loss(
             self.model,
             self._validation,
             batch_size=self._eval_batch,
             pad_token_id=self._base.tokenizer.pad_token_id,
             precision=self._base.precision,
+            on_hidden=scorer.observe if self.spec.heads else None,
         )
         if not math.isfinite(result.loss):
             raise TrialDiverged(f"eval_loss is {result.loss} after step {step}")
         index = budget.report_steps.index(step) + 1
         metrics = {
             "eval_loss": result.loss,
+            **scorer.metrics(),
             **state.pending_metrics,
             "eval_s": time.perf_counter() - started,
             PEAK_METRIC: reported_peak_bytes(state, device=self._base.device),

@@ -13,11 +13,13 @@ from transformers import TrainerCallback, get_scheduler
 from trl import SFTTrainer
 
 from qlora_ray.errors import TrialDiverged
+from qlora_ray.modeling.auxiliary_heads import MODULE
 from qlora_ray.training.budget import warmup_steps
 from qlora_ray.training.checkpoint import TrialState, flatten_optimizer, restore_optimizer
 from qlora_ray.training.engine import TrialSpec
 from qlora_ray.training.moments import is_flat, quantized_state, read_moments
 from qlora_ray.training.schedules import schedule_options, scheduler_name
+from qlora_ray.training.single.head_loss import HeadLoss
 
 # What a time that something is divided by counts at least.
 SHORTEST_S = 1e-9
@@ -34,6 +36,7 @@ class OrderedTrainer(SFTTrainer):
         is_leaving: Asked after each step, and after the report there; True ends training with `on_leave`.
         on_leave: Called on the training thread with the step after which training ends so.
         before_micro_batch: Called with the rows of each micro-batch and the tokens that each is padded to.
+        head_loss: What auxiliary heads add to the loss; None without heads.
         kwargs: SFTTrainer's own, with a dataset that begins at the state's step.
     """
 
@@ -47,6 +50,7 @@ class OrderedTrainer(SFTTrainer):
         is_leaving: Callable[[], bool] = lambda: False,
         on_leave: Callable[[int], None] = lambda step: None,
         before_micro_batch: Callable[[int, int], None] = lambda num_rows, num_tokens: None,
+        head_loss: HeadLoss | None = None,
         **kwargs: Any,
     ) -> None:
         model: PeftModel = kwargs["model"]
@@ -64,6 +68,7 @@ class OrderedTrainer(SFTTrainer):
         self.is_leaving = is_leaving
         self.on_leave = on_leave
         self._before_micro_batch = before_micro_batch
+        self._head_loss = head_loss
         self._restored_state = state
         # One that was preempted between two reports brings the losses since the last one.
         self._step_losses: list[float] = list(state.interval_losses) if state else []
@@ -123,9 +128,25 @@ class OrderedTrainer(SFTTrainer):
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; its loss is already divided by the tokens of the whole effective batch."""
         self._before_micro_batch(*inputs["input_ids"].shape)
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self._head_loss is None:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            self._micro_losses.append(loss.detach())
+            return loss
+        with self._head_loss.watching(self.peft_model):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The language model's loss, and what the heads add to it."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self._head_loss is None:
+            return loss
         self._micro_losses.append(loss.detach())
-        return loss
+        return loss + self._head_loss.take(inputs["input_ids"].shape[0])
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Those of transformers, and all heads: it leaves out what has `bias` or `norm` in its name."""
+        heads = [name for name, _ in model.named_parameters() if name.startswith(f"{MODULE}.")]
+        return sorted({*super().get_decay_parameter_names(model), *heads})
 
     def begin(self) -> None:
         """Restores what exists only once training has begun: moments and loss scale."""
@@ -141,11 +162,14 @@ class OrderedTrainer(SFTTrainer):
         """Closes an optimizer step; raises TrialDiverged if its loss is not finite."""
         loss = torch.stack(self._micro_losses).sum().item()
         self._micro_losses.clear()
+        head_loss = 0.0 if self._head_loss is None else self._head_loss.end_step()
         self._step_losses.append(loss)
         self.last_step, self.last_loss = step, loss
         self.tokens_per_s = self._count_tokens() / max(time.perf_counter() - self._resumed_at, SHORTEST_S)
         if not math.isfinite(loss):
             raise TrialDiverged(f"training loss is {loss} at step {step}")
+        if not math.isfinite(head_loss):
+            raise TrialDiverged(f"the heads' training loss is {head_loss} at step {step}")
 
     def resume_clock(self) -> None:
         """Starts the time that training metrics are counted over."""
