@@ -26,6 +26,7 @@ class TrialDemand:
         attn_implementation: The config's model.attn_implementation.
         mean_seq_length: Tokens of a training row on average; None: as many as the longest.
         num_trials: Trials of the sweep in all; None: no bound.
+        num_head_parameters: Of one trial's auxiliary heads, all of them trained.
         single_reason: Why these trials cannot share one base and need the single engine; None if they can.
     """
 
@@ -38,6 +39,7 @@ class TrialDemand:
     gradient_checkpointing: bool | Literal["auto"] = False
     eval_batch: int = 8
     modules_to_save: tuple[str, ...] = ()
+    num_head_parameters: int = 0
     loss: Loss | Literal["auto"] = "auto"
     fp32_parameters: Literal["all", "norms", "none"] = "none"
     lora_dropout: float = 0.05

@@ -115,6 +115,7 @@ def describe_workload(
         targets=demand.targets,
         r=demand.max_r,
         modules_to_save=demand.modules_to_save,
+        num_head_parameters=demand.num_head_parameters,
         optim=demand.optim,
         precision=precision.name,
         seq_length=demand.max_seq_length,

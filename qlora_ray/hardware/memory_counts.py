@@ -138,10 +138,10 @@ def count_adapter_bytes(shape: ModelShape, workload: Workload) -> int:
 
 
 def count_adapter_parameters(shape: ModelShape, workload: Workload) -> int:
-    """Of one trial: its factors, and its copies of embeddings or head."""
+    """Of one trial: its factors, its copies of embeddings or head, and its auxiliary heads."""
     r = pad_rank(workload.r) if workload.engine == "packed" else workload.r
     copies = len(workload.modules_to_save) * shape.vocab_size * shape.hidden_size
-    return shape.num_adapter_parameters(workload.targets, r) + copies
+    return shape.num_adapter_parameters(workload.targets, r) + copies + workload.num_head_parameters
 
 
 def count_layer_bytes_per_token(shape: ModelShape, workload: Workload) -> int:

@@ -29,6 +29,7 @@ class Workload:
         engine: `single` is TRL and PEFT; `packed` keeps inputs once and small dropout masks, and pads ranks.
         num_trials: Adapters in the process.
         micro_batch_tokens: Padded tokens through the device at once, where they are not micro_batch rows of seq_length.
+        num_head_parameters: Of one trial's auxiliary heads.
         hold_dequantized: Whether all linears are also kept in the compute dtype.
     """
 
@@ -37,6 +38,7 @@ class Workload:
     targets: str | Sequence[str] = "all-linear"
     r: int = 16
     modules_to_save: tuple[str, ...] = ()
+    num_head_parameters: int = 0
     optim: str = "paged_adamw_8bit"
     precision: str = "bf16"
     micro_batch: int = 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import NoExecutors, NoFittingDevice, PoolLost, QloraRayError
 from qlora_ray.hardware.trial_size import TrialSizes
+from qlora_ray.modeling.auxiliary_heads import make_specs
 from qlora_ray.orchestration.executor.admission import LeaseLost, Preempted, SlotRefused
 from qlora_ray.orchestration.memory_ladder import larger_needs, next_needs
 from qlora_ray.orchestration.pool.leases import ANY_DEVICE, Lease
@@ -34,11 +35,13 @@ class TrialTerms:
         config: The sweep's config.
         num_train_rows: Rows there are to train on.
         sizes: How large a trial is; None where all count as equally large.
+        classes: The labels of each auxiliary head, in the order of their numbers.
     """
 
     config: SweepConfig
     num_train_rows: int
     sizes: TrialSizes | None = None
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class LeasedTrial:
@@ -174,7 +177,7 @@ class LeasedTrial:
         budget = make_budget(
             config.training, num_train_rows=terms.num_train_rows, num_reports=config.search.num_reports
         )
-        return TrialSpec(self.id, config.lora, config.training, budget)
+        return TrialSpec(self.id, config.lora, config.training, budget, make_specs(config.heads, terms.classes))
 
     async def _poll(self) -> Report:
         assert self.lease is not None

@@ -110,7 +110,10 @@ def _run_trials(
         run_trials(
             # Any placement serves to compare trials.
             TrialTerms(
-                preflight.config, len(preflight.data.train), sizes=TrialSizes(preflight.shape, plan.placements[0])
+                preflight.config,
+                len(preflight.data.train),
+                sizes=TrialSizes(preflight.shape, plan.placements[0]),
+                classes=preflight.data.report.classes,
             ),
             searcher=searcher,
             ledger=ledger,

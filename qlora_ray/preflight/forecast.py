@@ -217,7 +217,7 @@ def _count_disk_bytes(facts: PlanFacts, plan: Plan, *, num_trials: int) -> int:
         + len(corner.lora.modules_to_save or ()) * facts.shape.vocab_size * facts.shape.hidden_size
         for corner in facts.extremes
     )
-    adapter_bytes = ADAPTER_WEIGHT_BYTES * parameters
+    adapter_bytes = ADAPTER_WEIGHT_BYTES * (parameters + facts.num_head_parameters)
     states = plan.total_slots if facts.config.cluster.keep_trial_state else 0
     return (num_trials + 1 + states * STATE_TENSORS) * adapter_bytes + num_trials * RECORD_BYTES
 

@@ -30,6 +30,11 @@ class PlanFacts:
     single_reason: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def num_head_parameters(self) -> int:
+        """Of a trial that trains all auxiliary heads."""
+        return sum(map(len, self.report.classes.values())) * self.shape.hidden_size
+
 
 def plan_facts(facts: PlanFacts, nodes: Sequence[NodeProfile]) -> Plan:
     """The placement of the largest trial the space can propose, on these nodes.
@@ -60,6 +65,7 @@ def plan_facts(facts: PlanFacts, nodes: Sequence[NodeProfile]) -> Plan:
         mean_seq_length=min(config.data.max_length, lengths["train"].mean),
         num_trials=config.search.num_trials,
         single_reason=facts.single_reason,
+        num_head_parameters=facts.num_head_parameters,
         modules_to_save=tuple({name for corner in corners for name in corner.lora.modules_to_save or ()}),
     )
     return plan_placements(

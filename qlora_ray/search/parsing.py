@@ -5,19 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic.fields import FieldInfo
+
 from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.documents import Document, read_document
 from qlora_ray.config.foreign import refuse_foreign
+from qlora_ray.config.heads import WEIGHT
 from qlora_ray.config.loading import closest_path, find_shipped, suggest_key
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
 from qlora_ray.search.space import (
     FIXED_PATHS,
+    HEADS,
     POINTS_KEY,
     SEARCHABLE_SECTIONS,
     Parameter,
     SearchSpace,
     apply_values,
+    find_field,
+    read_value,
 )
 
 
@@ -85,30 +91,32 @@ def _parse_parameter(path: str, words: Any, document: Document, config: SweepCon
     )
     if nested:
         raise ConfigError(f"{where}: {path} is a section; paths are written whole. Write {path}.{nested[0]}: ...")
-    if section not in SEARCHABLE_SECTIONS or path in FIXED_PATHS:
-        if closest_path(str(path)) == path:
+    info = find_field(str(path), config)
+    if info is None or path in FIXED_PATHS:
+        if section == HEADS and key.partition(".")[0] not in config.heads:
+            known = ", ".join(f"{HEADS}.{name}.{WEIGHT}" for name in config.heads) or "none, it has no heads"
+            raise ConfigError(f"{where}: {path} must name a head of the config, which has {known}.")
+        if closest_path(str(path)) == path and path not in SEARCHABLE_SECTIONS:
             raise ConfigError(f"{where}: {path} is the same for all trials of a sweep and cannot be searched.")
-        raise ConfigError(f"{where}: {path} names no config path.{_did_you_mean(str(path))}")
-    if key not in SEARCHABLE_SECTIONS[section].model_fields:
         raise ConfigError(f"{where}: {path} names no config path.{_did_you_mean(str(path))}")
     if path == "lora.alpha_ratio" and config.lora.lora_alpha is not None:
         raise ConfigError(f"{where}: {path} is searched while the config sets lora.lora_alpha. Drop one of them.")
     if path == "lora.lora_alpha" and config.lora.alpha_ratio is not None:
         raise ConfigError(f"{where}: {path} is searched while the config sets lora.alpha_ratio. Drop one of them.")
-    parameter = _read_words(str(path), words, where)
+    parameter = _read_words(str(path), words, where, info)
     settled: list[Any] = []
     for value in parameter.values():
         try:
             trial = apply_values(config, {parameter.path: value})
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        settled.append(getattr(getattr(trial, section), key))
+        settled.append(read_value(parameter.path, trial))
     if any(value in settled[:index] for index, value in enumerate(settled)):
         raise ConfigError(f"{where}: {path}: choices must differ from each other, got {list(parameter.values())!r}.")
     return parameter
 
 
-def _read_words(path: str, words: Any, where: str) -> Parameter:
+def _read_words(path: str, words: Any, where: str, info: FieldInfo) -> Parameter:
     if not isinstance(words, dict) or not words:
         raise ConfigError(f"{where}: {path} must be {{choices: [...]}} or {{low: , high: , log: }}, got {words!r}.")
     unknown = set(words) - {"choices", "low", "high", "log", "step"}
@@ -119,8 +127,7 @@ def _read_words(path: str, words: Any, where: str) -> Parameter:
         if len(words) > 1 or not isinstance(choices, list) or not choices:
             raise ConfigError(f"{where}: {path}: choices must be a list of at least one value and stand alone.")
         return Parameter(path, choices=tuple(choices))
-    section, key = path.split(".", 1)
-    number_type = _number_type(SEARCHABLE_SECTIONS[section].model_fields[key].annotation)
+    number_type = _number_type(info.annotation)
     if number_type is None:
         raise ConfigError(f"{where}: {path} is not a number. Give choices instead of a range.")
     low, high, log, step = words.get("low"), words.get("high"), words.get("log", False), words.get("step")
@@ -168,4 +175,4 @@ def _point_problems(points: Any, known: dict[str, Parameter], document: Document
 
 
 def _did_you_mean(path: str) -> str:
-    return suggest_key(path, prefixes=tuple(SEARCHABLE_SECTIONS))
+    return suggest_key(path, prefixes=(*SEARCHABLE_SECTIONS, HEADS))

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
+from qlora_ray.config.heads import WEIGHT, Head
 from qlora_ray.config.loading import describe_problem
 from qlora_ray.config.schema import Lora, SweepConfig, Training
 from qlora_ray.errors import ConfigError
@@ -18,8 +20,10 @@ from qlora_ray.errors import ConfigError
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-# Trials share the base, the data and the cluster, so only these two sections can differ between them.
+# Trials share the base, the data and the cluster, so only these two sections can differ between them,
 SEARCHABLE_SECTIONS: dict[str, type[Lora] | type[Training]] = {"lora": Lora, "training": Training}
+# and the weights of auxiliary heads: 0 leaves one out.
+HEADS = "heads"
 # One value for the whole sweep: the sample order is what makes trials comparable, precision is the device's.
 FIXED_PATHS = (
     "training.data_seed",
@@ -186,6 +190,23 @@ def _corners(config: SweepConfig, values: Mapping[str, Sequence[Any]]) -> list[S
     return [apply_values(config, dict(zip(values, corner, strict=True))) for corner in corners]
 
 
+def find_field(path: str, config: SweepConfig) -> FieldInfo | None:
+    """The config's field behind a path that can be searched, whatever FIXED_PATHS says; None where there is none."""
+    section, _, key = path.partition(".")
+    if section == HEADS:
+        name, _, key = key.rpartition(".")
+        return Head.model_fields[WEIGHT] if name in config.heads and key == WEIGHT else None
+    return SEARCHABLE_SECTIONS[section].model_fields.get(key) if section in SEARCHABLE_SECTIONS else None
+
+
+def read_value(path: str, config: SweepConfig) -> Any:
+    """The config's value at a path that can be searched."""
+    value: Any = config
+    for name in path.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value
+
+
 def encode_choice(value: Any) -> Any:
     """A choice as Optuna stores it: scalars as they are, lists as JSON text."""
     return json.dumps(value) if isinstance(value, list | dict) else value
@@ -201,10 +222,14 @@ def apply_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
     Raises:
         ConfigError: If the values together break a rule of the config.
     """
-    sections = {name: getattr(config, name).model_dump() for name in SEARCHABLE_SECTIONS}
+    sections: dict[str, Any] = {name: getattr(config, name).model_dump() for name in SEARCHABLE_SECTIONS}
+    sections[HEADS] = {name: head.model_dump() for name, head in config.heads.items()}
     for path, value in values.items():
-        section, key = path.split(".", 1)
-        sections[section][key] = value
+        *names, key = path.split(".")
+        section = sections
+        for name in names:
+            section = section[name]
+        section[key] = value
     try:
         return SweepConfig.model_validate({**config.model_dump(), **sections})
     except ValidationError as error:

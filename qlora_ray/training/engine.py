@@ -39,8 +39,8 @@ class TrialSpec:
         sum over answer tokens of their cross-entropy / number of those tokens
         + for each head: weight * sum over labelled rows of their cross-entropy / number of those rows
 
-    both numbers counted in the whole effective batch, so that micro-batches make no difference. In a step without labels
-    a head's gradient is zero: AdamW moves it by its moments and the trial's weight decay alone.
+    both numbers counted in the whole effective batch, so that micro-batches make no difference. In a step without
+    labels a head's gradient is zero: AdamW moves it by its moments and the trial's weight decay alone.
     """
 
     trial_id: str

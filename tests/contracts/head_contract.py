@@ -82,8 +82,7 @@ class HeadContract:
         """The bench's rows with labels."""
         return label(bench.data)
 
-    @pytest.mark.parametrize("pooling", ["prompt", "last", "mean"])
-    @pytest.mark.parametrize("max_micro_batch", [4, 1])
+    @pytest.mark.parametrize(("pooling", "max_micro_batch"), [("prompt", 1), ("last", 4), ("mean", 1)])
     def test_heads_and_adapter_train_as_in_a_plain_torch_loop(
         self, bench: Bench, labelled: PreparedData, pooling: Pooling, max_micro_batch: int
     ) -> None:

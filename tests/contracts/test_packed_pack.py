@@ -13,6 +13,7 @@ from qlora_ray.training.engine import EngineEvent, Report, TrainingData, TrialSp
 from qlora_ray.training.packed.engine import PackedEngine
 from qlora_ray.training.single.engine import SingleEngine
 from tests.contracts.bench import BATCH, Bench, bench, hash_weights, load_nf4, losses, make_spec, run_trial
+from tests.contracts.head_contract import head, head_metrics, label, with_heads
 from tests.contracts.packs import (
     MIXED_RANKS,
     MIXED_SPECS,
@@ -223,3 +224,47 @@ def test_what_cannot_be_packed_is_refused_by_name(engine: PackedEngine, lora: di
     assert failure is not None and failure.cause == "error"
     assert next(iter(lora)) in failure.message
     assert packed["0001"][-1].failure is None
+
+
+def test_trials_with_other_heads_train_as_if_alone_and_a_diverging_head_disturbs_nobody(bench: Bench) -> None:
+    labelled = label(bench.data)
+    specs = [
+        make_spec("0000", lora={"r": 4}),
+        with_heads(make_spec("0001", lora={"r": 12}), head("length", weight=0.3)),
+        with_heads(make_spec("0002"), head("aggregate", weight=2.0, pooling="mean"), head("length", pooling="last")),
+        with_heads(make_spec("0003", max_grad_norm=0.0), head("length", weight=3e38)),
+    ]
+    engine = make_engine(bench.base, labelled)
+    packed = run_pack(engine, specs)
+    failure = packed["0003"][-1].failure
+    assert failure is not None and failure.cause == "diverged"
+    for spec in specs[:-1]:
+        reports = run_trial(engine, spec)
+        engine.evict(spec.trial_id)
+        assert_close(losses(packed[spec.trial_id]), losses(reports), rel=MIXED_RANKS)
+        for one, other in zip(packed[spec.trial_id], reports, strict=True):
+            assert head_metrics(one.metrics) == pytest.approx(head_metrics(other.metrics), rel=MIXED_RANKS)
+    assert head_metrics(packed["0000"][-1].metrics) == {}
+
+
+def test_heads_go_on_in_the_other_engine(bench: Bench, tmp_path: Path) -> None:
+    labelled = label(bench.data)
+    spec = with_heads(make_spec(lora={"lora_dropout": 0.0}), head("length"), head("aggregate", pooling="last"))
+    engines = [
+        make_engine(bench.base, labelled),
+        SingleEngine(bench.base, TrainingData(labelled.train, labelled.validation), max_micro_batch=8),
+    ]
+    for first, second in (engines, engines[::-1]):
+        whole = run_trial(first, spec)
+        first.evict("0000")
+        run_trial(first, spec, num_reports=1)
+        state = first.snapshot("0000")
+        assert state is not None
+        state.save(tmp_path / "state")
+        first.evict("0000")
+        rest = run_trial(second, spec, state=TrialState.load(tmp_path / "state"))
+        second.evict("0000")
+        for one, other in zip(rest, whole[1:], strict=True):
+            assert losses([one])[0] == pytest.approx(losses([other])[0], rel=OTHER_ENGINE)
+            assert head_metrics(one.metrics) == pytest.approx(head_metrics(other.metrics), rel=OTHER_ENGINE)
+        assert rest[-1].facts["trainable_parameters"] == whole[-1].facts["trainable_parameters"]

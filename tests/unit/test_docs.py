@@ -21,7 +21,7 @@ from qlora_ray import embedded
 from qlora_ray.config.aliases import ALIASES
 from qlora_ray.config.choices import OneOf
 from qlora_ray.config.documents import Document, parse_yaml_value
-from qlora_ray.config.key_paths import known_paths
+from qlora_ray.config.key_paths import NAME, known_paths
 from qlora_ray.config.loading import load_config, parse_override, validate_document
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.search.parsing import parse_space
@@ -62,8 +62,9 @@ def _fields() -> dict[str, Any]:
             ]
             if not sections or info.default is None:
                 found[prefix + name] = info
+            by_name = f"{NAME}." if get_origin(info.annotation) is dict else ""
             for section in sections:
-                walk(section, f"{prefix}{name}.")
+                walk(section, f"{prefix}{name}.{by_name}")
 
     walk(SweepConfig, "")
     return found

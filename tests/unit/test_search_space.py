@@ -10,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from qlora_ray.config.documents import Document
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError
+from qlora_ray.modeling.auxiliary_heads import make_specs
 from qlora_ray.search.parsing import parse_space
 from qlora_ray.search.space import FIXED_PATHS, SEARCHABLE_SECTIONS, Parameter, SearchSpace, apply_values
 
@@ -162,3 +163,28 @@ def test_the_fixed_paths_are_searchable_paths_otherwise():
 def test_a_parameter_has_its_choices_or_what_is_in_its_range_and_on_its_steps(parameter, inside, outside):
     assert all(parameter.has(value) for value in inside)
     assert not any(parameter.has(value) for value in outside)
+
+
+def test_the_weight_of_a_head_is_searched_like_any_other_key_and_0_leaves_the_head_out():
+    config = SweepConfig.model_validate({"heads": {"emotion": {"column": "mood"}, "act": {"column": "act"}}})
+    written = {"heads.emotion.weight": {"low": 0, "high": 1}, "heads.act.weight": {"choices": [0, 0.3]}}
+    space = parse_space(Document("space.yaml", written), config)
+    assert space.distributions()["heads.emotion.weight"] == FloatDistribution(0, 1)
+    trial = apply_values(config, {"heads.emotion.weight": 0.25, "heads.act.weight": 0})
+    assert {name: head.weight for name, head in trial.heads.items()} == {"emotion": 0.25, "act": 0}
+    specs = make_specs(trial.heads, {"emotion": ["sad", "glad"], "act": ["ask", "tell"]})
+    assert [(spec.name, spec.classes, spec.weight) for spec in specs] == [("emotion", ("sad", "glad"), 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [
+        ("heads.mood.weight", r"heads.mood.weight must name a head of the config, which has heads.emotion.weight"),
+        ("heads.emotion.pooling", "cannot be searched"),
+        ("heads.emotion.wait", r"names no config path. Did you mean heads.emotion.weight\?"),
+    ],
+)
+def test_nothing_else_of_a_head_is_searched(path, match):
+    config = SweepConfig.model_validate({"heads": {"emotion": {"column": "mood"}}})
+    with pytest.raises(ConfigError, match=match):
+        parse_space(Document("space.yaml", {path: {"choices": [1, 2]}}), config)
