@@ -62,8 +62,11 @@ class Conversion:
         rows = iter(rows)
         first = _take_readable(rows, NUM_ROWS_LOOKED_AT)
         readable = [row for row in first if row.problem is None]
+        labels = () if self.labels is None else self.labels.label_columns
         self.format = (
-            choose_format(self.source_name, readable, self.data) if readable else Format(self.data.format, (), "")
+            choose_format(self.source_name, readable, self.data, read_beside=labels)
+            if readable
+            else Format(self.data.format, (), "")
         )
         num_rows = num_bad = 0
         first_bad = ("", "")
@@ -115,30 +118,31 @@ def _take_readable(rows: Iterator[Row], num_wanted: int) -> list[Row]:
     return taken
 
 
-def choose_format(source_name: str, rows: Sequence[Row], data: Data) -> Format:
+def choose_format(source_name: str, rows: Sequence[Row], data: Data, *, read_beside: Sequence[str] = ()) -> Format:
     """Returns the format that the config names, or the one that the columns of the first rows fit.
 
     Args:
         source_name: What messages call the source.
         rows: Its rows that could be read.
         data: The config section `data`: `format` and `columns` count.
+        read_beside: Columns that are read whatever the format is.
 
     Raises:
         DataError: If a named column is missing, or if no format or more than one fits.
     """
     seen = list(dict.fromkeys(column for row in rows[:NUM_ROWS_LOOKED_AT] for column in row.values))
     if data.columns is not None:
-        return _named_columns(source_name, seen, data.columns)
+        return _named_columns(source_name, seen, data.columns, read_beside)
     if data.format != "auto":
         required = _find(data.format).columns
         for column in required:
             if column not in seen:
                 raise DataError(_missing_column(source_name, column, seen, f"data.format {data.format} needs"))
-        return _format(data.format, required, seen, f"data.format is {data.format}")
+        return _format(data.format, required, seen, f"data.format is {data.format}", read_beside)
     candidates = _candidates(rows, seen)
     if len(candidates) == 1:
         name, columns = candidates[0]
-        return _format(name, columns, seen, f"columns {' + '.join(columns)} are there")
+        return _format(name, columns, seen, f"columns {' + '.join(columns)} are there", read_beside)
     if candidates:
         choices = "; ".join(f"{name} ({' + '.join(columns)})" for name, columns in candidates)
         raise DataError(
@@ -163,16 +167,16 @@ def _candidates(rows: Sequence[Row], seen: Sequence[str]) -> list[tuple[str, tup
     return found or fallbacks
 
 
-def _named_columns(source_name: str, seen: list[str], columns: Columns) -> Format:
+def _named_columns(source_name: str, seen: list[str], columns: Columns, read_beside: Sequence[str]) -> Format:
     for key, column in (("prompt", columns.prompt), ("completion", columns.completion)):
         if column not in seen:
             raise DataError(_missing_column(source_name, column, seen, f"data.columns.{key} names"))
     pair = (columns.prompt, columns.completion)
-    return _format("columns", pair, seen, f"data.columns names {columns.prompt} -> {columns.completion}")
+    return _format("columns", pair, seen, f"data.columns names {columns.prompt} -> {columns.completion}", read_beside)
 
 
-def _format(name: str, columns: tuple[str, ...], seen: list[str], why: str) -> Format:
-    used = {*columns, *_find(name).optional_columns}
+def _format(name: str, columns: tuple[str, ...], seen: list[str], why: str, read_beside: Sequence[str]) -> Format:
+    used = {*columns, *_find(name).optional_columns, *read_beside}
     unused = [column for column in seen if column not in used]
     suffix = f"; not used: {', '.join(unused)}" if unused else ""
     return Format(name, columns, f"{why}; columns seen: {', '.join(seen)}{suffix}")

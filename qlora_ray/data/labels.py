@@ -68,6 +68,11 @@ class LabelReader:
         """The names of all columns that were seen."""
         return list(self._columns)
 
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns that labels are read from."""
+        return [head.column for head in self._heads.values()]
+
     def texts(self, name: str) -> list[str]:
         """The labels behind a head's codes."""
         return list(self._places[name])

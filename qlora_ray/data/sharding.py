@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -109,10 +109,14 @@ def record_path(shard: Path) -> Path:
 
 @dataclass(frozen=True)
 class ShardWorkers:
-    """Who tokenizes shards: `submit` is called with the arguments of `ShardWriter.write`."""
+    """Who tokenizes shards: `submit` is called with the arguments of `ShardWriter.write`.
+
+    `heads` have labels in the shards.
+    """
 
     submit: Callable[[Path, int, int, list[Example]], Future[ShardRecord]]
     num_workers: int
+    heads: Sequence[str] = ()
 
 
 @contextmanager
@@ -125,13 +129,13 @@ def shard_workers(writer: ShardWriter) -> Iterator[ShardWorkers]:
     num_workers = 1 if is_own_code else min(count_cpus(), MAX_WORKERS)
     if num_workers == 1:
         with ThreadPoolExecutor(1) as thread:
-            yield ShardWorkers(lambda *arguments: thread.submit(writer.write, *arguments), 1)
+            yield ShardWorkers(lambda *arguments: thread.submit(writer.write, *arguments), 1, writer.heads)
         return
     # Not forked: a child of a process whose threads (Ray's, OpenMP's) hold locks waits for them for ever.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker, initargs=(writer,))
     try:
-        yield ShardWorkers(lambda *arguments: pool.submit(_write_in_worker, *arguments), num_workers)
+        yield ShardWorkers(lambda *arguments: pool.submit(_write_in_worker, *arguments), num_workers, writer.heads)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -161,26 +165,28 @@ def write_shards(
 
     def keep(num_waiting: int) -> None:
         while len(under_way) > num_waiting:
-            try:
-                record = under_way.popleft().result()
-            except BrokenProcessPool:
-                raise DataError(
-                    "data: a process that tokenizes was killed, most likely for want of memory. "
-                    "Free some and start again: what is done is kept."
-                ) from None
+            record = under_way.popleft().result()
             records.append(record)
             progress.add(record.num_examples)
 
-    for number, (first_example, part) in enumerate(_cut(examples)):
-        done = _find_record(folder / SHARD_NAME.format(number), first_example, len(part))
-        if done is not None:
-            keep(0)
-            records.append(done)
-            progress.skip(done.num_examples)
-            continue
-        under_way.append(workers.submit(folder, number, first_example, part))
-        keep(workers.num_workers * (1 + WAITING_SHARDS_PER_WORKER))
-    keep(0)
+    try:
+        for number, (first_example, part) in enumerate(_cut(examples)):
+            shard = folder / SHARD_NAME.format(number)
+            done = _find_record(shard, first_example, len(part), heads=workers.heads)
+            if done is not None:
+                keep(0)
+                records.append(done)
+                progress.skip(done.num_examples)
+                continue
+            under_way.append(workers.submit(folder, number, first_example, part))
+            keep(workers.num_workers * (1 + WAITING_SHARDS_PER_WORKER))
+        keep(0)
+    except BrokenProcessPool:
+        # Its results and what is given to it raise this alike.
+        raise DataError(
+            "data: a process that tokenizes was killed, most likely for want of memory. "
+            "Free some and start again: what is done is kept."
+        ) from None
     return records
 
 
@@ -197,12 +203,12 @@ def _cut(examples: Iterable[Example]) -> Iterator[tuple[int, list[Example]]]:
         yield first, part
 
 
-def _find_record(shard: Path, first_example: int, num_examples: int) -> ShardRecord | None:
+def _find_record(shard: Path, first_example: int, num_examples: int, *, heads: Sequence[str]) -> ShardRecord | None:
     """The record of a shard that is whole; None where it is to be made."""
     try:
         values = json.loads(record_path(shard).read_text(encoding="utf-8"))
         record = ShardRecord(**values | {"counts": SplitCounts(**values["counts"])})
-        is_whole = map_table([shard]).num_rows == len(record.origins)
+        is_whole = map_table([shard], heads=heads).num_rows == len(record.origins)
     # Damage shows as an error of arrow, json or our own checks; each means: make it again.
     except Exception:
         return None

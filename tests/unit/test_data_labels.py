@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -63,6 +64,7 @@ def test_classes_are_the_sorted_labels_of_the_training_rows_and_a_row_without_on
         for ids, label in zip(prepared.validation.input_ids, prepared.validation.labels("mood").tolist(), strict=True)
     }
     assert found == {"0": 1, "1": -1, "2": -1}
+    assert "not used" not in report.format_reason
     assert len(warnings_with(report, "validation: 1 row", "no class of head mood")) == 1
 
 
@@ -103,6 +105,25 @@ def test_shards_have_the_labels_of_few_rows(folder, tokenizer, monkeypatch):
         for head in HEADS:
             assert many.splits[split].labels(head).tolist() == few.splits[split].labels(head).tolist()
     assert many.train.take([5, 3]).labels("mood").tolist() == many.train.labels("mood")[[5, 3]].tolist()
+
+
+def test_whole_shards_with_labels_are_not_made_again(folder, tokenizer, monkeypatch):
+    write_rows(folder / "train.jsonl", MOODS * 20)
+    monkeypatch.setattr(split_examples, "MAX_KEPT_CHARACTERS", 100)
+    monkeypatch.setattr(sharding, "SHARD_ROWS", 32)
+    monkeypatch.setattr(sharding, "count_cpus", lambda: 1)
+    write, written = sharding.ShardWriter.write, []
+    monkeypatch.setattr(
+        sharding.ShardWriter, "write", lambda writer, *shard: (written.append(shard[:2]), write(writer, *shard))[1]
+    )
+    with monkeypatch.context() as full:
+        full.setattr("qlora_ray.data.preparation.make_report", Mock(side_effect=OSError("full")))
+        with pytest.raises(DataError, match="start again: what is done is kept"):
+            prepare(tokenizer, validation=None)
+    assert len(written) > 2
+    written.clear()
+    assert prepare(tokenizer, validation=None).train.heads == list(HEADS)
+    assert written == []
 
 
 def test_rows_that_are_left_out_take_their_labels_with_them(folder, tokenizer):
