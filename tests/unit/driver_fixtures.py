@@ -56,7 +56,7 @@ class World:
         self.search: Callable[..., None] = complete_all
         self.winner: Callable[..., Winner | None] = lambda ledger, **_: make_winner(ledger.ranked()[0])
         books = Books(root / "inputs", scheduler="asha")
-        report = SimpleNamespace(summary_lines=lambda: ["3 rows"], fingerprint="f")
+        report = SimpleNamespace(summary_lines=lambda: ["3 rows"], fingerprint="f", classes={})
         data: Any = SimpleNamespace(train=[0] * 8, validation=[0] * 4, test=None, report=report, folder=root)
         shape: Any = None
         self.preflight = Preflight(books.config, books.space, [], shape, data, "loss only", [])
