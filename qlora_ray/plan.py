@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from qlora_ray.commands import Result, add_config_options, add_json_option, find_config, run_command
+
+if TYPE_CHECKING:
+    from qlora_ray.config import SweepConfig
+    from qlora_ray.search.space import SearchSpace
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -14,6 +19,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_config_options(parser)
     parser.add_argument(
         "--gpus", metavar="T4:2,A100-40:1", help="plan for these GPUs, and not for the machines that sweep would use"
+    )
+    parser.add_argument(
+        "--recommend", action="store_true", help="settings by the size of the base, with their sources; plans nothing"
     )
     add_json_option(parser)
     return parser
@@ -27,11 +35,27 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> Result:
     from qlora_ray.config import load_config
-    from qlora_ray.orchestration.planned_sweep import tell_plan
     from qlora_ray.search.parsing import load_space
 
     config = load_config(find_config(arguments), overrides=arguments.overrides, preset=arguments.preset)
-    return Result(tell_plan(config, load_space(config), gpus=arguments.gpus))
+    space = load_space(config)
+    if arguments.recommend:
+        return _recommend(config, space)
+    from qlora_ray.orchestration.planned_sweep import tell_plan
+
+    return Result(tell_plan(config, space, gpus=arguments.gpus))
+
+
+def _recommend(config: SweepConfig, space: SearchSpace) -> Result:
+    """Prints settings for the config's base, and what to paste."""
+    from qlora_ray.modeling.loading import read_shape
+    from qlora_ray.search.recommended import recommend
+
+    shape = read_shape(config.model)
+    found = recommend(num_parameters=shape.num_parameters, hidden_size=shape.hidden_size)
+    lines = found.render(config.model.name, space)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return Result({"recommended": found.to_dict()})
 
 
 if __name__ == "__main__":
