@@ -71,7 +71,8 @@ def write_bundle(
     check_target(to, sweep=selection.paths.root)
     taken = f"--to {to}: another export is writing there. Wait for it, or choose another folder."
     with _writable(to), whole_folder(to, taken=taken) as folder, _named(folder, to):
-        notes = [*selection.notes, *_write_adapter(selection, folder / "adapter")]
+        merge, unmerged = _mergeable(selection, merge)
+        notes = [*selection.notes, *unmerged, *_write_adapter(selection, folder / "adapter")]
         notes += _notes_on_paths(selection)
         report = None
         if merge is not None:
@@ -93,8 +94,26 @@ def write_bundle(
 def expected_name(selection: Selection, *, merge: MergeOptions | None) -> BundleName | None:
     """The name that the bundle will have, as far as it is known before the merge; None if the base's files decide."""
     compute_dtype = selection.quantization.compute_dtype
+    merge, _ = _mergeable(selection, merge)
     head = merge.expected_head_dtype(compute_dtype=compute_dtype) if merge else compute_dtype
     return _name(selection, head_dtype=head) if head else None
+
+
+def _mergeable(selection: Selection, merge: MergeOptions | None) -> tuple[MergeOptions | None, list[str]]:
+    """How to merge, as it was asked; None with a note where the base's files are of a format that takes no change.
+
+    Raises:
+        ModelError: If a merge was asked for by more than the default.
+    """
+    quantization = selection.quantization
+    if merge is None or not quantization.is_stored or quantization.backend == "bitsandbytes":
+        return merge, []
+    if merge != MergeOptions():
+        raise ModelError(
+            f"--merge: must be auto or none, without options of the merged model, on a base that is stored in "
+            f"{quantization.describe()}, got more. Leave it out: the adapter is exported alone."
+        )
+    return None, [f"the base is stored in {quantization.describe()}, which takes no merge: the adapter is alone"]
 
 
 def _name(selection: Selection, *, head_dtype: str) -> BundleName:

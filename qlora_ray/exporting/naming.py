@@ -16,9 +16,11 @@ EMBEDDED_TASK = "classicmodels"
 # A repository's name on the Hugging Face hub has at most 96 characters (huggingface_hub's validate_repo_id).
 MAX_NAME_LENGTH = 96
 _TAG = re.compile(
-    r"(?P<stem>.+)_SFT_(?P<rs>rs)?(?P<kind>LoRa|DoRa)(?P<r>\d+)_(?P<loading>QLORA|LORA)"
-    r"_w(?P<bits>4|8|16|32)(?P<fp4>fp4)?_head(?P<head>bf16|fp16|fp32)"
+    r"(?P<stem>.+)_SFT_(?P<rs>rs)?(?P<kind>LoRa|DoRa)(?P<r>\d+)_(?P<loading>QLORA|LORA|GPTQ|AWQ)"
+    r"_w(?P<bits>2|3|4|8|16|32)(?P<fp4>fp4)?_head(?P<head>bf16|fp16|fp32)"
 )
+# Of what bitsandbytes holds it is QLORA.
+_LOADINGS = {"none": "LORA", "gptq": "GPTQ", "awq": "AWQ"}
 _METHODS = {4: "nf4", 8: "int8", 16: "none", 32: "none"}
 
 
@@ -32,7 +34,8 @@ class BundleName:
     - `<base>`, `<dataset>`: the last part of a hub id or path, without a config name or a file's ending.
     - `SFT`: supervised fine-tuning, which is all that is done here.
     - `<adapter>`: `LoRa` or `DoRa`, with `rs` in front for rank-stabilized scaling; `<r>` is the rank.
-    - `<loading>`: `QLORA` where the base was quantized while it trained, `LORA` where it was not.
+    - `<loading>`: `QLORA` where bitsandbytes held the base quantized while it trained, `LORA` where it was not
+      quantized, `GPTQ` or `AWQ` where its files are.
     - `<bits>`: bits of a base weight as it trained: `4` for NF4, `4fp4` for FP4, `8` for int8, `16` or `32` for none.
     - `<dtype>`: what the output head is in: the merged model's, or, in a bundle without one, what trials computed in.
 
@@ -40,7 +43,7 @@ class BundleName:
 
     Attributes:
         stem: Base and dataset; where one ends and the other begins cannot be read back.
-        method: nf4, fp4, int8 or none.
+        method: nf4, fp4, int8, none, gptq or awq.
         bits: Bits of a base weight.
         head_dtype: bf16, fp16 or fp32.
     """
@@ -55,7 +58,7 @@ class BundleName:
 
     def __str__(self) -> str:
         adapter = ("rs" if self.use_rslora else "") + ("DoRa" if self.use_dora else "LoRa")
-        loading = "LORA" if self.method == "none" else "QLORA"
+        loading = _LOADINGS.get(self.method, "QLORA")
         bits = f"{self.bits}fp4" if self.method == "fp4" else str(self.bits)
         tag = f"_SFT_{adapter}{self.r}_{loading}_w{bits}_head{self.head_dtype}"
         return self.stem[: MAX_NAME_LENGTH - len(tag)].rstrip("-._") + tag
@@ -90,12 +93,14 @@ def parse_name(text: str) -> BundleName | None:
     if found is None:
         return None
     bits = int(found["bits"])
-    if (found["loading"] == "LORA") != (bits > 8) or (found["fp4"] and bits != 4):
+    is_own = found["loading"] in ("GPTQ", "AWQ")
+    if (found["loading"] == "LORA") != (bits > 8) or (found["fp4"] and bits != 4) or (bits > 8 if is_own else bits < 4):
         return None
+    method = found["loading"].lower() if is_own else _METHODS[bits]
     return BundleName(
         found["stem"],
         int(found["r"]),
-        "fp4" if found["fp4"] else _METHODS[bits],
+        "fp4" if found["fp4"] else method,
         bits,
         found["head"],
         found["kind"] == "DoRa",

@@ -136,7 +136,8 @@ def _lora(selection: Selection) -> list[str]:
 def _quantization(selection: Selection) -> list[str]:
     quantization = selection.quantization.to_dict()
     block_size = quantization.pop("block_size")
-    lines = [f"{key}={value(found)}" for key, found in quantization.items()]
+    # What is None means nothing for this method.
+    lines = [f"{key}={value(found)}" for key, found in quantization.items() if found is not None]
     lines.append(f"block_size={'none' if block_size is None else block_size}")
     # bitsandbytes has no other for 4 and 8 bits, and quantizes nothing but weights.
     return [*lines, "activations=none (not quantized)", "kv_cache=none (not quantized)"]

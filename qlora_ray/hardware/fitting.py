@@ -14,6 +14,7 @@ from qlora_ray.hardware.memory import MemoryEstimate, estimate_memory
 from qlora_ray.hardware.memory_counts import CPU_PROCESS_BYTES, context_bytes_of
 from qlora_ray.hardware.precision import PrecisionChoice
 from qlora_ray.hardware.shape import ModelShape
+from qlora_ray.hardware.stored import BACKENDS, StoredQuantization
 from qlora_ray.hardware.workload import EngineName, Loss, Workload
 
 # bitsandbytes installation guide: NF4, FP4 and 8-bit optimizers from Pascal on, LLM.int8() from Turing on.
@@ -52,6 +53,11 @@ class Question:
     precision_requested: str
 
     @property
+    def held(self) -> Quantization | StoredQuantization:
+        """How the base is held: as it is stored, where it is stored quantized, else as the config says."""
+        return self.shape.stored or self.quantization
+
+    @property
     def safety_factor(self) -> float:
         return self.cluster.memory_safety_factor
 
@@ -78,18 +84,21 @@ class Refusal:
         return max(self.devices, key=lambda device: device.free_bytes)
 
 
-def find_problem(profile: DeviceProfile, quantization: Quantization) -> str | None:
-    """Why the libraries cannot train on a device, or None."""
+def find_problem(profile: DeviceProfile, quantization: Quantization | StoredQuantization) -> str | None:
+    """Why the libraries cannot train on a device, or None; of gptqmodel's no limit is known here."""
     if profile.problem or profile.kind == "cpu" or profile.compute_capability is None:
         return profile.problem
-    if quantization.method == "none":
+    if BACKENDS.get(quantization.method) != "bitsandbytes":
         return None
     least = INT8_COMPUTE_CAPABILITY if quantization.method == "int8" else NF4_COMPUTE_CAPABILITY
     if profile.compute_capability >= least:
         return None
+    other = "nf4" if least == INT8_COMPUTE_CAPABILITY else "none"
+    is_stored = isinstance(quantization, StoredQuantization)
+    advice = "Name a base that is not quantized" if is_stored else f"Set model.quantization.method: {other}"
     return (
         f"bitsandbytes needs compute capability {least[0]}.{least[1]} for {quantization.method}, got "
-        f"{profile.capability_text}. Set model.quantization.method: {'nf4' if least == (7, 5) else 'none'}."
+        f"{profile.capability_text}. {advice}."
     )
 
 
@@ -104,14 +113,16 @@ def describe_workload(
         precision: What the class computes in.
         engine: `packed` or `single`.
     """
-    demand, profile = question.demand, devices[0].profile
+    demand, profile, stored = question.demand, devices[0].profile, question.shape.stored
     is_cpu = profile.kind == "cpu"
     context_bytes = CPU_PROCESS_BYTES if is_cpu else context_bytes_of(profile.compute_capability)
     loss: Loss = demand.loss if demand.loss != "auto" else "labels" if engine == "packed" else _choose_loss(devices)
     return Workload(
         engine=engine,
-        method=question.quantization.method,
-        double_quantization=question.quantization.double_quantization,
+        method=question.held.method,
+        double_quantization=question.held.double_quantization,
+        weight_bits=(stored and stored.bits) or 4,
+        group_size=stored.block_size if stored else None,
         targets=demand.targets,
         r=demand.max_r,
         modules_to_save=demand.modules_to_save,

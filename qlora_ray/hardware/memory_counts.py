@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from qlora_ray.errors import ConfigError
 from qlora_ray.formats import GIB, MIB
 from qlora_ray.hardware.shape import ModelShape
@@ -12,6 +14,9 @@ from qlora_ray.hardware.workload import Workload
 BLOCKWISE_BYTES = 0.5 + 4 / 64
 DOUBLE_QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 INT8_BYTES = 1.0
+# GPTQ and AWQ: per group a scale in 16 bits and a zero point of the weights' own bits (gptqmodel's qweight, scales and
+# qzeros). GPTQ's g_idx is 4 bytes per input, which is nothing beside these.
+GROUP_SCALE_BYTES = 2
 
 # Bytes per adapter parameter: fp32 weight and gradient, and AdamW's two moments in fp32, or in one byte each with an
 # fp32 scale per 256 (bitsandbytes 0.50, optim/optimizer.py).
@@ -118,6 +123,9 @@ def bytes_per_linear_weight(workload: Workload) -> float:
         return float(workload.compute_bytes)
     if workload.method == "int8":
         return INT8_BYTES
+    if workload.method in ("gptq", "awq"):
+        weight_bytes = workload.weight_bits / 8
+        return weight_bytes + (GROUP_SCALE_BYTES + weight_bytes) / (workload.group_size or math.inf)
     return DOUBLE_QUANTIZED_BYTES if workload.double_quantization else BLOCKWISE_BYTES
 
 

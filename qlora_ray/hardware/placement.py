@@ -108,7 +108,7 @@ def _group_by_class(devices: Sequence[NodeDevice]) -> list[list[NodeDevice]]:
 def _place_class(devices: list[NodeDevice], question: Question) -> tuple[Placement, list[str]] | Refusal:
     """Place the largest trial on the devices of one class."""
     first = devices[0]
-    problem = find_problem(first.profile, question.quantization)
+    problem = find_problem(first.profile, question.held)
     if problem:
         return Refusal(f"{first.profile.shown_name} on {first.label}: {problem}", devices)
     requested = question.precision_requested

@@ -103,7 +103,7 @@ def _list_changes(question: Question) -> Iterator[list[_Change]]:
         yield [_of_demand("training.gradient_checkpointing: auto", gradient_checkpointing="auto")]
     if demand.optim == "adamw_torch":
         yield [_of_demand("training.optim: paged_adamw_8bit", optim="paged_adamw_8bit")]
-    if quantization.method != "nf4" or not quantization.double_quantization:
+    if question.shape.stored is None and (quantization.method != "nf4" or not quantization.double_quantization):
         nf4 = quantization.model_copy(update={"method": "nf4", "double_quantization": True})
         yield [_Change("model.quantization.method: nf4", lambda asked: replace(asked, quantization=nf4))]
     if lengths := list(_halve(demand.max_seq_length, least=SHORTEST_LENGTH)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qlora_ray.errors import ModelError
+from qlora_ray.hardware.stored import StoredQuantization, read_stored
 
 Layout = Literal["llama", "phi3", "mlp", "gpt_neox", "gpt2"]
 
@@ -65,6 +66,7 @@ class ModelShape:
         num_norms_per_layer: Those over the whole hidden state.
         num_mlp_tensors: Tensors of intermediate width that one layer's MLP keeps for backward: what comes out of its
             first linears, and the activation's result.
+        stored: The quantization that its files are in already; None where they are not quantized.
         layout_assumed: Whether the counts are Llama's, for want of a model and of a known model type.
     """
 
@@ -84,6 +86,7 @@ class ModelShape:
     num_norms_per_layer: int
     num_mlp_tensors: int
     layout_assumed: bool = False
+    stored: StoredQuantization | None = None
 
     def target_linears(self, targets: str | Sequence[str]) -> dict[str, tuple[int, int]]:
         """The linears of one layer that a preset or a list of names adapts.
@@ -148,6 +151,7 @@ class ModelShape:
             ModelError: Mixture-of-experts, encoder-decoder, or a size is missing.
         """
         tied = config.get("tie_word_embeddings")
+        stored = read_stored(config)
         if isinstance(config.get("text_config"), dict):
             nested = config["text_config"]
             tied = nested.get("tie_word_embeddings", tied)
@@ -182,6 +186,7 @@ class ModelShape:
             num_norms_per_layer=num_norms,
             num_mlp_tensors=3 if layout in GATED_LAYOUTS else 2,
             layout_assumed=model_type not in LAYOUT_OF_TYPE,
+            stored=stored,
             **sizes,
         )
 

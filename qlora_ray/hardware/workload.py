@@ -15,7 +15,9 @@ class Workload:
     """What one process trains.
 
     Args:
-        method: As in config model.quantization: nf4, fp4, int8 or none.
+        method: As in config model.quantization: nf4, fp4, int8 or none; gptq or awq of a base that is stored so.
+        weight_bits: Bits of a weight in gptq and awq.
+        group_size: Weights that share a scale there; None where one output has one.
         targets: A preset of config lora.target_modules, or module names.
         precision: bf16, fp16 or fp32, the compute dtype.
         micro_batch: Rows through the device at once.
@@ -33,8 +35,10 @@ class Workload:
         hold_dequantized: Whether all linears are also kept in the compute dtype.
     """
 
-    method: Literal["nf4", "fp4", "int8", "none"] = "nf4"
+    method: str = "nf4"
     double_quantization: bool = True
+    weight_bits: int = 4
+    group_size: int | None = None
     targets: str | Sequence[str] = "all-linear"
     r: int = 16
     modules_to_save: tuple[str, ...] = ()

@@ -12,12 +12,20 @@ from qlora_ray import embedded
 from qlora_ray.config.schema import Model, Precision
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
+from qlora_ray.hardware.stored import read_stored
 from qlora_ray.modeling.device_memory import is_out_of_memory
 from qlora_ray.modeling.hub import find_commit, first_line, reach_repository
-from qlora_ray.modeling.quantization import QuantizationSpec, make_bitsandbytes_config, torch_dtype
+from qlora_ray.modeling.quantization import (
+    QuantizationSpec,
+    make_bitsandbytes_config,
+    specify_quantization,
+    specify_stored,
+    torch_dtype,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 
@@ -88,6 +96,15 @@ def read_shape(model: Model) -> ModelShape:
     Raises:
         ModelError: If there is no config, or it is of no known layout.
     """
+    return ModelShape.from_hf_config(read_config(model))
+
+
+def read_config(model: Model) -> dict[str, Any]:
+    """The base's config.json, of a folder as it is written.
+
+    Raises:
+        ModelError: If there is none, or it cannot be read.
+    """
     name = resolve_model_name(model.name)
     folder = Path(name)
     if folder.is_dir():
@@ -101,7 +118,7 @@ def read_shape(model: Model) -> ModelShape:
             raise ModelError(f"model.name: {name}/config.json cannot be read: {error}.") from None
         if not isinstance(written, dict):
             raise ModelError(f"model.name: {name}/config.json must be a JSON object, got {type(written).__name__}.")
-        return ModelShape.from_hf_config(written)
+        return written
     source = find_source(model)
     from transformers import AutoConfig
 
@@ -109,7 +126,19 @@ def read_shape(model: Model) -> ModelShape:
         config = AutoConfig.from_pretrained(name, **source)
     except Exception as error:
         raise cannot_load("model.name", name, error) from None
-    return ModelShape.from_hf_config(config.to_dict())
+    return dict(config.to_dict())
+
+
+def specify_base(model: Model, *, compute_dtype: Precision) -> QuantizationSpec:
+    """How a base is held: as it is stored, where it is stored quantized, else as the config section says.
+
+    Raises:
+        ModelError: If there is no config, or nothing here can train what it says.
+    """
+    stored = read_stored(read_config(model))
+    if stored is None:
+        return specify_quantization(model.quantization, compute_dtype=compute_dtype)
+    return specify_stored(stored, compute_dtype=compute_dtype, where=f"model.name: {model.name}")
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
@@ -143,6 +172,8 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
     if config is not None:
         options["quantization_config"] = config
     try:
+        if quantization.is_stored and quantization.backend == "bitsandbytes":
+            options["config"] = _read_stored_config(name, source, quantization)
         base = AutoModelForCausalLM.from_pretrained(
             name,
             **source,
@@ -158,6 +189,8 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
     base.requires_grad_(False)
     base.config.use_cache = False
     _keep_weights_as_loaded(base)
+    if quantization.is_stored:
+        _compute_in(base, torch_dtype(quantization.compute_dtype))
     return LoadedBase(base, tokenizer, quantization, device, None if Path(name).is_dir() else source["revision"])
 
 
@@ -195,6 +228,17 @@ def _load_tokenizer(name: str, source: dict[str, Any]) -> PreTrainedTokenizerBas
     return tokenizer
 
 
+def _read_stored_config(name: str, source: dict[str, Any], quantization: QuantizationSpec) -> PreTrainedConfig:
+    """The base's config with the compute dtype of this device, in place of that of whoever quantized it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, **source)
+    holder = config if getattr(config, "quantization_config", None) else config.get_text_config(decoder=True)
+    dtype = str(torch_dtype(quantization.compute_dtype)).removeprefix("torch.")
+    holder.quantization_config = {**holder.quantization_config, "bnb_4bit_compute_dtype": dtype}
+    return config
+
+
 def _keep_weights_as_loaded(base: PreTrainedModel) -> None:
     """Turns bitsandbytes' AVX512-BF16 inference path off.
 
@@ -211,6 +255,25 @@ def _keep_weights_as_loaded(base: PreTrainedModel) -> None:
 def looks_like_path(name: str) -> bool:
     """Whether a model's name is a path, also one of Windows, and no hub id."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def _compute_in(base: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Has a stored base compute in this dtype, and not in that of whoever quantized it.
+
+    transformers 5.23 leaves what is not quantized in the dtype that it is stored in, whatever it is asked for.
+    bitsandbytes 0.50 goes forward in the dtype of what comes in, and back, and out of its own dequantization, in the
+    one that the weights had before they were quantized, which files keep: the two would not be the same layer.
+    """
+    import bitsandbytes
+
+    for module in base.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            packed: Any = module.weight
+            packed.quant_state.dtype = dtype
+        for parameter in module.parameters(recurse=False):
+            is_packed = isinstance(parameter, bitsandbytes.nn.Params4bit | bitsandbytes.nn.Int8Params)
+            if not is_packed and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
 
 
 def _check_folder(name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Lora
+from qlora_ray.hardware.stored import read_stored
 from qlora_ray.modeling.targets import resolve_targets
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def _find_base_problem(skeleton: PreTrainedModel) -> str | None:
     from torch import nn
 
     kind = type(skeleton).__name__
+    stored = read_stored(skeleton.config.to_dict())
+    if stored is not None and not stored.is_bitsandbytes:
+        return f"model.name: the base is stored in {stored.method}, whose layers packed trials cannot share"
     if skeleton.base_model is skeleton or skeleton.get_output_embeddings() is None:
         return f"model.name: {kind} has no body apart from its head, and packed trials share one body"
     words = "is the base's own dropout, whose draws in a pack depend on the neighbours"

@@ -9,6 +9,7 @@ from qlora_ray.errors import ModelError
 from qlora_ray.modeling.loading import cannot_load, resolve_model_name
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 # Names of the attention projections in the architectures of transformers 5: separate (Llama, Mistral, Qwen,
@@ -21,14 +22,9 @@ FUSED_OUTPUT = ("o_proj", "dense", "attn.c_proj")
 
 def linear_names(model: PreTrainedModel) -> list[str]:
     """Last names of all linear layers but the head, sorted: `down_proj`, `q_proj`, ..."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     head = model.get_output_embeddings()
     names = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module) and module is not head
     }
     return sorted(names)
 
@@ -123,10 +119,14 @@ def check_targets(skeleton: PreTrainedModel, choices: list[Lora]) -> None:
 
 
 def _has_linear(model: PreTrainedModel, name: str) -> bool:
+    return any(
+        _is_linear(module) and (path == name or path.endswith(f".{name}")) for path, module in model.named_modules()
+    )
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """Whether it is a linear layer, also one of gptqmodel's, which hold packed weights as `qweight`."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    return any(
-        isinstance(module, torch.nn.Linear | Conv1D) and (path == name or path.endswith(f".{name}"))
-        for path, module in model.named_modules()
-    )
+    return isinstance(module, torch.nn.Linear | Conv1D) or getattr(module, "qweight", None) is not None

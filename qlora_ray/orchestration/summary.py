@@ -17,7 +17,7 @@ from qlora_ray.formats import (
     format_table,
     plural,
 )
-from qlora_ray.hardware import Plan
+from qlora_ray.hardware import ModelShape, Plan
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.orchestration.winner import Winner
@@ -90,7 +90,7 @@ def print_plan(console: Console, preflight: Preflight, plan: Plan, paths: SweepP
     config = preflight.config
     console.end_progress()
     console.line(f"sweep {paths.name}: {describe_search(config)}")
-    console.line(f"base  {config.model.name}, {describe_quantization(config)}")
+    console.line(f"base  {config.model.name}, {describe_quantization(config, preflight.shape)}")
     console.line("data  " + "\n      ".join(preflight.data.report.summary_lines()))
     console.line(f"score {preflight.metrics_reason}")
     for words in (*preflight.unused, *preflight.notes):
@@ -117,8 +117,10 @@ def describe_search(config: SweepConfig) -> str:
     return ", ".join(parts)
 
 
-def describe_quantization(config: SweepConfig) -> str:
-    """`nf4, double quantization`."""
+def describe_quantization(config: SweepConfig, shape: ModelShape) -> str:
+    """`nf4 with double quantization`; `gptq with 4 bits in groups of 128, as it is stored`."""
+    if shape.stored is not None:
+        return f"{shape.stored.describe()}, as it is stored"
     quantization = config.model.quantization
     if quantization.method == "none":
         return "not quantized"

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qlora_ray.config.schema import SweepConfig
+from qlora_ray.config.schema import Lora, SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.data.preparation import say_nothing
 from qlora_ray.data.split_examples import Tell
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan
 from qlora_ray.modeling.loading import load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
+from qlora_ray.modeling.quantization import check_adapters, specify_stored
 from qlora_ray.modeling.shape import count_shape
 from qlora_ray.modeling.targets import build_skeleton, check_targets
 from qlora_ray.preflight.planning import PlanFacts, plan_facts
@@ -80,6 +81,7 @@ def check_sweep(config: SweepConfig, space: SearchSpace, *, tell: Tell = say_not
     config = config.model_copy(update={"model": pin_revision(config.model)})
     shape = read_shape(config.model)
     extremes = space.extremes(config)
+    stored_notes = _find_stored(config, shape, [corner.lora for corner in extremes])
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
         config.data, tokenizer=tokenizer, data_seed=config.training.data_seed, heads=config.heads, tell=tell
@@ -99,7 +101,18 @@ def check_sweep(config: SweepConfig, space: SearchSpace, *, tell: Tell = say_not
             check_references(split, metrics, num_rows=config.evaluate.max_rows)
     unused = describe_unused(config.search, space)
     notes = _find_token_budget(config, shape, data, tokenizer) if metrics else []
-    return Preflight(config, space, extremes, shape, data, reason, unused, single_reason, notes)
+    return Preflight(config, space, extremes, shape, data, reason, unused, single_reason, [*stored_notes, *notes])
+
+
+def _find_stored(config: SweepConfig, shape: ModelShape, choices: list[Lora]) -> list[str]:
+    """What to know of a base that is stored quantized; raises ModelError where it cannot be trained as it is."""
+    if shape.stored is None:
+        return []
+    # Which precision is right is found on each node; whether the libraries are there is the same for all.
+    specify_stored(shape.stored, compute_dtype="fp32", where=f"model.name: {config.model.name}")
+    check_adapters(shape.stored, choices)
+    words = f"model.name: the base is stored in {shape.stored.describe()}, and is trained so"
+    return [f"{words}; model.quantization is not used"]
 
 
 def _find_token_budget(

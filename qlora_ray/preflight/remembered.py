@@ -21,6 +21,7 @@ from qlora_ray.data.report import DataReport
 from qlora_ray.errors import RunError
 from qlora_ray.hardware import ModelShape
 from qlora_ray.hardware.probe import find_versions
+from qlora_ray.hardware.stored import StoredQuantization
 from qlora_ray.modeling.loading import resolve_model_name
 from qlora_ray.preflight.planning import PlanFacts
 from qlora_ray.runs.files import read_json, write_json
@@ -105,4 +106,5 @@ def _describe_files(roots: list[Path]) -> Iterator[tuple[str, int, int]]:
 def _read_shape(values: dict[str, Any]) -> ModelShape:
     linears = {name: (int(d_in), int(d_out)) for name, (d_in, d_out) in values["linears"].items()}
     presets = {name: tuple(modules) for name, modules in values["presets"].items()}
-    return ModelShape(**{**values, "linears": linears, "presets": presets})
+    stored = None if values["stored"] is None else StoredQuantization(**values["stored"])
+    return ModelShape(**{**values, "linears": linears, "presets": presets, "stored": stored})

@@ -78,6 +78,10 @@ class QuantizationRecord(Part):
     block_size: int | None = None
     double_quantization: bool | None = None
     compute_dtype: str | None = None
+    is_stored: bool | None = None
+    symmetric: bool | None = None
+    desc_act: bool | None = None
+    layout: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,14 @@ def test_the_base_is_loaded_as_the_trial_held_it(selection, calls, method, doubl
     assert calls["PeftModel"] == ("AutoModelForCausalLM", "adapter") and calls["AutoTokenizer"] == ("adapter", {})
 
 
+def test_a_base_that_is_stored_quantized_is_loaded_as_its_own_config_says(selection, calls):
+    spec = replace(specify_quantization(Quantization(), compute_dtype="bf16"), is_stored=True)
+    (code,) = codes_of(on_base(selection, spec=spec))
+    exec(code, {})
+    assert calls["AutoModelForCausalLM"][1] == {"dtype": DTYPES["bf16"]}
+    assert "BitsAndBytesConfig" not in code
+
+
 def test_a_base_of_the_hub_is_loaded_by_its_id_and_revision(selection, calls):
     (code,) = codes_of(on_base(selection, name="Qwen/Qwen3-0.6B", fingerprint="hub:Qwen/Qwen3-0.6B@c1", revision="c1"))
     exec(code, {})

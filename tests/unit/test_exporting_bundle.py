@@ -337,3 +337,23 @@ def test_a_base_that_is_gone_leaves_nothing(sweep, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="is not a folder"):
         write(sweep, tmp_path / "b", trial="2")
     assert not (tmp_path / "b").exists()
+
+
+def test_on_a_base_that_is_stored_in_gptq_the_adapter_is_exported_alone_and_asked_for_more_refused(sweep, tmp_path):
+    with edited(select_trial(sweep, trial="best").paths.trial("0001").record) as written:
+        written["ran"]["quantization"] |= {
+            "method": "gptq", "bits": 3, "backend": "gptqmodel", "block_size": 128, "double_quantization": False,
+            "is_stored": True, "symmetric": True, "desc_act": True, "layout": "gptq",
+        }  # fmt: skip
+    bundle = write(sweep, tmp_path / "b", merge=MergeOptions())
+    assert files_of(bundle.folder) == ALONE
+    assert bundle.name.endswith("_GPTQ_w3_headfp32")
+    assert any("stored in gptq with 3 bits in groups of 128, which takes no merge" in note for note in bundle.notes)
+    record = (bundle.folder / "RUN_RECORD.md").read_text(encoding="utf-8")
+    assert {f"- {line}" for line in ("desc_act=True", "block_size=128", 'layout="gptq"', "is_stored=True")} <= set(
+        record.splitlines()
+    )
+    card = (bundle.folder / "README.md").read_text(encoding="utf-8")
+    assert "gptq with 3 bits in groups of 128, as the base is stored, computed in fp32" in card
+    with pytest.raises(ModelError, match=r"--merge: must be auto or none, .* stored in gptq"):
+        write(sweep, tmp_path / "c", merge=MergeOptions(rule="dequant"))

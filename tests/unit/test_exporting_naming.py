@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from huggingface_hub.utils import validate_repo_id
@@ -41,6 +42,8 @@ def held(method, compute_dtype="bf16"):
         ({"quantization": held("fp4")}, "LoRa64_QLORA_w4fp4_headbf16"),
         ({"quantization": held("int8")}, "LoRa64_QLORA_w8_headbf16"),
         ({"quantization": held("none")}, "LoRa64_LORA_w16_headbf16"),
+        ({"quantization": replace(NF4, method="gptq", bits=3, is_stored=True)}, "LoRa64_GPTQ_w3_headbf16"),
+        ({"quantization": replace(NF4, method="awq", is_stored=True)}, "LoRa64_AWQ_w4_headbf16"),
         ({"quantization": held("none", "fp32"), "head_dtype": "fp32"}, "LoRa64_LORA_w32_headfp32"),
     ],
 )
@@ -74,7 +77,7 @@ def test_the_hub_takes_every_name():
 
 
 def test_a_name_can_be_read_back():
-    methods = [("nf4", 4), ("fp4", 4), ("int8", 8), ("none", 16), ("none", 32)]
+    methods = [("nf4", 4), ("fp4", 4), ("int8", 8), ("none", 16), ("none", 32), ("gptq", 3), ("awq", 4)]
     flags = (False, True)
     for (method, bits), head, dora, rs in itertools.product(methods, ("bf16", "fp16", "fp32"), flags, flags):
         made = BundleName("Qwen3-0.6B-openmath", 16, method, bits, head, dora, rs)
@@ -89,6 +92,8 @@ def test_a_name_can_be_read_back():
         "x_SFT_LoRa8_LORA_w4_headbf16",
         "x_SFT_LoRa8_QLORA_w16_headbf16",
         "x_SFT_LoRa8_QLORA_w8fp4_headbf16",
+        "x_SFT_LoRa8_QLORA_w3_headbf16",
+        "x_SFT_LoRa8_GPTQ_w16_headbf16",
         "x_SFT_LoRa8_QLORA_w4_headint8",
     ],
 )

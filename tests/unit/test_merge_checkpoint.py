@@ -19,7 +19,7 @@ from tests.unit.merge_fixtures import save_base
 
 SHARD_BYTES = 100_000
 WEIGHTS = "model.safetensors"
-QUANTIZED = '{"quantization_config": {"quant_method": "bitsandbytes"}}'
+QUANTIZED = '{"quantization_config": {"quant_method": "gptq", "bits": 4}}'
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,10 @@ def test_only_one_shard_is_held_at_a_time(llama, tmp_path, monkeypatch):
     ("damage", "message"),
     [
         (lambda base: (base / "config.json").unlink(), r"must have config\.json, got none"),
-        (lambda base: (base / "config.json").write_text(QUANTIZED), "16 or 32 bits to merge into, got bitsandbytes"),
+        (
+            lambda base: (base / "config.json").write_text(QUANTIZED),
+            "16 or 32 bits, or by bitsandbytes, to merge into, got gptq",
+        ),
         (lambda base: (base / WEIGHTS).unlink(), r"must have model\.safetensors or \S+index\.json, got neither"),
         (lambda base: (base / WEIGHTS).rename(base / "pytorch_model.bin"), r"as safetensors, got \.bin files only"),
         (lambda base: (base / WEIGHTS).write_bytes(b"\x10" + bytes(999)), "must be a whole safetensors file"),

@@ -12,9 +12,10 @@ from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.target.folders import read_merge_report, read_model_config
 from qlora_ray.evaluation.target.target import ModelName, Target
 from qlora_ray.hardware import DeviceProfile, PrecisionChoice, choose_precision
+from qlora_ray.hardware.stored import read_stored
 from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
-from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name
-from qlora_ray.modeling.quantization import QuantizationSpec, specify_quantization
+from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name, specify_base
+from qlora_ray.modeling.quantization import QuantizationSpec, specify_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +90,8 @@ def make_load_plan(target: Target, names: Sequence[ModelName], *, device: Device
         if target.adapter is not None and target.base_hash is not None:
             unverified = check_base(target.base, expected_hash=target.base_hash, where=str(target.adapter))
         if target.quantization is not None:
-            specs["base"] = specify_quantization(target.quantization, compute_dtype=precision.name)
+            held = target.base.model_copy(update={"quantization": target.quantization})
+            specs["base"] = specify_base(held, compute_dtype=precision.name)
         else:
             specs["base"] = _own_spec(target.base, device)
         specs["adapter"] = specs["base"]
@@ -121,8 +123,11 @@ def _own_spec(model: Model, device: DeviceProfile) -> QuantizationSpec:
     """
     folder = Path(resolve_model_name(model.name))
     written = read_model_config(folder) if folder.is_dir() else _hub_config(model)
+    stored = read_stored(written)
     own = DTYPES.get(str(written.get("dtype") or written.get("torch_dtype")), "fp32")
     dtype: Precision = "fp32" if device.kind == "cpu" else own
+    if stored is not None and stored.backend is not None:
+        return specify_stored(stored, compute_dtype=dtype, where=model.name)
     return QuantizationSpec("none", 32 if dtype == "fp32" else 16, "torch", None, False, dtype)
 
 

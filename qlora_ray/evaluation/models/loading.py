@@ -16,6 +16,7 @@ from qlora_ray.evaluation.models.load_plan import LoadPlan
 from qlora_ray.evaluation.models.tokenizers import grow_vocabulary
 from qlora_ray.evaluation.target.target import ModelName
 from qlora_ray.hardware import PrecisionChoice
+from qlora_ray.hardware.stored import read_stored
 from qlora_ray.modeling.adapters import saved_adapter
 from qlora_ray.modeling.answering import changes_base, few_threads, hold_dequantized, with_adapter
 from qlora_ray.modeling.device_memory import is_out_of_memory
@@ -98,7 +99,8 @@ def _load_base(load_plan: LoadPlan) -> tuple[LoadedBase, str]:
 
 def _how(load_plan: LoadPlan, loaded: LoadedBase, way: str) -> str:
     described = _describe(loaded, load_plan.precision)
-    return f"{described}, {load_plan.target.quantization_reason}, on {load_plan.device.name}; {way}"
+    reason = "as it is stored" if loaded.quantization.is_stored else load_plan.target.quantization_reason
+    return f"{described}, {reason}, on {load_plan.device.name}; {way}"
 
 
 def _open_merged(load_plan: LoadPlan) -> Generator[LoadedModel]:
@@ -151,12 +153,9 @@ def _describe(loaded: LoadedBase, precision: PrecisionChoice) -> str:
     """`nf4 with double quantization, computed in bf16`; for a quantization of the folder's own, as it is written."""
     spec = loaded.quantization
     written = getattr(loaded.model.config, "quantization_config", None)
-    if spec.method != "none":
-        kind = spec.method + (" with double quantization" if spec.double_quantization else "")
-    elif written is not None:
-        values = written if isinstance(written, dict) else written.to_dict()
-        is_four_bit = values.get("load_in_4bit") or values.get("_load_in_4bit")
-        kind = str(values.get("bnb_4bit_quant_type") if is_four_bit else values.get("quant_method"))
+    if spec.method == "none" and written is not None:
+        stored = read_stored({"quantization_config": written if isinstance(written, dict) else written.to_dict()})
+        kind = stored.describe() if stored is not None else "quantized"
     else:
-        kind = f"{spec.compute_dtype} weights"
+        kind = spec.describe()
     return f"{kind}, computed in {precision.name}"

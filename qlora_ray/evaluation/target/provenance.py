@@ -13,6 +13,7 @@ from qlora_ray.errors import ModelError
 from qlora_ray.evaluation.target.folders import MODEL_CONFIG, read_merge_report
 from qlora_ray.evaluation.target.target import Request, Target
 from qlora_ray.formats import list_first
+from qlora_ray.hardware.stored import read_stored
 from qlora_ray.modeling.identity import (
     ADAPTER_ORIGIN,
     AdapterFacts,
@@ -22,7 +23,7 @@ from qlora_ray.modeling.identity import (
     read_adapter,
     read_adapter_origin,
 )
-from qlora_ray.modeling.loading import looks_like_path, pin_revision, resolve_model_name
+from qlora_ray.modeling.loading import looks_like_path, pin_revision, read_config, resolve_model_name
 from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT
 from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
 from qlora_ray.runs.records import Manifest, TrialRecord
@@ -70,7 +71,10 @@ def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: 
     base = _name_base(config, origin, request, facts=facts, written=written)
     check_there(base, where=str(adapter))
     quantization, reason = _quantization_of(config, origin, request, own=own)
-    if not reason:
+    stored = None if reason else read_stored(read_config(base))
+    if stored is not None:
+        reason = "as it is stored"
+    elif not reason:
         reason = "nf4 with double quantization, QLoRA's own: no record says how it was trained"
         notes.append(f"{adapter}: loaded on {reason}; --set model.quantization.method= says otherwise")
     unknown = list_unknown_keys(facts)
@@ -201,9 +205,11 @@ def _quantization_of(
 
 
 def _read_quantization(written: QuantizationRecord, *, where: str) -> Quantization:
+    # What the base's own files are in goes before this: nf4 stands for a method that nothing is quantized to here.
+    method = "nf4" if written.is_stored and written.method in ("gptq", "awq") else written.method
     try:
         return Quantization.model_validate(
-            {"method": written.method, "double_quantization": written.double_quantization is not False}
+            {"method": method, "double_quantization": written.double_quantization is not False}
         )
     except ValidationError:
         raise ModelError(

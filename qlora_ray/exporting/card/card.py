@@ -192,8 +192,8 @@ def _limit_of_rows(facts: CardFacts) -> str:
 def _quantization(quantization: QuantizationSpec) -> str:
     if quantization.method == "none":
         return f"none, {quantization.compute_dtype}"
-    double = ", double quantization" if quantization.double_quantization else ""
-    return f"{quantization.method}{double}, computed in {quantization.compute_dtype}"
+    stored = ", as the base is stored" if quantization.is_stored else ""
+    return f"{quantization.describe()}{stored}, computed in {quantization.compute_dtype}"
 
 
 def _base_label(selection: Selection) -> str:

@@ -79,7 +79,8 @@ def _adapter_code(selection: Selection, end_ids: Sequence[int]) -> str:
 
 
 def _config_code(quantization: QuantizationSpec, dtype: str) -> list[str]:
-    if quantization.method == "none":
+    if quantization.method == "none" or quantization.is_stored:
+        # A base whose files are quantized says itself how.
         return []
     if quantization.method == "int8":
         return ["quantization = BitsAndBytesConfig(load_in_8bit=True)"]

@@ -19,7 +19,8 @@ def make_card_data(facts: CardFacts) -> ModelCardData:
     quantization = selection.quantization
     tags = ["lora", "sft", "text-generation", "qlora_ray"]
     if quantization.method != "none":
-        tags += ["qlora", quantization.method, "bitsandbytes"]
+        tags += ["qlora"] if quantization.backend == "bitsandbytes" else []
+        tags += [quantization.method, quantization.backend]
     if selection.lora.use_dora:
         tags.append("dora")
     # The hub takes nothing but names of its own here.

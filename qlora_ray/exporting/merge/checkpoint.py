@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.formats import format_bytes
+from qlora_ray.hardware.stored import read_stored
 from qlora_ray.modeling.hub import first_line, is_commit, reach_repository
 from qlora_ray.modeling.loading import resolve_model_name
 from qlora_ray.runs.whole import whole_folder
@@ -26,6 +28,8 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Hugging Face's names for the shards of a model (huggingface_hub 2.4, split_torch_state_dict_into_shards).
 SHARD_PATTERN = "model{suffix}.safetensors"
+# safetensors' names of the dtypes of weights that are not quantized.
+FLOATS = ("BF16", "F16", "F32")
 # Ours: room for what lies beside the weights (config, tokenizer, index, report), far above what was seen.
 SIDE_FILES_BYTES = 64 * 2**20
 
@@ -75,6 +79,17 @@ class Checkpoint:
             tensor: Tensor = stream.get_tensor(name)
         return tensor
 
+    def as_dequantized(self, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+        """The checkpoint with packed tensors in the shapes of their weights, and in the dtype of the others.
+
+        Args:
+            shapes: The weight's shape, by the name of each packed tensor.
+        """
+        floats = Counter(tensor.dtype for name, tensor in self.tensors.items() if name not in shapes)
+        dtype = max((word for word in floats if word in FLOATS), key=lambda word: floats[word], default="BF16")
+        packed = {name: StoredTensor(self.tensors[name].file, dtype, shape) for name, shape in shapes.items()}
+        return replace(self, tensors={**self.tensors, **packed})
+
     def find_file(self, name: str) -> Path | None:
         """Another file of the base, fetched from the hub if need be; None if the base has none of that name."""
         return _find_file(self.name, self.revision, name)
@@ -84,7 +99,7 @@ def open_checkpoint(model: Model) -> Checkpoint:
     """Reads which tensors a base's safetensors hold; no weights are read.
 
     Raises:
-        ModelError: If the base has no safetensors or no config.json, or is stored quantized.
+        ModelError: If the base has no safetensors or no config.json, or is stored in GPTQ or the like.
     """
     name = resolve_model_name(model.name)
     where = f"merge: {name}"
@@ -95,16 +110,35 @@ def open_checkpoint(model: Model) -> Checkpoint:
     if config_file is None:
         raise ModelError(f"{where} must have config.json, got none. Give the base's whole folder, or its hub id.")
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unnamed")
+    stored = read_stored(config)
+    if stored is not None and not stored.is_bitsandbytes:
         raise ModelError(
-            f"{where} must be stored in 16 or 32 bits to merge into, got {method} weights. "
+            f"{where} must be stored in 16 or 32 bits, or by bitsandbytes, to merge into, got {stored.describe()}. "
             "Name the original base with --set model.name=, or export without merging."
         )
     tensors: dict[str, StoredTensor] = {}
     for file in _find_weights(name, model.revision, where=where):
         tensors |= _read_header(file)
+    if stored is not None:
+        tensors = _without_scales(tensors)
+        for section in (config, config.get("text_config") or {}):
+            section.pop("quantization_config", None)
     return Checkpoint(name, model.revision, tensors, config)
+
+
+def _without_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of a base that bitsandbytes quantized, without those that say how a weight is packed.
+
+    bitsandbytes 0.50 puts them beside `<module>.weight`: `<module>.weight.absmax` and the like for 4 bits,
+    `<module>.SCB` and `<module>.weight_format` for 8.
+    """
+    modules = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
+    scales = {f"{module}.{name}" for module in modules for name in ("SCB", "weight_format")}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in scales and name.partition(".weight.")[0] not in modules
+    }
 
 
 def write_shards(

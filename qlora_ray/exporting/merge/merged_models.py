@@ -60,7 +60,8 @@ class MergedModels:
             folder: An empty folder for the quantized copy.
             max_shard_bytes: Bytes of weights in one file, at most.
         """
-        spec = self.quantization
+        # A base may be stored so; the merged model is not.
+        spec = replace(self.quantization, is_stored=False)
         if spec.bits != 4:
             spec = specify_quantization(Quantization(), compute_dtype=spec.compute_dtype)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.schema import Model
 from qlora_ray.data.end_tokens import find_trained_end
-from qlora_ray.errors import RunError
+from qlora_ray.errors import ModelError, RunError
 from qlora_ray.exporting.merge.candidate import Candidate, Rule, write_candidate, write_side_files
 from qlora_ray.exporting.merge.checkpoint import (
     Checkpoint,
@@ -142,6 +142,8 @@ class _Merge:
             kept, reason = choose_candidate(
                 trained.candidates, measured, is_quantized=self.quantization.method != "none"
             )
+            if self.quantization.is_stored:
+                reason = "The base is stored quantized: there are no original weights that w16 could be added to."
             if copy is not None:
                 self.tell("merge: quantizing the merged model again")
                 measured.append(models.quantize_again(kept, copy, max_shard_bytes=self.options.max_shard_bytes))
@@ -167,6 +169,8 @@ class _Merge:
         with saved_adapter(base, self.adapter) as tuned:
             # What it holds of the layers stays when the adapter is taken off.
             changes = AdapterChanges(tuned, folder=self.adapter)
+        if self.quantization.is_stored:
+            checkpoint = checkpoint.as_dequantized(_packed_shapes(checkpoint, names, changes))
         plan = plan_merge(checkpoint, names, changes, dtype=self._dtype, head_dtype=self.options.head_dtype)
         check_space(folder, (len(rules) + self.options.nf4_copy) * plan.num_bytes + rows.reference_bytes)
         self.tell(f"merge: measuring {method} + adapter on {len(rows.positions)} rows of {rows.name}")
@@ -217,6 +221,13 @@ class _Merge:
     def _rules(self) -> list[Rule]:
         if self.quantization.method == "none":
             return ["w16"]
+        if self.quantization.is_stored:
+            if self.options.rule == "w16":
+                raise ModelError(
+                    f"--merge w16 must have the base's original weights, got a base that is stored in "
+                    f"{self.quantization.describe()}. Choose auto or dequant."
+                )
+            return ["dequant"]
         return ["w16", "dequant"] if self.options.rule == "auto" else [self.options.rule]
 
     def _report(
@@ -255,6 +266,16 @@ class _Merge:
             peak_memory_bytes=peak_memory_bytes(self.device),
             versions=find_versions() | {"python": platform.python_version()},
         )
+
+
+def _packed_shapes(checkpoint: Checkpoint, names: BaseNames, changes: AdapterChanges) -> dict[str, tuple[int, ...]]:
+    """The shapes that quantized weights have, by their names in the checkpoint."""
+    parameters = {stored: names.find_parameter(stored) for stored in checkpoint.tensors}
+    return {
+        stored: tuple(changes.dequantized(parameter).shape)
+        for stored, parameter in parameters.items()
+        if parameter in changes.quantized
+    }
 
 
 def _keep_only(kept: Candidate, candidates: list[Candidate], folder: Path) -> None:

@@ -124,7 +124,7 @@ def _vllm(selection: Selection, *, name: str, has_merged: bool, ends: Mapping[in
     if problem is not None:
         lines += ["", f"{problem}: {'serve `merged`' if has_merged else 'export with a merged model'}."]
         return "\n".join(lines)
-    if selection.quantization.method != "none":
+    if selection.quantization.method != "none" and not selection.quantization.is_stored:
         which = "The second one" if has_merged else "It"
         changes = ": what that changes is in the merge's table, in the line `w16`" if has_merged else ""
         lines += [

@@ -59,8 +59,7 @@ class Executor:
         from qlora_ray.hardware.device import GpuClaims
         from qlora_ray.hardware.simulation import as_if, choose_arithmetic
         from qlora_ray.modeling.device_memory import used_memory_bytes
-        from qlora_ray.modeling.loading import load_base
-        from qlora_ray.modeling.quantization import specify_quantization
+        from qlora_ray.modeling.loading import load_base, specify_base
         from qlora_ray.orchestration.executor.node_precision import find_precision
         from qlora_ray.scoring.metrics.choice import resolve_data_metrics
         from qlora_ray.training.engine import TrainingData
@@ -82,7 +81,7 @@ class Executor:
         self._precision = choose_arithmetic(self._device, planned)
         base = load_base(
             config.model,
-            quantization=specify_quantization(config.model.quantization, compute_dtype=self._precision.name),
+            quantization=specify_base(config.model, compute_dtype=self._precision.name),
             device="cuda:0" if is_gpu else "cpu",
         )
         progress = ProgressCounter()
