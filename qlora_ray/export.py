@@ -114,7 +114,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 def _push_adapters(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Result:
     """What a sweep has not pushed yet, as its own config says."""
-    from qlora_ray.exporting.adapter_pushes import push_waiting
+    from qlora_ray.exporting.later_pushes import push_waiting
     from qlora_ray.runs import SweepPaths
 
     defaults = make_parser().parse_args([str(arguments.source)])

@@ -100,7 +100,7 @@ _NEAR = {
         "a trial is evaluated, and its state kept, at each report": "save_steps eval_steps save_strategy eval_strategy "
         "evaluation_strategy evals_per_epoch saves_per_epoch",
     },
-    "export.push_every": {"never, best or save": "push_to_hub hub_strategy"},
+    "export.push_every": {"never, best, trial or save": "push_to_hub hub_strategy"},
     "export.push_to": {"USER or USER/REPO, always private": "hub_model_id push_to_hub_model_id hub_private_repo"},
     "results.report_to": {"each trial is a run, and the sweep a group": "report_to use_wandb"},
 }

@@ -25,10 +25,10 @@ class Results(Section):
 class Export(Section):
     """Which adapters go to the Hugging Face hub while the sweep runs; a bundle of the winner is `export`'s."""
 
-    push_every: Literal["never", "best", "save"] = Field(
+    push_every: Literal["never", "best", "trial", "save"] = Field(
         "never",
-        description="best: each new best adapter, to the main branch of one private repository; save: also each "
-        "trial's adapter as it is saved, to a branch of its own.",
+        description="best: each new best adapter, to the main branch of one private repository; trial: also each "
+        "complete trial's, to a branch of its own; save: that one at each report of the trial, too.",
     )
     push_to: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = Field(
         None,

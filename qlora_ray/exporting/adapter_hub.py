@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_ray.config.outputs import Export
-from qlora_ray.errors import RunError
+from qlora_ray.errors import QloraRayError, RunError
 from qlora_ray.exporting.hub_client import (
     REACH_TIMEOUT_S,
     STALL_TIMEOUT_S,
@@ -82,9 +82,38 @@ class AdapterRepository:
             )
 
 
-def check_access() -> None:
+def _check_access() -> None:
     """Raises QloraRayError where it is plain without a network that nothing can be pushed: no token, or offline."""
     find_access(WHERE, later=LATER)
+
+
+def can_push() -> bool:
+    """Whether there is a token and a network may be used, as far as that is known without one."""
+    try:
+        _check_access()
+    except QloraRayError:
+        return False
+    return True
+
+
+def describe_pushes(export: Export) -> str | None:
+    """What will be pushed, or what is missing for it, in a line; asks no network. None where nothing is to be."""
+    if export.push_every == "never":
+        return None
+    try:
+        _check_access()
+    except QloraRayError as error:
+        return f"nothing is pushed to the hub for now. {error}"
+    owner, _, name = (export.push_to or "").partition("/")
+    what = {
+        "best": "each new best adapter",
+        "trial": "each complete trial's adapter",
+        "save": "each trial's adapter at each report",
+    }[export.push_every]
+    return (
+        f"{what} is pushed to a private repository of {owner or 'the user of the token'}, "
+        f"under {name or 'the name of the sweep'} (export.push_every)"
+    )
 
 
 def open_repository(

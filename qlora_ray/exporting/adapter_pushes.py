@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from qlora_ray.config.outputs import Export
-from qlora_ray.errors import ConfigError, QloraRayError
-from qlora_ray.exporting.adapter_hub import MAIN, AdapterRepository, check_access, open_repository
+from qlora_ray.errors import RunError
+from qlora_ray.exporting.adapter_hub import MAIN, AdapterRepository, open_repository
+from qlora_ray.exporting.checkpoint_adapter import write_checkpoint_adapter
 from qlora_ray.formats import format_loss
 from qlora_ray.runs import EventLog, SweepPaths, read_events
 from qlora_ray.runs.paths import ADAPTER_CONFIG
-from qlora_ray.runs.records import Manifest, Summary, TrialRecord, TrialStatus, read_record
+from qlora_ray.runs.records import Summary, TrialRecord, TrialStatus, read_record
 
 PUSHED, MADE = "adapter_pushed", "push_repository_made"
 
 
 @dataclass(frozen=True)
 class Push:
-    """An adapter on its way to a branch."""
+    """An adapter on its way to a branch: a complete trial's, or that of a report of one that runs."""
 
     trial: str
     branch: str
+    report: int | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An adapter's folder, and the optimizer step that it is of where its trial has not ended."""
+
+    folder: Path
+    step: int | None = None
 
 
 class AdapterPushes:
@@ -41,15 +54,15 @@ class AdapterPushes:
         self._paths = paths
         self._events = EventLog(paths.events)
         self._lock = threading.Lock()
-        # The trial that waits for a branch; of main the newest one alone counts.
-        self._waiting: dict[str, str] = {}
+        # By branch; of several for one branch the newest alone counts.
+        self._waiting: dict[str, Push] = {}
         self._repository: AdapterRepository | None = None
         self._known: set[str] = set()
         self._on_branch: dict[tuple[str, str], str] = {}
         for event in read_events(paths.events):
             if event.get("event") in (PUSHED, MADE):
                 self._known.add(event["repository"])
-            if event.get("event") == PUSHED:
+            if event.get("event") == PUSHED and event.get("step") is None:
                 self._on_branch[event["repository"], event["branch"]] = event["trial"]
         self._take_up()
 
@@ -60,9 +73,9 @@ class AdapterPushes:
 
     @property
     def waiting(self) -> list[str]:
-        """Trials whose adapters are still to be pushed."""
+        """Complete trials whose adapters are still to be pushed."""
         with self._lock:
-            return sorted(set(self._waiting.values()))
+            return sorted({push.trial for push in self._waiting.values() if push.report is None})
 
     @property
     def num_pushed(self) -> int:
@@ -83,10 +96,21 @@ class AdapterPushes:
             is_best: Whether it is the best so far, or the winner.
         """
         with self._lock:
-            if self._export.push_every == "save":
-                self._waiting.setdefault(f"trial-{trial}", trial)
+            if self._export.push_every in ("trial", "save"):
+                self._waiting[branch_of(trial)] = Push(trial, branch_of(trial))
             if is_best:
-                self._waiting[MAIN] = trial
+                self._waiting[MAIN] = Push(trial, MAIN)
+
+    def add_report(self, trial: str, report: int) -> None:
+        """A running trial has made a report, and its state of it is saved."""
+        if self._export.push_every == "save":
+            with self._lock:
+                self._waiting[branch_of(trial)] = Push(trial, branch_of(trial), report)
+
+    def drop_report(self, trial: str) -> None:
+        """A trial has ended without an adapter: what waits of it has gone with its state."""
+        with self._lock:
+            self._waiting.pop(branch_of(trial), None)
 
     def push_next(self) -> str | None:
         """Pushes what has waited longest, and returns a line for the user; None where nothing is left to do.
@@ -95,32 +119,50 @@ class AdapterPushes:
             QloraRayError: If it did not work; it waits on.
         """
         while (push := self._first()) is not None:
-            # One that is gone was taken away by the user since.
-            is_gone = not (self._paths.trial(push.trial).adapter / ADAPTER_CONFIG).is_file()
-            if is_gone or self._is_there(push):
-                self._settle(push)
-                continue
-            repository = self._open()
-            self._upload(repository, push)
-            with self._lock:
-                self._on_branch[repository.repo_id, push.branch] = push.trial
+            with self._found(push) as found:
+                if found is None or self._is_there(push):
+                    self._settle(push)
+                    continue
+                repository = self._open()
+                self._upload(repository, push, found)
+            if push.report is None:
+                with self._lock:
+                    self._on_branch[repository.repo_id, push.branch] = push.trial
             self._settle(push)
-            return f"trial {push.trial}  pushed to {repository.url}, {push.branch}"
+            at = "" if push.report is None else f" at report {push.report}"
+            return f"trial {push.trial}  pushed{at} to {repository.url}, {push.branch}"
         return None
 
     def _first(self) -> Push | None:
         with self._lock:
-            branch, trial = next(iter(self._waiting.items()), (None, ""))
-            return None if branch is None else Push(trial, branch)
+            return next(iter(self._waiting.values()), None)
+
+    @contextmanager
+    def _found(self, push: Push) -> Iterator[_Found | None]:
+        """The adapter to push; None where it has gone: a state with its trial's end, all else by the user."""
+        trial = self._paths.trial(push.trial)
+        if push.report is None:
+            yield _Found(trial.adapter) if (trial.adapter / ADAPTER_CONFIG).is_file() else None
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            adapter = Path(folder)
+            try:
+                base = read_record(trial.record, TrialRecord).base
+                step = write_checkpoint_adapter(trial.state, adapter, base=base)
+            except RunError:
+                step = None
+            yield None if step is None else _Found(adapter, step)
 
     def _settle(self, push: Push) -> None:
         with self._lock:
             # A newer best may wait for main by now.
-            if self._waiting.get(push.branch) == push.trial:
+            if self._waiting.get(push.branch) == push:
                 del self._waiting[push.branch]
 
     def _is_there(self, push: Push) -> bool:
         """Whether an earlier run has pushed it, as far as that is known without a network."""
+        if push.report is not None:
+            return False
         owner, _, name = (self._export.push_to or "").partition("/")
         for repo_id in self._known:
             its_owner, _, its_name = repo_id.partition("/")
@@ -140,18 +182,22 @@ class AdapterPushes:
         self._known.add(repo_id)
         self._events.write(MADE, reason="private", repository=repo_id)
 
-    def _upload(self, repository: AdapterRepository, push: Push) -> None:
-        paths = self._paths.trial(push.trial)
-        loss = read_record(paths.record, TrialRecord).metrics.get("eval_loss")
-        words = "the best so far" if push.branch == MAIN else "saved"
-        message = f"Trial {push.trial} of {self._paths.name}, {words}: eval_loss {format_loss(loss)}"
-        repository.push(paths.adapter, branch=push.branch, message=message)
+    def _upload(self, repository: AdapterRepository, push: Push, found: _Found) -> None:
+        words = "the best so far" if push.branch == MAIN else "complete"
+        if found.step is not None:
+            words = f"step {found.step}"
+        else:
+            loss = read_record(self._paths.trial(push.trial).record, TrialRecord).metrics.get("eval_loss")
+            words = f"{words}, eval_loss {format_loss(loss)}"
+        message = f"Trial {push.trial} of {self._paths.name}: {words}"
+        repository.push(found.folder, branch=push.branch, message=message)
         self._events.write(
             PUSHED,
             reason=words,
             trial=push.trial,
             repository=repository.repo_id,
             branch=push.branch,
+            step=found.step,
             url=f"{repository.url}/tree/{push.branch}",
         )
 
@@ -168,60 +214,14 @@ class AdapterPushes:
             self.add(best, is_best=True)
 
 
-def push_waiting(paths: SweepPaths, *, tell: Callable[[str], None]) -> AdapterPushes:
-    """Pushes what a sweep that does not run has not pushed, as its own config says.
-
-    Args:
-        paths: The sweep's folder.
-        tell: Takes lines for the user.
-
-    Raises:
-        ConfigError: If the sweep pushes nothing.
-        RunError: If the folder is no sweep's, or a process holds it; or if a push does not work.
-    """
-    written = read_record(paths.manifest, Manifest).config.get("export")
-    export = Export.model_validate(written if isinstance(written, Mapping) else {})
-    if export.push_every == "never":
-        raise ConfigError(
-            "--push-adapters: needs a sweep with export.push_every best or save, got never. Push a bundle with "
-            "--to DIR --push USER."
-        )
-    with paths.lock():
-        pushes = AdapterPushes(export, paths)
-        while (line := pushes.push_next()) is not None:
-            tell(line)
-    tell(f"{pushes.num_pushed} adapters of {paths.name} are on the hub")
-    return pushes
+def branch_of(trial: str) -> str:
+    """The branch that a trial has for itself."""
+    return f"trial-{trial}"
 
 
 def is_pushable(record: TrialRecord) -> bool:
     """Whether a trial has an adapter for others: it is complete, and no CPU stood for its device."""
     return record.state is TrialStatus.COMPLETE and not record.executor.simulated
-
-
-def can_push() -> bool:
-    """Whether there is a token and a network may be used, as far as that is known without one."""
-    try:
-        check_access()
-    except QloraRayError:
-        return False
-    return True
-
-
-def describe_pushes(export: Export) -> str | None:
-    """What will be pushed, or what is missing for it, in a line; asks no network. None where nothing is to be."""
-    if export.push_every == "never":
-        return None
-    try:
-        check_access()
-    except QloraRayError as error:
-        return f"nothing is pushed to the hub for now. {error}"
-    owner, _, name = (export.push_to or "").partition("/")
-    what = "each adapter as it is saved" if export.push_every == "save" else "each new best adapter"
-    return (
-        f"{what} is pushed to a private repository of {owner or 'the user of the token'}, "
-        f"under {name or 'the name of the sweep'} (export.push_every)"
-    )
 
 
 def _find_best(records: Iterable[TrialRecord]) -> str | None:

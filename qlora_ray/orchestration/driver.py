@@ -19,7 +19,7 @@ from qlora_ray.errors import (
     SweepInterrupted,
     first_line,
 )
-from qlora_ray.exporting.adapter_pushes import describe_pushes
+from qlora_ray.exporting.adapter_hub import describe_pushes
 from qlora_ray.orchestration.background import BackgroundCall
 from qlora_ray.orchestration.cluster.fetching import fetch_on_nodes
 from qlora_ray.orchestration.cluster.joining import find_dashboard_link

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import QloraRayError, first_line
-from qlora_ray.exporting.adapter_pushes import AdapterPushes, can_push
+from qlora_ray.exporting.adapter_hub import can_push
+from qlora_ray.exporting.adapter_pushes import AdapterPushes
 from qlora_ray.exporting.hub_client import find_token, hide_token
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs import EventLog, SweepPaths
@@ -80,20 +81,22 @@ class HubPusher:
 
     def reported(self, entry: TrialEntry, report: Report) -> None:
         """See TrialsObserver."""
+        if not report.is_final and not _is_simulated(entry):
+            self._pushes.add_report(entry.id, report.index)
+            self._wake()
 
     def closed(self, entry: TrialEntry, *, is_best: bool) -> None:
         """See TrialsObserver."""
         if entry.state is TrialStatus.COMPLETE:
             self.add(entry, is_best=is_best)
+        else:
+            self._pushes.drop_report(entry.id)
 
     def add(self, entry: TrialEntry, *, is_best: bool) -> None:
         """Has a complete trial's adapter pushed, to the main branch where it is the best so far, or the winner."""
-        if entry.facts.get("executor", {}).get("simulated"):
-            return
-        self._pushes.add(entry.id, is_best=is_best)
-        with self._changed:
-            self._has_work = True
-            self._changed.notify()
+        if not _is_simulated(entry):
+            self._pushes.add(entry.id, is_best=is_best)
+            self._wake()
 
     def finish(self, *, is_stopped: bool) -> PushesRecord:
         """Waits for what is left, within limits or until Ctrl-C; returns what came of all of it.
@@ -124,6 +127,11 @@ class HubPusher:
         """Waits for nothing any more, and says nothing."""
         with self._changed:
             self._is_closing = self._is_over = True
+            self._changed.notify()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._has_work = True
             self._changed.notify()
 
     def _run(self) -> None:
@@ -184,6 +192,11 @@ def hub_pusher(config: SweepConfig, paths: SweepPaths, *, tell: Callable[[str], 
         yield pusher
     finally:
         pusher.end()
+
+
+def _is_simulated(entry: TrialEntry) -> bool:
+    """Whether a CPU stood for the trial's device: its adapter is not for others."""
+    return bool(entry.facts.get("executor", {}).get("simulated"))
 
 
 def _describe(error: Exception) -> str:

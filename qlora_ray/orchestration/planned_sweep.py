@@ -35,7 +35,7 @@ def tell_plan(config: SweepConfig, space: SearchSpace, *, gpus: str | None = Non
         plan = _plan_without_ray(facts, gpus=gpus)
     else:
         facts, plan = _plan_with_ray(config, space)
-    from qlora_ray.exporting.adapter_pushes import describe_pushes
+    from qlora_ray.exporting.adapter_hub import describe_pushes
     from qlora_ray.preflight.forecast import forecast_sweep
 
     forecast = forecast_sweep(facts, plan)

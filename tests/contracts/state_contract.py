@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from qlora_ray.exporting.checkpoint_adapter import write_checkpoint_adapter
+from qlora_ray.runs.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import UNEVALUATED, Engine
 from tests.contracts.bench import (
@@ -41,6 +46,29 @@ class StateContract:
         rest = run_trial(other, make_spec(), state=TrialState.load(tmp_path / "state"))
         other.evict("0000")
         assert losses(first + rest) == losses(whole)
+
+    def test_the_adapter_that_is_taken_out_of_a_state_is_the_one_that_the_engine_saves(
+        self, engine: Engine, tmp_path: Path
+    ) -> None:
+        run_trial(engine, make_spec(), num_reports=1)
+        state = engine.snapshot("0000")
+        assert state is not None
+        state.save(tmp_path / "state")
+        engine.save_adapter("0000", tmp_path / "saved")
+        engine.evict("0000")
+        (tmp_path / "taken").mkdir()
+        base = BaseRecord(name="org/base")
+        assert write_checkpoint_adapter(tmp_path / "state", tmp_path / "taken", base=base) == state.step
+        saved, taken = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("saved", "taken"))
+        assert saved.keys() == taken.keys() and all(torch.equal(saved[name], taken[name]) for name in saved)
+        configs = [json.loads((tmp_path / name / ADAPTER_CONFIG).read_text()) for name in ("saved", "taken")]
+        # The packed engine's dropout is rounded to what its masks can draw, and its facts say so.
+        dropouts = [config.pop("lora_dropout") for config in configs]
+        assert dropouts[1] == pytest.approx(dropouts[0], abs=1e-4)
+        for config in configs:
+            config["target_modules"] = sorted(config["target_modules"])
+            del config["base_model_name_or_path"]
+        assert configs[0] == configs[1]
 
     def test_a_state_goes_on_under_other_values_as_a_hand_written_continuation_of_it(
         self, engine: Engine, bench: Bench, tmp_path: Path

@@ -17,7 +17,7 @@ def test_a_sweep_pushes_each_adapter_and_leaves_the_winners_on_main(
 ) -> None:
     config = write_config(
         tmp_path,
-        search={"num_trials": 2, "num_reports": 1},
+        search={"num_trials": 2, "num_reports": 2},
         training={"max_samples": 32},
         results={"name": "mine"},
         export={"push_every": "save"},
@@ -37,6 +37,7 @@ def test_a_sweep_pushes_each_adapter_and_leaves_the_winners_on_main(
     assert repository.files == snapshot(folder / "trials" / summary["winner"] / "adapter")
     assert summary["pushes"]["repository"] == f"{hub.endpoint}/ann/mine"
     assert (summary["pushes"]["num_pushed"], summary["pushes"]["waiting"]) == (2, [])
+    assert "adapter at each report is pushed to a private repository" in run.stdout
     assert f"2 adapters to {hub.endpoint}/ann/mine" in run.stdout
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert {event["branch"] for event in events if event["event"] == "adapter_pushed"} == {

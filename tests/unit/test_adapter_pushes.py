@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub.constants
 import pytest
+import torch
+from safetensors.torch import load
 
 from qlora_ray import export as export_command
 from qlora_ray.config.outputs import Export
 from qlora_ray.errors import QloraRayError
-from qlora_ray.exporting.adapter_pushes import AdapterPushes, describe_pushes
+from qlora_ray.exporting.adapter_hub import describe_pushes
+from qlora_ray.exporting.adapter_pushes import AdapterPushes
 from qlora_ray.orchestration.hub_pushing import HubPusher, PushTerms
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs import SweepPaths, read_events
-from qlora_ray.runs.record_parts import ExecutorRecord
+from qlora_ray.runs.record_parts import BaseRecord, ExecutorRecord
 from qlora_ray.runs.records import Manifest, TrialRecord, TrialStatus, write_record
+from qlora_ray.training.checkpoint import TrialState
 from tests.exporting_fixtures import snapshot
 from tests.fake_hub import FakeHub, FakeRepository
 
@@ -100,6 +105,61 @@ def test_every_saved_adapter_has_a_branch_and_main_has_the_best(hub: FakeHub, pa
         *(("0000", "trial-0000"), ("0000", "main"), ("0001", "trial-0001"), ("0002", "trial-0002"), ("0002", "main"))
     ]
     assert {event["url"] for event in events if event["branch"] == "main"} == {f"{hub.endpoint}/{REPO}/tree/main"}
+
+
+def write_state(paths: SweepPaths, number: int, step: int) -> dict[str, torch.Tensor]:
+    """A running trial's record and state; returns its adapter by PEFT's names in a file."""
+    trial = paths.trial(f"{number:04d}")
+    trial.root.mkdir(exist_ok=True)
+    write_record(trial.record, TrialRecord(trial=f"{number:04d}", base=BaseRecord(name="org/base", revision="abc")))
+    lora = {"r": 2, "lora_alpha": 4.0, "lora_dropout": 0.0, "target_modules": ["q"], "bias": "none"}
+    names = [f"base_model.model.q.lora_{letter}" for letter in "AB"]
+    adapter = {f"{name}.default.weight": torch.rand(2, 2) for name in names}
+    facts = {"lora": {**lora, "use_rslora": False, "use_dora": False}, "quantization": {"method": "nf4"}}
+    TrialState(f"{number:04d}", step, 1, adapter, {}, {}, {}, facts=facts).save(trial.state)
+    return {f"{name}.weight": adapter[f"{name}.default.weight"] for name in names}
+
+
+def test_a_running_trials_branch_has_its_newest_state_and_in_the_end_its_adapter(
+    hub: FakeHub, paths: SweepPaths
+) -> None:
+    pushes = AdapterPushes(Export(push_every="save"), paths)
+    for step in (4, 8):
+        tensors = write_state(paths, 0, step)
+        pushes.add_report("0000", step // 4)
+    assert len(list(iter(pushes.push_next, None))) == 1
+    files = hub.repositories[REPO].branches["trial-0000"]
+    pushed = load(files["adapter_model.safetensors"])
+    assert pushed.keys() == tensors.keys() and all(torch.equal(pushed[name], tensors[name]) for name in tensors)
+    config = json.loads(files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"], config["r"]) == ("org/base", "abc", 2)
+    origin = json.loads(files["qlora_ray.json"])
+    assert (origin["trial"], origin["quantization"]) == ("0000", {"method": "nf4"})
+    assert hub.repositories[REPO].files == {} and pushes.waiting == []
+    (event,) = (one for one in read_events(paths.events) if one["event"] == "adapter_pushed")
+    assert (event["branch"], event["step"]) == ("trial-0000", 8)
+
+    save_trial(paths, 0, 0.5)
+    pushes.add("0000", is_best=False)
+    assert len(list(iter(pushes.push_next, None))) == 1
+    assert hub.repositories[REPO].branches["trial-0000"] == snapshot(paths.trial("0000").adapter)
+
+
+def test_states_go_to_the_hub_only_where_each_save_is_asked_for_and_while_they_are_there(
+    hub: FakeHub, paths: SweepPaths
+) -> None:
+    write_state(paths, 0, 4)
+    asked: list[tuple[Literal["best", "trial", "save"], bool]] = [("best", False), ("trial", False), ("save", True)]
+    for every, is_pushed in asked:
+        pushes = AdapterPushes(Export(push_every=every), paths)
+        pushes.add_report("0000", 1)
+        assert (pushes.push_next() is not None) == is_pushed
+    pushes.add_report("0000", 1)
+    pushes.drop_report("0000")
+    assert pushes.push_next() is None
+    shutil.rmtree(paths.trial("0000").state)
+    pushes.add_report("0000", 2)
+    assert pushes.push_next() is None and len(commits(hub)) == 1
 
 
 def test_best_has_no_branches_and_of_several_that_wait_the_newest_is_pushed(hub: FakeHub, paths: SweepPaths) -> None:
@@ -269,4 +329,4 @@ def test_a_sweep_that_pushes_nothing_has_nothing_to_push_later(
 ) -> None:
     write_record(paths.manifest, Manifest(config={"model": {}}))
     assert export_command.main([str(paths.root), "--push-adapters"]) == 2
-    assert "export.push_every best or save, got never" in capsys.readouterr().err
+    assert "export.push_every best, trial or save, got never" in capsys.readouterr().err
