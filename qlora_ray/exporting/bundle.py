@@ -18,7 +18,7 @@ from qlora_ray.data.templates import choose_template
 from qlora_ray.errors import ModelError, QloraRayError, RunError
 from qlora_ray.exporting.bundle_evaluation import take_evaluation
 from qlora_ray.exporting.card.card import CardFacts, make_card
-from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, list_files, take_inventory
+from qlora_ray.exporting.inventory import INVENTORY, Bundle, check_target, take_inventory
 from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.merge.report import MergeReport
 from qlora_ray.exporting.merge.run import merge_adapter
@@ -36,6 +36,7 @@ from qlora_ray.exporting.serving.modelfile import MODELFILE, make_modelfile
 from qlora_ray.modeling.identity import read_adapter_origin, write_adapter_origin
 from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
 from qlora_ray.runs import write_json, write_text
+from qlora_ray.runs.inventory import list_files
 from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT
 from qlora_ray.runs.records import write_record
 from qlora_ray.runs.typed_json import to_json

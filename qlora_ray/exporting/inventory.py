@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from qlora_ray.errors import RunError
 from qlora_ray.exporting.merge.report import MergeReport
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.formats import list_first
-from qlora_ray.modeling.identity import hash_file
 from qlora_ray.runs import read_json
+from qlora_ray.runs.inventory import describe_file, hash_file, list_files
 from qlora_ray.runs.typed_json import to_json
 
 INVENTORY = "bundle.json"
@@ -166,10 +165,6 @@ def take_inventory(selection: Selection, folder: Path, *, name: str, merge: Merg
         name: The bundle's name.
         merge: How the merge came out; None where there is no merged model.
     """
-    files = [
-        {"path": path, "bytes": (folder / path).stat().st_size, "sha256": hash_file(folder / path)}
-        for path in list_files(folder)
-    ]
     return {
         "bundle_version": BUNDLE_VERSION,
         "qlora_ray": __version__,
@@ -180,16 +175,5 @@ def take_inventory(selection: Selection, folder: Path, *, name: str, merge: Merg
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "base": to_json(selection.record.base),
         "merge": merge.rule if merge else None,
-        "files": files,
+        "files": [describe_file(folder, path) for path in list_files(folder)],
     }
-
-
-def list_files(folder: Path) -> list[str]:
-    """Paths of all files below a folder, sorted; raises OSError where it cannot look."""
-
-    def stop(error: OSError) -> None:
-        # What this user may not see is there all the same.
-        raise error
-
-    found = os.walk(folder, onerror=stop)
-    return sorted((Path(at) / name).relative_to(folder).as_posix() for at, _, names in found for name in names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.modeling.hub import is_commit
 from qlora_ray.modeling.loading import hash_base
+from qlora_ray.runs.inventory import hash_file
 from qlora_ray.runs.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
 from qlora_ray.runs.typed_json import parse_record
@@ -110,12 +110,6 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def hash_adapter(folder: Path) -> str:
     """sha256 of an adapter's weights."""
     return hash_file(folder / ADAPTER_WEIGHTS)
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_adapter_origin(folder: Path, origin: dict[str, Any]) -> None:

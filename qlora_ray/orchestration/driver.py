@@ -52,6 +52,7 @@ from qlora_ray.orchestration.winner import Winner, choose_winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.preflight.manifest import add_resume, check_same_inputs, common_facts, describe_sweep
 from qlora_ray.runs import EventLog, SweepPaths
+from qlora_ray.runs.artifacts import write_sweep_artifacts
 from qlora_ray.runs.control import take_requests
 from qlora_ray.runs.live import LivePhase, read_live
 from qlora_ray.runs.ownership import sign
@@ -186,6 +187,8 @@ def _run(
         manifest = describe_sweep(preflight, plan, list(profiles.values()), common=common)
         if first is not None:
             manifest = add_resume(first, manifest)
+        # What it lists changes from here on.
+        paths.artifacts.unlink(missing_ok=True)
         write_record(paths.manifest, sign(manifest))
         print_plan(console, preflight, plan, paths)
         if config.cluster.ray_dashboard:
@@ -290,11 +293,13 @@ def _choose_winner(
 
 
 def _write_report(paths: SweepPaths) -> Path | None:
-    """The sweep's page; None if it cannot be made, which takes nothing from the sweep."""
+    """The sweep's page, and the list of its files; None if they cannot be made, which takes nothing from the sweep."""
     from qlora_ray.reporting import write_report
 
     try:
-        return write_report(paths)
+        report = write_report(paths)
+        write_sweep_artifacts(paths.root)
+        return report
     except Exception:
         traceback.print_exc()
         return None

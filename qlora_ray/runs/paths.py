@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ray.errors import RunError
+from qlora_ray.runs.artifacts import ARTIFACTS
 from qlora_ray.runs.locks import is_locked, locked_file
 
 # Names that peft 0.21 gives the two files of an adapter.
@@ -134,6 +135,11 @@ class SweepPaths:
     def exports(self) -> Path:
         """One JSON line per bundle that was made of it: when, of which trial, where, and the merge's figures."""
         return self.root / "exports.jsonl"
+
+    @property
+    def artifacts(self) -> Path:
+        """Every file that the sweep has made, with its size and hash; missing while it runs."""
+        return self.root / ARTIFACTS
 
     @property
     def logs(self) -> Path:

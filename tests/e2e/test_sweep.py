@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import subprocess
@@ -58,6 +59,18 @@ def test_it_ends_with_a_winner_and_exit_code_0(finished: Finished) -> None:
     summary = read_json(finished.paths.summary)
     assert summary["status"] == "complete"
     assert summary["counts"] == {"complete": 3}
+
+
+def test_its_artifacts_are_all_listed_and_there_as_they_were_written(finished: Finished) -> None:
+    root = finished.paths.root
+    files = {file["path"]: file for file in read_json(finished.paths.artifacts)["files"]}
+    assert all(file["what"] for file in files.values())
+    made = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    changing = {path for path in made if path.startswith(("logs/", "live.json", ".lock", "artifacts.json"))}
+    assert set(files) == made - changing and {"loss_curves.png", "report.html", "summary.json"} <= set(files)
+    for path, file in files.items():
+        content = (root / path).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"]), path
 
 
 def test_its_lines_are_few_and_carry_no_terminal_codes(finished: Finished) -> None:

@@ -15,7 +15,8 @@ from qlora_ray.export import make_parser
 from qlora_ray.exporting import hub as hub_module
 from qlora_ray.exporting.hub import push_bundle
 from qlora_ray.exporting.hub_plan import plan_push
-from qlora_ray.exporting.inventory import Bundle, list_files
+from qlora_ray.exporting.inventory import Bundle
+from qlora_ray.runs.inventory import list_files
 from tests.exporting_fixtures import snapshot
 from tests.fake_hub import FakeHub, FakeRepository
 

@@ -12,6 +12,7 @@ from typing import Any
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.target.target import MODEL_NAMES
 from qlora_ray.runs import read_json, write_json, write_text
+from qlora_ray.runs.artifacts import ARTIFACTS
 from qlora_ray.runs.files import append_lines, read_lines, to_plain_json
 from qlora_ray.runs.locks import locked_file
 
@@ -19,7 +20,7 @@ SETTINGS = "settings.json"
 LOCK = ".lock"
 # How runs.files begins the name of a settings.json that is not yet whole.
 UNFINISHED = f".{SETTINGS}."
-RESULTS = ("evaluation.json", "evaluation.md", "stats.json", "answers.html", "lengths.png", "refusals.png")
+RESULTS = ("evaluation.json", "evaluation.md", "stats.json", "answers.html", "lengths.png", "refusals.png", ARTIFACTS)
 TASKS = "lm_eval.json"
 # Raise it when the same settings give other rows.
 FORMAT = 1

@@ -27,6 +27,7 @@ from qlora_ray.evaluation.run.results import (
 )
 from qlora_ray.evaluation.target.target import MODEL_NAMES, ModelName
 from qlora_ray.runs import write_json, write_text
+from qlora_ray.runs.artifacts import ARTIFACTS, write_evaluation_artifacts
 from qlora_ray.scoring.comparison import Comparison
 from qlora_ray.scoring.sampling import choose_sampling
 
@@ -111,7 +112,7 @@ def _tell_score(
 
 
 def _conclude(model_runs: ModelRuns, plan: Plan, failed_models: Sequence[FailedModel], console: Console) -> Outcome:
-    """Scores the models that have answered, and writes evaluation.md, then evaluation.json."""
+    """Scores the models that have answered, and writes evaluation.md, evaluation.json and, last, artifacts.json."""
     from qlora_ray.evaluation.answers.page import export_answers
     from qlora_ray.evaluation.run.lm_eval_stage import read_harness
 
@@ -156,6 +157,7 @@ def _conclude(model_runs: ModelRuns, plan: Plan, failed_models: Sequence[FailedM
         evaluation["notes"] += evaluation["lm_eval"].pop("notes")
     write_text(answer_log.folder / "evaluation.md", render_markdown(evaluation, findings))
     write_json(answer_log.folder / "evaluation.json", evaluation)
+    write_evaluation_artifacts(answer_log.folder)
     _print_rest(console, plan, evaluation, answer_log.folder)
     with_results = [name for name in plan.names if model_runs.has_results(name)]
     lack = describe_lack(failed_models, plan.load_plan, with_results=with_results) if failed_models else None
@@ -216,5 +218,6 @@ def _print_rest(console: Console, plan: Plan, evaluation: dict[str, Any], folder
         console.line(f"note   {note}")
     for warning in evaluation.get("exports", {}).get("warnings", []):
         console.line(f"note   {warning}")
-    exported = [f", {name}" for name in evaluation.get("exports", {}).get("files", [])]
-    console.line(f"files  {folder}/  (evaluation.json, evaluation.md{''.join(exported)}, <model>/<prompts>.jsonl)")
+    exported = evaluation.get("exports", {}).get("files", [])
+    names = ["evaluation.json", "evaluation.md", *exported, ARTIFACTS, "<model>/<prompts>.jsonl"]
+    console.line(f"files  {folder}/  ({', '.join(names)})")
