@@ -22,7 +22,7 @@ from qlora_ray.runs.modes import share_tree
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = 3  # raise it when the same input gives other tokens or another report
+CACHE_VERSION = 4  # raise it when the same input gives other tokens or another report
 FOLDER_NAME_LENGTH = 32  # hex digits of the fingerprint
 REPORT_NAME = "report.json"
 

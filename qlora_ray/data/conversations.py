@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +15,8 @@ from qlora_ray.data.notes import Note, Notes
 from qlora_ray.data.reading import find_half_character, parse_json
 from qlora_ray.data.turns import CONTENT_KEYS, ROLE_KEYS, is_call, read_turn
 
+# How Python writes a list of objects, or an object, whose first key is a text.
+PYTHON_TURNS = re.compile(r"\s*[\[({\s]*\{\s*['\"]")
 CLOSING = {role: Note(f"{role} turn", "after the last answer, left out") for role in ("user", "tool")}
 UNTRAINED = Note("turn", "after the last answer that is trained, left out")
 
@@ -44,13 +48,11 @@ def read_text(value: object, column: str, notes: Notes) -> str:
 def as_turns(value: object) -> list[Mapping[str, object]] | None:
     """The turns' objects, however a file holds them; None for anything else.
 
-    A csv file has a list as JSON text, and a hub dataset may have a dict of lists, one for each key.
+    A csv file has a list as JSON text, or as Python writes it (pandas' to_csv), and a hub dataset may have a dict of
+    lists, one for each key.
     """
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = parse_json(value)
-        except (ValueError, RecursionError):
-            return None
+        value = _parse_turns(value)
     if isinstance(value, Mapping):
         keys = [key for key in (*ROLE_KEYS, *CONTENT_KEYS) if isinstance(value.get(key), list | tuple)]
         lists = {key: item for key, item in value.items() if isinstance(item, list | tuple)}
@@ -61,6 +63,19 @@ def as_turns(value: object) -> list[Mapping[str, object]] | None:
         return None
     is_turns = all(isinstance(item, Mapping) and any(key in item for key in ROLE_KEYS) for item in value)
     return list(value) if is_turns else None
+
+
+def _parse_turns(text: str) -> object:
+    """A value by its JSON or Python text; None if it is neither."""
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text.strip()) if PYTHON_TURNS.match(text) else None
+    # What the parser raises of a text that is no literal, or too long or deep for it.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def looks_like_turns(value: object) -> bool:

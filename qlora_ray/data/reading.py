@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # As editors count lines: files of old Macs end them in CR alone.
 LINE_END = re.compile(r"\r\n|\n|\r")
+LIST_HINT = "; a file that is one JSON list ends in .json"
+# Names of a list of rows, and not of a row's column.
+SPLIT_NAMES = {"train", "validation", "test", "rows"}
 DEEP = "lists or objects nested too deeply to be read"
 
 
@@ -105,7 +108,8 @@ def _read_line(where: str, line: str) -> Row:
     try:
         value = parse_json(line)
     except json.JSONDecodeError as error:
-        problem = f"a line must be one JSON object, got broken JSON at column {error.colno}: {error.msg}"
+        hint = LIST_HINT if line.lstrip().startswith("[") else ""
+        problem = f"a line must be one JSON object, got broken JSON at column {error.colno}: {error.msg}{hint}"
         return Row(where, problem=problem)
     except RecursionError:
         return Row(where, problem=f"a line must be one JSON object, got {DEEP}")
@@ -132,17 +136,26 @@ def _read_json(name: str, stream: BinaryIO) -> Iterator[Row]:
         ) from None
     if isinstance(document, dict) and isinstance(document.get("data"), list):
         document = document["data"]
-    elif isinstance(document, dict) and "\n" not in text.strip():
+    elif isinstance(document, dict) and "\n" not in text.strip() and not _is_table(document):
         document = [document]
     if not isinstance(document, list):
         got = f"an object with keys {', '.join(map(str, document))}" if isinstance(document, dict) else _kind(document)
         raise DataError(
             f'{name}: must be a list of objects, or an object with a list under "data", got {got}. '
-            "Put the rows into a list."
+            "Put the rows into a list (pandas: to_json(orient='records'))."
         )
     is_suspect = _may_hold_surrogates(text)
     for number, value in enumerate(document, start=1):
         yield _object_row(f"{name} row {number}", value, is_suspect=is_suspect)
+
+
+def _is_table(document: Mapping[str, object]) -> bool:
+    """Whether an object is no row: splits, or rows or columns by a key of their own, as pandas writes them."""
+    is_indexed = all(
+        isinstance(value, dict) and value and not any(isinstance(item, list) for item in value.values())
+        for value in document.values()
+    )
+    return bool(document) and (set(document) <= SPLIT_NAMES or is_indexed)
 
 
 def _read_csv(name: str, stream: BinaryIO) -> Iterator[Row]:
@@ -172,8 +185,8 @@ def _read_fields(name: str, reader: _csv.Reader) -> Iterator[Row]:
                 continue
             nameless = [number for number, name in enumerate(header, start=1) if not name]
             for number in nameless:
-                # Excel leaves such columns behind; with values they would be lost without a word.
-                if fields[number - 1].strip():
+                # Excel leaves such columns behind, and pandas its index; other values would be lost without a word.
+                if fields[number - 1].strip() and not (number == 1 and fields[0].strip().isdecimal()):
                     raise DataError(
                         f"{where}: a csv column with values must have a name, got a value in column {number}, "
                         f"whose header is empty ({plural(len(nameless), 'column')} of {len(header)} "
@@ -271,7 +284,7 @@ def _object_row(where: str, value: object, *, is_suspect: bool = False) -> Row:
     if isinstance(value, dict):
         problem = find_half_character(value) if is_suspect else None
         return Row(where, value) if problem is None else Row(where, problem=problem)
-    hint = "; a file that is one JSON list ends in .json" if isinstance(value, list) else ""
+    hint = LIST_HINT if isinstance(value, list) else ""
     return Row(where, problem=f"a row must be a JSON object, got {_kind(value)}{hint}")
 
 

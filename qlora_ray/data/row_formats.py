@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from qlora_ray.data.conversations import as_turns, looks_like_turns, read_text, read_turns
 from qlora_ray.data.examples import Row, RowProblem, Turn
 from qlora_ray.data.notes import Note, Notes
+from qlora_ray.data.turns import REASONING_KEYS
 
 # The functions that a row's assistant may call.
 TOOLS = "tools"
@@ -22,7 +24,13 @@ KNOWN_PAIRS = (
     ("query", "response"),
     ("instruction", "response"),
     ("problem", "generated_solution"),
+    ("question", "response"),
 )
+# What a question is about, beside it: of dolly, of sql-create-context, and alpaca's name.
+GIVEN_COLUMNS = ("context", "input")
+SYSTEM_COLUMNS = ("system", "system_prompt")
+# Without these columns a row means something else.
+MEANINGFUL_COLUMNS = (*SYSTEM_COLUMNS, *GIVEN_COLUMNS, TOOLS, "history", *REASONING_KEYS)
 
 
 def has_columns(row_format: RowFormat, rows: Sequence[Row], seen: Sequence[str]) -> Iterable[tuple[str, ...]]:
@@ -69,38 +77,67 @@ def _known_pairs(row_format: RowFormat, rows: Sequence[Row], seen: Sequence[str]
     for pair in KNOWN_PAIRS:
         is_part_of_alpaca = pair == ("input", "output") and "instruction" in seen
         if set(pair) <= set(seen) and not is_part_of_alpaca:
-            yield pair
+            yield *pair, *_companions(pair, rows, seen)
+
+
+def _prompt_and_completion(
+    row_format: RowFormat, rows: Sequence[Row], seen: Sequence[str]
+) -> Iterable[tuple[str, ...]]:
+    if set(row_format.columns) <= set(seen):
+        yield *row_format.columns, *_companions(row_format.columns, rows, seen)
+
+
+def _companions(pair: Sequence[str], rows: Sequence[Row], seen: Sequence[str]) -> Iterable[str]:
+    """The columns of texts that belong to a pair of columns: a system prompt, and what the question is about."""
+    for names in (SYSTEM_COLUMNS, GIVEN_COLUMNS):
+        fitting = (
+            name
+            for name in names
+            if name in seen
+            and name not in pair
+            and all(isinstance(row.values.get(name), str | None) for row in rows)
+            and not all(is_blank(row.values.get(name)) for row in rows)
+        )
+        yield from islice(fitting, 1)
 
 
 def _convert_pair(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
-    prompt, completion = columns
+    prompt, completion, *companions = columns
+    system = next(((name,) for name in companions if name in SYSTEM_COLUMNS), ())
+    before = _read_system(row, notes, system)
     asked = as_turns(row.values.get(prompt))
     answered = None if asked is None else as_turns(row.values.get(completion))
     if asked is not None and answered is not None:
-        return read_turns([*asked, *answered], f"{prompt} + {completion}", notes)
+        return read_turns([*asked, *answered], f"{prompt} + {completion}", notes, before=before)
+    given = next((name for name in companions if name in GIVEN_COLUMNS), None)
     return (
-        Turn("user", read_text(row.values.get(prompt), prompt, notes)),
+        *before,
+        Turn("user", read_text(row.values.get(prompt), prompt, notes), _read_given(row, given, notes)),
         Turn("assistant", read_text(row.values.get(completion), completion, notes)),
     )
 
 
 def _convert_alpaca(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
-    given = row.values.get("input")
     return (
         *_read_system(row, notes),
         *_read_history(row, notes),
         Turn(
             "user",
             read_text(row.values.get("instruction"), "instruction", notes),
-            "" if _is_blank(given) else read_text(given, "input", notes),
+            _read_given(row, "input", notes),
         ),
         Turn("assistant", read_text(row.values.get("output"), "output", notes)),
     )
 
 
-def _read_system(row: Row, notes: Notes) -> tuple[Turn, ...]:
-    text = row.values.get("system")
-    return () if _is_blank(text) else (Turn("system", read_text(text, "system", notes)),)
+def _read_system(row: Row, notes: Notes, columns: Sequence[str] = SYSTEM_COLUMNS) -> tuple[Turn, ...]:
+    column = next((name for name in columns if not is_blank(row.values.get(name))), None)
+    return () if column is None else (Turn("system", read_text(row.values.get(column), column, notes)),)
+
+
+def _read_given(row: Row, column: str | None, notes: Notes) -> str:
+    value = None if column is None else row.values.get(column)
+    return "" if column is None or is_blank(value) else read_text(value, column, notes)
 
 
 def _read_history(row: Row, notes: Notes) -> list[Turn]:
@@ -117,8 +154,9 @@ def _read_history(row: Row, notes: Notes) -> list[Turn]:
     return turns
 
 
-def _is_blank(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+def is_blank(value: object) -> bool:
+    """Whether a column's value holds nothing."""
+    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
 
 
 def _convert_conversation(row: Row, columns: tuple[str, ...], notes: Notes) -> tuple[Turn, ...]:
@@ -158,11 +196,13 @@ def _read_squad_answers(row: Row) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
-ALPACA = RowFormat(("instruction", "output"), _convert_alpaca, optional_columns=("input", "system", "history"))
+ALPACA = RowFormat(("instruction", "output"), _convert_alpaca, optional_columns=("input", *SYSTEM_COLUMNS, "history"))
 COLUMNS = RowFormat((), _convert_pair, _known_pairs)
-MESSAGES = RowFormat(("messages",), _convert_conversation, _has_turns, optional_columns=("system", TOOLS))
-PROMPT_COMPLETION = RowFormat(("prompt", "completion"), _convert_pair, optional_columns=(TOOLS,))
-SHAREGPT = RowFormat(("conversations",), _convert_conversation, _has_turns, optional_columns=("system", TOOLS))
+MESSAGES = RowFormat(("messages",), _convert_conversation, _has_turns, optional_columns=(*SYSTEM_COLUMNS, TOOLS))
+PROMPT_COMPLETION = RowFormat(
+    ("prompt", "completion"), _convert_pair, _prompt_and_completion, optional_columns=(TOOLS,)
+)
+SHAREGPT = RowFormat(("conversations",), _convert_conversation, _has_turns, optional_columns=(*SYSTEM_COLUMNS, TOOLS))
 SQUAD = RowFormat(
     ("context", "question", "answers"), _convert_squad, find_alternatives=lambda row: _read_squad_answers(row)[1:]
 )

@@ -220,11 +220,12 @@ def _render_rows(
             rows = [(example, render(example, template, tokenizer, last_only=last_only))]
         except BeginningChanges:
             parts = divide(example)
-            if last_only or len(parts) == 1:
+            if last_only or sum(turn.role == "assistant" for turn in example.turns) == 1:
                 raise
             rows = [(part, render(part, template, tokenizer, last_only=True)) for part in parts]
             is_divided = True
-            num_divided += 1
+            # Where only one of its answers is trained it stays a row.
+            num_divided += len(parts) > 1
         for row, pieces in rows:
             found.examples.append(row)
             found.origins.append(origin)

@@ -29,17 +29,21 @@ ROLES: dict[str, Role] = {
 }
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value")
-# What a model thinks before it answers: the first is DeepSeek's and Qwen's key, the second gpt-oss's. Templates read
-# either one, so both are handed to them.
-REASONING_KEYS = ("reasoning_content", "thinking")
+# What a model thinks before it answers: the first is DeepSeek's and Qwen's key, the second gpt-oss's, the third that of
+# vLLM and OpenRouter. Templates read one of them, so all are handed to them.
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # How a turn says whether it is trained: OpenAI's weight of 0 or 1, axolotl's train and training, and others.
 TRAINED_KEYS = ("weight", "train", "training", "trainable", "loss")
+# How a turn says that it is not: torchtune's masked.
+MASKED_KEYS = ("masked", "mask")
 KEYS_BY_ROLE: dict[Role, tuple[str, ...]] = {
     "assistant": (*REASONING_KEYS, *CALL_KEYS),
     "tool": ("tool_call_id", "name"),
 }
 # By which the parts of a message are told from a list that a tool returned.
 PART_TYPES = ("text", "image", "image_url", "audio", "video")
+# Parts of an answer that are reasoning: Anthropic's and Mistral's name, and OpenAI's.
+REASONING_TYPES = ("thinking", "reasoning")
 YES = (True, 1, "true", "1")
 NO = (False, 0, "false", "0")
 
@@ -65,11 +69,15 @@ def read_turn(item: Mapping[str, object], number: int, notes: Notes) -> Turn | N
         calls, content = (*calls, *read_calls(content, number)), ""
     elif role == "tool":
         content = _read_result(content, number)
-    elif isinstance(content, list | tuple):
+    reasoning = ""
+    if role == "assistant":
+        reasoning = _read_reasoning(item, number)
+        content, thought = _take_reasoning_parts(content, number)
+        reasoning = reasoning or thought
+    if isinstance(content, list | tuple):
         content = _join_parts(content, number)
-    reasoning = _read_reasoning(item, number) if role == "assistant" else ""
     is_asked_for = _read_trained(item, role, number, notes)
-    used = (*ROLE_KEYS, *CONTENT_KEYS, *TRAINED_KEYS, *KEYS_BY_ROLE.get(role, ()))
+    used = (*ROLE_KEYS, *CONTENT_KEYS, *TRAINED_KEYS, *MASKED_KEYS, *KEYS_BY_ROLE.get(role, ()))
     for key, value in item.items():
         # Parquet fills in absent keys as null.
         if key not in used and value not in (None, [], {}, ""):
@@ -140,19 +148,34 @@ def _read_reasoning(item: Mapping[str, object], number: int) -> str:
     return value if value and value.strip() else ""
 
 
+def _take_reasoning_parts(content: object, number: int) -> tuple[object, str]:
+    """The content without its parts that are reasoning, and their text: `{"type": "thinking", "thinking": ...}`."""
+    if not isinstance(content, list | tuple):
+        return content, ""
+    rest: list[object] = []
+    texts = []
+    for part in content:
+        if isinstance(part, Mapping) and part.get("type") in REASONING_TYPES:
+            texts.append(_read_reasoning({REASONING_KEYS[0]: part.get("text"), **part}, number))
+        else:
+            rest.append(part)
+    return rest, "".join(texts)
+
+
 def _read_trained(item: Mapping[str, object], role: Role, number: int, notes: Notes) -> bool:
     """Whether no key of the turn says that it is not trained."""
     is_trained = True
-    for key in TRAINED_KEYS:
+    for key in (*TRAINED_KEYS, *MASKED_KEYS):
         value = item.get(key)
         if value is None:
             continue
         word = value.strip().lower() if isinstance(value, str) else value
         if word not in (*YES, *NO):
             raise RowProblem(f"turn {number} must have {key!r} as 0 or 1, true or false, got {value!r}")
-        if word in YES and role != "assistant":
+        is_asked_for = (word in YES) != (key in MASKED_KEYS)
+        if word in YES and is_asked_for and role != "assistant":
             notes[Note(f"{role} turn", f"with {key!r} that asks for training: only answers are trained")] += 1
-        is_trained = is_trained and word in YES
+        is_trained = is_trained and is_asked_for
     return is_trained
 
 

@@ -76,8 +76,9 @@ def warnings_of(prepared: PreparedData) -> list[str]:
         json.dumps([ASK, ANSWER]),
         {"role": ["user", "assistant"], "content": ["Hi", "Ho"]},
         json.dumps({"role": ["user", "assistant"], "content": ["Hi", "Ho"]}),
+        repr([ASK, ANSWER]),
     ],
-    ids=["list", "text", "dict of lists", "text of a dict"],
+    ids=["list", "text", "dict of lists", "text of a dict", "as pandas writes a list"],
 )
 def test_turns_are_read_however_a_file_holds_them(prepare: Prepare, tokenizer: Any, value: object) -> None:
     prepared = prepare([{"messages": value}])
@@ -126,6 +127,12 @@ def test_a_turn_that_says_so_is_not_trained(prepare: Prepare, tokenizer: Any, ke
     prepared = prepare([{"messages": [ASK, {**ANSWER, key: no}, ASK, {**SECOND, key: 1}]}])
     assert text_of(prepared, tokenizer, trained=True) == "So<|im_end|>"
     assert "Ho<|im_end|>" in text_of(prepared, tokenizer)
+
+
+@pytest.mark.parametrize("key", ["mask", "masked"])
+def test_a_turn_that_is_masked_is_not_trained(prepare: Prepare, tokenizer: Any, key: str) -> None:
+    prepared = prepare([{"messages": [ASK, {**ANSWER, key: True}, ASK, {**SECOND, key: 0}]}])
+    assert text_of(prepared, tokenizer, trained=True) == "So<|im_end|>"
 
 
 def test_what_comes_after_the_last_trained_answer_is_left_out_and_counted(prepare: Prepare, tokenizer: Any) -> None:
@@ -209,6 +216,10 @@ def test_a_whole_surrogate_pair_is_a_character(prepare: Prepare) -> None:
 
 def test_columns_that_excel_leaves_behind_are_dropped(prepare: Prepare) -> None:
     assert prepare("question,answer,,\nq,a,,\nr,b, ,\n", name="a.csv").train.references == ["a", "b"]
+    # The index that pandas' to_csv writes has no name either.
+    assert prepare(",question,answer\n0,q,a\n7,r,b\n", name="a.csv").train.references == ["a", "b"]
+    with pytest.raises(DataError, match=r"a\.csv:2: .* column 1, .*1 column of 3 without a name"):
+        prepare(",question,answer\nlost,q,a\n", name="a.csv")
     with pytest.raises(DataError, match=r"a\.csv:3: .* column 4, .*2 columns of 4 without a name"):
         prepare("question,answer,,\nq,a,,\nr,b,,lost\n", name="a.csv")
 
@@ -247,10 +258,24 @@ def test_bad_rows_are_skipped_where_the_config_says_so_and_never_most_of_them(pr
         prepare([*rows[:17], *[{"question": "q", "answer": ""}] * 3], bad_rows="skip")
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
-def test_reasoning_reaches_the_template(prepare: Prepare, key: str) -> None:
+THOUGHT = "First this."
+PARTS = [{"type": "text", "text": "Ho"}]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {**ANSWER, "reasoning_content": THOUGHT},
+        {**ANSWER, "thinking": THOUGHT},
+        {**ANSWER, "reasoning": THOUGHT},
+        {**ANSWER, "content": [{"type": "thinking", "thinking": THOUGHT}, *PARTS]},
+        {**ANSWER, "content": [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, *PARTS]},
+        {**ANSWER, "content": [{"type": "reasoning", "text": THOUGHT}, *PARTS]},
+    ],
+)
+def test_reasoning_reaches_the_template(prepare: Prepare, turn: dict[str, Any]) -> None:
     qwen = build_byte_level(chat_template=QWEN)
-    prepared = prepare([{"messages": [ASK, {**ANSWER, key: "First this."}]}], by=qwen)
+    prepared = prepare([{"messages": [ASK, turn]}], by=qwen)
     assert text_of(prepared, qwen, trained=True) == "<think>\nFirst this.\n</think>\n\nHo<|im_end|>"
 
 
@@ -286,3 +311,13 @@ def test_chats_of_several_rounds_train_though_the_template_changes_earlier_turns
     trained = [text_of(prepared, by, row, trained=True) for row in range(3)]
     assert [text.rsplit("\n", 1)[-1][:2] for text in trained] == ["Ho", "So", "Ho"]
     assert any("1 conversation became a row for each answer" in line for line in warnings_of(prepared))
+
+
+def test_a_chat_whose_last_answer_alone_is_trained_stays_a_row_where_the_template_changes_earlier_turns(
+    prepare: Prepare,
+) -> None:
+    by = build_byte_level(chat_template=QWEN)
+    prepared = prepare([{"messages": [ASK, {**ANSWER, "weight": 0}, ASK, SECOND]}], by=by)
+    assert text_of(prepared, by, trained=True).endswith("</think>\n\nSo<|im_end|>")
+    assert "Ho<|im_end|>" in text_of(prepared, by)
+    assert not any("became a row for each answer" in line for line in warnings_of(prepared))
