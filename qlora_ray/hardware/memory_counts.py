@@ -108,7 +108,9 @@ def count_dequantized_bytes(shape: ModelShape, workload: Workload) -> int:
 
 def count_base_bytes(shape: ModelShape, workload: Workload) -> int:
     """The frozen base as it is stored."""
-    linear_bytes = shape.num_linear_parameters * bytes_per_linear_weight(workload)
+    plain_share = 0.0 if shape.stored is None else shape.stored.skipped_share
+    weight_bytes = (1 - plain_share) * bytes_per_linear_weight(workload) + plain_share * workload.compute_bytes
+    linear_bytes = shape.num_linear_parameters * weight_bytes
     if workload.method == "int8":
         rows = shape.num_layers * sum(d_out for _, d_out in shape.linears.values())
         linear_bytes += 4 * rows

@@ -37,6 +37,8 @@ class StoredQuantization:
         double_quantization: Whether the scales are quantized too.
         symmetric: Whether zero lies in the middle, so that no zero points are used; None where the format has none.
         desc_act: Whether GPTQ took columns by their activations, so that groups are scattered; None elsewhere.
+        skipped: Names of modules, or of what they are in, that are not quantized.
+        skipped_share: Share of the layers' weights that these are; known once the model's modules are.
         layout: The files' layout of packed weights: gptq, gptq_v2, gemm, ...; None for bitsandbytes.
     """
 
@@ -47,6 +49,8 @@ class StoredQuantization:
     symmetric: bool | None = None
     desc_act: bool | None = None
     layout: str | None = None
+    skipped: tuple[str, ...] = ()
+    skipped_share: float = 0.0
 
     @property
     def backend(self) -> str | None:
@@ -78,9 +82,10 @@ def read_stored(config: Mapping[str, Any]) -> StoredQuantization | None:
         return None
     if written.get("load_in_4bit") or written.get("_load_in_4bit"):
         kind = str(written.get("bnb_4bit_quant_type") or DEFAULT_4BIT_TYPE)
-        return StoredQuantization(kind, 4, BLOCK_SIZE, bool(written.get("bnb_4bit_use_double_quant")))
+        double = bool(written.get("bnb_4bit_use_double_quant"))
+        return StoredQuantization(kind, 4, BLOCK_SIZE, double, skipped=_read_skipped(written))
     if written.get("load_in_8bit") or written.get("_load_in_8bit"):
-        return StoredQuantization("int8", 8)
+        return StoredQuantization("int8", 8, skipped=_read_skipped(written))
     method = str(getattr(written.get("quant_method"), "value", written.get("quant_method")) or "unnamed")
     if method not in ("gptq", "awq"):
         bits = written.get("bits")
@@ -96,7 +101,13 @@ def read_stored(config: Mapping[str, Any]) -> StoredQuantization | None:
         symmetric=bool(symmetric),
         desc_act=bool(written.get("desc_act", False)) if is_gptq else None,
         layout=str(layout or ("gptq" if is_gptq else "gemm")).lower(),
+        skipped=_read_skipped(written),
     )
+
+
+def _read_skipped(written: Mapping[str, Any]) -> tuple[str, ...]:
+    names = written.get("llm_int8_skip_modules") or written.get("modules_to_not_convert") or ()
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def _read_bits(written: Mapping[str, Any], method: str) -> int:

@@ -19,13 +19,12 @@ from qlora_ray.modeling.quantization import (
     QuantizationSpec,
     make_bitsandbytes_config,
     specify_quantization,
-    specify_stored,
     torch_dtype,
 )
+from qlora_ray.modeling.stored_base import compute_in, read_stored_config, specify_stored
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 
@@ -173,7 +172,7 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
         options["quantization_config"] = config
     try:
         if quantization.is_stored and quantization.backend == "bitsandbytes":
-            options["config"] = _read_stored_config(name, source, quantization)
+            options["config"] = read_stored_config(name, source, quantization)
         base = AutoModelForCausalLM.from_pretrained(
             name,
             **source,
@@ -190,7 +189,7 @@ def load_base(model: Model, *, quantization: QuantizationSpec, device: str) -> L
     base.config.use_cache = False
     _keep_weights_as_loaded(base)
     if quantization.is_stored:
-        _compute_in(base, torch_dtype(quantization.compute_dtype))
+        compute_in(base, torch_dtype(quantization.compute_dtype))
     return LoadedBase(base, tokenizer, quantization, device, None if Path(name).is_dir() else source["revision"])
 
 
@@ -228,17 +227,6 @@ def _load_tokenizer(name: str, source: dict[str, Any]) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def _read_stored_config(name: str, source: dict[str, Any], quantization: QuantizationSpec) -> PreTrainedConfig:
-    """The base's config with the compute dtype of this device, in place of that of whoever quantized it."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(name, **source)
-    holder = config if getattr(config, "quantization_config", None) else config.get_text_config(decoder=True)
-    dtype = str(torch_dtype(quantization.compute_dtype)).removeprefix("torch.")
-    holder.quantization_config = {**holder.quantization_config, "bnb_4bit_compute_dtype": dtype}
-    return config
-
-
 def _keep_weights_as_loaded(base: PreTrainedModel) -> None:
     """Turns bitsandbytes' AVX512-BF16 inference path off.
 
@@ -255,25 +243,6 @@ def _keep_weights_as_loaded(base: PreTrainedModel) -> None:
 def looks_like_path(name: str) -> bool:
     """Whether a model's name is a path, also one of Windows, and no hub id."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-
-
-def _compute_in(base: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Has a stored base compute in this dtype, and not in that of whoever quantized it.
-
-    transformers 5.23 leaves what is not quantized in the dtype that it is stored in, whatever it is asked for.
-    bitsandbytes 0.50 goes forward in the dtype of what comes in, and back, and out of its own dequantization, in the
-    one that the weights had before they were quantized, which files keep: the two would not be the same layer.
-    """
-    import bitsandbytes
-
-    for module in base.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            packed: Any = module.weight
-            packed.quant_state.dtype = dtype
-        for parameter in module.parameters(recurse=False):
-            is_packed = isinstance(parameter, bitsandbytes.nn.Params4bit | bitsandbytes.nn.Int8Params)
-            if not is_packed and parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
 
 
 def _check_folder(name: str) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.config.schema import Lora, Precision, Quantization
-from qlora_ray.errors import ModelError
+from qlora_ray.config.schema import Precision, Quantization
 from qlora_ray.hardware.stored import BLOCK_SIZE, StoredQuantization
 
 if TYPE_CHECKING:
@@ -15,9 +13,6 @@ if TYPE_CHECKING:
 
 # bitsandbytes' block size for the scales under double quantization (QLoRA, arXiv 2305.14314, section 3).
 DOUBLE_BLOCK_SIZE = 256
-# What trains LoRA on GPTQ and AWQ weights (peft 0.21, import_utils.is_gptqmodel_available; transformers 5.23,
-# quantizers/quantizer_gptq.py and quantizer_awq.py), with the least versions.
-GPTQMODEL_LIBRARIES = (("gptqmodel", (7, 0)), ("optimum", (1, 24)))
 
 
 @dataclass(frozen=True)
@@ -72,64 +67,6 @@ def specify_quantization(quantization: Quantization, *, compute_dtype: Precision
     return QuantizationSpec(
         quantization.method, 4, "bitsandbytes", BLOCK_SIZE, quantization.double_quantization, compute_dtype
     )
-
-
-def specify_stored(stored: StoredQuantization, *, compute_dtype: Precision, where: str) -> QuantizationSpec:
-    """The full spec of a base that is stored quantized.
-
-    Args:
-        stored: What its config.json says.
-        compute_dtype: bf16, fp16 or fp32, from the precision rule of the device.
-        where: What the message begins with: the config's key and the base's name.
-
-    Raises:
-        ModelError: If no library that is used here can train it, or one that could is not installed.
-    """
-    if stored.backend is None or stored.bits is None:
-        raise ModelError(
-            f"{where} must be unquantized, or stored by bitsandbytes, GPTQ or AWQ, got {stored.describe()}. "
-            "Name the base that it was made of, or one of these."
-        )
-    if stored.backend == "gptqmodel":
-        wanted = {name: f"{name}>={least[0]}.{least[1]}" for name, least in GPTQMODEL_LIBRARIES}
-        missing = [wanted[name] for name, least in GPTQMODEL_LIBRARIES if not _has_version(name, least)]
-        if missing:
-            packages = " ".join(f"'{name}'" for name in wanted.values())
-            raise ModelError(
-                f"{where} is stored in {stored.describe()}, which gptqmodel and optimum must be there for, got no "
-                f"{' and no '.join(missing)}. Install them on every node (pip install {packages}), or name a base "
-                "that is not quantized."
-            )
-    return QuantizationSpec(
-        stored.method,
-        stored.bits,
-        stored.backend,
-        stored.block_size,
-        stored.double_quantization,
-        compute_dtype,
-        is_stored=True,
-        symmetric=stored.symmetric,
-        desc_act=stored.desc_act,
-        layout=stored.layout,
-    )
-
-
-def check_adapters(stored: StoredQuantization | None, choices: list[Lora]) -> None:
-    """Raises ModelError for an adapter that PEFT does not train on a base that is stored so."""
-    # peft 0.21, tuners/lora/gptq.py and awq.py.
-    if stored is not None and not stored.is_bitsandbytes and any(choice.use_dora for choice in choices):
-        raise ModelError(
-            f"lora.use_dora must be false on a base that is stored in {stored.method}, got true: PEFT has no DoRA "
-            "there. Drop it, or name a base that is not quantized."
-        )
-
-
-def _has_version(package: str, least: tuple[int, int]) -> bool:
-    try:
-        parts = version(package).split(".")[:2]
-    except PackageNotFoundError:
-        return False
-    return tuple(int(part) if part.isdigit() else 0 for part in parts) >= least
 
 
 def make_bitsandbytes_config(spec: QuantizationSpec) -> BitsAndBytesConfig | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
+from qlora_ray.hardware.stored import StoredQuantization
 from qlora_ray.modeling.targets import resolve_targets
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def count_shape(skeleton: PreTrainedModel, assumed: ModelShape) -> ModelShape:
     }
     counted = replace(
         assumed,
+        stored=assumed.stored and _count_skipped(skeleton, assumed.stored),
         linears=found[0],
         presets=_find_presets(skeleton, assumed),
         num_embedding_parameters=sum(weight.numel() for weight in tables.values()),
@@ -54,6 +56,20 @@ def count_shape(skeleton: PreTrainedModel, assumed: ModelShape) -> ModelShape:
         counted = replace(counted, num_mlp_tensors=num_mlp_tensors, layout_assumed=False)
     num_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     return replace(counted, num_norm_parameters=num_parameters - counted.num_parameters)
+
+
+def _count_skipped(skeleton: PreTrainedModel, stored: StoredQuantization) -> StoredQuantization:
+    """With the share of weights that are not quantized; names are matched as transformers matches them."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    head = skeleton.get_output_embeddings()
+    sizes = {
+        path: module.get_parameter("weight").numel()
+        for path, module in skeleton.named_modules()
+        if _is_linear(module) and module is not head
+    }
+    skipped = sum(size for path, size in sizes.items() if not should_convert_module(path, list(stored.skipped)))
+    return replace(stored, skipped_share=skipped / sum(sizes.values()))
 
 
 def _count_mlp_tensors(shape: ModelShape) -> int | None:

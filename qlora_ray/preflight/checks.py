@@ -13,8 +13,8 @@ from qlora_ray.data.split_examples import Tell
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan
 from qlora_ray.modeling.loading import load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
-from qlora_ray.modeling.quantization import check_adapters, specify_stored
 from qlora_ray.modeling.shape import count_shape
+from qlora_ray.modeling.stored_base import check_adapters, specify_stored
 from qlora_ray.modeling.targets import build_skeleton, check_targets
 from qlora_ray.preflight.planning import PlanFacts, plan_facts
 from qlora_ray.search.space import SearchSpace

@@ -106,5 +106,7 @@ def _describe_files(roots: list[Path]) -> Iterator[tuple[str, int, int]]:
 def _read_shape(values: dict[str, Any]) -> ModelShape:
     linears = {name: (int(d_in), int(d_out)) for name, (d_in, d_out) in values["linears"].items()}
     presets = {name: tuple(modules) for name, modules in values["presets"].items()}
-    stored = None if values["stored"] is None else StoredQuantization(**values["stored"])
+    stored = values["stored"] and StoredQuantization(
+        **{**values["stored"], "skipped": tuple(values["stored"]["skipped"])}
+    )
     return ModelShape(**{**values, "linears": linears, "presets": presets, "stored": stored})

@@ -36,6 +36,7 @@ def test_an_adapter_is_what_its_config_says(adapter):
     ("config", "message"),
     [
         ("{", r"adapter_config\.json: cannot be read"),
+        ('{"peft_type": "VERA", "r": 256}', r"must describe a LoRA adapter, got peft_type 'VERA'"),
         ('{"peft_type": "LOHA", "r": 8}', r"must describe a LoRA adapter, got peft_type 'LOHA'"),
         ("[]", r"must describe a LoRA adapter, got peft_type None"),
         ('{"peft_type": "LORA"}', r"must describe a LoRA adapter"),

@@ -15,12 +15,16 @@ from qlora_ray.errors import ModelError
 from qlora_ray.exporting.merge.checkpoint import open_checkpoint
 from qlora_ray.exporting.merge.options import MergeOptions
 from qlora_ray.exporting.merge.run import merge_adapter
+from qlora_ray.hardware.memory_counts import count_base_bytes
 from qlora_ray.hardware.stored import read_stored
-from qlora_ray.modeling import quantization
+from qlora_ray.hardware.workload import Workload
+from qlora_ray.modeling import stored_base
 from qlora_ray.modeling.adapters import saved_adapter
-from qlora_ray.modeling.loading import load_base, read_config, specify_base
+from qlora_ray.modeling.loading import load_base, read_config, read_shape, specify_base
 from qlora_ray.modeling.packing import find_packing_problem
-from qlora_ray.modeling.quantization import check_adapters, specify_quantization, specify_stored
+from qlora_ray.modeling.quantization import specify_quantization
+from qlora_ray.modeling.shape import count_shape
+from qlora_ray.modeling.stored_base import check_adapters, specify_stored
 from qlora_ray.modeling.targets import build_skeleton
 from tests.unit.merge_fixtures import SPLIT, load_merged, save_adapter, save_base
 from tests.unit.stored_fixtures import AWQ, GPTQ, claim_quantized, save_quantized
@@ -61,7 +65,7 @@ def test_a_base_whose_library_is_not_there_is_one_line_that_says_what_to_install
     base = claim_quantized(tmp_path / "base", written)
     assert plan.main(["--set", f"model.name={base}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"model.name: {base} is stored in {words}, ")
+    assert line.startswith(f"model.name: {base} is stored in {words}: ")
     assert "pip install 'gptqmodel>=7.0' 'optimum>=1.24'" in line
 
 
@@ -70,7 +74,7 @@ def test_a_base_whose_library_is_not_there_is_one_line_that_says_what_to_install
 )
 def test_the_least_version_is_pefts(installed, missing, monkeypatch):
     found = {"gptqmodel": installed, "optimum": "2.3.0"}
-    monkeypatch.setattr(quantization, "version", found.__getitem__)
+    monkeypatch.setattr(stored_base, "version", found.__getitem__)
     stored = read_stored({"quantization_config": GPTQ})
     if missing:
         with pytest.raises(ModelError, match=r"got no gptqmodel>=7\.0\. Install"):
@@ -159,6 +163,35 @@ def test_original_weights_that_are_not_there_cannot_be_merged_into(tmp_path):
             device="cpu",
             tell=lambda line: None,
         )
+
+
+def test_modules_that_were_left_out_are_counted_by_the_compute_dtype(tmp_path: Path):
+    # As unsloth's dynamic 4-bit bases leave some out.
+    quantized = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["lm_head", "model.layers.1.mlp"]
+    )
+    plain = save_base(tmp_path / "plain", "llama", dtype=torch.bfloat16)
+    saved = transformers.AutoModelForCausalLM.from_pretrained(plain, quantization_config=quantized)
+    saved.save_pretrained(tmp_path / "base")
+    model = Model(name=str(tmp_path / "base"))
+    shape = count_shape(build_skeleton(model), read_shape(model))
+    sizes = {
+        name: module.in_features * module.out_features
+        for name, module in saved.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    kept = sum(size for name, size in sizes.items() if name.startswith("layers.1.mlp"))
+    assert shape.stored is not None and shape.stored.skipped_share == kept / sum(sizes.values()) > 0.2
+    workload = Workload(method="nf4", double_quantization=False, precision="bf16")
+    quantized_bytes = (sum(sizes.values()) - kept) * (0.5 + 4 / 64)
+    others = sum(
+        parameter.numel() for name, parameter in saved.named_parameters() if name.split(".")[-2] not in _last(sizes)
+    )
+    assert count_base_bytes(shape, workload) == int(quantized_bytes + 2 * kept + 2 * others)
+
+
+def _last(names: dict[str, int]) -> set[str]:
+    return {name.rpartition(".")[2] for name in names}
 
 
 def test_transformers_itself_reads_the_folders_as_this_project_does(tmp_path: Path):

@@ -15,7 +15,8 @@ from qlora_ray.hardware import DeviceProfile, PrecisionChoice, choose_precision
 from qlora_ray.hardware.stored import read_stored
 from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
 from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name, specify_base
-from qlora_ray.modeling.quantization import QuantizationSpec, specify_stored
+from qlora_ray.modeling.quantization import QuantizationSpec
+from qlora_ray.modeling.stored_base import specify_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
