@@ -57,19 +57,22 @@ class AdapterPushes:
         # By branch; of several for one branch the newest alone counts.
         self._waiting: dict[str, Push] = {}
         self._repository: AdapterRepository | None = None
+        self._page: str | None = None
         self._known: set[str] = set()
         self._on_branch: dict[tuple[str, str], str] = {}
         for event in read_events(paths.events):
             if event.get("event") in (PUSHED, MADE):
                 self._known.add(event["repository"])
+            if event.get("event") == PUSHED:
+                self._page = event["url"].partition("/tree/")[0]
             if event.get("event") == PUSHED and event.get("step") is None:
                 self._on_branch[event["repository"], event["branch"]] = event["trial"]
         self._take_up()
 
     @property
     def repository(self) -> str | None:
-        """The repository's page; None before it was found or made."""
-        return None if self._repository is None else self._repository.url
+        """The page of the repository that was pushed to last; None where none was."""
+        return self._page
 
     @property
     def waiting(self) -> list[str]:
@@ -125,6 +128,7 @@ class AdapterPushes:
                     continue
                 repository = self._open()
                 self._upload(repository, push, found)
+            self._page = repository.url
             if push.report is None:
                 with self._lock:
                     self._on_branch[repository.repo_id, push.branch] = push.trial

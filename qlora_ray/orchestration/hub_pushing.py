@@ -35,7 +35,7 @@ class PushTerms:
     interval_s: float = 30.0
     retry_s: float = 300.0
     end_s: float = 60.0
-    stop_s: float = 5.0
+    stop_s: float = 2.0
 
 
 TERMS = PushTerms()

@@ -187,6 +187,8 @@ def test_a_resume_pushes_what_was_not_and_nothing_twice(hub: FakeHub, paths: Swe
     assert hub.repositories[REPO].files == snapshot(paths.trial("0001").adapter)
     asked = len(hub.requests)
     assert push_all(export, paths) == [] and len(hub.requests) == asked
+    again = AdapterPushes(export, paths)
+    assert (again.repository, again.num_pushed) == (f"{hub.endpoint}/{REPO}", 3)
 
 
 def test_a_commit_whose_event_was_lost_is_not_made_again(hub: FakeHub, paths: SweepPaths) -> None:
