@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,16 @@ def test_points_may_be_added_and_none_taken_away(write_config) -> None:
         resume(manifest, config=write_config())
 
 
-POWERS = [("model.trust_remote_code", True, "runs code"), ("cluster.address", "evil:6379", "joins that Ray cluster")]
+POWERS = [
+    ("model.trust_remote_code", True, "runs code", False),
+    ("cluster.address", "evil:6379", "joins that Ray cluster", None),
+    ("export.push_every", "save", "uploads its adapters", "never"),
+]
 
 
-@pytest.mark.parametrize(("key", "value", "what"), POWERS)
-def test_a_strangers_folder_chooses_no_code_and_no_cluster_unless_the_user_says_so(
-    key: str, value: Any, what: str, write_config
+@pytest.mark.parametrize(("key", "value", "what", "harmless"), POWERS)
+def test_a_strangers_folder_chooses_no_code_no_cluster_and_no_upload_unless_the_user_says_so(
+    key: str, value: Any, what: str, harmless: Any, write_config
 ) -> None:
     section, name = key.split(".")
     stranger = make_manifest(**{section: {name: value}})
@@ -163,7 +168,7 @@ def test_a_strangers_folder_chooses_no_code_and_no_cluster_unless_the_user_says_
         get()
     assert get(is_trusted=True) == value
     assert get(overrides=[f"{key}={value}"]) == value
-    assert not get(overrides=[f"{key}={'null' if section == 'cluster' else 'false'}"])
+    assert get(overrides=[f"{key}={json.dumps(harmless)}"]) == harmless
     # The user's own file says it.
     assert get(config=write_config(**{section: {name: value}})) == value
 
