@@ -23,7 +23,7 @@ from qlora_ray.exporting.hub_plan import (
     find_repository,
 )
 from qlora_ray.modeling.identity import ADAPTER_ORIGIN
-from qlora_ray.runs.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qlora_ray.runs.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEADS_WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ WHERE = "export.push_every"
 LATER = "leave it: the sweep needs no hub, and its adapters can be pushed later"
 # The branch that a repository's name alone stands for.
 MAIN = "main"
-FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_ORIGIN)
+FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_ORIGIN, HEADS_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class AdapterRepository:
                 repo_id=self.repo_id,
                 folder_path=adapter,
                 allow_patterns=list(FILES),
+                # A branch begins as main is: another trial's heads would be taken for this one's.
+                delete_patterns=list(FILES),
                 commit_message=message,
                 revision=branch,
             )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_ray.modeling.auxiliary_heads import HeadSpec, TrainedHead, save_heads
 from qlora_ray.modeling.identity import write_adapter_origin
 from qlora_ray.runs.paths import ADAPTER_WEIGHTS
 from qlora_ray.runs.record_parts import BaseRecord
@@ -55,8 +57,15 @@ def write_checkpoint_adapter(state: Path, to: Path, *, base: BaseRecord) -> int 
         inference_mode=True,
     )
     config.save_pretrained(str(to))
+    save_heads([_take_head(read, name, facts) for name, facts in (read.facts.get("heads") or {}).items()], to)
     tensors = {name.replace(IN_A_MODEL, IN_A_FILE): tensor.contiguous() for name, tensor in read.adapter.items()}
     save_file(tensors, to / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     origin = {"trial": read.trial_id, "base": to_json(base), "quantization": read.facts.get("quantization") or {}}
     write_adapter_origin(to, origin)
     return read.step
+
+
+def _take_head(state: TrialState, name: str, facts: Mapping[str, Any]) -> TrainedHead:
+    """An auxiliary head, which lies among the adapter's parameters in a state and beside it in a folder."""
+    spec = HeadSpec(name, facts["column"], tuple(facts["classes"]), facts["pooling"], facts["weight"])
+    return TrainedHead(spec, state.adapter.pop(spec.parameter_name))

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qlora_ray.config.heads import Pooling
 from qlora_ray.data import PreparedData, TokenizedSplit
+from qlora_ray.exporting.checkpoint_adapter import write_checkpoint_adapter
 from qlora_ray.modeling.auxiliary_heads import HeadSpec, load_heads
 from qlora_ray.modeling.loading import LoadedBase
+from qlora_ray.runs.paths import ADAPTER_WEIGHTS, HEADS_WEIGHTS
+from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Engine, TrialSpec
 from tests.contracts.bench import Bench, load_nf4, losses, make_spec, run_trial
@@ -169,3 +173,21 @@ class HeadContract:
             assert found.num_rows == sum(label >= 0 for label in labelled.validation.labels(name))
             assert found.accuracy == reports[-1].metrics[f"heads.{name}.accuracy"]
             assert found.loss == pytest.approx(reports[-1].metrics[f"heads.{name}.loss"], rel=1e-5)
+
+    def test_heads_and_adapter_that_are_taken_out_of_a_state_are_those_that_the_engine_saves(
+        self, bench: Bench, labelled: PreparedData, tmp_path: Path
+    ) -> None:
+        spec = with_heads(make_spec(), head("length"), head("aggregate", weight=0.3, pooling="last"))
+        engine = self.make_engine(bench.base, labelled)
+        run_trial(engine, spec, num_reports=1)
+        state = engine.snapshot("0000")
+        assert state is not None
+        state.save(tmp_path / "state")
+        engine.save_adapter("0000", tmp_path / "saved")
+        engine.evict("0000")
+        (tmp_path / "taken").mkdir()
+        write_checkpoint_adapter(tmp_path / "state", tmp_path / "taken", base=BaseRecord(name="org/base"))
+        assert tuple(one.spec for one in load_heads(tmp_path / "taken")) == spec.heads
+        for name in (ADAPTER_WEIGHTS, HEADS_WEIGHTS):
+            saved, taken = (load_file(tmp_path / folder / name) for folder in ("saved", "taken"))
+            assert saved.keys() == taken.keys() and all(torch.equal(saved[one], taken[one]) for one in saved)

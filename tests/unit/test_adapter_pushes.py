@@ -139,6 +139,8 @@ def test_a_running_trials_branch_has_its_newest_state_and_in_the_end_its_adapter
     (event,) = (one for one in read_events(paths.events) if one["event"] == "adapter_pushed")
     assert (event["branch"], event["step"]) == ("trial-0000", 8)
 
+    # As an earlier trial's heads would be there.
+    hub.repositories[REPO].branches["trial-0000"]["heads.safetensors"] = b"x"
     save_trial(paths, 0, 0.5)
     pushes.add("0000", is_best=False)
     assert len(list(iter(pushes.push_next, None))) == 1
