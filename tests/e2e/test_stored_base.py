@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
+from qlora_ray import evaluate, export
 from qlora_ray.runs import SweepPaths, read_json
 from tests.e2e.sweeps import run_sweep, write_config
 from tests.unit.stored_fixtures import save_quantized
 
 pytestmark = pytest.mark.slow
-
-
-def run_command(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"qlora_ray.{name}", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_a_stored_base_is_swept_evaluated_and_merged_as_it_is(tmp_path: Path) -> None:
@@ -48,12 +42,10 @@ def test_a_stored_base_is_swept_evaluated_and_merged_as_it_is(tmp_path: Path) ->
     }
     # An adapter alone, without its record, says the same itself, and evaluate reads it back.
     alone = shutil.copytree(paths.best / "adapter", tmp_path / "alone")
-    evaluated = run_command("evaluate", alone, "--to", tmp_path / "scores", "--rows", "2", cwd=tmp_path)
-    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert evaluate.main([str(alone), "--to", str(tmp_path / "scores"), "--rows", "2"]) == 0
     settings = read_json(tmp_path / "scores" / "settings.json")
     assert settings["models"]["adapter"]["quantization"] == ran["quantization"]
-    exported = run_command("export", paths.root, "--to", tmp_path / "bundle", cwd=tmp_path)
-    assert exported.returncode == 0, exported.stdout + exported.stderr
+    assert export.main([str(paths.root), "--to", str(tmp_path / "bundle")]) == 0
     with safe_open(tmp_path / "bundle" / "merged" / "model.safetensors", framework="pt") as merged:
         assert not [name for name in merged.keys() if "absmax" in name or "quant" in name]  # noqa: SIM118
     card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
