@@ -155,3 +155,9 @@ def list_first(names: Iterable[str], *, limit: int = MAX_LISTED) -> str:
 def shorten(text: str, limit: int) -> str:
     """Returns the text, cut with an ellipsis where it has more than `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def short_path(path: str) -> str:
+    """What a searched key is called in tables: `r` for lora.r, `emotion.weight` for heads.emotion.weight."""
+    section, *rest = path.split(".")
+    return ".".join(rest) if section == "heads" else path.rsplit(".", 1)[-1]

@@ -33,6 +33,7 @@ from qlora_ray.exporting.reproduction import (
 from qlora_ray.exporting.run_record import render_run_record
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.exporting.serving.modelfile import MODELFILE, make_modelfile
+from qlora_ray.modeling.auxiliary_heads import load_heads
 from qlora_ray.modeling.identity import read_adapter_origin, write_adapter_origin
 from qlora_ray.modeling.loading import EMBEDDED, load_tokenizer, resolve_model_name
 from qlora_ray.runs import write_json, write_text
@@ -158,6 +159,8 @@ def _write_adapter(selection: Selection, folder: Path) -> list[str]:
     """The adapter with the tokenizer, in PEFT's format; returns what to know about its base."""
     # PEFT's own README.md would be a second, empty model card.
     shutil.copytree(selection.adapter.folder, folder, ignore=shutil.ignore_patterns("README.md"))
+    # What is damaged stops the export before it merges.
+    load_heads(folder)
     if not (folder / "tokenizer_config.json").is_file():
         load_tokenizer(selection.config.model).save_pretrained(str(folder))
     name = selection.base_name

@@ -34,6 +34,7 @@ def render_run_record(selection: Selection, *, name: str, evaluation_files: Sequ
         _head(selection, name),
         _section("TrainingArguments", _training(selection)),
         _section("LoRA", _lora(selection)),
+        *([_section("Auxiliary heads", heads)] if (heads := _heads(selection)) else []),
         _section("Quantization", _quantization(selection)),
         _section("Environment", _environment(selection)),
         _section("Seeds", [f"{key}={value(getattr(selection.record.seeds, key))}" for key in _SEEDS]),
@@ -131,6 +132,14 @@ def _lora(selection: Selection) -> list[str]:
     told = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules")
     rest = [f"{key}={value(found) if found is not None else None}" for key, found in lora.items() if key not in told]
     return [_line(lora, key) for key in told] + rest
+
+
+def _heads(selection: Selection) -> list[str]:
+    """A line for each head that was trained."""
+    return [
+        f"{name}: " + ", ".join(f"{key}={value(found)}" for key, found in facts.items())
+        for name, facts in selection.record.ran.heads.items()
+    ]
 
 
 def _quantization(selection: Selection) -> list[str]:

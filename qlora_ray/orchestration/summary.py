@@ -16,6 +16,7 @@ from qlora_ray.formats import (
     format_share,
     format_table,
     plural,
+    short_path,
 )
 from qlora_ray.hardware import ModelShape, Plan
 from qlora_ray.orchestration.ledger import Ledger
@@ -26,7 +27,7 @@ from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import PushesRecord
 from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus, write_record
-from qlora_ray.scoring.details import tabulate_details
+from qlora_ray.scoring.details import HEAD_NUMBERS, tabulate_details, tabulate_heads
 from qlora_ray.scoring.verdict import Verdict
 
 # Rows of the final table; all trials are in trials.csv.
@@ -68,6 +69,10 @@ def write_summary(
         winner=winner.entry.id if winner else None,
         verdict=winner.verdict.word if winner else None,
         verdict_note=winner.verdict.note if winner else None,
+        heads={
+            name: {"accuracy": head.accuracy, "macro_f1": head.macro_f1}
+            for name, head in (winner.scores.heads if winner else {}).items()
+        },
         objective=ledger.objective,
         first_failure=f"trial {failure[0]}: {failure[1]}" if failure else None,
         end_reason=ledger.end_reason,
@@ -224,6 +229,11 @@ def _print_winner(console: Console, winner: Winner, paths: SweepPaths) -> None:
     for table in (rows, *tabulate_details([((name,), scores.to_dict()["details"]) for name, scores in models])):
         console.line()
         console.line(format_table(table, right=tuple(range(1, len(table[0])))))
+    if winner.scores.heads:
+        console.line()
+        console.line(
+            format_table(tabulate_heads([((f"winner {winner.entry.id}",), winner.scores.heads)]), right=HEAD_NUMBERS)
+        )
     answered = f", {len(winner.scores.answers)} of them answered" if winner.scores.answers else ""
     drawn = f" ({winner.scores.sampling})" if answered and winner.scores.sampling is not None else ""
     console.line(f"on the same {winner.scores.num_rows} {split} rows{answered}{drawn}")
@@ -261,7 +271,7 @@ def _trials_table(ledger: Ledger, winner: Winner | None) -> str:
 
     entries = sorted(ledger.entries.values(), key=rank)
     paths = sorted({path for entry in entries for path in entry.params})
-    rows = [["trial", "state", "reports", ledger.objective, "tokens/s", *(p.rsplit(".", 1)[-1] for p in paths), ""]]
+    rows = [["trial", "state", "reports", ledger.objective, "tokens/s", *map(short_path, paths), ""]]
     for entry in entries[:MAX_TABLE_ROWS]:
         value = ledger.value_of(entry)
         rows.append(

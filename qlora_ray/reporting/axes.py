@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qlora_ray.formats import format_number, format_value, shorten
+from qlora_ray.formats import format_number, format_value, short_path, shorten
 from qlora_ray.runs.typed_json import parse_number
 
 # A choice of many words would push the chart aside.
@@ -33,7 +33,7 @@ class Axis:
     @property
     def name(self) -> str:
         """The key without its section: `learning_rate`."""
-        return self.path.rsplit(".", 1)[-1]
+        return short_path(self.path)
 
     def place(self, value: Any) -> float | None:
         """Where a value lies, from 0 to 1; None for one that is not on the axis."""

@@ -18,7 +18,7 @@ from qlora_ray.formats import (
 from qlora_ray.pages.blocks import Block, Bullets, Folded, Section, Table, Words
 from qlora_ray.reporting.facts import table_of
 from qlora_ray.reporting.story import Story
-from qlora_ray.reporting.verdicts import show_comparisons, show_details, show_sampling
+from qlora_ray.reporting.verdicts import show_comparisons, show_details, show_heads, show_sampling
 from qlora_ray.runs.score_records import MergedModel, ScoreRecord
 from qlora_ray.scoring.comparison import UNREADABLE, Comparison
 from qlora_ray.scoring.details import count_answers
@@ -50,6 +50,10 @@ def tell_evaluation(story: Story) -> Section | None:
         Words(f"By python -m qlora_ray.evaluate{of}, on {rows_of or 'its'} rows.{reason}"),
         _scores_table(evaluation.scores),
         *_details(evaluation.scores),
+        *show_heads(
+            [((format_value(score.model), format_value(score.prompts)), score.heads) for score in evaluation.scores],
+            labels=("prompts",),
+        ),
         # Not of the scores: there older evaluations have none.
         *show_sampling(evaluation.settings.evaluate.sampling),
         *_comparisons(evaluation.comparisons, name="evaluation"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from qlora_ray.formats import format_count, format_loss, format_number, format_value, plural
+from qlora_ray.formats import format_count, format_loss, format_number, format_value, plural, short_path
 from qlora_ray.pages.blocks import Block, Drawing, Folded, Grid, Section, Table, Words
 from qlora_ray.reporting.figures_losses import describe_losses, draw_losses, has_losses
 from qlora_ray.reporting.figures_parameters import draw_front, draw_importance, draw_slice, front_of
@@ -254,7 +254,7 @@ def _slice_words(story: Story, path: str) -> str:
 
 def _short(paths: list[str]) -> list[str]:
     """Keys without their sections, where that leaves them apart."""
-    names = [path.rsplit(".", 1)[-1] for path in paths]
+    names = [short_path(path) for path in paths]
     return [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
 
 

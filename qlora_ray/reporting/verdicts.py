@@ -23,9 +23,16 @@ from qlora_ray.reporting.story import Story
 from qlora_ray.reporting.trials import Trial
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.records import SweepStatus, TrialStatus
-from qlora_ray.runs.score_records import ScoreRecord
+from qlora_ray.runs.score_records import HeadRecord, ScoreRecord
 from qlora_ray.scoring.comparison import LOSS, Comparison
-from qlora_ray.scoring.details import Details, count_answers, describe_details, describe_sampling, tabulate_details
+from qlora_ray.scoring.details import (
+    Details,
+    count_answers,
+    describe_details,
+    describe_sampling,
+    tabulate_details,
+    tabulate_heads,
+)
 
 # How a trial of the search may end that is not queued again.
 ENDED = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
@@ -116,6 +123,7 @@ def tell_verdict(story: Story) -> Section:
         blocks += show_comparisons(comparisons, name="verdict", base="base", tuned=f"winner {outcome.winner}")
         base, winner = outcome.scores.base or ScoreRecord(), outcome.scores.winner or ScoreRecord()
         blocks += show_details([(("base",), base.details), (("winner",), winner.details)])
+        blocks += show_heads([((f"winner {outcome.winner}",), winner.heads)])
         blocks += show_sampling(winner.sampling)
     elif outcome.winner is not None and outcome.scores.base is not None:
         blocks += _older_scores(story)
@@ -191,6 +199,24 @@ def show_details(rows: Sequence[tuple[Sequence[str], Details]], *, labels: Seque
         for header, *body in tables
     ]
     return [*blocks, *(Words(note.replace("`", ""), "muted") for note in describe_details(tables))]
+
+
+def show_heads(
+    rows: Sequence[tuple[Sequence[str], Mapping[str, HeadRecord]]], *, labels: Sequence[str] = ()
+) -> list[Block]:
+    """A table of what auxiliary heads are worth; nothing where there are none."""
+    table = tabulate_heads(rows, labels=labels)
+    if not table:
+        return []
+    header, *body = table
+    first = 2 + len(labels)
+    return [
+        Table(tuple(header), tuple(map(tuple, body)), numeric=frozenset(range(first, len(header)))),
+        Words(
+            "Auxiliary heads, on the rows that have a label. Commonest class: the accuracy of always saying that one.",
+            "muted",
+        ),
+    ]
 
 
 def show_sampling(sampling: Mapping[str, object]) -> list[Block]:

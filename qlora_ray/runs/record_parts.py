@@ -105,6 +105,7 @@ class RanFacts(Part):
     Attributes:
         training: TrainingArguments by their own names.
         lora: None before the trial's first report.
+        heads: The auxiliary heads that were trained: column, classes, pooling and weight, by name.
         restarted: Why a resumed trial started at its beginning; None where it did not.
         extra: Also what an engine says of itself.
     """
@@ -112,6 +113,7 @@ class RanFacts(Part):
     engine: str | None = renamed(values=OLD_ENGINES)
     training: Mapping[str, Any] = field(default_factory=dict)
     lora: LoraRecord | None = None
+    heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     effective_batch: int | None = None
     num_samples: int | None = None
     num_steps: int | None = None

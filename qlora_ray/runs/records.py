@@ -146,6 +146,7 @@ class Summary:
         verdict_note: What weakens the verdict; None if nothing does.
         end_reason: Which budget ended the search before all its trials; None if none did.
         device_wait_share: Of the time from first step to last, how much devices waited; None if it was not measured.
+        heads: Accuracy and macro F1 of the winner's auxiliary heads on the verdict's rows, by head.
         pushes: What went to the hub while the sweep ran; None where nothing was to.
     """
 
@@ -158,6 +159,7 @@ class Summary:
     device_wait_share: float | None = None
     verdict_note: str | None = None
     end_reason: str | None = None
+    heads: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     pushes: PushesRecord | None = None
 
     @property

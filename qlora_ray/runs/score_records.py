@@ -11,6 +11,17 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class HeadRecord:
+    """What an auxiliary head is worth, as scoring.heads.HeadScores writes it."""
+
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    loss: float | None = None
+    majority: float | None = None
+    num_rows: int | None = None
+
+
+@dataclass(frozen=True)
 class ScoreRecord:
     """One model on one set of rows, as scoring.scores.Scores writes it.
 
@@ -20,6 +31,7 @@ class ScoreRecord:
         loss: In nats per trained token.
         details: Further figures of the metrics that have some, by metric and name.
         sampling: How answers were drawn; empty where they are greedy.
+        heads: What the auxiliary heads are worth, by name.
     """
 
     model: str | None = None
@@ -34,6 +46,7 @@ class ScoreRecord:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     details: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    heads: Mapping[str, HeadRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

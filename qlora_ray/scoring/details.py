@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from qlora_ray.formats import format_count, format_score
 
@@ -71,3 +72,51 @@ def describe_sampling(sampling: Mapping[str, object]) -> str:
     """Returns how answers were drawn as a phrase, from the values that a `Sampling` is written with."""
     told = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in sampling.items())
     return f"sampled at {', '.join(told)}"
+
+
+class HeadFigures(Protocol):
+    """What an auxiliary head is worth, as it is measured or as a file has it."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of rows whose class is found."""
+
+    @property
+    def macro_f1(self) -> float | None:
+        """Mean of the classes' F1."""
+
+    @property
+    def majority(self) -> float | None:
+        """Share of rows of the commonest class."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows with a label."""
+
+
+# Columns of `tabulate_heads` with one name before them.
+HEAD_NUMBERS = (2, 3, 4, 5)
+
+
+def tabulate_heads(
+    rows: Sequence[tuple[Sequence[str], Mapping[str, HeadFigures]]], *, labels: Sequence[str] = ()
+) -> list[list[str]]:
+    """A table of what auxiliary heads are worth, its header first; empty where there are none.
+
+    Args:
+        rows: Of each model its name, what else tells it apart, and its heads.
+        labels: What tells models apart besides their names, for the header.
+    """
+    body = [
+        [
+            *names,
+            name,
+            format_score(head.accuracy),
+            format_score(head.macro_f1),
+            format_score(head.majority),
+            format_count(head.num_rows),
+        ]
+        for names, heads in rows
+        for name, head in heads.items()
+    ]
+    return [["", *labels, "head", "accuracy", "macro F1", "commonest class", "rows"], *body] if body else []

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Metrics of a report that are a head's begin so.
 METRIC_PREFIX = "heads."
+# The number of the class that a head finds most likely, and the cross-entropy of the right one.
+Answer = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,30 @@ def score_head(
     )
 
 
+def score_answers(
+    heads: Sequence[TrainedHead], facts: HeadRows, found: Mapping[str, Mapping[int, Answer]]
+) -> dict[str, HeadScores]:
+    """Each head's scores over the rows that it answered; heads without any are left out.
+
+    Args:
+        heads: Of one model.
+        facts: Has the rows' labels.
+        found: By head and row, as `HeadScorer.found`.
+    """
+    scores = {}
+    for head in heads:
+        answers = found.get(head.spec.name)
+        if answers:
+            rows = sorted(answers)
+            scores[head.spec.name] = score_head(
+                facts.labels(head.spec.name)[rows],
+                np.array([answers[row][0] for row in rows], dtype=np.int32),
+                losses=np.array([answers[row][1] for row in rows]),
+                classes=head.spec.classes,
+            )
+    return scores
+
+
 class HeadScorer:
     """Keeps what heads answer to rows while they pass by.
 
@@ -86,7 +112,7 @@ class HeadScorer:
         self._facts = HeadRows(split) if isinstance(split, LabelledSplit) else None
         self._heads = list(heads) if self._facts is not None else []
         # By head and row: the class that was found, and the loss. A batch that is tried again is found again.
-        self._found: dict[str, dict[int, tuple[int, float]]] = {head.spec.name: {} for head in self._heads}
+        self._found: dict[str, dict[int, Answer]] = {head.spec.name: {} for head in self._heads}
 
     def observe(self, rows: Sequence[int], hidden_BTD: Tensor) -> None:
         """Asks the heads about a batch.
@@ -110,21 +136,14 @@ class HeadScorer:
             for row, answer, loss in zip(asked, log_NC.argmax(-1).tolist(), losses_N.tolist(), strict=True):
                 self._found[head.spec.name][row] = (answer, loss)
 
+    @property
+    def found(self) -> Mapping[str, Mapping[int, Answer]]:
+        """What each head answered to each labelled row that has passed by."""
+        return self._found
+
     def scores(self) -> dict[str, HeadScores]:
         """By head, its scores over all rows that it was asked about; those without any are left out."""
-        scores = {}
-        for head in self._heads:
-            found = self._found[head.spec.name]
-            if found:
-                assert self._facts is not None
-                rows = sorted(found)
-                scores[head.spec.name] = score_head(
-                    self._facts.labels(head.spec.name)[rows],
-                    np.array([found[row][0] for row in rows], dtype=np.int32),
-                    losses=np.array([found[row][1] for row in rows]),
-                    classes=head.spec.classes,
-                )
-        return scores
+        return {} if self._facts is None else score_answers(self._heads, self._facts, self._found)
 
     def metrics(self) -> dict[str, float]:
         """What a report says of the heads: `heads.emotion.accuracy` and so on."""

@@ -13,10 +13,11 @@ from qlora_ray.evaluation.target.folders import read_merge_report, read_model_co
 from qlora_ray.evaluation.target.target import ModelName, Target
 from qlora_ray.hardware import DeviceProfile, PrecisionChoice, choose_precision
 from qlora_ray.hardware.stored import read_stored
-from qlora_ray.modeling.identity import check_base, hash_adapter, read_adapter
+from qlora_ray.modeling.identity import check_base, hash_adapter, hash_file, read_adapter
 from qlora_ray.modeling.loading import cannot_load, hash_base, resolve_model_name, specify_base
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.modeling.stored_base import specify_stored
+from qlora_ray.runs.paths import HEADS_WEIGHTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +65,8 @@ class LoadPlan:
             facts["sha256"] = hash_adapter(self.target.adapter)
             # Alpha is there: the same weights may be another adapter.
             facts["config"] = read_adapter(self.target.adapter).config
+            if (self.target.adapter / HEADS_WEIGHTS).is_file():
+                facts["heads"] = hash_file(self.target.adapter / HEADS_WEIGHTS)
         return facts
 
     @property

@@ -227,6 +227,7 @@ def _last_answers(split: TokenizedSplit, num_rows: int) -> TokenizedSplit:
         split.prompt_ids[:num_rows],
         split.references[:num_rows],
         split.alternatives[:num_rows],
+        {head: split.labels(head)[:num_rows].tolist() for head in split.heads},
     )
 
 

@@ -158,6 +158,14 @@ class AnswerLog:
         lines = reversed(read_lines(self._losses(model, prompts)))
         return {line["row"]: (math.nan if line["nll"] is None else line["nll"], line["tokens"]) for line in lines}
 
+    def read_heads(self, model: str, prompts: str) -> dict[str, dict[int, tuple[int, float]]]:
+        """What each auxiliary head answered to each row: its class, and the loss of the right one."""
+        found: dict[str, dict[int, tuple[int, float]]] = {}
+        for line in read_lines(self._losses(model, prompts)):
+            for head, (answer, loss) in line.get("heads", {}).items():
+                found.setdefault(head, {})[line["row"]] = (answer, loss)
+        return found
+
     def add_answers(self, model: str, prompts: str, lines: Sequence[dict[str, Any]]) -> None:
         """Appends a batch, flushed to disk before it returns.
 
@@ -174,7 +182,8 @@ class AnswerLog:
         Args:
             model: Whose losses they are.
             prompts: The prompt set's name.
-            lines: A JSON object per row: `row`, `nll` (nats, summed over the row) and `tokens`.
+            lines: A JSON object per row: `row`, `nll` (nats, summed over the row) and `tokens`; and `heads`, with the
+                class that each auxiliary head found and the loss of the right one, where the row has a label.
         """
         append_lines(self._losses(model, prompts), lines, is_synced=True)
 

@@ -76,6 +76,7 @@ def run_evaluation(options: Options, *, console: Console, is_live: bool) -> Outc
         plan.config.evaluate,
         loss_batch_size=plan.config.training.per_device_eval_batch_size,
         is_live=is_live,
+        heads=plan.heads,
     )
     with answer_log.hold():
         if options.fresh:
@@ -105,6 +106,7 @@ def _tell_score(
         metrics=plan.metrics[prompts.name],
         limited=plan.limited[prompts.name],
         sampling=choose_sampling(plan.config.evaluate),
+        heads=plan.heads,
     )
     words = describe_score(Score(model, prompts, scores))
     speed = f"{prompts.num_answered} answers" + (f", {rate:.1f} rows/s" if rate is not None else "")
@@ -123,7 +125,7 @@ def _conclude(model_runs: ModelRuns, plan: Plan, failed_models: Sequence[FailedM
             answer_log.tidy(name, prompts.name)
     sampling = choose_sampling(plan.config.evaluate)
     findings = collect_findings(
-        answer_log, names, plan.sets, metrics=plan.metrics, limited=plan.limited, sampling=sampling
+        answer_log, names, plan.sets, metrics=plan.metrics, limited=plan.limited, sampling=sampling, heads=plan.heads
     )
     target = plan.target
     evaluation = {

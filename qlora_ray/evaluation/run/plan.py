@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.reuse import explain_distrust, is_overridden
 from qlora_ray.config.schema import Model, SweepConfig
-from qlora_ray.data import PreparedData, TokenizedSplit, prepare_data
+from qlora_ray.data import PreparedData, TokenizedSplit
 from qlora_ray.errors import ConfigError, ModelError, PlacementError
 from qlora_ray.evaluation.lm_eval.tasks import TaskRequest, find_tasks
 from qlora_ray.evaluation.models.load_plan import LoadPlan, hash_adapter, make_load_plan
 from qlora_ray.evaluation.models.tokenizers import choose_tokenizer
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet, choose_split, make_file_set, make_prompt_sets
+from qlora_ray.evaluation.run.labels import prepare_labelled
 from qlora_ray.evaluation.run.notes import note_weaknesses
 from qlora_ray.evaluation.run.options import Options, check_options, choose_models
 from qlora_ray.evaluation.target.finding import find_target
 from qlora_ray.evaluation.target.target import ModelName, Target
 from qlora_ray.hardware import DeviceProfile, probe_node
 from qlora_ray.hardware.probe import find_versions
+from qlora_ray.modeling.auxiliary_heads import TrainedHead, load_heads
 from qlora_ray.modeling.identity import check_weights
 from qlora_ray.modeling.loading import cannot_load, load_tokenizer, resolve_model_name
 from qlora_ray.scoring.metrics.choice import check_references, resolve_data_metrics, resolve_metrics
@@ -65,6 +67,7 @@ class Plan:
     limited: dict[str, TokenBudget]
     notes: list[str]
     tasks: TaskRequest
+    heads: Sequence[TrainedHead] = ()
 
     @property
     def config(self) -> SweepConfig:
@@ -100,11 +103,12 @@ def make_plan(options: Options) -> Plan:
     )
     if options.tasks:
         find_tasks(tasks)
-    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
+    heads = load_heads(target.adapter) if target.adapter is not None else []
+    prepared, head_notes = prepare_labelled(config, heads, tokenizer)
     split, reason = choose_split(prepared, options.split)
     asked = _Asked(options, config, tokenizer, positions, [load_metric(place) for place in options.metrics])
     sets, metrics, words = asked.rows(split, prepared)
-    notes = [*target.notes, *load_plan.notes]
+    notes = [*target.notes, *load_plan.notes, *head_notes]
     if options.tasks and options.task_shots is None and is_overridden(options.request.overrides, "evaluate.shots"):
         notes.append("--shots is of the data's rows: lm-eval tasks keep their own number, which --lm-eval-shots sets")
     for name in options.prompt_files:
@@ -127,7 +131,7 @@ def make_plan(options: Options) -> Plan:
         "fingerprint": prepared.report.fingerprint,
     }
     notes += note_weaknesses(target, prepared, split, sets, limited)
-    return Plan(target, names, load_plan, rows, sets, metrics, words, limited, notes, tasks)
+    return Plan(target, names, load_plan, rows, sets, metrics, words, limited, notes, tasks, heads)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
@@ -12,7 +13,9 @@ from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.formats import format_duration
+from qlora_ray.modeling.auxiliary_heads import TrainedHead
 from qlora_ray.scoring.generation import Answer, answer_in_batches
+from qlora_ray.scoring.heads import HeadScorer
 from qlora_ray.scoring.inference import longest_first, pad_token_of
 from qlora_ray.scoring.loss import evaluate_loss
 from qlora_ray.scoring.sampling import choose_sampling
@@ -31,6 +34,7 @@ class PromptRun:
     Args:
         loss_batch_size: Rows of a micro-batch where only losses are computed.
         is_live: Whether the console is a terminal.
+        heads: The adapter's auxiliary heads, which are asked of adapter and merged model.
     """
 
     answer_log: AnswerLog
@@ -38,6 +42,7 @@ class PromptRun:
     evaluate: Evaluate
     loss_batch_size: int
     is_live: bool
+    heads: Sequence[TrainedHead] = ()
 
     def is_done(self, model: str, prompts: PromptSet) -> bool:
         """Whether every loss and answer of the set is written."""
@@ -68,6 +73,7 @@ class PromptRun:
         if not left:
             return
         rows = prompts.rows
+        heads = [] if loaded.name == "base" else self.heads
         num_rows = len(rows)
         per_write = self.loss_batch_size * LOSS_BATCHES_PER_WRITE
         size = self.loss_batch_size
@@ -77,21 +83,26 @@ class PromptRun:
             chunk = [row for row in order[start : start + per_write] if row in left]
             if not chunk:
                 continue
-            lines = [{"row": row, "nll": 0.0, "tokens": 0} for row in chunk if not any(rows.completion_mask[row][1:])]
+            lines: list[dict[str, Any]] = [
+                {"row": row, "nll": 0.0, "tokens": 0} for row in chunk if not any(rows.completion_mask[row][1:])
+            ]
             trained = [row for row in chunk if any(rows.completion_mask[row][1:])]
             if trained:
+                part = rows.take(trained)
+                scorer = HeadScorer(heads, part)
                 found = evaluate_loss(
                     loaded.model,
-                    rows.take(trained),
+                    part,
                     batch_size=size,
                     pad_token_id=pad_token_of(loaded.tokenizer),
                     precision=loaded.precision,
+                    on_hidden=scorer.observe if heads else None,
                 )
                 # Halved for lack of memory: batches stay small, instead of failing again in each chunk.
                 size = found.batch_size
                 lines += [
-                    {"row": row, "nll": nll, "tokens": tokens}
-                    for row, nll, tokens in zip(trained, found.row_nll, found.row_tokens, strict=True)
+                    {"row": row, "nll": nll, "tokens": tokens, **_head_line(scorer, at)}
+                    for at, (row, nll, tokens) in enumerate(zip(trained, found.row_nll, found.row_tokens, strict=True))
                 ]
             self.answer_log.add_losses(loaded.name, prompts.name, lines)
             num_done = min(start + per_write, num_rows)
@@ -165,3 +176,9 @@ class PromptRun:
 
     def _rows_without_answer(self, model: str, prompts: PromptSet) -> set[int]:
         return set(range(prompts.num_answered)) - set(self.answer_log.read_answers(model, prompts.name))
+
+
+def _head_line(scorer: HeadScorer, row: int) -> dict[str, dict[str, tuple[int, float]]]:
+    """What a line of losses says of the heads' answers to a row; nothing where it has no label."""
+    answers = {head: found[row] for head, found in scorer.found.items() if row in found}
+    return {"heads": answers} if answers else {}

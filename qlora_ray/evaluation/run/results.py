@@ -11,9 +11,17 @@ from typing import Any
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.formats import format_loss, format_score, format_table
+from qlora_ray.modeling.auxiliary_heads import HeadRows, TrainedHead
 from qlora_ray.pages.markdown import write_table
 from qlora_ray.scoring.comparison import Comparison, compare_scores, describe_silent
-from qlora_ray.scoring.details import bracket_details, count_answers, describe_details, tabulate_details
+from qlora_ray.scoring.details import (
+    bracket_details,
+    count_answers,
+    describe_details,
+    tabulate_details,
+    tabulate_heads,
+)
+from qlora_ray.scoring.heads import score_answers
 from qlora_ray.scoring.metrics.metric import Metric
 from qlora_ray.scoring.sampling import Sampling
 from qlora_ray.scoring.scores import ScoredAnswer, Scores, make_scores
@@ -98,6 +106,7 @@ def collect_findings(
     metrics: Mapping[str, Sequence[Metric]],
     limited: Mapping[str, TokenBudget],
     sampling: Sampling | None = None,
+    heads: Sequence[TrainedHead] = (),
 ) -> Findings:
     """Scores what is in the answer log.
 
@@ -105,6 +114,7 @@ def collect_findings(
         metrics: The metrics that score each prompt set, by its name.
         limited: The token budget of each prompt set.
         sampling: How answers were drawn; None: greedily.
+        heads: The adapter's auxiliary heads.
 
     Raises:
         DataError: If a reference cannot be scored against.
@@ -112,7 +122,9 @@ def collect_findings(
 
     def read(model: str, prompts: PromptSet) -> Scores:
         scored_by, budget = metrics[prompts.name], limited[prompts.name]
-        return read_scores(answer_log, model, prompts, metrics=scored_by, limited=budget, sampling=sampling)
+        return read_scores(
+            answer_log, model, prompts, metrics=scored_by, limited=budget, sampling=sampling, heads=heads
+        )
 
     scores = [Score(model, prompts, read(model, prompts)) for prompts in sets for model in models]
     found = {(score.model, score.prompts.name): score.scores for score in scores}
@@ -137,12 +149,14 @@ def read_scores(
     metrics: Sequence[Metric],
     limited: TokenBudget,
     sampling: Sampling | None = None,
+    heads: Sequence[TrainedHead] = (),
 ) -> Scores:
     """Returns a model's scores on a set, from its rows on disk.
 
     Args:
         limited: The token budget of the set.
         sampling: How answers were drawn; None: greedily.
+        heads: The adapter's auxiliary heads, which the base was not asked.
 
     Raises:
         ConfigError: If a metric of the user's own fails.
@@ -167,6 +181,7 @@ def read_scores(
         metrics=metrics,
         budget=limited,
         sampling=sampling,
+        heads=score_answers(heads, HeadRows(prompts.rows), answer_log.read_heads(model, prompts.name)),
     )
 
 
@@ -182,13 +197,20 @@ def describe_score(score: Score) -> str:
 
 def format_scores(findings: Findings) -> str:
     """Returns a table of models and prompt sets, and one of each metric's further figures."""
-    tables = [_score_cells(findings), *_detail_cells(findings)]
+    tables = [_score_cells(findings), *_detail_cells(findings), *_head_cells(findings)]
     return "\n\n".join(format_table(rows, right=tuple(range(2, len(rows[0])))) for rows in tables)
 
 
 def _detail_cells(findings: Findings) -> list[list[list[str]]]:
     found = [((score.model, score.prompts.name), score.to_dict()["details"]) for score in findings.scores]
     return tabulate_details(found, labels=("prompts",))
+
+
+def _head_cells(findings: Findings) -> list[list[list[str]]]:
+    """The table of auxiliary heads, its header first; none where there are no heads."""
+    found = [((score.model, score.prompts.name), score.scores.heads) for score in findings.scores]
+    table = tabulate_heads(found, labels=("prompts",))
+    return [table] if table else []
 
 
 def _score_cells(findings: Findings) -> list[list[str]]:
@@ -235,6 +257,7 @@ def render_markdown(evaluation: Mapping[str, Any], findings: Findings) -> str:
     parts += [f"Answers: one per prompt, {drawn}."] if drawn is not None else []
     details = _detail_cells(findings)
     parts += [*map(_markdown_table, details), *describe_details(details)]
+    parts += [*map(_markdown_table, _head_cells(findings))]
     if findings.pairs:
         parts += ["## Comparisons", "\n".join(_markdown_pair(pair) for pair in findings.pairs)]
     tasks = evaluation.get("lm_eval", {}).get("lines", [])

@@ -14,6 +14,7 @@ from qlora_ray.exporting.card.figures import (
     score_rows,
     verdict_sentences,
 )
+from qlora_ray.exporting.card.heads import describe_heads
 from qlora_ray.exporting.card.loading import guide_loading
 from qlora_ray.exporting.card.metadata import hub_dataset, make_card_data
 from qlora_ray.exporting.naming import shorten_datasets, shorten_source
@@ -47,6 +48,7 @@ def make_card(facts: CardFacts) -> ModelCard:
         _about(facts),
         "## Against its base\n\n" + _verdict(facts),
         _scores(facts),
+        describe_heads(facts),
         _merge(facts),
         "## How to load it\n\n"
         + guide_loading(facts.selection, has_merged=facts.merge is not None, end_ids=list(facts.ends)),
