@@ -23,6 +23,7 @@ from qlora_ray.formats import (
     format_value,
     list_first,
     plural,
+    short_path,
     shorten,
 )
 
@@ -155,3 +156,11 @@ def test_of_many_names_the_first_are_listed_and_the_others_counted() -> None:
 def test_settings_can_be_given_to_set_again(value: object, text: str) -> None:
     assert format_setting(value) == text
     assert parse_override(f"lora.x={text}")[1] == value
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [("lora.r", "r"), ("training.learning_rate", "learning_rate"), ("heads.emotion.weight", "emotion.weight")],
+)
+def test_a_searched_key_is_called_by_what_tells_it_from_others(path, short):
+    assert short_path(path) == short

@@ -319,3 +319,13 @@ def test_further_figures_and_cut_answers_stand_with_the_verdict(paths: SweepPath
     assert (details.header[1:], details.rows) == (("answered", "r_squared"), (("winner", "0.500", "-4.323"),))
     assert "40 (32 cut)" in [cell for table in tables for row in table.rows for cell in row]
     assert "Note: 32 of 40 were cut." in lead_of(story)
+
+
+def test_what_the_winners_heads_are_worth_stands_with_the_verdict(paths: SweepPaths) -> None:
+    figures = {"accuracy": 0.75, "macro_f1": 0.5, "loss": 0.7, "majority": 0.25, "num_rows": 40, "class_f1": {"a": 0.5}}
+    with edited(paths.best / "scores.json") as scores:
+        scores["winner"]["heads"] = {"mood": figures, "act": {"accuracy": "much"}}
+    tables = [block for block in tell_verdict(read_story(paths)).blocks if isinstance(block, Table)]
+    heads = next(table for table in tables if "macro F1" in table.header)
+    assert heads.rows[0][1:] == ("mood", "0.750", "0.500", "0.250", "40")
+    assert heads.rows[1][1:3] == ("act", "-")

@@ -45,6 +45,20 @@ def test_rows_come_back_by_their_number(tmp_path: Path) -> None:
     assert answer_log.read_answers("adapter", "0-shot") == {}
 
 
+def test_what_heads_answered_comes_back_by_head_and_row(tmp_path: Path) -> None:
+    answer_log = begin(tmp_path / "to")
+    lines = [
+        {"row": 1, "nll": 2.5, "tokens": 3, "heads": {"mood": (2, 0.5), "act": (0, math.nan)}},
+        {"row": 0, "nll": 1.0, "tokens": 1},
+    ]
+    answer_log.add_losses("adapter", "0-shot", lines)
+    found = answer_log.read_heads("adapter", "0-shot")
+    assert found["mood"] == {1: (2, 0.5)}
+    assert found["act"][1][0] == 0 and math.isnan(found["act"][1][1])
+    assert answer_log.read_losses("adapter", "0-shot") == {1: (2.5, 3), 0: (1.0, 1)}
+    assert answer_log.read_heads("base", "0-shot") == {}
+
+
 def test_a_line_cut_off_by_a_crash_loses_no_other(tmp_path: Path) -> None:
     answer_log = begin(tmp_path / "to")
     answer_log.add_answers("base", "0-shot", [{"row": 0, "answer": "a"}])

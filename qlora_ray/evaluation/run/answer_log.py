@@ -161,9 +161,9 @@ class AnswerLog:
     def read_heads(self, model: str, prompts: str) -> dict[str, dict[int, tuple[int, float]]]:
         """What each auxiliary head answered to each row: its class, and the loss of the right one."""
         found: dict[str, dict[int, tuple[int, float]]] = {}
-        for line in read_lines(self._losses(model, prompts)):
+        for line in reversed(read_lines(self._losses(model, prompts))):
             for head, (answer, loss) in line.get("heads", {}).items():
-                found.setdefault(head, {})[line["row"]] = (answer, loss)
+                found.setdefault(head, {})[line["row"]] = (answer, math.nan if loss is None else loss)
         return found
 
     def add_answers(self, model: str, prompts: str, lines: Sequence[dict[str, Any]]) -> None:

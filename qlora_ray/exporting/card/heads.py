@@ -52,7 +52,7 @@ def describe_heads(facts: CardFacts) -> str:
     table = tabulate_heads(scored, labels=("prompts",))
     scores = "On the rows of the scores above that have a label. `commonest class`: the accuracy of always saying that."
     answer = (
-        " Those that read the answer too need it as second argument."
+        " Those that read the answer too need it, with its end token, as second argument."
         if any(spec.pooling != "prompt" for spec in specs)
         else ""
     )
