@@ -15,11 +15,11 @@ from qlora_ray.orchestration.standings import Standings
 from qlora_ray.orchestration.trial_entry import CloneOrigin, TrialEntry, TrialResult
 from qlora_ray.orchestration.trials_table import TrialsTable
 from qlora_ray.runs import EventLog, SweepPaths, append_line, write_text
-from qlora_ray.runs.files import read_lines
+from qlora_ray.runs.files import mend_lines, read_lines
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record, write_record
-from qlora_ray.runs.whole import restore_folder
+from qlora_ray.runs.whole import restore_folder, tidy_folder
 from qlora_ray.search.study import CAUSE_ATTRIBUTE, STATE_ATTRIBUTE
 from qlora_ray.training.engine import Report
 
@@ -154,6 +154,11 @@ class Ledger:
 
     def restore(self) -> None:
         """Takes over the trials that an earlier driver finished, from their records."""
+        for folder in self._paths.trials.iterdir():
+            tidy_folder(folder)
+            # Stopped before it was in the books, or while a clone's state was copied: the study knows of no more.
+            if not (folder / "record.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
         for path in sorted(self._paths.trials.glob("*/record.json")):
             record = read_record(path, TrialRecord)
             if record.state is TrialStatus.RUNNING:
@@ -170,6 +175,7 @@ class Ledger:
             if entry.failure:
                 self.first_failure = self.first_failure or (entry.id, entry.failure.message)
             if entry.state is TrialStatus.INTERRUPTED:
+                mend_lines(self._paths.trial(entry.id).metrics)
                 for line in read_lines(self._paths.trial(entry.id).metrics):
                     self._enter(entry, line["report_index"], line)
         if self.entries:

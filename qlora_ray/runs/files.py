@@ -6,14 +6,13 @@ import errno
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.platforms import BINARY
-from qlora_ray.runs.modes import share
+from qlora_ray.runs.whole import whole_file
 
 
 def write_text(path: Path, text: str, *, is_synced: bool = True) -> None:
@@ -33,19 +32,9 @@ def write_text(path: Path, text: str, *, is_synced: bool = True) -> None:
 def write_bytes(path: Path, content: bytes, *, is_synced: bool = True) -> None:
     """Writes a file whole or not at all, as `write_text` does."""
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
+        with whole_file(path, is_synced=is_synced) as stream:
             stream.write(content)
-            stream.flush()
-            if is_synced:
-                os.fsync(stream.fileno())
-        share(Path(temporary))
-        Path(temporary).replace(path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise _cannot_write(path, error) from None
 
 
@@ -76,7 +65,7 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]], *, is_synced: bool = False) -> None:
     """Appends JSON lines in a single write, so that a reader never sees half of one.
 
-    A last line that a crash cut off is ended first: it must not swallow the next.
+    A last line that a crash cut off is mended first: it must not swallow the next.
 
     Args:
         path: The file; made with its folder where there is none.
@@ -84,7 +73,7 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]], *, is_synced: bo
         is_synced: Whether they are on the disk when this returns.
 
     Raises:
-        RunError: If the disk is full or the file cannot be written.
+        RunError: If the disk is full or the file cannot be written; then nothing of them is left in it.
     """
     # ASCII: some characters of JSON text (U+2028) end a line for those who read it by lines.
     text = "".join(json.dumps(to_plain_json(row), allow_nan=False) + "\n" for row in rows)
@@ -98,12 +87,9 @@ def append_text(path: Path, text: str, *, is_synced: bool = False) -> None:
         path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
         try:
-            if os.fstat(descriptor).st_size:
-                # Writing goes to the end all the same.
-                os.lseek(descriptor, -1, os.SEEK_END)
-                if os.read(descriptor, 1) != b"\n":
-                    content = b"\n" + content
+            size = _mend_last_line(descriptor)
             if os.write(descriptor, content) < len(content):
+                os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if is_synced:
                 os.fsync(descriptor)
@@ -111,6 +97,41 @@ def append_text(path: Path, text: str, *, is_synced: bool = False) -> None:
             os.close(descriptor)
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def mend_lines(path: Path) -> None:
+    """Takes away what a crash left of a line at the end of a file, or ends that line where only its end is missing."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | BINARY)
+    except FileNotFoundError:
+        return
+    try:
+        _mend_last_line(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mend_last_line(descriptor: int) -> int:
+    """As `mend_lines`; returns the file's size then."""
+    size = os.fstat(descriptor).st_size
+    if not size or _read_from(descriptor, size - 1) == b"\n":
+        return size
+    content = _read_from(descriptor, 0)
+    begin = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[begin:])
+    except (ValueError, RecursionError):
+        os.ftruncate(descriptor, begin)
+        return begin
+    os.write(descriptor, b"\n")
+    return size + 1
+
+
+def _read_from(descriptor: int, position: int) -> bytes:
+    # What is written goes to the end all the same.
+    os.lseek(descriptor, position, os.SEEK_SET)
+    with os.fdopen(descriptor, "rb", closefd=False) as stream:
+        return stream.read()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from qlora_ray.errors import RunError
 from qlora_ray.runs.artifacts import ARTIFACTS
 from qlora_ray.runs.locks import is_locked, locked_file
+from qlora_ray.runs.whole import is_temporary
 
 # Names that peft 0.21 gives the two files of an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -176,11 +177,11 @@ class SweepPaths:
 
     def check_unused(self) -> None:
         """Raises RunError if the folder holds anything."""
-        # A sweep that was killed before its manifest left only empty folders and logs: its name is free.
+        # A sweep that was killed before its manifest left only empty folders, logs and a beginning: its name is free.
         leftovers = {"logs", "trials", ".lock"}
         is_used = self.root.exists() and (
             not self.root.is_dir()
-            or any(path.name not in leftovers for path in self.root.iterdir())
+            or any(path.name not in leftovers and not is_temporary(path) for path in self.root.iterdir())
             or (self.trials.exists() and any(self.trials.iterdir()))
         )
         if is_used:

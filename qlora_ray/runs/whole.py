@@ -23,6 +23,8 @@ from qlora_ray.runs.modes import share, share_tree
 # What the name of a folder ends in while its replacement takes its place, and then until it is taken away.
 OLDER = ".old"
 GONE = ".gone"
+# The names of temporary files and folders, and of the file that orders their renames.
+LEFT = re.compile(r"\.(.+)\.qlora_ray-[a-z0-9_]{4,8}(\.old(\.gone)?)?", re.DOTALL)
 
 
 @contextmanager
@@ -70,24 +72,24 @@ def restore_folder(path: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
     """A temporary file beside `path` that takes its name when the block ends well, replacing an older one.
 
     What a killed process left of such files is taken away first.
+
+    Args:
+        path: The file.
+        is_synced: Whether it is on the disk at the end, under its name; otherwise a power cut may leave the older one.
     """
-    for left in _find_left(path):
-        # What is left of a folder of the same name is not this one's.
-        if left.is_file():
-            with held_if_free(left) as is_free:
-                if is_free:
-                    left.unlink(missing_ok=True)
+    _remove_left_files(path)
     temporary, handle = _make_held(path, is_folder=False)
     assert handle is not None
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(handle)
+            if is_synced:
+                os.fsync(handle)
             share(temporary)
             if CAN_RENAME_OPEN_FILES:
                 temporary.replace(path)
@@ -96,6 +98,30 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if is_synced:
+        _sync_folder(path.parent)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is that of a file or folder which was to take another name; its writer lives, or was killed."""
+    return LEFT.fullmatch(path.name) is not None
+
+
+def tidy_folder(folder: Path) -> None:
+    """Takes away what killed writers left in a folder, whatever it was to be, and puts older folders back."""
+    names = [match.group(1) for entry in folder.iterdir() if (match := LEFT.fullmatch(entry.name))]
+    for name in sorted(set(names)):
+        _remove_left_files(folder / name)
+        _tidy_up(folder / name)
+
+
+def _remove_left_files(path: Path) -> None:
+    for left in _find_left(path):
+        # What is left of a folder of the same name is not this one's.
+        if left.is_file():
+            with held_if_free(left) as is_free:
+                if is_free:
+                    left.unlink(missing_ok=True)
 
 
 def _prefix(path: Path) -> str:

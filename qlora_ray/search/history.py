@@ -17,12 +17,12 @@ from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from qlora_ray.search.study import FIXED
+
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-# How Optuna marks trials that were queued with their parameters.
-FIXED = "fixed_params"
 # Where the parts of a sampler are defined that may hold generators.
 SAMPLER_MODULES = ("optuna.samplers", "qlora_ray.search")
 

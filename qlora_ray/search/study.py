@@ -22,6 +22,8 @@ STATE_ATTRIBUTE = "state"
 RESUMED_FROM_ATTRIBUTE = "resumed_from"
 SEED_OF_ATTRIBUTE = "seed_of"
 CLONED_FROM_ATTRIBUTE = "cloned_from"
+# Optuna's own, of a trial that was queued: the parameters that it is to have.
+FIXED = "fixed_params"
 # Of trials that no sampler proposed: the study has their numbers only.
 NOT_PROPOSED = (SEED_OF_ATTRIBUTE, CLONED_FROM_ATTRIBUTE)
 INTERRUPTED = "interrupted"
@@ -204,8 +206,13 @@ def requeue_interrupted(study: optuna.Study) -> list[int]:
     queued = [number for number in sorted(interrupted_trials(study)) if number not in already]
     with journal_of(study).one_write():
         for number in queued:
-            study.enqueue_trial(trials[number].params, user_attrs={RESUMED_FROM_ATTRIBUTE: number})
+            study.enqueue_trial(_params_of(trials[number]), user_attrs={RESUMED_FROM_ATTRIBUTE: number})
     return queued
+
+
+def _params_of(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """A trial's parameters, those too that it was queued with and had not taken when its driver was killed."""
+    return {**trial.system_attrs.get(FIXED, {}), **trial.params}
 
 
 def count_finished(study: optuna.Study) -> int:

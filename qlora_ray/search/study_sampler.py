@@ -10,6 +10,7 @@ import optuna
 from qlora_ray.search.grid import AskTellGrid
 from qlora_ray.search.memory_limits import MemoryLimits
 from qlora_ray.search.space import SearchSpace
+from qlora_ray.search.study import FIXED
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -102,7 +103,7 @@ class StudySampler(optuna.samplers.BaseSampler):
 
     def _has_own_draws(self, trial: FrozenTrial) -> bool:
         # A queued setting is the user's, or one that was interrupted: it runs as it is. A grid puts points off instead.
-        is_queued = "fixed_params" in trial.system_attrs
+        is_queued = FIXED in trial.system_attrs
         return bool(self._limits) and not is_queued and not isinstance(self.inner, AskTellGrid)
 
     def _infer_inner(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

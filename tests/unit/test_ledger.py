@@ -79,6 +79,26 @@ def test_what_a_trial_leaves_is_what_its_end_has_use_for(
     assert (record["adapter"] is not None) is (state == "complete")
 
 
+def test_what_a_killed_driver_had_only_begun_is_taken_away_by_the_next(
+    make_ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    paths = SweepPaths(tmp_path / "s")
+    first = make_ledger()
+    open_trained(first, paths.trial("0000"), 0)
+    # A record and an adapter that never took their names, half of a line, and a trial that was never in the books.
+    (paths.trial("0000").root / ".record.json.qlora_ray-a1b2c3d4").write_text("{")
+    (paths.trial("0000").root / ".adapter.qlora_ray-a1b2c3d4").mkdir()
+    (paths.trial("0000").root / ".adapter.qlora_ray-turn").touch()
+    enter(first, 0)
+    whole = paths.trial("0000").metrics.read_bytes()
+    paths.trial("0000").metrics.write_bytes(whole + b'{"report_ind')
+    (paths.trial("0001").root / "state").mkdir(parents=True)
+    make_ledger().restore()
+    assert [path.name for path in paths.trials.iterdir()] == ["0000"]
+    assert not any(path.name.startswith(".") for path in paths.trial("0000").root.iterdir())
+    assert paths.trial("0000").metrics.read_bytes() == whole
+
+
 def test_a_trial_that_another_goes_on_with_keeps_neither_state_nor_adapter(
     make_ledger: Callable[[], Ledger], tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.errors import RunError
-from qlora_ray.runs.files import append_line, read_json, read_lines, to_plain_json, write_json, write_text
+from qlora_ray.runs.files import append_line, mend_lines, read_json, read_lines, to_plain_json, write_json, write_text
 
 REAL_WRITE = os.write
 
@@ -94,6 +94,23 @@ def test_a_line_cut_off_by_a_crash_is_left_out_and_swallows_none_that_follows(tm
     assert read_lines(path) == [{"n": 1}, {"n": 3}, {"n": 4}]
 
 
+def test_a_line_torn_at_any_byte_leaves_whole_lines_and_the_next_one_follows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    append_line(path, {"n": 1})
+    first = path.read_bytes()
+    append_line(path, {"n": 2, "text": "größer"})
+    whole = path.read_bytes()
+    for size in range(len(first), len(whole) + 1):
+        is_there = size >= len(whole) - 1
+        path.write_bytes(whole[:size])
+        mend_lines(path)
+        assert path.read_bytes() == (whole if is_there else first)
+        path.write_bytes(whole[:size])
+        append_line(path, {"n": 3})
+        assert path.read_bytes() == (whole if is_there else first) + b'{"n": 3}\n'
+    mend_lines(tmp_path / "none")
+
+
 @pytest.mark.parametrize("write", [fill_disk, lambda handle, data: REAL_WRITE(handle, data[:5])], ids=["full", "part"])
 def test_a_line_that_does_not_fit_is_a_run_error_and_is_never_read(tmp_path, monkeypatch, write):
     path = tmp_path / "a.jsonl"
@@ -102,6 +119,7 @@ def test_a_line_that_does_not_fit_is_a_run_error_and_is_never_read(tmp_path, mon
         patch.setattr(os, "write", write)
         with pytest.raises(RunError, match=r"a\.jsonl: cannot be written: No space left on device"):
             append_line(path, {"n": 2})
+    assert path.read_bytes() == b'{"n": 1}\n'
     append_line(path, {"n": 3})
     assert read_lines(path) == [{"n": 1}, {"n": 3}]
 

@@ -89,6 +89,7 @@ def test_a_name_is_free_again_after_a_sweep_that_was_killed_before_its_manifest_
         with pytest.raises(RunError, match="another sweep is running there"):
             paths.create()
         assert paths.trials.is_dir()
+    (paths.root / ".manifest.json.qlora_ray-a1b2c3d4").write_text("{")
     paths.create()
     assert list(paths.trials.iterdir()) == []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.errors import RunError
-from qlora_ray.runs.whole import restore_folder, whole_file, whole_folder
+from qlora_ray.runs.whole import restore_folder, tidy_folder, whole_file, whole_folder
 from tests.unit.whole_folders import fill_disk, lose_first, names_in, read_whole, write_folder
 
 
@@ -153,6 +153,21 @@ def test_what_a_killed_process_left_of_a_file_is_taken_away_and_nothing_else(tmp
         pass
     assert set(tmp_path.iterdir()) == {*kept, tmp_path / "a.zip", tmp_path / "b"}
     assert (tmp_path / "a.zip").read_bytes() == b"last"
+
+
+def test_a_folder_is_tidied_of_all_that_killed_writers_left_in_it(tmp_path):
+    with whole_file(tmp_path / "living") as living:
+        (tmp_path / ".record.json.qlora_ray-a1b2c3d4").touch()
+        (tmp_path / ".state.qlora_ray-a1b2c3d4").mkdir()
+        # Killed between two renames: the older one comes back.
+        write_folder(tmp_path / ".adapter.qlora_ray-a1b2c3d4.old", "old")
+        (tmp_path / ".adapter.qlora_ray-turn").touch()
+        write_folder(tmp_path / ".best.qlora_ray-a1b2c3d4.old.gone", "old")
+        (tmp_path / ".defaults").touch()
+        tidy_folder(tmp_path)
+        living.write(b"new")
+    assert names_in(tmp_path) == [".defaults", "adapter", "living"]
+    assert read_whole(tmp_path / "adapter") == "old"
 
 
 def test_a_users_own_hidden_folders_and_files_beside_ours_are_left_alone(tmp_path):

@@ -61,6 +61,17 @@ def test_a_line_that_a_power_cut_tore_is_cut_off_and_the_study_goes_on(tmp_path:
     assert len(make_study(path, backend=JournalFileBackend).get_trials()) == 3
 
 
+def test_an_end_that_is_torn_at_any_byte_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    run(make_study(path), 1)
+    whole = path.read_bytes()
+    begin = whole[:-1].rfind(b"\n") + 1
+    for size in range(begin, len(whole)):
+        path.write_bytes(whole[:size])
+        SweepJournal(path)
+        assert path.read_bytes() == whole[:begin]
+
+
 def test_a_trial_is_asked_for_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "study.journal"
     study = make_study(path)

@@ -229,6 +229,22 @@ def test_an_interrupted_trial_is_queued_again_with_its_parameters_as_often_as_it
     assert count_finished(study) == 1
 
 
+def test_a_queued_trial_whose_parameters_were_not_all_written_is_queued_again_with_all_of_them(sweep):
+    point = {"lora.r": 8, "training.learning_rate": 3e-4}
+    study = sweep.open()
+    study.enqueue_trial(sweep.space.encode(point))
+    sweep.ask(study)
+    lines = sweep.path.read_bytes().splitlines(keepends=True)
+    # A power cut in the middle of the write: the trial has begun, and has none of its parameters.
+    begun = next(number for number, line in enumerate(lines) if b'"op_code":6' in line)
+    sweep.path.write_bytes(b"".join(lines[: begun + 1]))
+    study = sweep.open()
+    assert [(trial.state, trial.params) for trial in study.get_trials()] == [(TrialState.RUNNING, {})]
+    assert requeue_interrupted(study) == [0]
+    decoded = sweep.space.decode(sweep.ask(study).params)
+    assert {path: decoded[path] for path in point} == point
+
+
 def test_a_kill_between_the_reason_and_the_end_loses_no_trial(sweep, monkeypatch):
     study = sweep.open()
     params = [sweep.ask(study).params for _ in range(2)]
