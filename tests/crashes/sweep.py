@@ -65,7 +65,9 @@ class ScriptedSweep:
         self.world.paths = self.paths = SweepPaths(root / "s")
         config = SweepConfig.model_validate({"search": SEARCH, "evaluate": {"metrics": [], "top_k": 1}})
         rows = TokenizedSplit.of("rows", [[1, 2]], [[0, 1]], [[1]], ["answer"])
-        report = SimpleNamespace(summary_lines=lambda: ["1 row"], fingerprint="f", format="prompt-completion")
+        report = SimpleNamespace(
+            summary_lines=lambda: ["1 row"], fingerprint="f", format="prompt-completion", classes={}
+        )
         data: Any = SimpleNamespace(train=[0] * 8, validation=rows, test=None, report=report, folder=root)
         preflight = self.world.preflight
         self.world.preflight = replace(preflight, config=config, space=load_space(config), data=data)

@@ -27,7 +27,7 @@ from qlora_ray.runs.records import Manifest, Summary
 from qlora_ray.scoring.comparison import compare_rows
 from qlora_ray.scoring.scores import Scores
 from qlora_ray.scoring.verdict import Verdict
-from tests.unit.hardware_fixtures import cpu_node, plan
+from tests.unit.hardware_fixtures import TINY, cpu_node, plan
 from tests.unit.orchestration_fixtures import Books, FakePool, ask, make_result
 
 HEAD = "a" * 56
@@ -58,8 +58,7 @@ class World:
         books = Books(root / "inputs", scheduler="asha")
         report = SimpleNamespace(summary_lines=lambda: ["3 rows"], fingerprint="f", classes={})
         data: Any = SimpleNamespace(train=[0] * 8, validation=[0] * 4, test=None, report=report, folder=root)
-        shape: Any = None
-        self.preflight = Preflight(books.config, books.space, [], shape, data, "loss only", [])
+        self.preflight = Preflight(books.config, books.space, [], TINY, data, "loss only", [])
         for name, replacement in {
             "watched_ray": lambda cluster, stops: contextlib.nullcontext(),
             "watched_nodes": lambda *_, **__: contextlib.nullcontext(),
