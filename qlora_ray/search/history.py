@@ -17,7 +17,7 @@ from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from qlora_ray.search.study import FIXED
+from qlora_ray.search.space import FIXED
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -56,6 +56,9 @@ SCHEDULE_PATHS = (
     "training.gradient_accumulation_steps",
 )
 
+# Where Optuna keeps the parameters that a queued trial is to have, an attribute of its own.
+FIXED = "fixed_params"
+
 
 @dataclass(frozen=True)
 class Parameter:

@@ -11,7 +11,7 @@ from qlora_ray.config.choices import SAMPLERS, SCHEDULER_KEYS, SCHEDULERS
 from qlora_ray.config.schema import Search
 from qlora_ray.errors import ConfigError, RunError
 from qlora_ray.search.samplers import make_sampler
-from qlora_ray.search.space import SearchSpace
+from qlora_ray.search.space import FIXED, SearchSpace
 
 if TYPE_CHECKING:
     import optuna
@@ -22,8 +22,6 @@ STATE_ATTRIBUTE = "state"
 RESUMED_FROM_ATTRIBUTE = "resumed_from"
 SEED_OF_ATTRIBUTE = "seed_of"
 CLONED_FROM_ATTRIBUTE = "cloned_from"
-# Optuna's own, of a trial that was queued: the parameters that it is to have.
-FIXED = "fixed_params"
 # Of trials that no sampler proposed: the study has their numbers only.
 NOT_PROPOSED = (SEED_OF_ATTRIBUTE, CLONED_FROM_ATTRIBUTE)
 INTERRUPTED = "interrupted"

@@ -9,8 +9,7 @@ import optuna
 
 from qlora_ray.search.grid import AskTellGrid
 from qlora_ray.search.memory_limits import MemoryLimits
-from qlora_ray.search.space import SearchSpace
-from qlora_ray.search.study import FIXED
+from qlora_ray.search.space import FIXED, SearchSpace
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
