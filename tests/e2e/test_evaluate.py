@@ -77,6 +77,14 @@ def test_the_numbers_are_those_of_plain_peft(sweep: Path, finished: Path) -> Non
     assert [row["answer"] for row in answers] == [one.answer for one in expected.answers]
 
 
+def test_its_files_are_all_listed_with_what_they_are(finished: Path) -> None:
+    files = {file["path"]: file for file in read_json(finished / "artifacts.json")["files"]}
+    made = {path.relative_to(finished).as_posix(): path for path in finished.rglob("*") if path.is_file()}
+    assert set(files) == set(made) - {".lock", "artifacts.json"}
+    assert {"answers.html", "lengths.png", "refusals.png", "stats.json", "merged/qualitative.jsonl"} <= set(files)
+    assert all(file["what"] and file["bytes"] == made[path].stat().st_size for path, file in files.items())
+
+
 def test_every_model_answers_every_set_on_the_same_rows(finished: Path) -> None:
     evaluation = read_json(finished / "evaluation.json")
     assert evaluation["target"]["trial"] == "0000"

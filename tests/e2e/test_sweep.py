@@ -47,7 +47,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Three trials of twelve steps on the embedded base."""
-    folder = tmp_path_factory.mktemp("sweep")
+    folder = tmp_path_factory.mktemp("a sweep é")
     config = write_config(folder)
     run = run_sweep("--config", config, *OPTIONS, cwd=folder)
     return Finished(folder, config, run, SweepPaths(folder / "results" / "small"))
