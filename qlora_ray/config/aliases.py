@@ -116,7 +116,8 @@ _NOT_HERE = {
     "auto_find_batch_size",
     "rows are tokenized before training, and need no loader": "dataloader_num_workers num_workers "
     "dataset_num_proc preprocessing_num_workers",
-    "adapters are LoRA on a frozen base": "adapter finetuning_type peft_type use_lora stage",
+    "adapters are LoRA on a frozen base": "adapter finetuning_type peft_type use_lora stage task_type",
+    "as many trials run at once as fit; cluster.max_gpus limits them": "max_concurrent_trials max_concurrent n_jobs",
     "noise on embeddings is not built": "neftune_noise_alpha",
     "the sweep's own stopping is search.scheduler": "early_stopping_patience early_stopping load_best_model_at_end",
     "a parameter's values stand in search.space, as lora.r: {choices: [8, 16]}": "parameters hyperparameters",

@@ -19,7 +19,10 @@ SECTIONS = (*SEARCHED, "data", "model")
 VALUES = {
     "training.optim": {"adamw_bnb_8bit": "adamw_8bit", "adamw_torch_fused": "adamw_torch", "adamw": "adamw_torch"},
     "training.lr_scheduler_type": {"constant_with_warmup": "constant"},
+    "lora.target_modules": {"all": "all-linear"},
 }
+# Lists that LLaMA-Factory writes as one text.
+COMMA_LISTS = ("lora.target_modules", "lora.modules_to_save")
 # Keys whose value says which key it is; false says nothing.
 SWITCHES = {
     "load_in_4bit": ("model.quantization.method", "nf4"),
@@ -99,6 +102,8 @@ def _name_datasets(datasets: list[Any]) -> Any:
 
 
 def _translate(path: str, value: Any) -> Any:
+    if path in COMMA_LISTS and isinstance(value, str) and "," in value:
+        return [name.strip() for name in value.split(",") if name.strip()]
     return VALUES.get(path, {}).get(value, value) if isinstance(value, str) else value
 
 

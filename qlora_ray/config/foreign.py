@@ -65,11 +65,13 @@ def _recognize(data: Mapping[str, Any]) -> tuple[str, Converted] | None:
     if sum(is_known) < MIN_KEYS:
         return None
     converted = Converted()
+    is_llama_factory = "finetuning_type" in data
     for name, value in data.items():
-        converted.add_value(str(name), value)
+        # Its max_samples are rows of the data set, not samples of a training.
+        converted.add_value("max_train_samples" if is_llama_factory and name == "max_samples" else str(name), value)
     if "base_model" in data:
         return AXOLOTL, converted
-    return "a LLaMA-Factory config" if "finetuning_type" in data else "a flat config of another trainer", converted
+    return "a LLaMA-Factory config" if is_llama_factory else "a flat config of another trainer", converted
 
 
 def _convert_wandb(data: Mapping[str, Any]) -> Converted:
@@ -81,6 +83,9 @@ def _convert_wandb(data: Mapping[str, Any]) -> Converted:
             converted.values["search.scheduler"] = "hyperband"
             if value.get("eta"):
                 converted.values["search.reduction_factor"] = float(value["eta"])
+            if "min_iter" in value:
+                words = "here search.grace_reports, in reports of a trial"
+                converted.notes.append(f"early_terminate.min_iter: {shorten(value['min_iter'])}: {words}")
         elif name == "metric":
             converted.notes.append("metric: trials are compared by their validation loss, eval_loss: min")
         elif name not in ("parameters", *WANDB_OWN):

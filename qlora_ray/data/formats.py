@@ -12,7 +12,7 @@ from qlora_ray.data.examples import Example, Row, RowProblem
 from qlora_ray.data.format_choice import NUM_ROWS_LOOKED_AT, Format, choose_format, find_row_format
 from qlora_ray.data.labels import LabelReader
 from qlora_ray.data.notes import Note, Notes
-from qlora_ray.data.row_formats import TOOLS, is_blank
+from qlora_ray.data.row_formats import TOOL_COLUMNS, find_tools, is_blank
 from qlora_ray.data.tool_calls import read_tools, tells_tools
 from qlora_ray.errors import DataError
 
@@ -63,7 +63,7 @@ class Conversion:
                 if row.problem is not None:
                     raise RowProblem(row.problem)
                 row_format = find_row_format(self.format.name)
-                tools = read_tools(row.values.get(TOOLS)) if TOOLS in row_format.optional_columns else ()
+                tools = read_tools(find_tools(row)) if set(TOOL_COLUMNS) <= set(row_format.optional_columns) else ()
                 turns = row_format.convert(row, self.format.columns, self.notes)
                 for column in self.format.unused:
                     if not is_blank(row.values.get(column)):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qlora_ray.data.examples import Example, Piece, ToolCall
+from qlora_ray.data.examples import Example, Piece, ToolCall, Turn
 from qlora_ray.data.reading import parse_json
+
+THINK_TAG = re.compile(r"</?think>")
 
 
 def find_lost(example: Example, pieces: Sequence[Piece], *, last_only: bool = False) -> str | None:
@@ -29,7 +32,7 @@ def find_lost(example: Example, pieces: Sequence[Piece], *, last_only: bool = Fa
     for number, turn in enumerate(example.turns, start=1):
         if not turn.is_trained or (last_only and number < len(example.turns)):
             continue
-        if turn.content.strip() not in text:
+        if turn.content.strip() not in text and not (number in rendered and _shows_parts(rendered[number].text, turn)):
             return f"the text of turn {number}"
         if turn.reasoning.strip() not in text:
             return f"the reasoning of turn {number}"
@@ -37,6 +40,15 @@ def find_lost(example: Example, pieces: Sequence[Piece], *, last_only: bool = Fa
         if not all(_shows_call(rendered[number].text, call) for call in turn.tool_calls):
             return f"the tool calls of turn {number}"
     return None
+
+
+def _shows_parts(text: str, turn: Turn) -> bool:
+    """Whether reasoning that is written into an answer is there, and the answer, with other blanks around the tags.
+
+    Qwen3's template takes `<think>` out of the content and writes it again in its own form.
+    """
+    parts = [part.strip() for part in THINK_TAG.split(turn.content)]
+    return len(parts) > 1 and all(part in text for part in parts)
 
 
 def _shows_tool(text: str, tool: Mapping[str, Any]) -> bool:

@@ -11,8 +11,8 @@ from qlora_ray.data.examples import Row, RowProblem, Turn
 from qlora_ray.data.notes import Note, Notes
 from qlora_ray.data.turns import REASONING_KEYS
 
-# The functions that a row's assistant may call.
-TOOLS = "tools"
+# The functions that a row's assistant may call: today's name, and OpenAI's earlier one.
+TOOL_COLUMNS = ("tools", "functions")
 # What a row of SQuAD 2 without an answer is trained to say, as in UnifiedQA's and FLAN's tasks.
 NO_ANSWER = "unanswerable"
 UNANSWERABLE = Note("row", f"without an answer, trained to say `{NO_ANSWER}`")
@@ -30,7 +30,7 @@ KNOWN_PAIRS = (
 GIVEN_COLUMNS = ("context", "input")
 SYSTEM_COLUMNS = ("system", "system_prompt")
 # Without these columns a row means something else.
-MEANINGFUL_COLUMNS = (*SYSTEM_COLUMNS, *GIVEN_COLUMNS, TOOLS, "history", *REASONING_KEYS)
+MEANINGFUL_COLUMNS = (*SYSTEM_COLUMNS, *GIVEN_COLUMNS, *TOOL_COLUMNS, "history", *REASONING_KEYS)
 
 
 def has_columns(row_format: RowFormat, rows: Sequence[Row], seen: Sequence[str]) -> Iterable[tuple[str, ...]]:
@@ -55,7 +55,7 @@ class RowFormat:
             as it was. It raises RowProblem for a bad row; the caller adds file and line.
         recognize: A function (row_format, first rows, names of their columns) that yields, for each way in which the
             rows fit, the columns to read.
-        optional_columns: What a row may have besides; read too, `tools` by the caller of `convert`.
+        optional_columns: What a row may have besides; read too, those of TOOL_COLUMNS by `find_tools`.
         is_fallback: Whether `auto` takes it only where no other format fits.
         find_alternatives: A function (row) that returns the answers that are as right as the one that is trained.
     """
@@ -154,6 +154,11 @@ def _read_history(row: Row, notes: Notes) -> list[Turn]:
     return turns
 
 
+def find_tools(row: Row) -> object:
+    """What a row has in its column of tools, by either name; None if it has none."""
+    return next((row.values[name] for name in TOOL_COLUMNS if not is_blank(row.values.get(name))), None)
+
+
 def is_blank(value: object) -> bool:
     """Whether a column's value holds nothing."""
     return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
@@ -198,11 +203,15 @@ def _read_squad_answers(row: Row) -> tuple[str, ...]:
 
 ALPACA = RowFormat(("instruction", "output"), _convert_alpaca, optional_columns=("input", *SYSTEM_COLUMNS, "history"))
 COLUMNS = RowFormat((), _convert_pair, _known_pairs)
-MESSAGES = RowFormat(("messages",), _convert_conversation, _has_turns, optional_columns=(*SYSTEM_COLUMNS, TOOLS))
-PROMPT_COMPLETION = RowFormat(
-    ("prompt", "completion"), _convert_pair, _prompt_and_completion, optional_columns=(TOOLS,)
+MESSAGES = RowFormat(
+    ("messages",), _convert_conversation, _has_turns, optional_columns=(*SYSTEM_COLUMNS, *TOOL_COLUMNS)
 )
-SHAREGPT = RowFormat(("conversations",), _convert_conversation, _has_turns, optional_columns=(*SYSTEM_COLUMNS, TOOLS))
+PROMPT_COMPLETION = RowFormat(
+    ("prompt", "completion"), _convert_pair, _prompt_and_completion, optional_columns=TOOL_COLUMNS
+)
+SHAREGPT = RowFormat(
+    ("conversations",), _convert_conversation, _has_turns, optional_columns=(*SYSTEM_COLUMNS, *TOOL_COLUMNS)
+)
 SQUAD = RowFormat(
     ("context", "question", "answers"), _convert_squad, find_alternatives=lambda row: _read_squad_answers(row)[1:]
 )

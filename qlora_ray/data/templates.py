@@ -86,7 +86,10 @@ def render(
             that where the answers stand cannot be known; if another template is to render tool calls.
     """
     if example.is_text:
-        return [Piece(example.turns[0].content, is_trained=True, ends_answer=True)]
+        text = example.turns[0].content
+        # Rows that were rendered elsewhere often end with it already.
+        has_end = bool(tokenizer.eos_token) and text.rstrip().endswith(tokenizer.eos_token)
+        return [Piece(text.rstrip() if has_end else text, is_trained=True, ends_answer=not has_end)]
     if template.name == "chat":
         return render_chat(example, tokenizer, last_only=last_only)
     _check_no_tools(example, template)

@@ -147,6 +147,8 @@ def _tokenize_batch(
     num_truncated = num_dropped = num_without_end = 0
     for example, origin, pieces in zip(rendered.examples, rendered.origins, pieces_by_row, strict=True):
         starts_itself = template.name == "chat" and not example.is_text
+        # So does a text that was rendered elsewhere, or a template with the token in it.
+        starts_itself |= bool(tokenizer.bos_token) and pieces[0].text.startswith(tokenizer.bos_token)
         ids, mask, prompt_length = _join(
             pieces,
             [first_ids[pieces[0].text], *(later_ids[piece.text] for piece in pieces[1:])],

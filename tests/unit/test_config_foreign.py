@@ -156,6 +156,25 @@ def test_flat_configs_of_other_trainers_are_named(keys: dict[str, object], name:
     assert "model:\n  name: a/b" in str(caught.value)
 
 
+def test_what_llama_factory_calls_max_samples_are_rows_and_its_lists_are_texts(tmp_path: Path) -> None:
+    theirs = (
+        "model_name_or_path: a/b\nfinetuning_type: lora\nmax_samples: 1000\nnum_train_epochs: 3.0\n"
+        "lora_target: all\nadditional_target: embed_tokens,lm_head\n"
+    )
+    _, text = answer_to(theirs, tmp_path, is_space=False)
+    (tmp_path / "ours.yaml").write_text(text)
+    config = load_config(tmp_path / "ours.yaml")
+    assert (config.data.max_train_rows, config.training.num_train_epochs) == (1000, 3)
+    assert config.lora.target_modules == "all-linear"
+    assert config.lora.modules_to_save == ["embed_tokens", "lm_head"]
+
+
+def test_when_a_wandb_sweep_may_stop_a_trial_is_not_lost_without_a_word() -> None:
+    theirs = {"parameters": {"lr": {"values": [1e-4]}}, "early_terminate": {"type": "hyperband", "min_iter": 3}}
+    with pytest.raises(ConfigError, match=r"early_terminate.min_iter: 3: here search.grace_reports"):
+        refuse_foreign(Document("a.yaml", theirs), is_space=False)
+
+
 @pytest.mark.parametrize(
     "data", [{}, {"lr": 1}, {"lora": {"r": 8}, "lr": 1, "epochs": 2, "wd": 0}, {"lora.r": [1]}, {"zzz": []}]
 )

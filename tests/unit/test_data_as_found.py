@@ -321,3 +321,23 @@ def test_a_chat_whose_last_answer_alone_is_trained_stays_a_row_where_the_templat
     assert text_of(prepared, by, trained=True).endswith("</think>\n\nSo<|im_end|>")
     assert "Ho<|im_end|>" in text_of(prepared, by)
     assert not any("became a row for each answer" in line for line in warnings_of(prepared))
+
+
+@pytest.mark.parametrize("written", ["<think>\nFirst this.\n</think>\n\nHo", "<think>First this.</think>Ho"])
+def test_reasoning_that_the_template_writes_anew_is_not_lost(prepare: Prepare, written: str) -> None:
+    # As Qwen3's takes it out of the content.
+    template = QWEN.replace(
+        "(m.get('reasoning_content') or '')", "m['content'].split('</think>')[0].split('<think>')[-1].strip()"
+    ).replace("{{ m['content'] +", "{{ m['content'].split('</think>')[-1].strip() +")
+    by = build_byte_level(chat_template=template)
+    prepared = prepare([{"messages": [ASK, {"role": "assistant", "content": written}]}], by=by)
+    assert text_of(prepared, by, trained=True) == "<think>\nFirst this.\n</think>\n\nHo<|im_end|>"
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", ""])
+@pytest.mark.parametrize("begin", ["<|begin|>", ""])
+def test_a_text_that_has_begin_and_end_token_gets_no_second_ones(prepare: Prepare, begin: str, end: str) -> None:
+    by = build_byte_level(bos=True)
+    prepared = prepare([{"text": f"{begin}Hi Ho{end}"}], by=by)
+    assert text_of(prepared, by) == "<|begin|>Hi Ho<|im_end|>"
+    assert warnings_of(prepared) == []

@@ -158,6 +158,7 @@ FLAT = {"name": "get_weather", "arguments": json.dumps(ARGUMENTS, ensure_ascii=F
         {"messages": [ASK, {**CALLS, "content": None}, RESULT, ANSWER], "tools": [TOOL]},
         {"messages": [ASK, {**CALLS, "tool_calls": [FLAT]}, RESULT, ANSWER], "tools": [TOOL]},
         {"messages": [ASK, {"role": "assistant", "function_call": FLAT}, RESULT, ANSWER], "tools": [TOOL]},
+        {"messages": ROUNDS, "functions": [SCHEMA]},
         {"messages": [ASK, CALLS, {**RESULT, "role": "function", "content": {"sky": "grey"}}, ANSWER], "tools": [TOOL]},
         {"prompt": [ASK], "completion": ROUNDS[1:], "tools": [TOOL]},
         {
@@ -170,7 +171,7 @@ FLAT = {"name": "get_weather", "arguments": json.dumps(ARGUMENTS, ensure_ascii=F
             "tools": json.dumps([SCHEMA]),
         },
     ],
-    ids=["text", "texts", "bare", "null", "flat", "one", "function", "prompt", "sharegpt"],
+    ids=["text", "texts", "bare", "null", "flat", "one", "functions", "function", "prompt", "sharegpt"],
 )
 def test_tools_and_calls_are_read_however_a_file_holds_them(row: dict[str, Any]) -> None:
     tokenizer = build(HERMES)

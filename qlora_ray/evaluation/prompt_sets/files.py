@@ -22,7 +22,7 @@ from typing import Any
 from qlora_ray.data.conversations import read_text, read_turns
 from qlora_ray.data.examples import Example, Row, RowProblem, ToolCall, Turn
 from qlora_ray.data.reading import read_rows
-from qlora_ray.data.row_formats import TOOLS
+from qlora_ray.data.row_formats import find_tools
 from qlora_ray.data.tool_calls import read_tools
 from qlora_ray.errors import DataError
 from qlora_ray.scoring.metrics.eq_bench import NUM_EMOTIONS, holds_ratings
@@ -217,7 +217,7 @@ def _convert(row: Row, number: int) -> PromptRow:
     if is_partial:
         reference = _read_eq_bench(row.values[RATINGS_COLUMN])
     calls = () if answer is None else answer.tool_calls
-    tools = read_tools(row.values.get(TOOLS))
+    tools = read_tools(find_tools(row))
     return PromptRow(_read_id(row, number), turns, reference, row.where, calls, tools, is_partial)
 
 
