@@ -60,7 +60,7 @@ def read_adapter(folder: Path) -> AdapterFacts:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{folder}: an adapter must have {ADAPTER_CONFIG}, got none. Give PEFT's folder.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read: {error}. Save the adapter again.") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA" or not isinstance(config.get("r"), int):
@@ -69,7 +69,10 @@ def read_adapter(folder: Path) -> AdapterFacts:
         # A .bin file is a pickle, which can run code when it is read.
         raise ModelError(f"{folder}: an adapter must have {ADAPTER_WEIGHTS}, got none. Save it as safetensors.")
     check_weights(folder / ADAPTER_WEIGHTS)
-    return AdapterFacts(folder, config.get("base_model_name_or_path") or None, config)
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise ModelError(f"{path}: base_model_name_or_path must be a text, got {base!r}. Correct it.")
+    return AdapterFacts(folder, base or None, config)
 
 
 def list_unknown_keys(adapter: AdapterFacts) -> list[str]:

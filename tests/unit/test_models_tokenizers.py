@@ -146,6 +146,23 @@ def test_a_base_that_is_not_here_is_named_with_its_adapter_and_what_to_set(
         find_target(str(adapter), Request())
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ('{"a": ' * 100_000 + "1" + "}" * 100_000, "cannot be read: maximum recursion depth"),
+        (
+            '{"peft_type": "LORA", "r": 4, "base_model_name_or_path": 5}',
+            "base_model_name_or_path must be a text, got 5",
+        ),
+    ],
+    ids=["deep", "base"],
+)
+def test_an_adapters_config_of_another_shape_is_refused(adapter: Path, written: str, words: str) -> None:
+    (adapter / "adapter_config.json").write_text(written)
+    with pytest.raises(ModelError, match=words):
+        find(adapter)
+
+
 def logits_of(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=IDS, use_cache=False).logits
