@@ -196,6 +196,15 @@ def test_more_of_anything_never_takes_less_memory(change):
     assert more > estimate_memory(shape, workload).total_bytes
 
 
+@pytest.mark.parametrize("engine", ["single", "packed"])
+def test_auxiliary_heads_take_weights_gradients_and_moments_in_fp32_for_each_trial(engine):
+    shape = SHAPES["Qwen2.5-1.5B"]
+    without = Workload(engine=engine, num_trials=3, optim="adamw_torch")
+    size = 7 * shape.hidden_size
+    more = estimate_memory(shape, replace(without, num_head_parameters=size)).adapter_bytes
+    assert more - estimate_memory(shape, without).adapter_bytes == 3 * size * 4 * (1 + 1 + 2)
+
+
 def test_a_tiled_loss_does_not_grow_with_the_vocabulary():
     shape, workload = SHAPES["Qwen2.5-1.5B"], Workload(loss="tiled", gradient_checkpointing=False)
     wide = replace(shape, vocab_size=10 * shape.vocab_size)

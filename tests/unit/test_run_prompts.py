@@ -15,11 +15,14 @@ import torch
 
 from qlora_ray.config.schema import Evaluate
 from qlora_ray.console import Console
+from qlora_ray.data import TokenizedSplit
+from qlora_ray.data.tokenized import COLUMNS
 from qlora_ray.evaluation.models.loading import LoadedModel
 from qlora_ray.evaluation.prompt_sets.sets import PromptSet
 from qlora_ray.evaluation.run.answer_log import AnswerLog
 from qlora_ray.evaluation.run.prompts import PromptRun
 from qlora_ray.evaluation.run.results import Findings, collect_findings, format_pairs, format_scores, render_markdown
+from qlora_ray.modeling.auxiliary_heads import HeadSpec, TrainedHead
 from qlora_ray.scoring import ExactMatch, Metric
 from qlora_ray.scoring.model_scoring import score_model
 from qlora_ray.scoring.sampling import choose_sampling
@@ -89,6 +92,36 @@ def test_scores_from_the_answer_log_are_those_of_score_model(tmp_path: Path) -> 
     assert found.row_nll == pytest.approx(expected.row_nll, rel=1e-5)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert (found.metrics, found.row_metrics) == (expected.metrics, expected.row_metrics)
+
+
+def test_heads_from_the_answer_log_are_worth_what_score_model_finds_and_the_base_has_none(tmp_path: Path) -> None:
+    rows = make_split(LENGTHS)
+    columns = {name: getattr(rows, name) for name in COLUMNS}
+    labels = [2, 0, -1, 1, 1, 0, -1]
+    prompts = make_prompts(rows=TokenizedSplit.of(rows.name, **columns, labels={"mood": labels}))
+    torch.manual_seed(0)
+    heads = [TrainedHead(HeadSpec("mood", "mood", ("a", "b", "c"), "last"), torch.randn(3, 64))]
+    prompt_run = replace(make_prompt_run(tmp_path), heads=heads)
+    for name in ("base", "adapter"):
+        prompt_run.run(make_loaded_model(name), prompts)
+    found = collect(prompt_run, ["base", "adapter"], prompts, heads=heads)
+    expected = score_model(
+        make_llama(),
+        make_tokenizer(),
+        prompts.rows,
+        metrics=[],
+        evaluate=EVALUATE,
+        precision="fp32",
+        loss_batch_size=2,
+        heads=heads,
+    ).heads["mood"]
+    base, adapter = (score.scores.heads for score in found.scores)
+    assert base == {}
+    # A row without an answer to train has no loss, and no head is asked about it.
+    assert adapter["mood"].num_rows == expected.num_rows == 4
+    assert (adapter["mood"].accuracy, adapter["mood"].class_f1) == (expected.accuracy, expected.class_f1)
+    assert adapter["mood"].loss == pytest.approx(expected.loss, rel=1e-5)
+    assert "macro F1" in format_scores(found)
 
 
 @pytest.mark.parametrize("num_batches", [0, 1, 3])
