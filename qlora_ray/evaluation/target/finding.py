@@ -67,20 +67,8 @@ def find_target(location: str, request: Request) -> Target:
         raise ConfigError(f"--trial {request.trial}: only a sweep has trials, and {location} is of kind {target.kind}.")
     if target.base is not None:
         # What is hashed, loaded and recorded from here on is one commit.
-        target = replace(target, base=_pin_base(target.base, target.adapter))
+        target = replace(target, base=pin_revision(target.base))
     return _with_merged(target, request.merged)
-
-
-def _pin_base(base: Model, adapter: Path | None) -> Model:
-    try:
-        return pin_revision(base)
-    except ModelError as error:
-        if adapter is None:
-            raise
-        raise ModelError(
-            f"{adapter}: its base must be there, got {base.name}, which cannot be had. "
-            f"Name a folder of that base with --set model.name=FOLDER ({str(error).rstrip('.')})."
-        ) from None
 
 
 def _read_sweep(folder: Path, request: Request) -> Target:

@@ -68,8 +68,7 @@ def target_of_adapter(adapter: Path, origin: Origin, request: Request, *, path: 
     record = origin.record or TrialRecord()
     written = own.base if record.base == BaseRecord() else record.base
     config, notes = origin.read_config(request)
-    base = _name_base(config, origin, request, facts=facts, written=written)
-    check_there(base, where=str(adapter))
+    base = _pin_base(_name_base(config, origin, request, facts=facts, written=written), adapter)
     quantization, reason = _quantization_of(config, origin, request, own=own)
     stored = None if reason else read_stored(read_config(base))
     if stored is not None:
@@ -152,6 +151,17 @@ def target_of_merged(folder: Path, origin: Origin, request: Request, *, to: Path
         record=origin.record,
         notes=notes,
     )
+
+
+def _pin_base(base: Model, adapter: Path) -> Model:
+    check_there(base, where=str(adapter))
+    try:
+        return pin_revision(base)
+    except ModelError as error:
+        raise ModelError(
+            f"{adapter}: its base must be there, got {base.name}, which cannot be had. "
+            f"Name a folder of that base with --set model.name=FOLDER ({str(error).rstrip('.')})."
+        ) from None
 
 
 def check_there(base: Model, *, where: str) -> None:
