@@ -25,7 +25,6 @@ class TailedLines:
         self._path = path
         self._offset = 0
         self._inode: int | None = None
-        self._rest = b""
 
     def read_new(self) -> list[dict[str, Any]]:
         """The objects of the lines that were ended since the last call; what is no JSON object is left out.
@@ -46,14 +45,14 @@ class TailedLines:
         try:
             with self._path.open("rb") as stream:
                 stream.seek(self._offset)
-                content = stream.read(MAX_READ_BYTES)
+                content = stream.read(MAX_READ_BYTES) + stream.readline()
         except OSError:
             return []
         self._inode = status.st_ino
-        self._offset += len(content)
-        # A line without its end is still being written, or a crash has cut it off.
-        *lines, self._rest = (self._rest + content).split(b"\n")
-        return [row for line in lines if (row := _parse_object(line)) is not None]
+        # A line without its end is still being written, or was torn, and who appends next takes it away.
+        lines = content[: content.rfind(b"\n") + 1]
+        self._offset += len(lines)
+        return [row for line in lines.splitlines() if (row := _parse_object(line)) is not None]
 
 
 class WatchedFile:

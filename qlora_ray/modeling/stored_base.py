@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 # What trains LoRA on GPTQ and AWQ weights (peft 0.21, import_utils.is_gptqmodel_available; transformers 5.23,
-# quantizers/quantizer_gptq.py and quantizer_awq.py), with the least versions.
+# quantizers/quantizer_gptq.py and quantizers/quantizer_awq.py), with the least versions.
 GPTQMODEL_LIBRARIES = (("gptqmodel", (7, 0)), ("optimum", (1, 24)))
 
 
@@ -61,7 +61,7 @@ def specify_stored(stored: StoredQuantization, *, compute_dtype: Precision, wher
 
 def check_adapters(stored: StoredQuantization | None, choices: list[Lora]) -> None:
     """Raises ModelError for an adapter that PEFT does not train on a base that is stored so."""
-    # peft 0.21, tuners/lora/gptq.py and awq.py.
+    # peft 0.21, tuners/lora/gptq.py and tuners/lora/awq.py.
     if stored is not None and not stored.is_bitsandbytes and any(choice.use_dora for choice in choices):
         raise ModelError(
             f"lora.use_dora must be false on a base that is stored in {stored.method}, got true: PEFT has no DoRA "

@@ -55,10 +55,14 @@ def test_the_keys_of_a_report_are_those_of_the_page(tmp_path: Path, capsys: pyte
 def test_the_keys_of_a_plan_are_those_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["--gpus", "T4", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)["result"]
+    assert plan.main(["--gpus", "T4", "--recommend", "--json"]) == 0
+    recommendation = json.loads(capsys.readouterr().out)["result"]
     named = keys_in_page("plan")
-    assert set(result) <= named
+    top = set(result) | set(recommendation)
+    assert top <= named
     # The page names some of the deeper keys too; each is there.
-    assert named - set(result) <= set(result["placements"][0]) | set(result["forecast"])
+    deeper = set(result["placements"][0]) | set(result["forecast"]) | set(recommendation["recommended"])
+    assert named - top <= deeper
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

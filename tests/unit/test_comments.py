@@ -23,7 +23,12 @@ UPSTREAM = {
     "transformers/integrations/bitsandbytes.py": "transformers",
     "functional.py": "bitsandbytes",
     "optim/optimizer.py": "bitsandbytes",
+    "quantizers/quantizer_gptq.py": "transformers",
+    "quantizers/quantizer_awq.py": "transformers",
+    "utils/quantization_config.py": "transformers",
     "tuners/lora/layer.py": "peft",
+    "tuners/lora/gptq.py": "peft",
+    "tuners/lora/awq.py": "peft",
     "kernels/chunked_logprob.py": "trl",
     "trainer/utils.py": "trl",
     "file_download.py": "huggingface_hub",
@@ -33,6 +38,9 @@ UPSTREAM = {
 }
 # Of the code beside a paper, and of servers and converters that are not installed here.
 PUBLISHED = {
+    "hyperparam_utils.py",
+    "sft_sweep.md",
+    "lib/scoring.py",
     "evaluate-v1.1.py",
     "grade_school_math/dataset.py",
     "vllm/config/lora.py",

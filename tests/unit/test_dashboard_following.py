@@ -37,7 +37,7 @@ def test_a_line_that_a_crash_cut_off_takes_nothing_with_it(tmp_path: Path) -> No
     path.write_text('{"at": 1}\n{"cut')
     tail = TailedLines(path)
     tail.read_new()
-    # It ends the line that was cut off.
+    # It takes away the line that was cut off, whatever the length of its own.
     append_line(path, {"at": 2})
     assert tail.read_new() == [{"at": 2}]
 
