@@ -110,7 +110,7 @@ def test_a_quantization_written_in_the_folder_applies(tmp_path: Path) -> None:
     for part in (base.model, base.tokenizer):
         part.save_pretrained(tmp_path / "nf4")
     found = open_logits(find(tmp_path / "nf4"))
-    assert found["base"][1].startswith("nf4, computed in fp32")
+    assert found["base"][1].startswith("nf4 with double quantization, computed in fp32, as it is stored")
     torch.testing.assert_close(found["base"][0], logits_of(base.model.eval()), atol=1e-4, rtol=1e-4)
 
 
