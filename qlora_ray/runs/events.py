@@ -10,7 +10,7 @@ from qlora_ray.runs.files import append_line, read_lines
 
 
 class EventLog:
-    """Appends events to events.jsonl. The driver is its only writer."""
+    """Appends events to events.jsonl. The process that holds the sweep is its only writer, on several threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -12,6 +12,7 @@ from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.platforms import BINARY
+from qlora_ray.runs.locks import hold
 from qlora_ray.runs.whole import whole_file
 
 
@@ -112,7 +113,11 @@ def mend_lines(path: Path) -> None:
 
 
 def _mend_last_line(descriptor: int) -> int:
-    """As `mend_lines`; returns the file's size then."""
+    """As `mend_lines`, and holds the file until it is closed; returns its size then.
+
+    Another thread or process may append meanwhile: what it writes must not be taken for a torn line, nor be cut off.
+    """
+    hold(descriptor)
     size = os.fstat(descriptor).st_size
     if not size or _read_from(descriptor, size - 1) == b"\n":
         return size

@@ -12,6 +12,7 @@ import pytest
 
 from qlora_ray.errors import RunError
 from qlora_ray.runs.files import append_line, mend_lines, read_json, read_lines, to_plain_json, write_json, write_text
+from qlora_ray.runs.locks import is_locked
 
 REAL_WRITE = os.write
 
@@ -109,6 +110,14 @@ def test_a_line_torn_at_any_byte_leaves_whole_lines_and_the_next_one_follows(tmp
         append_line(path, {"n": 3})
         assert path.read_bytes() == (whole if is_there else first) + b'{"n": 3}\n'
     mend_lines(tmp_path / "none")
+
+
+def test_nobody_else_appends_while_a_torn_line_is_taken_away(tmp_path, monkeypatch):
+    path, truncate, seen = tmp_path / "a.jsonl", os.ftruncate, []
+    path.write_text('{"n": 1}\n{"n": 2, "te')
+    monkeypatch.setattr(os, "ftruncate", lambda *place: (seen.append(is_locked(path)), truncate(*place))[1])
+    append_line(path, {"n": 3})
+    assert (seen, is_locked(path)) == ([True], False)
 
 
 @pytest.mark.parametrize("write", [fill_disk, lambda handle, data: REAL_WRITE(handle, data[:5])], ids=["full", "part"])
