@@ -154,7 +154,10 @@ class Ledger:
 
     def restore(self) -> None:
         """Takes over the trials that an earlier driver finished, from their records."""
-        for folder in self._paths.trials.iterdir():
+        for folder in sorted(self._paths.trials.glob("*")):
+            # What else lies there is the user's.
+            if not (folder.is_dir() and folder.name.isdecimal()):
+                continue
             tidy_folder(folder)
             # Stopped before it was in the books, or while a clone's state was copied: the study knows of no more.
             if not (folder / "record.json").exists():

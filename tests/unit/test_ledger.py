@@ -178,3 +178,26 @@ def test_a_failure_that_knows_nothing_of_what_ran_leaves_what_was_known(
     ledger.close(0)
     record = read_json(SweepPaths(tmp_path / "s").trial("0000").record)
     assert (record["ran"]["precision"], record["executor"]["index"]) == ("fp32", 1)
+
+
+def test_a_resume_leaves_alone_what_the_user_has_put_beside_the_trials(
+    make_ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    trials = tmp_path / "s" / "trials"
+    (trials / "notes").mkdir()
+    (trials / "notes" / "mine.txt").write_text("mine")
+    (trials / ".DS_Store").touch()
+    # Stopped before it was in the books.
+    (trials / "0004").mkdir()
+    make_ledger().restore()
+    assert {path.name for path in trials.iterdir()} == {"notes", ".DS_Store"}
+    assert (trials / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_a_copy_of_a_sweep_without_its_empty_folders_can_be_resumed(
+    make_ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    (tmp_path / "s" / "trials").rmdir()
+    ledger = make_ledger()
+    ledger.restore()
+    assert ledger.entries == {}
