@@ -30,7 +30,7 @@ class Conversion:
         data: The config section `data`: `format`, `columns` and `bad_rows` count.
         format: What was found to fit; known once the first rows have been converted.
         notes: Counts what was not taken as it was, and the rows that `data.bad_rows: skip` left out.
-        labels: Reads the labels of auxiliary heads; None where there are none, or they are known.
+        labels: Reads the labels of auxiliary heads; None where there are none.
     """
 
     source_name: str

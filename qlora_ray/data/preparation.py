@@ -102,13 +102,13 @@ def prepare_data(
     return _save(PreparedData(rows["train"], rows["validation"], rows.get("test"), report(counts)), cache_dir)
 
 
-def read_examples(data: Data, *, data_seed: int) -> dict[str, list[Example]]:
+def read_examples(data: Data, *, data_seed: int, heads: Mapping[str, Head] | None = None) -> dict[str, list[Example]]:
     """Returns the rows of each split as `prepare_data` tokenizes them, before any is cut or dropped for its length.
 
     Raises:
         DataError: If a source is missing, empty, of no known format, or has a bad row.
     """
-    splits, _ = _read_splits(data, find_sources(data), data_seed, say_nothing, {})
+    splits, _ = _read_splits(data, find_sources(data), data_seed, say_nothing, heads or {})
     return {name: examples.in_order() for name, examples in splits.items()}
 
 

@@ -55,6 +55,7 @@ class SourceExamples:
     def __init__(self, source: Source, choice: RowChoice, data: Data, *, heads: Mapping[str, Head], tell: Tell) -> None:
         self._source = source
         self._choice = choice
+        self._heads = heads
         self.labels = LabelReader(source.name, heads)
         self.conversion = Conversion(source.name, data, labels=self.labels if heads else None)
         self.keys = RowKeys(choice.data_seed)
@@ -88,7 +89,9 @@ class SourceExamples:
     def __iter__(self) -> Iterator[Example]:
         if self._kept is not None:
             return iter(self._kept)
-        again = Conversion(self.conversion.source_name, self.conversion.data)
+        # Labels are read again too: a row with a bad one is left out by it.
+        labels = LabelReader(self._source.name, self._heads) if self._heads else None
+        again = Conversion(self._source.name, self.conversion.data, labels=labels)
         return again.convert(self._source.read(self._choice))
 
 

@@ -126,7 +126,10 @@ def test_whole_shards_with_labels_are_not_made_again(folder, tokenizer, monkeypa
     assert written == []
 
 
-def test_rows_that_are_left_out_take_their_labels_with_them(folder, tokenizer):
+@pytest.mark.parametrize("max_characters", [split_examples.MAX_KEPT_CHARACTERS, 100], ids=["kept", "read again"])
+def test_rows_that_are_left_out_take_their_labels_with_them(folder, tokenizer, monkeypatch, max_characters):
+    monkeypatch.setattr(split_examples, "MAX_KEPT_CHARACTERS", max_characters)
+    monkeypatch.setattr(sharding, "count_cpus", lambda: 1)
     write_rows(folder / "train.jsonl", ["sad", "glad"] * 10)
     lines = (folder / "train.jsonl").read_text().splitlines()
     lines[1] = json.dumps({**json.loads(lines[1]), "mood": ["a", "list"]})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from qlora_ray.config.heads import Head
 from qlora_ray.config.schema import Columns, Data, Evaluate, Model
 from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.errors import ConfigError, DataError
@@ -65,6 +66,36 @@ def make_sets(
         max_rows=num_rows,
     )
     return prepared, {prompts.name: prompts for prompts in sets}
+
+
+def test_rows_that_were_left_out_for_a_bad_label_are_not_asked_with_examples_either(tmp_path: Path) -> None:
+    def moods(kind: str, bad_row: int | None) -> str:
+        rows: list[dict[str, object]] = [
+            {
+                "ask": f"{kind} question {n}?",
+                "say": f"answer {n}",
+                "mood": ["no", "label"] if n == bad_row else ("sad", "glad")[n % 2],
+            }
+            for n in range(12)
+        ]
+        return write_rows(tmp_path / f"{kind}.jsonl", rows)
+
+    data = make_data(tmp_path, bad_rows="skip").model_copy(
+        update={"train": moods("known", None), "test": moods("new", 5)}
+    )
+    heads = {"mood": Head(column="mood")}
+    prepared = prepare_data(data, tokenizer=TOKENIZER, data_seed=SEED, heads=heads)
+    assert prepared.test is not None
+    made = make_prompt_sets(
+        prepared.test,
+        data=data,
+        data_seed=SEED,
+        evaluate=Evaluate(shots=[1], max_new_tokens=8),
+        tokenizer=TOKENIZER,
+        max_positions=None,
+        heads=heads,
+    )
+    assert [len(prompts.rows) for prompts in made] == [11]
 
 
 def make_file(

@@ -35,29 +35,33 @@ def trained(*classes: str) -> list[TrainedHead]:
 
 def test_a_sweeps_rows_are_those_of_its_config(tokenizer, tmp_path):
     config = make_config(tmp_path)
-    prepared, notes = prepare_labelled(config, trained("glad", "sad"), tokenizer)
+    prepared, used, notes = prepare_labelled(config, trained("glad", "sad"), tokenizer)
     own = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed, heads=config.heads)
     assert notes == []
     assert prepared.report.fingerprint == own.report.fingerprint
+    assert used == config.heads
     assert prepared.train.labels("mood").tolist() == [1, 0, -1] * 3
 
 
 @pytest.mark.parametrize("heads", [HEADS, {}], ids=["a config of other classes", "an adapter alone"])
 def test_the_numbers_are_those_of_the_heads_classes(heads, tokenizer, tmp_path):
-    prepared, notes = prepare_labelled(make_config(tmp_path, heads=heads), trained("sad", "calm", "glad"), tokenizer)
+    prepared, used, notes = prepare_labelled(
+        make_config(tmp_path, heads=heads), trained("sad", "calm", "glad"), tokenizer
+    )
     assert notes == []
     assert prepared.train.labels("mood").tolist() == [0, 2, -1] * 3
+    assert list(used["mood"].classes) == ["sad", "calm", "glad"]
 
 
 @pytest.mark.parametrize("heads", [HEADS, {}])
 def test_rows_without_labels_are_evaluated_without_heads_and_that_is_said(heads, tokenizer, tmp_path):
     config = make_config(tmp_path, column="tone", heads=heads)
-    prepared, notes = prepare_labelled(config, trained("glad", "sad"), tokenizer)
-    assert prepared.train.heads == []
+    prepared, used, notes = prepare_labelled(config, trained("glad", "sad"), tokenizer)
+    assert (prepared.train.heads, used) == ([], {})
     (note,) = notes
     assert note.startswith("heads are not scored: heads.mood.column")
 
 
 def test_an_adapter_without_heads_is_evaluated_as_ever(tokenizer, tmp_path):
-    prepared, notes = prepare_labelled(make_config(tmp_path, heads={}), [], tokenizer)
-    assert (prepared.train.heads, notes) == ([], [])
+    prepared, used, notes = prepare_labelled(make_config(tmp_path, heads={}), [], tokenizer)
+    assert (prepared.train.heads, used, notes) == ([], {}, [])

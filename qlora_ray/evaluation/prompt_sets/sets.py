@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qlora_ray.config.heads import Head
 from qlora_ray.config.schema import Data, Evaluate
 from qlora_ray.data import Example, PreparedData, TokenizedSplit, Turn
 from qlora_ray.data.preparation import read_examples
@@ -125,6 +127,7 @@ def make_prompt_sets(
     tokenizer: PreTrainedTokenizerBase,
     max_positions: int | None,
     max_rows: int | None = None,
+    heads: Mapping[str, Head] | None = None,
 ) -> list[PromptSet]:
     """Returns the split's rows once for each number of shots in `evaluate.shots`.
 
@@ -132,6 +135,7 @@ def make_prompt_sets(
         split: As `prepare_data` made it.
         max_rows: Takes the first so many rows only; all of them are answered.
         max_positions: What the model was made for; None if it has no limit.
+        heads: Those whose labels `prepare_data` read beside the rows.
 
     Raises:
         DataError: If train has too few examples that are not in the split.
@@ -147,7 +151,7 @@ def make_prompt_sets(
     shots = list(dict.fromkeys(evaluate.shots))
     if shots == [0]:
         return [zero]
-    examples = read_examples(data, data_seed=data_seed)
+    examples = read_examples(data, data_seed=data_seed, heads=heads)
     if examples["train"][0].is_text:
         raise ConfigError(
             f"evaluate.shots must be [0] for plain text, which has no questions, got {shots}. Use --shots 0."

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def prepare_labelled(
     config: SweepConfig, heads: Sequence[TrainedHead], tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreparedData, list[str]]:
-    """The tokenized rows, with labels by the numbers that the heads know, and what to know of them.
+) -> tuple[PreparedData, Mapping[str, Head], list[str]]:
+    """The tokenized rows, with labels by the numbers that the heads know; by which heads; and what to know of them.
 
     As the config says, so that a sweep's rows are found to be the same; where that gives other classes, the heads' own
     columns and classes count. Rows without such columns are evaluated without heads, which is said.
@@ -35,16 +35,16 @@ def prepare_labelled(
     def prepare(asked: Mapping[str, Head]) -> PreparedData:
         return prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed, heads=asked)
 
-    def try_labels(asked: Mapping[str, Head]) -> tuple[PreparedData, str | None]:
+    def try_labels(asked: Mapping[str, Head]) -> tuple[PreparedData, Mapping[str, Head], str | None]:
         try:
-            return prepare(asked), None
+            return prepare(asked), asked, None
         except DataError as error:
             if not asked or not str(error).startswith("heads."):
                 raise
-            return prepare({}), str(error)
+            return prepare({}), {}, str(error)
 
-    prepared, problem = try_labels(config.heads)
+    prepared, used, problem = try_labels(config.heads)
     own = {head.spec.name: head.spec for head in heads}
     if any(tuple(prepared.report.classes.get(name, ())) != spec.classes for name, spec in own.items()):
-        prepared, problem = try_labels({name: Head.model_validate(spec.describe()) for name, spec in own.items()})
-    return prepared, [f"heads are not scored: {problem}"] if problem is not None and own else []
+        prepared, used, problem = try_labels({name: Head.model_validate(spec.describe()) for name, spec in own.items()})
+    return prepared, used, [f"heads are not scored: {problem}"] if problem is not None and own else []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.config.heads import Head
 from qlora_ray.config.reuse import explain_distrust, is_overridden
 from qlora_ray.config.schema import Model, SweepConfig
 from qlora_ray.data import PreparedData, TokenizedSplit
@@ -104,10 +105,10 @@ def make_plan(options: Options) -> Plan:
     if options.tasks:
         find_tasks(tasks)
     heads = load_heads(target.adapter) if target.adapter is not None else []
-    prepared, head_notes = prepare_labelled(config, heads, tokenizer)
+    prepared, labels, head_notes = prepare_labelled(config, heads, tokenizer)
     split, reason = choose_split(prepared, options.split)
     asked = _Asked(options, config, tokenizer, positions, [load_metric(place) for place in options.metrics])
-    sets, metrics, words = asked.rows(split, prepared)
+    sets, metrics, words = asked.rows(split, prepared, labels)
     notes = [*target.notes, *load_plan.notes, *head_notes]
     if options.tasks and options.task_shots is None and is_overridden(options.request.overrides, "evaluate.shots"):
         notes.append("--shots is of the data's rows: lm-eval tasks keep their own number, which --lm-eval-shots sets")
@@ -145,7 +146,7 @@ class _Asked:
     custom: list[Metric]
 
     def rows(
-        self, split: TokenizedSplit | None, prepared: PreparedData
+        self, split: TokenizedSplit | None, prepared: PreparedData, labels: Mapping[str, Head]
     ) -> tuple[list[PromptSet], dict[str, list[Metric]], str]:
         """The split's rows for each number of shots, the metrics of each, and why these."""
         if split is None:
@@ -156,6 +157,7 @@ class _Asked:
             split,
             data=config.data,
             data_seed=config.training.data_seed,
+            heads=labels,
             evaluate=config.evaluate,
             tokenizer=self.tokenizer,
             max_positions=self.max_positions,
