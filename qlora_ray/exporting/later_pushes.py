@@ -9,6 +9,7 @@ from qlora_ray.errors import ConfigError
 from qlora_ray.exporting.adapter_pushes import AdapterPushes
 from qlora_ray.formats import plural
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.artifacts import renew_sweep_artifacts
 from qlora_ray.runs.records import Manifest, read_record
 
 
@@ -32,7 +33,11 @@ def push_waiting(paths: SweepPaths, *, tell: Callable[[str], None]) -> AdapterPu
         )
     with paths.lock():
         pushes = AdapterPushes(export, paths)
-        while (line := pushes.push_next()) is not None:
-            tell(line)
+        try:
+            while (line := pushes.push_next()) is not None:
+                tell(line)
+        finally:
+            # What was pushed is in events.jsonl.
+            renew_sweep_artifacts(paths.root)
     tell(f"on the hub  {plural(pushes.num_pushed, 'adapter')} of {paths.name}")
     return pushes

@@ -17,7 +17,7 @@ from qlora_ray.reporting.searches import find_shown, tell_failures, tell_leaderb
 from qlora_ray.reporting.story import Story, read_story
 from qlora_ray.reporting.verdicts import facts_of, headline_of, lead_of, summary_line, tell_verdict
 from qlora_ray.runs import SweepPaths, write_text
-from qlora_ray.runs.artifacts import write_sweep_artifacts
+from qlora_ray.runs.artifacts import renew_sweep_artifacts
 from qlora_ray.runs.files import write_bytes
 
 PAGE_NAME = "report.html"
@@ -74,9 +74,7 @@ def write_reports(paths: SweepPaths) -> Written:
     write_text(written.markdown, markdown)
     if figure is not None:
         write_bytes(losses, render_png(figure))
-    if paths.artifacts.exists():
-        # Of a sweep that has ended; it lists what was just written anew.
-        write_sweep_artifacts(paths.root)
+    renew_sweep_artifacts(paths.root)
     return written
 
 

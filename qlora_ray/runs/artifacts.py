@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray import __version__
+from qlora_ray.errors import RunError
 from qlora_ray.runs.files import write_json
 from qlora_ray.runs.inventory import describe_file, list_files
 
@@ -67,13 +68,26 @@ def write_evaluation_artifacts(folder: Path) -> None:
 
 
 def write_sweep_artifacts(folder: Path) -> None:
-    """Writes artifacts.json of a sweep's folder; raises RunError if it cannot be written."""
+    """Writes artifacts.json of a sweep's folder; raises RunError if it cannot be written, or a folder not be read."""
     _write(folder, SWEEP_FILES, SWEEP_LEFT_OUT)
 
 
+def renew_sweep_artifacts(folder: Path) -> None:
+    """Writes artifacts.json of a sweep anew, after a change to its files; nothing where there is none."""
+    if (folder / ARTIFACTS).exists():
+        write_sweep_artifacts(folder)
+
+
 def _write(folder: Path, kinds: Mapping[str, str], left_out: Sequence[str]) -> None:
+    try:
+        paths = list_files(folder)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: its files must be readable, got: {error.strerror or error}: {error.filename}. "
+            f"Correct who may read it; {ARTIFACTS} is not written."
+        ) from None
     files = []
-    for path in list_files(folder):
+    for path in paths:
         if any(fnmatchcase(path, pattern) for pattern in left_out):
             continue
         # Gone, or not to be read: what cannot be had is no artifact.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from qlora_ray.errors import RunError
 from qlora_ray.evaluation.answers.page import export_answers
 from qlora_ray.reporting.writing import write_reports
 from qlora_ray.runs import append_line, write_json
@@ -91,3 +94,12 @@ def test_a_large_file_of_a_trial_has_its_size_and_one_of_the_winners_its_hash_to
         "best/adapter/adapter_model.safetensors": (4, False),
         "trials/0000/adapter/adapter_model.safetensors": (4, True),
     }
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "closed"))
+    monkeypatch.setattr(module, "list_files", Mock(side_effect=error))
+    with pytest.raises(RunError, match=r"must be readable, got: Permission denied: .*closed\. Correct"):
+        write_sweep_artifacts(tmp_path)
+    assert not (tmp_path / "artifacts.json").exists()
