@@ -154,7 +154,8 @@ class HubPusher:
     def _wait(self, due: float) -> bool:
         """Waits until there is something to push and it is time for it; False where the sweep ends with nothing left.
 
-        What is left at the sweep's end goes at once, one after the other.
+        What is left at the sweep's end goes at once, one after the other, until nobody waits for it any more: what is
+        told to be waiting by then must not be on its way.
         """
         with self._changed:
             while not self._is_closing:
@@ -162,7 +163,7 @@ class HubPusher:
                 if self._has_work and left_s <= 0:
                     return True
                 self._changed.wait(left_s if self._has_work else None)
-            return self._has_work
+            return self._has_work and not self._is_over
 
     def _note_failure(self, error: Exception) -> None:
         reason = str(error) if isinstance(error, QloraRayError) else _describe(error)

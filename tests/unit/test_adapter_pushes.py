@@ -24,7 +24,8 @@ from qlora_ray.exporting.adapter_hub import describe_pushes
 from qlora_ray.exporting.adapter_pushes import AdapterPushes
 from qlora_ray.orchestration.hub_pushing import HubPusher, PushTerms
 from qlora_ray.orchestration.trial_entry import TrialEntry
-from qlora_ray.runs import SweepPaths, read_events
+from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.runs.artifacts import write_sweep_artifacts
 from qlora_ray.runs.record_parts import BaseRecord, ExecutorRecord
 from qlora_ray.runs.records import Manifest, TrialRecord, TrialStatus, write_record
 from qlora_ray.training.checkpoint import TrialState
@@ -290,11 +291,33 @@ def test_a_hub_that_refuses_is_told_of_once_and_at_the_end_with_the_command_that
 
     hub.fail = lambda method, path: None
     write_record(paths.manifest, Manifest(config={"export": {"push_every": "save"}}))
+    write_sweep_artifacts(paths.root)
     words = shlex.split(record.command or "")
     assert words[:3] == ["python", "-m", "qlora_ray.export"]
     assert export_command.main(words[3:]) == 0
     assert sorted(hub.repositories[REPO].branches) == ["trial-0000", "trial-0001", "trial-0002"]
     assert export_command.main([*words[3:], "--zip"]) == 2
+    files = {file["path"]: file["bytes"] for file in read_json(paths.artifacts)["files"]}
+    assert files["events.jsonl"] == paths.events.stat().st_size
+
+
+def test_nothing_begins_to_be_pushed_when_the_sweep_has_told_what_waits(hub: FakeHub, paths: SweepPaths) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hold(method: str, path: str) -> None:
+        if "/preupload/" in path:
+            begun.set()
+            assert goes_on.wait(timeout=30)
+
+    hub.fail = hold
+    pusher = pusher_of(paths, print, terms=PushTerms(interval_s=0.0, end_s=0.0))
+    pusher.closed(save_trial(paths, 0, 0.5), is_best=False)
+    assert begun.wait(timeout=30)
+    pusher.closed(save_trial(paths, 1, 0.7), is_best=False)
+    assert pusher.finish(is_stopped=False).waiting == ("0000", "0001")
+    goes_on.set()
+    pusher._thread.join(timeout=30)
+    assert commits(hub) == ["trial-0000"]
 
 
 def test_a_hub_that_hangs_holds_nobody_up(hub: FakeHub, paths: SweepPaths) -> None:
