@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from qlora_ray.config.schema import SweepConfig
@@ -72,6 +72,8 @@ class HubPusher:
         self._has_work = True
         self._is_closing = self._is_over = False
         self._changed = threading.Condition()
+        # Not Thread.join and is_alive: after a join that Ctrl-C has cut off, CPython 3.11 takes the thread for ended.
+        self._has_ended = threading.Event()
         # A daemon: an upload that hangs must not keep the process.
         self._thread = threading.Thread(target=self._run, name="hub-pushes", daemon=True)
         self._thread.start()
@@ -108,13 +110,16 @@ class HubPusher:
             self._is_closing = True
             self._changed.notify()
         limit_s = self._terms.stop_s if is_stopped else self._terms.end_s
+        why = f"the hub did not take everything within {limit_s:g} s."
         # A stop of this wait takes nothing from a sweep that has its winner.
-        with suppress(KeyboardInterrupt):
-            self._thread.join(limit_s)
+        try:
+            self._has_ended.wait(limit_s)
+        except KeyboardInterrupt:
+            why = "the wait for the hub was stopped."
         waiting = self._pushes.waiting
-        if self._thread.is_alive():
+        if not self._has_ended.is_set():
             self._is_over = True
-            self._reason = self._reason or f"the hub did not take everything within {limit_s:g} s."
+            self._reason = self._reason or why
         return PushesRecord(
             repository=self._pushes.repository,
             num_pushed=self._pushes.num_pushed,
@@ -135,6 +140,12 @@ class HubPusher:
             self._changed.notify()
 
     def _run(self) -> None:
+        try:
+            self._push_on()
+        finally:
+            self._has_ended.set()
+
+    def _push_on(self) -> None:
         due = 0.0
         while self._wait(due):
             is_last = self._is_closing

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -316,8 +317,35 @@ def test_nothing_begins_to_be_pushed_when_the_sweep_has_told_what_waits(hub: Fak
     pusher.closed(save_trial(paths, 1, 0.7), is_best=False)
     assert pusher.finish(is_stopped=False).waiting == ("0000", "0001")
     goes_on.set()
-    pusher._thread.join(timeout=30)
+    assert pusher._has_ended.wait(timeout=30)
     assert commits(hub) == ["trial-0000"]
+
+
+def test_ctrl_c_ends_the_wait_for_the_hub_and_the_end_says_what_waits(
+    hub: FakeHub, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, told = threading.Event(), []
+
+    def hang(method: str, path: str) -> str | None:
+        if "/preupload/" in path:
+            hangs.set()
+            return "hang"
+        return None
+
+    hub.fail = hang
+    pusher = pusher_of(paths, told.append)
+    pusher.closed(save_trial(paths, 0, 0.5), is_best=True)
+    assert hangs.wait(timeout=30)
+    wait = pusher._has_ended.wait
+
+    def interrupted(limit_s: float) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return wait(limit_s)
+
+    monkeypatch.setattr(pusher._has_ended, "wait", interrupted)
+    record = pusher.finish(is_stopped=False)
+    assert record.waiting == ("0000",) and record.command
+    assert record.reason is not None and "stopped" in record.reason
 
 
 def test_a_hub_that_hangs_holds_nobody_up(hub: FakeHub, paths: SweepPaths) -> None:
