@@ -193,7 +193,8 @@ def _merge(
 
     config = selection.config
     tokenizer = load_tokenizer(config.model)
-    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed)
+    # With the labels of heads, so that it is the sweep's own data, which the cache has.
+    prepared = prepare_data(config.data, tokenizer=tokenizer, data_seed=config.training.data_seed, heads=config.heads)
     before = selection.data.digests
     changed = [split for split, digest in prepared.report.digests.items() if before.get(split, digest) != digest]
     if changed:

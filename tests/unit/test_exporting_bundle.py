@@ -329,6 +329,24 @@ def test_a_merge_that_fails_leaves_nothing_and_names_the_users_folder(sweep, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
 
 
+def test_a_merge_is_measured_on_rows_with_the_sweeps_labels_as_the_cache_has_them(tmp_path, monkeypatch):
+    rows = [{"question": f"q {at}", "answer": "a", "kind": ("x", "y")[at % 2]} for at in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = str(tmp_path / "rows.jsonl")
+    data = {"train": path, "validation": path}
+    sweep = write_sweep(tmp_path / "s", data=data, heads={"kind": {"column": "kind"}})
+    measured_on = []
+
+    def stop(adapter, *, held_out, **settings):
+        measured_on.append(held_out.heads)
+        raise RunError("enough")
+
+    monkeypatch.setattr(bundle_module, "merge_adapter", stop)
+    with pytest.raises(RunError, match="enough"):
+        write(sweep, tmp_path / "b", merge=MergeOptions())
+    assert measured_on == [["kind"]]
+
+
 def test_a_base_that_is_gone_leaves_nothing(sweep, tmp_path, monkeypatch):
     def gone(*args, **kwargs):
         raise ModelError("model.name: x is not a folder.")
