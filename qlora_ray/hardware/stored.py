@@ -74,7 +74,7 @@ def read_stored(config: Mapping[str, Any]) -> StoredQuantization | None:
     """The quantization that a config.json has, in itself or in its text_config; None where there is none.
 
     Raises:
-        ModelError: If it is of a known method, and does not say its bits.
+        ModelError: If it is of a known method, and its bits or groups are none.
     """
     nested = config.get("text_config")
     written = config.get("quantization_config") or (isinstance(nested, Mapping) and nested.get("quantization_config"))
@@ -90,14 +90,13 @@ def read_stored(config: Mapping[str, Any]) -> StoredQuantization | None:
     if method not in ("gptq", "awq"):
         bits = written.get("bits")
         return StoredQuantization(method, bits if isinstance(bits, int) else None)
-    group_size = written.get("group_size", DEFAULT_GROUP_SIZE)
     is_gptq = method == "gptq"
     layout = written.get("checkpoint_format") or written.get("format") if is_gptq else written.get("version")
     symmetric = written.get("sym", True) if is_gptq else not written.get("zero_point", True)
     return StoredQuantization(
         method,
         _read_bits(written, method),
-        None if group_size in (NO_GROUPS, None) else int(group_size),
+        _read_group_size(written, method),
         symmetric=bool(symmetric),
         desc_act=bool(written.get("desc_act", False)) if is_gptq else None,
         layout=str(layout or ("gptq" if is_gptq else "gemm")).lower(),
@@ -117,4 +116,16 @@ def _read_bits(written: Mapping[str, Any], method: str) -> int:
     raise ModelError(
         f"model: bits of quantization_config in config.json must be 2, 3, 4 or 8 for {method}, got {bits!r}. "
         "Restore the base's config.json."
+    )
+
+
+def _read_group_size(written: Mapping[str, Any], method: str) -> int | None:
+    size = written.get("group_size", DEFAULT_GROUP_SIZE)
+    if size in (NO_GROUPS, None):
+        return None
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    raise ModelError(
+        f"model: group_size of quantization_config in config.json must be a number above 0, or {NO_GROUPS} for none, "
+        f"for {method}, got {size!r}. Restore the base's config.json."
     )

@@ -72,6 +72,12 @@ def test_bits_that_are_none_are_refused(bits: object) -> None:
         read_stored({"quantization_config": {**GPTQ, "bits": bits}})
 
 
+@pytest.mark.parametrize("size", [0, -2, "128", "x", True])
+def test_groups_that_are_none_are_refused(size: object) -> None:
+    with pytest.raises(ModelError, match=r"group_size .* above 0, or -1 .* for gptq, got .*Restore the base's config"):
+        read_stored({"quantization_config": {**GPTQ, "group_size": size}})
+
+
 def test_a_shape_has_how_its_base_is_stored() -> None:
     config = {**read_config(Model()), "quantization_config": GPTQ}
     assert ModelShape.from_hf_config(config).stored == FOUND["gptq"][1]
