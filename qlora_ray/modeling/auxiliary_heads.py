@@ -223,17 +223,12 @@ def load_heads(folder: Path, *, device: str = "cpu") -> list[TrainedHead]:
         with safe_open(path, framework="pt", device=device) as file:
             facts = json.loads((file.metadata() or {})[FACTS_KEY])
             heads = [_read_head(name, values, file.get_tensor(f"{name}.weight")) for name, values in facts.items()]
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{path}: must hold auxiliary heads with their classes in its metadata, got {first_line(error)}. Copy the "
             "file again, or take it away to go on without heads."
         ) from None
     return heads
-
-
-def read_head_configs(folder: Path) -> dict[str, Head]:
-    """The heads of an adapter as a config says them, with their classes, so that labels of any rows can be read."""
-    return {head.spec.name: Head.model_validate(head.spec.describe()) for head in load_heads(folder)}
 
 
 def _read_head(name: str, values: Any, weight_CD: Tensor) -> TrainedHead:

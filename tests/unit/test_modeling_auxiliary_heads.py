@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qlora_ray.errors import ModelError
-from qlora_ray.modeling.auxiliary_heads import HeadSpec, TrainedHead, load_heads, read_head_configs, save_heads
+from qlora_ray.modeling.auxiliary_heads import HeadSpec, TrainedHead, load_heads, save_heads
 
 SPECS = [
     HeadSpec("mood", "mood", ("sad", "glad"), "prompt", 0.3),
@@ -29,10 +29,6 @@ def test_heads_come_back_as_they_were_saved(tmp_path):
     again = load_heads(tmp_path)
     assert [head.spec for head in again] == SPECS
     assert all(torch.equal(one.weight_CD, other.weight_CD) for one, other in zip(heads, again, strict=True))
-    configs = read_head_configs(tmp_path)
-    assert {name: (head.column, tuple(head.classes)) for name, head in configs.items()} == {
-        spec.name: (spec.column, spec.classes) for spec in SPECS
-    }
 
 
 def test_the_file_can_be_read_by_safetensors_alone(tmp_path):
@@ -54,6 +50,7 @@ def test_without_heads_there_is_no_file(tmp_path):
         None,
         {"heads": "no json"},
         {"heads": "[1]"},
+        {"heads": "[" * 100_000},
         {"heads": json.dumps({"mood": {"column": "mood"}})},
         {"heads": json.dumps({"mood": {"column": "m", "classes": ["a", "b", "c"], "pooling": "last", "weight": 1}})},
         {"heads": json.dumps({"act": {"column": "m", "classes": ["a", "b"], "pooling": "last", "weight": 1}})},
