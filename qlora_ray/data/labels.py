@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qlora_ray.config.heads import Head
 from qlora_ray.data.examples import Row, RowProblem
 from qlora_ray.errors import DataError
-from qlora_ray.formats import plural
+from qlora_ray.formats import list_first, plural
 
 # Stands for no label: the row takes no part in the head's loss, nor in its scores.
 NO_LABEL = -1
@@ -20,6 +20,8 @@ NO_LABEL = -1
 _UNKNOWN = -2
 # Ours: a column with more different values is an answer or an id, and a head of it would not be a small one.
 MAX_CLASSES = 1000
+# Classes that a message names.
+MAX_NAMED = 5
 
 
 class LabelReader:
@@ -131,7 +133,7 @@ def resolve_classes(
         texts = train.texts(name)
         seen = sorted(texts[code] for code in np.unique(codes[codes >= 0]))
         if not seen:
-            others = f" (labels: {', '.join(head.classes[:5])})" if head.classes != "auto" else ""
+            others = f" (labels: {list_first(head.classes, limit=MAX_NAMED)})" if head.classes != "auto" else ""
             raise DataError(
                 f"heads.{name}.column: training rows must have a label in {head.column!r}, got none{others} in "
                 f"{plural(len(rows), 'row')} of {train.source_name} with columns {', '.join(train.columns)}. "
@@ -184,13 +186,10 @@ def describe_labels(
         seen = set(splits["train"].classes[:, at].tolist())
         missing = [text for number, text in enumerate(own) if number not in seen]
         if missing:
-            warnings.append(f"train: no row has {_list_few(missing)}, which head {name} cannot learn")
+            warnings.append(
+                f"train: no row has {list_first(map(repr, missing), limit=MAX_NAMED)}, which head {name} cannot learn"
+            )
     return warnings
-
-
-def _list_few(texts: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(map(repr, texts[:limit]))
-    return shown if len(texts) <= limit else f"{shown} and {len(texts) - limit} more"
 
 
 def _read_label(value: object, column: str) -> str | None:

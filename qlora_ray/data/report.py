@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.formats import list_first
+
 if TYPE_CHECKING:
     from qlora_ray.data.tokenized import TokenizedSplit
 
-
+# Of a head, in the summary's line.
 MAX_SHOWN_CLASSES = 8
 
 
@@ -91,7 +93,7 @@ class DataReport:
         lines.append(f"overlap check {self.overlap_verdict}: {pairs}")
         for head, classes in self.classes.items():
             labelled = ", ".join(f"{split} {counts[head]}" for split, counts in self.num_labelled.items())
-            shown = ", ".join(classes[:MAX_SHOWN_CLASSES]) + (", ..." if len(classes) > MAX_SHOWN_CLASSES else "")
+            shown = list_first(classes, limit=MAX_SHOWN_CLASSES)
             lines.append(f"head {head}: {len(classes)} classes ({shown}); rows with a label: {labelled}")
         return lines + [f"warning: {warning}" for warning in self.warnings]
 

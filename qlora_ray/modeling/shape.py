@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qlora_ray.errors import ModelError
 from qlora_ray.hardware import ModelShape
 from qlora_ray.hardware.stored import StoredQuantization
-from qlora_ray.modeling.targets import resolve_targets
+from qlora_ray.modeling.targets import is_linear, resolve_targets
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ def count_shape(skeleton: PreTrainedModel, assumed: ModelShape) -> ModelShape:
     stacks = [module for module in skeleton.modules() if isinstance(module, torch.nn.ModuleList)]
     layers = next((list(stack) for stack in stacks if len(stack) == assumed.num_layers), [])
     found = [_linears_of(layer) for layer in layers]
-    num_linears = sum(module is not head for module in skeleton.modules() if _is_linear(module))
+    num_linears = sum(module is not head for module in skeleton.modules() if is_linear(module))
     if not layers or any(linears != found[0] for linears in found) or num_linears != sum(map(len, found)):
         return assumed
     tables = {
@@ -66,7 +66,7 @@ def _count_skipped(skeleton: PreTrainedModel, stored: StoredQuantization) -> Sto
     sizes = {
         path: module.get_parameter("weight").numel()
         for path, module in skeleton.named_modules()
-        if _is_linear(module) and module is not head
+        if is_linear(module) and module is not head
     }
     skipped = sum(size for path, size in sizes.items() if not should_convert_module(path, list(stored.skipped)))
     return replace(stored, skipped_share=skipped / sum(sizes.values()))
@@ -85,7 +85,7 @@ def _count_mlp_tensors(shape: ModelShape) -> int | None:
 
 def _linears_of(layer: torch.nn.Module) -> dict[str, tuple[int, int]]:
     """Returns name -> (in, out): the last name of each linear, with its parent's where two have the same."""
-    linears = {path: module for path, module in layer.named_modules() if _is_linear(module)}
+    linears = {path: module for path, module in layer.named_modules() if is_linear(module)}
     count = Counter(path.rpartition(".")[2] for path in linears)
     num_parts = {path: 1 if count[path.rpartition(".")[2]] == 1 else 2 for path in linears}
     return {".".join(path.split(".")[-num_parts[path] :]): _widths(module) for path, module in linears.items()}
@@ -96,13 +96,6 @@ def _widths(linear: torch.nn.Module) -> tuple[int, int]:
     weight: torch.Tensor = linear.get_parameter("weight")
     rows, columns = weight.shape
     return (rows, columns) if hasattr(linear, "nx") else (columns, rows)
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, torch.nn.Linear | Conv1D)
 
 
 def _is_norm(module: torch.nn.Module, hidden_size: int) -> bool:

@@ -20,11 +20,19 @@ FUSED_ATTENTION = ("qkv_proj", "query_key_value", "c_attn")
 FUSED_OUTPUT = ("o_proj", "dense", "attn.c_proj")
 
 
+def is_linear(module: torch.nn.Module) -> bool:
+    """Whether it is a linear layer, also one of gptqmodel's, which hold packed weights as `qweight`."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D) or getattr(module, "qweight", None) is not None
+
+
 def linear_names(model: PreTrainedModel) -> list[str]:
     """Last names of all linear layers but the head, sorted: `down_proj`, `q_proj`, ..."""
     head = model.get_output_embeddings()
     names = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module) and module is not head
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_linear(module) and module is not head
     }
     return sorted(names)
 
@@ -120,13 +128,5 @@ def check_targets(skeleton: PreTrainedModel, choices: list[Lora]) -> None:
 
 def _has_linear(model: PreTrainedModel, name: str) -> bool:
     return any(
-        _is_linear(module) and (path == name or path.endswith(f".{name}")) for path, module in model.named_modules()
+        is_linear(module) and (path == name or path.endswith(f".{name}")) for path, module in model.named_modules()
     )
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    """Whether it is a linear layer, also one of gptqmodel's, which hold packed weights as `qweight`."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, torch.nn.Linear | Conv1D) or getattr(module, "qweight", None) is not None

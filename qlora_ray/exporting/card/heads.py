@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qlora_ray.config.heads import Pooling
 from qlora_ray.exporting.card.figures import CardFacts, score_rows
+from qlora_ray.formats import list_first
 from qlora_ray.modeling.auxiliary_heads import HeadSpec, load_heads
 from qlora_ray.pages.markdown import write_table
 from qlora_ray.runs.paths import HEADS_WEIGHTS
@@ -70,7 +71,5 @@ def describe_heads(facts: CardFacts) -> str:
 
 
 def _row(spec: HeadSpec) -> Sequence[str]:
-    classes = ", ".join(spec.classes[:MAX_SHOWN_CLASSES])
-    rest = len(spec.classes) - MAX_SHOWN_CLASSES
-    shown = f"{classes} and {rest} more" if rest > 0 else classes
-    return [spec.name, spec.column, shown, READS[spec.pooling], f"{spec.weight:g}"]
+    classes = list_first(spec.classes, limit=MAX_SHOWN_CLASSES)
+    return [spec.name, spec.column, classes, READS[spec.pooling], f"{spec.weight:g}"]
