@@ -173,9 +173,7 @@ class StateContract:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
 
         def use(peak_kib: int) -> None:
-            monkeypatch.setattr(
-                "qlora_ray.modeling.device_memory.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=peak_kib)
-            )
+            monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=peak_kib))
 
         use(10_000)
         with monkeypatch.context() as patched:

@@ -57,10 +57,10 @@ class ScriptedSweep:
     Args:
         root: The sweep's folder comes to lie in it.
         inputs: A folder of the driver's own, outside.
+        patch: Puts the fakes of Ray and of executors in place.
     """
 
-    def __init__(self, root: Path, inputs: Path) -> None:
-        patch = pytest.MonkeyPatch()
+    def __init__(self, root: Path, inputs: Path, patch: pytest.MonkeyPatch) -> None:
         self.world = World(inputs, patch)
         self.world.paths = self.paths = SweepPaths(root / "s")
         config = SweepConfig.model_validate({"search": SEARCH, "evaluate": {"metrics": [], "top_k": 1}})

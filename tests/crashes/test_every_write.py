@@ -40,7 +40,7 @@ def in_child(root: Path, stop: Stop | None = None) -> int:
             os.dup2(output, 1)
             os.dup2(output, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            sweep = ScriptedSweep(root / "folder", root / "inputs")
+            sweep = ScriptedSweep(root / "folder", root / "inputs", pytest.MonkeyPatch())
             disk = WatchedDisk(root / "folder", root / "aside", stop)
             sweep.run()
             disk.close()
@@ -67,7 +67,8 @@ def make_root(root: Path) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     root = make_root(tmp_path_factory.mktemp("undisturbed"))
     # Once here: what is imported late is then imported in every child.
-    ScriptedSweep(make_root(root / "first") / "folder", root / "first" / "inputs").run()
+    with pytest.MonkeyPatch.context() as patch:
+        ScriptedSweep(make_root(root / "first") / "folder", root / "first" / "inputs", patch).run()
     assert in_child(root) == FINISHED, (root / "output").read_text()
     lines = (root / "operations").read_text().splitlines()
     operations = [
