@@ -171,7 +171,6 @@ def _run(
         watched_ray(config.cluster, stops),
         capacity_request(config.cluster.scale_up) as request,
         tracked_trials(config.results.report_to, paths, tell=console.event) as tracked,
-        hub_pusher(config, paths, tell=console.event) as pusher,
         contextlib.ExitStack() as followed,
     ):
         stops.check()
@@ -193,6 +192,8 @@ def _run(
         print_plan(console, preflight, plan, paths)
         if config.cluster.ray_dashboard:
             console.line(describe_ray_dashboard(find_dashboard_link()))
+        # Not before a resume is known to go on with the same inputs: it takes up what was not pushed.
+        pusher = followed.enter_context(hub_pusher(config, paths, tell=console.event))
         observers = [observer for observer in (tracked, pusher) if observer is not None]
         ledger = Ledger(config, paths=paths, console=console, common=common, observers=observers)
         fetch_on_nodes(config.model, list_executor_nodes(plan, profiles), tell=watch.say, check=stops.check)

@@ -238,6 +238,8 @@ def test_a_resume_with_other_inputs_is_refused_and_the_folder_stays(
 ) -> None:
     world.run()
     monkeypatch.setattr(driver, "check_same_inputs", raising(RunError("--resume: the data must be the same.")))
+    # It would push what the first run could not.
+    monkeypatch.setattr(driver, "hub_pusher", raising(AssertionError("the hub was asked")))
     before = {path: path.read_bytes() for path in world.paths.root.rglob("*.json")}
     with pytest.raises(RunError, match="--resume: the data must be the same"):
         world.run(is_resume=True)
