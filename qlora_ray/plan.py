@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from qlora_ray.commands import Result, add_config_options, add_json_option, find_config, run_command
+from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from qlora_ray.config import SweepConfig
@@ -34,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> Result:
+    if arguments.recommend and arguments.gpus is not None:
+        raise ConfigError("--gpus: is of a plan, got --recommend, which goes by the base alone. Drop one of them.")
     from qlora_ray.config import load_config
     from qlora_ray.search.parsing import load_space
 

@@ -101,7 +101,9 @@ def can_push() -> bool:
 def describe_pushes(export: Export) -> str | None:
     """What will be pushed, or what is missing for it, in a line; asks no network. None where nothing is to be."""
     if export.push_every == "never":
-        return None
+        if export.push_to is None:
+            return None
+        return "nothing is pushed to the hub: export.push_to is set, and export.push_every, which says what, is never"
     try:
         _check_access()
     except QloraRayError as error:

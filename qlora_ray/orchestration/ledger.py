@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.console import Console
-from qlora_ray.formats import format_loss, format_setting
+from qlora_ray.formats import format_loss, format_setting, short_path
 from qlora_ray.orchestration.standings import Standings
 from qlora_ray.orchestration.trial_entry import CloneOrigin, TrialEntry, TrialResult
 from qlora_ray.orchestration.trials_table import TrialsTable
@@ -394,4 +394,4 @@ class Ledger:
 
 def describe_params(params: dict[str, Any]) -> str:
     """Parameters in short: `r=8 learning_rate=2e-04`."""
-    return " ".join(f"{path.rsplit('.', 1)[-1]}={format_setting(value)}" for path, value in params.items())
+    return " ".join(f"{short_path(path)}={format_setting(value)}" for path, value in params.items())

@@ -118,8 +118,8 @@ def describe_search(config: SweepConfig) -> str:
     stops = "none is stopped early" if search.scheduler == "none" else f"{search.scheduler} stops the weak"
     limits = [] if search.time_budget is None else [f"no new one after {format_duration(search.time_budget)}"]
     limits += [] if search.gpu_hours is None else [f"no new one after {search.gpu_hours:g} GPU-hours"]
-    parts = [f"{search.num_trials} trials by {search.sampler}", stops, f"{search.num_reports} reports each", *limits]
-    return ", ".join(parts)
+    trials, reports = plural(search.num_trials, "trial"), plural(search.num_reports, "report")
+    return ", ".join([f"{trials} by {search.sampler}", stops, f"{reports} each", *limits])
 
 
 def describe_quantization(config: SweepConfig, shape: ModelShape) -> str:

@@ -236,6 +236,7 @@ def test_without_a_token_one_line_says_what_is_missing(
     hub: FakeHub, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert describe_pushes(Export()) is None
+    assert "export.push_every" in (describe_pushes(Export(push_to="team/prices")) or "")
     assert "of team, under prices" in (describe_pushes(Export(push_every="best", push_to="team/prices")) or "")
     monkeypatch.delenv("HF_TOKEN")
     words = describe_pushes(Export(push_every="save"))

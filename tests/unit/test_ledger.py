@@ -168,6 +168,17 @@ def test_a_trial_that_starts_at_its_beginning_again_is_told_once(
     assert read_json(paths.trial("0000").record)["ran"]["restarted"] == "holds no readable trial state"
 
 
+def test_an_ended_trials_line_calls_its_settings_as_the_tables_do(tmp_path: Path) -> None:
+    out = io.StringIO()
+    paths = SweepPaths(tmp_path / "s")
+    paths.create()
+    ledger = Ledger(SweepConfig(), paths=paths, console=Console(out), common=SweepFacts())
+    ledger.open(0, {"lora.r": 8, "heads.mood.weight": 0.1, "heads.topic.weight": 0.3})
+    enter(ledger, 0)
+    ledger.close(0)
+    assert "r=8 mood.weight=0.1 topic.weight=0.3" in out.getvalue()
+
+
 def test_a_failure_that_knows_nothing_of_what_ran_leaves_what_was_known(
     make_ledger: Callable[[], Ledger], tmp_path: Path
 ) -> None:

@@ -49,6 +49,11 @@ def test_a_shipped_set_is_found_by_other_spellings_of_its_name(name: str) -> Non
     assert find_prompt_file(name).name == "red_team.jsonl"
 
 
+def test_several_sets_in_one_option_are_told_apart() -> None:
+    with pytest.raises(DataError, match="Give --prompts once for each set"):
+        find_prompt_file("qualitative,redteam")
+
+
 def test_a_prompt_has_its_id_or_its_place(tmp_path: Path) -> None:
     asked = {"question_id": 81, "prompt": "Feel?"}
     alpaca = {"instruction": "Add", "input": "2 and 3", "reference": 5}

@@ -98,6 +98,13 @@ def test_the_command_prints_what_can_be_pasted(capsys: pytest.CaptureFixture[str
     assert "points_to_evaluate: [{lora.r: 64, training.learning_rate: 0.0031}]" in lines
 
 
+def test_gpus_are_refused_where_only_the_base_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--recommend", "--gpus", "T4:2"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("--gpus: ")
+
+
 def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--recommend", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["result"]["recommended"]

@@ -98,9 +98,11 @@ def find_prompt_file(name: str | Path) -> Path:
         if _plain(stem) == _plain(str(name)):
             return SHIPPED_FOLDER / f"{stem}.jsonl"
     near = difflib.get_close_matches(str(name), shipped, n=1)
+    remedy = f"Did you mean {near[0]}?" if near else "Check the path."
+    if "," in str(name):
+        remedy = "Give --prompts once for each set."
     raise DataError(
-        f"prompts: must be a file or one of {', '.join(shipped)}, got {str(name)!r}, which is neither. "
-        + (f"Did you mean {near[0]}?" if near else "Check the path.")
+        f"prompts: must be a file or one of {', '.join(shipped)}, got {str(name)!r}, which is neither. {remedy}"
     )
 
 

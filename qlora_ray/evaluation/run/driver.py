@@ -26,6 +26,7 @@ from qlora_ray.evaluation.run.results import (
     render_markdown,
 )
 from qlora_ray.evaluation.target.target import MODEL_NAMES, ModelName
+from qlora_ray.formats import plural
 from qlora_ray.runs import write_json, write_text
 from qlora_ray.runs.artifacts import ARTIFACTS, write_evaluation_artifacts
 from qlora_ray.scoring.comparison import Comparison
@@ -109,7 +110,7 @@ def _tell_score(
         heads=plan.heads,
     )
     words = describe_score(Score(model, prompts, scores))
-    speed = f"{prompts.num_answered} answers" + (f", {rate:.1f} rows/s" if rate is not None else "")
+    speed = plural(prompts.num_answered, "answer") + (f", {rate:.1f} rows/s" if rate is not None else "")
     console.event("  ".join(filter(None, (model, prompts.name, words, f"({speed})"))))
 
 
@@ -175,7 +176,7 @@ def _print_plan(console: Console, plan: Plan, folder: Path) -> None:
         console.line(f"rows   {plan.rows['num_rows']} of {plan.rows['reason']}")
         console.line(f"score  {plan.metrics_reason}")
     sets = ", ".join(
-        f"{prompts.name} ({prompts.num_answered} answers of up to {prompts.max_new_tokens} tokens)"
+        f"{prompts.name} ({plural(prompts.num_answered, 'answer')} of up to {prompts.max_new_tokens} tokens)"
         for prompts in plan.sets
     )
     drawn = choose_sampling(plan.config.evaluate)

@@ -158,7 +158,10 @@ def _reproduction(facts: CardFacts) -> str:
     local = local_paths(facts.selection)
     if local:
         names = ", ".join(f"`{shorten_source(path)}`" for path in local)
-        lines += ["", f"They need {names}, which are not in this folder: say where in `{SWEEP_FILE}`."]
+        lines += [
+            "",
+            f"They need {names}, which are not in this folder: say where in `{TRIAL_FILE}` and `{SWEEP_FILE}`.",
+        ]
     return "\n".join(lines)
 
 
