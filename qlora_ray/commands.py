@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from qlora_ray.env_file import load_token
-from qlora_ray.errors import QloraRayError
+from qlora_ray.errors import QloraRayError, RunError
 from qlora_ray.platforms import SIGPIPE_NUMBER, has_lost_reader
 
 # As shells have it: 128 and the signal's number.
@@ -100,7 +100,23 @@ def run_command(
         # As every program of a pipe: `plan | head` is no failure with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return READER_GONE
+    except OSError as error:
+        if not _is_stdout_full():
+            raise
+        # Else the interpreter tries once more as it ends, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stderr.write(f"stdout: cannot be written: {error.strerror}. Free some space, or send it elsewhere.\n")
+        return RunError.exit_code
     return exit_code
+
+
+def _is_stdout_full() -> bool:
+    """Whether stdout leads to a file that takes no more, on a full disk for one."""
+    try:
+        os.write(1, b"\n")
+    except OSError:
+        return True
+    return False
 
 
 def ensure_output() -> None:

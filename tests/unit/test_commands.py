@@ -138,3 +138,20 @@ def test_a_stdout_that_is_closed_or_not_read_breaks_no_command(shell, code, opti
     )
     assert done.returncode == code
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_stdout_on_a_full_disk_is_one_line(unbuffered):
+    code = (
+        "import sys; from qlora_ray.commands import Result, run_command; "
+        "sys.exit(run_command(lambda: Result({'n': sys.stdout.write('told')})))"
+    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("stdout: cannot be written: No space left on device.")
+    assert ended.stderr.count("\n") == 1
