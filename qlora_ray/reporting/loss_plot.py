@@ -35,6 +35,9 @@ def plot_losses(trial: Trial) -> Figure | None:
         return None
     figure, [panel] = new_plot(width_pt=WIDTH_PT, height_pt=HEIGHT_PT)
     for name, points, style in lines:
+        if len(points) == 1:
+            # A line through one point is nothing to be seen.
+            style = {"marker": "o", "markersize": 4} | style
         panel.plot([samples for samples, _ in points], [loss for _, loss in points], label=name, **style)
     losses = [loss for _, points, _ in lines for _, loss in points]
     is_log = is_wide(losses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,14 @@ def test_the_lines_are_the_training_and_validation_losses_by_samples(usual: Stor
     assert panel.get_yscale() == "log" and panel.get_xlim()[0] == 0
     assert "0003" in panel.get_title(loc="left")
     assert "samples" in panel.get_xlabel()
+
+
+def test_a_single_training_loss_can_be_seen(usual: Story) -> None:
+    trial = usual.trials[3]
+    figure = plot_losses(replace(trial, train_losses=trial.train_losses[:1]))
+    assert figure is not None
+    [training] = [line for line in figure.axes[0].lines if line.get_label() == "training"]
+    assert training.get_marker() == "o"
 
 
 def test_a_trial_or_sweep_without_losses_has_no_plot(usual: Story, tmp_path: Path) -> None:
