@@ -3,13 +3,16 @@ effective batch, recomputed activations, the whole of a GPU, a larger class, and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -32,6 +35,7 @@ T4, A100 = "T4", "A100-40G"
 T4_NAME, A100_NAME = "Tesla T4 (simulated)", "NVIDIA A100-SXM4-40GB (simulated)"
 BATCH = 4
 MARGIN_BYTES = 2**20
+HELD_S = 60.0
 TRAINING = {
     "max_samples": 16,
     "per_device_train_batch_size": BATCH,
@@ -77,6 +81,25 @@ def count_needed_bytes(config: Path, gpu_class: str, *, rank: int, recomputes: b
     return step_bytes + int((1 + FRAGMENTATION) * (adapters[0] - adapters[1]))
 
 
+@contextmanager
+def occupied_until_a_lease(address: str, gpu_class: str, paths: SweepPaths) -> Iterator[None]:
+    """Holds the GPU of a class, as another job would, until the sweep has leased a slot of what is free."""
+
+    def hold(events: Path) -> None:
+        while not events.exists() or '"trial_leased"' not in events.read_text():
+            time.sleep(0.05)
+
+    ray.init(address=address, log_to_driver=False)
+    try:
+        # Its name is not resolved here: the node's process has no tests to import.
+        held = ray.remote(num_cpus=0, num_gpus=1, resources={f"accelerator_type:{gpu_class}": 0.001})(hold)
+        waiting = held.remote(paths.events)
+        yield
+        ray.get(waiting, timeout=HELD_S)
+    finally:
+        ray.shutdown()
+
+
 def run(config: Path, limits_bytes: dict[str, int]) -> SweepPaths:
     """Runs the sweep with devices that turn out to have so much memory."""
     limits = ", ".join(f"{name}: {size / GIB:.6f}" for name, size in limits_bytes.items())
@@ -108,21 +131,21 @@ def devices_of(paths: SweepPaths, trial_id: str) -> list[str]:
 def test_a_trial_climbs_to_a_larger_class_and_fails_for_memory_only_above_it(address: str, tmp_path: Path) -> None:
     small, middle, huge = 8, 512, 2048
     config = make_config(tmp_path, address=address, ranks=[huge, small, middle], packing="packed", slots_per_device=1)
-    paths = run(
-        config,
-        {
-            "T4": count_needed_bytes(config, T4, rank=small, recomputes=True) + MARGIN_BYTES,
-            "A100-40": count_needed_bytes(config, A100, rank=middle, recomputes=False) + MARGIN_BYTES,
-        },
-    )
+    limits = {
+        "T4": count_needed_bytes(config, T4, rank=small, recomputes=True) + MARGIN_BYTES,
+        "A100-40": count_needed_bytes(config, A100, rank=middle, recomputes=False) + MARGIN_BYTES,
+    }
+    # So that the first trial begins on the smaller one, whichever executor would have been quicker to start.
+    with occupied_until_a_lease(address, A100, SweepPaths(tmp_path / "results" / "s")):
+        paths = run(config, limits)
     fits, climbs, fails = (record_of(paths, rank) for rank in (small, middle, huge))
     assert [record.state for record in (fits, climbs, fails)] == ["complete", "complete", "failed"]
     assert {fits.ran.effective_batch, climbs.ran.effective_batch} == {BATCH}
     assert climbs.executor.device == A100_NAME
-    # Wherever it began, the larger class was the last that it was given, and the smaller one never after it.
+    # Wherever one began, the larger class was the last that it was given, and the smaller one never after it.
     paths_taken = [devices_of(paths, record.trial) for record in (climbs, fails)]
+    assert devices_of(paths, fails.trial) == [T4_NAME, A100_NAME]
     assert all(path in ([A100_NAME], [T4_NAME, A100_NAME]) for path in paths_taken)
-    assert [T4_NAME, A100_NAME] in paths_taken
     assert fails.cause == "oom" and fails.message.startswith("CUDA out of memory. NVIDIA A100-SXM4-40GB (simulated)")
     needing = [event for event in read_events(paths.events) if event["event"] == "trial_needs_more_memory"]
     assert all("out of memory" in event["reason"] for event in needing)

@@ -55,7 +55,7 @@ def test_the_keys_of_a_report_are_those_of_the_page(tmp_path: Path, capsys: pyte
 def test_the_keys_of_a_plan_are_those_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["--gpus", "T4", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)["result"]
-    assert plan.main(["--gpus", "T4", "--recommend", "--json"]) == 0
+    assert plan.main(["--recommend", "--json"]) == 0
     recommendation = json.loads(capsys.readouterr().out)["result"]
     named = keys_in_page("plan")
     top = set(result) | set(recommendation)
