@@ -51,11 +51,11 @@ def choose_format(source_name: str, rows: Sequence[Row], data: Data, *, read_bes
     if data.columns is not None:
         return _named_columns(source_name, seen, data.columns, read_beside)
     if data.format != "auto":
-        required = find_row_format(data.format).columns
+        row_format = find_row_format(data.format)
+        required = row_format.columns
         for column in required:
             if column not in seen:
                 raise DataError(_missing_column(source_name, column, seen, f"data.format {data.format} needs"))
-        row_format = find_row_format(data.format)
         columns = next(iter(row_format.recognize(row_format, rows[:NUM_ROWS_LOOKED_AT], seen)), required)
         return _format(data.format, columns, seen, f"data.format is {data.format}", read_beside)
     candidates = _candidates(rows, seen)

@@ -61,11 +61,13 @@ class AdapterPushes:
         self._known: set[str] = set()
         self._on_branch: dict[tuple[str, str], str] = {}
         for event in read_events(paths.events):
-            if event.get("event") in (PUSHED, MADE):
-                self._known.add(event["repository"])
-            if event.get("event") == PUSHED:
-                self._page = event["url"].partition("/tree/")[0]
-            if event.get("event") == PUSHED and event.get("step") is None:
+            if event.get("event") not in (PUSHED, MADE):
+                continue
+            self._known.add(event["repository"])
+            if event["event"] == MADE:
+                continue
+            self._page = event["url"].partition("/tree/")[0]
+            if event.get("step") is None:
                 self._on_branch[event["repository"], event["branch"]] = event["trial"]
         self._take_up()
 

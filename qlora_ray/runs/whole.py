@@ -23,8 +23,11 @@ from qlora_ray.runs.modes import share, share_tree
 # What the name of a folder ends in while its replacement takes its place, and then until it is taken away.
 OLDER = ".old"
 GONE = ".gone"
-# The names of temporary files and folders, and of the file that orders their renames.
-LEFT = re.compile(r"\.(.+)\.qlora_ray-[a-z0-9_]{4,8}(\.old(\.gone)?)?", re.DOTALL)
+# Ends the name of the file that orders renames, where a temporary file or folder has eight letters of its own.
+TURN = "turn"
+LEFT = re.compile(
+    rf"\.(?P<name>.+)\.qlora_ray-(?P<key>[a-z0-9_]{{8}}|{TURN})({re.escape(OLDER)}({re.escape(GONE)})?)?", re.DOTALL
+)
 
 
 @contextmanager
@@ -109,7 +112,7 @@ def is_temporary(path: Path) -> bool:
 
 def tidy_folder(folder: Path) -> None:
     """Takes away what killed writers left in a folder, whatever it was to be, and puts older folders back."""
-    names = [match.group(1) for entry in folder.iterdir() if (match := LEFT.fullmatch(entry.name))]
+    names = [match["name"] for entry in folder.iterdir() if (match := LEFT.fullmatch(entry.name))]
     for name in sorted(set(names)):
         _remove_left_files(folder / name)
         _tidy_up(folder / name)
@@ -198,7 +201,7 @@ def _remove(path: Path) -> None:
 
 
 def _turn_file(path: Path) -> Path:
-    return path.parent / f"{_prefix(path)}turn"
+    return path.parent / f"{_prefix(path)}{TURN}"
 
 
 @contextmanager
@@ -249,6 +252,8 @@ def _tidy_up(path: Path, *, taken: str | None = None, own: Path | None = None) -
 
 def _find_left(path: Path) -> list[Path]:
     """The temporary files and folders of `path`, of living processes and of killed ones."""
-    endings = rf"({re.escape(OLDER)}({re.escape(GONE)})?)?"
-    name = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}{endings}")
-    return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+    return [
+        entry
+        for entry in path.parent.iterdir()
+        if (match := LEFT.fullmatch(entry.name)) and match["name"] == path.name and match["key"] != TURN
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 
 from qlora_ray.config.schema import Data, Lora, Model, Precision, Training
 from qlora_ray.data import PreparedData, prepare_data
+from qlora_ray.exporting.checkpoint_adapter import write_checkpoint_adapter
 from qlora_ray.hardware.cpu_bf16 import read_bf16_flags
 from qlora_ray.modeling.loading import LoadedBase, load_base, load_tokenizer
 from qlora_ray.modeling.quantization import specify_quantization
+from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Engine, Preemption, Report, TrialSpec
@@ -105,6 +108,18 @@ def run_until_preempted(engine: Engine, spec: TrialSpec) -> tuple[list[Report], 
             assert not event.is_final, event
             reports.append(event)
             engine.proceed(spec.trial_id)
+
+
+def save_both_ways(engine: Engine, folder: Path) -> None:
+    """Ends trial 0000; leaves its adapter as the engine saves it in `saved`, and as it is in its state in `taken`."""
+    state = engine.snapshot("0000")
+    assert state is not None
+    state.save(folder / "state")
+    engine.save_adapter("0000", folder / "saved")
+    engine.evict("0000")
+    (folder / "taken").mkdir()
+    step = write_checkpoint_adapter(folder / "state", folder / "taken", base=BaseRecord(name="org/base"))
+    assert step == state.step
 
 
 def losses(reports: list[Report]) -> list[tuple[float, float]]:

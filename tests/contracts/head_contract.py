@@ -11,14 +11,12 @@ from safetensors.torch import load_file
 
 from qlora_ray.config.heads import Pooling
 from qlora_ray.data import PreparedData, TokenizedSplit
-from qlora_ray.exporting.checkpoint_adapter import write_checkpoint_adapter
 from qlora_ray.modeling.auxiliary_heads import HeadSpec, load_heads
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.runs.paths import ADAPTER_WEIGHTS, HEADS_WEIGHTS
-from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import Engine, TrialSpec
-from tests.contracts.bench import Bench, load_nf4, losses, make_spec, run_trial
+from tests.contracts.bench import Bench, load_nf4, losses, make_spec, run_trial, save_both_ways
 from tests.contracts.plain_torch import plain_head_answers, plain_training
 
 # Relative, of losses and of the heads' matrices.
@@ -180,13 +178,7 @@ class HeadContract:
         spec = with_heads(make_spec(), head("length"), head("aggregate", weight=0.3, pooling="last"))
         engine = self.make_engine(bench.base, labelled)
         run_trial(engine, spec, num_reports=1)
-        state = engine.snapshot("0000")
-        assert state is not None
-        state.save(tmp_path / "state")
-        engine.save_adapter("0000", tmp_path / "saved")
-        engine.evict("0000")
-        (tmp_path / "taken").mkdir()
-        write_checkpoint_adapter(tmp_path / "state", tmp_path / "taken", base=BaseRecord(name="org/base"))
+        save_both_ways(engine, tmp_path)
         assert tuple(one.spec for one in load_heads(tmp_path / "taken")) == spec.heads
         for name in (ADAPTER_WEIGHTS, HEADS_WEIGHTS):
             saved, taken = (load_file(tmp_path / folder / name) for folder in ("saved", "taken"))

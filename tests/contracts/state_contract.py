@@ -11,9 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qlora_ray.exporting.checkpoint_adapter import write_checkpoint_adapter
 from qlora_ray.runs.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import UNEVALUATED, Engine
 from tests.contracts.bench import (
@@ -25,6 +23,7 @@ from tests.contracts.bench import (
     losses,
     make_spec,
     run_trial,
+    save_both_ways,
 )
 from tests.contracts.plain_torch import plain_continued_losses
 
@@ -51,14 +50,7 @@ class StateContract:
         self, engine: Engine, tmp_path: Path
     ) -> None:
         run_trial(engine, make_spec(), num_reports=1)
-        state = engine.snapshot("0000")
-        assert state is not None
-        state.save(tmp_path / "state")
-        engine.save_adapter("0000", tmp_path / "saved")
-        engine.evict("0000")
-        (tmp_path / "taken").mkdir()
-        base = BaseRecord(name="org/base")
-        assert write_checkpoint_adapter(tmp_path / "state", tmp_path / "taken", base=base) == state.step
+        save_both_ways(engine, tmp_path)
         saved, taken = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("saved", "taken"))
         assert saved.keys() == taken.keys() and all(torch.equal(saved[name], taken[name]) for name in saved)
         configs = [json.loads((tmp_path / name / ADAPTER_CONFIG).read_text()) for name in ("saved", "taken")]

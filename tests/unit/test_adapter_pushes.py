@@ -321,10 +321,9 @@ def test_nothing_begins_to_be_pushed_when_the_sweep_has_told_what_waits(hub: Fak
     assert commits(hub) == ["trial-0000"]
 
 
-def test_ctrl_c_ends_the_wait_for_the_hub_and_the_end_says_what_waits(
-    hub: FakeHub, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hangs, told = threading.Event(), []
+def hang_at_upload(hub: FakeHub) -> threading.Event:
+    """Has the hub never answer an upload; set once one has come."""
+    hangs = threading.Event()
 
     def hang(method: str, path: str) -> str | None:
         if "/preupload/" in path:
@@ -333,6 +332,13 @@ def test_ctrl_c_ends_the_wait_for_the_hub_and_the_end_says_what_waits(
         return None
 
     hub.fail = hang
+    return hangs
+
+
+def test_ctrl_c_ends_the_wait_for_the_hub_and_the_end_says_what_waits(
+    hub: FakeHub, paths: SweepPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, told = hang_at_upload(hub), []
     pusher = pusher_of(paths, told.append)
     pusher.closed(save_trial(paths, 0, 0.5), is_best=True)
     assert hangs.wait(timeout=30)
@@ -347,15 +353,7 @@ def test_ctrl_c_ends_the_wait_for_the_hub_and_the_end_says_what_waits(
 
 
 def test_a_hub_that_hangs_holds_nobody_up(hub: FakeHub, paths: SweepPaths) -> None:
-    hangs, told = threading.Event(), []
-
-    def hang(method: str, path: str) -> str | None:
-        if "/preupload/" in path:
-            hangs.set()
-            return "hang"
-        return None
-
-    hub.fail = hang
+    hangs, told = hang_at_upload(hub), []
     pusher = pusher_of(paths, told.append, terms=PushTerms(end_s=0.0))
     pusher.closed(save_trial(paths, 0, 0.5), is_best=True)
     assert hangs.wait(timeout=30)
