@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 
+from qlora_ray.orchestration.cluster.tokens import read_auth_settings
 from tests.driver_forks import DriverForks, driver_forks
 from tests.fake_executor import FakeExecutor, FakePlacement
 from tests.ray.forked_sweep import ForkedSweep
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 def cluster() -> Iterator[None]:
     """A local cluster whose workers can import the fakes of `tests`."""
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    # An earlier test of this process may have joined a cluster without a token.
+    read_auth_settings()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

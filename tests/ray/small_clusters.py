@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from qlora_ray.orchestration.cluster.tokens import read_auth_settings
+
 OBJECT_STORE_BYTES = 120 * 1024**2
 
 
@@ -28,6 +30,8 @@ def small_cluster(*nodes: dict[str, Any], **environment: str) -> Iterator[Cluste
     patch = pytest.MonkeyPatch()
     for name, value in {"RAY_AUTH_MODE": "disabled", **environment}.items():
         patch.setenv(name, value)
+    # This process has read them before, for another cluster.
+    read_auth_settings()
     head, *others = ({**node, "object_store_memory": OBJECT_STORE_BYTES} for node in nodes)
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -37,3 +41,4 @@ def small_cluster(*nodes: dict[str, Any], **environment: str) -> Iterator[Cluste
     finally:
         cluster.shutdown()
         patch.undo()
+        read_auth_settings()
