@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from qlora_ray.env_file import load_token
-from qlora_ray.errors import QloraRayError, RunError
+from qlora_ray.errors import QloraRayError, RunError, as_message
 from qlora_ray.platforms import SIGPIPE_NUMBER, has_lost_reader
 
 # As shells have it: 128 and the signal's number.
@@ -157,6 +157,7 @@ def _run_and_tell(run: Callable[[], Result], *, json_of: str | None, stopped: st
 
 def _run_to_end(run: Callable[[], Result], *, stopped: str, has_own_signals: bool) -> _End:
     try:
+        _check_folder()
         load_token()
         if has_own_signals:
             result = run()
@@ -165,12 +166,21 @@ def _run_to_end(run: Callable[[], Result], *, stopped: str, has_own_signals: boo
                 result = run()
         return _End(result.exit_code, result.facts)
     except QloraRayError as error:
-        sys.stderr.write(f"{error}\n")
-        return _End(error.exit_code, error={"type": type(error).__name__, "message": str(error)})
+        message = as_message(error)
+        sys.stderr.write(f"{message}\n")
+        return _End(error.exit_code, error={"type": type(error).__name__, "message": message})
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{stopped}\n")
         code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
         return _End(code, error={"type": "Stopped", "message": stopped})
+
+
+def _check_folder() -> None:
+    """Raises RunError if the folder that the process works in is gone: no relative path leads anywhere."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise RunError(f"the current folder cannot be used: {error.strerror}. Change to one that is there.") from None
 
 
 @contextmanager

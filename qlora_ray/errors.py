@@ -6,6 +6,13 @@ actors, because its only state is the message.
 
 from __future__ import annotations
 
+import re
+
+# Of a message: a value that it quotes may have a million letters, and a file as many mistakes.
+MAX_LINE_LETTERS, MAX_LINES = 1_000, 40
+# Quoted from a file, some would move the cursor or rename the window.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
 
 class QloraRayError(Exception):
     """An error whose message is written for the user; commands print it and exit with `exit_code`."""
@@ -76,3 +83,18 @@ class SweepInterrupted(QloraRayError):
 def first_line(error: BaseException) -> str:
     """Returns the first line of what an error says; its type's name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def as_message(error: BaseException) -> str:
+    """Returns what an error says as a terminal can show it: long lines cut, many lines counted, no control codes."""
+    lines = str(error).split("\n")
+    shown = [_cut(_CONTROL.sub(lambda found: repr(found[0])[1:-1], line)) for line in lines[:MAX_LINES]]
+    return "\n".join(shown + ([f"... and {len(lines) - MAX_LINES:,} lines more"] if len(lines) > MAX_LINES else []))
+
+
+def _cut(line: str) -> str:
+    if len(line) <= MAX_LINE_LETTERS:
+        return line
+    # The end has what to do.
+    half = MAX_LINE_LETTERS // 2
+    return f"{line[:half]} ... ({len(line):,} letters) ... {line[-half:]}"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from qlora_ray.config.yaml_text import MAX_BYTES, MAX_DEPTH, KeyPath, read_yaml
 from qlora_ray.errors import ConfigError
 
-KeyPath = tuple[str | int, ...]
 # What is one value, though it is written as a section: of two spaces, parts of both would be neither.
 WHOLE: frozenset[KeyPath] = frozenset({("search", "space"), ("data", "columns")})
+# What other programs and files keep in 64 bits.
+MAX_INT = 2**63 - 1
 
 
 @dataclass
@@ -56,6 +57,15 @@ class Document:
         self.places = {known: where for known, where in self.places.items() if known[: len(path)] != path}
         self.places[path] = f"--set {dotted}"
 
+    def check(self) -> None:
+        """Raises ConfigError, with a line for each, for values that nothing can be done with, whatever they are for.
+
+        A manifest's were not read from YAML, and `--set` makes sections of its own.
+        """
+        problems = [f"{self.place(path)}: {join(path) or 'it'} {rule}." for path, rule in _find_unfit(self.data, ())]
+        if problems:
+            raise ConfigError(problems)
+
     def put_over(self, below: Document) -> Document:
         """Returns this document over another one: sections are joined, other values replace those below."""
         data, places = copy.deepcopy(below.data), dict(below.places)
@@ -80,71 +90,72 @@ def read_document(path: Path) -> Document:
     Raises:
         ConfigError: If the file is missing, unreadable, not YAML, not a mapping, or names a key twice.
     """
+    read = read_yaml(_read_file(path), source=str(path))
+    if read.data is None:
+        return Document(str(path), {})
+    if not isinstance(read.data, dict):
+        raise ConfigError(f"{path}:1: must be a mapping of sections, got {type(read.data).__name__}.")
+    return Document(str(path), read.data, {where: f"{path}:{line}" for where, line in read.lines.items()})
+
+
+def _read_file(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        if not stat.S_ISREG(path.stat().st_mode):
+            # A pipe that nobody writes to would be waited for, and a device may never end.
+            what = "a folder" if path.is_dir() else "a pipe or device"
+            raise ConfigError(f"{path}: must be a regular file, got {what}. Give the path of a YAML file.")
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: must have at most {MAX_BYTES:,} bytes, got more. Is it the right file?")
+        return content.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. Give the path of a YAML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}.") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.load(text, Loader=_NumberLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
-    if root is None:
-        return Document(str(path), {})
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}:1: must be a mapping of sections, got {type(data).__name__}.")
-    document = Document(str(path), data)
-    problems: list[str] = []
-    try:
-        _collect_places(root, (), str(path), document.places, problems)
-    except RecursionError:
-        raise ConfigError(f"{path}: an alias (*name) stands inside its own anchor. Write the value out.") from None
-    if problems:
-        raise ConfigError(problems)
-    return document
+    except (OSError, ValueError) as error:  # ValueError: other bytes than UTF-8, or a NUL in the path.
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
-def parse_yaml_value(text: str) -> Any:
-    """One YAML value, with numbers such as 1e-4 read as numbers (YAML 1.1 reads them as text)."""
-    return yaml.load(text, Loader=_NumberLoader)
+def parse_yaml_value(text: str, *, source: str = "value") -> Any:
+    """One YAML value, with numbers such as 1e-4 read as numbers; raises ConfigError as `read_yaml`."""
+    return read_yaml(text, source=source, has_lines=False).data
 
 
-class _NumberLoader(yaml.SafeLoader):
-    """A safe loader that reads 1e-4 as a float, as YAML 1.2 and every ML config expects."""
+def join(path: KeyPath) -> str:
+    """A key path as messages have it: `search.space`."""
+    return ".".join(map(str, path))
 
 
-_NumberLoader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_NumberLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:\d[\d_]*)?\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*\.(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
-        r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
+def _find_unfit(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if len(path) > MAX_DEPTH:
+        yield path, f"must be nested at most {MAX_DEPTH} deep"
+    elif isinstance(value, dict):
+        for key, below in value.items():
+            rule = _find_rule(key) if isinstance(key, str) else f"must have texts as keys, got {key!r}"
+            if rule:
+                yield path, f"has a key that {rule}" if isinstance(key, str) else rule
+            yield from _find_unfit(below, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _find_unfit(below, (*path, index))
+    elif rule := _find_rule(value):
+        yield path, rule
 
 
-def _collect_places(
-    node: yaml.Node, path: KeyPath, source: str, places: dict[KeyPath, str], problems: list[str]
-) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key_node, value_node in node.value:
-            key = key_node.value
-            where = f"{source}:{key_node.start_mark.line + 1}"
-            if key in seen:
-                problems.append(f"{where}: {'.'.join(map(str, (*path, key)))} is written twice. Keep one.")
-            seen.add(key)
-            places[(*path, key)] = where
-            _collect_places(value_node, (*path, key), source, places, problems)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            places[(*path, index)] = f"{source}:{item.start_mark.line + 1}"
-            _collect_places(item, (*path, index), source, places, problems)
+def _find_rule(value: Any) -> str | None:
+    """The rule that a text or number breaks, with what it is; None for a good one."""
+    if isinstance(value, int) and not -MAX_INT <= value <= MAX_INT:
+        return f"must be a number of at most 64 bits, got one of {value.bit_length():,}"
+    if not isinstance(value, str):
+        return None
+    if "\0" in value:
+        return f"must have no NUL characters, got {show(value)}"
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        # An escape of YAML or JSON, or a byte of the command line that is no UTF-8.
+        return f"must be text that UTF-8 can write, got {show(value)}"
+    return None
+
+
+def show(value: object, limit: int = 80) -> str:
+    """A value as messages quote it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from qlora_ray.config.aliases import ALIASES
-from qlora_ray.config.documents import Document, KeyPath, parse_yaml_value, read_document
+from qlora_ray.config.documents import Document, parse_yaml_value, read_document, show
 from qlora_ray.config.foreign import refuse_foreign
 from qlora_ray.config.key_paths import known_paths, leaf_paths, name_paths
 from qlora_ray.config.presets import read_preset
 from qlora_ray.config.schema import SweepConfig
+from qlora_ray.config.yaml_text import KeyPath
 from qlora_ray.errors import ConfigError
 
 
@@ -31,10 +32,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     dotted = dotted.strip()
     if not equals or not dotted or not all(dotted.split(".")):
         raise ConfigError(f"--set {text}: must be section.key=value, e.g. --set training.learning_rate=1e-4.")
-    try:
-        return dotted, parse_yaml_value(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--set {text}: the value is not YAML: {getattr(error, 'problem', error)}.") from None
+    return dotted, parse_yaml_value(value, source=f"--set {dotted}")
 
 
 def load_config(path: Path | None, *, overrides: list[str] | None = None, preset: str | None = None) -> SweepConfig:
@@ -78,11 +76,13 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 def find_shipped(path: Path) -> Path:
     """A path as given, or, where there is no such file, the one of that name beside the package."""
     beside = Path(__file__).parents[2] / path
-    return beside if not path.is_absolute() and not path.exists() and beside.exists() else path
+    # os.path's: a name that no file system takes is one that is not there.
+    return beside if not path.is_absolute() and not os.path.exists(path) and os.path.exists(beside) else path  # noqa: PTH110
 
 
 def validate_document(document: Document) -> SweepConfig:
     """Validates a document as a SweepConfig; raises ConfigError with all its problems."""
+    document.check()
     try:
         return SweepConfig.model_validate(document.data)
     except ValidationError as error:
@@ -94,10 +94,10 @@ def describe_error(details: Any) -> str:
     if details["type"] == "missing":
         return "is required and not given"
     if details["type"] == "model_type":
-        return f"must be a section with keys of its own, got {_short(details['input'])}"
+        return f"must be a section with keys of its own, got {show(details['input'])}"
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
-        return message if "got" in message else f"{message}, got {_short(details['input'])}"
+        return message if "got" in message else f"{message}, got {show(details['input'])}"
     # "Input should be ...", "String should match ...", "Keys should be ...".
     message = re.sub(r"^\w+ should ", "", message)
     symbols = (
@@ -108,7 +108,7 @@ def describe_error(details: Any) -> str:
     )
     for words, symbol in symbols:
         message = message.replace(words, symbol)
-    return f"must {message}, got {_short(details['input'])}"
+    return f"must {message}, got {show(details['input'])}"
 
 
 def describe_problem(dotted: str, details: Any) -> str:
@@ -202,8 +202,3 @@ def closest_path(dotted: str, *, prefixes: tuple[str, ...] = (), in_section: boo
 
 def _last(dotted: str) -> str:
     return dotted.rsplit(".", 1)[-1]
-
-
-def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -7,14 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from qlora_ray.config.choices import TRACKERS, OneOf
+from qlora_ray.config.field_types import Place
 from qlora_ray.config.section import Section
+
+# Of a folder's name, which gets words behind it, such as `-winner`; file systems take 255 letters.
+MAX_NAME = 200
 
 
 class Results(Section):
     """Where a sweep is written."""
 
-    dir: str = "results"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
+    dir: Place = "results"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)] | None = Field(
         None, description="Folder under dir; null: the config's name and the time."
     )
     report_to: list[Annotated[str, OneOf(TRACKERS)]] = Field(
@@ -30,7 +34,9 @@ class Export(Section):
         description="best: each new best adapter, to the main branch of one private repository; trial: also each "
         "complete trial's, to a branch of its own; save: that one at each report of the trial, too.",
     )
-    push_to: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = Field(
+    push_to: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=MAX_NAME)] | None
+    ) = Field(
         None,
         description="USER or USER/REPO; null: the token's user. Without REPO the repository has the sweep's name.",
     )

@@ -15,6 +15,7 @@ from qlora_ray.config.durations import Duration
 from qlora_ray.config.field_types import (
     ClassName,
     Fraction,
+    Place,
     PositiveFloat,
     PositiveInt,
     ResourceName,
@@ -26,6 +27,8 @@ from qlora_ray.config.heads import Head, HeadName
 from qlora_ray.config.outputs import Export, Results
 from qlora_ray.config.section import Section
 
+# No layer is so wide: a higher rank than the width adds nothing.
+MAX_RANK = 65_536
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
 # What products are computed in.
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -45,8 +48,8 @@ class Quantization(Section):
 class Model(Section):
     """The base every trial shares."""
 
-    name: str = Field("embedded", description="`embedded`, a folder, or a Hugging Face hub id.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    name: Place = Field("embedded", description="`embedded`, a folder, or a Hugging Face hub id.")
+    revision: Place | None = Field(None, description="Branch, tag or commit on the hub.")
     trust_remote_code: bool = False
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     quantization: Quantization = Quantization()
@@ -58,11 +61,17 @@ class Columns(Section):
     prompt: str
     completion: str
 
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Columns:
+        if self.prompt == self.completion:
+            raise ValueError(f"prompt and completion must be two columns, got {self.prompt!r} for both")
+        return self
+
 
 class WeightedSource(Section):
     """One of several sources of training rows."""
 
-    source: str
+    source: Place
     weight: PositiveFloat = Field(1.0, description="Passes over its rows in one epoch: 2 twice, 0.5 half of them.")
 
     @model_validator(mode="before")
@@ -74,14 +83,14 @@ class WeightedSource(Section):
 class Data(Section):
     """Where rows come from and how they become tokens."""
 
-    train: str | Annotated[list[WeightedSource], Field(min_length=1)] = Field(
+    train: Place | Annotated[list[WeightedSource], Field(min_length=1)] = Field(
         "embedded", description="`embedded`, a json/jsonl/csv/parquet file, or a hub id; or a list of such, weighted."
     )
-    validation: str | Fraction | None = Field(
+    validation: Place | Fraction | None = Field(
         None,
         description="A file or hub split, or the fraction of train held out. Null: the dataset's own, else 0.1.",
     )
-    test: str | None = None
+    test: Place | None = None
     format: Annotated[str, OneOf(FORMATS, also=("auto",))] = "auto"
     columns: Columns | None = None
     template: str = Field(
@@ -128,7 +137,7 @@ class Data(Section):
 class Lora(Section):
     """The adapter, in PEFT's names. `alpha_ratio` is lora_alpha / r, which searches better than alpha itself."""
 
-    r: PositiveInt = 16
+    r: Annotated[int, Field(gt=0, le=MAX_RANK)] = 16
     lora_alpha: PositiveFloat | None = None
     alpha_ratio: PositiveFloat | None = None
     lora_dropout: Fraction = 0.05
@@ -220,7 +229,7 @@ class Training(Section):
 class Search(Section):
     """Which trials run, and which are stopped."""
 
-    space: str | dict[str, object] = Field(
+    space: Place | dict[str, object] = Field(
         "search_spaces/rank_alpha_lr.yaml", description="A file, or the space itself."
     )
     num_trials: PositiveInt = 12
@@ -329,7 +338,7 @@ class Evaluate(Section):
 
     top_k: PositiveInt = Field(3, description="Best trials scored again on one device before one wins.")
     metrics: Literal["auto"] | list[Annotated[str, OneOf(METRICS)]] = "auto"
-    database: str | None = Field(None, description="SQLite file for sql_execution; `embedded` is the shipped one.")
+    database: Place | None = Field(None, description="SQLite file for sql_execution; `embedded` is the shipped one.")
     sql_dialect: str | None = Field(None, description="sqlglot's name of the dialect that sql_equivalent parses.")
     max_rows: PositiveInt | None = Field(
         100, description="Rows answered by generation, of validation or test; null: all."

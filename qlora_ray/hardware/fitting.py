@@ -152,8 +152,12 @@ def _choose_attention(
         return "eager" if question.demand.attn_implementation == "eager" else "fused"
     if profile.kind == "cpu" or not question.shape.has_grouped_keys:
         return "fused"
-    has_flash = profile.compute_capability is not None and profile.compute_capability >= FLASH_COMPUTE_CAPABILITY
-    return "fused" if has_flash and precision.name != "fp32" else "math"
+    return "fused" if _has_flash(profile, precision) else "math"
+
+
+def _has_flash(profile: DeviceProfile, precision: PrecisionChoice) -> bool:
+    capability = profile.compute_capability
+    return capability is not None and capability >= FLASH_COMPUTE_CAPABILITY and precision.name != "fp32"
 
 
 def _choose_loss(devices: Sequence[NodeDevice]) -> Loss:
@@ -164,6 +168,18 @@ def _choose_loss(devices: Sequence[NodeDevice]) -> Loss:
         if numbers < TRL_TILED_LOSS_VERSION:
             return "stock"
     return "tiled"
+
+
+def find_attention_problem(profile: DeviceProfile, question: Question, precision: PrecisionChoice) -> str | None:
+    """Why a device cannot compute attention as `model.attn_implementation` says; None if it can."""
+    if question.demand.attn_implementation != "flash_attention_2":
+        return None
+    if _has_flash(profile, precision) and not profile.is_simulated:
+        return None
+    return (
+        "model.attn_implementation flash_attention_2 must have a GPU of compute capability 8.0 or higher that "
+        f"computes in bf16 or fp16, got {profile.shown_name} in {precision.name}. Take sdpa."
+    )
 
 
 def find_fitting(

@@ -19,7 +19,7 @@ from qlora_ray.hardware.choosing import (
 from qlora_ray.hardware.cpu_bf16 import name_step
 from qlora_ray.hardware.demand import TrialDemand
 from qlora_ray.hardware.device import NodeProfile
-from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_problem
+from qlora_ray.hardware.fitting import NodeDevice, Question, Refusal, find_attention_problem, find_problem
 from qlora_ray.hardware.packing import MIN_PACKED_SLOTS, place_pack
 from qlora_ray.hardware.plan import Placement, Plan
 from qlora_ray.hardware.precision import PrecisionChoice, choose_precision
@@ -116,6 +116,9 @@ def _place_class(devices: list[NodeDevice], question: Question) -> tuple[Placeme
         precision = choose_precision(first.profile, requested=requested)
     except PlacementError as error:
         return Refusal(str(error), devices)
+    attention_problem = find_attention_problem(first.profile, question, precision)
+    if attention_problem:
+        return Refusal(attention_problem, devices)
     answer = _place_checkpointing(devices, question, precision)
     if first.profile.bf16_speedups and not isinstance(answer, Refusal):
         # What was measured there is by threads, which follow from the placement.

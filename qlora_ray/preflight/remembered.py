@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from qlora_ray.search.space import SearchSpace
 
 FOLDER = "plans"
 EMBEDDED = "embedded"
+# Of a folder that is looked at; a base has some dozens, and the whole of a disk takes minutes.
+MAX_FILES = 10_000
 # Sections that change nothing of what is remembered.
 OTHER_SECTIONS = {"cluster", "results"}
 
@@ -82,25 +84,37 @@ def _find_place(config: SweepConfig, space: SearchSpace) -> Path | None:
     named = [*list_names(config.data.train), config.data.validation, config.data.test, config.evaluate.database]
     places = [split_brackets(name)[0] for name in named if isinstance(name, str) and name != EMBEDDED]
     files = [Path(place).expanduser() for place in places]
-    if not base.is_dir() or config.model.trust_remote_code or not all(path.exists() for path in files):
+    if not (base / "config.json").is_file() or config.model.trust_remote_code:
+        return None
+    described = _describe_files([base, *files, Path(qlora_ray.__file__).parent])
+    if described is None:
         return None
     document = {
         "config": config.model_dump(mode="json", exclude=OTHER_SECTIONS),
         "space": space.to_dict(),
         "versions": find_versions(),
-        "files": [*_describe_files([base, *files]), *_describe_files([Path(qlora_ray.__file__).parent])],
+        "files": described,
     }
     digest = hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
     return default_cache_dir() / FOLDER / f"{digest[:32]}.json"
 
 
-def _describe_files(roots: list[Path]) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of each file, those of a folder too."""
-    for root in roots:
-        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-            if path.is_file() and path.suffix != ".pyc":
-                status = path.stat()
-                yield str(path.resolve()), status.st_size, status.st_mtime_ns
+def _describe_files(roots: list[Path]) -> list[tuple[str, int, int]] | None:
+    """Name, size and time of change of each file, those of a folder too; None where one is not there or cannot be
+    looked at, or a folder has more files than MAX_FILES."""
+    described = []
+    try:
+        for root in roots:
+            found = list(islice(root.rglob("*"), MAX_FILES + 1)) if root.is_dir() else [root]
+            if len(found) > MAX_FILES:
+                return None
+            for path in sorted(found):
+                if path.suffix != ".pyc" and not path.is_dir():
+                    status = path.stat()
+                    described.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
+    except (OSError, RuntimeError):  # RuntimeError: links that lead in a circle.
+        return None
+    return described
 
 
 def _read_shape(values: dict[str, Any]) -> ModelShape:

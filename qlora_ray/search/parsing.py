@@ -17,6 +17,9 @@ from qlora_ray.errors import ConfigError
 from qlora_ray.search.space import (
     FIXED_PATHS,
     HEADS,
+    MAX_CHOICES,
+    MAX_GRID_POINTS,
+    MAX_STEPS,
     POINTS_KEY,
     SEARCHABLE_SECTIONS,
     Parameter,
@@ -45,10 +48,15 @@ def load_space(config: SweepConfig) -> SearchSpace:
 
 
 def check_grid_size(space: SearchSpace, config: SweepConfig) -> None:
-    """Raises ConfigError if a grid has fewer points than the sweep has trials."""
+    """Raises ConfigError if a grid has fewer points than the sweep has trials, or too many to be listed."""
     if not SAMPLERS[config.search.sampler].visits_grid:
         return
     size = space.grid_size()
+    if size > MAX_GRID_POINTS:
+        raise ConfigError(
+            f"search.space: a grid must have at most {MAX_GRID_POINTS:,} points, got {size:,} over {space.source}. "
+            "Give fewer choices or larger steps, or take another sampler, as random."
+        )
     if config.search.num_trials > size:
         raise ConfigError(
             f"search.num_trials: a grid over {space.source} has {size} points, got {config.search.num_trials}. "
@@ -58,6 +66,7 @@ def check_grid_size(space: SearchSpace, config: SweepConfig) -> None:
 
 def parse_space(document: Document, config: SweepConfig) -> SearchSpace:
     """Checks a space's document against the config's types and ranges; raises ConfigError with all problems."""
+    document.check()
     problems: list[str] = []
     parameters: list[Parameter] = []
     for path, words in document.data.items():
@@ -126,6 +135,10 @@ def _read_words(path: str, words: Any, where: str, info: FieldInfo) -> Parameter
         choices = words["choices"]
         if len(words) > 1 or not isinstance(choices, list) or not choices:
             raise ConfigError(f"{where}: {path}: choices must be a list of at least one value and stand alone.")
+        if len(choices) > MAX_CHOICES:
+            raise ConfigError(
+                f"{where}: {path}: choices must be at most {MAX_CHOICES:,}, got {len(choices):,}. Give a range."
+            )
         return Parameter(path, choices=tuple(choices))
     number_type = _number_type(info.annotation)
     if number_type is None:
@@ -141,12 +154,17 @@ def _read_words(path: str, words: Any, where: str, info: FieldInfo) -> Parameter
         raise ConfigError(f"{where}: {path}: log must be true or false, got {log!r}.")
     if log and low <= 0:
         raise ConfigError(f"{where}: {path}: a log scale needs low > 0, got {low!r}.")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or step <= 0 or log):
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not step > 0 or log):
         raise ConfigError(f"{where}: {path}: step must be a number above 0, without log, got {step!r}.")
+    if step is not None and step > high - low:
+        raise ConfigError(f"{where}: {path}: step must be at most high - low, {high - low!r}, got {step!r}.")
     is_int = number_type is int
     if is_int and step is not None and step != int(step):
         raise ConfigError(f"{where}: {path} is a whole number, so its step must be one too, got {step!r}.")
-    return Parameter(path, low=low, high=high, log=log, step=step, is_int=is_int)
+    parameter = Parameter(path, low=low, high=high, log=log, step=step, is_int=is_int)
+    if (step is not None or is_int) and parameter.num_steps() > MAX_STEPS:
+        raise ConfigError(f"{where}: {path}: a range must have at most {MAX_STEPS:,} steps. Give a larger step.")
+    return parameter
 
 
 def _number_type(annotation: Any) -> type[int] | type[float] | None:

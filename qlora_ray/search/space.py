@@ -33,6 +33,10 @@ FIXED_PATHS = (
 )
 # Of a step: what floats lose in a sum.
 STEP_TOLERANCE = 1e-8
+# Samplers, and the grid above all, list what they choose from; these are seconds and some hundred MB.
+MAX_CHOICES, MAX_STEPS, MAX_GRID_POINTS = 1_000, 1_000_000, 1_000_000
+# Each corner of a space is a whole config that is checked, a millisecond each.
+MAX_CORNERS = 5_000
 POINTS_KEY = "points_to_evaluate"
 MEMORY_PATHS = (
     "lora.r",
@@ -103,17 +107,30 @@ class Parameter:
 
     def grid(self) -> tuple[Any, ...]:
         """Every value a grid visits; raises ConfigError for a range without a step."""
+        count = self.num_grid_values()
         if self.choices is not None:
             return self.choices
-        assert self.low is not None and self.high is not None
+        assert self.low is not None and self.high is not None and self.step is not None
+        # The last step may overshoot by a rounding error, beyond what the config allows.
+        return tuple(min(self.low + index * self.step, self.high) for index in range(count))
+
+    def num_grid_values(self) -> int:
+        """How many values a grid visits, counted without making them; raises ConfigError for a range without a step."""
+        if self.choices is not None:
+            return len(self.choices)
         if self.step is None:
             raise ConfigError(
                 f"search space: {self.path} is a range without a step, which a grid cannot visit. "
                 "Give choices or a step, or take another sampler."
             )
-        count = int((self.high - self.low) / self.step + 1e-9) + 1
-        # The last step may overshoot by a rounding error, beyond what the config allows.
-        return tuple(min(self.low + index * self.step, self.high) for index in range(count))
+        return self.num_steps() + 1
+
+    def num_steps(self) -> int:
+        """Steps from the low end of a range to the last value, of 1 for a whole number that has none; at most
+        MAX_STEPS and one."""
+        assert self.low is not None and self.high is not None
+        steps = (self.high - self.low) / (self.step or 1)
+        return int(min(steps, MAX_STEPS + 1) + 1e-9)
 
     def distribution(self) -> BaseDistribution:
         """Optuna's distribution; choices that are lists are known to Optuna by their JSON text."""
@@ -155,7 +172,7 @@ class SearchSpace:
 
     def grid_size(self) -> int:
         """Number of points of the full grid."""
-        return math.prod(len(parameter.grid()) for parameter in self.parameters)
+        return math.prod(parameter.num_grid_values() for parameter in self.parameters)
 
     def to_dict(self) -> dict[str, Any]:
         """The space as it is written in a YAML file."""
@@ -175,22 +192,26 @@ class SearchSpace:
 
     def extremes(self, config: SweepConfig) -> list[SweepConfig]:
         """Configs at every corner of the parameters that decide memory, for the planner's worst case."""
-        deciding = {
-            parameter.path: parameter.values() for parameter in self.parameters if parameter.path in MEMORY_PATHS
-        }
-        return _corners(config, deciding)
+        deciding = {parameter.path: parameter.ends() for parameter in self.parameters if parameter.path in MEMORY_PATHS}
+        return self._corners(config, deciding)
 
     def schedules(self, config: SweepConfig) -> list[SweepConfig]:
         """Configs at every corner of the parameters that make a learning-rate schedule."""
         deciding = {
             parameter.path: parameter.ends() for parameter in self.parameters if parameter.path in SCHEDULE_PATHS
         }
-        return _corners(config, deciding)
+        return self._corners(config, deciding)
 
-
-def _corners(config: SweepConfig, values: Mapping[str, Sequence[Any]]) -> list[SweepConfig]:
-    corners = itertools.product(*values.values())
-    return [apply_values(config, dict(zip(values, corner, strict=True))) for corner in corners]
+    def _corners(self, config: SweepConfig, values: Mapping[str, Sequence[Any]]) -> list[SweepConfig]:
+        number = math.prod(map(len, values.values()))
+        if number > MAX_CORNERS:
+            several = ", ".join(path for path, choices in values.items() if len(choices) > 2)
+            raise ConfigError(
+                f"{self.source}: the choices of {several} must make at most {MAX_CORNERS:,} settings that are checked "
+                f"before the sweep, got {number:,}. Give fewer choices."
+            )
+        corners = itertools.product(*values.values())
+        return [apply_values(config, dict(zip(values, corner, strict=True))) for corner in corners]
 
 
 def find_field(path: str, config: SweepConfig) -> FieldInfo | None:

@@ -38,6 +38,16 @@ def test_each_end_has_its_exit_code_and_one_message(run, code, words, capsys):
     assert capsys.readouterr().err == words
 
 
+def test_a_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command(lambda: Result({})) == 2
+    assert capsys.readouterr().err == (
+        "the current folder cannot be used: No such file or directory. Change to one that is there.\n"
+    )
+
+
 def chattering() -> Result:
     sys.stdout.write("for people\n")
     # As a library in C++ does.

@@ -14,6 +14,7 @@ from qlora_ray.errors import (
     QloraRayError,
     SweepFailed,
     SweepInterrupted,
+    as_message,
     first_line,
 )
 
@@ -61,3 +62,12 @@ def test_every_error_is_caught_by_the_family_name():
 )
 def test_the_first_line_of_an_error_is_never_empty(error, line):
     assert first_line(error) == line
+
+
+def test_a_message_is_cut_to_what_a_terminal_can_show():
+    lines = [f"a.yaml:{at}: wrong" for at in range(100)]
+    assert as_message(ConfigError(lines)).splitlines()[39:] == ["a.yaml:39: wrong", "... and 60 lines more"]
+    shown = as_message(ConfigError(f"model.name: {'x' * 10_000} is not there. Correct it."))
+    assert len(shown) < 1_100 and shown.startswith("model.name: xxx") and shown.endswith("is not there. Correct it.")
+    assert "(10,038 letters)" in shown
+    assert as_message(ConfigError("a\x1b[2Jb\0c\nd")) == "a\\x1b[2Jb\\x00c\nd"

@@ -84,6 +84,29 @@ def test_requested_bf16_skips_gpus_that_would_emulate_it():
         plan(T4, precision="bf16")
 
 
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [
+        (T4, "auto"),
+        (cpu_node(num_cpus=4, ram_gib=64), "auto"),
+        (node("b", gpu("NVIDIA A100-SXM4-80GB")), "fp32"),
+        (node("b", replace(gpu("NVIDIA A100-SXM4-80GB"), is_simulated=True)), "auto"),
+    ],
+)
+def test_flash_attention_is_refused_where_no_device_has_it(device, precision):
+    flash = replace(DEMAND, attn_implementation="flash_attention_2")
+    with pytest.raises(PlacementError, match=r"flash_attention_2 must have a GPU .* 8\.0 .* Take sdpa"):
+        plan(device, demand=flash, precision=precision)
+
+
+def test_flash_attention_leaves_the_devices_out_that_lack_it():
+    result = plan(
+        T4, node("b", gpu("NVIDIA A100-SXM4-80GB")), demand=replace(DEMAND, attn_implementation="flash_attention_2")
+    )
+    assert [item.device_name for item in result.placements] == ["NVIDIA A100-SXM4-80GB"]
+    assert "got Tesla T4 in fp16" in result.skipped[0]
+
+
 def test_a_device_that_the_libraries_cannot_use_is_skipped():
     v100 = gpu("Tesla V100-SXM2-16GB")
     result = plan(node("b", replace(v100, problem="no kernels")), T4)

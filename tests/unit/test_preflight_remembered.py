@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from qlora_ray.config import load_config
+from qlora_ray.preflight import remembered
 from qlora_ray.preflight.checks import check_sweep
 from qlora_ray.preflight.remembered import recall, remember
 from qlora_ray.search.parsing import load_space
@@ -83,3 +84,14 @@ def test_a_plan_that_is_remembered_is_the_same_and_imports_no_torch(tmp_path):
     assert first.stdout == second.stdout and json.loads(second.stdout)["result"]["placements"]
     assert second.stderr.strip().splitlines()[-1] == "[]"
     assert "'torch'" in first.stderr.splitlines()[-1]
+
+
+def test_a_folder_that_is_no_base_or_has_too_many_files_is_not_looked_through(local, tmp_path, monkeypatch):
+    facts = check_sweep(local, load_space(local)).plan_facts
+    monkeypatch.setattr(remembered, "MAX_FILES", 2)
+    remember(facts, load_space(local))
+    assert not (tmp_path / "cache/plans").exists()
+    monkeypatch.setattr(remembered, "MAX_FILES", 10_000)
+    (tmp_path / "base/config.json").unlink()
+    remember(facts, load_space(local))
+    assert not (tmp_path / "cache/plans").exists()

@@ -24,6 +24,9 @@ def refused(space, **config):
     return caught.value.problems
 
 
+FINE_GRID = {
+    path: {"low": 0.0, "high": 1.0, "step": 1e-3} for path in ("training.weight_decay", "training.warmup_ratio")
+}
 RANGES = {
     "lora.r": {"low": 4, "high": 16, "step": 4},
     "lora.target_modules": {"choices": ["attention", ["q_proj"]]},
@@ -85,6 +88,11 @@ def test_exponents_are_numbers_in_a_space_file(tmp_path):
         ),
         ({**RANGES, "points_to_evaluate": {"lora.r": 8}}, {}, "points_to_evaluate must be a list"),
         (GRID, {"search": {"sampler": "grid", "num_trials": 7}}, "search.num_trials: a grid over search.space has 6"),
+        (
+            FINE_GRID,
+            {"search": {"sampler": "grid"}},
+            "search.space: a grid must have at most 1,000,000 points, got 1,002,001",
+        ),
         (RANGES, {"search": {"sampler": "grid", "num_trials": 2}}, "training.learning_rate is a range without a step"),
     ],
 )
@@ -122,7 +130,8 @@ def test_a_path_that_cannot_be_searched_is_refused(path, ending):
         ("lora.r", [4, 8], "must be {choices: [...]} or {low: "),
         ("lora.r", None, "must be {choices: [...]} or {low: "),
         ("lora.r", {"values": [4]}, "takes choices, or low, high, log and step; got 'values'"),
-        ("lora.r", {1: 2, "a": 3}, "takes choices, or low, high, log and step; got 1"),
+        ("lora.r", {1: 2, "a": 3}, "must have texts as keys, got 1"),
+        ("lora.r", {"choices": list(range(1, 1002))}, "choices must be at most 1,000, got 1,001. Give a range."),
         ("lora.r", {"choices": []}, "choices must be a list of at least one"),
         ("lora.r", {"choices": 4}, "choices must be a list of at least one"),
         ("lora.r", {"choices": [4], "log": True}, "choices must be a list of at least one"),
@@ -146,6 +155,16 @@ def test_a_path_that_cannot_be_searched_is_refused(path, ending):
         ("lora.r", {"low": 4, "high": 8, "step": 0.5}, "is a whole number, so its step must be one too, got 0.5"),
         ("lora.r", {"low": 4, "high": 8, "step": 0}, "step must be a number above 0, without log, got 0"),
         ("lora.r", {"low": 4, "high": 8, "step": 2, "log": True}, "step must be a number above 0, without log, got 2"),
+        ("lora.r", {"low": 4, "high": 8, "step": 5}, "step must be at most high - low, 4, got 5"),
+        ("training.learning_rate", {"low": 1e-5, "high": 1e-3, "step": math.nan}, "step must be a number above 0"),
+        ("training.learning_rate", {"low": 1e-5, "high": 1e-3, "step": math.inf}, "step must be at most high - low"),
+        (
+            "training.learning_rate",
+            {"low": 1e-7, "high": 1, "step": 5e-324},
+            "a range must have at most 1,000,000 steps",
+        ),
+        ("training.warmup_steps", {"low": 0, "high": 10**7}, "a range must have at most 1,000,000 steps"),
+        ("lora.lora_alpha", {"low": 1, "high": 2**63}, "high must be a number of at most 64 bits"),
         ("lora.r", {"low": 4, "high": 8, "log": "yes"}, "log must be true or false, got 'yes'"),
         ("lora.lora_dropout", {"low": 0, "high": 0.1, "log": True}, "a log scale needs low > 0, got 0"),
         ("training.weight_decay", {"low": -1, "high": 1, "log": True}, "a log scale needs low > 0, got -1"),

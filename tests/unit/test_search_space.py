@@ -96,6 +96,28 @@ def test_a_grid_visits_every_choice_and_every_step():
         make_space(RATE).grid_size()
 
 
+def test_the_points_of_a_grid_are_counted_and_not_made():
+    steps = {"low": 0.1, "high": 0.9, "step": 1e-6}
+    space = make_space(dict.fromkeys(("training.weight_decay", "training.warmup_ratio", "lora.alpha_ratio"), steps))
+    assert space.grid_size() == 800_001**3
+
+
+def test_a_space_with_more_corners_than_can_be_checked_is_refused():
+    kwargs = {"training.lr_scheduler_kwargs": {"choices": [{"power": 1.0 + at} for at in range(700)]}}
+    assert len(make_space(kwargs).schedules(CONFIG)) == 700
+    several = r"lr_scheduler_kwargs, training\.lr_scheduler_type must make at most 5,000 settings .* got 8,400"
+    space = make_space(
+        {
+            **kwargs,
+            "training.lr_scheduler_type": {"choices": ["linear", "cosine", "constant"]},
+            **RATE,
+            "training.warmup_ratio": {"low": 0.0, "high": 0.1},
+        }
+    )
+    with pytest.raises(ConfigError, match=several):
+        space.schedules(CONFIG)
+
+
 def test_schedules_are_all_corners_of_what_makes_one():
     written = {
         **RATE,
