@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from qlora_ray.commands import Result, add_json_option, as_place, run_command
+from qlora_ray.commands import CommandParser, Result, add_json_option, as_place, run_command
 
 DRAIN_REASON = "asked for by `python -m qlora_ray.cluster drain`"
 HEAD_PORT, MAX_PORT = 6379, 65_535
@@ -15,7 +15,7 @@ HEAD_PORT, MAX_PORT = 6379, 65_535
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_ray.cluster", description=__doc__)
+    parser = CommandParser(prog="python -m qlora_ray.cluster", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     up = actions.add_parser("up-lines", help="the `ray start` lines that join machines; nothing is run")
     up.add_argument(

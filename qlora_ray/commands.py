@@ -14,11 +14,12 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from qlora_ray.env_file import load_token
 from qlora_ray.errors import QloraRayError, RunError, as_message
 from qlora_ray.platforms import SIGPIPE_NUMBER, has_lost_reader
+from qlora_ray.regular_files import resolve_path
 
 # As shells have it: 128 and the signal's number.
 INTERRUPTED = 128 + signal.SIGINT
@@ -56,6 +57,14 @@ class _End:
     exit_code: int
     facts: Mapping[str, Any] | None = None
     error: Mapping[str, str] | None = None
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command line whose refusals are cut as all messages are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints usage and message, and exits with 2."""
+        super().error(as_message(QloraRayError(message)))
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -224,4 +233,4 @@ def as_place(text: str) -> Path:
         # Of a user that is not there: a name as any other.
         return path
     # Others are not resolved: a link is to be seen as one, and messages have what was typed.
-    return path if path.name not in ("", "..") else path.resolve()
+    return path if path.name not in ("", "..") else resolve_path(path)

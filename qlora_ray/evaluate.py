@@ -11,15 +11,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qlora_ray.commands import Result, add_json_option, run_command
+from qlora_ray.commands import CommandParser, Result, add_json_option, run_command
 from qlora_ray.errors import ConfigError, ModelError
 
 BETTER = "better"
+# Of a number of rows or examples; int() raises for thousands of them.
+MAX_DIGITS = 15
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_ray.evaluate", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m qlora_ray.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("target", help="a sweep, adapter, bundle or model folder, or a hub id")
     parser.add_argument("--trial", metavar="ID", help="a trial of the sweep (default: its winner)")
     parser.add_argument("--config", type=Path, metavar="YAML", help="data and evaluation (default: the sweep's own)")
@@ -112,7 +114,7 @@ def _names(text: str) -> list[str]:
 
 def _shots(text: str) -> str:
     numbers = _names(text)
-    if not numbers or not all(number.isdigit() for number in numbers):
+    if not numbers or not all(map(_is_number, numbers)):
         raise ConfigError(f"--shots: must be numbers like 0,3, got {text!r}. Correct it.")
     return ", ".join(numbers)
 
@@ -131,7 +133,7 @@ def _whole(text: str) -> int:
 
 def _is_number(text: str) -> bool:
     # int() also takes what no one means: 1_000, or digits of other scripts.
-    return text.isascii() and text.isdigit()
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
 
 
 if __name__ == "__main__":

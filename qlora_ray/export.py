@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from qlora_ray.commands import Result, add_json_option, as_place, run_command
+from qlora_ray.commands import CommandParser, Result, add_json_option, as_place, run_command
 from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ MERGE_ONLY = ("dtype", "head_dtype", "nf4_copy", "max_shard_size")
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_ray.export", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m qlora_ray.export", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=as_place, metavar="SWEEP", help="results/<name>, or a bundle to zip or push")
     parser.add_argument("--to", type=as_place, metavar="DIR", help="the bundle's folder: new, or an earlier bundle")
     parser.add_argument("--trial", default="best", metavar="ID", help="a complete trial (default: best, the winner)")

@@ -6,7 +6,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from qlora_ray.commands import Result, add_config_options, add_json_option, find_config, run_command
+from qlora_ray.commands import (
+    CommandParser,
+    Result,
+    add_config_options,
+    add_json_option,
+    find_config,
+    run_command,
+)
 from qlora_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +23,7 @@ if TYPE_CHECKING:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_ray.plan", description=__doc__)
+    parser = CommandParser(prog="python -m qlora_ray.plan", description=__doc__)
     add_config_options(parser)
     parser.add_argument(
         "--gpus", metavar="T4:2,A100-40:1", help="plan for these GPUs, and not for the machines that sweep would use"

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from qlora_ray.commands import Result, add_json_option, run_command
+from qlora_ray.commands import CommandParser, Result, add_json_option, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_ray.report", description=__doc__)
+    parser = CommandParser(prog="python -m qlora_ray.report", description=__doc__)
     parser.add_argument("sweep", type=Path, metavar="DIR", help="a sweep's folder, e.g. results/quickstart")
     parser.add_argument("--open", choices=("yes", "no"), default="no", help="open the page in a browser (default: no)")
     add_json_option(parser)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from qlora_ray.commands import (
+    CommandParser,
     Result,
     add_config_options,
     add_json_option,
@@ -42,7 +43,7 @@ RAY_END_S = 1.0
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_ray.sweep", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m qlora_ray.sweep", description=__doc__.splitlines()[0])
     add_config_options(parser)
     parser.add_argument("--resume", type=as_place, metavar="DIR", help="go on with an interrupted or finished sweep")
     parser.add_argument(

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlora_ray.commands import Result, add_json_option, as_place, run_command
+from qlora_ray.commands import CommandParser, Result, add_json_option, as_place, run_command
 
 if TYPE_CHECKING:
     from qlora_ray.dashboard.server import Server
@@ -20,7 +20,7 @@ LARGEST_PORT = 65_535
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m qlora_ray.dashboard", description=__doc__)
+    parser = CommandParser(prog="python -m qlora_ray.dashboard", description=__doc__)
     parser.add_argument(
         "folder", type=as_place, metavar="DIR", help="a sweep's folder, e.g. results/quickstart, or one of sweeps"
     )

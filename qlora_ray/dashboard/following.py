@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qlora_ray.regular_files import open_regular
+
 # What one look takes at most: a sweep's whole events.jsonl is read in several.
 MAX_READ_BYTES = 8 * 1024**2
 
@@ -43,7 +45,7 @@ class TailedLines:
         if status.st_size == self._offset:
             return []
         try:
-            with self._path.open("rb") as stream:
+            with open_regular(self._path) as stream:
                 stream.seek(self._offset)
                 content = stream.read(MAX_READ_BYTES) + stream.readline()
         except OSError:

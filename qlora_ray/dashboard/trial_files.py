@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qlora_ray.regular_files import open_regular
 from qlora_ray.runs.events import read_events
 from qlora_ray.runs.files import read_lines, to_plain_json
 from qlora_ray.runs.paths import SweepPaths
@@ -67,7 +68,7 @@ def read_end(path: Path, root: Path) -> str | None:
     if not is_inside(path, root):
         return None
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             size = stream.seek(0, 2)
             stream.seek(max(0, size - MAX_TEXT_BYTES))
             return stream.read().decode("utf-8", errors="replace")

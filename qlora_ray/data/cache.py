@@ -17,6 +17,7 @@ from qlora_ray.config.schema import Data
 from qlora_ray.data.arrow_files import SHARD_NAME, SHARD_PATTERN, map_table, write_table
 from qlora_ray.data.report import DataReport, PreparedData
 from qlora_ray.data.tokenized import TokenizedSplit
+from qlora_ray.regular_files import load_json
 from qlora_ray.runs.modes import share_tree
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def map_prepared(folder: Path, fingerprint: str) -> PreparedData:
     Raises:
         Exception: If it is not whole, or other data: what arrow, json and our own checks raise.
     """
-    report = DataReport.from_dict(json.loads((folder / REPORT_NAME).read_text(encoding="utf-8")))
+    report = DataReport.from_dict(load_json(folder / REPORT_NAME))
     if report.fingerprint != fingerprint:
         raise ValueError(f"{folder}: must hold fingerprint {fingerprint}, got {report.fingerprint}")
     splits = {name: _map_split(folder / name, name, report) for name in report.num_rows}

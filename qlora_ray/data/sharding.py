@@ -30,6 +30,7 @@ from qlora_ray.data.tokenizing import tokenize_rows
 from qlora_ray.errors import DataError
 from qlora_ray.formats import format_duration
 from qlora_ray.hardware.probe import count_cpus
+from qlora_ray.regular_files import load_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -206,7 +207,7 @@ def _cut(examples: Iterable[Example]) -> Iterator[tuple[int, list[Example]]]:
 def _find_record(shard: Path, first_example: int, num_examples: int, *, heads: Sequence[str]) -> ShardRecord | None:
     """The record of a shard that is whole; None where it is to be made."""
     try:
-        values = json.loads(record_path(shard).read_text(encoding="utf-8"))
+        values = load_json(record_path(shard))
         record = ShardRecord(**values | {"counts": SplitCounts(**values["counts"])})
         is_whole = map_table([shard], heads=heads).num_rows == len(record.origins)
     # Damage shows as an error of arrow, json or our own checks; each means: make it again.

@@ -19,6 +19,7 @@ from qlora_ray.data.mixture import MixedSource
 from qlora_ray.data.reading import FILE_SUFFIXES, drop_filled_nulls, iterate_rows
 from qlora_ray.data.splits import RowChoice
 from qlora_ray.errors import DataError
+from qlora_ray.regular_files import open_regular
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,7 +81,7 @@ class FileSource:
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 if file_state(stream) == self.state:
                     yield stream
                     return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from qlora_ray.errors import RunError
 from qlora_ray.exporting.merge.report import MergeReport
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.formats import list_first
+from qlora_ray.regular_files import load_json, resolve_path
 from qlora_ray.runs import read_json
 from qlora_ray.runs.inventory import describe_file, hash_file, list_files
 from qlora_ray.runs.typed_json import to_json
@@ -89,7 +89,7 @@ def read_bundle(folder: Path) -> Bundle | None:
 def is_bundle(folder: Path) -> bool:
     """Whether a folder was written by `write_bundle`, and its bundle.json is not damaged."""
     try:
-        found = json.loads((folder / INVENTORY).read_text(encoding="utf-8"))
+        found = load_json(folder / INVENTORY)
     except (OSError, ValueError):
         return False
     if not isinstance(found, dict) or "bundle_version" not in found or not isinstance(found.get("name"), str):
@@ -128,7 +128,7 @@ def check_target(to: Path, *, sweep: Path, option: str = "--to") -> None:
         sweep: The sweep's folder, which must not be inside it.
         option: What the user gave the folder by.
     """
-    target, root = to.expanduser().resolve(), sweep.resolve()
+    target, root = resolve_path(to.expanduser()), resolve_path(sweep)
     kept = [root / part for part in ("trials", "best", "logs", "evaluation")]
     if root == target or root.is_relative_to(target) or any(target.is_relative_to(part) for part in kept):
         raise RunError(f"{option} {to}: must not be the sweep's own folder, or in its trials. Choose another folder.")
@@ -143,7 +143,7 @@ def _check_content(to: Path, *, option: str) -> None:
     if not to.is_dir():
         return
     # A new folder takes the place of the old one, which neither a mounted disk nor where a shell stands lets happen.
-    here = Path.cwd().is_relative_to(to.expanduser().resolve())
+    here = Path.cwd().is_relative_to(resolve_path(to.expanduser()))
     if here or to.is_mount():
         what = "the folder this command runs in" if here else "a mounted disk"
         raise RunError(f"{option} {to}: must be a folder that can be replaced, got {what}. Choose one inside it.")

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from qlora_ray.errors import RunError
+from qlora_ray.regular_files import resolve_path
 from qlora_ray.runs import SweepPaths
 from qlora_ray.runs.paths import ADAPTER_CONFIG
 from qlora_ray.runs.winner import BEST
@@ -15,7 +16,7 @@ def check_is_sweep(folder: Path) -> None:
     """Raises RunError unless the folder is a sweep's: with the command for a part of one, and PEFT's for an adapter."""
     if SweepPaths(folder).manifest.is_file():
         return
-    part = _find_part(folder.resolve())
+    part = _find_part(resolve_path(folder))
     if part is not None:
         sweep, trial = part
         option = "" if trial == BEST else f" --trial {trial}"

@@ -49,6 +49,8 @@ TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "cohere",
 HEAD_DIM_DEFAULTS = {"gemma": 256, "gemma2": 256, "gemma3": 256, "gemma3_text": 256, "qwen3": 128}
 NORMS_PER_LAYER = dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), 4)  # else 2
 DEFAULT_MAX_POSITIONS = 2048
+# Ours, far above any model's: what is beyond would be built for hours, or overflow torch's sizes.
+MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,11 @@ class ModelShape:
         sizes = {name: _read_size(model_type, config, keys) for name, keys in KEY_NAMES.items()}
         hidden_size, num_heads, num_layers = sizes["hidden_size"], sizes["num_heads"], sizes["num_layers"]
         intermediate_size = _read_intermediate_size(model_type, config, hidden_size)
-        num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
-        head_dim = int(config.get("head_dim") or HEAD_DIM_DEFAULTS.get(model_type) or hidden_size // num_heads)
-        max_positions = int(config.get("max_position_embeddings") or config.get("n_positions") or DEFAULT_MAX_POSITIONS)
+        num_kv_heads = _read_size(model_type, config, ("num_key_value_heads",), default=num_heads)
+        own_dim = HEAD_DIM_DEFAULTS.get(model_type) or hidden_size // num_heads
+        head_dim = _read_size(model_type, config, ("head_dim",), default=own_dim)
+        positions = ("max_position_embeddings", "n_positions")
+        max_positions = _read_size(model_type, config, positions, default=DEFAULT_MAX_POSITIONS)
         layout = LAYOUT_OF_TYPE.get(model_type, "llama")
         presets = dict(PRESETS[layout])
         if model_type == "phi":
@@ -225,10 +229,19 @@ def _check_layout(model_type: str, config: dict[str, Any]) -> None:
         raise ModelError(f"model: must be decoder-only, got {model_type}, which has an encoder. Choose another base.")
 
 
-def _read_size(model_type: str, config: dict[str, Any], keys: tuple[str, ...]) -> int:
-    for key in keys:
-        if isinstance(config.get(key), int) and config[key] > 0:
-            return int(config[key])
+def _read_size(model_type: str, config: dict[str, Any], keys: tuple[str, ...], *, default: int | None = None) -> int:
+    """The size under the first of the keys that is there; the default, if there is one, where none is."""
+    given = [(key, config[key]) for key in keys if config.get(key)]
+    if not given and default is not None:
+        return default
+    for key, size in given:
+        if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+            continue
+        largest = MAX_LAYERS if key in KEY_NAMES["num_layers"] else MAX_SIZE
+        if size > largest:
+            rule = f"{key} in config.json must be at most {largest:,}"
+            raise ModelError(f"model: {rule}, got {size:,}. Restore the base's config.json.")
+        return size
     raise ModelError(
         f"model: config.json of model type {model_type} must have {' or '.join(keys)} as a number above 0, got "
         f"{config.get(keys[0])!r}. Known types: {', '.join(sorted(LAYOUT_OF_TYPE))}."
@@ -237,5 +250,5 @@ def _read_size(model_type: str, config: dict[str, Any], keys: tuple[str, ...]) -
 
 def _read_intermediate_size(model_type: str, config: dict[str, Any], hidden_size: int) -> int:
     if model_type == "gpt2":
-        return int(config.get("n_inner") or 4 * hidden_size)
+        return _read_size(model_type, config, ("n_inner",), default=4 * hidden_size)
     return _read_size(model_type, config, ("intermediate_size",))

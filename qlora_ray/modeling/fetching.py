@@ -6,12 +6,12 @@ file systems a lock is granted to everybody (huggingface_hub 2.4, file_download.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from qlora_ray.config.schema import Model
 from qlora_ray.modeling.loading import find_source, resolve_model_name
+from qlora_ray.regular_files import load_json
 
 # As transformers 5 looks for them: safetensors before pickles, one file before shards.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -47,7 +47,7 @@ def fetch_weights(model: Model) -> list[str]:
     files = HfApi().list_repo_files(name, revision=revision)
     found = find_weights(files)
     if found is not None and found.endswith(INDEX_SUFFIX):
-        index = json.loads(Path(hf_hub_download(name, found, revision=revision)).read_text(encoding="utf-8"))
+        index = load_json(Path(hf_hub_download(name, found, revision=revision)))
         # What it names and the repository lacks is for the loading to say.
         weights = sorted(set(index["weight_map"].values()) & set(files))
     else:

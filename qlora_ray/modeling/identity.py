@@ -10,7 +10,8 @@ from typing import Any, Literal
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.modeling.hub import is_commit
-from qlora_ray.modeling.loading import hash_base
+from qlora_ray.modeling.loading import check_files, hash_base
+from qlora_ray.regular_files import check_regular, load_json
 from qlora_ray.runs.inventory import hash_file
 from qlora_ray.runs.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qlora_ray.runs.record_parts import BaseRecord, QuantizationRecord
@@ -55,12 +56,13 @@ def read_adapter(folder: Path) -> AdapterFacts:
     Raises:
         ModelError: If the folder holds no whole LoRA adapter in PEFT's format.
     """
+    check_files(folder)
     path = folder / ADAPTER_CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(path)
     except FileNotFoundError:
         raise ModelError(f"{folder}: an adapter must have {ADAPTER_CONFIG}, got none. Give PEFT's folder.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read: {error}. Save the adapter again.") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA" or not isinstance(config.get("r"), int):
@@ -93,6 +95,7 @@ def check_weights(weights: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(weights)
         with safe_open(weights, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
@@ -128,7 +131,7 @@ def read_adapter_origin(folder: Path) -> AdapterOrigin | None:
     """
     path = folder / ADAPTER_ORIGIN
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = load_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

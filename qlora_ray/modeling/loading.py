@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from qlora_ray.modeling.quantization import (
     torch_dtype,
 )
 from qlora_ray.modeling.stored_base import compute_in, read_stored_config, specify_stored
+from qlora_ray.regular_files import find_irregular, load_json, open_regular
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,9 +66,17 @@ def pin_revision(model: Model) -> Model:
     """
     name = resolve_model_name(model.name)
     if Path(name).is_dir():
+        check_files(Path(name))
         return model
     _check_folder(name)
     return model.model_copy(update={"revision": find_commit(name, revision=model.revision)})
+
+
+def check_files(folder: Path) -> None:
+    """Raises ModelError if a folder holds a pipe or a device, which a library that opens it would wait for for ever."""
+    irregular = find_irregular(folder)
+    if irregular is not None:
+        raise ModelError(f"{folder}: must hold regular files only, got {irregular}. Take it away.")
 
 
 def find_source(model: Model) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def read_config(model: Model) -> dict[str, Any]:
     folder = Path(name)
     if folder.is_dir():
         try:
-            written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            written = load_json(folder / "config.json")
         except FileNotFoundError:
             raise ModelError(
                 f"model.name: {name} has no config.json. Give a folder saved by save_pretrained, or a hub id."
@@ -205,7 +213,7 @@ def hash_base(model: Model) -> str:
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         digest.update(path.name.encode())
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return f"sha256:{digest.hexdigest()}"

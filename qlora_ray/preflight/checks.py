@@ -16,6 +16,7 @@ from qlora_ray.modeling.packing import find_packing_problem
 from qlora_ray.modeling.shape import count_shape
 from qlora_ray.modeling.stored_base import check_adapters, specify_stored
 from qlora_ray.modeling.targets import build_skeleton, check_targets
+from qlora_ray.modeling.weight_files import check_headers, check_weights_fit
 from qlora_ray.preflight.planning import PlanFacts, plan_facts
 from qlora_ray.search.space import SearchSpace
 from qlora_ray.search.study import describe_unused
@@ -82,6 +83,10 @@ def check_sweep(config: SweepConfig, space: SearchSpace, *, tell: Tell = say_not
     shape = read_shape(config.model)
     extremes = space.extremes(config)
     stored_notes = _find_stored(config, shape, [corner.lora for corner in extremes])
+    # Before the rows, which may take minutes.
+    check_headers(config.model, shape)
+    skeleton = build_skeleton(config.model)
+    check_weights_fit(config.model, shape)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
         config.data, tokenizer=tokenizer, data_seed=config.training.data_seed, heads=config.heads, tell=tell
@@ -90,7 +95,6 @@ def check_sweep(config: SweepConfig, space: SearchSpace, *, tell: Tell = say_not
     for corner in space.schedules(config):
         budget = make_budget(corner.training, num_train_rows=len(data.train), num_reports=config.search.num_reports)
         check_schedule(corner.training, num_steps=budget.num_steps)
-    skeleton = build_skeleton(config.model)
     shape = count_shape(skeleton, shape)
     choices = [corner.lora for corner in extremes]
     check_targets(skeleton, choices)

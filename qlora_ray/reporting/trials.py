@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_ray.errors import RunError
+from qlora_ray.regular_files import read_bytes
 from qlora_ray.runs import SweepPaths, TrialPaths
 from qlora_ray.runs.files import read_lines
 from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record
@@ -176,7 +177,7 @@ def _read_reports(lines: Sequence[_Line], record: TrialRecord) -> tuple[Report, 
 
 def _last_line(paths: TrialPaths) -> str | None:
     try:
-        text = paths.error.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(paths.error).decode(errors="replace")
     except OSError:
         return None
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)

@@ -7,11 +7,13 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.platforms import BINARY
+from qlora_ray.regular_files import load_json, parse_json, read_bytes
 from qlora_ray.runs.locks import hold
 from qlora_ray.runs.whole import whole_file
 
@@ -51,10 +53,10 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
 def read_json(path: Path) -> Any:
     """Reads a JSON file; raises RunError if it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read: {error}.") from None
 
 
@@ -140,16 +142,16 @@ def _read_from(descriptor: int, position: int) -> bytes:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; lines cut off by a crash, or damaged, are left out."""
-    if not path.exists():
+    """Reads lines of JSON objects; those cut off by a crash, or damaged, are left out. None where there is no file."""
+    try:
+        lines = read_bytes(path).splitlines()
+    except (OSError, ValueError):
         return []
     rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
-    return rows
+    for line in lines:
+        with suppress(ValueError):
+            rows.append(parse_json(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def to_plain_json(data: Any) -> Any:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qlora_ray.regular_files import open_regular
+
 
 def list_files(folder: Path) -> list[str]:
     """Paths of all files below a folder, sorted; raises OSError where it cannot look."""
@@ -32,5 +34,5 @@ def describe_file(folder: Path, path: str) -> dict[str, Any]:
 
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ray.errors import RunError
+from qlora_ray.regular_files import load_json
 from qlora_ray.runs.artifacts import ARTIFACTS
 from qlora_ray.runs.locks import is_locked, locked_file
 from qlora_ray.runs.whole import is_temporary
@@ -210,7 +211,7 @@ class SweepPaths:
     def read_holder(self) -> tuple[str, int] | None:
         """Host and process that took the sweep last, whether they still hold it or not; None where nothing says so."""
         try:
-            holder = json.loads(self._lock_file.read_text())
+            holder = load_json(self._lock_file)
             return str(holder["host"]), int(holder["pid"])
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -20,6 +20,7 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
 
 from qlora_ray.platforms import BINARY
+from qlora_ray.regular_files import check_regular
 
 # What others act upon: the study itself, a trial that is taken from the queue, and a trial's end.
 SYNCED_AT_ONCE = {
@@ -40,6 +41,8 @@ class SweepJournal(BaseJournalBackend):
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists():
+            check_regular(path)
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
         # Not __del__, which at the end of the process comes after `os` has gone.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.platforms import open_folder, open_in
+from qlora_ray.regular_files import check_regular, load_json
 from qlora_ray.runs.files import write_text
 from qlora_ray.runs.whole import restore_folder, whole_folder
 
@@ -112,7 +113,8 @@ class TrialState:
         from safetensors.torch import load_file
 
         try:
-            facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+            facts = load_json(folder / FACTS_FILE)
+            check_regular(folder / TENSORS_FILE)
             tensors = load_file(folder / TENSORS_FILE)
         except (OSError, ValueError, SafetensorError) as error:
             raise RunError(f"{folder}: holds no readable trial state: {error}.") from None

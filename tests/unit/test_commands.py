@@ -165,3 +165,12 @@ def test_a_stdout_on_a_full_disk_is_one_line(unbuffered):
     assert ended.returncode == 2
     assert ended.stderr.startswith("stdout: cannot be written: No space left on device.")
     assert ended.stderr.count("\n") == 1
+
+
+def test_an_option_of_thousands_of_digits_is_one_short_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from qlora_ray.evaluate import make_parser
+
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["s", "--rows", "9" * 6000])
+    assert "must be a whole number above 0" in (said := capsys.readouterr().err)
+    assert max(map(len, said.splitlines())) < 1_200

@@ -108,3 +108,9 @@ def test_all_that_a_class_lacks_is_said_at_once(tmp_path: Path, body: str, words
     path = write(tmp_path, f"class Mine: {body}\n")
     with pytest.raises(ConfigError, match=words):
         load_metric(f"{path}:Mine")
+
+
+def test_a_class_that_ends_the_process_is_a_failure_as_any_other(tmp_path: Path) -> None:
+    path = write(tmp_path, "import sys\nclass Mine:\n    def __init__(self):\n        sys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"need no argument, got SystemExit: 0 \(line 4\)"):
+        load_metric(f"{path}:Mine")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +74,10 @@ def test_a_metric_may_sum_up_its_own_way_and_say_more() -> None:
         (None, "score must return a list of floats, got NoneType"),
         ([1.0, None], "score must return floats, NaN where there is no score, got None of row 1"),
         (["1", "0"], "got '1' of row 0"),
+        (lambda: sys.exit(0), "got SystemExit: 0"),
+        (lambda: (sys.exit(0) for _ in ROWS), "got SystemExit: 0"),
+        (lambda: itertools.repeat(1.0), "got 3 for 2 rows"),
+        ([10**400] * 2, "got a number beyond them of row 0"),
         (lambda: 1 / 0, r"got ZeroDivisionError: division by zero \(test_metrics_metric\.py:\d+\)"),
     ],
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ray.formats import list_first, plural
+from qlora_ray.regular_files import parse_json, read_bytes
 from qlora_ray.scoring.token_budget import LIMITS
 
 CUT = "length"
@@ -57,7 +57,7 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], list[str]]:
     """
     where = f"{path.parent.name}/{path.name}"
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         return [], [f"{where}: cannot be read ({error.strerror}), so nothing is known of these answers"]
     rows: dict[str, AnswerRow] = {}
@@ -114,8 +114,8 @@ def find_pairing_problems(prompt_set: str, answers: Mapping[str, Sequence[Answer
 def _parse_line(line: bytes) -> tuple[AnswerRow | None, str]:
     """Returns the row, or None and what is wrong with the line."""
     try:
-        values = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        values = parse_json(line)
+    except ValueError:
         return None, "(not JSON)"
     if not isinstance(values, dict):
         return None, "(not an object)"

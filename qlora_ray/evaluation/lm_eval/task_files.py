@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from qlora_ray.errors import ConfigError, first_line
+from qlora_ray.regular_files import open_regular, read_bytes, resolve_path
 
 EXAMPLE = "docs/lm_eval_task.yaml is an example"
 
@@ -38,7 +39,7 @@ def hash_task(path: Path) -> str:
     """
     digest = hashlib.sha256()
     for file in find_task_files(path):
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
@@ -52,7 +53,7 @@ def find_task_files(path: Path) -> list[Path]:
     Raises:
         ConfigError: If a YAML or one that it includes cannot be read, or includes itself.
     """
-    return list(dict.fromkeys(_walk(path.expanduser().resolve(), ())))
+    return list(dict.fromkeys(_walk(resolve_path(path.expanduser()), ())))
 
 
 def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
@@ -63,7 +64,7 @@ def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     included = values.get("include", [])
     # As the harness has it (lm_eval 0.4.13, tasks/_yaml_loader.py): one or several, seen from the file itself.
     for name in included if isinstance(included, list) else [included]:
-        yield from _walk((path.parent / str(name)).resolve(), (*above, path))
+        yield from _walk(resolve_path(path.parent / str(name)), (*above, path))
     for text in _texts(values):
         if isinstance(text, _Function):
             module = path.parent / f"{text.rpartition('.')[0].replace('.', '/')}.py"
@@ -94,7 +95,7 @@ def _is_hidden(path: Path) -> bool:
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     named = f", which {above[-1].name} includes," if above else ""
     try:
-        values = yaml.load(path.read_bytes(), Loader=_Loader)
+        values = yaml.load(read_bytes(path), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"lm-eval: {path}{named} cannot be read: {error.strerror}. Check the path.") from None
     except yaml.YAMLError as error:

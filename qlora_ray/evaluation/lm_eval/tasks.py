@@ -21,6 +21,7 @@ from qlora_ray.errors import ConfigError, DataError, first_line
 from qlora_ray.evaluation.lm_eval.results import TaskResult, read_results
 from qlora_ray.evaluation.lm_eval.task_files import EXAMPLE, find_task_files
 from qlora_ray.modeling.device_memory import is_out_of_memory
+from qlora_ray.regular_files import read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -205,7 +206,7 @@ def _read_name(path: Path) -> str:
     """Returns what a task YAML calls its task."""
     # The harness passes over a YAML that it cannot read, and would say only that there is no such task.
     find_task_files(path)
-    text = path.read_text(encoding="utf-8")
+    text = read_bytes(path).decode()
     named = re.search(r"^(?:task|group):[ \t]*[\"']?([^\s\"'#]+)", text, flags=re.MULTILINE)
     if named is None:
         raise ConfigError(f"lm-eval: {path} must have a line `task: name`, got none. {EXAMPLE}.")

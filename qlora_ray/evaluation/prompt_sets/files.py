@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from qlora_ray.data.reading import read_rows
 from qlora_ray.data.row_formats import find_tools
 from qlora_ray.data.tool_calls import read_tools
 from qlora_ray.errors import DataError
+from qlora_ray.regular_files import parse_json, read_bytes
 from qlora_ray.scoring.metrics.eq_bench import NUM_EMOTIONS, holds_ratings
 
 ID_COLUMNS = ("id", "question_id", "prompt_id")
@@ -123,7 +123,7 @@ def read_prompts(name: str | Path) -> list[PromptRow]:
     path = find_prompt_file(name)
     _check_name(path)
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from None
     rows = _read_file(str(path), content)
@@ -177,8 +177,8 @@ def _read_lines(name: str, content: bytes) -> list[Row]:
 def _read_object_by_id(name: str, content: bytes) -> list[Row]:
     """Returns the rows of `{"1": {"prompt": ...}, ...}`, as EQ-Bench's files are; nothing for any other layout."""
     try:
-        document = json.loads(content)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        document = parse_json(content)
+    except ValueError:
         return []  # read_rows says what is wrong
     if not isinstance(document, dict) or not document:
         return []

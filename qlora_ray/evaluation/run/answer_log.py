@@ -151,17 +151,17 @@ class AnswerLog:
 
     def read_answers(self, model: str, prompts: str) -> dict[int, dict[str, Any]]:
         """Returns the written answers by row, as JSON objects."""
-        return {line["row"]: line for line in reversed(read_lines(self._answers(model, prompts)))}
+        return {line["row"]: line for line in _read_rows(self._answers(model, prompts), "row", "answer")}
 
     def read_losses(self, model: str, prompts: str) -> dict[int, tuple[float, int]]:
         """Each finished row's summed NLL in nats, and its tokens."""
-        lines = reversed(read_lines(self._losses(model, prompts)))
+        lines = _read_rows(self._losses(model, prompts), "row", "nll", "tokens")
         return {line["row"]: (math.nan if line["nll"] is None else line["nll"], line["tokens"]) for line in lines}
 
     def read_heads(self, model: str, prompts: str) -> dict[str, dict[int, tuple[int, float]]]:
         """What each auxiliary head answered to each row: its class, and the loss of the right one."""
         found: dict[str, dict[int, tuple[int, float]]] = {}
-        for line in reversed(read_lines(self._losses(model, prompts))):
+        for line in _read_rows(self._losses(model, prompts), "row"):
             for head, (answer, loss) in line.get("heads", {}).items():
                 found.setdefault(head, {})[line["row"]] = (answer, math.nan if loss is None else loss)
         return found
@@ -191,7 +191,7 @@ class AnswerLog:
         """Puts a finished set's lines in the order of its rows, each once, whole or not at all."""
         for path in (self._answers(model, prompts), self._losses(model, prompts)):
             if path.exists():
-                lines = {line["row"]: line for line in reversed(read_lines(path))}
+                lines = {line["row"]: line for line in _read_rows(path, "row")}
                 ordered = "".join(json.dumps(lines[row], allow_nan=False) + "\n" for row in sorted(lines))
                 if path.read_text(encoding="utf-8") != ordered:
                     write_text(path, ordered)
@@ -205,6 +205,12 @@ class AnswerLog:
 
     def _losses(self, model: str, prompts: str) -> Path:
         return self.folder / model / f"{prompts}.losses.jsonl"
+
+
+def _read_rows(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """The lines that have these keys, the last one first; others are damaged, and their rows are answered again."""
+    lines = (line for line in reversed(read_lines(path)) if all(key in line for key in keys))
+    return [line for line in lines if isinstance(line["row"], int)]
 
 
 def _is_remnant(path: Path) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.formats import list_first
+from qlora_ray.regular_files import load_json, resolve_path
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.paths import ADAPTER_CONFIG, MERGE_REPORT, NF4_SUFFIX
 from qlora_ray.runs.records import Manifest, TrialRecord, read_record
@@ -42,7 +42,7 @@ def read_merge_report(folder: Path) -> dict[str, Any] | None:
     own = folder / MERGE_REPORT
     if own.is_file():
         return dict(read_json(own))
-    folder = folder.resolve()
+    folder = resolve_path(folder)
     beside = folder.parent / folder.name.removesuffix(NF4_SUFFIX) / MERGE_REPORT
     written = dict(read_json(beside)) if folder.name.endswith(NF4_SUFFIX) and beside.is_file() else {}
     return written if written.get("nf4_copy") == folder.name else None
@@ -50,7 +50,7 @@ def read_merge_report(folder: Path) -> dict[str, Any] | None:
 
 def find_trial_of(folder: Path) -> tuple[Path, str] | None:
     """The sweep and the trial that a folder is of: results/X/best and results/X/trials/0005."""
-    folder = folder.resolve()
+    folder = resolve_path(folder)
     if folder.name == BEST:
         sweep, trial = folder.parent, BEST
     elif folder.parent == SweepPaths(folder.parent.parent).trials:
@@ -62,7 +62,7 @@ def find_trial_of(folder: Path) -> tuple[Path, str] | None:
 
 def find_bundle_of(folder: Path) -> Path | None:
     """The bundle that a folder is a part of: its adapter/, merged/ and the like."""
-    parent = folder.resolve().parent
+    parent = resolve_path(folder).parent
     has_adapter = (parent / "adapter" / ADAPTER_CONFIG).is_file()
     return parent if has_adapter and any((parent / name).is_file() for name in BUNDLE_FILES) else None
 
@@ -84,7 +84,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         ModelError: If it cannot be read.
     """
     try:
-        written = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+        written = load_json(folder / MODEL_CONFIG)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / MODEL_CONFIG}: cannot be read: {error}. Save the model again.") from None
-    return dict(written)
+    if not isinstance(written, dict):
+        got = type(written).__name__
+        raise ModelError(f"{folder / MODEL_CONFIG}: must be a JSON object, got {got}. Save the model again.")
+    return written

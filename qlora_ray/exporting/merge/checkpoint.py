@@ -16,43 +16,21 @@ from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError, RunError
 from qlora_ray.formats import format_bytes
 from qlora_ray.hardware.stored import read_stored
-from qlora_ray.modeling.hub import first_line, is_commit, reach_repository
+from qlora_ray.modeling.hub import is_commit, reach_repository
 from qlora_ray.modeling.loading import resolve_model_name
+from qlora_ray.modeling.weight_files import WEIGHTS_INDEX, StoredTensor, find_file, find_weights, read_header
+from qlora_ray.regular_files import load_json
 from qlora_ray.runs.whole import whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Hugging Face's names for the shards of a model (huggingface_hub 2.4, split_torch_state_dict_into_shards).
 SHARD_PATTERN = "model{suffix}.safetensors"
 # safetensors' names of the dtypes of weights that are not quantized.
 FLOATS = ("BF16", "F16", "F32")
 # Ours: room for what lies beside the weights (config, tokenizer, index, report), far above what was seen.
 SIDE_FILES_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor of a checkpoint is, read from the file's header.
-
-    Attributes:
-        dtype: safetensors' name of it: BF16, F16, F32, I64, ...
-    """
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def num_elements(self) -> int:
-        """How many numbers it has."""
-        num = 1
-        for size in self.shape:
-            num *= size
-        return num
 
 
 @dataclass(frozen=True)
@@ -92,7 +70,7 @@ class Checkpoint:
 
     def find_file(self, name: str) -> Path | None:
         """Another file of the base, fetched from the hub if need be; None if the base has none of that name."""
-        return _find_file(self.name, self.revision, name)
+        return find_file(self.name, self.revision, name)
 
 
 def open_checkpoint(model: Model) -> Checkpoint:
@@ -106,10 +84,15 @@ def open_checkpoint(model: Model) -> Checkpoint:
     if model.revision is not None and is_commit(model.revision) and not Path(name).is_dir():
         # Of a known commit nobody has asked yet, and the cache may lack files.
         reach_repository(name, revision=model.revision, where=where)
-    config_file = _find_file(name, model.revision, "config.json")
+    config_file = find_file(name, model.revision, "config.json")
     if config_file is None:
         raise ModelError(f"{where} must have config.json, got none. Give the base's whole folder, or its hub id.")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    try:
+        config = load_json(config_file)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{config_file}: cannot be read: {error}. Fetch the base again.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{config_file}: must be a JSON object, got {type(config).__name__}. Fetch the base again.")
     stored = read_stored(config)
     if stored is not None and not stored.is_bitsandbytes:
         raise ModelError(
@@ -117,8 +100,8 @@ def open_checkpoint(model: Model) -> Checkpoint:
             "Name the original base with --set model.name=, or export without merging."
         )
     tensors: dict[str, StoredTensor] = {}
-    for file in _find_weights(name, model.revision, where=where):
-        tensors |= _read_header(file)
+    for file in find_weights(name, model.revision, where=where):
+        tensors |= read_header(file)
     if stored is not None:
         tensors = _without_scales(tensors)
         for section in (config, config.get("text_config") or {}):
@@ -222,62 +205,3 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: cannot be written: {error.strerror}. Choose another folder.") from None
     with stack:
         yield folder
-
-
-def _find_weights(name: str, revision: str | None, *, where: str) -> list[Path]:
-    """The base's safetensors: one file, or the shards of its index."""
-    single = _find_file(name, revision, WEIGHTS)
-    if single is not None:
-        return [single]
-    index = _find_file(name, revision, WEIGHTS_INDEX)
-    if index is not None:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {shard: _find_file(name, revision, shard) for shard in sorted(set(weight_map.values()))}
-        missing = [shard for shard, file in files.items() if file is None]
-        if missing:
-            raise ModelError(f"{where} must have every shard of its index, got no {missing[0]}. Fetch the base again.")
-        return [file for file in files.values() if file is not None]
-    if any(_find_file(name, revision, pickle) for pickle in PICKLES):
-        # A pickle can run code when it is read.
-        raise ModelError(
-            f"{where} must have its weights as safetensors, got .bin files only. "
-            "Save it again by save_pretrained, and name that folder with --set model.name=."
-        )
-    raise ModelError(f"{where} must have {WEIGHTS} or {WEIGHTS_INDEX}, got neither. Give the base's whole folder.")
-
-
-def _read_header(file: Path) -> dict[str, StoredTensor]:
-    from safetensors import SafetensorError, safe_open
-
-    tensors = {}
-    try:
-        with safe_open(file, framework="pt", device="cpu") as stream:
-            for name in stream.keys():  # noqa: SIM118 - safe_open is no dict and cannot be iterated
-                piece = stream.get_slice(name)
-                tensors[name] = StoredTensor(file, piece.get_dtype(), tuple(piece.get_shape()))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: must be a whole safetensors file, got: {error}. Fetch the base again.") from None
-    return tensors
-
-
-def _find_file(name: str, revision: str | None, filename: str) -> Path | None:
-    """A file of a folder or a hub id, the latter through transformers' cache, so that it is the one that was loaded."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder / filename if (folder / filename).is_file() else None
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(
-            name,
-            filename,
-            revision=revision or "main",
-            _raise_exceptions_for_missing_entries=False,
-        )
-    # Also what the HTTP client raises where a token cannot be sent, which is none of the library's own errors.
-    except Exception as error:
-        raise ModelError(
-            f"merge: {filename} of {name} must be in the cache or on the hub, got: {first_line(error)}. "
-            "Check the network, or give a local folder."
-        ) from None
-    return Path(found) if found else None

@@ -47,7 +47,7 @@ def load_metric(place: str) -> Metric:
         )
     try:
         metric = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(place, path, f"{name}() must need no argument", error) from error
     _check(metric, place)
     return cast(Metric, metric)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -133,10 +134,10 @@ def checked_scores(metric: Metric, predictions: Sequence[str], references: Seque
         ConfigError: the metric fails, returns too few or too many scores, or some that are not numbers.
     """
     found = _call(metric, "score", predictions, references)
-    try:
-        scores = list(found)
-    except TypeError:
-        raise _broken(metric, "score must return a list of floats", type(found).__name__) from None
+    if not isinstance(found, Iterable):
+        raise _broken(metric, "score must return a list of floats", type(found).__name__)
+    # One more than there should be: a generator may never end.
+    scores = _run(metric, "score", lambda: list(islice(found, len(predictions) + 1)))
     if len(scores) != len(predictions):
         raise _broken(metric, "score must return one float per row", f"{len(scores)} for {len(predictions)} rows")
     return [_number(metric, "score", score, where=f" of row {row}") for row, score in enumerate(scores)]
@@ -181,11 +182,16 @@ def _checked_details(metric: Metric, predictions: Sequence[str], references: Seq
 
 def _call(metric: Metric, method: str, *arguments: Any) -> Any:
     """Returns what the method returns; what a stranger's code raises becomes one message that names its line."""
+    return _run(metric, method, lambda: getattr(metric, method)(*arguments))
+
+
+def _run(metric: Metric, method: str, work: Callable[[], Any]) -> Any:
     try:
-        return getattr(metric, method)(*arguments)
+        return work()
     except QloraRayError:
         raise
-    except Exception as error:
+    # A stranger's sys.exit() would end the command as if all were well.
+    except (Exception, SystemExit) as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
         where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
         raise _broken(metric, f"{method} must run on any answers", f"{type(error).__name__}: {error}{where}") from error
@@ -194,7 +200,10 @@ def _call(metric: Metric, method: str, *arguments: Any) -> Any:
 def _number(metric: Metric, method: str, value: Any, *, where: str = "") -> float:
     if not isinstance(value, Real):
         raise _broken(metric, f"{method} must return floats, NaN where there is no score", f"{value!r}{where}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise _broken(metric, f"{method} must return floats", f"a number beyond them{where}") from None
 
 
 def _broken(metric: Metric, rule: str, got: str) -> ConfigError:
