@@ -31,6 +31,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 # Threads cannot wait for longer than some centuries; ten years are as good as never.
 MAX_SECONDS = 10 * 365 * 86_400
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+# A module's path in a model, or the end of it; PEFT takes some such names for patterns.
+ModuleName = Annotated[str, Field(pattern=r"^[\w-]+(\.[\w-]+)*$")]
 # A GPU's class has a letter or a digit in its name.
 ClassName = Annotated[str, Field(pattern=r"[A-Za-z0-9]")]
 ResourceName = Annotated[str, Field(pattern=r"^\S+$")]

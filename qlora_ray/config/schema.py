@@ -15,6 +15,7 @@ from qlora_ray.config.durations import Duration
 from qlora_ray.config.field_types import (
     ClassName,
     Fraction,
+    ModuleName,
     Place,
     PositiveFloat,
     PositiveInt,
@@ -141,11 +142,11 @@ class Lora(Section):
     lora_alpha: PositiveFloat | None = None
     alpha_ratio: PositiveFloat | None = None
     lora_dropout: Fraction = 0.05
-    target_modules: str | list[str] = "all-linear"
+    target_modules: str | list[ModuleName] = "all-linear"
     bias: Literal["none"] = "none"
     use_rslora: bool = False
     use_dora: bool = False
-    modules_to_save: list[str] | None = None
+    modules_to_save: list[ModuleName] | None = None
 
     @field_validator("target_modules")
     @classmethod

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 from qlora_ray.config.schema import Lora
 from qlora_ray.errors import ModelError, first_line
+from qlora_ray.modeling.adapter_patterns import check_patterns
+from qlora_ray.modeling.identity import read_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.targets import resolve_targets
 
@@ -71,9 +73,15 @@ def detach_adapter(base: LoadedBase) -> None:
 
 @contextmanager
 def saved_adapter(base: LoadedBase, folder: Path) -> Iterator[PeftModel]:
-    """The base with an adapter from disk on it, as plain PEFT loads it, for the length of the block."""
+    """The base with an adapter from disk on it, as plain PEFT loads it, for the length of the block.
+
+    Raises:
+        ModelError: If it names modules by patterns that cannot be matched, or not within a limit.
+    """
     from peft import PeftModel
 
+    names = [name for name, _ in base.model.named_modules()]
+    check_patterns(read_adapter(folder).config, names, where=str(folder))
     model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=False)
     try:
         yield model

@@ -102,6 +102,7 @@ def test_all_problems_are_named_at_once_with_file_line_and_key(tmp_path):
         ("model: {name: ~nobody_here/x}", "model.name", "must begin with ~, or ~ and the name of a user of this"),
         (f"results: {{name: {'a' * 201}}}", "results.name", "must have at most 200 characters, got 'aaa"),
         ("training: {max_samples: 10000000000000}", "training.max_samples", "must be <= 1000000000000, got 1000"),
+        ("lora: {modules_to_save: ['(a+)+b.lm_head']}", "lora.modules_to_save.0", "must match pattern"),
         ("lora: {r: 65537}", "lora.r", "must be <= 65536, got 65537"),
         ("data: {system_prompt: {a: 1}}", "data.system_prompt", "must be a valid string, got {'a': 1}"),
     ],

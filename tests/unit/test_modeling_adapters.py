@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from qlora_ray import embedded
 from qlora_ray.config.schema import Lora, Model, Quantization
 from qlora_ray.errors import ModelError
+from qlora_ray.modeling import adapter_patterns
 from qlora_ray.modeling.adapters import (
     attach_adapter,
     count_parameters,
@@ -250,3 +251,14 @@ def test_an_adapter_on_a_folder_names_no_commit(tmp_path):
     for model in ({"name": folder, "revision": "v1"}, {}):
         save_adapter(attach_adapter(load(**model), Lora(r=4), seed=7), tmp_path / "adapter")
         assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["revision"] is None
+
+
+def test_a_saved_adapter_whose_pattern_takes_for_ever_is_not_given_to_peft(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_patterns, "LIMIT_S", 2.0)
+    save_adapter(attach_adapter(base, Lora(r=4), seed=7), tmp_path)
+    detach_adapter(base)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["target_modules"] = r"(.*)*(.*)*(.*)*(.*)*(.*)*\1nope"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"must be matched .* within 2 s"), saved_adapter(base, tmp_path):
+        pass
