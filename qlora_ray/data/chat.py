@@ -11,8 +11,10 @@ from qlora_ray.data.examples import Example, Piece, Turn
 from qlora_ray.data.lost_text import find_lost
 from qlora_ray.data.reading import parse_json
 from qlora_ray.data.template_habits import find_end_of_turn, wraps_results
+from qlora_ray.data.template_trial import ADVICE, ROW_LIMIT_S
 from qlora_ray.data.turns import REASONING_KEYS
 from qlora_ray.errors import DataError
+from qlora_ray.platforms import time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +46,7 @@ def render_chat(example: Example, tokenizer: PreTrainedTokenizerBase, *, last_on
 
     Raises:
         BeginningChanges: If the answers cannot be marked.
-        DataError: If the template refuses the conversation.
+        DataError: If the template refuses the conversation, or takes more than `ROW_LIMIT_S`.
     """
     has_calls = any(turn.tool_calls for turn in example.turns)
     example = _unwrap_results(example, tokenizer)
@@ -190,16 +192,18 @@ def _run_length(matches: Sequence[re.Match[str]]) -> int:
 def _apply(
     example: Example, tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool
 ) -> str:
-    from jinja2 import TemplateError
-
     try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            tools=list(example.tools) or None,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except (TemplateError, ValueError, TypeError, RecursionError) as error:
+        with time_limit(ROW_LIMIT_S):
+            text = tokenizer.apply_chat_template(
+                messages,
+                tools=list(example.tools) or None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+    except TimeoutError as error:
+        raise DataError(f"{example.where}: the base's chat template must render it, but {error}. {ADVICE}") from None
+    # A template is a stranger's program, which may raise anything.
+    except Exception as error:
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"{example.where}: the chat template must accept the turns {roles}"

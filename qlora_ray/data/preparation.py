@@ -22,6 +22,7 @@ from qlora_ray.data.sharding import ShardWriter
 from qlora_ray.data.sources import Source, SplitSources, find_sources
 from qlora_ray.data.split_examples import SourceExamples, SplitExamples, Tell
 from qlora_ray.data.splits import RowChoice, find_overlap, hold_out
+from qlora_ray.data.template_trial import check_template
 from qlora_ray.data.templates import choose_template
 from qlora_ray.data.tokenized import TokenizedSplit
 from qlora_ray.data.tokenizing import tokenize_split
@@ -76,6 +77,8 @@ def prepare_data(
     if cached is not None:
         return cached
 
+    if template.name == "chat":
+        check_template(tokenizer)
     heads = heads or {}
     splits, findings = _read_splits(data, sources, data_seed, tell, heads)
 

@@ -61,9 +61,7 @@ def check_patterns(config: Mapping[str, Any], names: Sequence[str], *, where: st
         ) from None
     if tried.stdout or tried.returncode:
         said = json.loads(tried.stdout) if tried.stdout else "the process that tries them died"
-        raise ModelError(
-            f"{where}: adapter_config.json must have patterns that are some, got {said}. Correct it."
-        )
+        raise ModelError(f"{where}: adapter_config.json must have patterns that are some, got {said}. Correct it.")
 
 
 def _list_patterns(config: Mapping[str, Any]) -> Iterator[str]:

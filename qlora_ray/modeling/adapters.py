@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, cast
 
 from qlora_ray.config.schema import Lora
 from qlora_ray.errors import ModelError, first_line
+from qlora_ray.formats import list_first, plural
 from qlora_ray.modeling.adapter_patterns import check_patterns
-from qlora_ray.modeling.identity import read_adapter
+from qlora_ray.modeling.identity import read_adapter, read_shapes
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.targets import resolve_targets
 
@@ -76,17 +77,41 @@ def saved_adapter(base: LoadedBase, folder: Path) -> Iterator[PeftModel]:
     """The base with an adapter from disk on it, as plain PEFT loads it, for the length of the block.
 
     Raises:
-        ModelError: If it names modules by patterns that cannot be matched, or not within a limit.
+        ModelError: If it names modules by patterns that cannot be matched, or not within a limit, or has tensors that
+            the base has no place for, which PEFT would pass over.
     """
     from peft import PeftModel
 
     names = [name for name, _ in base.model.named_modules()]
     check_patterns(read_adapter(folder).config, names, where=str(folder))
-    model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=False)
     try:
+        model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=False)
+        _check_places(model, folder)
         yield model
     finally:
         detach_adapter(base)
+
+
+def _check_places(model: PeftModel, folder: Path) -> None:
+    """Raises ModelError if a tensor of the adapter's file has no place in the model that PEFT has made."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    modules = dict(model.named_modules())
+
+    def has_place(name: str) -> bool:
+        path, is_lora, _ = name.partition(".lora_")
+        if is_lora:
+            return isinstance(modules.get(path), BaseTunerLayer)
+        # Tokens that are trained by themselves have another name in a file than in a model.
+        return "trainable_tokens" in name or name.rpartition(".")[0] in modules
+
+    unplaced = sorted(name for name in read_shapes(folder) if not has_place(name))
+    if unplaced:
+        raise ModelError(
+            f"{folder}: must be an adapter of this base ({model.config.name_or_path}), got "
+            f"{plural(len(unplaced), 'tensor')} that it has no place for: {list_first(unplaced, limit=2)}. "
+            "Name its own base with --set model.name=."
+        )
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

@@ -73,10 +73,22 @@ def pin_revision(model: Model) -> Model:
 
 
 def check_files(folder: Path) -> None:
-    """Raises ModelError if a folder holds a pipe or a device, which a library that opens it would wait for for ever."""
+    """Looks at what libraries do not tell of the files of a base, or of an adapter.
+
+    Raises:
+        ModelError: If there is a pipe or a device, which would be waited for for ever, or a generation_config.json that
+            is none: transformers passes over it, and over the end tokens in it.
+    """
     irregular = find_irregular(folder)
     if irregular is not None:
         raise ModelError(f"{folder}: must hold regular files only, got {irregular}. Take it away.")
+    path = folder / "generation_config.json"
+    try:
+        written = load_json(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}. Restore it, or take it away.") from None
+    if not isinstance(written, dict):
+        raise ModelError(f"{path}: must be a JSON object, got {type(written).__name__}. Restore it, or take it away.")
 
 
 def find_source(model: Model) -> dict[str, Any]:

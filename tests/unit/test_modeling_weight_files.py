@@ -133,3 +133,10 @@ def test_a_pipe_in_a_base_is_refused_before_a_library_waits_for_it(base: Path, n
     os.mkfifo(base / name)
     with pytest.raises(ModelError, match=f"got a pipe in {name}"):
         pin_revision(Model(name=str(base)))
+
+
+@pytest.mark.parametrize("content", ["{]", "[]", "[" * 100_000])
+def test_a_generation_config_that_transformers_would_pass_over_is_one_line(base: Path, content: str) -> None:
+    (base / "generation_config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"generation_config\.json: (cannot be read|must be a JSON object)"):
+        pin_revision(Model(name=str(base)))

@@ -142,11 +142,21 @@ def drop_last_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {name: tensor for name, tensor in tensors.items() if "layers.3." not in name}
 
 
+def add_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    more = {
+        name.replace("layers.3.", "layers.99."): tensor.clone()
+        for name, tensor in tensors.items()
+        if "layers.3.mlp.up" in name
+    }
+    return tensors | more
+
+
 @pytest.mark.parametrize(
     ("change", "config", "words"),
     [
         (widen, {}, "size mismatch for .*--set model.name="),
         (drop_last_layer, {}, "missing adapter keys"),
+        (add_layer, {}, r"got 2 tensors that it has no place for: .*layers\.99\."),
         # PiSSA takes a part out of weights, which 4-bit weights do not allow: PEFT raises a TypeError.
         (dict, {"init_lora_weights": "pissa"}, "PiSSA"),
     ],

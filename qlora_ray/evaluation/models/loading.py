@@ -127,6 +127,8 @@ def _fitting_adapter(loaded: LoadedBase, adapter: Path) -> Iterator[Any]:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 model = stack.enter_context(saved_adapter(loaded, adapter))
+        except ModelError:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise

@@ -14,6 +14,7 @@ from qlora_ray.config.heads import Head
 from qlora_ray.config.schema import Data, Evaluate
 from qlora_ray.data import Example, PreparedData, TokenizedSplit, Turn
 from qlora_ray.data.preparation import read_examples
+from qlora_ray.data.template_trial import check_template
 from qlora_ray.data.templates import choose_template
 from qlora_ray.data.tokenized import COLUMNS
 from qlora_ray.errors import ConfigError, DataError
@@ -191,6 +192,8 @@ def make_file_set(
     prompts = read_prompts(name)
     examples = [_with_system(prompt, data.system_prompt) for prompt in prompts]
     template = choose_template(data.template, tokenizer)
+    if template.name == "chat":
+        check_template(tokenizer)
     stem = find_prompt_file(name).stem
     rows = tokenize_whole(stem, examples, template=template, tokenizer=tokenizer, last_only=True)
     limit = find_limit(max_positions, max_length)

@@ -14,6 +14,7 @@ from qlora_ray.exporting.merge.checkpoint import Checkpoint, write_shards
 from qlora_ray.exporting.merge.deltas import AdapterChanges
 from qlora_ray.exporting.merge.plan import MergePlan
 from qlora_ray.modeling.quantization import torch_dtype
+from qlora_ray.regular_files import load_json
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +137,7 @@ def _write_generation_config(
 ) -> None:
     """The base's, with every token that ends an answer; as it is where it has them all."""
     file = checkpoint.find_file(GENERATION_CONFIG)
-    written = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    written = {} if file is None else load_json(file)
     found = written.get("eos_token_id")
     own = found if isinstance(found, list) else [] if found is None else [found]
     ends = find_end_ids(tokenizer, [*own, end])
