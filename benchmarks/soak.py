@@ -100,7 +100,6 @@ class Soak:
             struck = self._strike(sweep)
             end = sweep.wait()
             self._note_end(sweep, struck, end)
-            self._note_left(sweep)
             if struck and struck[-1].fault.kind in TORN:
                 sweep.tear(struck[-1].fault)
             arguments = end.resume_arguments
@@ -111,6 +110,7 @@ class Soak:
                 break
         else:
             self._note(name, Losses(endings=[f"it is not complete after {MAX_DRIVERS} drivers"]))
+        self._note_left(sweep)
         self.counts["trials"] += len(before.trials)
         self._note(name, compare_with_undisturbed(before, self._undisturbed[variant]))
         self._note(name, check_folder(sweep.paths))

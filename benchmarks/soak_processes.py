@@ -12,8 +12,9 @@ from pathlib import Path
 
 MARK = "QLORA_RAY_SOAK"
 POLL_S = 0.1
-# What Ray itself needs after its driver is gone, on a machine that does other work too.
-LEAVE_S = 40.0
+# What Ray itself needs after its driver is gone, on a machine that does other work too. Its agents, left without a
+# raylet, wait for 10 s and read its logs.
+LEAVE_S = 90.0
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class SoakedSweep:
 
     Attributes:
         folder: A folder of its own, which is there.
-        mark: Marks its processes.
+        mark: Marks the processes of all of its drivers.
         environment: What its processes get besides this one's.
         overrides: Sections of the config that are merged in.
     """
@@ -107,12 +107,13 @@ class SoakedSweep:
         config["results"] = {"dir": str(self.folder), "name": "s"}
         self._config.write_text(yaml.safe_dump(config))
         self._driver: subprocess.Popen[bytes] | None = None
+        self._num_drivers = 0
         self._strikes: dict[FaultKind, Callable[[Fault], None]] = {
             **dict.fromkeys(TITLES, self._kill),
             **dict.fromkeys((FaultKind.DRIVER_KILLED, *TORN), self._kill_driver),
             FaultKind.DRIVER_TERMINATED: lambda _: self._signal(signal.SIGTERM),
             FaultKind.DRIVER_INTERRUPTED: lambda _: os.killpg(self.pid, signal.SIGINT),
-            FaultKind.EVERYTHING_KILLED: lambda _: kill_all(self.mark),
+            FaultKind.EVERYTHING_KILLED: lambda _: kill_all(self.driver_mark),
             FaultKind.EXECUTOR_FROZEN: self._freeze,
             FaultKind.EXECUTOR_FROZEN_SHORTLY: self._freeze,
             FaultKind.DISK_FULL: lambda _: self._fill_disk(),
@@ -125,6 +126,11 @@ class SoakedSweep:
         return self._driver.pid
 
     @property
+    def driver_mark(self) -> str:
+        """Marks the processes of the newest driver: those of the one before may still be ending."""
+        return f"{self.mark}{self._num_drivers}/"
+
+    @property
     def has_begun(self) -> bool:
         """Whether there is something to go on with."""
         return self.paths.manifest.exists()
@@ -135,7 +141,8 @@ class SoakedSweep:
             arguments = resume_arguments or ["--resume", str(self.paths.root)]
         else:
             arguments = ["--config", str(self._config)]
-        environment = {**os.environ, **self.environment, MARK: self.mark, "PYTHONPATH": str(ROOT)}
+        self._num_drivers += 1
+        environment = {**os.environ, **self.environment, MARK: self.driver_mark, "PYTHONPATH": str(ROOT)}
         with self._output.open("wb") as output:
             self._driver = subprocess.Popen(
                 [sys.executable, "-m", "qlora_ray.sweep", *arguments],
@@ -167,7 +174,7 @@ class SoakedSweep:
         title = TITLES.get(fault.kind)
         while self.is_running and not self._hangs():
             is_due = self.count_events() - since >= fault.after_events
-            if is_due and (title is None or find_titled(self.mark, title)):
+            if is_due and (title is None or find_titled(self.driver_mark, title)):
                 time.sleep(fault.delay_s)
                 return self.is_running
             time.sleep(POLL_S)
@@ -184,7 +191,7 @@ class SoakedSweep:
             time.sleep(POLL_S)
         is_stuck = self.is_running
         if is_stuck:
-            kill_all(self.mark)
+            kill_all(self.driver_mark)
         code = self._driver.wait()
         (self.folder / FILLER).unlink(missing_ok=True)
         return DriverEnd(None if is_stuck else code, self._output.read_text(errors="replace"))
@@ -213,13 +220,13 @@ class SoakedSweep:
         self._signal(signal.SIGKILL)
 
     def _kill(self, fault: Fault) -> None:
-        for pid in find_titled(self.mark, TITLES[fault.kind])[:1]:
+        for pid in find_titled(self.driver_mark, TITLES[fault.kind])[:1]:
             send(pid, signal.SIGKILL)
 
     def _freeze(self, fault: Fault) -> None:
         """Stops an executor for less than its heartbeat's limit, or for longer."""
         factor = 0.1 + 0.6 * fault.share if fault.kind is FaultKind.EXECUTOR_FROZEN_SHORTLY else 1.5 + fault.share
-        for pid in find_titled(self.mark, TITLES[fault.kind])[:1]:
+        for pid in find_titled(self.driver_mark, TITLES[fault.kind])[:1]:
             if send(pid, signal.SIGSTOP):
                 time.sleep(HEARTBEAT_TIMEOUT_S * factor)
                 send(pid, signal.SIGCONT)
