@@ -38,8 +38,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # A sweep that is not complete after so many drivers cannot be resumed.
 MAX_DRIVERS = 40
-# What the ends of drivers may be: complete, interrupted, out of executors, or the signal that was sent.
-KILLED = -9
+# How a driver may end: complete, no executor left, interrupted.
+EXIT_CODES = (0, 1, 130)
+# What Ray says where its C++ ends the driver's process, which no Python can keep it from.
+ENDED_BY_RAY = "Worker will terminate"
+# By the signal itself. It is no fault where there was nothing to say yet, or nothing to do any more.
+KILLED, STOPPED = (-9,), (-2, -15)
 
 
 class Soak:
@@ -145,8 +149,12 @@ class Soak:
         if struck:
             struck[-1].exit_code = end.exit_code
             struck[-1].ended_after_s = time.monotonic() - struck[-1].time
-        if end.exit_code not in (0, KILLED):
-            if end.exit_code not in (1, 130):
+        if ENDED_BY_RAY in end.output:
+            self.counts["drivers that Ray itself ended"] += 1
+            return
+        is_early_or_late = end.exit_code in STOPPED and (not end.output or sweep.is_complete)
+        if end.exit_code not in (0, *KILLED) and not is_early_or_late:
+            if end.exit_code not in EXIT_CODES:
                 wrong.append(f"exit code {end.exit_code}")
             if sweep.has_begun and end.resume_arguments is None:
                 wrong.append("no word of how to go on")

@@ -18,7 +18,7 @@ import yaml
 
 from benchmarks.soak_faults import Fault, FaultKind
 from benchmarks.soak_processes import MARK, POLL_S, find_titled, kill_all, poll, send
-from qlora_ray.runs import SweepPaths
+from qlora_ray.runs import SweepPaths, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 HEARTBEAT_TIMEOUT_S = 10.0
@@ -129,6 +129,11 @@ class SoakedSweep:
     def driver_mark(self) -> str:
         """Marks the processes of the newest driver: those of the one before may still be ending."""
         return f"{self.mark}{self._num_drivers}/"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its summary says so."""
+        return self.paths.summary.exists() and read_json(self.paths.summary)["status"] == "complete"
 
     @property
     def has_begun(self) -> bool:

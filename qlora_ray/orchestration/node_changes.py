@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import ray
-
 from qlora_ray.errors import PlacementError, first_line
 from qlora_ray.formats import plural
 from qlora_ray.hardware import NodeProfile, Plan
 from qlora_ray.hardware.simulation import as_if
+from qlora_ray.orchestration.actor_calls import ask_and_wait
 from qlora_ray.orchestration.cluster.nodes import RayNode
 from qlora_ray.orchestration.cluster.probing import LeftOut
 from qlora_ray.orchestration.cluster.scaling import CapacityRequest, count_devices_wanted
@@ -128,7 +127,7 @@ class SweepNodes:
         return plan_sweep(preflight, [profile])
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return ray.get(getattr(self._pool, method).remote(*arguments), timeout=CALL_TIMEOUT_S)
+        return ask_and_wait(getattr(self._pool, method), *arguments, timeout_s=CALL_TIMEOUT_S)
 
 
 def _has_gpus(plan: Plan) -> bool:

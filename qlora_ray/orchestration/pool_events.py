@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from qlora_ray.orchestration.actor_calls import ask
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.ray_errors import pool_lost
 from qlora_ray.orchestration.searcher import StudySearcher
@@ -76,7 +77,7 @@ class PoolEvents:
             self._take_all(ray.get(self._pool.next_events.remote(self._seen, 0), timeout=LAST_LOOK_S))
 
     async def _read(self, timeout_s: float) -> None:
-        self._take_all(await self._pool.next_events.remote(self._seen, timeout_s))
+        self._take_all(await ask(self._pool.next_events, self._seen, timeout_s))
 
     def _take_all(self, events: list[dict[str, Any]]) -> None:
         self._seen += len(events)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import QloraRayError
+from qlora_ray.orchestration.actor_calls import ask
 from qlora_ray.orchestration.executor.admission import LeaseLost
 from qlora_ray.orchestration.pool.leases import ANY_DEVICE, Lease, LeaseNeeds
 from qlora_ray.orchestration.ray_errors import describe_death, pool_lost
 from qlora_ray.training.engine import Report, TrialSpec
-
-AnyAnswer = TypeVar("AnyAnswer")
 
 
 class ExecutorGone(Exception):
@@ -71,51 +69,57 @@ class RayTrialPort:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        # Per trial: its lease, and how many reports have come by it.
+        self._heard: dict[str, tuple[int, int]] = {}
 
     async def lease(self, trial_id: str, *, goes_on: bool, needs: LeaseNeeds = ANY_DEVICE) -> Lease:
         """See TrialPort."""
-        lease: Lease = await _of_pool(self._pool.lease.remote(trial_id, goes_on=goes_on, needs=needs))
+        lease: Lease = await _of_pool(self._pool.lease, trial_id, goes_on=goes_on, needs=needs)
         return lease
 
     async def release(self, lease: Lease, *, refused: bool = False) -> None:
         """See TrialPort."""
-        await _of_pool(self._pool.release.remote(lease.trial_id, lease.number, refused=refused))
+        await _of_pool(self._pool.release, lease.trial_id, lease.number, refused=refused)
 
     async def end(self, trial_id: str, *, needs_more: str | None = None) -> None:
         """See TrialPort."""
-        await _of_pool(self._pool.end.remote(trial_id, needs_more=needs_more))
+        await _of_pool(self._pool.end, trial_id, needs_more=needs_more)
 
     async def report_preempted(self, lease: Lease, reason: str) -> None:
         """See TrialPort."""
-        await _of_pool(self._pool.report_preempted.remote(lease.trial_id, lease.number, reason))
+        await _of_pool(self._pool.report_preempted, lease.trial_id, lease.number, reason)
 
     async def report_lost(self, lease: Lease) -> None:
         """See TrialPort."""
-        await _of_pool(self._pool.report_lost.remote(lease.seat_id, lease.incarnation))
+        await _of_pool(self._pool.report_lost, lease.seat_id, lease.incarnation)
 
     async def admit(self, lease: Lease, spec: TrialSpec) -> None:
         """See TrialPort."""
-        await _of_executor(lease.executor.admit.remote(spec, lease.number))
+        await _of_executor(lease.executor.admit, spec, lease.number)
 
     async def next_report(self, lease: Lease, trial_id: str, *, timeout_s: float) -> Report | None:
         """See TrialPort."""
-        call = lease.executor.next_report.remote(trial_id, lease.number, timeout_s=timeout_s)
-        report: Report | None = await _of_executor(call)
+        number, num_heard = self._heard.get(trial_id, (lease.number, 0))
+        num_heard = num_heard if number == lease.number else 0
+        report: Report | None = await _of_executor(
+            lease.executor.next_report, trial_id, lease.number, timeout_s=timeout_s, num_heard=num_heard
+        )
+        self._heard[trial_id] = (lease.number, num_heard + (report is not None))
         return report
 
 
-async def _of_pool(call: Awaitable[AnyAnswer]) -> AnyAnswer:
+async def _of_pool(method: Any, *arguments: Any, **named: Any) -> Any:
     try:
-        return await call
+        return await ask(method, *arguments, **named)
     except RayTaskError as error:
         raise _own_error(error) from None
     except RayError as error:
         raise pool_lost(error) from None
 
 
-async def _of_executor(call: Awaitable[AnyAnswer]) -> AnyAnswer:
+async def _of_executor(method: Any, *arguments: Any, **named: Any) -> Any:
     try:
-        return await call
+        return await ask(method, *arguments, **named)
     except RayTaskError as error:
         raise _own_error(error) from None
     except RayError as error:

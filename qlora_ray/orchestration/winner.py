@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.data import PreparedData
 from qlora_ray.errors import ExecutorsLost, NoExecutors, SweepFailed, first_line
 from qlora_ray.modeling.loading import load_tokenizer
+from qlora_ray.orchestration.actor_calls import get_again
 from qlora_ray.orchestration.final_seeds import SeedGroup, find_finalists, group_seeds
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.pool.calls import ask_pool
@@ -115,12 +115,13 @@ def score_best(
     def score(models: Mapping[str, Path | None], split: str, *, with_answers: bool) -> dict[str, Scores]:
         # Each executor has its share of the models in one call, and goes through the rows once for as many as it can.
         shares = [dict(itertools.islice(models.items(), at, None, len(workers))) for at in range(len(workers))]
-        calls = [
-            worker.score.remote(share, split, with_answers=with_answers)
-            for worker, share in zip(workers, shares, strict=True)
-            if share
-        ]
-        found: list[dict[str, Scores]] = ray.get(calls)
+        found: list[dict[str, Scores]] = get_again(
+            lambda: [
+                worker.score.remote(share, split, with_answers=with_answers)
+                for worker, share in zip(workers, shares, strict=True)
+                if share
+            ]
+        )
         return {name: scores for share in found for name, scores in share.items()}
 
     adapters: dict[str, Path | None] = {entry.id: paths.trial(entry.id).adapter for entry in best}

@@ -52,6 +52,15 @@ def core(engine: FakeEngine, clock: Clock, tmp_path: Path) -> Iterator[ExecutorC
     core.close()
 
 
+def test_a_report_whose_answer_was_lost_is_handed_out_again_before_the_trial_goes_on(core: ExecutorCore) -> None:
+    core.admit(make_spec("0000"), 1)
+    first = core.next_report("0000", 1, timeout_s=WAIT_S, num_heard=0)
+    assert first is not None and core.next_report("0000", 1, timeout_s=WAIT_S, num_heard=0) is first
+    assert core.live()["trials"]["0000"]["state"] == "reported"
+    second = core.next_report("0000", 1, timeout_s=WAIT_S, num_heard=1)
+    assert second is not None and second.index == first.index + 1
+
+
 def test_live_figures_say_where_each_trial_is(core: ExecutorCore) -> None:
     core.admit(make_spec("0000"), 1)
     assert core.next_report("0000", 1, timeout_s=WAIT_S) is not None

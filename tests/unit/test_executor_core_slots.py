@@ -36,6 +36,17 @@ def test_trials_that_report_at_the_same_moment_each_get_their_own(make_core: Mak
     assert losses[3] < losses[2] < losses[1]
 
 
+def test_a_report_that_one_of_two_waiting_calls_took_goes_to_the_other_too(
+    make_core: MakeCore, ask: Callable[..., Future[Any]]
+) -> None:
+    engine = GatedEngine()
+    core = make_core(engine)
+    core.admit(make_spec("0000"), 1)
+    calls = [ask(core.next_report, "0000", 1, timeout_s=WAIT_S, num_heard=0) for _ in range(2)]
+    engine.allow()
+    assert [call.result(WAIT_S).index for call in calls] == [1, 1]
+
+
 def test_a_trial_admitted_while_others_train_does_not_wait_for_them(make_core: MakeCore) -> None:
     engine = GatedEngine()
     core = make_core(engine)

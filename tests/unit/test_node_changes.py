@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import PlacementError
@@ -54,7 +55,7 @@ class Pool:
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SweepNodes, Pool, list[dict[str, Any]]]]:
     """A sweep's nodes over a Pool, with the real planner, and what the manifest is given."""
-    monkeypatch.setattr(node_changes.ray, "get", lambda value, timeout: value)
+    monkeypatch.setattr(ray, "get", lambda value, timeout: value)
     monkeypatch.setattr(
         node_changes,
         "plan_sweep",

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from qlora_ray.config.schema import SweepConfig
@@ -51,7 +52,7 @@ class Worker:
 @pytest.fixture
 def choose(tmp_path, monkeypatch):
     """score_best over trials in the order of their validation loss in the search."""
-    monkeypatch.setattr(winner_module.ray, "get", lambda value: value)
+    monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)
 
     def run(
         trials: list[str],
@@ -181,7 +182,7 @@ def choose_with_deaths(tmp_path, monkeypatch):
                 raise left.pop(0)
             return winner
 
-        monkeypatch.setattr(winner_module.ray, "get", lambda value: value)
+        monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)
         monkeypatch.setattr(winner_module, "score_best", score)
         monkeypatch.setattr(winner_module, "keep_winner", lambda *args, **kwargs: called.append("keep"))
         pool = SimpleNamespace(wait_ready=SimpleNamespace(remote=wait_ready or (lambda: called.append("wait"))))

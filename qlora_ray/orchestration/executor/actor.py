@@ -175,9 +175,11 @@ class Executor:
         """See ExecutorCore.admit."""
         return self._core.admit(spec, lease_number)
 
-    def next_report(self, trial_id: str, lease_number: int, *, timeout_s: float) -> Report | None:
+    def next_report(
+        self, trial_id: str, lease_number: int, *, timeout_s: float, num_heard: int | None = None
+    ) -> Report | None:
         """See ExecutorCore.next_report."""
-        return self._core.next_report(trial_id, lease_number, timeout_s=timeout_s)
+        return self._core.next_report(trial_id, lease_number, timeout_s=timeout_s, num_heard=num_heard)
 
     def evict(self, trial_id: str, lease_number: int | None = None) -> None:
         """See ExecutorCore.evict."""

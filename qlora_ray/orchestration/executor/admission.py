@@ -32,6 +32,8 @@ class ExecutorAdmission(Admission):
         trained_write: The write of its state that was given before the evaluation under way.
         has_adapter: Whether its adapter was written before the evaluation under way.
         report: The next one to hand out.
+        told: The last one that was handed out.
+        num_told: How many were.
         restarted: Why it starts at its beginning although there is a state of it.
         silent_s: How long nobody has asked for it, as far as this process was awake to hear it.
     """
@@ -41,6 +43,8 @@ class ExecutorAdmission(Admission):
     trained_write: PendingWrite | None = None
     has_adapter: bool = False
     report: Report | None = None
+    told: Report | None = None
+    num_told: int = 0
     restarted: str | None = None
     silent_s: float = 0.0
 
@@ -53,6 +57,18 @@ class ExecutorAdmission(Admission):
     def can_go_on(self) -> bool:
         """Whether it waits for its caller to ask for the next report."""
         return self.phase in (Phase.ENTERING, Phase.REPORTED) and not self.report and not self.num_writes
+
+    def is_ahead_of(self, num_heard: int | None) -> bool:
+        """Whether a report was handed out that its caller has not heard of."""
+        return num_heard is not None and num_heard < self.num_told
+
+    def hand_out(self, num_heard: int | None) -> Report | None:
+        """What its caller is to hear: the last report again if it has not come, else the next one, if there is one."""
+        if not self.is_ahead_of(num_heard) and self.report is not None:
+            self.told, self.report = self.report, None
+            self.num_told += 1
+            return self.told
+        return self.told if self.is_ahead_of(num_heard) else None
 
     def explain(self, report: Report) -> Report:
         """The report with why the trial has started at its beginning again, where it has."""

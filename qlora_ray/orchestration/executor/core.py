@@ -140,13 +140,17 @@ class ExecutorCore:
             raise
         return state is not None
 
-    def next_report(self, trial_id: str, lease_number: int, *, timeout_s: float) -> Report | None:
+    def next_report(
+        self, trial_id: str, lease_number: int, *, timeout_s: float, num_heard: int | None = None
+    ) -> Report | None:
         """The trial's next report; asking again after one means go on.
 
         Args:
             trial_id: The trial.
             lease_number: Of the lease that it was admitted with.
             timeout_s: How long to wait.
+            num_heard: How many reports have come by this lease; None for all that were handed out. One whose answer
+                was lost on its way is handed out again, and the trial does not go on over it.
 
         Returns:
             The report, or None if none came within `timeout_s`: ask again.
@@ -159,13 +163,15 @@ class ExecutorCore:
         with self._changed:
             admission = self._admissions.require(trial_id, lease_number)
             admission.silent_s = 0.0
-            if admission.can_go_on:
+            if admission.can_go_on and not admission.is_ahead_of(num_heard):
                 self._admissions.go_on(admission)
-            self._changed.wait_for(lambda: admission.report or not self._admissions.holds(admission), timeout=timeout_s)
+            self._changed.wait_for(
+                lambda: admission.report or admission.is_ahead_of(num_heard) or not self._admissions.holds(admission),
+                timeout=timeout_s,
+            )
             self._admissions.require(trial_id, lease_number, admission)
             admission.silent_s = 0.0
-            report, admission.report = admission.report, None
-            return report
+            return admission.hand_out(num_heard)
 
     def evict(self, trial_id: str, lease_number: int | None = None) -> None:
         """Ends a trial and frees its slot; does nothing for one that is not here.

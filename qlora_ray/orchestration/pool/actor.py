@@ -90,7 +90,9 @@ class Pool:
         }
 
     async def start(self) -> None:
-        """Starts every executor; returns before they are ready."""
+        """Starts every executor; returns before they are ready. A second call does nothing."""
+        if self._timer is not None:
+            return
         self._add(self._specs)
         self._timer = asyncio.create_task(self._tick())
 

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from qlora_ray.errors import ModelError, NoExecutors, PoolLost, SweepInterrupted
+from qlora_ray.orchestration.actor_calls import ask_and_wait
 from qlora_ray.orchestration.executor.usage import wait_share
 from qlora_ray.orchestration.ray_errors import pool_lost
 
@@ -21,7 +22,7 @@ def ask_pool(pool: Any, method: str) -> Any:
         RayTaskError: What the method raised.
     """
     try:
-        return ray.get(getattr(pool, method).remote())
+        return ask_and_wait(getattr(pool, method))
     except RayTaskError:
         raise
     except RayError as error:
@@ -50,13 +51,17 @@ def read_device_wait(pool: Any) -> float | None:
     usages = []
     for handle, _ in ask_pool(pool, "ready_executors"):
         with contextlib.suppress(RayError):
-            usages.append(ray.get(handle.usage.remote()))
+            usages.append(ask_and_wait(handle.usage))
     return wait_share(usages)
 
 
 def close_pool(pool: Any) -> None:
     """Ends all executors, and the pool."""
     # One that has died by now took its executors with it; all that the sweep found is written.
-    with contextlib.suppress(PoolLost):
-        ask_pool(pool, "close")
+    try:
+        ray.get(pool.close.remote())
+    except RayTaskError:
+        raise
+    except RayError:
+        pass
     ray.kill(pool)

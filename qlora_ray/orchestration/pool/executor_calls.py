@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
+from qlora_ray.orchestration.actor_calls import ask
 from qlora_ray.orchestration.executor.launcher import Launcher
 from qlora_ray.orchestration.pool.actions import AskHeartbeat, EvictTrial, KillExecutor, PreemptTrial, StartExecutor
 from qlora_ray.orchestration.pool.events import Event, Evicted, ExecutorDied, ExecutorReady, Heard, SlotsChanged
@@ -91,7 +92,7 @@ class ExecutorCalls:
         if executor is None:
             return
         try:
-            await executor.evict.remote(action.trial_id, action.lease_number)
+            await ask(executor.evict, action.trial_id, action.lease_number)
             self._tell(Evicted(action.seat_id, action.incarnation, action.trial_id, action.lease_number))
         except RayTaskError as error:
             # Whether the trial is still there nobody knows, so that its slot could never be given to another.
@@ -105,7 +106,7 @@ class ExecutorCalls:
         executor = self._handles.get((action.seat_id, action.incarnation))
         with contextlib.suppress(RayError):
             if executor is not None:
-                await executor.preempt.remote(action.trial_id, action.lease_number, action.reason)
+                await ask(executor.preempt, action.trial_id, action.lease_number, action.reason)
 
     async def _listen(self, action: AskHeartbeat) -> None:
         """One that never answers is the machine's to judge: the call ends when its executor is ended."""
@@ -114,7 +115,7 @@ class ExecutorCalls:
             return
         asked_at = self._clock()
         with contextlib.suppress(RayError):
-            answer = await executor.heartbeat.remote()
+            answer = await ask(executor.heartbeat)
             self._tell(Heard(action.seat_id, action.incarnation, asked_at, **answer))
 
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -128,9 +129,9 @@ class ExecutorCalls:
         seat_id, incarnation = action.seat_id, action.incarnation
         executor = self._handles[seat_id, incarnation]
         try:
-            facts = await executor.describe.remote()
+            facts = await ask(executor.describe)
             self._tell(ExecutorReady(seat_id, incarnation, facts))
-            while facts := await executor.wait_change.remote(facts["version"]):
+            while facts := await ask(executor.wait_change, facts["version"]):
                 self._tell(SlotsChanged(seat_id, incarnation, facts))
         except RayError as error:
             # Not only RayActorError: a kill by Ray's memory monitor, say, is a plain RayError.

@@ -8,6 +8,8 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from qlora_ray.orchestration.actor_calls import ask
+
 # Executors are asked no more often than this, however often the pool is.
 ASK_INTERVAL_S = 1.9
 # How long one that answers late is waited for; what it says then is the answer to the next call.
@@ -63,7 +65,7 @@ class LiveAnswers:
 
     async def _call(self, key: ExecutorKey, executor: Any) -> None:
         try:
-            self._answers[key] = await executor.live.remote()
+            self._answers[key] = await ask(executor.live)
         except RayError:
             # It died, which its watcher finds out.
             self._answers.pop(key, None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from qlora_ray.orchestration.actor_calls import ask_and_wait
 from qlora_ray.orchestration.cluster.nodes import on_node, own_node_id
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec, Launcher
 from qlora_ray.orchestration.pool.actor import Pool
@@ -40,5 +41,5 @@ def start_pool(launcher: Launcher, specs: Sequence[ExecutorSpec], *, terms: Pool
         namespace=POOL_NAMESPACE,
         name=f"{name}-{uuid.uuid4().hex[:NAME_SUFFIX_DIGITS]}",
     ).remote(launcher, list(specs), terms=terms)
-    ray.get(pool.start.remote())
+    ask_and_wait(pool.start)
     return pool
