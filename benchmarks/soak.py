@@ -40,8 +40,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 MAX_DRIVERS = 40
 # How a driver may end: complete, no executor left, interrupted.
 EXIT_CODES = (0, 1, 130)
-# What Ray says where its C++ ends the driver's process, which no Python can keep it from.
-ENDED_BY_RAY = "Worker will terminate"
+# What is Ray's: its C++ ends the driver's process, or it does not start on a machine that is too busy.
+RAYS_WORDS = {
+    "Worker will terminate": "drivers that Ray itself ended in its start",
+    "Ray must start within": "drivers for which Ray did not start in time",
+}
 # By the signal itself. It is no fault where there was nothing to say yet, or nothing to do any more.
 KILLED, STOPPED = (-9,), (-2, -15)
 
@@ -149,9 +152,10 @@ class Soak:
         if struck:
             struck[-1].exit_code = end.exit_code
             struck[-1].ended_after_s = time.monotonic() - struck[-1].time
-        if ENDED_BY_RAY in end.output:
-            self.counts["drivers that Ray itself ended"] += 1
-            return
+        for words, what in RAYS_WORDS.items():
+            if words in end.output:
+                self.counts[what] += 1
+                return
         is_early_or_late = end.exit_code in STOPPED and (not end.output or sweep.is_complete)
         if end.exit_code not in (0, *KILLED) and not is_early_or_late:
             if end.exit_code not in EXIT_CODES:

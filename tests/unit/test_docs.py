@@ -214,7 +214,8 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "header", "least"), [("faults.md", "| fault ", 30), ("lineage.md", "| what it does ", 50)]
+    ("name", "header", "least"),
+    [("faults.md", "| fault ", 30), ("reliability.md", "| promise ", 12), ("lineage.md", "| what it does ", 50)],
 )
 def test_every_row_names_a_test_and_every_named_test_is_there(name: str, header: str, least: int) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
