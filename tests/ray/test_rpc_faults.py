@@ -27,7 +27,7 @@ IN_FLIGHT = {
     "NodeManagerService.grpc_client.RequestWorkerLease": {"num_failures": 4, "num_lower_bound_resp_failures": 1},
     "CoreWorkerService.grpc_client.GetObjectStatus": {"num_failures": 4, "num_lower_bound_req_failures": 1},
 }
-INJECTED = re.compile(r"Inject RPC (?:\w|-)+ failure for (\S+)")
+INJECTED = re.compile(r"Inject RPC [\w ]+ for (\S+)")
 
 
 @pytest.fixture
