@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qlora_ray.errors import ConfigError
+from qlora_ray.regular_files import check_regular
 
 ENV_FILE = ".env"
 TOKEN_NAME = "HF_TOKEN"
@@ -55,7 +56,10 @@ def find_in_env_file() -> str | None:
     # It tells of lines that it cannot parse, which are another program's.
     logging.getLogger("dotenv.main").setLevel(logging.ERROR)
     try:
+        check_regular(Path(ENV_FILE))
         found = (dotenv_values(ENV_FILE).get(TOKEN_NAME) or "").strip()
+    except FileNotFoundError:
+        return None
     except UnicodeDecodeError:
         raise ConfigError(f"{ENV_FILE}: must be UTF-8 text, got other bytes. Save it as UTF-8.") from None
     except OSError as error:

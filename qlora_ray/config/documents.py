@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from qlora_ray.config.yaml_text import MAX_BYTES, MAX_DEPTH, KeyPath, read_yaml
 from qlora_ray.errors import ConfigError
+from qlora_ray.regular_files import open_regular
 
 # What is one value, though it is written as a section: of two spaces, parts of both would be neither.
 WHOLE: frozenset[KeyPath] = frozenset({("search", "space"), ("data", "columns")})
@@ -100,11 +100,7 @@ def read_document(path: Path) -> Document:
 
 def _read_file(path: Path) -> str:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            # A pipe that nobody writes to would be waited for, and a device may never end.
-            what = "a folder" if path.is_dir() else "a pipe or device"
-            raise ConfigError(f"{path}: must be a regular file, got {what}. Give the path of a YAML file.")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ConfigError(f"{path}: must have at most {MAX_BYTES:,} bytes, got more. Is it the right file?")

@@ -72,7 +72,7 @@ def _start(command: list[str], log: Path, *, env: dict[str, str]) -> subprocess.
                 return process
             time.sleep(0.2)
         end_session(process)
-        if SLOW_START_WORDS not in log.read_text():
+        if not any(words in log.read_text() for words in SLOW_START_WORDS):
             break
     raise AssertionError(log.read_text())
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,38 @@ import pytest
 
 from qlora_ray.config.schema import Cluster
 from qlora_ray.errors import PlacementError
+from qlora_ray.orchestration.cluster import answering as answers
 from qlora_ray.orchestration.cluster import joining, tokens
 from qlora_ray.orchestration.cluster.joining import find_address, ray_cluster
+
+# As gRPC answers: its settings, and HTTP's status 200 for the first call (RFC 9113, 7541).
+SETTINGS_FRAME, HEADERS_FRAME = bytes.fromhex("000000040000000000"), bytes.fromhex("00000101040000000188")
+NOT_FOUND_FRAME = HEADERS_FRAME[:-1] + b"\x8d"
+
+
+@contextmanager
+def answering(words: bytes | None) -> Iterator[int]:
+    """A port that says this to whoever connects, or nothing; None: nothing, and the line is cut."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    kept.append(connection)
+                    if words is None:
+                        connection.close()
+                    else:
+                        connection.sendall(words)
+
+        kept: list[socket.socket] = []
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in kept:
+            connection.close()
 
 
 class FakeRay:
@@ -61,9 +93,9 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeRa
 
 @pytest.fixture
 def listening() -> Iterator[str]:
-    """The address of something that answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+    """The address of something that answers as a GCS does."""
+    with answering(SETTINGS_FRAME + HEADERS_FRAME) as port:
+        yield f"127.0.0.1:{port}"
 
 
 def write_token(home: Path) -> None:
@@ -280,3 +312,47 @@ def test_a_cluster_that_does_not_say_whether_it_asks_for_a_token_is_named_in_one
     monkeypatch.setattr(tokens, "ASK_TIMEOUT_S", 0.0)
     with pytest.raises(PlacementError, match=rf"^{listening}: .*RAY_AUTH_MODE"):
         tokens.find_auth_mode(listening)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (b"", r"nothing answers within 1 s"),
+        (SETTINGS_FRAME, r"nothing answers within 1 s"),
+        (None, r"(what answers there is not Ray|Connection reset by peer)"),
+        (SETTINGS_FRAME + NOT_FOUND_FRAME, r"what answers there is not Ray"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"what answers there is not Ray"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", r"what answers there is not Ray"),
+    ],
+)
+def test_an_address_where_ray_does_not_answer_is_one_line_in_seconds(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch, words: bytes | None, said: str
+) -> None:
+    monkeypatch.setattr(answers, "LIMIT_S", 1.0)
+    with (
+        answering(words) as port,
+        pytest.raises(
+            PlacementError, match=rf"no Ray cluster can be joined at 127\.0\.0\.1:\d+: (\[.*\] )?{said}\. Start one"
+        ),
+        ray_cluster(Cluster(address=f"127.0.0.1:{port}")),
+    ):
+        pass
+    assert fake_ray.starts == []
+
+
+def test_a_private_ray_that_does_not_start_is_one_line(fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_ray.problems = [RuntimeError("no space left. More of it.\nA second line")]
+    with pytest.raises(PlacementError, match="must start on this machine, got no space left"), ray_cluster(Cluster()):
+        pass
+    fake_ray.problems = [RuntimeError("Timed out waiting for file /tmp/ray/x/gcs_server_port")]
+    with ray_cluster(Cluster()):
+        assert fake_ray.is_up
+
+
+def test_a_private_ray_is_not_started_with_too_few_open_files(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "read_max_open_files", lambda: 40)
+    with pytest.raises(PlacementError, match="must be allowed 128 open files, got 40"), ray_cluster(Cluster()):
+        pass
+    assert fake_ray.starts == []

@@ -87,3 +87,9 @@ def test_a_token_may_be_named_by_another_variable(monkeypatch: pytest.MonkeyPatc
     assert find_in_env_file() is None
     monkeypatch.setenv("MY_TOKEN_OF_THE_HUB", "hf_mine")
     assert find_in_env_file() == "hf_mine"
+
+
+def test_a_pipe_is_not_waited_for() -> None:
+    os.mkfifo(".env")
+    with pytest.raises(ConfigError, match=r"^\.env: cannot be read: must be a regular file, got a pipe"):
+        find_in_env_file()
