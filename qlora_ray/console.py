@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from qlora_ray.formats import format_duration
 from qlora_ray.platforms import BINARY
@@ -108,26 +109,47 @@ class Console:
             self._block = ()
 
 
+class _LossyFile(io.FileIO):
+    """A file that drops what it has no room for."""
+
+    def write(self, content: Any) -> int:
+        with suppress(OSError):
+            super().write(content)
+        return len(content)
+
+
+def _open_lossy(descriptor: int) -> TextIO:
+    raw = _LossyFile(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+
+
 @contextmanager
 def noise_to(log: Path) -> Iterator[Console]:
     """Sends everything this process prints, from C++ too, to a log file, and yields a console on the old stdout.
 
     Ray, Tune and transformers print boxes, tracebacks and warnings from several languages; only file
-    descriptors catch all of it.
+    descriptors catch all of it. What the log has no room for is dropped: a full disk is told of by who needs it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
     stream = os.fdopen(saved_out, "w", encoding="utf-8", errors="replace")
+    out, err = sys.stdout, sys.stderr
     try:
-        yield Console(stream)
+        with redirect_stdout(_open_lossy(1)), redirect_stderr(_open_lossy(2)):
+            yield Console(stream)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Libraries may have kept them from before.
+        for held in (out, err):
+            with suppress(OSError):
+                held.flush()
         os.dup2(saved_out, 1)
         os.dup2(saved_err, 2)
         os.close(saved_err)

@@ -6,12 +6,16 @@ actors, because its only state is the message.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 # Of a message: a value that it quotes may have a million letters, and a file as many mistakes.
 MAX_LINE_LETTERS, MAX_LINES = 1_000, 40
 # Quoted from a file, some would move the cursor or rename the window.
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+# A disk, or what a user may have of it, takes no more.
+DISK_FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class QloraRayError(Exception):
@@ -74,10 +78,17 @@ class ExecutorsLost(SweepFailed):
 
 
 class SweepInterrupted(QloraRayError):
-    """Ray, or the pool, died under a sweep: what ran is interrupted, nothing has failed, and it can be resumed."""
+    """Ray or the pool died under a sweep, or a disk is full: what ran is interrupted, and it can be resumed."""
 
     # As a sweep that Ctrl-C ended.
     exit_code = 130
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk takes no more, by its number, or in the words of a library that has none."""
+    if getattr(error, "errno", None) in DISK_FULL_NUMBERS:
+        return True
+    return any(os.strerror(number) in str(error) for number in DISK_FULL_NUMBERS)
 
 
 def first_line(error: BaseException) -> str:

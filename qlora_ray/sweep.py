@@ -126,6 +126,8 @@ def _run(arguments: argparse.Namespace, ray_start: RayStart) -> Result:
         name = config.results.name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         paths = SweepPaths(Path(config.results.dir) / name)
         paths.check_unused()
+    else:
+        paths.check_resumable()
     if arguments.export is not None:
         from qlora_ray.exporting.delivery import check_place
 

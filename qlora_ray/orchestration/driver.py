@@ -15,9 +15,11 @@ from qlora_ray.errors import (
     ExecutorsLost,
     PoolLost,
     QloraRayError,
+    RunError,
     SweepFailed,
     SweepInterrupted,
     first_line,
+    is_disk_full,
 )
 from qlora_ray.exporting.adapter_hub import describe_pushes
 from qlora_ray.orchestration.background import BackgroundCall
@@ -89,7 +91,7 @@ def run_sweep(
 
     Raises:
         QloraRayError: If nothing can be trained; then a new sweep's folder is gone again.
-        SweepInterrupted: If Ray or the pool died; the sweep can be resumed.
+        SweepInterrupted: If Ray or the pool died, or a disk is full; the sweep can be resumed.
         SweepFailed: If the sweep itself broke; its folder is kept, with the traceback in logs/driver.log.
     """
     is_new_parent = not paths.root.parent.exists()
@@ -127,7 +129,7 @@ def run_sweep(
 
 @contextlib.contextmanager
 def _explained(paths: SweepPaths, *, started: _Started) -> Iterator[None]:
-    """What is nobody's bad input becomes a SweepFailed, with its traceback in the log."""
+    """What is nobody's bad input becomes a SweepFailed, with its traceback in the log; a full disk an interruption."""
     try:
         yield
     except QloraRayError as error:
@@ -136,18 +138,37 @@ def _explained(paths: SweepPaths, *, started: _Started) -> Iterator[None]:
         plain = there if isinstance(there, QloraRayError) else error
         if plain is not error:
             traceback.print_exc()
+        if started.value and is_disk_full(plain):
+            raise _interrupted_by_disk(paths, str(plain).partition(": ")[0]) from None
         if started.value and not isinstance(plain, SweepInterrupted | ExecutorsLost):
             EventLog(paths.events).write("sweep_failed", reason=str(plain))
         raise plain from None
     except Exception as error:
         traceback.print_exc()
         cause = first_line(error)
+        if is_disk_full(error):
+            where = getattr(error, "filename", None) or paths.root
+            if started.value:
+                raise _interrupted_by_disk(paths, where) from None
+            raise RunError(f"{where}: cannot be written: {cause}. Free some space there.") from None
         if started.value:
             EventLog(paths.events).write("sweep_failed", reason=f"{type(error).__name__}: {cause}")
         raise SweepFailed(
             f"{paths.root}: the sweep broke: {type(error).__name__}: {cause}. "
             f"The traceback is in {paths.logs / 'driver.log'}."
         ) from None
+
+
+def _interrupted_by_disk(paths: SweepPaths, where: object) -> SweepInterrupted:
+    """A sweep that has no room to write, in one line.
+
+    Nothing more is written: the study's journal may lack what this process believes to be in it. What the books say is
+    what a killed driver leaves, and a resume puts it right.
+    """
+    return SweepInterrupted(
+        f"{where}: cannot be written: the disk is full. What ran is interrupted, nothing that has ended is lost. "
+        f"Free some space there, then go on with: {paths.resume_command}"
+    )
 
 
 def _run(

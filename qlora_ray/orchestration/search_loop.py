@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from qlora_ray.config.schema import Search
+from qlora_ray.errors import RunError
 from qlora_ray.orchestration.cloning import Cloner, CloneRefused, fail_restarted
 from qlora_ray.orchestration.control import SearchControl
 from qlora_ray.orchestration.leased_trial import LeasedTrial, TrialTerms
@@ -85,6 +86,7 @@ class SearchLoop:
 
         Raises:
             PoolLost: If the pool is gone.
+            RunError: If a disk is full, the driver's or that of an executor; its trial stays open in the books, too.
         """
         loop = asyncio.get_running_loop()
         # Asked for by a signal handler: only this call wakes a loop that waits.
@@ -227,6 +229,8 @@ class SearchLoop:
         Returns when the trial is to go on or has ended; a paused one waits for that here, without a slot.
         """
         report = fail_restarted(await leased.next_report(), self._ledger.entries[trial.number])
+        if report.failure is not None and report.failure.cause == "disk_full":
+            raise RunError(report.failure.message)
         lease = leased.lease
         result = TrialResult(
             trial.number,

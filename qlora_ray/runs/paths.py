@@ -67,6 +67,12 @@ class TrialPaths:
         return self.root / "error.txt"
 
 
+_NOT_WRITABLE = (
+    "a sweep's files must be where they can be written and locked, got {0}. "
+    "Free space there, or get write access; or choose another folder, and copy the sweep's there if it has begun."
+)
+
+
 @dataclass(frozen=True)
 class SweepPaths:
     """Files of one sweep: results/<name>/."""
@@ -173,7 +179,7 @@ class SweepPaths:
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(
-                f"results.dir: {self.root} cannot be made: {error.strerror}. Choose a folder you can write to."
+                f"results.dir: {self.root} cannot be made: {error.strerror}. Free some space, or choose another folder."
             ) from None
 
     def check_unused(self) -> None:
@@ -193,15 +199,21 @@ class SweepPaths:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the sweep for this process, whose name stands in the lock's file; raises RunError if another has it."""
+        """Holds the sweep for this process, whose name stands in the lock's file.
+
+        Raises:
+            RunError: If another process has it, or the folder cannot be written or is on a file system without locks.
+        """
         with ExitStack() as held:
             for tries_left in reversed(range(LOCK_TRIES)):
                 try:
                     held.enter_context(locked_file(self._lock_file))
                     break
-                except OSError:
+                except BlockingIOError:
                     if not tries_left:
                         raise RunError(self._describe_holder()) from None
+                except OSError as error:
+                    raise RunError(f"{self.root}: {_NOT_WRITABLE.format(error.strerror)}") from None
                 time.sleep(LOCK_PAUSE_S)
             # In the file itself: a renamed one would be another file than the locked one.
             with suppress(OSError):
@@ -239,6 +251,16 @@ class SweepPaths:
     def is_held(self) -> bool:
         """Whether a process holds the sweep, as far as this machine's locks say; see also `live.is_running`."""
         return is_locked(self._lock_file)
+
+    def check_resumable(self) -> None:
+        """Raises RunError if the sweep that is there cannot go on: it runs, cannot be written, or has no room."""
+        if self.is_held():
+            raise RunError(self._describe_holder())
+        written = (self.root, *self.root.glob("*"), *self.logs.glob("*"), *self.trials.glob("*"))
+        for path in written:
+            if path.exists() and not os.access(path, os.W_OK):
+                raise RunError(f"{path}: {_NOT_WRITABLE.format('one that you may only read')}")
+        self.check_space()
 
     def check_space(self) -> None:
         """Raises RunError if the disk has too little room for a sweep."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ray.config.choices import SAMPLERS, SCHEDULER_KEYS, SCHEDULERS
 from qlora_ray.config.schema import Search
-from qlora_ray.errors import ConfigError, RunError
+from qlora_ray.errors import ConfigError, RunError, first_line, is_disk_full
 from qlora_ray.search.samplers import make_sampler
 from qlora_ray.search.space import FIXED, SearchSpace
 
@@ -41,13 +41,15 @@ def open_study(path: Path, *, name: str, search: Search, space: SearchSpace) -> 
         space: The search space.
 
     Raises:
-        RunError: If the journal cannot be read.
+        RunError: If the journal cannot be read, or has no room.
     """
     try:
         return _create_study(path, name=name, search=search, space=space)
     except ConfigError:
         raise
     except Exception as error:
+        if is_disk_full(error):
+            raise RunError(f"{path}: cannot be written: {first_line(error)}. Free some space there.") from None
         # A journal cut in the middle fails in many ways, assertions among them.
         raise RunError(
             f"{path}: the study's journal cannot be read: {type(error).__name__}: {error}. "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from qlora_ray.config.schema import Lora, Training
-from qlora_ray.errors import QloraRayError
+from qlora_ray.errors import QloraRayError, is_disk_full
 from qlora_ray.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qlora_ray.training.checkpoint import TrialState
 
 
-FailureCause = Literal["diverged", "oom", "error", "lost", "preempted", "unevaluated"]
+FailureCause = Literal["diverged", "oom", "error", "lost", "preempted", "unevaluated", "disk_full"]
 UNEVALUATED = "trained, not evaluated: out of memory in evaluation at one row"
 # Trial id, and whether it has trained all its samples.
 TrainedListener = Callable[[str, bool], None]
@@ -56,9 +56,9 @@ class Failure:
 
     Attributes:
         cause: `diverged` (NaN or Inf), `oom` (out of memory even alone), `error`, `lost` (no executor was left),
-            `preempted` (put off its device again and again before its next report), or `unevaluated` (it has trained to
-            a report, and there was no memory to evaluate one row; its snapshot has that report pending). The last three
-            say nothing about the trial: it goes on in a resume.
+            `preempted` (put off its device again and again before its next report), `unevaluated` (it has trained to
+            a report, and there was no memory to evaluate one row; its snapshot has that report pending), or `disk_full`
+            (which ends the sweep). The last four say nothing about the trial: it goes on in a resume.
     """
 
     cause: FailureCause
@@ -68,9 +68,10 @@ class Failure:
     @classmethod
     def from_error(cls, error: Exception) -> Failure:
         """What an exception that nobody expected ends a trial with; our own errors need no traceback."""
+        cause: FailureCause = "disk_full" if is_disk_full(error) else "error"
         if isinstance(error, QloraRayError):
-            return cls("error", str(error))
-        return cls("error", f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+            return cls(cause, str(error))
+        return cls(cause, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 @dataclass(frozen=True)

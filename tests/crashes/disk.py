@@ -7,6 +7,7 @@ their place.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ STOPPED = 86
 CHANGES = {"os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.mkdir": 0, "os.truncate": 0, "os.link": 1}
 # Replaced by a timer's thread, now and then, and read by nobody who goes on with a sweep.
 APART = "live.json"
+# What a full disk refuses: all that takes room on it.
+GROWING = ("open", "write", "os.mkdir")
 
 
 class Operation(NamedTuple):
@@ -46,11 +49,13 @@ class Stop:
         at: Before the operation of this number, from 0 on.
         written: Bytes of that operation, a write, which are done all the same.
         undoes_renames: Whether renames are lost that no fsync of their folder followed, as after a power cut.
+        is_full: The process goes on, and from this operation on the disk is full.
     """
 
     at: int
     written: int = 0
     undoes_renames: bool = False
+    is_full: bool = False
 
 
 class WatchedDisk:
@@ -78,7 +83,8 @@ class WatchedDisk:
         sys.addaudithook(self._see)
 
     def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._is_over:
+        # What is opened by its number is a file already.
+        if self._is_over or (event == "open" and isinstance(arguments[0], int)):
             return
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_CREAT | os.O_TRUNC):
             if arguments[2] & os.O_TRUNC or not Path(arguments[0]).exists():
@@ -107,7 +113,10 @@ class WatchedDisk:
         path = self._path_of(target)
         if path is None or not f"{path}/".startswith(self._root) or APART in path:
             return False
-        if self._stop is not None and len(self.operations) == self._stop.at:
+        if self._stop is not None and self._stop.is_full:
+            if len(self.operations) >= self._stop.at and kind in GROWING:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif self._stop is not None and len(self.operations) == self._stop.at:
             self._is_over = True
             if write is not None and self._stop.written:
                 write(self._stop.written)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.crashes.disk import STOPPED, Operation, Stop, WatchedDisk
+from qlora_ray.errors import QloraRayError
+from tests.crashes.disk import GROWING, STOPPED, Operation, Stop, WatchedDisk
 from tests.crashes.sweep import ScriptedSweep, describe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-FINISHED, BROKEN = 0, 1
+FINISHED, BROKEN, REFUSED = 0, 1, 2
 
 
 class Undisturbed(NamedTuple):
@@ -46,6 +47,9 @@ def in_child(root: Path, stop: Stop | None = None) -> int:
             disk.close()
             (root / "operations").write_text("\n".join("\t".join(map(str, each)) for each in disk.operations))
             code = FINISHED
+        except QloraRayError as error:
+            sys.stdout.write(f"{error}\n")
+            code = REFUSED
         except BaseException:
             traceback.print_exc()
         finally:
@@ -84,9 +88,11 @@ def find_faults(root: Path, undisturbed: Undisturbed, stops: Iterable[Stop]) -> 
     for stop in stops:
         where = f"{stop}, {undisturbed.operations[stop.at]}"
         code = in_child(make_root(root), stop)
-        if code != STOPPED:
-            faults.append(f"{where}: did not stop, but exited with {code}")
+        if code not in ((FINISHED, REFUSED) if stop.is_full else (STOPPED,)):
+            faults.append(f"{where}: exited with {code}:\n{(root / 'output').read_text()}")
             continue
+        if code == REFUSED:
+            faults += [f"{where}: {words}" for words in describe_refusal((root / "output").read_text(), root)]
         if in_child(root) != FINISHED:
             faults.append(f"{where}: the resume failed:\n{(root / 'output').read_text()}")
             continue
@@ -101,6 +107,25 @@ def find_faults(root: Path, undisturbed: Undisturbed, stops: Iterable[Stop]) -> 
             if found[key] != value
         ]
     return faults
+
+
+def describe_refusal(output: str, root: Path) -> list[str]:
+    """What is wrong with how a sweep on a full disk has ended."""
+    last = output.splitlines()[-1]
+    # Where nothing has begun there is nothing to go on with.
+    advice = (
+        f"go on with: python -m qlora_ray.sweep --resume {root}"
+        if (root / "folder/s/manifest.json").exists()
+        else "Free"
+    )
+    return [f"said {output!r}"] if "Traceback" in output or advice not in last else []
+
+
+def test_a_disk_that_is_full_from_any_operation_on_ends_the_sweep_in_one_line_and_loses_nothing(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    growing = [at for at, operation in enumerate(undisturbed.operations) if operation.kind in GROWING]
+    assert not find_faults(tmp_path, undisturbed, [Stop(at, is_full=True) for at in growing])
 
 
 def test_a_kill_before_any_operation_loses_nothing(tmp_path: Path, undisturbed: Undisturbed) -> None:

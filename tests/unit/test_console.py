@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -195,3 +196,12 @@ def test_the_output_comes_back_after_an_exception_and_no_descriptor_leaks(tmp_pa
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     os.write(1, b"here\n")
     assert capfd.readouterr().out == "here\n"
+
+
+@pytest.mark.parametrize("log", [Path("/dev/full"), Path("/no/such/folder/log")])
+def test_a_log_that_cannot_be_written_stops_nobody(capfd, log):
+    with noise_to(log) as console:
+        print("noise " * 10_000)  # noqa: T201 - what a library does
+        print("noise", file=sys.stderr, flush=True)  # noqa: T201
+        console.line("for the user")
+    assert capfd.readouterr() == ("for the user\n", "")

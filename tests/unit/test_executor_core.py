@@ -255,7 +255,7 @@ def test_a_diverged_trial_reports_its_failure_and_leaves_no_adapter(core: Execut
 @pytest.mark.parametrize(
     ("error", "cause", "words"),
     [
-        (OSError(28, "No space left on device"), "lost", "the disk is full. Free some"),
+        (OSError(28, "No space left on device"), "disk_full", "No space left on device"),
         (PermissionError(13, "Permission denied"), "error", "Permission denied"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shlex
@@ -160,3 +161,30 @@ def test_the_command_that_resumes_can_be_typed_whatever_the_folder_is_called() -
     assert SweepPaths(Path("results/a")).resume_command == "python -m qlora_ray.sweep --resume results/a"
     words = shlex.split(SweepPaths(Path("results/my sweep")).resume_command)
     assert words[-2:] == ["--resume", "results/my sweep"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOLCK])
+def test_a_folder_that_cannot_be_locked_is_no_running_sweep(paths, monkeypatch, number):
+    def refuse(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("qlora_ray.runs.paths.locked_file", refuse)
+    with pytest.raises(RunError, match=rf"mine: .* written and locked, got {os.strerror(number)}\. Free"), paths.lock():
+        pass
+
+
+@pytest.mark.parametrize("name", ["", "trials/0003", "logs/driver.log", "study.journal"])
+def test_a_sweep_that_may_only_be_read_is_not_resumed(paths, monkeypatch, name):
+    paths.create()
+    for path in (paths.trial("0003").root, paths.logs / "driver.log", paths.study):
+        path.mkdir()
+    paths.check_resumable()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != paths.root / name)
+    with pytest.raises(RunError, match=rf"^{paths.root / name}: .* only read\. Free space there, or get write access"):
+        paths.check_resumable()
+
+
+def test_a_sweep_that_runs_is_not_resumed(paths):
+    paths.create()
+    with paths.lock(), pytest.raises(RunError, match="another sweep is running there"):
+        paths.check_resumable()

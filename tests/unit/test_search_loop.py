@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qlora_ray.errors import PoolLost
+from qlora_ray.errors import PoolLost, RunError
 from qlora_ray.runs.records import TrialStatus
 from qlora_ray.training.engine import Failure, Report
 from tests.unit.orchestration_fixtures import remote
@@ -113,3 +113,14 @@ def test_a_search_that_lost_its_last_executor_asks_for_no_more(tmp_path: Path) -
     world.on_report = lambda number, index: lost
     world.run()
     assert set(world.states()) == {TrialStatus.INTERRUPTED} and len(world.states()) == 2
+
+
+def test_a_full_disk_of_an_executor_ends_the_search_and_fails_no_trial(tmp_path: Path) -> None:
+    world = World(tmp_path, num_trials=6)
+    full = Report("0001", 2, True, {}, failure=Failure("disk_full", "trials/0001: No space left on device"))
+    world.on_report = lambda number, index: full if (number, index) == (1, 2) else None
+    with pytest.raises(RunError, match=r"^trials/0001: No space left on device$"):
+        world.run()
+    # Nothing is told of it, and nothing is begun: a resume goes on with what runs.
+    assert TrialStatus.FAILED not in world.states() and len(world.states()) < 6
+    assert world.books.states()[1] == "RUNNING"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_ray.errors import is_disk_full
 from qlora_ray.modeling.identity import write_adapter_origin
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.whole import whole_folder
@@ -115,7 +116,5 @@ class StateWriter:
 def describe_unwritable(root: Path, error: Exception) -> Failure:
     """The failure of a trial whose state or adapter cannot be written into its folder."""
     trace = "".join(traceback.format_exception(error))
-    if "No space left" in str(error):
-        # The next trial would meet the same: the search ends, and a resume goes on.
-        return Failure("lost", f"{root}: the disk is full. Free some, then go on with --resume.", trace)
-    return Failure("error", f"{root}: cannot be written: {error}", trace)
+    # The next trial would meet the same.
+    return Failure("disk_full" if is_disk_full(error) else "error", f"{root}: cannot be written: {error}", trace)
