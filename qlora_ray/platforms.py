@@ -23,6 +23,8 @@ SIGPIPE_NUMBER = 13
 BINARY: int = getattr(os, "O_BINARY", 0)
 # Windows refuses to rename or remove what a process has open.
 CAN_RENAME_OPEN_FILES = os.name != "nt"
+# How a process ends that the system has ended for its CPU seconds; None on Windows, which does not.
+OVER_CPU_LIMIT: int | None = -signal.SIGXCPU if hasattr(signal, "SIGXCPU") else None
 LINUX_MEMINFO, LINUX_STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 

@@ -24,8 +24,8 @@ UNIX_NAMES = {
     "select": {"epoll", "kqueue", "poll", "select"},  # `select` itself waits for sockets only
     "loop": {"add_reader", "add_signal_handler", "add_writer"},
 }
-# Where they may be used. math_judge.py is a script of a process of its own, which imports nothing of the package.
-PLACES = {"platforms.py", "runs/locks.py", "scoring/metrics/math_judge.py"}
+# Where they may be used. The two judges are scripts of processes of their own, which import nothing of the package.
+PLACES = {"platforms.py", "runs/locks.py", "scoring/metrics/math_judge.py", "scoring/metrics/sql_judge.py"}
 # Asked for by `hasattr` first.
 GUARDED = {("orchestration/doctor/facts.py", "os.getloadavg"), ("hardware/probe.py", "os.sched_getaffinity")}
 

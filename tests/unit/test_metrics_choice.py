@@ -14,8 +14,8 @@ from qlora_ray.config.schema import Evaluate, SweepConfig
 from qlora_ray.data import TokenizedSplit
 from qlora_ray.errors import ConfigError, DataError
 from qlora_ray.scoring import ExactMatch, Metric, SqlExecution, SqlValid, resolve_metrics
-from qlora_ray.scoring.metrics import execution as metrics_module
 from qlora_ray.scoring.metrics.choice import check_references, resolve_data_metrics
+from qlora_ray.scoring.metrics.sql import ExecutionOutcome, SqlProcess
 from qlora_ray.scoring.metrics.text import NormalizedMatch, TokenF1
 from tests.unit.evaluation_fixtures import make_database
 
@@ -93,13 +93,13 @@ def test_sql_metrics_score_each_row_and_tell_wrong_from_invalid(database: Path) 
 
 def test_a_pair_runs_once_for_both_sql_metrics(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    execution_match = metrics_module.execution_match
+    match = SqlProcess.match
 
-    def counting(path: Path, predicted: str, reference: str, *, timeout_s: float) -> object:
+    def counting(process: SqlProcess, predicted: str, reference: str) -> ExecutionOutcome:
         calls.append(predicted)
-        return execution_match(path, predicted, reference, timeout_s=timeout_s)
+        return match(process, predicted, reference)
 
-    monkeypatch.setattr(metrics_module, "execution_match", counting)
+    monkeypatch.setattr(SqlProcess, "match", counting)
     execution = SqlExecution(database)
     for metric in (execution, SqlValid(execution), execution):
         metric.score(["SELECT 1", "SELECT 2", "SELECT 1"], ["SELECT 1"] * 3)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from qlora_ray.errors import DataError
-from qlora_ray.scoring.metrics import sql as sql_module
-from qlora_ray.scoring.metrics.sql import SqlFailure, execution_match, has_top_level_order, run_query
+from qlora_ray.scoring.metrics import sql_judge
+from qlora_ray.scoring.metrics.sql import SQLITE_MAGIC, TIMEOUT_S, ExecutionOutcome, SqlProcess, has_top_level_order
+from qlora_ray.scoring.metrics.sql_judge import MAX_ROWS, QueryResult, QueryRunner, SqlFailure
 from tests.unit.evaluation_fixtures import make_database
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
@@ -26,6 +27,18 @@ def database(tmp_path: Path) -> Path:
 def fingerprint(database: Path) -> tuple[str, list[str]]:
     content = hashlib.sha256(database.read_bytes()).hexdigest()
     return content, sorted(path.name for path in database.parent.iterdir())
+
+
+def run_query(database: Path, sql: str, *, max_rows: int = MAX_ROWS) -> QueryResult:
+    with closing(QueryRunner(database.as_uri(), timeout_s=TIMEOUT_S, max_rows=max_rows)) as runner:
+        return runner.run(sql)
+
+
+def execution_match(
+    database: Path, predicted: str, reference: str, *, timeout_s: float = TIMEOUT_S
+) -> ExecutionOutcome:
+    with SqlProcess(database, timeout_s=timeout_s) as process:
+        return process.match(predicted, reference)
 
 
 def is_correct(database: Path, predicted: str, reference: str) -> bool:
@@ -155,7 +168,7 @@ def test_results_are_limited_in_rows_and_bytes(database: Path, monkeypatch: pyte
     assert len(run_query(database, "SELECT * FROM products", max_rows=4).rows) == 4
     with pytest.raises(SqlFailure, match="at most 3 rows"):
         run_query(database, "SELECT * FROM products", max_rows=3)
-    monkeypatch.setattr(sql_module, "MAX_RESULT_BYTES", 2**20)
+    monkeypatch.setattr(sql_judge, "MAX_RESULT_BYTES", 2**20)
     with pytest.raises(SqlFailure, match="at most 1 MiB"):
         run_query(database, "SELECT zeroblob(500000) FROM products")
 
@@ -169,10 +182,10 @@ def test_a_file_that_is_no_database_is_nobodys_wrong_answer(tmp_path: Path) -> N
     text = tmp_path / "shop.csv"
     text.write_text("name,price\n" * 100)
     broken = tmp_path / "broken.sqlite"
-    broken.write_bytes(sql_module.SQLITE_MAGIC + b"\x01" * 5000)
+    broken.write_bytes(SQLITE_MAGIC + b"\x01" * 5000)
     for path in (tmp_path / "missing.sqlite", tmp_path, text, broken):
         with pytest.raises(DataError, match=r"database must be .*evaluate\.database"):
-            run_query(path, "SELECT 1")
+            execution_match(path, "SELECT 1", "SELECT 1")
     assert not (tmp_path / "missing.sqlite").exists()
 
 

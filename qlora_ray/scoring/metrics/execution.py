@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_ray.scoring.metrics.metric import Metric
-from qlora_ray.scoring.metrics.sql import TIMEOUT_S, ExecutionOutcome, execution_match
+from qlora_ray.scoring.metrics.sql import TIMEOUT_S, ExecutionOutcome, SqlProcess
 from qlora_ray.scoring.metrics.sql_prefix import can_become_statement
 
 
 class SqlExecution:
-    """1 where the answer, run as SQL, returns the rows of the reference (`sql.execution_match` says when), else 0."""
+    """1 where the answer, run as SQL, returns the rows of the reference (`sql.SqlProcess.match` says when), else 0."""
 
     name = "sql_execution"
     higher_is_better = True
@@ -29,9 +29,10 @@ class SqlExecution:
             DataError: a reference does not run.
         """
         pairs = list(zip(predictions, references, strict=True))
-        for pair in pairs:
-            if pair not in self._outcomes:
-                self._outcomes[pair] = execution_match(self.database, *pair, timeout_s=self.timeout_s)
+        with SqlProcess(self.database, timeout_s=self.timeout_s) as process:
+            for pair in pairs:
+                if pair not in self._outcomes:
+                    self._outcomes[pair] = process.match(*pair)
         return [self._outcomes[pair] for pair in pairs]
 
     def companions(self) -> list[Metric]:
