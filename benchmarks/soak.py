@@ -45,6 +45,8 @@ RAYS_WORDS = {
     "Worker will terminate": "drivers that Ray itself ended in its start",
     "Ray must start within": "drivers for which Ray did not start in time",
 }
+# How a driver says how to go on where none of its trials had begun.
+SAME_COMMAND = ("give the same command again", "\nstopped")
 # By the signal itself. It is no fault where there was nothing to say yet, or nothing to do any more.
 KILLED, STOPPED = (-9,), (-2, -15)
 
@@ -160,7 +162,8 @@ class Soak:
         if end.exit_code not in (0, *KILLED) and not is_early_or_late:
             if end.exit_code not in EXIT_CODES:
                 wrong.append(f"exit code {end.exit_code}")
-            if sweep.has_begun and end.resume_arguments is None:
+            is_told = end.resume_arguments is not None or any(words in end.output for words in SAME_COMMAND)
+            if sweep.has_begun and not is_told:
                 wrong.append("no word of how to go on")
         if "Traceback" in end.output:
             wrong.append("a traceback")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from qlora_ray.errors import NoExecutors, NoFittingDevice
 from qlora_ray.orchestration.executor.launcher import ExecutorSpec
@@ -133,6 +133,26 @@ async def test_a_lease_has_the_handle_of_its_executor() -> None:
     lease = await stage.pool.lease("0000")
     assert (lease.executor, lease.seat_id, lease.incarnation, lease.number) == (stage.started[0], 0, 1, 1)
     assert lease.facts["device"] == "fake"
+
+
+@story
+async def test_a_start_that_is_asked_for_again_starts_nothing_twice() -> None:
+    stage = Stage(1)
+    await stage.pool.start()
+    await stage.pool.start()
+    assert len(stage.started) == 1
+
+
+@story
+async def test_an_executor_whose_answer_was_lost_is_asked_again_and_not_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qlora_ray.orchestration.actor_calls.PAUSES_S", (0.0,))
+    stage = await Stage(1).open()
+    stage.started[0].die(ActorUnavailableError("connection reset", None))
+    stage.started[0].have_slots(3)
+    assert (await stage.until("slots_changed"))["slots"] == 3
+    assert len(stage.started) == 1 and not stage.killed
 
 
 @story
