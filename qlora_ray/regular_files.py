@@ -68,6 +68,11 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def replace_halves(text: str) -> str:
+    """Text that UTF-8 can hold: half characters become question marks."""
+    return text if text.isascii() else _HALF.sub("?", text)
+
+
 def resolve_path(path: Path) -> Path:
     """The whole path with links followed; one that leads in a circle as far as it goes (Path.resolve raises there)."""
     return Path(os.path.realpath(path))
@@ -98,7 +103,7 @@ def _describe(mode: int) -> str:
 
 def _without_halves(value: Any) -> Any:
     if isinstance(value, str):
-        return _HALF.sub("?", value)
+        return replace_halves(value)
     if isinstance(value, dict):
         return {_without_halves(key): _without_halves(item) for key, item in value.items()}
     return [_without_halves(item) for item in value] if isinstance(value, list) else value

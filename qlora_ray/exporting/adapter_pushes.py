@@ -16,6 +16,7 @@ from qlora_ray.exporting.adapter_hub import MAIN, AdapterRepository, open_reposi
 from qlora_ray.exporting.checkpoint_adapter import write_checkpoint_adapter
 from qlora_ray.formats import format_loss
 from qlora_ray.runs import EventLog, SweepPaths, read_events
+from qlora_ray.runs.derived import find_summary
 from qlora_ray.runs.paths import ADAPTER_CONFIG
 from qlora_ray.runs.records import Summary, TrialRecord, TrialStatus, read_record
 
@@ -60,7 +61,8 @@ class AdapterPushes:
         self._page: str | None = None
         self._known: set[str] = set()
         self._on_branch: dict[tuple[str, str], str] = {}
-        for event in read_events(paths.events):
+        events = read_events(paths.events)
+        for event in events:
             if event.get("event") not in (PUSHED, MADE):
                 continue
             self._known.add(event["repository"])
@@ -69,7 +71,7 @@ class AdapterPushes:
             self._page = event["url"].partition("/tree/")[0]
             if event.get("step") is None:
                 self._on_branch[event["repository"], event["branch"]] = event["trial"]
-        self._take_up()
+        self._take_up(find_summary(events))
 
     @property
     def repository(self) -> str | None:
@@ -207,15 +209,13 @@ class AdapterPushes:
             url=f"{repository.url}/tree/{push.branch}",
         )
 
-    def _take_up(self) -> None:
+    def _take_up(self, ended: Summary | None) -> None:
         """Has what earlier runs of the sweep saved wait; what they pushed is known when its turn comes."""
-        records = [read_record(path, TrialRecord) for path in sorted(self._paths.trials.glob("*/record.json"))]
+        records = [read_record(trial.record, TrialRecord) for trial in self._paths.list_trials()]
         saved = [record for record in records if is_pushable(record)]
         for record in saved:
             self.add(record.trial, is_best=False)
-        best = _find_best(saved)
-        if self._paths.summary.exists():
-            best = read_record(self._paths.summary, Summary).winner or best
+        best = (ended.winner if ended else None) or _find_best(saved)
         if best is not None:
             self.add(best, is_best=True)
 

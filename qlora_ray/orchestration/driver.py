@@ -287,7 +287,6 @@ def _run(
             device_wait_share=waiting,
             pushes=pushes,
         )
-        ledger.note("sweep_ended", reason=summary.status)
         watch.begin(LivePhase.REPORT, "writing the page")
         report = _write_report(paths)
         followed.close()

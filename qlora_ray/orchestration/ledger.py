@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qlora_ray.config.schema import SweepConfig
@@ -13,12 +13,12 @@ from qlora_ray.console import Console
 from qlora_ray.formats import format_loss, format_setting, short_path
 from qlora_ray.orchestration.standings import Standings
 from qlora_ray.orchestration.trial_entry import CloneOrigin, TrialEntry, TrialResult
-from qlora_ray.orchestration.trials_table import TrialsTable
 from qlora_ray.runs import EventLog, SweepPaths, append_line, write_text
 from qlora_ray.runs.files import mend_lines, read_lines
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import SweepFacts
-from qlora_ray.runs.records import TrialRecord, TrialStatus, read_record, write_record
+from qlora_ray.runs.records import TrialRecord, TrialStatus, as_read, read_record, write_record
+from qlora_ray.runs.trials_table import TrialsTable
 from qlora_ray.runs.whole import restore_folder, tidy_folder
 from qlora_ray.search.study import CAUSE_ATTRIBUTE, STATE_ATTRIBUTE
 from qlora_ray.training.engine import Report
@@ -162,14 +162,21 @@ class Ledger:
             # Stopped before it was in the books, or while a clone's state was copied: the study knows of no more.
             if not (folder / "record.json").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-        for path in sorted(self._paths.trials.glob("*/record.json")):
-            record = read_record(path, TrialRecord)
-            if record.state is TrialStatus.RUNNING:
-                # Its driver was killed before it could say so.
-                record = replace(record, state=TrialStatus.INTERRUPTED, cause=SWEEP_STOPPED)
-                write_record(path, record)
+        for trial in self._paths.list_trials():
+            record = read_record(trial.record, TrialRecord)
             entry = TrialEntry.of_record(record)
+            was_running = entry.state is TrialStatus.RUNNING
+            if was_running:
+                # Its driver was killed before it could say so.
+                entry.state, entry.cause = TrialStatus.INTERRUPTED, SWEEP_STOPPED
+            if entry.state is TrialStatus.INTERRUPTED:
+                mend_lines(trial.metrics)
+                entered = [self._enter(entry, line["report_index"], line) for line in read_lines(trial.metrics)]
+                if was_running or any(entered):
+                    record = as_read(entry.brought_up(record))
+                    write_record(trial.record, record)
             self.entries[entry.number] = entry
+            self._table.take(record)
             is_more = entry.seed_of is not None or entry.clone_of is not None
             self.num_planned += is_more and entry.state is not TrialStatus.INTERRUPTED
             # Its driver may have been killed after the record and before that.
@@ -177,10 +184,6 @@ class Ledger:
             self._standings.end(entry, self.value_of(entry))
             if entry.failure:
                 self.first_failure = self.first_failure or (entry.id, entry.failure.message)
-            if entry.state is TrialStatus.INTERRUPTED:
-                mend_lines(self._paths.trial(entry.id).metrics)
-                for line in read_lines(self._paths.trial(entry.id).metrics):
-                    self._enter(entry, line["report_index"], line)
         if self.entries:
             self.write_table()
 
@@ -226,11 +229,11 @@ class Ledger:
                 write_text(self._paths.trial(entry.id).error, entry.failure.traceback or entry.failure.message)
                 self.first_failure = self.first_failure or (entry.id, entry.failure.message)
             # The record comes before all that follows from it: a driver killed in between reads it and goes on.
-            self._write_record(entry, closed_at=closed_at)
+            record = self._write_record(entry, closed_at=closed_at)
             entry.closed_at = closed_at
             self._drop_files(entry)
             self._standings.end(entry, self.value_of(entry))
-            self._table.append(entry, self._ended)
+            self._table.append(as_read(record))
             self._events.write(f"trial_{entry.state}", reason=entry.cause or "", trial=entry.id, metrics=entry.metrics)
             self._console.event(self._describe_end(entry))
             for observer in self._observers:
@@ -255,7 +258,7 @@ class Ledger:
 
     def write_table(self) -> None:
         """Writes trials.csv in the order of the trials' numbers; while the sweep runs, it has that of their ends."""
-        self._table.rewrite(self._ended())
+        self._table.rewrite()
 
     def note(self, event: str, *, reason: str = "", line: str | None = None, **facts: Any) -> None:
         """Writes an event that is no trial's, and a line where the user should know.
@@ -381,9 +384,6 @@ class Ledger:
         if self._standings.best is entry:
             parts.append("<- best so far")
         return "  ".join(parts)
-
-    def _ended(self) -> list[TrialEntry]:
-        return [entry for entry in self.entries.values() if entry.closed_at is not None]
 
     def _write_record(self, entry: TrialEntry, *, closed_at: float | None = None) -> TrialRecord:
         paths = self._paths.trial(entry.id)

@@ -13,6 +13,7 @@ from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.searcher import settle_finished
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.derived import RESUMED
 from qlora_ray.runs.record_parts import BaseRecord
 from qlora_ray.runs.typed_json import to_json
 from qlora_ray.search.study import enqueue_known_points, open_study, requeue_interrupted
@@ -88,7 +89,7 @@ def open_sweep_study(
         ledger.restore()
         settle_finished(study, ledger)
         requeued = requeue_interrupted(study)
-        ledger.note("sweep_resumed", reason=f"{len(requeued)} interrupted trials are queued again")
+        ledger.note(RESUMED, reason=f"{len(requeued)} interrupted trials are queued again")
     else:
         ledger.note("sweep_started", reason=f"{search.num_trials} trials, {num_slots} slots")
     return study

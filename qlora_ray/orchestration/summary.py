@@ -24,9 +24,10 @@ from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.orchestration.winner import Winner
 from qlora_ray.preflight.checks import Preflight
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.derived import end_sweep
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import PushesRecord
-from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus, write_record
+from qlora_ray.runs.records import Summary, SweepStatus, TrialStatus
 from qlora_ray.scoring.details import HEAD_NUMBERS, tabulate_details, tabulate_heads
 from qlora_ray.scoring.verdict import Verdict
 
@@ -51,7 +52,7 @@ def write_summary(
     device_wait_share: float | None = None,
     pushes: PushesRecord | None = None,
 ) -> Summary:
-    """Writes summary.json, last of all files.
+    """Ends the sweep: its last event, and then summary.json, which says the same.
 
     Args:
         ledger: All trials of the sweep.
@@ -79,7 +80,7 @@ def write_summary(
         device_wait_share=None if device_wait_share is None else round(device_wait_share, 4),
         pushes=pushes,
     )
-    write_record(paths.summary, summary)
+    end_sweep(paths, summary)
     return summary
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import ExecutorRecord, MemoryRecord, RanFacts, SweepFacts, TimesRecord
-from qlora_ray.runs.records import TrialRecord, TrialStatus
+from qlora_ray.runs.records import LOSS, PARAMETERS, TrialRecord, TrialStatus
 from qlora_ray.runs.typed_json import parse_record, to_json
 from qlora_ray.training.engine import Failure, FailureCause, Report
 
@@ -101,8 +101,7 @@ class TrialEntry:
 
     def value_of(self, objective: str) -> float | None:
         """An objective's last value."""
-        name = "trainable_parameters"
-        return self.facts.get(name) if objective == name else self.metrics.get(objective)
+        return self.facts.get(objective) if objective == PARAMETERS else self.metrics.get(objective)
 
     def to_record(self, *, adapter: Path, common: SweepFacts, closed_at: float | None = None) -> TrialRecord:
         """The trial's record.
@@ -126,7 +125,7 @@ class TrialEntry:
             seed_of=None if self.seed_of is None else trial_id_of(self.seed_of),
             cloned_from=None if self.clone_of is None else trial_id_of(self.clone_of.number),
             cloned_at=None if self.clone_of is None else self.clone_of.at,
-            objective={"eval_loss": self.metrics.get("eval_loss")},
+            objective={LOSS: self.metrics.get(LOSS)},
             metrics=self.metrics,
             reports=self.intermediate,
             ran=parse_record(RanFacts, facts),
@@ -147,6 +146,21 @@ class TrialEntry:
             num_retries=self.num_retries,
             adapter=str(adapter) if self.state is TrialStatus.COMPLETE else None,
             **vars(common),
+        )
+
+    def brought_up(self, record: TrialRecord) -> TrialRecord:
+        """The trial's record with its state, and with what was reported since it was written.
+
+        Args:
+            record: The record, which an earlier driver wrote.
+        """
+        now = self.to_record(adapter=Path(), common=SweepFacts())
+        told = ("state", "cause", "objective", "metrics", "reports", "tokens_per_s")
+        return replace(
+            record,
+            **{name: getattr(now, name) for name in told},
+            memory=replace(record.memory, peak_bytes=now.memory.peak_bytes),
+            times=replace(record.times, train_s=now.times.train_s),
         )
 
     @classmethod

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qlora_ray.reporting.folder_files import FolderFiles
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.derived import find_summary, was_resumed_since
 from qlora_ray.runs.live import is_running
 from qlora_ray.runs.records import Summary, SweepStatus
 from qlora_ray.runs.score_records import BestScores
@@ -56,10 +56,7 @@ def read_outcome(paths: SweepPaths, files: FolderFiles, events: list[dict[str, A
         files: Reads its JSON files; what cannot be read is noted there.
         events: The sweep's events, oldest first.
     """
-    summary = files.read_record(paths.summary, Summary)
-    if summary is None or _was_resumed_since(paths.summary, events):
-        # Where there is one, it is of the run before.
-        summary = Summary()
+    summary = _read_summary(paths, files, events)
     has_winner = summary.winner is not None
     has_no_end = summary.status in (SweepStatus.UNFINISHED, SweepStatus.INTERRUPTED)
     written = files.read(paths.best / "scores.json", needed=summary.status is SweepStatus.COMPLETE)
@@ -92,12 +89,14 @@ def _read_failure(last_event: Mapping[str, Any]) -> str | None:
     return str(last_event["reason"]) if is_failure else None
 
 
-def _was_resumed_since(summary: Path, events: list[dict[str, Any]]) -> bool:
-    """Whether the sweep was resumed after its summary was written, and has not ended again."""
-    names = [event.get("event") for event in events]
-    if "sweep_resumed" not in names or not summary.exists():
-        return False
-    last = len(names) - 1 - names[::-1].index("sweep_resumed")
-    return "sweep_ended" not in names[last:] and summary.stat().st_mtime < (
-        parse_number(events[last].get("time")) or 0.0
-    )
+def _read_summary(paths: SweepPaths, files: FolderFiles, events: list[dict[str, Any]]) -> Summary:
+    """How the last run ended, by its file, or by its event where the file says something else; empty if it has not."""
+    found, logged = files.read_record(paths.summary, Summary), find_summary(events)
+    if logged is not None and found != logged:
+        files.problems.append(
+            f"{paths.summary.name} is not what {paths.events.name} says of the sweep's end. "
+            f"Have it written again: {paths.rebuild_command}"
+        )
+        found = logged
+    # Where there is one, it is of the run before.
+    return Summary() if found is None or was_resumed_since(events) else found

@@ -125,8 +125,7 @@ def _end_cut_off(trial: Trial) -> Trial:
 
 
 def _read_front(paths: SweepPaths, manifest: Manifest) -> Front | None:
-    written = manifest.setting("search", "objectives")
-    objectives = list(written) if isinstance(written, Mapping) else []
+    objectives = manifest.objectives
     return read_front(paths.study, (objectives[0], objectives[1])) if len(objectives) == 2 else None
 
 

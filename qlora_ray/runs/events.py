@@ -15,15 +15,17 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, event: str, *, reason: str = "", **facts: Any) -> None:
+    def write(self, event: str, *, reason: str = "", is_synced: bool = False, **facts: Any) -> None:
         """Appends one event.
 
         Args:
             event: What happened, as `subject_verb` (trial_started, executor_lost).
             reason: Why it happened, as a sentence for the user.
+            is_synced: Whether it is on the disk when this returns, and all before it.
             facts: What belongs to it; JSON values.
         """
-        append_line(self._path, {"time": round(time.time(), 3), "event": event, "reason": reason, **facts})
+        line = {"time": round(time.time(), 3), "event": event, "reason": reason, **facts}
+        append_line(self._path, line, is_synced=is_synced)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

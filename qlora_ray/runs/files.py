@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.platforms import BINARY
-from qlora_ray.regular_files import load_json, parse_json, read_bytes
+from qlora_ray.regular_files import load_json, parse_json, read_bytes, replace_halves
 from qlora_ray.runs.locks import hold
 from qlora_ray.runs.whole import whole_file
 
@@ -29,7 +29,7 @@ def write_text(path: Path, text: str, *, is_synced: bool = True) -> None:
     Raises:
         RunError: If the disk is full or the folder cannot be written.
     """
-    write_bytes(path, text.encode(), is_synced=is_synced)
+    write_bytes(path, replace_halves(text).encode(), is_synced=is_synced)
 
 
 def write_bytes(path: Path, content: bytes, *, is_synced: bool = True) -> None:
@@ -43,7 +43,12 @@ def write_bytes(path: Path, content: bytes, *, is_synced: bool = True) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON whole or not at all; NaN and infinities become null, which every JSON reader takes."""
-    write_text(path, json.dumps(to_plain_json(data), indent=2, allow_nan=False) + "\n")
+    write_text(path, format_json(data))
+
+
+def format_json(data: Any) -> str:
+    """JSON as `write_json` writes it."""
+    return json.dumps(to_plain_json(data), indent=2, allow_nan=False) + "\n"
 
 
 def _cannot_write(path: Path, error: OSError) -> RunError:
@@ -60,9 +65,9 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: cannot be read: {error}.") from None
 
 
-def append_line(path: Path, data: Mapping[str, Any]) -> None:
+def append_line(path: Path, data: Mapping[str, Any], *, is_synced: bool = False) -> None:
     """Appends one JSON line, as `append_lines` does."""
-    append_lines(path, [data])
+    append_lines(path, [data], is_synced=is_synced)
 
 
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]], *, is_synced: bool = False) -> None:
@@ -85,7 +90,7 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]], *, is_synced: bo
 
 def append_text(path: Path, text: str, *, is_synced: bool = False) -> None:
     """Appends whole lines in a single write, as `append_lines` does."""
-    content = text.encode()
+    content = replace_halves(text).encode()
     try:
         path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
@@ -155,13 +160,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def to_plain_json(data: Any) -> Any:
-    """Data with paths as text, tuples as lists, and numbers that are not finite as None."""
+    """Data as it is read again: paths as text, without half characters, tuples as lists, numbers that are not finite as
+    None."""
+    if isinstance(data, str):
+        return replace_halves(data)
     if isinstance(data, dict):
-        return {str(key): to_plain_json(value) for key, value in data.items()}
+        return {replace_halves(str(key)): to_plain_json(value) for key, value in data.items()}
     if isinstance(data, list | tuple | set | frozenset):
         return [to_plain_json(value) for value in data]
     if isinstance(data, Path):
-        return str(data)
+        return replace_halves(str(data))
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return data

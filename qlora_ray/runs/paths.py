@@ -90,6 +90,11 @@ class SweepPaths:
         return f"python -m qlora_ray.sweep --resume {shlex.quote(str(self.root))}"
 
     @property
+    def rebuild_command(self) -> str:
+        """What writes damaged files again that can be made of others, as it is typed into a shell."""
+        return f"python -m qlora_ray.report {shlex.quote(str(self.root))} --rebuild"
+
+    @property
     def dashboard_command(self) -> str:
         """What serves the sweep's live page, as it is typed into a shell."""
         return f"python -m qlora_ray.dashboard {shlex.quote(str(self.root))}"
@@ -162,6 +167,11 @@ class SweepPaths:
         """Paths of one trial."""
         return TrialPaths(self.trials / trial_id)
 
+    def list_trials(self) -> list[TrialPaths]:
+        """Trials that have a record, by name. What else lies in their folder is the user's."""
+        folders = sorted(folder for folder in self.trials.glob("*") if folder.name.isdecimal())
+        return [trial for trial in map(TrialPaths, folders) if trial.record.exists()]
+
     def create(self) -> None:
         """Makes the sweep's folder.
 
@@ -211,7 +221,7 @@ class SweepPaths:
                     break
                 except BlockingIOError:
                     if not tries_left:
-                        raise RunError(self._describe_holder()) from None
+                        raise RunError(self.describe_holder()) from None
                 except OSError as error:
                     raise RunError(f"{self.root}: {_NOT_WRITABLE.format(error.strerror)}") from None
                 time.sleep(LOCK_PAUSE_S)
@@ -235,7 +245,8 @@ class SweepPaths:
         except OSError:
             return True
 
-    def _describe_holder(self) -> str:
+    def describe_holder(self) -> str:
+        """Who holds the sweep, and what can be done about it."""
         holder = self.read_holder()
         if holder is None:
             return f"{self.root}: another sweep is running there. Wait for it, or stop it."
@@ -255,7 +266,7 @@ class SweepPaths:
     def check_resumable(self) -> None:
         """Raises RunError if the sweep that is there cannot go on: it runs, cannot be written, or has no room."""
         if self.is_held():
-            raise RunError(self._describe_holder())
+            raise RunError(self.describe_holder())
         written = (self.root, *self.root.glob("*"), *self.logs.glob("*"), *self.trials.glob("*"))
         for path in written:
             if path.exists() and not os.access(path, os.W_OK):

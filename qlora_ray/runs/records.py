@@ -32,6 +32,9 @@ from qlora_ray.runs.typed_json import parse_number, parse_record, to_json
 SCHEMA = 1
 # What the version before called the choices of cluster.packing.
 OLD_PACKING = {"fused": "packed", "process": "single"}
+# The objective that is no metric, and the one of a sweep from before there were others.
+PARAMETERS = "trainable_parameters"
+LOSS = "eval_loss"
 
 
 class TrialStatus(StrEnum):
@@ -96,6 +99,10 @@ class TrialRecord(SweepFacts):
     adapter: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def value_of(self, objective: str) -> float | None:
+        """An objective's last value."""
+        return self.ran.trainable_parameters if objective == PARAMETERS else self.metrics.get(objective)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(SweepFacts):
@@ -133,6 +140,12 @@ class Manifest(SweepFacts):
         """A value of the config; None where it has none."""
         values = self.config.get(section)
         return values.get(key) if isinstance(values, Mapping) else None
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What was searched for, the objective that decides the winner first."""
+        written = self.setting("search", "objectives")
+        return tuple(written) if isinstance(written, Mapping) and written else (LOSS,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +247,11 @@ def to_dict(record: TrialRecord | Manifest | Summary) -> dict[str, Any]:
     written = to_json(record)
     shared = {name: written.pop(name) for name in SweepFacts.__annotations__ if name in written}
     return {"schema": SCHEMA, **written, **shared}
+
+
+def as_read(record: AnyRecord) -> AnyRecord:
+    """A record as it is read from its file: what JSON cannot hold is not in it."""
+    return parse_record(type(record), to_dict(record))
 
 
 def write_record(path: Path, record: TrialRecord | Manifest | Summary) -> None:

@@ -19,6 +19,7 @@ from qlora_ray.data import TokenizedSplit
 from qlora_ray.orchestration import driver
 from qlora_ray.orchestration.winner import choose_winner
 from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.derived import rebuild
 from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.records import TrialRecord, read_record
 from qlora_ray.runs.whole import whole_folder
@@ -175,6 +176,8 @@ def describe(root: Path) -> dict[str, Any]:
     summary = read_json(paths.summary)
     events = [json.loads(line)["event"] for line in paths.events.read_text().splitlines()]
     assert events[-1] == "sweep_ended"
+    # Made again of events and records, both are what the driver made of what it knew, byte for byte.
+    assert [file.state for file in rebuild(paths)] == ["unchanged", "unchanged"]
 
     def first_of(trial: str | None) -> float | None:
         return None if trial is None else by_id[trial].params[RATE]

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from qlora_ray.errors import QloraRayError
+from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.derived import rebuild
 from tests.crashes.disk import GROWING, STOPPED, Operation, Stop, WatchedDisk
 from tests.crashes.sweep import ScriptedSweep, describe
 
@@ -82,8 +84,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return Undisturbed(operations, describe(root / "folder"))
 
 
-def find_faults(root: Path, undisturbed: Undisturbed, stops: Iterable[Stop]) -> list[str]:
-    """Stops a sweep at each of these, resumes it, and says what is then not as in the undisturbed one."""
+def find_faults(root: Path, undisturbed: Undisturbed, stops: Iterable[Stop], *, is_rebuilt: bool = False) -> list[str]:
+    """Stops a sweep at each of these, resumes it, and says what is then not as in the undisturbed one.
+
+    Args:
+        root: A folder of the test's own.
+        undisturbed: The sweep that nobody stopped.
+        stops: Where to stop.
+        is_rebuilt: Whether what can be made again is, before the resume.
+    """
     faults = []
     for stop in stops:
         where = f"{stop}, {undisturbed.operations[stop.at]}"
@@ -93,6 +102,9 @@ def find_faults(root: Path, undisturbed: Undisturbed, stops: Iterable[Stop]) -> 
             continue
         if code == REFUSED:
             faults += [f"{where}: {words}" for words in describe_refusal((root / "output").read_text(), root)]
+        paths = SweepPaths(root / "folder" / "s")
+        if is_rebuilt and paths.manifest.exists():
+            faults += [f"{where}: {file}" for file in rebuild(paths) if not file.is_whole]
         if in_child(root) != FINISHED:
             faults.append(f"{where}: the resume failed:\n{(root / 'output').read_text()}")
             continue
@@ -151,3 +163,8 @@ def test_renames_that_a_power_cut_undoes_lose_nothing(tmp_path: Path, undisturbe
         Stop(at, undoes_renames=True) for at, operation in enumerate(undisturbed.operations) if operation.num_unsynced
     ]
     assert stops and not find_faults(tmp_path, undisturbed, stops)
+
+
+def test_a_rebuild_before_the_resume_takes_nothing_from_it(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    stops = [Stop(at) for at in range(0, len(undisturbed.operations), 8)]
+    assert not find_faults(tmp_path, undisturbed, stops, is_rebuilt=True)

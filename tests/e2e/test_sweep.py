@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from qlora_ray import embedded, sweep
+from qlora_ray import embedded, report, sweep
 from qlora_ray.config import load_config
 from qlora_ray.data import prepare_data
 from qlora_ray.modeling.loading import load_base
@@ -251,6 +251,21 @@ def test_a_finished_sweep_becomes_no_other_one(
     out, err = capfd.readouterr()
     assert words in err and out == ""
     assert finished.paths.summary.read_text() == before
+
+
+def test_files_that_were_damaged_are_made_again_byte_for_byte(
+    finished: Finished, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table, summary = finished.paths.trials_table, finished.paths.summary
+    before = table.read_bytes(), summary.read_bytes()
+    table.write_bytes(before[0][:100])
+    summary.unlink()
+    assert report.main([str(finished.paths.root), "--rebuild"]) == 0
+    assert (table.read_bytes(), summary.read_bytes()) == before
+    done = ["trials.csv: rebuilt, 3 trials", "summary.json: rebuilt, complete"]
+    assert capfd.readouterr().out.splitlines()[:2] == done
+    listed = {file["path"]: file["sha256"] for file in read_json(finished.paths.artifacts)["files"]}
+    assert [listed[path.name] for path in (table, summary)] == [hashlib.sha256(each).hexdigest() for each in before]
 
 
 def test_resuming_a_finished_sweep_trains_nothing_again(finished: Finished) -> None:

@@ -26,8 +26,9 @@ from qlora_ray.orchestration.hub_pushing import HubPusher, PushTerms
 from qlora_ray.orchestration.trial_entry import TrialEntry
 from qlora_ray.runs import SweepPaths, read_events, read_json
 from qlora_ray.runs.artifacts import write_sweep_artifacts
+from qlora_ray.runs.derived import end_sweep
 from qlora_ray.runs.record_parts import BaseRecord, ExecutorRecord
-from qlora_ray.runs.records import Manifest, TrialRecord, TrialStatus, write_record
+from qlora_ray.runs.records import Manifest, Summary, TrialRecord, TrialStatus, write_record
 from qlora_ray.training.checkpoint import TrialState
 from tests.exporting_fixtures import snapshot
 from tests.fake_hub import FakeHub, FakeRepository
@@ -173,6 +174,17 @@ def test_best_has_no_branches_and_of_several_that_wait_the_newest_is_pushed(hub:
     assert len(list(iter(pushes.push_next, None))) == 1
     repository = hub.repositories["team/prices"]
     assert (repository.branches, repository.files) == ({}, snapshot(paths.trial("0002").adapter))
+
+
+def test_the_winner_of_the_last_run_goes_to_main_also_where_the_summary_is_damaged(
+    hub: FakeHub, paths: SweepPaths
+) -> None:
+    for number, loss in enumerate((0.5, 0.3)):
+        save_trial(paths, number, loss)
+    end_sweep(paths, Summary(winner="0000"))
+    paths.summary.write_text("{")
+    push_all(Export(push_every="best"), paths)
+    assert hub.repositories[REPO].files == snapshot(paths.trial("0000").adapter)
 
 
 def test_a_resume_pushes_what_was_not_and_nothing_twice(hub: FakeHub, paths: SweepPaths) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from qlora_ray.orchestration.standings import Standings
 from qlora_ray.orchestration.trial_entry import CloneOrigin, TrialEntry
-from qlora_ray.orchestration.trials_table import ORIGINS, TrialsTable
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import TrialStatus
+from qlora_ray.runs.trials_table import ORIGINS, TrialsTable
 from tests.unit.orchestration_fixtures import Books, ask, make_result
 
 
@@ -52,14 +53,13 @@ def test_a_resume_puts_a_torn_table_right(tmp_path: Path) -> None:
 
 def test_a_row_says_which_trial_it_goes_on_with_repeats_or_is_a_clone_of(tmp_path: Path) -> None:
     table = TrialsTable(tmp_path / "trials.csv", objectives=["eval_loss"])
-    table.rewrite(
-        [
-            TrialEntry(0, {"lora.r": 8}, 0.0),
-            TrialEntry(1, {"lora.r": 8}, 0.0, resumed_from=0),
-            TrialEntry(2, {"lora.r": 8}, 0.0, seed_of=1),
-            TrialEntry(3, {"lora.r": 8}, 0.0, clone_of=CloneOrigin(1, 2, 40)),
-        ]
-    )
+    for entry in (
+        TrialEntry(0, {"lora.r": 8}, 0.0),
+        TrialEntry(1, {"lora.r": 8}, 0.0, resumed_from=0),
+        TrialEntry(2, {"lora.r": 8}, 0.0, seed_of=1),
+        TrialEntry(3, {"lora.r": 8}, 0.0, clone_of=CloneOrigin(1, 2, 40)),
+    ):
+        table.append(entry.to_record(adapter=tmp_path, common=SweepFacts()))
     with (tmp_path / "trials.csv").open() as stream:
         rows = [tuple(row[name] for name in ORIGINS) for row in csv.DictReader(stream)]
     assert rows == [("", "", "", ""), ("0000", "", "", ""), ("", "0001", "", ""), ("", "", "0001", "2")]
