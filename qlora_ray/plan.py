@@ -59,13 +59,15 @@ def _run(arguments: argparse.Namespace) -> Result:
 def _recommend(config: SweepConfig, space: SearchSpace) -> Result:
     """Prints settings for the config's base, and what to paste."""
     from qlora_ray.modeling.loading import read_shape
+    from qlora_ray.search.first_points import find_first_points
     from qlora_ray.search.recommended import recommend
 
     shape = read_shape(config.model)
     found = recommend(num_parameters=shape.num_parameters, hidden_size=shape.hidden_size)
-    lines = found.render(config.model.name, space)
+    points = find_first_points(space, config, found.settings)
+    lines = found.render(config.model.name, space, points)
     sys.stdout.write("\n".join(lines) + "\n")
-    return Result({"recommended": found.to_dict()})
+    return Result({"recommended": {**found.to_dict(), "first_points": list(points)}})
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def _search(
 
     with LiveWatch(Console()).running() as watch:
         watch.say("checking the config, the data and the base")
-        preflight = _check(config, space, watch)
+        preflight = _check(config, space, watch, is_resume=bool(arguments.resume))
     from qlora_ray.orchestration.driver import run_sweep
     from qlora_ray.runs.typed_json import to_json
 
@@ -178,10 +178,10 @@ def _search(
     return Result(facts, exit_code=1 if is_refused else summary.exit_code)
 
 
-def _check(config: SweepConfig, space: SearchSpace, watch: LiveWatch) -> Preflight:
+def _check(config: SweepConfig, space: SearchSpace, watch: LiveWatch, *, is_resume: bool) -> Preflight:
     from qlora_ray.preflight.checks import check_sweep, plan_sweep
 
-    preflight = check_sweep(config, space, tell=watch.say)
+    preflight = check_sweep(config, space, is_resume=is_resume, tell=watch.say)
     if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
         # What does not fit here is said before anything is started.
         from qlora_ray.hardware import probe_node

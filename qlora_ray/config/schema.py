@@ -237,6 +237,9 @@ class Search(Section):
     time_budget: Duration | None = Field(None, description="No trial begins after it, as 90m, 2h, 1d, or seconds.")
     gpu_hours: PositiveFloat | None = Field(None, description="Nor after so many hours of all devices together.")
     sampler: Annotated[str, OneOf(SAMPLERS)] = "tpe"
+    recommended_first: bool = Field(
+        True, description="Try the recommended setting of the base first, then learning rates beside it."
+    )
     num_startup_trials: PositiveInt = Field(5, description="Random trials before tpe, cma-es and gp model anything.")
     scheduler: Annotated[str, OneOf(SCHEDULERS)] = "asha"
     num_reports: PositiveInt = Field(4, description="Reports per trial, at equal samples seen.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.schema import Lora, SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.data.preparation import say_nothing
@@ -18,7 +19,9 @@ from qlora_ray.modeling.stored_base import check_adapters, specify_stored
 from qlora_ray.modeling.targets import build_skeleton, check_targets
 from qlora_ray.modeling.weight_files import check_headers, check_weights_fit
 from qlora_ray.preflight.planning import PlanFacts, plan_facts
-from qlora_ray.search.space import SearchSpace
+from qlora_ray.search.first_points import find_first_points
+from qlora_ray.search.recommended import recommend
+from qlora_ray.search.space import SearchSpace, apply_values
 from qlora_ray.search.study import describe_unused
 from qlora_ray.training.budget import make_budget
 from qlora_ray.training.schedules import check_schedule
@@ -32,6 +35,7 @@ class Preflight:
     """What a sweep knows before it starts anything.
 
     Attributes:
+        space: A new sweep's has the recommended points beside its own.
         extremes: Trial configs at every corner of the space that decides memory.
         metrics_reason: What answers are scored with, and why.
         unused: What the config says that nothing will use.
@@ -63,12 +67,15 @@ class Preflight:
         )
 
 
-def check_sweep(config: SweepConfig, space: SearchSpace, *, tell: Tell = say_nothing) -> Preflight:
+def check_sweep(
+    config: SweepConfig, space: SearchSpace, *, is_resume: bool = False, tell: Tell = say_nothing
+) -> Preflight:
     """Reads base config, tokenizer and data, and holds the space against them.
 
     Args:
         config: The sweep's.
         space: The sweep's.
+        is_resume: Whether the space has all the points that its sweep began with.
         tell: Is told how far the data is, where it takes long.
 
     Raises:
@@ -105,7 +112,32 @@ def check_sweep(config: SweepConfig, space: SearchSpace, *, tell: Tell = say_not
             check_references(split, metrics, num_rows=config.evaluate.max_rows)
     unused = describe_unused(config.search, space)
     notes = _find_token_budget(config, shape, data, tokenizer) if metrics else []
+    if not is_resume:
+        space = add_recommended_points(space, config, shape, num_train_rows=len(data.train))
     return Preflight(config, space, extremes, shape, data, reason, unused, single_reason, [*stored_notes, *notes])
+
+
+def add_recommended_points(
+    space: SearchSpace, config: SweepConfig, shape: ModelShape, *, num_train_rows: int
+) -> SearchSpace:
+    """The space with the recommended setting of its base, and rates beside it, after its own points.
+
+    Args:
+        space: The sweep's.
+        config: The sweep's.
+        shape: Of the base.
+        num_train_rows: Rows of an epoch.
+    """
+    if not config.search.recommended_first or SAMPLERS[config.search.sampler].visits_grid:
+        return space
+    sizes = {"num_parameters": shape.num_parameters, "hidden_size": shape.hidden_size}
+    # The batch of the recommended trial decides on its steps, and these on its rate.
+    (point, *_) = find_first_points(space, config, recommend(**sizes).settings)
+    training = apply_values(config, point).training
+    num_steps = make_budget(training, num_train_rows=num_train_rows, num_reports=config.search.num_reports).num_steps
+    points = find_first_points(space, config, recommend(**sizes, num_steps=num_steps).settings)
+    added = [point for point in points if point not in space.points_to_evaluate]
+    return replace(space, points_to_evaluate=(*space.points_to_evaluate, *added))
 
 
 def _find_stored(config: SweepConfig, shape: ModelShape, choices: list[Lora]) -> list[str]:

@@ -95,7 +95,10 @@ def test_the_command_prints_what_can_be_pasted(capsys: pytest.CaptureFixture[str
     pasted = next(line for line in lines if line.startswith("--set "))
     config = load_config(None, overrides=pasted.removeprefix("--set ").split(" --set "))
     assert config.lora.r == 64
-    assert "points_to_evaluate: [{lora.r: 64, training.learning_rate: 0.0031}]" in lines
+    # The rule's rate, three times it, and the end of the range in the place of a third.
+    tried = lines[lines.index("With search.recommended_first it begins with the nearest that the space has:") + 1 :]
+    rates = (0.0031, 0.0093, 0.00103)
+    assert tried == [f"  lora.r: 64, training.learning_rate: {rate}" for rate in rates]
 
 
 def test_gpus_are_refused_where_only_the_base_counts(capsys: pytest.CaptureFixture[str]) -> None:
