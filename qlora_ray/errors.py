@@ -11,7 +11,8 @@ import os
 import re
 
 # Of a message: a value that it quotes may have a million letters, and a file as many mistakes.
-MAX_LINE_LETTERS, MAX_LINES = 1_000, 40
+MAX_LINE_LETTERS, MAX_LINES = 1_000, 400
+MAX_PROBLEMS = 11
 # Quoted from a file, some would move the cursor or rename the window.
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 # A disk, or what a user may have of it, takes no more.
@@ -94,6 +95,12 @@ def is_disk_full(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """Returns the first line of what an error says; its type's name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shorten_problems(problems: list[str]) -> list[str]:
+    """Returns the first MAX_PROBLEMS, and how many more there are."""
+    more = len(problems) - MAX_PROBLEMS
+    return problems if more <= 0 else [*problems[:MAX_PROBLEMS], f"... and {more:,} more"]
 
 
 def as_message(error: BaseException) -> str:

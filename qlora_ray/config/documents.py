@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.config.yaml_text import MAX_BYTES, MAX_DEPTH, KeyPath, read_yaml
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, shorten_problems
 from qlora_ray.regular_files import open_regular
 
 # What is one value, though it is written as a section: of two spaces, parts of both would be neither.
@@ -64,7 +64,7 @@ class Document:
         """
         problems = [f"{self.place(path)}: {join(path) or 'it'} {rule}." for path, rule in _find_unfit(self.data, ())]
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(shorten_problems(problems))
 
     def put_over(self, below: Document) -> Document:
         """Returns this document over another one: sections are joined, other values replace those below."""

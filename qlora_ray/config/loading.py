@@ -18,7 +18,7 @@ from qlora_ray.config.key_paths import known_paths, leaf_paths, name_paths
 from qlora_ray.config.presets import read_preset
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.config.yaml_text import KeyPath
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import MAX_PROBLEMS, ConfigError, shorten_problems
 
 
 # Keys of TrainingArguments and of peer tools that users try here, and what this project calls them.
@@ -70,7 +70,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(shorten_problems(problems))
 
 
 def find_shipped(path: Path) -> Path:
@@ -86,7 +86,7 @@ def validate_document(document: Document) -> SweepConfig:
     try:
         return SweepConfig.model_validate(document.data)
     except ValidationError as error:
-        raise ConfigError(_problems_of(error, document)) from None
+        raise ConfigError(shorten_problems(_problems_of(error, document))) from None
 
 
 def describe_error(details: Any) -> str:
@@ -120,9 +120,14 @@ def describe_problem(dotted: str, details: Any) -> str:
 
 def _problems_of(error: ValidationError, document: Document) -> list[str]:
     problems: dict[str, str] = {}
+    others: set[str] = set()
     for details in error.errors():
         path = _written_path(details["loc"], document.data)
         dotted = ".".join(map(str, path)) or "config"
+        if len(problems) >= MAX_PROBLEMS and dotted not in problems:
+            # It is only counted: what a key may have meant takes milliseconds to find.
+            others.add(dotted)
+            continue
         where = document.place(path)
         if details["type"] == "extra_forbidden":
             problems[dotted] = f"{where}: {dotted} is not a known key.{_suggest(path)}"
@@ -130,7 +135,7 @@ def _problems_of(error: ValidationError, document: Document) -> list[str]:
             problems[dotted] += f", or {describe_error(details).split(', got')[0]}"
         else:
             problems[dotted] = f"{where}: {describe_problem(dotted, details)}"
-    return list(problems.values())
+    return [*problems.values(), *others]
 
 
 def _written_path(location: KeyPath, data: Any) -> KeyPath:

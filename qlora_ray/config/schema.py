@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from qlora_ray.config.choices import FORMATS, METRICS, SAMPLERS, SCHEDULERS, OneOf
 from qlora_ray.config.durations import Duration
 from qlora_ray.config.field_types import (
+    MAX_SECONDS,
     ClassName,
     Fraction,
     ModuleName,
@@ -28,6 +29,10 @@ from qlora_ray.config.heads import Head, HeadName
 from qlora_ray.config.outputs import Export, Results
 from qlora_ray.config.section import Section
 
+# Ten years of ten thousand GPUs.
+MAX_GPU_HOURS = 10_000 * MAX_SECONDS / 3600
+# Each is an evaluation; rungs are counted one by one, and one that lets nearly all go on makes millions of them.
+MAX_REPORTS, MIN_REDUCTION = 100_000, 1.01
 # No layer is so wide: a higher rank than the width adds nothing.
 MAX_RANK = 65_536
 TARGET_PRESETS = ("attention-qv", "attention", "all-linear")
@@ -235,16 +240,20 @@ class Search(Section):
     )
     num_trials: PositiveInt = 12
     time_budget: Duration | None = Field(None, description="No trial begins after it, as 90m, 2h, 1d, or seconds.")
-    gpu_hours: PositiveFloat | None = Field(None, description="Nor after so many hours of all devices together.")
+    gpu_hours: Annotated[float, Field(gt=0, le=MAX_GPU_HOURS)] | None = Field(
+        None, description="Nor after so many hours of all devices together."
+    )
     sampler: Annotated[str, OneOf(SAMPLERS)] = "tpe"
     recommended_first: bool = Field(
         True, description="Try the recommended setting of the base first, then learning rates beside it."
     )
     num_startup_trials: PositiveInt = Field(5, description="Random trials before tpe, cma-es and gp model anything.")
     scheduler: Annotated[str, OneOf(SCHEDULERS)] = "asha"
-    num_reports: PositiveInt = Field(4, description="Reports per trial, at equal samples seen.")
+    num_reports: Annotated[int, Field(gt=0, le=MAX_REPORTS)] = Field(
+        4, description="Reports per trial, at equal samples seen."
+    )
     grace_reports: PositiveInt = Field(1, description="No trial is stopped before this many reports.")
-    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    reduction_factor: Annotated[float, Field(ge=MIN_REDUCTION)] = 3.0
     objectives: dict[ObjectiveName, Literal["min", "max"]] = Field(
         {"eval_loss": "min"}, description="eval_loss, which decides the winner, and what else to search for."
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, shorten_problems
 
 KeyPath = tuple[str | int, ...]
 # Far above what a config or a space needs: ours go five deep, and a thousand points to begin with are 200 KB.
@@ -61,7 +61,7 @@ def read_yaml(text: str, *, source: str, has_lines: bool = True) -> YamlText:
         lines: dict[KeyPath, int] = {}
         problems = list(_collect_lines(root, (), where, lines))
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(shorten_problems(problems))
         return YamlText(_unshare(loader.construct_document(root)), lines)
     except (yaml.YAMLError, ValueError, LookupError, ArithmeticError) as error:  # Not only YAML's: `!!bool x`.
         mark = getattr(error, "problem_mark", None)

@@ -18,7 +18,7 @@ from qlora_ray.hardware.memory import SMALLEST_SHOWN_BYTES, MemoryEstimate
 from qlora_ray.hardware.memory_counts import FRAGMENTATION
 from qlora_ray.hardware.plan import Placement
 from qlora_ray.hardware.precision import PrecisionChoice
-from qlora_ray.hardware.sharing import ExecutorSet, make_placement
+from qlora_ray.hardware.sharing import ExecutorSet, find_most, make_placement
 from qlora_ray.hardware.workload import Workload
 
 # Tokens of one step of a whole pack from which more trials gain little. A micro-batch of T tokens takes as long as
@@ -123,10 +123,11 @@ def _is_narrow(devices: list[NodeDevice], question: Question) -> bool:
 
 def _find_max_slots(workload: Workload, question: Question, room_bytes: int, *, at_most: int) -> int:
     """Most slots beside micro-batches of one row; at least 1, for one is known to fit."""
-    for slots in range(at_most, 1, -1):
-        if question.count_needed_bytes(replace(workload, num_trials=slots)) <= room_bytes:
-            return slots
-    return 1
+
+    def fits(slots: int) -> bool:
+        return question.count_needed_bytes(replace(workload, num_trials=slots)) <= room_bytes
+
+    return max(1, find_most(at_most, fits))
 
 
 def _count_slots(devices: list[NodeDevice], question: Question, by_memory: int) -> tuple[int, str]:
@@ -163,14 +164,11 @@ def _find_max_tokens(workload: Workload, question: Question, room_bytes: int) ->
     demand = question.demand
     step_tokens = workload.num_trials * demand.effective_batch * demand.max_seq_length
     useful = PASS_TOKENS_PER_SATURATION * SATURATION_TOKENS[workload.device_kind]
-    fits, above = demand.max_seq_length, max(demand.max_seq_length, min(useful, step_tokens)) + 1
-    while above - fits > 1:
-        middle = (fits + above) // 2
-        if question.count_needed_bytes(replace(workload, micro_batch_tokens=middle)) <= room_bytes:
-            fits = middle
-        else:
-            above = middle
-    return fits
+
+    def fits(tokens: int) -> bool:
+        return question.count_needed_bytes(replace(workload, micro_batch_tokens=tokens)) <= room_bytes
+
+    return max(demand.max_seq_length, find_most(min(useful, step_tokens), fits))
 
 
 def _has_room_to_hold(workload: Workload, question: Question, room_bytes: int) -> bool:

@@ -17,7 +17,7 @@ from qlora_ray.hardware.memory import MemoryEstimate
 from qlora_ray.hardware.memory_counts import CPU_PROCESS_BYTES
 from qlora_ray.hardware.plan import Placement
 from qlora_ray.hardware.precision import PrecisionChoice
-from qlora_ray.hardware.sharing import ExecutorSet, make_placement
+from qlora_ray.hardware.sharing import ExecutorSet, find_most, make_placement
 from qlora_ray.hardware.workload import Workload
 
 # Processes on one GPU take turns: more of them gain only what one leaves idle between its kernels, and each pays for a
@@ -68,10 +68,11 @@ def place_processes(
 
 def _find_max_micro_batch(workload: Workload, question: Question, room_bytes: int, *, num_slots: int) -> int:
     """Most rows per slot, up to the trial's batch size, with that many slots; 0 if not even one row fits."""
-    for micro_batch in range(question.demand.per_device_train_batch_size, 0, -1):
-        if num_slots * question.count_needed_bytes(replace(workload, micro_batch=micro_batch)) <= room_bytes:
-            return micro_batch
-    return 0
+
+    def fits(micro_batch: int) -> bool:
+        return num_slots * question.count_needed_bytes(replace(workload, micro_batch=micro_batch)) <= room_bytes
+
+    return find_most(question.demand.per_device_train_batch_size, fits)
 
 
 def _build_placement(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from qlora_ray.hardware.catalogue import recognize
@@ -98,12 +98,21 @@ def _find_eval_batch(workload: Workload, question: Question, share_bytes: int) -
         question: Has `per_device_eval_batch_size`, the upper bound, and the safety factor.
         share_bytes: The process's share of the device's memory.
     """
-    for eval_batch in range(question.demand.eval_batch, 1, -1):
+
+    def fits(eval_batch: int) -> bool:
         rows = replace(workload, micro_batch=eval_batch, micro_batch_tokens=None)
-        needed = estimate_evaluation_bytes(question.shape, rows)
-        if needed * question.safety_factor <= share_bytes:
-            return eval_batch
-    return 1
+        return estimate_evaluation_bytes(question.shape, rows) * question.safety_factor <= share_bytes
+
+    return max(1, find_most(question.demand.eval_batch, fits))
+
+
+def find_most(at_most: int, fits: Callable[[int], bool]) -> int:
+    """Returns the largest number up to `at_most` that fits, 0 if not even 1 does; of more never more fit."""
+    least, above = 0, at_most + 1
+    while above - least > 1:
+        middle = (least + above) // 2
+        least, above = (middle, above) if fits(middle) else (least, middle)
+    return least
 
 
 def _share_cpus(devices: Sequence[NodeDevice], *, processes: int, num_threads: int) -> float:

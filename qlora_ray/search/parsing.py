@@ -13,7 +13,7 @@ from qlora_ray.config.foreign import refuse_foreign
 from qlora_ray.config.heads import WEIGHT
 from qlora_ray.config.loading import closest_path, find_shipped, suggest_key
 from qlora_ray.config.schema import SweepConfig
-from qlora_ray.errors import ConfigError
+from qlora_ray.errors import ConfigError, shorten_problems
 from qlora_ray.search.space import (
     FIXED_PATHS,
     HEADS,
@@ -86,7 +86,7 @@ def parse_space(document: Document, config: SweepConfig) -> SearchSpace:
     if not problems:
         problems.extend(_point_problems(points, known, document, config))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(shorten_problems(problems))
     return SearchSpace(document.source, tuple(parameters), tuple(dict(point) for point in points))
 
 

@@ -103,6 +103,9 @@ def test_all_problems_are_named_at_once_with_file_line_and_key(tmp_path):
         (f"results: {{name: {'a' * 201}}}", "results.name", "must have at most 200 characters, got 'aaa"),
         ("training: {max_samples: 10000000000000}", "training.max_samples", "must be <= 1000000000000, got 1000"),
         ("lora: {modules_to_save: ['(a+)+b.lm_head']}", "lora.modules_to_save.0", "must match pattern"),
+        ("search: {gpu_hours: 1e308}", "search.gpu_hours", "must be <= 876000000, got 1e+308"),
+        ("search: {num_reports: 100001}", "search.num_reports", "must be <= 100000, got 100001"),
+        ("search: {reduction_factor: 1.0001}", "search.reduction_factor", "must be >= 1.01, got 1.0001"),
         ("lora: {r: 65537}", "lora.r", "must be <= 65536, got 65537"),
         ("data: {system_prompt: {a: 1}}", "data.system_prompt", "must be a valid string, got {'a': 1}"),
     ],
@@ -110,6 +113,12 @@ def test_all_problems_are_named_at_once_with_file_line_and_key(tmp_path):
 def test_a_problem_says_the_rule_and_the_value(tmp_path, text, key, rule):
     (found,) = problems_of(tmp_path, text)
     assert found.startswith(f"a.yaml:1: {key} {rule}")
+
+
+def test_of_thousands_of_problems_the_first_are_named_and_the_others_counted(tmp_path):
+    text = "training:\n" + "".join(f"  key{at}: 1\n" for at in range(3000))
+    found = problems_of(tmp_path, text)
+    assert found[10].startswith("a.yaml:12: training.key10 is not a known key") and found[11:] == ["... and 2,989 more"]
 
 
 def test_a_long_value_is_shortened(tmp_path):

@@ -16,6 +16,7 @@ from qlora_ray.errors import (
     SweepInterrupted,
     as_message,
     first_line,
+    shorten_problems,
 )
 
 # Those of the module: in a run with Ray, Ray derives classes of its own from them.
@@ -65,8 +66,10 @@ def test_the_first_line_of_an_error_is_never_empty(error, line):
 
 
 def test_a_message_is_cut_to_what_a_terminal_can_show():
-    lines = [f"a.yaml:{at}: wrong" for at in range(100)]
-    assert as_message(ConfigError(lines)).splitlines()[39:] == ["a.yaml:39: wrong", "... and 60 lines more"]
+    lines = [f"a.yaml:{at}: wrong" for at in range(1000)]
+    assert as_message(ConfigError(lines)).splitlines()[399:] == ["a.yaml:399: wrong", "... and 600 lines more"]
+    assert shorten_problems(lines)[10:] == ["a.yaml:10: wrong", "... and 989 more"]
+    assert shorten_problems(lines[:11]) == lines[:11]
     shown = as_message(ConfigError(f"model.name: {'x' * 10_000} is not there. Correct it."))
     assert len(shown) < 1_100 and shown.startswith("model.name: xxx") and shown.endswith("is not there. Correct it.")
     assert "(10,038 letters)" in shown

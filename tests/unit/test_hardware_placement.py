@@ -168,3 +168,21 @@ def test_a_node_held_to_fp32_is_a_class_of_its_own_and_the_mixture_is_noted():
     result = plan(replace(free, devices=(asked,)), replace(free, hostname="two", devices=(held,)))
     assert sorted(item.precision.name for item in result.placements) == ["bf16", "fp32"]
     assert any(note.startswith("losses are compared across precisions") for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "cluster"),
+    [
+        ({"eval_batch": 10**12}, {}),
+        ({"per_device_train_batch_size": 10**12, "effective_batch": 10**12}, {"packing": "single"}),
+        ({}, {"cpus_per_slot": 10**12, "max_slots": 10**12}),
+    ],
+)
+def test_numbers_without_measure_are_searched_and_not_counted_through(change, cluster):
+    assert plan(T4, demand=replace(DEMAND, **change), **cluster).total_slots >= 1
+
+
+@pytest.mark.parametrize("packing", ["packed", "single"])
+def test_slots_without_measure_are_refused_and_not_counted_through(packing):
+    with pytest.raises(PlacementError, match="slots_per_device must be at most"):
+        plan(T4, slots_per_device=10**12, packing=packing)

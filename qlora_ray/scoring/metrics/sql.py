@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from qlora_ray.errors import DataError
 from qlora_ray.platforms import OVER_CPU_LIMIT, without_ctrl_c
+from qlora_ray.regular_files import open_regular
 from qlora_ray.scoring.metrics import sql_judge
 
 TIMEOUT_S = 5.0
@@ -203,7 +204,8 @@ def has_top_level_order(sql: str) -> bool:
 
 def is_database(path: Path) -> bool:
     """Returns whether `path` is an SQLite file, by its first bytes."""
-    if not path.is_file():
+    try:
+        with open_regular(path) as file:
+            return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+    except (OSError, ValueError):
         return False
-    with path.open("rb") as file:
-        return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
