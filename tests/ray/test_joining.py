@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,19 @@ with ray_cluster(Cluster(ray_dashboard=True)):
     print("pruned", *(line.split()[-1] for line in lines if 'state="pruned"' in line))
 """
 
+SMALL_SHM = """
+import shutil
+import ray
+from qlora_ray.config.schema import Cluster
+from qlora_ray.orchestration.cluster.joining import ray_cluster
+print("MiB", shutil.disk_usage("/dev/shm").total >> 20)
+with ray_cluster(Cluster()):
+    count = ray.remote(lambda data: len(data)).options(num_cpus=0)
+    print("letters", ray.get(count.remote(b"x" * 30_000_000), timeout=60))
+"""
+# With mounts of its own, where the system lets who runs the tests make them.
+OWN_MOUNTS = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+
 
 def run_python(code: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -158,6 +172,22 @@ def test_a_private_ray_needs_no_home_that_can_be_written(tmp_path: Path) -> None
     answer = run_python(JOIN, home=home)
     assert (answer.returncode, answer.stdout.splitlines()) == (0, ["nodes 1", "actor 42"]), answer.stderr
     assert home.read_bytes() == b""
+
+
+@pytest.mark.slow
+def test_a_private_ray_needs_no_large_shared_memory(tmp_path: Path) -> None:
+    mounted = "mount -t tmpfs -o size=8m tmpfs /dev/shm"
+    if shutil.which("unshare") is None or subprocess.run([*OWN_MOUNTS, mounted], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    answer = subprocess.run(
+        [*OWN_MOUNTS, f'{mounted} && exec "$0" -c "$1"', sys.executable, SMALL_SHM],
+        env=clean_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    # More than fits there: Ray puts it on the disk.
+    assert (answer.returncode, answer.stdout.splitlines()) == (0, ["MiB 8", "letters 30000000"]), answer.stderr
 
 
 @pytest.mark.slow
