@@ -36,8 +36,10 @@ def _run(arguments: argparse.Namespace) -> Result:
     from qlora_ray.reporting import write_reports
     from qlora_ray.runs import SweepPaths
     from qlora_ray.runs.derived import rebuild
+    from qlora_ray.runs.links import check_links
 
     paths = SweepPaths(arguments.sweep)
+    check_links(paths.root)
     rebuilt = rebuild(paths) if arguments.rebuild else ()
     sys.stdout.write("".join(f"{file.name}: {file.words}\n" for file in rebuilt))
     written = write_reports(paths)

@@ -244,6 +244,7 @@ def _find_earlier_winner(paths: SweepPaths) -> str | None:
 
 def _read_resumed(arguments: argparse.Namespace, paths: SweepPaths) -> tuple[SweepConfig, SearchSpace]:
     from qlora_ray.preflight.resuming import ResumeRequest, read_resumed
+    from qlora_ray.runs.links import check_links
     from qlora_ray.runs.records import Manifest, read_record
 
     request = ResumeRequest(
@@ -252,6 +253,8 @@ def _read_resumed(arguments: argparse.Namespace, paths: SweepPaths) -> tuple[Swe
         num_added_trials=arguments.add_trials,
         is_trusted=arguments.trust_folder,
     )
+    if not request.is_trusted:
+        check_links(paths.root)
     return read_resumed(paths, read_record(paths.manifest, Manifest), request)
 
 

@@ -29,9 +29,17 @@ class _Power:
     what: str
 
 
+# These write files beside the trials; the others go where the user's environment says.
+LOCAL_TRACKERS = frozenset(("tensorboard",))
 POWERS = (
     _Power(TRUST, bool, "false", "runs code that comes with the base"),
     _Power("cluster.address", lambda value: value is not None, "null", "joins that Ray cluster"),
+    _Power(
+        "results.report_to",
+        lambda names: not LOCAL_TRACKERS.issuperset(names),
+        "[]",
+        "sends its figures to your accounts",
+    ),
     _Power("export.push_every", lambda value: value != "never", "never", "uploads its adapters with your token"),
 )
 

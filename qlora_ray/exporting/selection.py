@@ -18,6 +18,7 @@ from qlora_ray.modeling.identity import AdapterFacts, check_base, read_adapter
 from qlora_ray.modeling.loading import pin_revision, resolve_model_name
 from qlora_ray.modeling.quantization import QuantizationSpec
 from qlora_ray.runs import SweepPaths, read_json
+from qlora_ray.runs.links import check_links
 from qlora_ray.runs.record_parts import DataRecord, LoraRecord, QuantizationRecord
 from qlora_ray.runs.records import Manifest, TrialRecord, from_dict, read_record
 from qlora_ray.runs.score_records import BestScores
@@ -124,6 +125,7 @@ def select_trial(sweep: Path, *, trial: str = BEST, overrides: Sequence[str] = (
         ModelError: If the adapter is not whole, or its base is missing or another one.
     """
     check_is_sweep(sweep)
+    check_links(sweep)
     paths = SweepPaths(sweep)
     manifest = _read_manifest(paths.manifest)
     config, notes = _read_config(manifest, overrides)

@@ -13,6 +13,7 @@ from typing import Any
 
 from qlora_ray.errors import RunError
 from qlora_ray.runs.files import read_json, write_json
+from qlora_ray.runs.links import check_links
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.typed_json import parse_record, to_json
 
@@ -66,8 +67,9 @@ def write_request(
     """Leaves a request for the sweep's driver.
 
     Raises:
-        RunError: If the sweep's folder cannot be written.
+        RunError: If the sweep's folder cannot be written, or is a stranger's with links out of it.
     """
+    check_links(paths.root)
     request = ControlRequest(id=uuid.uuid4().hex, action=action, trial=trial, params=params or {}, asked_at=time.time())
     with suppress(OSError):
         paths.control.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def test_points_may_be_added_and_none_taken_away(write_config) -> None:
 POWERS = [
     ("model.trust_remote_code", True, "runs code", False),
     ("cluster.address", "evil:6379", "joins that Ray cluster", None),
+    ("results.report_to", ["wandb"], "sends its figures", []),
     ("export.push_every", "save", "uploads its adapters", "never"),
 ]
 
@@ -164,7 +166,7 @@ def test_a_strangers_folder_chooses_no_code_no_cluster_and_no_upload_unless_the_
     def get(**request: Any) -> Any:
         return getattr(getattr(resume(stranger, **request)[0], section), name)
 
-    with pytest.raises(ConfigError, match=rf"got {key}: {value}, which {what}.*--trust-folder"):
+    with pytest.raises(ConfigError, match=rf"got {key}: {re.escape(str(value))}, which {what}.*--trust-folder"):
         get()
     assert get(is_trusted=True) == value
     assert get(overrides=[f"{key}={value}"]) == value

@@ -25,6 +25,7 @@ from qlora_ray.evaluation.target.target import Request, Target
 from qlora_ray.modeling.hub import reach_repository
 from qlora_ray.modeling.loading import EMBEDDED, pin_revision
 from qlora_ray.runs import SweepPaths
+from qlora_ray.runs.links import check_links
 from qlora_ray.runs.paths import ADAPTER_CONFIG
 from qlora_ray.runs.records import TrialRecord, read_record
 from qlora_ray.runs.winner import BEST, find_trial
@@ -72,6 +73,7 @@ def find_target(location: str, request: Request) -> Target:
 
 
 def _read_sweep(folder: Path, request: Request) -> Target:
+    check_links(folder)
     paths = SweepPaths(folder)
     trial, is_winner = find_trial(paths, request.trial)
     home = paths.best if is_winner else paths.trial(trial).root
@@ -88,6 +90,8 @@ def _read_adapter(folder: Path, request: Request) -> Target:
         return replace(_read_bundle(bundle, request), kind="adapter", path=str(folder), merged=None)
     # results/X/best/adapter and results/X/trials/0005/adapter.
     sweep = next((up for up in folder.parents[1:3] if read_manifest(up) is not None), None)
+    if sweep is not None:
+        check_links(sweep)
     origin = Origin(find_record(folder, folder.parent), read_manifest(sweep) if sweep else None)
     to = _beside(folder)
     if sweep is not None:
