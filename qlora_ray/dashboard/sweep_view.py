@@ -22,6 +22,7 @@ from qlora_ray.reporting.story import POINTS_KEY
 from qlora_ray.reporting.verdicts import headline_of, verdict_sentences
 from qlora_ray.reporting.writing import PAGE_NAME
 from qlora_ray.runs.control import CLONE_PATHS
+from qlora_ray.runs.events import is_event
 from qlora_ray.runs.live import LiveFigures, LivePhase, is_running, read_live
 from qlora_ray.runs.paths import SweepPaths
 from qlora_ray.runs.records import Manifest, SweepStatus, TrialStatus, read_record
@@ -148,6 +149,8 @@ class SweepView:
         return is_new
 
     def _apply(self, event: Mapping[str, Any]) -> None:
+        if not is_event(event):
+            return
         self._trials.apply(event)
         self._slots.apply(event)
         self._requests.apply(event)

@@ -10,6 +10,7 @@ from qlora_ray.regular_files import open_regular
 from qlora_ray.runs.events import read_events
 from qlora_ray.runs.files import read_lines, to_plain_json
 from qlora_ray.runs.paths import SweepPaths
+from qlora_ray.runs.typed_json import parse_number
 
 # Of a text file its end is shown, where tracebacks have what matters.
 MAX_TEXT_BYTES = 64 * 1024
@@ -49,10 +50,10 @@ def read_trial_files(paths: SweepPaths, trial: str) -> TrialFiles | None:
     files = paths.trial(trial)
     if not files.root.is_dir():
         return None
-    metrics = [line for line in _lines(files.metrics, paths) if isinstance(line, dict)]
-    points = [tuple(point) for line in metrics for point in line.pop("train_losses", []) if len(point) == 2]
+    metrics = _lines(files.metrics, paths)
+    points = [point for line in metrics for point in _read_points(line.pop("train_losses", None))]
     step = max(1, len(points) // MAX_POINTS)
-    events = [event for event in read_events(paths.events) if isinstance(event, dict) and event.get("trial") == trial]
+    events = [event for event in read_events(paths.events) if event.get("trial") == trial]
     return TrialFiles(
         id=trial,
         record=read_end(files.record, paths.root) or "",
@@ -84,5 +85,14 @@ def is_inside(path: Path, root: Path) -> bool:
         return False
 
 
-def _lines(path: Path, paths: SweepPaths) -> list[Any]:
+def _read_points(losses: object) -> list[tuple[float, float | None]]:
+    """The points of a line that are a step and a loss."""
+    if not isinstance(losses, list):
+        return []
+    pairs = [point for point in losses if isinstance(point, list) and len(point) == 2]
+    points = [(parse_number(step), parse_number(loss)) for step, loss in pairs]
+    return [(step, loss) for step, loss in points if step is not None]
+
+
+def _lines(path: Path, paths: SweepPaths) -> list[dict[str, Any]]:
     return read_lines(path) if is_inside(path, paths.root) else []

@@ -21,6 +21,8 @@ from qlora_ray.runs.paths import ADAPTER_CONFIG
 from qlora_ray.runs.records import Summary, TrialRecord, TrialStatus, read_record
 
 PUSHED, MADE = "adapter_pushed", "push_repository_made"
+# What their events say, as text; one that was damaged says nothing.
+_SAID_OF = {PUSHED: ("repository", "url", "branch", "trial"), MADE: ("repository",)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class AdapterPushes:
         self._on_branch: dict[tuple[str, str], str] = {}
         events = read_events(paths.events)
         for event in events:
-            if event.get("event") not in (PUSHED, MADE):
+            needed = _SAID_OF.get(str(event.get("event")))
+            if needed is None or not all(isinstance(event.get(key), str) for key in needed):
                 continue
             self._known.add(event["repository"])
             if event["event"] == MADE:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from qlora_ray.config.schema import SweepConfig
@@ -19,12 +20,15 @@ from qlora_ray.runs.paths import trial_id_of
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.runs.records import TrialRecord, TrialStatus, as_read, read_record, write_record
 from qlora_ray.runs.trials_table import TrialsTable
+from qlora_ray.runs.typed_json import parse_number
 from qlora_ray.runs.whole import restore_folder, tidy_folder
 from qlora_ray.search.study import CAUSE_ATTRIBUTE, STATE_ATTRIBUTE
 from qlora_ray.training.engine import Report
 
 # What a line of metrics.jsonl holds besides a report's metrics.
 NO_METRICS = ("report_index", "time", "train_losses")
+# Metrics that an entry is the sum of.
+_SUMMED = ("train_s", "tokens_per_s")
 # Metrics that stand in the study, too.
 NOTED_METRICS = ("tokens_per_s", "peak_memory_bytes")
 # Failures that say nothing about the trial: it goes on from its state in a resume.
@@ -171,7 +175,7 @@ class Ledger:
                 entry.state, entry.cause = TrialStatus.INTERRUPTED, SWEEP_STOPPED
             if entry.state is TrialStatus.INTERRUPTED:
                 mend_lines(trial.metrics)
-                entered = [self._enter(entry, line["report_index"], line) for line in read_lines(trial.metrics)]
+                entered = [self._enter(entry, at, line) for at, line in _read_reports(trial.metrics)]
                 if was_running or any(entered):
                     record = as_read(entry.brought_up(record))
                     write_record(trial.record, record)
@@ -319,8 +323,8 @@ class Ledger:
         earlier, trial = self._paths.trial(trial_id_of(earlier_number)), self._paths.trial(entry.id)
         if earlier.metrics.exists():
             shutil.copy(earlier.metrics, trial.metrics)
-            for line in read_lines(trial.metrics):
-                self._enter(entry, line["report_index"], line)
+            for report_index, line in _read_reports(trial.metrics):
+                self._enter(entry, report_index, line)
         self._write_record(entry)
         earlier.state.replace(trial.state)
         # Written again with the state's pending report.
@@ -328,8 +332,8 @@ class Ledger:
 
     def _copy_reports(self, entry: TrialEntry, other_number: int, *, until: int) -> None:
         """Gives a trial another one's reports, up to one of them, as its own."""
-        for line in read_lines(self._paths.trial(trial_id_of(other_number)).metrics):
-            if line["report_index"] <= until and self._enter(entry, line["report_index"], line):
+        for report_index, line in _read_reports(self._paths.trial(trial_id_of(other_number)).metrics):
+            if report_index <= until and self._enter(entry, report_index, line):
                 append_line(self._paths.trial(entry.id).metrics, line)
 
     def _note_clone(self, entry: TrialEntry, origin: CloneOrigin) -> None:
@@ -390,6 +394,14 @@ class Ledger:
         record = entry.to_record(adapter=paths.adapter, common=self._common, closed_at=closed_at)
         write_record(paths.record, record)
         return record
+
+
+def _read_reports(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A trial's reports by their index; lines that are damaged are left out."""
+    for line in read_lines(path):
+        report_index = parse_number(line.get("report_index"), int)
+        if report_index is not None and all(parse_number(line.get(name, 0.0)) is not None for name in _SUMMED):
+            yield report_index, line
 
 
 def describe_params(params: dict[str, Any]) -> str:

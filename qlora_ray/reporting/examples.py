@@ -34,8 +34,9 @@ def read_examples(paths: SweepPaths, winner: str) -> tuple[Example, ...]:
     """The first rows that both answered; none where the file is missing."""
     answers: dict[str, dict[int, Mapping[str, Any]]] = {BASE: {}, winner: {}}
     for line in read_lines(paths.best / "answers.jsonl"):
-        if isinstance(line, dict) and line.get("model") in answers and isinstance(line.get("row"), int):
-            answers[line["model"]][line["row"]] = line
+        model, row = line.get("model"), line.get("row")
+        if isinstance(model, str) and model in answers and isinstance(row, int):
+            answers[model][row] = line
     both = sorted(answers[BASE].keys() & answers[winner].keys())[:NUM_EXAMPLES]
     return tuple(
         Example(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
+from qlora_ray.regular_files import resolve_path
 from qlora_ray.reporting.folder_files import FolderFiles
 from qlora_ray.runs import SweepPaths, read_json
 from qlora_ray.runs.files import read_lines
@@ -57,16 +58,16 @@ def read_exported_merges(paths: SweepPaths) -> dict[str, Mapping[str, Any]]:
     """
     latest: dict[str, _Export] = {}
     for line in read_lines(paths.exports):
-        export = parse_record(_Export, line) if isinstance(line, dict) else _Export()
-        if export.to is not None:
+        export = parse_record(_Export, line)
+        if export.to is not None and "\0" not in export.to:
             # Taken out first, so that the order is that of the last exports.
             latest.pop(export.to, None)
             latest[export.to] = export
     merges: dict[str, Mapping[str, Any]] = {}
-    root = paths.root.resolve()
+    root = resolve_path(paths.root)
     for to, export in latest.items():
         # One right in the sweep's folder is found by its own files.
-        is_here = Path(to).resolve().parent == root or _has_moved_along(Path(to), root, export.merge)
+        is_here = resolve_path(Path(to)).parent == root or _has_moved_along(Path(to), root, export.merge)
         if not export.merge or is_here:
             continue
         name = f"{Path(to).name}/{MERGED}, of trial {export.trial or 'unknown'}"

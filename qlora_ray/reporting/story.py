@@ -87,7 +87,7 @@ def read_story(paths: SweepPaths) -> Story:
     files = FolderFiles()
     manifest = files.read_record(paths.manifest, Manifest, needed=True) or Manifest()
     trials, problems = read_trials(paths)
-    events = [event for event in read_events(paths.events) if isinstance(event, dict)]
+    events = read_events(paths.events)
     if not events:
         files.problems.append(f"{paths.events.name} is missing or empty: no slots can be shown")
     outcome = read_outcome(paths, files, events)

@@ -149,7 +149,7 @@ def _read_trial(paths: TrialPaths) -> Trial:
 
 def _read_lines(paths: TrialPaths) -> list[_Line]:
     """The lines of metrics.jsonl by report; of a report with several, the last."""
-    lines = [parse_record(_Line, line) for line in read_lines(paths.metrics) if isinstance(line, dict)]
+    lines = [parse_record(_Line, line) for line in read_lines(paths.metrics)]
     by_index = {line.report_index: line for line in lines if line.report_index is not None}
     return [by_index[index] for index in sorted(by_index)]
 

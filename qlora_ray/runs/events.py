@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,5 +30,10 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events of a sweep, oldest first."""
-    return read_lines(path)
+    """All events of a sweep, oldest first; lines that are none are left out."""
+    return [event for event in read_lines(path) if is_event(event)]
+
+
+def is_event(line: Mapping[str, Any]) -> bool:
+    """Whether a line of events.jsonl says what happened."""
+    return isinstance(line.get("event"), str)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedWriter
 from pathlib import Path
+
+from qlora_ray.regular_files import check_regular, open_regular
 
 try:
     import fcntl
@@ -28,11 +31,11 @@ def locked_file(path: Path, *, waits: bool = False) -> Iterator[None]:
 
     Raises:
         BlockingIOError: Another process has it.
-        OSError: The file cannot be made (`filename` says which), or its file system has no locks.
+        OSError: The file cannot be made, or is none (`filename` says which), or its file system has no locks.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as stream:
+        with _open(path) as stream:
             _lock(stream.fileno(), waits=waits)
             if _is_open_file(path, stream.fileno()):
                 yield
@@ -42,7 +45,7 @@ def locked_file(path: Path, *, waits: bool = False) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Returns whether a process holds a file's lock, as far as this machine sees; the file need only be readable."""
     try:
-        with path.open() as stream:
+        with open_regular(path) as stream:
             # For a moment: who wants the lock just then tries again.
             return _try_lock(stream.fileno(), is_shared=True) is False
     except OSError:
@@ -59,7 +62,8 @@ def hold(descriptor: int) -> None:
 def held_if_free(path: Path) -> Iterator[bool | None]:
     """Holds a file or folder: True if it is this process's now, False if another's, None if none can say."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # A pipe would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         yield None
         return
@@ -72,9 +76,16 @@ def held_if_free(path: Path) -> Iterator[bool | None]:
 @contextmanager
 def waited_for(path: Path) -> Iterator[None]:
     """Holds the lock of a file, waiting for who has it; a file system without locks lets it be."""
-    with path.open("ab") as stream:
+    with _open(path) as stream:
         hold(stream.fileno())
         yield
+
+
+def _open(path: Path) -> BufferedWriter:
+    """The file, made where there is none; raises OSError for a pipe, which would wait for a reader, and a device."""
+    if path.exists():
+        check_regular(path)
+    return path.open("ab")
 
 
 def _lock(descriptor: int, *, waits: bool, is_shared: bool = False) -> None:

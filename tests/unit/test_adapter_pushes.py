@@ -24,7 +24,7 @@ from qlora_ray.exporting.adapter_hub import describe_pushes
 from qlora_ray.exporting.adapter_pushes import AdapterPushes
 from qlora_ray.orchestration.hub_pushing import HubPusher, PushTerms
 from qlora_ray.orchestration.trial_entry import TrialEntry
-from qlora_ray.runs import SweepPaths, read_events, read_json
+from qlora_ray.runs import SweepPaths, append_line, read_events, read_json
 from qlora_ray.runs.artifacts import write_sweep_artifacts
 from qlora_ray.runs.derived import end_sweep
 from qlora_ray.runs.record_parts import BaseRecord, ExecutorRecord
@@ -213,6 +213,19 @@ def test_a_commit_whose_event_was_lost_is_not_made_again(hub: FakeHub, paths: Sw
     paths.events.write_text("".join(json.dumps(event) + "\n" for event in kept))
     push_all(Export(push_every="best"), paths)
     assert commits(hub) == ["main"]
+
+
+def test_events_that_do_not_say_what_was_pushed_are_passed_over(paths: SweepPaths) -> None:
+    for facts in (
+        {},
+        {"repository": 5},
+        {"repository": "x"},
+        {"repository": "x", "url": None, "branch": [], "trial": 0},
+    ):
+        append_line(paths.events, {"event": "adapter_pushed", **facts})
+    append_line(paths.events, {"event": "push_repository_made"})
+    append_line(paths.events, {"event": ["adapter_pushed"]})
+    assert AdapterPushes(Export(push_every="best"), paths).repository is None
 
 
 def test_trials_of_simulated_devices_stay_here(hub: FakeHub, paths: SweepPaths) -> None:

@@ -15,6 +15,7 @@ from qlora_ray.console import Console
 from qlora_ray.orchestration.ledger import Ledger
 from qlora_ray.orchestration.trial_entry import TrialResult
 from qlora_ray.runs import SweepPaths, TrialPaths, read_events, read_json
+from qlora_ray.runs.files import append_lines
 from qlora_ray.runs.record_parts import SweepFacts
 from qlora_ray.training.checkpoint import TrialState
 from qlora_ray.training.engine import UNEVALUATED, Failure, Report
@@ -212,3 +213,18 @@ def test_a_copy_of_a_sweep_without_its_empty_folders_can_be_resumed(
     ledger = make_ledger()
     ledger.restore()
     assert ledger.entries == {}
+
+
+def test_reports_whose_lines_are_damaged_are_left_out_of_a_resume(
+    make_ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    paths = SweepPaths(tmp_path / "s")
+    first = make_ledger()
+    open_trained(first, paths.trial("0000"), 0)
+    first.interrupt()
+    told = ({}, {"report_index": "x"}, {"report_index": [1]}, {"report_index": 9, "train_s": "x"})
+    append_lines(paths.trial("0000").metrics, [*told, {"report_index": 9, "tokens_per_s": None}])
+    again = make_ledger()
+    again.restore()
+    again.open(1, {}, ancestors=[0])
+    assert 9 not in again.entries[1].intermediate

@@ -12,6 +12,8 @@ from qlora_ray.errors import RunError
 from qlora_ray.regular_files import find_irregular, load_json, open_regular, parse_json, read_bytes, resolve_path
 from qlora_ray.runs.files import read_json, read_lines
 from qlora_ray.runs.inventory import hash_file
+from qlora_ray.runs.locks import held_if_free, is_locked, locked_file
+from qlora_ray.runs.paths import SweepPaths
 
 
 @pytest.fixture
@@ -70,3 +72,14 @@ def test_a_folder_with_a_pipe_is_told_before_a_library_opens_it(pipe: Path) -> N
 def test_a_path_in_a_circle_is_resolved_as_far_as_it_goes(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     assert resolve_path(tmp_path / "loop").name == "loop"
+
+
+def test_locks_that_are_a_pipe_are_neither_waited_for_nor_held(pipe: Path) -> None:
+    assert not is_locked(pipe)
+    with held_if_free(pipe) as is_held:
+        assert is_held in (True, None)
+    with pytest.raises(OSError, match="got a pipe"), locked_file(pipe, waits=True):
+        pass
+    pipe.rename(pipe.parent / ".lock")
+    with pytest.raises(RunError, match="must be a regular file, got a pipe"), SweepPaths(pipe.parent).lock():
+        pass

@@ -21,3 +21,11 @@ def test_an_answer_that_the_model_did_not_end_says_why_it_ends_there(tmp_path: P
         Example(1, "7", f"base says {loop}", f"0003 says {cut}"),
         Example(2, "7", "base says", "0003 says"),
     )
+
+
+def test_lines_of_other_types_are_passed_over(tmp_path: Path) -> None:
+    paths = SweepPaths(tmp_path)
+    paths.best.mkdir()
+    for line in ({"model": [], "row": 0}, {"model": "base", "row": [0]}, {"model": {}, "row": None}, {"model": "base"}):
+        append_line(paths.best / "answers.jsonl", line)
+    assert read_examples(paths, "0003") == ()

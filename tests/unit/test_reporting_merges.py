@@ -79,3 +79,10 @@ def test_a_bundle_deep_in_the_sweeps_own_folder_is_shown_too(paths: SweepPaths) 
 def test_lines_of_another_kind_are_passed_over(bare: SweepPaths) -> None:
     bare.exports.write_text('[1]\n{"to": 3}\n{"to": "/x/a", "merge": "w16"}\n{"to": "/x/a", "mer', encoding="utf-8")
     assert read_exported_merges(bare) == {}
+
+
+def test_a_bundle_whose_path_none_can_have_is_passed_over(bare: SweepPaths) -> None:
+    append_line(bare.exports, {"to": "/x/a\0b", "merge": {"kind": "w16"}})
+    (bare.root / "loop").symlink_to("loop")
+    append_line(bare.exports, {"to": str(bare.root / "loop" / "b"), "merge": {}})
+    assert read_exported_merges(bare) == {}
