@@ -33,7 +33,7 @@ def check_regular(path: Path) -> None:
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, f"must be a regular file, got {_describe(mode)}", str(path))
+    raise OSError(errno.EINVAL, f"{_describe(mode)}, not a regular file", str(path))
 
 
 def open_regular(path: Path) -> BufferedReader:

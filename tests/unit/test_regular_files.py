@@ -24,20 +24,20 @@ def pipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("read", [read_bytes, open_regular, load_json, hash_file])
 def test_a_pipe_is_never_opened(pipe: Path, read: Callable[[Path], object]) -> None:
-    with pytest.raises(OSError, match="must be a regular file, got a pipe"):
+    with pytest.raises(OSError, match="a pipe, not a regular file"):
         read(pipe)
 
 
 def test_a_link_to_a_device_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/zero")
-    with pytest.raises(OSError, match="got a device"):
+    with pytest.raises(OSError, match="a device, not a regular"):
         read_bytes(tmp_path / "link")
     with pytest.raises(IsADirectoryError):
         read_bytes(tmp_path)
 
 
 def test_records_and_lines_that_are_a_pipe_are_one_line_and_none(pipe: Path) -> None:
-    with pytest.raises(RunError, match=r"cannot be read: .* got a pipe"):
+    with pytest.raises(RunError, match=r"cannot be read: .* a pipe, not"):
         read_json(pipe)
     assert read_lines(pipe) == []
 
@@ -78,8 +78,8 @@ def test_locks_that_are_a_pipe_are_neither_waited_for_nor_held(pipe: Path) -> No
     assert not is_locked(pipe)
     with held_if_free(pipe) as is_held:
         assert is_held in (True, None)
-    with pytest.raises(OSError, match="got a pipe"), locked_file(pipe, waits=True):
+    with pytest.raises(OSError, match="a pipe, not a regular"), locked_file(pipe, waits=True):
         pass
     pipe.rename(pipe.parent / ".lock")
-    with pytest.raises(RunError, match="must be a regular file, got a pipe"), SweepPaths(pipe.parent).lock():
+    with pytest.raises(RunError, match="a pipe, not a regular file"), SweepPaths(pipe.parent).lock():
         pass
