@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from qlora_ray.commands import Result, run_command
 from qlora_ray.config.schema import SweepConfig
 
 
@@ -14,9 +15,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qlora_ray.config", description=__doc__)
     parser.add_argument("command", choices=["schema"])
     parser.parse_args(argv)
+    return run_command(_print_schema)
+
+
+def _print_schema() -> Result:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **SweepConfig.model_json_schema()}
     sys.stdout.write(json.dumps(schema, indent=2) + "\n")
-    return 0
+    return Result(schema)
 
 
 if __name__ == "__main__":

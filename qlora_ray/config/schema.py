@@ -29,6 +29,8 @@ from qlora_ray.config.heads import Head, HeadName
 from qlora_ray.config.outputs import Export, Results
 from qlora_ray.config.section import Section
 
+# Passes over a source in one epoch: each row of each is listed.
+MAX_WEIGHT = 1_000
 # Ten years of ten thousand GPUs.
 MAX_GPU_HOURS = 10_000 * MAX_SECONDS / 3600
 # Each is an evaluation; rungs are counted one by one, and one that lets nearly all go on makes millions of them.
@@ -78,7 +80,9 @@ class WeightedSource(Section):
     """One of several sources of training rows."""
 
     source: Place
-    weight: PositiveFloat = Field(1.0, description="Passes over its rows in one epoch: 2 twice, 0.5 half of them.")
+    weight: Annotated[float, Field(gt=0, le=MAX_WEIGHT)] = Field(
+        1.0, description="Passes over its rows in one epoch: 2 twice, 0.5 half of them."
+    )
 
     @model_validator(mode="before")
     @classmethod

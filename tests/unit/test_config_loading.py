@@ -115,6 +115,14 @@ def test_a_problem_says_the_rule_and_the_value(tmp_path, text, key, rule):
     assert found.startswith(f"a.yaml:1: {key} {rule}")
 
 
+@pytest.mark.parametrize(
+    ("weight", "rule"), [("1001", "<= 1000, got 1001"), ("true", "a number, and no true or false")]
+)
+def test_a_weight_of_a_source_has_a_measure(tmp_path, weight, rule):
+    found = problems_of(tmp_path, f"data: {{train: [{{source: a, weight: {weight}}}]}}")
+    assert any(f"data.train.0.weight must be {rule}" in problem for problem in found)
+
+
 def test_of_thousands_of_problems_the_first_are_named_and_the_others_counted(tmp_path):
     text = "training:\n" + "".join(f"  key{at}: 1\n" for at in range(3000))
     found = problems_of(tmp_path, text)
