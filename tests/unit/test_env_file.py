@@ -91,5 +91,5 @@ def test_a_token_may_be_named_by_another_variable(monkeypatch: pytest.MonkeyPatc
 
 def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo(".env")
-    with pytest.raises(ConfigError, match=r"^\.env: cannot be read: must be a regular file, got a pipe"):
+    with pytest.raises(ConfigError, match=r"^\.env: cannot be read: a pipe, not a regular file"):
         find_in_env_file()
