@@ -110,7 +110,7 @@ class SoakedSweep:
         self._num_drivers = 0
         self._strikes: dict[FaultKind, Callable[[Fault], None]] = {
             **dict.fromkeys(TITLES, self._kill),
-            **dict.fromkeys((FaultKind.DRIVER_KILLED, *TORN), self._kill_driver),
+            **dict.fromkeys((FaultKind.DRIVER_KILLED, *TORN), lambda _: self._signal(signal.SIGKILL)),
             FaultKind.DRIVER_TERMINATED: lambda _: self._signal(signal.SIGTERM),
             FaultKind.DRIVER_INTERRUPTED: lambda _: os.killpg(self.pid, signal.SIGINT),
             FaultKind.EVERYTHING_KILLED: lambda _: kill_all(self.driver_mark),
@@ -220,9 +220,6 @@ class SoakedSweep:
 
     def _signal(self, signum: int) -> None:
         send(self.pid, signum)
-
-    def _kill_driver(self, fault: Fault) -> None:
-        self._signal(signal.SIGKILL)
 
     def _kill(self, fault: Fault) -> None:
         for pid in find_titled(self.driver_mark, TITLES[fault.kind])[:1]:

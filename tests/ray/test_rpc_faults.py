@@ -21,12 +21,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CALLS = "CoreWorkerService.grpc_client.PushTask"
 LOST_CALLS = {CALLS: {"num_failures": 8, "num_lower_bound_req_failures": 2, "req_failure_prob": 10}}
 LOST_ANSWERS = {CALLS: {"num_failures": 8, "num_lower_bound_resp_failures": 2, "resp_failure_prob": 10}}
-# The caller is told of the failure while the call is carried out; and what Ray's own processes ask of each other.
-IN_FLIGHT = {
-    CALLS: {"num_failures": 8, "num_lower_bound_in_flight_failures": 2, "in_flight_failure_prob": 10},
-    "NodeManagerService.grpc_client.RequestWorkerLease": {"num_failures": 4, "num_lower_bound_resp_failures": 1},
-    "CoreWorkerService.grpc_client.GetObjectStatus": {"num_failures": 4, "num_lower_bound_req_failures": 1},
-}
+# The caller is told of the failure while the call is carried out.
+IN_FLIGHT = {CALLS: {"num_failures": 8, "num_lower_bound_in_flight_failures": 2, "in_flight_failure_prob": 10}}
+# Also what Ray's own processes ask of each other.
+ALL = {"*": {"num_failures": 60, "req_failure_prob": 4, "resp_failure_prob": 4, "in_flight_failure_prob": 2}}
 INJECTED = re.compile(r"Inject RPC [\w ]+ for (\S+)")
 
 
@@ -52,7 +50,9 @@ def run_small_sweep(folder: Path) -> SweepPaths:
     return SweepPaths(folder / "results" / "s")
 
 
-@pytest.mark.parametrize("spec", [LOST_CALLS, LOST_ANSWERS, IN_FLIGHT], ids=["calls", "answers", "in flight"])
+@pytest.mark.parametrize(
+    "spec", [LOST_CALLS, LOST_ANSWERS, IN_FLIGHT, ALL], ids=["calls", "answers", "in flight", "all"]
+)
 def test_messages_that_are_lost_change_no_trial_and_no_winner(
     spec: dict[str, dict[str, int]],
     undisturbed: SweepPaths,
@@ -63,7 +63,7 @@ def test_messages_that_are_lost_change_no_trial_and_no_winner(
     monkeypatch.setenv("RAY_testing_rpc_failure", json.dumps(spec))
     paths = run_small_sweep(tmp_path)
     injected = {name for log in ray_logs.rglob("*.log") for name in INJECTED.findall(log.read_text(errors="replace"))}
-    assert CALLS in injected and injected <= spec.keys()
+    assert injected if spec is ALL else injected == {CALLS}
     losses = compare_with_undisturbed(read_outcome(paths), read_outcome(undisturbed))
     losses.add(check_folder(paths))
     assert losses.is_empty, losses
