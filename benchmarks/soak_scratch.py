@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,8 +15,9 @@ from benchmarks.soak_processes import kill_all, wait_until_gone
 
 # Room for a sweep's folder, of which 64 MiB must be free when it starts.
 DISK_MIB = 192
-# What libraries keep there under one name for all processes.
-CACHES = ("torchinductor_",)
+# What libraries make there: torch's cache and the trainer's folder have one name for all processes; wandb, which trl
+# imports where it is installed, takes its own folders away unless its process is killed, as every executor is.
+OF_LIBRARIES = re.compile(r"torchinductor_\w+|qlora_ray_trainer|tmp\w{8}wandb-(artifacts|media)")
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -55,7 +57,7 @@ class Scratch:
 
         Ray keeps a folder of logs for each of its starts; that is Ray's way and is not counted.
         """
-        left = [str(path) for path in (self.root / "t").iterdir() if not path.name.startswith(CACHES)]
+        left = [str(path) for path in (self.root / "t").iterdir() if not OF_LIBRARIES.fullmatch(path.name)]
         left += [str(path) for path in (self.root / "h").rglob("*.tmp")]
         return left + [str(path) for path in _shared_memory() if not _is_open(path)]
 
