@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qlora_ray.formats import format_duration
-from qlora_ray.platforms import BINARY
+from qlora_ray.platforms import BINARY, NO_FOLLOW
 
 DEFAULT_COLUMNS, DEFAULT_ROWS = 80, 24
 # What a terminal that moves no cursor calls itself.
@@ -134,7 +134,7 @@ def noise_to(log: Path) -> Iterator[Console]:
     sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
     try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_FOLLOW | BINARY, 0o644)
     except OSError:
         descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, 1)

@@ -21,6 +21,8 @@ from typing import Any
 SIGPIPE_NUMBER = 13
 # For os.open: without it Windows writes every line end as two characters.
 BINARY: int = getattr(os, "O_BINARY", 0)
+# For os.open: fails where the name is a link, so that nothing is written elsewhere. Windows has no such flag.
+NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 # Windows refuses to rename or remove what a process has open.
 CAN_RENAME_OPEN_FILES = os.name != "nt"
 # How a process ends that the system has ended for its CPU seconds; None on Windows, which does not.

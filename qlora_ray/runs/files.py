@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ray.errors import RunError
-from qlora_ray.platforms import BINARY
+from qlora_ray.platforms import BINARY, NO_FOLLOW
 from qlora_ray.regular_files import load_json, parse_json, read_bytes, replace_halves
 from qlora_ray.runs.locks import hold
 from qlora_ray.runs.whole import whole_file
@@ -93,7 +93,7 @@ def append_text(path: Path, text: str, *, is_synced: bool = False) -> None:
     content = replace_halves(text).encode()
     try:
         path.parent.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_FOLLOW | BINARY, 0o644)
         try:
             size = _mend_last_line(descriptor)
             if os.write(descriptor, content) < len(content):
@@ -110,7 +110,7 @@ def append_text(path: Path, text: str, *, is_synced: bool = False) -> None:
 def mend_lines(path: Path) -> None:
     """Takes away what a crash left of a line at the end of a file, or ends that line where only its end is missing."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | BINARY)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | NO_FOLLOW | BINARY)
     except FileNotFoundError:
         return
     try:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 
+from qlora_ray.platforms import BINARY, NO_FOLLOW
 from qlora_ray.regular_files import check_regular, open_regular
 
 try:
@@ -82,10 +83,13 @@ def waited_for(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> BufferedWriter:
-    """The file, made where there is none; raises OSError for a pipe, which would wait for a reader, and a device."""
+    """The file, made where there is none.
+
+    Raises OSError for a link, for a pipe, which would wait for a reader, and for a device.
+    """
     if path.exists():
         check_regular(path)
-    return path.open("ab")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_FOLLOW | BINARY, 0o666), "ab")
 
 
 def _lock(descriptor: int, *, waits: bool, is_shared: bool = False) -> None:

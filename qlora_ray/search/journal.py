@@ -19,7 +19,7 @@ import optuna
 from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
 
-from qlora_ray.platforms import BINARY
+from qlora_ray.platforms import BINARY, NO_FOLLOW
 from qlora_ray.regular_files import check_regular
 
 # What others act upon: the study itself, a trial that is taken from the queue, and a trial's end.
@@ -44,7 +44,7 @@ class SweepJournal(BaseJournalBackend):
         if path.exists():
             check_regular(path)
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_FOLLOW | BINARY, 0o644)
         # Not __del__, which at the end of the process comes after `os` has gone.
         weakref.finalize(self, os.close, self._file)
         self._size = self._cut_torn_line()

@@ -10,16 +10,20 @@ from pathlib import Path
 import pytest
 
 from qlora_ray import report, sweep
+from qlora_ray.console import noise_to
 from qlora_ray.errors import RunError
 from qlora_ray.evaluation.target.finding import find_target
 from qlora_ray.evaluation.target.target import Request
 from qlora_ray.exporting.selection import select_trial
-from qlora_ray.runs import SweepPaths
+from qlora_ray.runs import SweepPaths, append_line
 from qlora_ray.runs.control import ControlAction, write_request
+from qlora_ray.runs.files import mend_lines
 from qlora_ray.runs.links import check_links, find_link_out
+from qlora_ray.runs.locks import locked_file
 from qlora_ray.runs.ownership import sign
 from qlora_ray.runs.paths import TrialPaths
 from qlora_ray.runs.records import Manifest, read_record, write_record
+from qlora_ray.search.journal import SweepJournal
 from tests.sweep_folder import usual_sketches, write_sweep
 
 FILES = {
@@ -109,3 +113,32 @@ def test_a_stranger_s_folder_may_be_resumed_as_trusted(paths: SweepPaths) -> Non
     plant(paths.logs)
     arguments = sweep.make_parser().parse_args(["--resume", str(paths.root), "--trust-folder"])
     assert sweep._read_resumed(arguments, paths)
+
+
+def append(path: Path) -> None:
+    append_line(path, {"a": 1})
+
+
+def take_lock(path: Path) -> None:
+    with locked_file(path):
+        pass
+
+
+def print_to(path: Path) -> None:
+    with noise_to(path):
+        print("noise")  # noqa: T201
+    raise RunError("what has no log is dropped")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows opens what a link leads to")
+@pytest.mark.parametrize("write", [append, mend_lines, take_lock, SweepJournal, print_to])
+def test_what_is_appended_or_locked_is_never_what_a_link_leads_to(
+    tmp_path: Path, write: Callable[[Path], object]
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text('{"torn')
+    link = tmp_path / "link"
+    link.symlink_to(outside)
+    with pytest.raises((OSError, RunError)):
+        write(link)
+    assert outside.read_text() == '{"torn'
