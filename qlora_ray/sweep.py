@@ -21,6 +21,7 @@ from qlora_ray.commands import (
     add_config_options,
     add_json_option,
     as_place,
+    end_with,
     find_config,
     run_command,
     sigterm_as_stop,
@@ -278,4 +279,4 @@ def _preview(config: SweepConfig) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ray_end_s=RAY_END_S))
+    end_with(lambda: main(ray_end_s=RAY_END_S))

@@ -174,3 +174,21 @@ def test_an_option_of_thousands_of_digits_is_one_short_line(capsys: pytest.Captu
         make_parser().parse_args(["s", "--rows", "9" * 6000])
     assert "must be a whole number above 0" in (said := capsys.readouterr().err)
     assert max(map(len, said.splitlines())) < 1_200
+
+
+def test_a_process_ends_with_its_code_after_all_who_asked_to_be_told_and_frees_nothing_then() -> None:
+    code = """
+import atexit
+from qlora_ray.commands import end_with
+class Held:
+    def __del__(self):
+        print("freed")
+held = Held()
+def run():
+    atexit.register(print, "told")
+    print("done")
+    return 7
+end_with(run)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "done\ntold\n", "")
