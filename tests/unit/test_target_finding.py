@@ -12,6 +12,7 @@ from qlora_ray.config import SweepConfig
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ConfigError, ModelError, RunError
 from qlora_ray.evaluation.target.finding import find_target
+from qlora_ray.evaluation.target.folders import read_merge_report
 from qlora_ray.evaluation.target.target import MODEL_NAMES, Request, Target
 from qlora_ray.modeling.identity import write_adapter_origin
 from qlora_ray.modeling.loading import hash_base
@@ -325,3 +326,10 @@ def test_a_model_that_is_only_called_like_a_copy_is_a_model(tmp_path: Path) -> N
     write_merged(tmp_path / "merged", write_model(tmp_path / "base"), nf4_copy=None)
     assert find(write_model(tmp_path / "merged-nf4")).available == ("base",)
     assert find(write_model(tmp_path / "other-nf4")).available == ("base",)
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '"x"', '{"adapter": [1]}'])
+def test_a_merge_report_of_another_kind_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "merge_report.json").write_text(content)
+    with pytest.raises(RunError, match=r"merge_report\.json: must be the report of a merge"):
+        read_merge_report(tmp_path)

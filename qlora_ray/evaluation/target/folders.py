@@ -41,11 +41,18 @@ def read_merge_report(folder: Path) -> dict[str, Any] | None:
     """
     own = folder / MERGE_REPORT
     if own.is_file():
-        return dict(read_json(own))
+        return _read_report(own)
     folder = resolve_path(folder)
     beside = folder.parent / folder.name.removesuffix(NF4_SUFFIX) / MERGE_REPORT
-    written = dict(read_json(beside)) if folder.name.endswith(NF4_SUFFIX) and beside.is_file() else {}
+    written = _read_report(beside) if folder.name.endswith(NF4_SUFFIX) and beside.is_file() else {}
     return written if written.get("nf4_copy") == folder.name else None
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    written = read_json(path)
+    if not isinstance(written, dict) or not isinstance(written.get("adapter", {}), dict):
+        raise RunError(f"{path}: must be the report of a merge, got another JSON value. Merge again, or take it away.")
+    return written
 
 
 def find_trial_of(folder: Path) -> tuple[Path, str] | None:
