@@ -50,7 +50,7 @@ def read_merge_report(folder: Path) -> dict[str, Any] | None:
 
 def _read_report(path: Path) -> dict[str, Any]:
     written = read_json(path)
-    if not isinstance(written, dict) or not isinstance(written.get("adapter", {}), dict):
+    if not isinstance(written, dict) or not isinstance(written.get("adapter") or {}, dict):
         raise RunError(f"{path}: must be the report of a merge, got another JSON value. Merge again, or take it away.")
     return written
 
