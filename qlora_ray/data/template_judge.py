@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import json
 import sys
+from typing import Any
 
 # Ours, of this process; transformers' renderer takes 0.2 GB. Windows and macOS have no such limit, there time ends it.
 MAX_MEMORY_BYTES = 2 * 2**30
@@ -34,7 +35,7 @@ def main() -> None:
     longest = 0
     for conversation, has_prompt in asked["conversations"]:
         try:
-            rendered, _ = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [conversation], chat_template=asked["template"], add_generation_prompt=has_prompt, **asked["values"]
             )
         except MemoryError:
@@ -43,7 +44,7 @@ def main() -> None:
         except Exception:
             continue
         else:
-            longest = max(longest, len(rendered[0]))
+            longest = max(longest, len(rendered[0][0]))
     faulthandler.cancel_dump_traceback_later()
     print(FINE if longest <= MAX_LETTERS else TOO_LONG, flush=True)  # noqa: T201
 

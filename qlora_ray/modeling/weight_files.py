@@ -149,7 +149,7 @@ def check_weights_fit(model: Model, shape: ModelShape) -> None:
 
     try:
         with _quiet():
-            _, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 trust_remote_code=model.trust_remote_code,
                 device_map={"": "meta"},
@@ -158,7 +158,7 @@ def check_weights_fit(model: Model, shape: ModelShape) -> None:
             )
     except Exception as error:
         raise cannot_load("model.name", name, error) from None
-    problem = _describe_lack(found)
+    problem = _describe_lack(loaded[1])
     if problem is not None:
         raise ModelError(
             f"model.name: {name} must have the weights that its config.json describes, got {problem}. "

@@ -25,7 +25,13 @@ UNIX_NAMES = {
     "loop": {"add_reader", "add_signal_handler", "add_writer"},
 }
 # Where they may be used. The two judges are scripts of processes of their own, which import nothing of the package.
-PLACES = {"platforms.py", "runs/locks.py", "scoring/metrics/math_judge.py", "scoring/metrics/sql_judge.py"}
+PLACES = {
+    "platforms.py",
+    "runs/locks.py",
+    "data/template_judge.py",
+    "scoring/metrics/math_judge.py",
+    "scoring/metrics/sql_judge.py",
+}
 # Asked for by `hasattr` first.
 GUARDED = {("orchestration/doctor/facts.py", "os.getloadavg"), ("hardware/probe.py", "os.sched_getaffinity")}
 
