@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import shutil
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -191,6 +192,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where all of it goes")
     options = parser.parse_args(argv)
     console = Console(sys.stdout)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # What is mounted and started is taken away again; a shell has Ctrl-C ignored in what it runs in the background.
+        signal.signal(signum, signal.default_int_handler)
     with make_scratch() as scratch:
         kinds = [kind for kind in FaultKind if scratch.has_disk or kind is not FaultKind.DISK_FULL]
         if not scratch.has_disk:

@@ -83,7 +83,8 @@ def make_scratch() -> Iterator[Scratch]:
             kill_all(root.name)
             wait_until_gone(root.name)
             if has_disk:
-                _call("umount", str(disk))
+                # Lazily: what has just been killed may hold it for a moment.
+                _call("umount", "--lazy", str(disk))
 
 
 def _call(*command: str) -> bool:
