@@ -1,8 +1,8 @@
 """Tables of finished LoRA runs by learning rate and rank, in which a search is replayed.
 
 data/lora_sweeps.csv: LoRA on 21 public models, tulu3, batch 128, 780 steps, losses in nats per token. Figures of
-thinking-machines-lab/tinker-cookbook (Apache-2.0), recipes/chat_sl/results/sft_sweep.md at 9dfcc3a2. Runs that diverged
-are not in it.
+thinking-machines-lab/tinker-cookbook (Apache-2.0), results of its recipe chat_sl at 9dfcc3a2. Runs that diverged are
+not in it.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def test_a_base_that_is_not_here_is_named_with_its_adapter_and_what_to_set(
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ('{"a": ' * 100_000 + "1" + "}" * 100_000, "cannot be read: maximum recursion depth"),
+        ('{"a": ' * 100_000 + "1" + "}" * 100_000, "cannot be read: it is nested too deeply"),
         (
             '{"peft_type": "LORA", "r": 4, "base_model_name_or_path": 5}',
             "base_model_name_or_path must be a text, got 5",

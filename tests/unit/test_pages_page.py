@@ -55,9 +55,9 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Document:
 
 def evil_sweep(root: Path) -> SweepPaths:
     """A sweep whose names, values, errors and files are full of markup."""
-    space = {"lora.target_modules": {"choices": [[EVIL], "all-linear"]}}
+    space = {"lora.target_modules": {"choices": [["q_proj"], "all-linear"]}}
     sketches = [
-        Sketch([1.0, 0.5], {"lora.target_modules": [EVIL]}),
+        Sketch([1.0, 0.5], {"lora.target_modules": ["q_proj"]}),
         Sketch([], {"lora.target_modules": "all-linear"}, "failed", EVIL, EVIL, EVIL),
     ]
     paths = write_sweep(root, sketches, space=space, winner=0)
@@ -67,6 +67,8 @@ def evil_sweep(root: Path) -> SweepPaths:
     for path in (paths.trial("0000").record, paths.best / "record.json"):
         with edited(path) as record:
             record["executor"] |= {"hostname": EVIL, "device": EVIL}
+            # No space takes such a value; a stranger's record may have it.
+            record["params"]["lora.target_modules"] = [EVIL]
     return paths
 
 

@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, monkeypa
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(RunError, match="cannot be written: Permission denied"), answer_log.hold():
         pass
 

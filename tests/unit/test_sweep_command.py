@@ -46,7 +46,7 @@ def ended(tmp_path, monkeypatch):
             shutil.rmtree(root / "best")
         winner = "0001" if status == "complete" else None
         summary = Summary(status=SweepStatus(status), winner=winner, verdict=verdict if winner else None)
-        monkeypatch.setattr(preflight, "check_sweep", lambda config, space, *, tell: None)
+        monkeypatch.setattr(preflight, "check_sweep", lambda config, space, *, is_resume, tell: None)
         monkeypatch.setattr(preflight, "plan_sweep", lambda checked, nodes: None)
         monkeypatch.setattr(driver, "run_sweep", lambda *args, **settings: ran.append(settings) or summary)
         monkeypatch.setattr(delivery, "deliver_winner", lambda paths, *, to, tell: exported.append((paths.root, to)))
@@ -76,7 +76,7 @@ def test_as_json_a_sweep_ends_with_its_summary_and_where_it_is(ended, tmp_path, 
 
 
 def test_a_check_that_fails_leaves_no_ray(ended, rays, monkeypatch, capfd):
-    def fail(config, space, *, tell):
+    def fail(config, space, *, is_resume, tell):
         raise RunError("data: no such file")
 
     root = ended()
