@@ -208,11 +208,16 @@ def save_heads(heads: Sequence[TrainedHead], folder: Path) -> None:
     )
 
 
-def load_heads(folder: Path, *, device: str = "cpu") -> list[TrainedHead]:
+def load_heads(folder: Path, *, device: str = "cpu", hidden_size: int | None = None) -> list[TrainedHead]:
     """The heads that lie beside an adapter; none where there is no file of them.
 
+    Args:
+        folder: The adapter's.
+        device: Where the matrices are to be.
+        hidden_size: Width of the base whose hidden states they are to read; None: not known.
+
     Raises:
-        ModelError: If the file is damaged, or does not say what its matrices are.
+        ModelError: If the file is damaged, does not say what its matrices are, or is of another base.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -228,6 +233,13 @@ def load_heads(folder: Path, *, device: str = "cpu") -> list[TrainedHead]:
             f"{path}: must hold auxiliary heads with their classes in its metadata, got {first_line(error)}. Copy the "
             "file again, or take it away to go on without heads."
         ) from None
+    for head in heads:
+        width = head.weight_CD.shape[1]
+        if hidden_size is not None and width != hidden_size:
+            raise ModelError(
+                f"{path}: heads must read hidden states as wide as the base's {hidden_size}, got {width} in head "
+                f"{head.spec.name}. Name the base that they were trained on."
+            )
     return heads
 
 

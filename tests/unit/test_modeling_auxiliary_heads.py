@@ -67,3 +67,11 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path):
     (tmp_path / "heads.safetensors").write_bytes(b"\x00\x01")
     with pytest.raises(ModelError, match=r"heads.safetensors"):
         load_heads(tmp_path)
+
+
+def test_heads_of_another_width_than_the_base_are_refused(tmp_path):
+    facts = {"mood": {"column": "m", "classes": ["a", "b"], "pooling": "last", "weight": 1}}
+    save_file({"mood.weight": torch.zeros(2, 4)}, tmp_path / "heads.safetensors", {"heads": json.dumps(facts)})
+    assert len(load_heads(tmp_path, hidden_size=4)) == 1
+    with pytest.raises(ModelError, match=r"wide as the base's 8, got 4 in head mood\. Name the base"):
+        load_heads(tmp_path, hidden_size=8)

@@ -40,7 +40,7 @@ from qlora_ray.scoring.token_budget import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 # Packages whose release can change a number.
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes")
@@ -92,7 +92,8 @@ def make_plan(options: Options) -> Plan:
         tokenizer, remarks = choose_tokenizer(target, load_tokenizer(main))
         load_plan = replace(load_plan, tokenizer=tokenizer, notes=[*load_plan.notes, *remarks])
         _check_merged(load_plan, names, tokenizer)
-        positions = _read_max_positions(main)
+        main_config = _read_config(main)
+        positions = read_positions(main_config)
     except ModelError as error:
         raise ModelError(explain_distrust(error, target.notes)) from None
     tasks = TaskRequest(
@@ -104,7 +105,8 @@ def make_plan(options: Options) -> Plan:
     )
     if options.tasks:
         find_tasks(tasks)
-    heads = load_heads(target.adapter) if target.adapter is not None else []
+    width = getattr(main_config.get_text_config(), "hidden_size", None)
+    heads = load_heads(target.adapter, hidden_size=width) if target.adapter is not None else []
     prepared, labels, head_notes = prepare_labelled(config, heads, tokenizer)
     split, reason = choose_split(prepared, options.split)
     asked = _Asked(options, config, tokenizer, positions, [load_metric(place) for place in options.metrics])
@@ -230,15 +232,17 @@ def _choose_device() -> DeviceProfile:
     return fit[0]
 
 
-def _read_max_positions(model: Model) -> int | None:
+def _read_config(model: Model) -> PretrainedConfig:
     from transformers import AutoConfig
 
     name = resolve_model_name(model.name)
     try:
-        config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
     except Exception as error:
         raise cannot_load("model.name", name, error) from None
-    return read_positions(config)
+    return config
 
 
 def _check_merged(load_plan: LoadPlan, names: Sequence[ModelName], tokenizer: PreTrainedTokenizerBase) -> None:
