@@ -162,14 +162,16 @@ def describe_unused(search: Search, space: SearchSpace) -> list[str]:
 def enqueue_known_points(study: optuna.Study, *, search: Search, space: SearchSpace) -> None:
     """Queues the space's `points_to_evaluate` before all others, once; a grid visits its own points only.
 
+    No more of them than the sweep has trials: what is queued again by a resume comes after them, and is to have a place.
+
     Args:
         study: The study.
-        search: Has the sampler's name.
+        search: Has the sampler's name and the number of trials.
         space: The search space, which has the points.
     """
     if SAMPLERS[search.sampler].visits_grid:
         return
-    for point in space.points_to_evaluate:
+    for point in space.points_to_evaluate[: search.num_trials]:
         study.enqueue_trial(space.encode(point), skip_if_exists=True)
 
 

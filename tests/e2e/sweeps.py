@@ -26,6 +26,8 @@ SMALL = {
             "training.learning_rate": {"low": 1e-4, "high": 5e-3, "log": True},
             "points_to_evaluate": [{"training.learning_rate": 2e-3}],
         },
+        # Settings that chance draws, and among them no rate at which rounding grows.
+        "recommended_first": False,
         "num_trials": 3,
         "num_reports": 3,
         "scheduler": "none",

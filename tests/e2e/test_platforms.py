@@ -15,7 +15,7 @@ from pathlib import Path
 import qlora_ray
 
 PRELUDE = """
-import os, select, signal, sys
+import os, select, signal, subprocess, sys
 import aiohttp, datasets, matplotlib.figure, numpy, optuna, peft, plotly.graph_objects, ray, ray.tune, safetensors.torch
 import scipy.stats, torch, transformers, trl, yaml, filelock, psutil
 assert not any(name.startswith("qlora_ray") for name in sys.modules)
@@ -28,6 +28,8 @@ for module, names in {
 }.items():
     for name in names:
         delattr(module, name)
+# As there.
+subprocess.Popen.kill = subprocess.Popen.terminate
 """
 IMPORT_ALL = """
 import importlib, json

@@ -38,7 +38,8 @@ def test_relative_paths_are_the_users_and_the_commands_find_the_sweep(
         model={"name": "base"},
         cluster={"address": address, "slots_per_device": 1, "drain_timeout_s": 77.0},
         search={"num_trials": 2},
-        training={"max_samples": 480},
+        # Trial 0001 trains while three commands start, one after the other.
+        training={"max_samples": 2400},
         results={"dir": "results", "name": "s"},
     )
     # The node's processes start in this test's folder, the sweep in tmp_path.

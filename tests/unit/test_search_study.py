@@ -182,6 +182,21 @@ def test_known_points_run_first_in_their_order_and_once(tmp_path):
     assert len(study.get_trials()) == 3
 
 
+def test_no_more_points_are_queued_than_the_sweep_has_trials_so_that_an_interrupted_one_has_a_place(tmp_path):
+    rates = [1e-4, 2e-4, 3e-4]
+    points = [{"training.learning_rate": rate} for rate in rates]
+    sweep = Sweep(tmp_path, sampler="random", space={**SPACE, "points_to_evaluate": points}, num_trials=2)
+    study = sweep.open()
+    enqueue_known_points(study, search=sweep.config.search, space=sweep.space)
+    done, _interrupted = sweep.ask(study), sweep.ask(study)
+    study.tell(done.number, 1.0)
+    again = sweep.open()
+    enqueue_known_points(again, search=sweep.config.search, space=sweep.space)
+    requeue_interrupted(again)
+    # The second of two trials, and not a third point.
+    assert sweep.ask(again).params["training.learning_rate"] == 2e-4
+
+
 def test_a_renamed_sweep_goes_on_with_its_own_study_and_queues_no_finished_trial(sweep):
     sweep.run(2)
     study = open_study(sweep.path, name="another", search=sweep.config.search, space=sweep.space)
