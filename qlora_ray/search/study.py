@@ -162,7 +162,7 @@ def describe_unused(search: Search, space: SearchSpace) -> list[str]:
 def enqueue_known_points(study: optuna.Study, *, search: Search, space: SearchSpace) -> None:
     """Queues the space's `points_to_evaluate` before all others, once; a grid visits its own points only.
 
-    No more of them than the sweep has trials: what is queued again by a resume comes after them, and is to have a place.
+    No more of them than the sweep has trials: what a resume queues again comes after them, and is to have a place.
 
     Args:
         study: The study.
