@@ -1,4 +1,4 @@
-# make sweep   the quickstart: 2.5 to 4 minutes on 2 CPU cores, no download after the install, no GPU needed
+# make sweep   the quickstart: 2 to 4 minutes on 2 CPU cores, no download after the install, no GPU needed
 # make test    the unit tests
 #
 # Both make .venv first, where it is missing, and install what constraints.txt names. Options go in ARGS:
