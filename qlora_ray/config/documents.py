@@ -100,7 +100,7 @@ def read_document(path: Path) -> Document:
 
 def _read_file(path: Path) -> str:
     try:
-        with open_regular(path) as stream:
+        with path.open("rb") if _is_handed_over(path) else open_regular(path) as stream:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ConfigError(f"{path}: must have at most {MAX_BYTES:,} bytes, got more. Is it the right file?")
@@ -109,6 +109,11 @@ def _read_file(path: Path) -> str:
         raise ConfigError(f"{path}: no such file. Give the path of a YAML file.") from None
     except (OSError, ValueError) as error:  # ValueError: other bytes than UTF-8, or a NUL in the path.
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _is_handed_over(path: Path) -> bool:
+    """Whether a path is a pipe that this process was started with, as by `--config <(command)`: it has its writer."""
+    return path.parent.as_posix() in ("/dev/fd", "/proc/self/fd") and path.is_fifo()
 
 
 def parse_yaml_value(text: str, *, source: str = "value") -> Any:

@@ -93,6 +93,18 @@ def test_what_is_set_at_an_alias_leaves_its_anchor_as_it_was(tmp_path):
     assert document.data == {"lora": {"r": 4}, "other": {"r": 8}, "merged": {"r": 5}}
 
 
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="the system has no paths of open files")
+def test_what_a_command_prints_can_be_a_config():
+    # As a shell hands over `--config <(echo ...)`.
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        stream.write("search: {num_trials: 5}\n")
+    try:
+        assert read_document(Path(f"/dev/fd/{reader}")).data == {"search": {"num_trials": 5}}
+    finally:
+        os.close(reader)
+
+
 @pytest.mark.parametrize("opened", ["pipe", "/dev/zero"])
 def test_a_pipe_or_device_is_refused_and_not_waited_for(tmp_path, opened):
     path = tmp_path / opened
