@@ -69,7 +69,8 @@ class LossTable:
         low, high = self.rates[0], self.rates[-1]
         rates = {"low": low, "high": high, "log": True} if low < high else {"choices": [low]}
         words: dict[str, Any] = {RATE: rates, RANK: {"choices": self.ranks}}
-        config = load_config(None, overrides=[f"search.sampler={sampler}"])
+        # Alpha 32 at every rank, as they were trained.
+        config = load_config(None, overrides=[f"search.sampler={sampler}", "lora.lora_alpha=32"])
         config = config.model_copy(update={"search": config.search.model_copy(update={"space": words})})
         return load_space(config), config
 

@@ -7,7 +7,6 @@ actors, because its only state is the message.
 from __future__ import annotations
 
 import errno
-import os
 import re
 
 # Of a message: a value that it quotes may have a million letters, and a file as many mistakes.
@@ -17,6 +16,8 @@ MAX_PROBLEMS = 11
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 # A disk, or what a user may have of it, takes no more.
 DISK_FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
+# As Linux and macOS have it; Windows has no words of its own for the second.
+DISK_FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 
 
 class QloraRayError(Exception):
@@ -89,7 +90,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk takes no more, by its number, or in the words of a library that has none."""
     if getattr(error, "errno", None) in DISK_FULL_NUMBERS:
         return True
-    return any(os.strerror(number) in str(error) for number in DISK_FULL_NUMBERS)
+    return any(words in str(error) for words in DISK_FULL_WORDS)
 
 
 def first_line(error: BaseException) -> str:

@@ -139,7 +139,8 @@ def _explained(paths: SweepPaths, *, started: _Started) -> Iterator[None]:
         if plain is not error:
             traceback.print_exc()
         if started.value and is_disk_full(plain):
-            raise _interrupted_by_disk(paths, str(plain).partition(": ")[0]) from None
+            place, is_ours, _ = str(plain).partition(": cannot be written")
+            raise _interrupted_by_disk(paths, place if is_ours else first_line(plain)) from None
         if started.value and not isinstance(plain, SweepInterrupted | ExecutorsLost):
             EventLog(paths.events).write("sweep_failed", reason=str(plain))
         raise plain from None

@@ -11,6 +11,7 @@ from qlora_ray.config.schema import Lora, SweepConfig
 from qlora_ray.data import PreparedData, prepare_data
 from qlora_ray.data.preparation import say_nothing
 from qlora_ray.data.split_examples import Tell
+from qlora_ray.errors import ConfigError
 from qlora_ray.hardware import ModelShape, NodeProfile, Plan
 from qlora_ray.modeling.loading import load_tokenizer, pin_revision, read_shape
 from qlora_ray.modeling.packing import find_packing_problem
@@ -35,7 +36,7 @@ class Preflight:
     """What a sweep knows before it starts anything.
 
     Attributes:
-        space: A new sweep's has the recommended points beside its own.
+        space: A new sweep's has the recommended points, too.
         extremes: Trial configs at every corner of the space that decides memory.
         metrics_reason: What answers are scored with, and why.
         unused: What the config says that nothing will use.
@@ -120,7 +121,7 @@ def check_sweep(
 def add_recommended_points(
     space: SearchSpace, config: SweepConfig, shape: ModelShape, *, num_train_rows: int
 ) -> SearchSpace:
-    """The space with the recommended setting of its base, and rates beside it, after its own points.
+    """The space with the recommended setting of its base, and rates beside it, to be tried after its own points.
 
     Args:
         space: The sweep's.
@@ -133,11 +134,14 @@ def add_recommended_points(
     sizes = {"num_parameters": shape.num_parameters, "hidden_size": shape.hidden_size}
     # The batch of the recommended trial decides on its steps, and these on its rate.
     (point, *_) = find_first_points(space, config, recommend(**sizes).settings)
-    training = apply_values(config, point).training
+    try:
+        training = apply_values(config, point).training
+    except ConfigError:
+        # Values that do not go together: the sampler's own draws of them fail as trials, and no more begins with them.
+        return space
     num_steps = make_budget(training, num_train_rows=num_train_rows, num_reports=config.search.num_reports).num_steps
     points = find_first_points(space, config, recommend(**sizes, num_steps=num_steps).settings)
-    added = [point for point in points if point not in space.points_to_evaluate]
-    return replace(space, points_to_evaluate=(*space.points_to_evaluate, *added))
+    return replace(space, recommended_points=points)
 
 
 def _find_stored(config: SweepConfig, shape: ModelShape, choices: list[Lora]) -> list[str]:

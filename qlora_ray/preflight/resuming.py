@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_ray.config.differences import Difference, list_differences
@@ -74,7 +74,8 @@ def read_resumed(paths: SweepPaths, manifest: Manifest, request: ResumeRequest) 
         check_trust(now, manifest, folder=str(paths.root), overrides=request.overrides, is_trusted=request.is_trusted)
     space_was = parse_space(Document(str(paths.manifest), dict(manifest.space)), was)
     if request.config is not None or is_overridden(request.overrides, "search.space"):
-        space_now = load_space(now)
+        # No file has what was recommended for the base.
+        space_now = replace(load_space(now), recommended_points=space_was.recommended_points)
     else:
         # As it was: its file may have changed since.
         space_now = parse_space(Document(str(paths.manifest), dict(manifest.space)), now)

@@ -47,7 +47,11 @@ def find_link_out(folder: Path) -> Path | None:
     shared: dict[tuple[int, int], tuple[Path, int]] = {}
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, name) for name in sorted([*folders, *files])):
-            found = path.lstat()
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                # The sweep may run, and put a file in its place meanwhile.
+                continue
             if stat.S_ISLNK(found.st_mode):
                 if not Path(os.path.realpath(path)).is_relative_to(root):
                     return path

@@ -267,8 +267,9 @@ class SweepPaths:
         """Raises RunError if the sweep that is there cannot go on: it runs, cannot be written, or has no room."""
         if self.is_held():
             raise RunError(self.describe_holder())
-        written = (self.root, *self.root.glob("*"), *self.logs.glob("*"), *self.trials.glob("*"))
-        for path in written:
+        # Other files are put in place whole, which asks for their folder alone.
+        appended = (self.events, self.study, self._lock_file, *self.logs.glob("*"))
+        for path in (self.root, self.logs, self.trials, *self.trials.glob("*"), *appended):
             if path.exists() and not os.access(path, os.W_OK):
                 raise RunError(f"{path}: {_NOT_WRITABLE.format('one that you may only read')}")
         self.check_space()

@@ -20,7 +20,9 @@ from qlora_ray.search.space import (
     MAX_CHOICES,
     MAX_GRID_POINTS,
     MAX_STEPS,
+    POINT_KEYS,
     POINTS_KEY,
+    RECOMMENDED_KEY,
     SEARCHABLE_SECTIONS,
     Parameter,
     SearchSpace,
@@ -70,7 +72,7 @@ def parse_space(document: Document, config: SweepConfig) -> SearchSpace:
     problems: list[str] = []
     parameters: list[Parameter] = []
     for path, words in document.data.items():
-        if path == POINTS_KEY:
+        if path in POINT_KEYS:
             continue
         try:
             parameters.append(_parse_parameter(path, words, document, config))
@@ -82,12 +84,14 @@ def parse_space(document: Document, config: SweepConfig) -> SearchSpace:
     if {"lora.lora_alpha", "lora.alpha_ratio"} <= known.keys():
         where = document.place(("lora.lora_alpha",))
         problems.append(f"{where}: lora.lora_alpha and lora.alpha_ratio are both searched. Drop one of them.")
-    points = document.data.get(POINTS_KEY) or []
+    # Only a manifest has recommended ones.
+    points = {key: document.data.get(key) or [] for key in POINT_KEYS}
     if not problems:
-        problems.extend(_point_problems(points, known, document, config))
+        problems.extend(problem for key in POINT_KEYS for problem in _point_problems(key, points[key], known, document))
     if problems:
         raise ConfigError(shorten_problems(problems))
-    return SearchSpace(document.source, tuple(parameters), tuple(dict(point) for point in points))
+    own, recommended = (tuple(dict(point) for point in points[key]) for key in (POINTS_KEY, RECOMMENDED_KEY))
+    return SearchSpace(document.source, tuple(parameters), own, recommended)
 
 
 def _parse_parameter(path: str, words: Any, document: Document, config: SweepConfig) -> Parameter:
@@ -174,12 +178,12 @@ def _number_type(annotation: Any) -> type[int] | type[float] | None:
     return next(filter(None, map(_number_type, get_args(annotation))), None)
 
 
-def _point_problems(points: Any, known: dict[str, Parameter], document: Document, config: SweepConfig) -> list[str]:
+def _point_problems(key: str, points: Any, known: dict[str, Parameter], document: Document) -> list[str]:
     if not isinstance(points, list):
-        return [f"{document.place((POINTS_KEY,))}: {POINTS_KEY} must be a list of settings, got {points!r}."]
+        return [f"{document.place((key,))}: {key} must be a list of settings, got {points!r}."]
     problems = []
     for index, point in enumerate(points):
-        where = document.place((POINTS_KEY, index))
+        where = document.place((key, index))
         if not isinstance(point, dict):
             problems.append(f"{where}: a point must be a mapping of searched paths to values, got {point!r}.")
             continue

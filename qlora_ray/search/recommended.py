@@ -206,7 +206,10 @@ class Recommendation:
         lines += [" ".join(f"--set {text}" for text in self.overrides())]
         if searched:
             lines += ["", f"{space.source} searches {', '.join(searched)}: what it tries wins over --set."]
-            lines += ["With search.recommended_first it begins with the nearest that the space has:"]
+            lines += [
+                "With search.recommended_first it begins with the nearest that the space has, at "
+                f"{SHORT_RUN_FACTOR:g} times the rates where a trial has fewer than {SHORT_RUN_STEPS} steps:"
+            ]
             for point in first_points:
                 lines += ["  " + ", ".join(f"{path}: {format_setting(value)}" for path, value in point.items())]
         return lines

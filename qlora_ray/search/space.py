@@ -37,7 +37,9 @@ STEP_TOLERANCE = 1e-8
 MAX_CHOICES, MAX_STEPS, MAX_GRID_POINTS = 1_000, 1_000_000, 1_000_000
 # Each corner of a space is a whole config that is checked, a millisecond each.
 MAX_CORNERS = 5_000
-POINTS_KEY = "points_to_evaluate"
+POINTS_KEY, RECOMMENDED_KEY = "points_to_evaluate", "recommended_points"
+# Of a written space: what names no parameter.
+POINT_KEYS = (POINTS_KEY, RECOMMENDED_KEY)
 MEMORY_PATHS = (
     "lora.r",
     "lora.target_modules",
@@ -152,11 +154,18 @@ class Parameter:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All searched parameters, and the known good settings that run first."""
+    """All searched parameters, and the settings that run first: the user's, then those recommended for the base."""
 
     source: str
     parameters: tuple[Parameter, ...]
     points_to_evaluate: tuple[dict[str, Any], ...] = ()
+    recommended_points: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def first_points(self) -> tuple[dict[str, Any], ...]:
+        """What runs first, in this order, each once."""
+        recommended = (point for point in self.recommended_points if point not in self.points_to_evaluate)
+        return (*self.points_to_evaluate, *recommended)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions by config path."""
@@ -188,6 +197,8 @@ class SearchSpace:
                     written[parameter.path]["step"] = parameter.step
         if self.points_to_evaluate:
             written[POINTS_KEY] = [dict(point) for point in self.points_to_evaluate]
+        if self.recommended_points:
+            written[RECOMMENDED_KEY] = [dict(point) for point in self.recommended_points]
         return written
 
     def extremes(self, config: SweepConfig) -> list[SweepConfig]:

@@ -160,7 +160,7 @@ def describe_unused(search: Search, space: SearchSpace) -> list[str]:
 
 
 def enqueue_known_points(study: optuna.Study, *, search: Search, space: SearchSpace) -> None:
-    """Queues the space's `points_to_evaluate` before all others, once; a grid visits its own points only.
+    """Queues the space's first points before all others, once; a grid visits its own points only.
 
     No more of them than the sweep has trials: what a resume queues again comes after them, and is to have a place.
 
@@ -171,7 +171,7 @@ def enqueue_known_points(study: optuna.Study, *, search: Search, space: SearchSp
     """
     if SAMPLERS[search.sampler].visits_grid:
         return
-    for point in space.points_to_evaluate[: search.num_trials]:
+    for point in space.first_points[: search.num_trials]:
         study.enqueue_trial(space.encode(point), skip_if_exists=True)
 
 

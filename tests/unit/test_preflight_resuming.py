@@ -139,6 +139,16 @@ def test_a_grid_keeps_its_points(write_config) -> None:
         resume(manifest, config=write_config({"lora.lora_dropout": {**dropout, "high": 0.4}}, search=search))
 
 
+def test_points_that_were_recommended_stay_whatever_file_a_resume_names(write_config) -> None:
+    point = {"lora.r": 4}
+    manifest = make_manifest({**SPACE, "recommended_points": [point]})
+    for config in (write_config(), write_config({**SPACE, "points_to_evaluate": [{"lora.r": 8}]})):
+        _, space = resume(manifest, config=config)
+        assert space.recommended_points == (point,)
+    _, space = resume(manifest)
+    assert space.recommended_points == space.first_points == (point,)
+
+
 def test_points_may_be_added_and_none_taken_away(write_config) -> None:
     point = {"lora.r": 4}
     manifest = make_manifest({**SPACE, "points_to_evaluate": [point]})

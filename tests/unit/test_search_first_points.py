@@ -30,6 +30,9 @@ LLAMA_8B = {
 RATES = {"training.learning_rate": {"low": 1e-6, "high": 1.0, "log": True}}
 
 
+ALPHA = "lora.lora_alpha=32"
+
+
 def load(space: dict[str, Any], *overrides: str) -> tuple[SearchSpace, SweepConfig]:
     config = load_config(None, overrides=overrides)
     config = config.model_copy(update={"search": config.search.model_copy(update={"space": space})})
@@ -95,6 +98,38 @@ def test_each_parameter_takes_its_value_nearest_to_the_recommended_one(
     assert point == {path: nearest} and type(point[path]) is type(nearest)
 
 
+@pytest.mark.parametrize(
+    ("space", "overrides", "first"),
+    [
+        # alpha 32 at r 16, as the rates were measured.
+        ({}, ["lora.r=16"], 3e-4),
+        # Twice r, where the config leaves alpha open: 128 at r 64, four times the update.
+        ({"lora.r": {"choices": [8, 16, 64]}}, [], 3e-4 / 4),
+        ({}, ["lora.r=16", "lora.lora_alpha=8"], 3e-4 * 4),
+        # alpha / sqrt(r): 32 / 4 is four times 32 / 16.
+        ({}, ["lora.r=16", "lora.lora_alpha=32", "lora.use_rslora=true"], 3e-4 / 4),
+        ({"lora.use_rslora": {"choices": [True]}}, ["lora.r=16", "lora.lora_alpha=32"], 3e-4 / 4),
+    ],
+)
+def test_where_alpha_is_not_searched_the_rate_makes_updates_as_large_as_recommended(
+    space: dict[str, Any], overrides: list[str], first: float
+) -> None:
+    (point, *_) = first_points({**space, **RATES}, *overrides)
+    assert point["training.learning_rate"] == pytest.approx(first)
+
+
+def test_numbers_that_are_written_as_text_are_numbers() -> None:
+    space = {
+        "lora.r": {"choices": ["8", "64"]},
+        "lora.alpha_ratio": {"choices": ["0.5", "4"]},
+        "training.learning_rate": {"choices": ["2e-4", "1e-3"]},
+        "training.per_device_train_batch_size": {"choices": ["4"]},
+        "training.gradient_accumulation_steps": {"choices": [1, 4, 16]},
+    }
+    points = [tuple(point.values()) for point in first_points(space)]
+    assert points == [("64", "0.5", "2e-4", "4", 4), ("64", "0.5", "1e-3", "4", 4)]
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("rank", [4, 16, 64])
 def test_updates_are_scaled_as_in_the_sweeps_behind_the_rate_whatever_rank_the_space_has(
@@ -127,7 +162,7 @@ class TestInASweepsSpace:
         space, config = load(RATES | ({"points_to_evaluate": own} if own else {}), *overrides)
         shape = ModelShape.from_hf_config(LLAMA_8B)
         added = add_recommended_points(space, config, shape, num_train_rows=num_rows)
-        return [point["training.learning_rate"] for point in added.points_to_evaluate]
+        return [point["training.learning_rate"] for point in added.first_points]
 
     def test_the_steps_of_the_recommended_trial_decide_on_its_rate(self) -> None:
         settings = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4"]

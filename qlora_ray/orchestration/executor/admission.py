@@ -89,7 +89,7 @@ class Admissions:
         self.is_closed = False
         self._engine = engine
         self._admissions: dict[str, ExecutorAdmission] = {}
-        # Lease number and reason of trials that were preempted and whose callers have not heard of it.
+        # Lease number and reason of trials that were preempted, until they end or come with a newer lease.
         self._preempted: dict[str, tuple[int, str]] = {}
         # Per trial, the newest lease number that was seen, and the newest one that is over.
         self._newest_leases: dict[str, int] = {}
@@ -236,10 +236,9 @@ class Admissions:
             raise LeaseLost(f"executor: lease {lease_number} of trial {trial_id} ended before it was admitted")
 
     def _raise_preemption(self, trial_id: str, lease_number: int) -> None:
-        """Tells the caller why its trial was preempted, once, if it was."""
+        """Tells the caller why its trial was preempted, if it was; each time, since an answer can be lost."""
         found = self._preempted.get(trial_id)
         if found is not None and found[0] == lease_number:
-            del self._preempted[trial_id]
             raise Preempted(found[1])
 
     def _no_slot(self) -> SlotRefused:
