@@ -60,7 +60,8 @@ def load_json(path: Path) -> Any:
 
 def parse_json(content: bytes) -> Any:
     """As `load_json`, of what has been read already."""
-    text = content.decode("utf-8")
+    # With or without the mark that editors of Windows begin with.
+    text = content.decode("utf-8-sig")
     try:
         found = json.loads(text)
         return _without_halves(found) if _HALF_ESCAPE.search(text) else found

@@ -113,7 +113,8 @@ def _read_file(path: Path) -> str:
 
 def _is_handed_over(path: Path) -> bool:
     """Whether a path is a pipe that this process was started with, as by `--config <(command)`: it has its writer."""
-    return path.parent.as_posix() in ("/dev/fd", "/proc/self/fd") and path.is_fifo()
+    is_handed_over = path.as_posix() == "/dev/stdin" or path.parent.as_posix() in ("/dev/fd", "/proc/self/fd")
+    return is_handed_over and path.is_fifo()
 
 
 def parse_yaml_value(text: str, *, source: str = "value") -> Any:

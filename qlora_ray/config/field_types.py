@@ -47,7 +47,7 @@ def _check_place(value: str) -> str:
     # A file system would raise another error for each, wherever it is asked first.
     if _CONTROL.search(value):
         raise ValueError("must be a name without control characters such as line ends")
-    parts = [len(part) for part in os.fsencode(value).split(b"/")]
+    parts = [len(os.fsencode(part)) for part in re.split(r"[/\\]" if os.name == "nt" else "/", value)]
     if max(parts) > MAX_PART_BYTES:
         raise ValueError(f"must be a name of at most {MAX_PART_BYTES} bytes, got {max(parts):,}")
     if sum(parts) > MAX_PATH_BYTES:

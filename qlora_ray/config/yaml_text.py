@@ -190,7 +190,12 @@ def _collect_lines(node: yaml.Node, path: KeyPath, where: _Place, lines: dict[Ke
 
 
 def _unshare(data: Any) -> Any:
-    """The data with a copy for each alias: what is set in one place changes no other."""
+    """The data with a copy for each alias: what is set in one place changes no other.
+
+    JSON writes letters beyond 16 bits as two escapes, which YAML reads as two halves: they become one.
+    """
+    if isinstance(data, str) and not data.isascii():
+        return data.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     if isinstance(data, dict):
-        return {key: _unshare(value) for key, value in data.items()}
+        return {_unshare(key): _unshare(value) for key, value in data.items()}
     return [_unshare(value) for value in data] if isinstance(data, list) else data

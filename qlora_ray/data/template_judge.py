@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 # Ours, of this process; transformers' renderer takes 0.2 GB. Windows and macOS have no such limit, there time ends it.
@@ -28,10 +29,13 @@ def main() -> None:
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    print(STARTED, flush=True)  # noqa: T201
+        # Beside what the libraries have mapped by now: threads of theirs take address space by the number of cores.
+        pages, _ = Path("/proc/self/statm").read_text().split(maxsplit=1)
+        limit_bytes = int(pages) * resource.getpagesize() + MAX_MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     # A thread in C: it ends the process whatever that is doing.
     faulthandler.dump_traceback_later(asked["limit_s"], exit=True)
+    print(STARTED, flush=True)  # noqa: T201
     longest = 0
     for conversation, has_prompt in asked["conversations"]:
         try:

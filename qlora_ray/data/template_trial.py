@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # Ours: templates take milliseconds. Of the trial, and of the rendering of one row: a template may loop over its text.
 LIMIT_S = ROW_LIMIT_S = 20
+# One conversation gains nothing by threads, whose stacks are 64 times 40 MB of address space on a large machine.
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ADVICE = "Take another base, mend its template, or set data.template to instruction."
 
 _ROUNDS = [{"role": role, "content": f"{role} {number}"} for number in (1, 2) for role in ("user", "assistant")]
@@ -30,7 +33,10 @@ _CONVERSATIONS = [
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises DataError if a tokenizer's chat template takes more time or memory than any conversation could need."""
     texts = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    _try_out(tokenizer.get_chat_template(), tuple(sorted(texts.items())))
+    named = tokenizer.chat_template
+    templates = named.values() if isinstance(named, dict) else [tokenizer.get_chat_template()]
+    for template in templates:
+        _try_out(template, tuple(sorted(texts.items())))
 
 
 @functools.lru_cache(maxsize=16)
@@ -48,6 +54,7 @@ def _try_out(template: str, values: tuple[tuple[str, str], ...]) -> None:
         capture_output=True,
         text=True,
         encoding="utf-8",
+        env={**os.environ, **dict.fromkeys(ONE_THREAD, "1")},
     )
     said = done.stdout.splitlines()
     if template_judge.STARTED not in said:

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from qlora_ray.config.schema import Lora
 from qlora_ray.errors import ModelError, first_line
 from qlora_ray.formats import list_first, plural
 from qlora_ray.modeling.adapter_patterns import check_patterns
-from qlora_ray.modeling.identity import read_adapter, read_shapes
+from qlora_ray.modeling.identity import read_adapter
 from qlora_ray.modeling.loading import LoadedBase
 from qlora_ray.modeling.targets import resolve_targets
 
@@ -93,19 +93,15 @@ def saved_adapter(base: LoadedBase, folder: Path) -> Iterator[PeftModel]:
 
 
 def _check_places(model: PeftModel, folder: Path) -> None:
-    """Raises ModelError if a tensor of the adapter's file has no place in the model that PEFT has made."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    """Raises ModelError if a tensor of the adapter's file has no place in the model that PEFT has made.
 
-    modules = dict(model.named_modules())
+    PEFT is asked, which knows files of older layouts by other names.
+    """
+    from peft import set_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
-    def has_place(name: str) -> bool:
-        path, is_lora, _ = name.partition(".lora_")
-        if is_lora:
-            return isinstance(modules.get(path), BaseTunerLayer)
-        # Tokens that are trained by themselves have another name in a file than in a model.
-        return "trainable_tokens" in name or name.rpartition(".")[0] in modules
-
-    unplaced = sorted(name for name in read_shapes(folder) if not has_place(name))
+    found: Any = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    unplaced = sorted(found.unexpected_keys)
     if unplaced:
         raise ModelError(
             f"{folder}: must be an adapter of this base ({model.config.name_or_path}), got "

@@ -91,7 +91,10 @@ def build_skeleton(model: Model) -> PreTrainedModel:
 
     name = resolve_model_name(model.name)
     try:
-        config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        # Whatever attention its config asks for: nothing is computed here.
+        config = AutoConfig.from_pretrained(
+            name, revision=model.revision, trust_remote_code=model.trust_remote_code, attn_implementation="eager"
+        )
         own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
         skeleton: PreTrainedModel
         with torch.device("meta"):

@@ -112,6 +112,13 @@ def find_file(name: str, revision: str | None, filename: str) -> Path | None:
     return Path(found) if found else None
 
 
+def _has_headers(name: str) -> bool:
+    """Whether a base's weights can be looked at without loading them: of a folder, and not in .bin files alone."""
+    folder = Path(name)
+    is_pickled = any((folder / pickle).is_file() for pickle in PICKLES)
+    return folder.is_dir() and (not is_pickled or any((folder / file).is_file() for file in (WEIGHTS, WEIGHTS_INDEX)))
+
+
 def check_headers(model: Model, shape: ModelShape) -> None:
     """Holds the headers of a base in a folder against its config's number of layers.
 
@@ -122,7 +129,7 @@ def check_headers(model: Model, shape: ModelShape) -> None:
         ModelError: If a file is missing or damaged, or the layers are more than the tensors.
     """
     name = resolve_model_name(model.name)
-    if not Path(name).is_dir():
+    if not _has_headers(name):
         return
     where = f"model.name: {name}"
     num_tensors = sum(len(read_header(file)) for file in find_weights(name, None, where=where))
@@ -143,7 +150,7 @@ def check_weights_fit(model: Model, shape: ModelShape) -> None:
         ModelError: If the base lacks tensors, or they are of other shapes.
     """
     name = resolve_model_name(model.name)
-    if not Path(name).is_dir() or shape.stored is not None:
+    if not _has_headers(name) or shape.stored is not None:
         return
     from transformers import AutoModelForCausalLM
 
@@ -152,6 +159,8 @@ def check_weights_fit(model: Model, shape: ModelShape) -> None:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 trust_remote_code=model.trust_remote_code,
+                # Whatever its config asks for: nothing is computed here.
+                attn_implementation="eager",
                 device_map={"": "meta"},
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,

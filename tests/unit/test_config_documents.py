@@ -93,6 +93,11 @@ def test_what_is_set_at_an_alias_leaves_its_anchor_as_it_was(tmp_path):
     assert document.data == {"lora": {"r": 4}, "other": {"r": 8}, "merged": {"r": 5}}
 
 
+def test_letters_that_json_writes_as_two_escapes_are_one(tmp_path):
+    text = '{"data": {"system_prompt": "a \\ud83d\\ude00"}}'
+    assert read_document(write(tmp_path, text)).data == {"data": {"system_prompt": "a \U0001f600"}}
+
+
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="the system has no paths of open files")
 def test_what_a_command_prints_can_be_a_config():
     # As a shell hands over `--config <(echo ...)`.

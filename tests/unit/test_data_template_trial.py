@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from qlora_ray.data import chat, template_trial
+from qlora_ray.data import chat, template_judge, template_trial
 from qlora_ray.data.chat import render_chat
 from qlora_ray.data.examples import Example, Turn
 from qlora_ray.data.template_trial import check_template
@@ -21,6 +23,25 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% en
 )
 def test_templates_that_end_pass_whatever_they_refuse(template: str) -> None:
     check_template(build_byte_level(chat_template=template))
+
+
+def test_each_of_several_named_templates_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_trial, "LIMIT_S", 5)
+    check_template(build_byte_level(chat_template={"tool_use": CHATML, "rag": CHATML}))
+    with pytest.raises(DataError, match=r"must render a conversation"):
+        check_template(build_byte_level(chat_template={"default": CHATML, "tool_use": LOOPS}))
+
+
+def test_what_libraries_have_mapped_before_is_no_part_of_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Threads' stacks, on a machine of 64 cores: 3 GiB of addresses, and no memory.
+    script = Path(template_judge.__file__).read_text()
+    mapped = "import mmap\n_HELD = mmap.mmap(-1, 3 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)\n"
+    judge = tmp_path / "judge.py"
+    judge.write_text(script.replace("import json\n", f"{mapped}import json\n", 1))
+    monkeypatch.setattr(template_judge, "__file__", str(judge))
+    check_template(build_byte_level(chat_template=CHATML + "{# mapped #}"))
 
 
 @pytest.mark.parametrize(

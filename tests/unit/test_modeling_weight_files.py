@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from qlora_ray import embedded
 from qlora_ray.config.schema import Model
 from qlora_ray.errors import ModelError
 from qlora_ray.modeling.loading import pin_revision, read_shape
+from qlora_ray.modeling.targets import build_skeleton
 from qlora_ray.modeling.weight_files import WEIGHTS, WEIGHTS_INDEX, check_headers, check_weights_fit
 
 
@@ -59,6 +62,19 @@ def swap(header: dict[str, Any]) -> None:
 def overlap(header: dict[str, Any]) -> None:
     for name in [name for name in header if name != "__metadata__"][:2]:
         header[name]["data_offsets"] = [0, 4]
+
+
+def test_a_base_that_asks_for_an_attention_which_is_not_installed_here_fits(base: Path) -> None:
+    # Executors take model.attn_implementation.
+    edit_config(base, attn_implementation="flash_attention_2")
+    check(base)
+    assert build_skeleton(Model(name=str(base))).num_parameters() > 0
+
+
+def test_weights_in_bin_files_alone_are_for_the_library_to_read(base: Path) -> None:
+    torch.save(load_file(base / WEIGHTS), base / "pytorch_model.bin")
+    (base / WEIGHTS).unlink()
+    check(base)
 
 
 def test_the_shipped_base_is_whole_and_fits(base: Path) -> None:

@@ -50,6 +50,10 @@ def test_json_that_cannot_be_read_is_a_value_error(content: bytes) -> None:
         parse_json(content)
 
 
+def test_a_mark_of_utf8_is_no_part_of_the_json() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
 def test_half_characters_become_what_utf8_can_hold_and_pairs_stay() -> None:
     found = parse_json(b'{"\\ud800": ["a\\udfff", "\\ud83d\\ude00", 5]}')
     assert found == {"?": ["a?", "\U0001f600", 5]}
