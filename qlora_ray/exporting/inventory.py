@@ -129,6 +129,9 @@ def check_target(to: Path, *, sweep: Path, option: str = "--to") -> None:
         option: What the user gave the folder by.
     """
     target, root = resolve_path(to.expanduser()), resolve_path(sweep)
+    if any("\udc80" <= letter <= "\udcff" for letter in str(target)):
+        # safetensors opens no such path.
+        raise RunError(f"{option} {to}: must be a path in UTF-8. Choose another folder.")
     kept = [root / part for part in ("trials", "best", "logs", "evaluation")]
     if root == target or root.is_relative_to(target) or any(target.is_relative_to(part) for part in kept):
         raise RunError(f"{option} {to}: must not be the sweep's own folder, or in its trials. Choose another folder.")

@@ -17,7 +17,7 @@ from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from qlora_ray.search.space import FIXED
+from qlora_ray.search.space import DRAWS_AS, FIXED
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -129,6 +129,7 @@ class SteadySampler(optuna.samplers.BaseSampler):
         self._counted.update(study)
         is_proposal = FIXED not in trial.system_attrs
         place = self._counted.num_proposed - 1 if is_proposal else trial.number
+        is_proposal, place = trial.user_attrs.get(DRAWS_AS, (is_proposal, place))
         generators = list(_find_generators(self.sampler))
         # A word each: generators with one seed between them would draw alike.
         words = np.random.SeedSequence([self._seed, int(is_proposal), place]).generate_state(len(generators))

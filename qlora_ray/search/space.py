@@ -64,6 +64,8 @@ SCHEDULE_PATHS = (
 
 # Where Optuna keeps the parameters that a queued trial is to have, an attribute of its own.
 FIXED = "fixed_params"
+# Of a trial that is to draw what an interrupted one drew: whether that was a proposal, and which.
+DRAWS_AS = "draws_as"
 
 
 @dataclass(frozen=True)

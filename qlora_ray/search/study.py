@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from qlora_ray.config.choices import SAMPLERS, SCHEDULER_KEYS, SCHEDULERS
 from qlora_ray.config.schema import Search
 from qlora_ray.errors import ConfigError, RunError, first_line, is_disk_full
 from qlora_ray.search.samplers import make_sampler
-from qlora_ray.search.space import FIXED, SearchSpace
+from qlora_ray.search.space import DRAWS_AS, FIXED, SearchSpace
 
 if TYPE_CHECKING:
     import optuna
@@ -206,10 +206,25 @@ def requeue_interrupted(study: optuna.Study) -> list[int]:
     trials = study.get_trials(deepcopy=False)
     already = {trial.user_attrs.get(RESUMED_FROM_ATTRIBUTE) for trial in trials}
     queued = [number for number in sorted(interrupted_trials(study)) if number not in already]
+    names = {name for trial in trials for name in trial.params}
     with journal_of(study).one_write():
         for number in queued:
-            study.enqueue_trial(_params_of(trials[number]), user_attrs={RESUMED_FROM_ATTRIBUTE: number})
+            params = _params_of(trials[number])
+            attributes: dict[str, Any] = {RESUMED_FROM_ATTRIBUTE: number}
+            if not params or names - params.keys():
+                # The journal's end was torn off, and with it what was drawn: the same is drawn again.
+                params = trials[number].system_attrs.get(FIXED, {})
+                attributes[DRAWS_AS] = _draws_as(number, trials)
+            study.enqueue_trial(params, user_attrs=attributes)
     return queued
+
+
+def _draws_as(number: int, trials: Sequence[optuna.trial.FrozenTrial]) -> list[int]:
+    """By what SteadySampler set the seed of a trial's draws."""
+    trial = trials[number]
+    is_proposal = FIXED not in trial.system_attrs
+    place = sum(FIXED not in before.system_attrs for before in trials[:number]) if is_proposal else number
+    return trial.user_attrs.get(DRAWS_AS, [int(is_proposal), place])
 
 
 def _params_of(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:

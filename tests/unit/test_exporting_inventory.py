@@ -117,3 +117,8 @@ def test_a_folder_that_may_not_be_listed_is_not_an_empty_one(sweep, tmp_path, mo
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(RunError, match=r"--to \S+b: cannot be looked into: \S+private: Permission denied"):
         check_target(tmp_path / "b", sweep=sweep)
+
+
+def test_a_path_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"must be a path in UTF-8"):
+        check_target(tmp_path / "b\udcff", sweep=tmp_path / "sweep")

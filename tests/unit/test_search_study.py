@@ -197,6 +197,26 @@ def test_no_more_points_are_queued_than_the_sweep_has_trials_so_that_an_interrup
     assert sweep.ask(again).params["training.learning_rate"] == 2e-4
 
 
+@pytest.mark.parametrize("num_tears", [1, 2])
+def test_a_trial_whose_draws_were_torn_off_the_journal_draws_the_same_again(tmp_path, num_tears):
+    def start(name):
+        return Sweep(tmp_path / name, sampler="random", space=SPACE, num_trials=4)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "torn").mkdir()
+    whole, torn = start("whole"), start("torn")
+    study = whole.open()
+    undisturbed = [whole.ask(study).params for _ in range(4)]
+    study = torn.open()
+    study.tell(torn.ask(study).number, 1.0)
+    for _ in range(num_tears):
+        # It stands in the journal without its parameters.
+        study.ask()
+        study = torn.open()
+        assert len(requeue_interrupted(study)) == 1
+    assert [torn.ask(study).params for _ in range(3)] == undisturbed[1:]
+
+
 def test_a_renamed_sweep_goes_on_with_its_own_study_and_queues_no_finished_trial(sweep):
     sweep.run(2)
     study = open_study(sweep.path, name="another", search=sweep.config.search, space=sweep.space)
