@@ -18,7 +18,6 @@ from qlora_ray.reporting.examples import Example, read_examples
 from qlora_ray.reporting.folder_files import FolderFiles
 from qlora_ray.reporting.importance import MIN_TRIALS, read_importance
 from qlora_ray.reporting.outcome import Outcome, read_outcome
-from qlora_ray.reporting.story import POINT_KEYS
 from qlora_ray.reporting.verdicts import headline_of, verdict_sentences
 from qlora_ray.reporting.writing import PAGE_NAME
 from qlora_ray.runs.control import CLONE_PATHS
@@ -167,8 +166,7 @@ class SweepView:
             self._manifest = read_record(self._paths.manifest, Manifest)
         except RunError:
             return
-        space = {path: words for path, words in self._manifest.space.items() if path not in POINT_KEYS}
-        self._axes = read_axes(space, [])
+        self._axes = read_axes(self._manifest.searched, [])
         self._trials.place_all(self._axes)
         changes.axes = self._axis_lines()
 

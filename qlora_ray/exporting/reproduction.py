@@ -11,7 +11,7 @@ from qlora_ray.config.data_names import list_names
 from qlora_ray.config.reuse import PATH_KEYS
 from qlora_ray.exporting.selection import Selection
 from qlora_ray.modeling.loading import EMBEDDED
-from qlora_ray.search.space import POINTS_KEY
+from qlora_ray.runs.records import POINTS_KEY
 
 SWEEP_FILE = "sweep.yaml"
 TRIAL_FILE = "trial.yaml"

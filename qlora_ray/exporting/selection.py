@@ -26,7 +26,7 @@ from qlora_ray.runs.typed_json import parse_number, parse_record
 from qlora_ray.runs.winner import BEST, SCORES, find_trial
 from qlora_ray.scoring.comparison import UNREADABLE
 from qlora_ray.scoring.verdict import Verdict
-from qlora_ray.search.space import POINT_KEYS, apply_values
+from qlora_ray.search.space import apply_values
 
 # What may be named anew when a sweep is exported elsewhere than where it ran: where the base and the rows are. And
 # whether the base's own code may run, which only this user can say.
@@ -217,7 +217,7 @@ def _needed_values(record: TrialRecord) -> dict[str, object]:
 def _check_params(selection: Selection, *, where: Path) -> None:
     """Raises RunError if the values that the trial's record has are none of the sweep's search space."""
     params = selection.record.params
-    if selection.manifest.space.keys() - set(POINT_KEYS) and not params:
+    if selection.manifest.searched and not params:
         raise RunError(f"{where}: must have the trial's values of the search space, got no params. Restore it.")
     try:
         _ = selection.trial_config

@@ -21,9 +21,6 @@ from qlora_ray.runs.records import Manifest, TrialRecord, TrialStatus
 from qlora_ray.runs.score_records import EvaluationRecord, MergeRecord
 from qlora_ray.runs.typed_json import parse_record
 
-# As search/space.py has them, which the live page is not to import.
-POINT_KEYS = ("points_to_evaluate", "recommended_points")
-
 
 @dataclass(frozen=True)
 class Story:
@@ -92,7 +89,7 @@ def read_story(paths: SweepPaths) -> Story:
     if not events:
         files.problems.append(f"{paths.events.name} is missing or empty: no slots can be shown")
     outcome = read_outcome(paths, files, events)
-    space = {path: words for path, words in manifest.space.items() if path not in POINT_KEYS}
+    space = manifest.searched
     winner_record = None
     if outcome.winner:
         winner_record = files.read_record(paths.best / "record.json", TrialRecord) or files.read_record(

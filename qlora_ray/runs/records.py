@@ -35,6 +35,9 @@ OLD_PACKING = {"fused": "packed", "process": "single"}
 # The objective that is no metric, and the one of a sweep from before there were others.
 PARAMETERS = "trainable_parameters"
 LOSS = "eval_loss"
+# Of a written search space: what names no parameter.
+POINTS_KEY, RECOMMENDED_KEY = "points_to_evaluate", "recommended_points"
+POINT_KEYS = (POINTS_KEY, RECOMMENDED_KEY)
 
 
 class TrialStatus(StrEnum):
@@ -140,6 +143,11 @@ class Manifest(SweepFacts):
         """A value of the config; None where it has none."""
         values = self.config.get(section)
         return values.get(key) if isinstance(values, Mapping) else None
+
+    @property
+    def searched(self) -> dict[str, Any]:
+        """The search space's parameters, without its points."""
+        return {path: words for path, words in self.space.items() if path not in POINT_KEYS}
 
     @property
     def objectives(self) -> tuple[str, ...]:

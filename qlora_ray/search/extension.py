@@ -7,7 +7,8 @@ from typing import Any
 
 from qlora_ray.config.choices import SAMPLERS
 from qlora_ray.config.differences import Difference
-from qlora_ray.search.space import POINTS_KEY, Parameter, SearchSpace
+from qlora_ray.runs.records import POINTS_KEY
+from qlora_ray.search.space import Parameter, SearchSpace
 
 # Steps are compared as multiples; a range's ends are decimal numbers.
 STEP_TOLERANCE = 1e-8

@@ -14,15 +14,13 @@ from qlora_ray.config.heads import WEIGHT
 from qlora_ray.config.loading import closest_path, find_shipped, suggest_key
 from qlora_ray.config.schema import SweepConfig
 from qlora_ray.errors import ConfigError, shorten_problems
+from qlora_ray.runs.records import POINT_KEYS, POINTS_KEY, RECOMMENDED_KEY
 from qlora_ray.search.space import (
     FIXED_PATHS,
     HEADS,
     MAX_CHOICES,
     MAX_GRID_POINTS,
     MAX_STEPS,
-    POINT_KEYS,
-    POINTS_KEY,
-    RECOMMENDED_KEY,
     SEARCHABLE_SECTIONS,
     Parameter,
     SearchSpace,

@@ -16,6 +16,7 @@ from qlora_ray.config.heads import WEIGHT, Head
 from qlora_ray.config.loading import describe_problem
 from qlora_ray.config.schema import Lora, SweepConfig, Training
 from qlora_ray.errors import ConfigError
+from qlora_ray.runs.records import POINTS_KEY, RECOMMENDED_KEY
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -37,9 +38,6 @@ STEP_TOLERANCE = 1e-8
 MAX_CHOICES, MAX_STEPS, MAX_GRID_POINTS = 1_000, 1_000_000, 1_000_000
 # Each corner of a space is a whole config that is checked, a millisecond each.
 MAX_CORNERS = 5_000
-POINTS_KEY, RECOMMENDED_KEY = "points_to_evaluate", "recommended_points"
-# Of a written space: what names no parameter.
-POINT_KEYS = (POINTS_KEY, RECOMMENDED_KEY)
 MEMORY_PATHS = (
     "lora.r",
     "lora.target_modules",
