@@ -163,6 +163,19 @@ class SteadySampler(optuna.samplers.BaseSampler):
         return study if self._history is None else _SeenStudy(study, self._history)
 
 
+def draws_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> list[int]:
+    """By what SteadySampler sets the seed of a trial's draws, for DRAWS_AS: whether it is a proposal, and its place.
+
+    Args:
+        trial: The trial.
+        trials: All of the study, by number.
+    """
+    is_proposal = FIXED not in trial.system_attrs
+    before = sum(FIXED not in other.system_attrs for other in trials[: trial.number])
+    found: list[int] = trial.user_attrs.get(DRAWS_AS, [int(is_proposal), before if is_proposal else trial.number])
+    return found
+
+
 def _find_generators(owner: Any) -> Iterator[LazyRandomState]:
     """Every random generator of a sampler and of the parts that it is made of, always in the same order."""
     for name in sorted(vars(owner)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,6 +200,7 @@ def requeue_interrupted(study: optuna.Study) -> list[int]:
     Returns:
         The numbers of the interrupted trials that were queued now.
     """
+    from qlora_ray.search.history import draws_of
     from qlora_ray.search.journal import journal_of
 
     end_interrupted(study)
@@ -214,17 +215,9 @@ def requeue_interrupted(study: optuna.Study) -> list[int]:
             if not params or names - params.keys():
                 # The journal's end was torn off, and with it what was drawn: the same is drawn again.
                 params = trials[number].system_attrs.get(FIXED, {})
-                attributes[DRAWS_AS] = _draws_as(number, trials)
+                attributes[DRAWS_AS] = draws_of(trials[number], trials)
             study.enqueue_trial(params, user_attrs=attributes)
     return queued
-
-
-def _draws_as(number: int, trials: Sequence[optuna.trial.FrozenTrial]) -> list[int]:
-    """By what SteadySampler set the seed of a trial's draws."""
-    trial = trials[number]
-    is_proposal = FIXED not in trial.system_attrs
-    place = sum(FIXED not in before.system_attrs for before in trials[:number]) if is_proposal else number
-    return trial.user_attrs.get(DRAWS_AS, [int(is_proposal), place])
 
 
 def _params_of(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
